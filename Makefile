@@ -1,0 +1,62 @@
+# `make` lists the targets. Each works alone on a fresh clone: the environment in .venv is made when first needed.
+
+PYTHON ?= python3
+VENV := .venv
+STAMP := $(VENV)/.installed
+RUN := $(VENV)/bin/python
+PIP := $(RUN) -m pip --disable-pip-version-check --quiet
+
+# The directories that mypy reads, as seen from TYPED: pyro_latent with models/ in its place, and our scripts.
+TYPED := build/typed
+TYPED_DIRS := pyro_latent $(sort $(patsubst %/,%,$(dir $(wildcard tests/*.py examples/*.py benchmarks/*.py))))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test test-slow lint format bench clean
+
+help: ## list the targets
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+
+demo: $(STAMP) ## fit Old Faithful by coordinate ascent and by SVI, and compare; results in demo-output/
+	$(RUN) examples/compare_guides.py --out demo-output
+
+test: $(STAMP) ## run the tests, but for the slow ones
+	$(RUN) -m pytest
+
+test-slow: $(STAMP) ## run the slow tests
+	$(RUN) -m pytest -m slow
+
+# A package that pyproject.toml maps from another directory is invisible to type checkers, so they get a tree of links.
+lint: $(STAMP) ## check style, formatting and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
+	@rm -rf $(TYPED) && mkdir -p $(TYPED)/pyro_latent
+	@ln -s $(addprefix ../../../,$(wildcard pyro_latent/*) models) $(TYPED)/pyro_latent/
+	@ln -s $(addprefix ../../,$(filter-out pyro_latent,$(TYPED_DIRS))) $(TYPED)/
+	cd $(TYPED) && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache $(TYPED_DIRS)
+
+format: $(STAMP) ## format the code, and mend what the linter can
+	$(RUN) -m ruff check --fix .
+	$(RUN) -m ruff format .
+
+bench: $(STAMP) ## run the benchmarks
+	$(RUN) -m benchmarks
+
+clean: ## remove the environment and everything that was built or written
+	rm -rf $(VENV) build dist *.egg-info demo-output bench-output .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The stamp holds the path that was installed: in a moved or copied clone it differs, and the environment is made anew.
+ifneq ($(shell cat $(STAMP) 2>/dev/null),$(CURDIR))
+.PHONY: $(STAMP)
+endif
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+	  found=$$($(PYTHON) -c 'import platform; print(platform.python_version())' 2>/dev/null || echo none); \
+	  echo "Expected Python 3.11 or newer as $(PYTHON); got $$found." \
+	    "Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
+	@echo "Installing the pinned packages into $(VENV), once; this takes a few minutes."
+	@$(PYTHON) -m venv --clear $(VENV)
+	@$(PIP) install --constraint constraints.txt setuptools
+	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
+	@echo '$(CURDIR)' > $@

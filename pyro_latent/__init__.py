@@ -1,0 +1,19 @@
+"""Exact coordinate ascent for ordinary Pyro models."""
+
+from . import handlers
+from .errors import (
+    DataError,
+    ElboDecreaseError,
+    LatentValueError,
+    MissingRuleError,
+    ModelError,
+    NaturalDomainError,
+    NotConjugateError,
+    PyroLatentError,
+)
+from .families import register_family
+from .guide import AutoConjugate
+from .infer import CAVI, CAVIResult
+from .rules import register_rule
+
+__version__ = "0.1.0"

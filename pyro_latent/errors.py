@@ -1,0 +1,37 @@
+"""Exceptions whose messages carry the fix.
+
+Every error of the library derives from :class:`PyroLatentError`, and says what was expected, what came, at
+which site, and what to write instead.
+"""
+
+
+class PyroLatentError(Exception):
+    """Base of the library's own errors."""
+
+
+class NotConjugateError(PyroLatentError):
+    """A site whose coordinate update has no closed form: it names the site, the operation, and the parent."""
+
+
+class LatentValueError(PyroLatentError, RuntimeError):
+    """A latent's value was used as a number, where only its distribution is known."""
+
+
+class NaturalDomainError(PyroLatentError, ValueError):
+    """An update left the domain of its family's natural parameters."""
+
+
+class ElboDecreaseError(PyroLatentError, ArithmeticError):
+    """The ELBO fell by more than rounding explains: an update is wrong."""
+
+
+class ModelError(PyroLatentError, ValueError):
+    """The model has no latent site, nothing observed, or changed between two calls."""
+
+
+class DataError(PyroLatentError, ValueError):
+    """The data has a wrong shape, dtype or device, or is not finite."""
+
+
+class MissingRuleError(NotConjugateError):
+    """No rule gives the expected log density of a distribution."""

@@ -1,0 +1,343 @@
+"""Tensors that remember how they were computed from the latents.
+
+A :class:`RandomTensor` stands for a latent, or for what the model computed from latents. Shapes, plates and indexing see
+an ordinary tensor; every operation goes through ``__torch_function__``, which computes a placeholder value and the
+:class:`~.expression.Expression`. An operation without a rule gives an opaque expression. The placeholder never escapes: whatever would
+turn it into a number raises :class:`~pyro_latent.errors.LatentValueError`, and what bypasses ``__torch_function__`` ends in
+``__torch_dispatch__``, which raises too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import LatentValueError
+from .expression import Expression
+
+#: Functions whose results that are not tensors depend on the shape alone.
+_SHAPE_QUERIES = frozenset(
+    "size stride dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous storage_offset "
+    "element_size get_device is_same_size __hash__ __repr__ __format__ __str__ type is_signed is_tensor "
+    "has_names is_inference is_conj is_neg".split()
+)
+_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul div truediv floordiv mod pow and or xor matmul".split())
+
+
+class RandomTensor(Tensor):
+    """A tensor whose value is random: its ``expression`` in the latents, and a placeholder of the right shape."""
+
+    expression: Expression
+    _placeholder: Tensor
+
+    @staticmethod
+    def __new__(cls, placeholder: Tensor, expression: Expression) -> RandomTensor:
+        wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+            cls, placeholder.shape, dtype=placeholder.dtype, device=placeholder.device
+        )
+        wrapper.expression = expression
+        wrapper._placeholder = placeholder
+        return wrapper
+
+    def __init__(self, placeholder: Tensor, expression: Expression) -> None:
+        pass
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:
+        return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = _name(func)
+        if _writes_in_place(name, kwargs):
+            raise _in_place_error(name, _parents(args, kwargs))
+        result = func(*placeholders(args), **placeholders(kwargs))
+        if isinstance(result, Tensor):
+            return _wrap(name, result, args, kwargs)
+        if isinstance(result, tuple | list) and result and all(isinstance(r, Tensor) for r in result):
+            return _wrap_all(name, result, args, kwargs)
+        if name in _SHAPE_QUERIES or getattr(func, "__name__", "") == "__get__" or result is None:
+            return result
+        if name == "__iter__":
+            return iter(args[0].unbind(0))
+        raise _number_error(name, _parents(args, kwargs))
+
+    @classmethod
+    def __torch_dispatch__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        raise _number_error(str(func), _parents(args, kwargs or {}))
+
+
+def _name(func: Callable[..., Any]) -> str:
+    name = getattr(func, "__name__", str(func))
+    return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+
+
+def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    written = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or name in ("__setitem__", "__set__")
+    return written or kwargs.get("out") is not None
+
+
+def _parents(*containers: Any) -> list[Expression]:
+    found: list[Expression] = []
+    for item in containers:
+        if isinstance(item, RandomTensor):
+            found.append(item.expression)
+        elif isinstance(item, tuple | list):
+            found += _parents(*item)
+        elif isinstance(item, dict):
+            found += _parents(*item.values())
+    return found
+
+
+def placeholders(item: Any) -> Any:
+    """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
+    if isinstance(item, RandomTensor):
+        return item._placeholder
+    if isinstance(item, tuple | list):
+        mapped = [placeholders(i) for i in item]
+        return type(item)(mapped) if type(item) in (tuple, list) else type(item)(*mapped)
+    if isinstance(item, dict):
+        return {k: placeholders(v) for k, v in item.items()}
+    return item
+
+
+def _expressions(item: Any) -> Any:
+    if isinstance(item, RandomTensor):
+        return item.expression
+    if isinstance(item, tuple | list) and any(isinstance(i, RandomTensor) for i in item):
+        return [_expressions(i) for i in item]
+    return item
+
+
+def _wrap(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomTensor:
+    expression = _apply(name, result, args, kwargs)
+    like = result.new_empty(0)
+    if expression is None or expression.shape != result.shape:
+        expression = Expression.opaque(result.shape, like, name, _parents(args, kwargs))
+    return RandomTensor(result, expression)
+
+
+def _apply(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+    rule = OPERATIONS.get(name)
+    if rule is None or not result.is_floating_point():
+        return None
+    lifted = [_expressions(a) for a in args]
+    try:
+        return rule(*lifted, **{k: _expressions(v) for k, v in kwargs.items()})
+    except (TypeError, NotImplementedError):
+        return None
+
+
+def _wrap_all(name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if name == "unbind":
+        dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
+        return tuple(args[0].select(dim, i) for i in range(len(results)))
+    if name in ("split", "chunk", "split_with_sizes", "tensor_split"):
+        dim = args[2] if len(args) > 2 else kwargs.get("dim", 0)
+        starts = [0]
+        for piece in results:
+            starts.append(starts[-1] + piece.shape[dim])
+        return tuple(args[0].narrow(dim, a, b - a) for a, b in zip(starts, starts[1:], strict=False))
+    if name == "broadcast_tensors":
+        tensors = args[0] if isinstance(args[0], tuple | list) else args
+        return tuple(
+            t.expand(r.shape) if isinstance(t, RandomTensor) else r for t, r in zip(tensors, results, strict=True)
+        )
+    parents = _parents(args, kwargs)
+    return tuple(RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results)
+
+
+def _of(parents: list[Expression]) -> str:
+    sites = sorted(frozenset().union(*(p.sites for p in parents)))
+    return "latent " + ", ".join(repr(s) for s in sites) if sites else "a latent"
+
+
+def _number_error(operation: str, parents: list[Expression]) -> LatentValueError:
+    return LatentValueError(
+        f"Expected tensor operations on {_of(parents)}; got {operation}, which needs its value as a number. Coordinate ascent "
+        "knows the distribution of a latent, not a value. Keep it a tensor: instead of branching on it, use torch.where "
+        "with an enumerated discrete site."
+    )
+
+
+def _in_place_error(operation: str, parents: list[Expression]) -> LatentValueError:
+    return LatentValueError(
+        f"Expected operations that make new tensors; got the in-place {operation} with {_of(parents)}. Write x = x + y for "
+        "x += y, and torch.stack, torch.cat or torch.where for writing into a tensor's elements."
+    )
+
+
+# The operations that have a rule, by the name of the torch function.
+
+
+def _lift(x: Any) -> Any:
+    return Expression.constant(x) if isinstance(x, Tensor) else x
+
+
+def _binary(function: Callable[[Any, Any], Expression], reverse: bool = False) -> Callable[..., Expression | None]:
+    def rule(a: Any, b: Any, **kwargs: Any) -> Expression | None:
+        if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
+            return None
+        a, b = _lift(a), _lift(b)
+        return function(b, a) if reverse else function(a, b)
+
+    return rule
+
+
+def _sizes(items: tuple[Any, ...]) -> list[int]:
+    flat = items[0] if len(items) == 1 and isinstance(items[0], tuple | list | torch.Size) else items
+    return [int(i) for i in flat]
+
+
+def _reduce(mean: bool) -> Callable[..., Expression | None]:
+    def rule(x: Expression, dim: Any = None, keepdim: bool = False, dtype: Any = None, axis: Any = None) -> Any:
+        dim = axis if dim is None else dim
+        dims = list(range(x.ndim)) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
+        count = 1
+        for d in dims:
+            count *= x.shape[d]
+        total = x.sum(dims, keepdim) if x.ndim else x
+        return total * (1.0 / count) if mean else total
+
+    return rule
+
+
+def _where(condition: Any, a: Any, b: Any) -> Expression | None:
+    if isinstance(condition, Expression):
+        return None
+    device = condition.device
+    a, b = (
+        _lift(v) if isinstance(v, Expression | Tensor) else Expression.constant(torch.tensor(v, device=device))
+        for v in (a, b)
+    )
+    return Expression.where(condition, a, b)
+
+
+def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
+    parts = [_lift(i) for i in items]
+    dim = dim % (parts[0].ndim + 1)
+    return _cat([p.unsqueeze(dim) for p in parts], dim)
+
+
+def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Expression:
+    """Each part holds where its places are: the pieces of a ``where``."""
+    parts = [_lift(i) for i in items]
+    ndim = parts[0].ndim
+    dim = (dim if axis is None else axis) % ndim
+    total = sum(p.shape[dim] for p in parts)
+    device = next(p.like.device for p in parts)
+    shape = [*parts[0].shape[:dim], total, *parts[0].shape[dim + 1 :]]
+    place = torch.arange(total, device=device).reshape([total if i == dim else 1 for i in range(ndim)])
+    result: Expression | None = None
+    start = 0
+    for part in parts:
+        size = part.shape[dim]
+        local = (place.reshape(-1) - start).clamp(0, size - 1)
+        spread = part.take((*[slice(None)] * dim, local)).expand(shape)
+        inside = (place >= start) & (place < start + size)
+        result = spread if result is None else Expression.where(inside, spread, result)
+        start += size
+    assert result is not None
+    return result.expand(shape)
+
+
+def _einsum(equation: Any, *operands: Any) -> Expression | None:
+    if not isinstance(equation, str) or "." in equation:
+        return None
+    items = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
+    left, arrow, out = equation.replace(" ", "").partition("->")
+    groups = left.split(",")
+    if not arrow:
+        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+    letters = [*out, *sorted(set(left) - {","} - set(out))]
+    sizes: dict[str, int] = {}
+    parts = []
+    for group, item in zip(groups, items, strict=True):
+        part = _lift(item).polynomial()
+        sizes |= {c: n for c, n in zip(group, part.shape, strict=True) if n != 1 or c not in sizes}
+        parts.append((group, part))
+    shape = [sizes[c] for c in letters]
+    product: Expression | None = None
+    for group, part in parts:
+        mapping: dict[int, Any] = {i - part.ndim: letters.index(c) - len(letters) for i, c in enumerate(group)}
+        placed = part._relabelled(mapping, shape)
+        product = placed if product is None else product * placed
+    assert product is not None
+    summed = range(len(out), len(letters))
+    return product.sum(list(summed)) if summed else product
+
+
+def _linear(x: Any, weight: Any, bias: Any = None) -> Expression:
+    product = _lift(x).matmul(_lift(weight).transpose(-1, -2))
+    return product if bias is None else product + _lift(bias)
+
+
+def _expand(x: Expression, *sizes: Any, **kwargs: Any) -> Expression:
+    return x.expand(_sizes(sizes))
+
+
+def _gather_last(x: Any, dim: int, index: Tensor) -> Expression | None:
+    if isinstance(index, Expression) or dim % x.ndim != x.ndim - 1:
+        return None
+    return x.unsqueeze(-2).take_last(index)
+
+
+OPERATIONS: dict[str, Callable[..., Expression | None]] = {
+    **dict.fromkeys(("add", "__add__", "__radd__"), _binary(lambda a, b: a + b)),
+    **dict.fromkeys(("sub", "__sub__", "subtract"), _binary(lambda a, b: a - b)),
+    **dict.fromkeys(("rsub", "__rsub__"), _binary(lambda a, b: a - b, reverse=True)),
+    **dict.fromkeys(("mul", "__mul__", "__rmul__", "multiply"), _binary(lambda a, b: a * b)),
+    **dict.fromkeys(("div", "__truediv__", "divide", "true_divide"), _binary(lambda a, b: a / b)),
+    **dict.fromkeys(("__rtruediv__", "__rdiv__"), _binary(lambda a, b: a / b, reverse=True)),
+    **dict.fromkeys(("pow", "__pow__"), lambda a, b: a**b if isinstance(a, Expression) else None),
+    **dict.fromkeys(("neg", "negative", "__neg__"), lambda x: -x),
+    "square": lambda x: x**2,
+    "sqrt": lambda x: x**0.5,
+    "rsqrt": lambda x: x**-0.5,
+    "reciprocal": lambda x: x**-1.0,
+    "log": lambda x: x.log(),
+    "sum": _reduce(mean=False),
+    "mean": _reduce(mean=True),
+    **dict.fromkeys(("matmul", "__matmul__", "mm", "mv", "bmm", "dot"), lambda a, b: _lift(a).matmul(_lift(b))),
+    "__rmatmul__": lambda a, b: _lift(b).matmul(_lift(a)),
+    "einsum": _einsum,
+    "linear": _linear,
+    **dict.fromkeys(("view", "reshape"), lambda x, *shape, **kw: x.reshape(_sizes(shape or (kw["shape"],)))),
+    **dict.fromkeys(("view_as", "reshape_as"), lambda x, y: x.reshape(y.shape)),
+    "flatten": lambda x, start_dim=0, end_dim=-1: x.reshape(
+        [*x.shape[:start_dim], -1, *x.shape[end_dim % x.ndim + 1 :]] if x.ndim else [1]
+    ),
+    "unsqueeze": lambda x, dim: x.unsqueeze(dim),
+    "squeeze": lambda x, dim=None: x.squeeze(dim),
+    "permute": lambda x, *dims, **kw: x.permute(_sizes(dims or (kw["dims"],))),
+    **dict.fromkeys(("transpose", "swapaxes", "swapdims"), lambda x, a, b: x.transpose(a, b)),
+    **dict.fromkeys(("mT", "adjoint"), lambda x: x.transpose(-1, -2)),
+    **dict.fromkeys(("T", "t"), lambda x: x.permute(range(x.ndim)[::-1])),
+    "expand": _expand,
+    "expand_as": lambda x, y: x.expand(y.shape),
+    "broadcast_to": lambda x, shape: x.expand(shape),
+    "__getitem__": lambda x, index: x.take(index) if not _parents(index) else None,
+    "select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
+    "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
+    "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
+    **dict.fromkeys(("gather", "take_along_dim"), _gather_last),
+    "where": _where,
+    **dict.fromkeys(("stack",), _stack),
+    **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
+    "diag_embed": lambda x: x.diag_embed(),
+    "diag": lambda x: x.diag_embed() if x.ndim == 1 else None,
+    **dict.fromkeys(("logdet", "linalg_logdet"), lambda x: x.log_det()),
+    **dict.fromkeys(("inverse", "linalg_inv", "linalg_inv_ex"), lambda x: x.inverse()),
+    **dict.fromkeys(("cholesky", "linalg_cholesky"), lambda x: x.cholesky()),
+    **dict.fromkeys(
+        ("clone", "contiguous", "detach", "data", "to", "float", "double", "type_as", "cpu", "cuda", "requires_grad_"),
+        lambda x, *args, **kwargs: x,
+    ),
+}

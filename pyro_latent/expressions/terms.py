@@ -1,0 +1,237 @@
+"""Sums of products of latents, seen through index maps.
+
+A :class:`Term` is a number times constants times latents. Every operand carries an :data:`Axis` for each of its
+dimensions: a *label*, which says which dimension of the result it runs along, or a :class:`Gather`, which reads it at
+given places. Negative labels are the result's dimensions, counted from the right as in broadcasting; positive
+labels are summed over. A label that an operand lacks is one that it does not vary along, so broadcasting, expansion and
+``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[z]`` is ``mu`` with a gathered axis.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+_fresh = itertools.count(1)
+
+
+def fresh_label() -> int:
+    """A label for a summed dimension that no other term uses."""
+    return next(_fresh)
+
+
+@dataclass(frozen=True, eq=False)
+class Gather:
+    """An axis read at ``index``, whose dimensions run along ``labels``."""
+
+    index: Tensor
+    labels: tuple[int, ...]
+
+
+#: One dimension of an operand: a label, a gather, or None for a dimension of size 1.
+Axis = int | Gather | None
+
+
+def axis_labels(axis: Axis) -> tuple[int, ...]:
+    """The labels that an axis runs along."""
+    if axis is None:
+        return ()
+    return axis.labels if isinstance(axis, Gather) else (axis,)
+
+
+def same_axis(a: Axis, b: Axis) -> bool:
+    """Whether two axes read the same places."""
+    if isinstance(a, Gather) and isinstance(b, Gather):
+        return a.labels == b.labels and (a.index is b.index or torch.equal(a.index, b.index))
+    return a == b if not isinstance(a, Gather) and not isinstance(b, Gather) else False
+
+
+def same_axes(a: Iterable[Axis], b: Iterable[Axis]) -> bool:
+    """Whether two tuples of axes, of one length, read the same places."""
+    return all(same_axis(x, y) for x, y in zip(a, b, strict=True))
+
+
+def unique_labels(axes: Iterable[Axis]) -> tuple[int, ...]:
+    """The labels of the axes, in order of first appearance."""
+    return tuple(dict.fromkeys(label for axis in axes for label in axis_labels(axis)))
+
+
+def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor, tuple[int, ...]]:
+    """Read ``tensor`` through ``axes``: a tensor with one dimension for each label, and those labels.
+
+    The first ``lead`` dimensions of the tensor have no axis and stay in front.
+    """
+    keep = [i for i, axis in enumerate(axes) if axis is not None]
+    if len(keep) < len(axes):
+        for i in reversed(range(len(axes))):
+            if axes[i] is None:
+                tensor = tensor.select(lead + i, 0)
+        axes = tuple(axes[i] for i in keep)
+    labels = unique_labels(axes)
+    gathers = [i for i, axis in enumerate(axes) if isinstance(axis, Gather)]
+    count = sum(len(axis_labels(axis)) for axis in axes)
+    if not gathers and len(labels) == len(axes):
+        return tensor, labels
+    if len(gathers) == 1 and count == len(labels):
+        (i,) = gathers
+        axis = axes[i]
+        assert isinstance(axis, Gather)
+        picked = tensor.index_select(lead + i, axis.index.reshape(-1))
+        return picked.reshape(*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :]), labels
+    where = {label: place for place, label in enumerate(labels)}
+    index = []
+    for i, axis in enumerate(axes):
+        if isinstance(axis, Gather):
+            index.append(_spread(axis.index, axis.labels, where))
+        else:
+            assert axis is not None
+            size = tensor.shape[lead + i]
+            index.append(_spread(torch.arange(size, device=tensor.device), (axis,), where))
+    index = list(torch.broadcast_tensors(*index))
+    return tensor[(slice(None),) * lead + tuple(index)], labels
+
+
+def _spread(tensor: Tensor, labels: tuple[int, ...], where: Mapping[int, int]) -> Tensor:
+    """Lay the dimensions of ``tensor`` at their labels' places, with size 1 elsewhere."""
+    order = sorted(range(len(labels)), key=lambda i: where[labels[i]])
+    shape = [1] * len(where)
+    for i in order:
+        shape[where[labels[i]]] = tensor.shape[i]
+    return tensor.permute(order).reshape(shape)
+
+
+def substitute(axis: Axis, mapping: Mapping[int, Axis]) -> Axis:
+    """Replace the labels of an axis by other axes."""
+    if axis is None:
+        return None
+    if isinstance(axis, int):
+        return mapping.get(axis, axis)
+    index, labels = read(axis.index, tuple(mapping.get(label, label) for label in axis.labels))
+    return as_axis(index, labels, None)
+
+
+def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
+    """The axis that reads a dimension of ``size`` at ``index``; a plain label where that is the whole range in order."""
+    if index.ndim == 1 and index.shape[0] == size and torch.equal(index, torch.arange(size, device=index.device)):
+        return labels[0]
+    return Gather(index, labels)
+
+
+@dataclass(frozen=True, eq=False)
+class Constant:
+    """A tensor with one dimension for each label. ``identity``: it is the identity matrix over its two labels."""
+
+    tensor: Tensor
+    labels: tuple[int, ...]
+    identity: bool = False
+
+    def substitute(self, mapping: Mapping[int, Axis]) -> Constant:
+        if not any(label in mapping for label in self.labels):
+            return self
+        axes = tuple(mapping.get(label, label) for label in self.labels)
+        tensor, labels = read(self.tensor, axes)
+        renamed = self.identity and all(isinstance(axis, int) for axis in axes) and len(labels) == 2
+        return Constant(tensor, labels, renamed)
+
+
+@dataclass(frozen=True, eq=False)
+class Variable:
+    """A latent site: its name, the shape of its value, and whether the last dimension is known to sum to one."""
+
+    site: str
+    shape: torch.Size
+    simplex: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class Factor:
+    """A function of a latent, to a power: ``function`` is "x", "log", "log1m", "log_det" or "inverse"."""
+
+    variable: Variable
+    axes: tuple[Axis, ...]
+    function: str = "x"
+    power: float = 1.0
+
+    @property
+    def labels(self) -> tuple[int, ...]:
+        return unique_labels(self.axes)
+
+
+@dataclass(frozen=True, eq=False)
+class Term:
+    """``coefficient`` × constants × factors, summed over its positive labels."""
+
+    coefficient: float = 1.0
+    constants: tuple[Constant, ...] = ()
+    factors: tuple[Factor, ...] = ()
+    labels: frozenset[int] = field(init=False)
+
+    def __post_init__(self) -> None:
+        found = {label for c in self.constants for label in c.labels}
+        found.update(label for f in self.factors for label in f.labels)
+        object.__setattr__(self, "labels", frozenset(found))
+
+    @property
+    def summed(self) -> frozenset[int]:
+        return frozenset(label for label in self.labels if label > 0)
+
+    def substitute(self, mapping: Mapping[int, Axis]) -> Term:
+        """Replace labels by other axes; labels not named stay."""
+        if not any(label in mapping for label in self.labels):
+            return self
+        constants = tuple(c.substitute(mapping) for c in self.constants)
+        factors = tuple(replace(f, axes=tuple(substitute(a, mapping) for a in f.axes)) for f in self.factors)
+        return Term(self.coefficient, constants, factors)
+
+    def scaled(self, number: float) -> Term:
+        return Term(self.coefficient * number, self.constants, self.factors)
+
+    def times(self, other: Term) -> Term:
+        """The product; equal elementwise factors add their powers."""
+        clash = self.summed & other.summed
+        if clash:
+            other = other.substitute({label: fresh_label() for label in clash})
+        factors = list(self.factors)
+        for new in other.factors:
+            for i, old in enumerate(factors):
+                if _same_reading(old, new):
+                    factors[i] = replace(old, power=old.power + new.power)
+                    break
+            else:
+                factors.append(new)
+        kept = tuple(f for f in factors if f.power != 0)
+        return Term(self.coefficient * other.coefficient, self.constants + other.constants, kept)
+
+    def elementwise(self, function: Callable[[Factor], Factor], numbers: Callable[[Tensor], Tensor]) -> Term:
+        """Map each factor and each constant; the coefficient stays."""
+        constants = tuple(Constant(numbers(c.tensor), c.labels, False) for c in self.constants)
+        return Term(self.coefficient, constants, tuple(function(f) for f in self.factors))
+
+    def dense(self, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+        """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order."""
+        labels = tuple(sorted(label for label in self.labels if label < 0))
+        if not self.constants:
+            return torch.as_tensor(self.coefficient, dtype=like.dtype, device=like.device), ()
+        return contract([(c.tensor, c.labels) for c in self.constants], labels) * self.coefficient, labels
+
+
+def _same_reading(a: Factor, b: Factor) -> bool:
+    return (
+        a.variable.site == b.variable.site
+        and a.function == b.function
+        and not any(label > 0 for label in a.labels)
+        and same_axes(a.axes, b.axes)
+    )
+
+
+def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
+    """Multiply labelled tensors and sum over every label that is not in ``out``."""
+    numbers: dict[int, int] = {}
+    arguments: list[Tensor | list[int]] = []
+    for tensor, labels in operands:
+        arguments += [tensor, [numbers.setdefault(label, len(numbers)) for label in labels]]
+    return torch.einsum(*arguments, [numbers[label] for label in out])

@@ -1,0 +1,96 @@
+"""The exponential families, and which Pyro distribution each belongs to.
+
+``FAMILIES`` has the family of a single site, and ``JOINT_FAMILIES`` that of a block of sites, by their distributions in
+the order of the family's components.
+"""
+
+from __future__ import annotations
+
+import pyro.distributions as dist
+import torch
+
+from .. import distributions
+from ..errors import PyroLatentError
+from .base import Coordinates, Family, Mean, Moment, Monomial, Natural, Params
+from .bernoulli import Bernoulli
+from .beta import Beta
+from .categorical import Categorical
+from .dirichlet import Dirichlet
+from .gamma import Gamma
+from .multivariate_normal import MultivariateNormal
+from .normal import Normal
+from .normal_gamma import NormalGamma
+from .normal_wishart import NormalWishart
+from .wishart import Wishart
+
+FAMILIES: dict[type, Family] = {
+    dist.Normal: Normal(),
+    dist.MultivariateNormal: MultivariateNormal(),
+    dist.Gamma: Gamma(),
+    dist.Beta: Beta(),
+    dist.Dirichlet: Dirichlet(),
+    dist.Bernoulli: Bernoulli(),
+    dist.Categorical: Categorical(),
+    dist.Wishart: Wishart(),
+    distributions.NormalGamma: NormalGamma(),
+    distributions.NormalWishart: NormalWishart(),
+}
+
+JOINT_FAMILIES: dict[tuple[type, ...], Family] = {
+    (dist.Normal, dist.Gamma): NormalGamma(),
+    (dist.MultivariateNormal, dist.Wishart): NormalWishart(),
+}
+
+
+def register_family(distribution: type | tuple[type, ...], family: Family) -> None:
+    """Make ``family`` the family of the sites of a distribution class, in place of an earlier one.
+
+    A tuple of classes names a block of sites, in the order of the family's components.
+
+    Raises:
+        PyroLatentError: if ``distribution`` is not a distribution class or a tuple of them, if ``family`` is not a
+            :class:`Family` instance, or if a tuple's length is not the family's number of components.
+    """
+    classes = distribution if isinstance(distribution, tuple) else (distribution,)
+    for cls in classes:
+        if not (isinstance(cls, type) and issubclass(cls, dist.Distribution | torch.distributions.Distribution)):
+            raise PyroLatentError(f"Expected a distribution class such as pyro.distributions.Normal; got {cls!r}.")
+    if not isinstance(family, Family):
+        raise PyroLatentError(f"Expected an instance of a Family, such as Normal(); got {family!r}.")
+    if not isinstance(distribution, tuple):
+        FAMILIES[distribution] = family
+        return
+    if len(distribution) != len(family.event_dims):
+        expected = f"{len(family.event_dims)} distribution classes, one for each component of {family.name}"
+        raise PyroLatentError(f"Expected {expected}; got {len(distribution)}.")
+    JOINT_FAMILIES[distribution] = family
+
+
+def family_of(distribution_class: type) -> Family | None:
+    """The family of a distribution class, or of the nearest of its bases that has one; None if none has."""
+    return next((FAMILIES[cls] for cls in distribution_class.__mro__ if cls in FAMILIES), None)
+
+
+__all__ = [
+    "FAMILIES",
+    "JOINT_FAMILIES",
+    "Bernoulli",
+    "Beta",
+    "Categorical",
+    "Coordinates",
+    "Dirichlet",
+    "Family",
+    "Gamma",
+    "Mean",
+    "Moment",
+    "Monomial",
+    "MultivariateNormal",
+    "Natural",
+    "Normal",
+    "NormalGamma",
+    "NormalWishart",
+    "Params",
+    "Wishart",
+    "family_of",
+    "register_family",
+]

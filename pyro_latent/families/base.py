@@ -1,0 +1,193 @@
+r"""Exponential families in three coordinates.
+
+A family has statistics t(x), natural parameters η and log-normalizer A(η), with base measure 1:
+
+.. math:: \log q(x) = \langle η, t(x) \rangle - A(η), \qquad E\,t(x) = ∇A(η), \qquad H(q) = A(η) - \langle η, E\,t \rangle
+
+(``docs/sources.md``, [4] equations (91)–(100)). The coordinates are three types that are never mixed: *params* (the
+constructor arguments of the Pyro distribution), :class:`Natural` (η) and :class:`Mean` (E t); the fields of the last two
+are named after the statistics.
+
+To implement a family: name its ``statistics`` with the number of event dimensions of each, list its ``moments``, and
+write ``sufficient_statistics``, ``log_normalizer``, ``mean``, ``from_mean``, ``to_params``, ``from_params``,
+``in_domain`` and ``distribution``. The base class derives log densities, entropies and divergences, and one suite of laws tests
+every family in the catalogue.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, ClassVar, NamedTuple, Self
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+Params = dict[str, Tensor]
+
+
+class Coordinates(Mapping[str, Tensor]):
+    """An immutable record of tensors, one per statistic; its fields are attributes and mapping entries."""
+
+    __slots__ = ("_fields",)
+    _fields: dict[str, Tensor]
+
+    def __init__(self, **fields: Tensor) -> None:
+        object.__setattr__(self, "_fields", fields)
+
+    def __getattr__(self, name: str) -> Tensor:
+        try:
+            return self._fields[name]
+        except KeyError:
+            raise AttributeError(f"expected one of {sorted(self._fields)}; got {name!r}") from None
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        raise AttributeError(f"{type(self).__name__} is immutable; build a new one with map()")
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._fields[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def __repr__(self) -> str:
+        inner = ", ".join(f"{k}={tuple(v.shape)}" for k, v in self._fields.items())
+        return f"{type(self).__name__}({inner})"
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Self:
+        """Apply ``function`` to every field."""
+        return type(self)(**{k: function(v) for k, v in self._fields.items()})
+
+
+class Natural(Coordinates):
+    """Natural parameters η, one tensor per statistic, shaped ``batch + event of the statistic``."""
+
+    __slots__ = ()
+
+
+class Mean(Coordinates):
+    """Mean parameters E t(x), one tensor per statistic, shaped ``batch + event of the statistic``."""
+
+    __slots__ = ()
+
+
+class Moment(NamedTuple):
+    """How an expected product of functions of x is read off the mean parameters.
+
+    ``statistic`` names the field. ``pattern`` tells its axes in einsum letters: one group of letters for each function
+    in the product, then ``->`` and the axes of the field. Letters that are missing on the right must be summed in
+    the term and used nowhere else in it: ``"ij,j->i"`` reads Σ_j E[Λ_ij μ_j] from the statistic Λμ.
+    """
+
+    statistic: str
+    pattern: str
+
+
+#: A product of functions of a block's components, as sorted (component index, function name) pairs. Function
+#: names: "x" (the value itself), "log", "log1m" (log(1 - x)) and "log_det".
+Monomial = tuple[tuple[int, str], ...]
+
+
+class Family(ABC):
+    """One exponential family; instances are stateless.
+
+    Class attributes:
+        name: the field's name for it, as shown by ``explain``.
+        event_dims: the number of event dimensions of each component of x (one component, but for joint blocks).
+        statistics: the statistics t(x), with the number of event dimensions of each.
+        moments: the expected products that are linear in the mean parameters.
+        location: the params entry that moves when x is shifted by a constant, and the component that it belongs to.
+    """
+
+    name: ClassVar[str]
+    event_dims: ClassVar[tuple[int, ...]] = (0,)
+    statistics: ClassVar[dict[str, int]]
+    moments: ClassVar[dict[Monomial, Moment]]
+    location: ClassVar[tuple[str, int] | None] = None
+
+    @abstractmethod
+    def sufficient_statistics(self, *values: Tensor) -> Mean:
+        """t(x), for the components of x in order."""
+
+    @abstractmethod
+    def log_normalizer(self, natural: Natural) -> Tensor:
+        """A(η), of batch shape."""
+
+    @abstractmethod
+    def mean(self, natural: Natural) -> Mean:
+        """E t(x) = ∇A(η), in closed form."""
+
+    @abstractmethod
+    def from_mean(self, mean: Mean) -> Natural:
+        """The inverse of :meth:`mean`."""
+
+    @abstractmethod
+    def to_params(self, natural: Natural) -> Params:
+        """The Pyro distribution's arguments."""
+
+    @abstractmethod
+    def from_params(self, params: Params) -> Natural:
+        """The inverse of :meth:`to_params`."""
+
+    @abstractmethod
+    def in_domain(self, natural: Natural) -> Tensor:
+        """A boolean tensor of batch shape: where η is a proper distribution's. It never raises."""
+
+    @abstractmethod
+    def distribution(self, params: Params) -> Any:
+        """The Pyro distribution over x; a joint distribution object for a block of several components."""
+
+    def distribution_params(self, distribution: Any) -> Params:
+        """The params of a Pyro distribution of this family; the inverse of :meth:`distribution`."""
+        return {name: getattr(distribution, name) for name in self.param_names}
+
+    #: The names of the params, read from a Pyro distribution's attributes.
+    param_names: ClassVar[tuple[str, ...]] = ()
+
+    def marginals(self, params: Params) -> tuple[Any, ...]:
+        """A Pyro distribution for each component."""
+        return (self.distribution(params),)
+
+    def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
+        """How to draw a block: (component, function of the values drawn so far) in drawing order."""
+        return ((0, lambda: self.distribution(params)),)
+
+    # What follows from the above.
+
+    def inner(self, natural: Natural, coordinates: Mean) -> Tensor:
+        """⟨η, t⟩, of batch shape."""
+        total: Tensor | None = None
+        for name, event_dim in self.statistics.items():
+            term = natural[name] * coordinates[name]
+            if event_dim:
+                term = term.sum(tuple(range(-event_dim, 0)))
+            total = term if total is None else total + term
+        assert total is not None
+        return total
+
+    def log_prob(self, natural: Natural, *values: Tensor) -> Tensor:
+        """log q(x) = ⟨η, t(x)⟩ − A(η)."""
+        return self.inner(natural, self.sufficient_statistics(*values)) - self.log_normalizer(natural)
+
+    def entropy(self, natural: Natural) -> Tensor:
+        """H(q) = A(η) − ⟨η, E t⟩."""
+        return self.log_normalizer(natural) - self.inner(natural, self.mean(natural))
+
+    def kl_divergence(self, natural: Natural, other: Natural) -> Tensor:
+        """KL(q_η ‖ q_other), of batch shape."""
+        difference = Natural(**{k: natural[k] - other[k] for k in self.statistics})
+        inner = self.inner(difference, self.mean(natural))
+        return inner - self.log_normalizer(natural) + self.log_normalizer(other)
+
+
+def multivariate_digamma(x: Tensor, dim: int) -> Tensor:
+    """Derivative of ``torch.mvlgamma(x, dim)``: Σ_i ψ(x + (1 − i)/2), i = 1, …, dim."""
+    offsets = torch.arange(dim, dtype=x.dtype, device=x.device) / 2
+    return torch.digamma(x.unsqueeze(-1) - offsets).sum(-1)
+
+
+__all__ = ["Coordinates", "Family", "Mean", "Moment", "Monomial", "Natural", "Params", "dist", "multivariate_digamma"]

@@ -1,0 +1,58 @@
+"""The normal distribution of vectors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from .base import Family, Mean, Moment, Natural, Params
+from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
+
+
+class MultivariateNormal(Family):
+    """t(x) = (x, x xᵀ), η = (P loc, −P / 2), P the inverse of covariance_matrix. Bishop (2006), §2.3.
+
+    Params: loc ``(..., D)``, covariance_matrix ``(..., D, D)``.
+    """
+
+    name = "Multivariate normal"
+    event_dims = (1,)
+    statistics = {"x": 1, "xx": 2}
+    moments = {((0, "x"),): Moment("x", "i->i"), ((0, "x"), (0, "x")): Moment("xx", "i,j->ij")}
+    location = ("loc", 0)
+    param_names = ("loc", "covariance_matrix")
+
+    def sufficient_statistics(self, *values: Tensor) -> Mean:
+        (x,) = values
+        return Mean(x=x, xx=outer(x, x))
+
+    def log_normalizer(self, natural: Natural) -> Tensor:
+        precision = -2 * natural.xx
+        square = (natural.x * matvec(inverse(precision), natural.x)).sum(-1)
+        return 0.5 * (square - log_determinant(precision) + natural.x.shape[-1] * math.log(2 * math.pi))
+
+    def mean(self, natural: Natural) -> Mean:
+        covariance = inverse(-2 * natural.xx)
+        loc = matvec(covariance, natural.x)
+        return Mean(x=loc, xx=outer(loc, loc) + covariance)
+
+    def from_mean(self, mean: Mean) -> Natural:
+        return self.from_params({"loc": mean.x, "covariance_matrix": symmetrise(mean.xx) - outer(mean.x, mean.x)})
+
+    def to_params(self, natural: Natural) -> Params:
+        covariance = inverse(-2 * natural.xx)
+        return {"loc": matvec(covariance, natural.x), "covariance_matrix": covariance}
+
+    def from_params(self, params: Params) -> Natural:
+        precision = inverse(params["covariance_matrix"])
+        fields = {"x": matvec(precision, params["loc"]), "xx": -0.5 * precision}
+        return Natural(**expand_batch(fields, self.statistics))
+
+    def in_domain(self, natural: Natural) -> Tensor:
+        return is_positive_definite(-natural.xx) & natural.x.isfinite().all(-1)
+
+    def distribution(self, params: Params) -> Any:
+        return dist.MultivariateNormal(params["loc"], params["covariance_matrix"])

@@ -1,0 +1,109 @@
+"""The Normal-Wishart distribution of a multivariate normal's mean and precision matrix."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .. import distributions
+from .base import Family, Mean, Moment, Natural, Params, multivariate_digamma
+from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
+from .newton import inverse_log_minus_digamma
+
+
+class NormalWishart(Family):
+    """A multivariate normal's mean μ (component 0) and precision Λ (component 1). Bishop (2006), equation (2.157).
+
+    Λ ~ Wishart(df, V), μ | Λ ~ Normal(loc, (precision_scaling Λ)⁻¹); params in the order loc ``(..., D)``,
+    precision_scaling, df, covariance_matrix (V, ``(..., D, D)``). t = (μᵀΛμ, Λμ, Λ, log|Λ|), and with
+    λ = precision_scaling, η = (−λ / 2, λ loc, −(V⁻¹ + λ loc locᵀ) / 2, (df − D) / 2).
+    """
+
+    name = "Normal-Wishart"
+    event_dims = (1, 2)
+    statistics = {"quadratic": 0, "precision_mean": 1, "precision": 2, "log_det": 0}
+    moments = {
+        ((1, "x"),): Moment("precision", "ij->ij"),
+        ((0, "x"), (1, "x")): Moment("precision_mean", "j,ij->i"),
+        ((0, "x"), (0, "x"), (1, "x")): Moment("quadratic", "i,j,ij->"),
+        ((1, "log_det"),): Moment("log_det", "->"),
+    }
+    location = ("loc", 0)
+    param_names = ("loc", "precision_scaling", "df", "covariance_matrix")
+
+    def sufficient_statistics(self, *values: Tensor) -> Mean:
+        mean, precision = values
+        weighted = matvec(precision, mean)
+        quadratic = (weighted * mean).sum(-1)
+        return Mean(
+            quadratic=quadratic, precision_mean=weighted, precision=precision, log_det=log_determinant(precision)
+        )
+
+    def log_normalizer(self, natural: Natural) -> Tensor:
+        _, scaling, rate, half_df = self._split(natural)
+        dim = rate.shape[-1]
+        log_wishart = torch.mvlgamma(half_df, dim) - half_df * log_determinant(rate)
+        return log_wishart - 0.5 * dim * (scaling.log() - math.log(2 * math.pi))
+
+    def mean(self, natural: Natural) -> Mean:
+        loc, scaling, rate, half_df = self._split(natural)
+        dim = rate.shape[-1]
+        precision = half_df[..., None, None] * inverse(rate)
+        weighted = matvec(precision, loc)
+        return Mean(
+            quadratic=dim / scaling + (weighted * loc).sum(-1),
+            precision_mean=weighted,
+            precision=precision,
+            log_det=multivariate_digamma(half_df, dim) - log_determinant(rate),
+        )
+
+    def from_mean(self, mean: Mean) -> Natural:
+        dim = mean.precision.shape[-1]
+        loc = matvec(inverse(mean.precision), mean.precision_mean)
+        scaling = dim / (mean.quadratic - (loc * mean.precision_mean).sum(-1))
+        df = 2 * inverse_log_minus_digamma(log_determinant(mean.precision) - mean.log_det, dim)
+        params = (loc, scaling, df, mean.precision / df[..., None, None])
+        return self.from_params(dict(zip(self.param_names, params, strict=True)))
+
+    def to_params(self, natural: Natural) -> Params:
+        loc, scaling, rate, half_df = self._split(natural)
+        return dict(zip(self.param_names, (loc, scaling, 2 * half_df, inverse(2 * rate)), strict=True))
+
+    def from_params(self, params: Params) -> Natural:
+        loc, scaling, df, scale = (params[name] for name in self.param_names)
+        weighted = scaling[..., None] * loc
+        fields = {
+            "quadratic": -0.5 * scaling,
+            "precision_mean": weighted,
+            "precision": -0.5 * (inverse(scale) + outer(weighted, loc)),
+            "log_det": (df - loc.shape[-1]) / 2,
+        }
+        return Natural(**expand_batch(fields, self.statistics))
+
+    def in_domain(self, natural: Natural) -> Tensor:
+        loc, scaling, rate, half_df = self._split(natural)
+        finite = loc.isfinite().all(-1) & scaling.isfinite() & half_df.isfinite()
+        return finite & (scaling > 0) & (natural.log_det > -0.5) & is_positive_definite(rate)
+
+    def distribution(self, params: Params) -> Any:
+        return distributions.NormalWishart(*(params[name] for name in self.param_names))
+
+    def marginals(self, params: Params) -> tuple[Any, ...]:
+        joint = self.distribution(params)
+        return joint.mean_marginal(), joint.precision_marginal()
+
+    def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
+        joint = self.distribution(params)
+        return ((1, joint.precision_marginal), (0, joint.mean_given))
+
+    @staticmethod
+    def _split(natural: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """loc, precision_scaling, V⁻¹ / 2 and df / 2."""
+        scaling = -2 * natural.quadratic
+        loc = natural.precision_mean / scaling[..., None]
+        rate = symmetrise(-natural.precision) - 0.5 * outer(loc, natural.precision_mean)
+        return loc, scaling, rate, natural.log_det + natural.precision_mean.shape[-1] / 2

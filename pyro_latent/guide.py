@@ -1,0 +1,414 @@
+"""``AutoConjugate``: the posterior of coordinate ascent, as a Pyro autoguide.
+
+The guide keeps the natural parameters of its blocks as buffers: they follow ``.to()``, appear in ``state_dict()``, and no
+optimizer sees them. :class:`pyro_latent.CAVI` moves them; the guide itself only samples, describes and saves.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoGuide
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from .errors import DataError, ModelError
+from .families import Natural
+from .handlers import record
+from .objective import (
+    Block,
+    BlockKey,
+    Init,
+    Posteriors,
+    Program,
+    Recording,
+    State,
+    discrete_distribution,
+    explain,
+    initial_state,
+    posteriors,
+    quantile,
+    responsibilities,
+    shaped,
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Call:
+    """The arguments of a call, and the versions of the tensors in it, to tell whether they are the same again."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+    versions: tuple[int, ...]
+
+    @staticmethod
+    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
+        return _Call(args, dict(kwargs), _versions(args, kwargs))
+
+    def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        same = len(args) == len(self.args) and kwargs.keys() == self.kwargs.keys()
+        pairs = [*zip(args, self.args, strict=False), *((v, self.kwargs.get(k)) for k, v in kwargs.items())]
+        return same and all(_same(a, b) for a, b in pairs) and _versions(args, kwargs) == self.versions
+
+
+def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
+    return tuple(v._version for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
+
+
+def _same(a: Any, b: Any) -> bool:
+    return a is b or (isinstance(a, int | float | str | bool) and type(a) is type(b) and a == b)
+
+
+class AutoConjugate(AutoGuide):
+    """A guide whose factors are exponential families, found from the model, and fitted in closed form.
+
+    It is the guide of :class:`pyro_latent.CAVI`, and an ordinary Pyro guide: for ``SVI`` with ``Trace_ELBO`` or
+    ``TraceEnum_ELBO`` (which then scores it), ``Predictive``, and ``pyro.infer.importance``. Discrete sites are sampled from their
+    exact joint posterior given the other blocks; inside an enumeration the sites that the model marks are left out.
+
+    Args:
+        model: a Pyro model.
+        blocks: tuples of sites that share a joint factor, such as ``[("mean", "precision")]`` for a Normal-Gamma or
+            Normal-Wishart. Every other site is a factor of its own (mean field).
+        init: where to start. None: from the data where the model has clusters in it, else a draw from the prior, with
+            seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or (discrete sites)
+            responsibilities of shape ``plates + (values,)``; or a function of a site that returns one of these or None.
+        restarts: the number of starts that are optimised at once; the best is kept.
+
+    Raises:
+        ModelError, DataError, NotConjugateError: at the first call, which records the model.
+
+    Source: mean-field coordinate ascent, Bishop (2006) §10.1; the updates are gradients, Hoffman et al. (2013) §2.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        blocks: Sequence[Sequence[str]] | None = None,
+        init: Init = None,
+        restarts: int = 1,
+    ) -> None:
+        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+            raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
+        super().__init__(model)
+        self._joint = _joint_blocks(blocks)
+        self._init = init
+        self.restarts = restarts
+        self._keys: tuple[BlockKey, ...] = ()
+        self._layout: dict[str, Any] = {}
+        self._program: Program | None = None
+        self._call: _Call | None = None
+        self._starts: dict[str, Tensor] = {}
+        self._best = 0
+        self._revision = 0
+
+    # State.
+
+    @property
+    def state(self) -> State:
+        """The natural parameters by block, each with a leading dimension over starts."""
+        self._require_state()
+        return {
+            key: Natural(**{n: getattr(self, f"natural_{i}_{n}") for n in self._layout["statistics"][i]})
+            for i, key in enumerate(self._keys)
+        }
+
+    def _require_state(self) -> None:
+        if not self._layout:
+            raise ModelError(
+                "Expected a guide that has seen data; got a new one. Call CAVI(model, guide).run(data), or guide(data), first."
+            )
+
+    def store(self, state: State) -> None:
+        """Replace the natural parameters; called by drivers once a step has succeeded."""
+        for i, key in enumerate(self._keys):
+            for name, tensor in state[key].items():
+                self.register_buffer(f"natural_{i}_{name}", tensor.detach())
+        self._revision += 1
+
+    def keep_best(self, start: int) -> None:
+        """Use one start for the posterior."""
+        self._best = start
+
+    def collapse(self, start: int) -> None:
+        """Drop all starts but one."""
+        self._best = 0
+        self.store({key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.state.items()})
+        self._starts = {name: r[start : start + 1] for name, r in self._starts.items()}
+
+    def is_local(self, key: BlockKey) -> bool:
+        """Whether a block lies in a plate of the data."""
+        return bool(self._layout["local"][self._keys.index(key)])
+
+    @property
+    def origins(self) -> dict[str, Tensor]:
+        """By site, the constant that its location is measured from."""
+        return {name: getattr(self, f"origin_{i}") for i, name in enumerate(self._layout.get("origins", []))}
+
+    # Recording.
+
+    def program(self, *args: Any, **kwargs: Any) -> Program:
+        """The recorded model for these arguments, recorded anew only if they have changed.
+
+        Raises:
+            ModelError: if latents, families or global shapes are not those of the fitted guide.
+            DataError: if the data's dtype or device are not.
+        """
+        if self._program is not None and self._call is not None and self._call.matches(args, kwargs):
+            return self._program
+        fitted = bool(self._layout)
+        recording = record(self.model, *args, origins=self.origins if fitted else None, **kwargs)
+        program = Program(recording, self._joint)
+        if fitted:
+            self._adopt(program)
+        else:
+            self._begin(program)
+        self._program, self._call = program, _Call.of(args, kwargs)
+        return program
+
+    def _begin(self, program: Program) -> None:
+        state, starts = initial_state(program, self._init, self.restarts)
+        self._set_layout(program)
+        self.store(state)
+        self._starts = starts
+
+    def _set_layout(self, program: Program) -> None:
+        origins = {s.name: s.origin for s in program.recording.latents.values() if s.origin is not None}
+        self._keys = tuple(program.blocks)
+        self._layout = {
+            "blocks": [list(s.name for s in b.sites) for b in program.blocks.values()],
+            "families": [b.family.name for b in program.blocks.values()],
+            "shapes": [[list(s.shape) for s in b.sites] for b in program.blocks.values()],
+            "local": [_is_local(b, program.recording) for b in program.blocks.values()],
+            "statistics": [list(b.family.statistics) for b in program.blocks.values()],
+            "discrete": {s.name: s.cardinality for s in program.discrete},
+            "origins": list(origins),
+        }
+        for i, origin in enumerate(origins.values()):
+            self.register_buffer(f"origin_{i}", origin)
+
+    def _adopt(self, program: Program) -> None:
+        """Take on a new recording: keep the globals, and start anew the blocks of a data plate whose size changed."""
+        self._check_structure(program)
+        state = self.state
+        like = next(iter(next(iter(state.values())).values())) if state else program.recording.like
+        if like.dtype != program.recording.dtype or like.device != program.recording.device:
+            raise DataError(
+                f"Expected data of {like.dtype} on {like.device}, as the guide was fitted; got {program.recording.dtype} on "
+                f"{program.recording.device}. Convert the data, or the guide with guide.to(...)."
+            )
+        shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
+        if shapes != self._layout["shapes"]:
+            starts = like.shape[0]
+            fresh, _ = initial_state(program, None, starts)
+            changed = [k for k, old, new in zip(self._keys, self._layout["shapes"], shapes, strict=True) if old != new]
+            state = {key: fresh[key] if key in changed else state[key] for key in state}
+            self._layout["shapes"] = shapes
+            self.store(state)
+        self._starts = {}
+
+    def _check_structure(self, program: Program) -> None:
+        blocks = list(program.blocks.values())
+        found = {
+            "latent sites and blocks": [[s.name for s in b.sites] for b in blocks],
+            "families": [b.family.name for b in blocks],
+            "discrete sites": {s.name: s.cardinality for s in program.discrete},
+        }
+        fitted = dict(zip(found, (self._layout[k] for k in ("blocks", "families", "discrete")), strict=True))
+        for what, value in found.items():
+            if value != fitted[what]:
+                raise ModelError(
+                    f"Expected the {what} of the fitted guide, {fitted[what]}; got {value}. Make a new guide for another model."
+                )
+        for block, old in zip(blocks, self._layout["shapes"], strict=True):
+            new = [list(s.shape) for s in block.sites]
+            if new != old and not _is_local(block, program.recording):
+                raise ModelError(
+                    f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. Make a new guide."
+                )
+
+    def _current(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
+        if args or kwargs or self._program is None:
+            if not args and not kwargs and self._layout:
+                raise ModelError(
+                    "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+                    "Call guide(data) once."
+                )
+            return self.program(*args, **kwargs)
+        return self._program
+
+    # Sampling.
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site from the posterior, as Pyro sample statements."""
+        program = self.program(*args, **kwargs)
+        state = {key: n.map(lambda t: t[self._best]) for key, n in self.state.items()}
+        values: dict[str, Tensor] = {}
+        plates = _plates(program)
+        for key, block in program.blocks.items():
+            self._sample_block(block, state[key], plates, values)
+        sites = [s for s in program.discrete if not (s.marked and _enumerating())]
+        if sites and _mean_field_elbo():
+            raise ModelError(
+                f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use TraceEnum_ELBO: "
+                "mark the sites with infer={'enumerate': 'parallel'}."
+            )
+        if not sites:
+            return values
+        means = program.means({k: n.map(lambda t: t.unsqueeze(0)) for k, n in state.items()})
+        drawn: dict[str, Tensor] = {}
+        for site in sites:
+            probs = responsibilities(program, means, site, drawn)
+            probs = probs[0] if len(probs) == 1 else probs.reshape(*_outer(drawn, program), *probs.shape[1:])
+            with _within(site.plates, plates, site.scale):
+                drawn[site.name] = pyro.sample(
+                    site.name, _masked(discrete_distribution(site, probs), site.mask), infer={"is_auxiliary": False}
+                )
+        return values | drawn
+
+    def _sample_block(
+        self, block: Block, natural: Natural, plates: dict[str, pyro.plate], values: dict[str, Tensor]
+    ) -> None:
+        drawn: list[Tensor] = []
+        for component, conditional in block.family.conditionals(block.params(natural)):
+            site = block.sites[component]
+            distribution = shaped(block, component, conditional(*drawn))
+            with _within(site.plates, plates, site.scale):
+                value = pyro.sample(site.name, _masked(distribution, site.mask))
+            drawn.append(value)
+            values[site.name] = value
+
+    # Summaries.
+
+    def posterior(self, *args: Any, joint: bool = False, **kwargs: Any) -> dict[Any, Any]:
+        """The posterior as Pyro distributions.
+
+        Args:
+            joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a discrete
+                site); True: by block, its distribution, and the discrete sites'.
+            args, kwargs: the model's arguments; left out, those of the last call.
+        """
+        program = self._current(args, kwargs)
+        found: Posteriors = posteriors(program, self.state, self._best)
+        keys = list(program.blocks) if joint else [s.name for b in program.blocks.values() for s in b.sites]
+        return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """By site, the elementwise posterior median, of the site's shape."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """By site, elementwise posterior quantiles: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
+
+        They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
+        """
+        wrong = [q for q in quantiles if not 0 < q < 1]
+        if wrong:
+            raise ValueError(f"Expected quantiles in (0, 1); got {wrong}.")
+        found = self.posterior(*args, **kwargs)
+        return {name: torch.stack([quantile(d, float(q)) for q in quantiles]) for name, d in found.items()}
+
+    def elbo(self, *args: Any, **kwargs: Any) -> float:
+        """The exact ELBO, in nats, of the current posterior."""
+        program = self._current(args, kwargs)
+        state = {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in self.state.items()}
+        return float(program.bound(state, program.means(state)).elbo)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """A table of the sites: family, block, and how each is updated, or why it is not."""
+        if not args and not kwargs and self._program is not None:
+            return explain(self._program.recording, self._joint)
+        return explain(record(self.model, *args, **kwargs), self._joint)
+
+    # Saving.
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What names the buffers, in plain types: safe under ``weights_only=True``."""
+        return {"layout": self._layout, "best": self._best}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take on a saved layout."""
+        self._best = state["best"]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra and extra["layout"]:
+            layout = extra["layout"]
+            if self._layout and layout["blocks"] != self._layout["blocks"]:
+                raise ModelError(f"Expected a state of the blocks {self._layout['blocks']}; got one of {layout['blocks']}.")
+            self._layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
+            self._keys = tuple(b[0] if len(b) == 1 else tuple(b) for b in layout["blocks"])
+            for name, tensor in state_dict.items():
+                local = name[len(prefix) :]
+                if name.startswith(prefix) and local.startswith(("natural_", "origin_")):
+                    self.register_buffer(local, torch.empty_like(tensor))
+            self._program = self._call = None
+            self._starts = {}
+            self._revision += 1
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
+    found = []
+    for block in blocks or ():
+        if isinstance(block, str) or not all(isinstance(name, str) for name in block):
+            raise TypeError(f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}.")
+        if len(block) > 1:
+            found.append(tuple(block))
+    return tuple(found)
+
+
+def _is_local(block: Block, recording: Recording) -> bool:
+    """Whether a block lies in a plate of the data."""
+    data = {p.name for s in recording.scored.values() if s.observed for p in s.plates}
+    return any(p.name in data for s in block.sites for p in s.plates)
+
+
+def _plates(program: Program) -> dict[str, pyro.plate]:
+    sites = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+    unique = {p.name: p for s in sites for p in s.plates}
+    return {name: pyro.plate(name, p.size, dim=p.dim) for name, p in unique.items()}
+
+
+@contextmanager
+def _within(used: Sequence[Any], plates: dict[str, pyro.plate], scale: Tensor | float) -> Iterator[None]:
+    with ExitStack() as stack:
+        for plate in used:
+            stack.enter_context(plates[plate.name])
+        if isinstance(scale, Tensor) or scale != 1:
+            stack.enter_context(poutine.scale(scale=scale))
+        yield
+
+
+def _masked(distribution: Any, mask: Tensor | None) -> Any:
+    return distribution if mask is None else distribution.mask(mask)
+
+
+def _outer(drawn: dict[str, Tensor], program: Program) -> torch.Size:
+    """The dimensions that particles add to the left of the plates."""
+    depth = {s.name: max((-p.dim for p in s.plates), default=0) for s in program.discrete}
+    shapes = [v.shape[: v.ndim - depth[n]] for n, v in drawn.items() if v.ndim > depth[n]]
+    return max(shapes, key=len)
+
+
+def _enumerating() -> bool:
+    return any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
+
+
+def _mean_field_elbo() -> bool:
+    """Whether TraceMeanField_ELBO runs the guide: its own error would not say what to use instead."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "pyro.infer.trace_mean_field_elbo":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False

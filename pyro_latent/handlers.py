@@ -1,0 +1,505 @@
+r"""Pyro handlers: they translate between a model and the engine, and compute nothing themselves.
+
+- :func:`record` runs a model once and returns its log densities as expressions in its latents.
+- :func:`expected_log_factors` gives the expected log density of every site under a posterior.
+- :func:`closed_form` attaches hand-written updates to the sites of an unchanged model.
+
+A worked example::
+
+    def model(x):
+        precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(0.0, precision.rsqrt()), obs=x)
+
+    recording = handlers.record(model, x)
+    recording.scored["obs"].density          # an Expression of "precision"
+
+    handlers.expected_log_factors(model, {"precision": dist.Gamma(3.0, 2.0)}, x)["obs"]     # E log p(x_n | precision)
+
+    def update(q, x):
+        return dist.Gamma(2.0 + len(x) / 2, 1.0 + (x**2).sum() / 2)
+
+    model = handlers.closed_form(model, {"precision": update})    # CAVI now uses it; check_updates verifies it
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.distributions import constraints
+from pyro.infer.enum import config_enumerate
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import _ENUM_ALLOCATOR
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from .errors import DataError, LatentValueError, ModelError, NotConjugateError
+from .expressions import Expression, RandomTensor
+from .objective import DiscreteSite, LatentSite, Plate, Program, Recording, ScoredSite
+from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
+
+Update = Callable[..., Any]
+
+
+class ClosedFormMessenger(Messenger):
+    """Sets ``infer={"update": (block, function)}`` at the sites of hand-written updates."""
+
+    def __init__(self, updates: Mapping[str | tuple[str, ...], Update]) -> None:
+        super().__init__()
+        self.by_site: dict[str, tuple[tuple[str, ...], Update]] = {}
+        for key, update in updates.items():
+            names = (key,) if isinstance(key, str) else tuple(key)
+            if not callable(update):
+                raise TypeError(f"Expected a function update(q, *args, **kwargs) for {key!r}; got {update!r}")
+            for name in names:
+                self.by_site[name] = (names, update)
+        self.seen: set[str] = set()
+
+    def __enter__(self) -> Any:
+        self.seen = set()
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.by_site and not msg["is_observed"]:
+            self.seen.add(msg["name"])
+            msg["infer"]["update"] = self.by_site[msg["name"]]
+
+    def __exit__(self, *args: Any) -> Any:
+        missing = sorted(set(self.by_site) - self.seen)
+        if missing and args[0] is None:
+            super().__exit__(*args)
+            raise ModelError(f"Expected updates for latent sites of the model; got updates for {missing}, which it lacks.")
+        return super().__exit__(*args)
+
+
+def closed_form(model: Callable[..., Any], updates: Mapping[str | tuple[str, ...], Update]) -> Callable[..., Any]:
+    """Attach hand-written coordinate updates to the sites of a model, which stays as it is.
+
+    Args:
+        model: a Pyro model.
+        updates: by site, or by tuple of sites for a joint block, a function ``update(q, *args, **kwargs)`` of the current
+            posteriors (``q[site]`` or ``q[block]``: Pyro distributions; ``q.scales[site]``: plate scales) and the model's own arguments.
+            It returns the block's new posterior.
+
+    Returns:
+        A model with the same behaviour in Pyro, for which ``CAVI`` uses the updates in place of the derived ones.
+
+    Raises:
+        TypeError: if an update is not callable.
+        ModelError: when run, if the model has no latent site of a name in ``updates``.
+
+    Example::
+
+        fast = handlers.closed_form(gmm.model, gmm.updates)
+        CAVI(fast, AutoConjugate(fast, blocks=[("mean", "precision")])).run(data, 6)
+    """
+    return ClosedFormMessenger(updates)(model)
+
+
+class RecordMessenger(Messenger):
+    """Puts random tensors at the continuous latents, and writes down every site's log density."""
+
+    def __init__(
+        self, like: Tensor, max_plate_nesting: int | None, origins: Mapping[str, Tensor], strict: bool = True
+    ) -> None:
+        super().__init__()
+        self.like = like
+        self.max_plate_nesting = max_plate_nesting
+        self.origins = origins
+        self.latents: dict[str, LatentSite] = {}
+        self.discrete: dict[str, DiscreteSite] = {}
+        self.scored: dict[str, ScoredSite] = {}
+        self.observations: dict[str, Tensor] = {}
+        self.marked: dict[str, bool] = {}
+        self.nesting = 0
+        self.found_origins: dict[str, Tensor] = {}
+        self.classes: dict[str, type] = {}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
+            return
+        if self.max_plate_nesting is None and _is_discrete(msg["fn"]):
+            msg["value"] = _placeholder_distribution(msg["fn"]).sample()
+        elif _is_discrete(msg["fn"]):
+            raise NotConjugateError(
+                f"Expected discrete latents that can be enumerated; got site {msg['name']!r}, a "
+                f"{family_class(unwrap(msg['fn'])[0]).__name__} with infinitely many values."
+            )
+        else:
+            msg["value"] = self._symbol(msg)
+        msg["done"] = True
+
+    def _symbol(self, msg: Any) -> RandomTensor:
+        """The latent as a random tensor, measured from its origin."""
+        fn = msg["fn"]
+        keep = len(fn.batch_shape) if self.max_plate_nesting is None else self.max_plate_nesting
+        batch = fn.batch_shape[max(0, len(fn.batch_shape) - keep) :]
+        shape = batch + fn.event_shape
+        value = _feasible(fn.support, shape, self.like)
+        symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support))
+        origin = self.origins.get(msg["name"])
+        if origin is not None:
+            symbol = symbol + Expression.constant(origin)
+        return RandomTensor(value, symbol)
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            return
+        name, fn = msg["name"], msg["fn"]
+        frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        self.nesting = max([self.nesting, *(-f.dim for f in frames)])
+        if msg["infer"].get("_deterministic"):
+            return
+        if name not in self.marked:
+            self.marked[name] = msg["infer"].get("enumerate") is not None
+        plates = tuple(Plate(f.name, f.dim, f.size) for f in frames)
+        if self.max_plate_nesting is None:
+            self._check_frames(frames, name)
+            self.classes[name] = family_class(unwrap(fn)[0])
+            if msg["is_observed"] and isinstance(msg["value"], Tensor):
+                self.observations[name] = msg["value"]
+                self._find_origin(msg)
+            return
+        base, _, masks = unwrap(fn)
+        mask = _joined_mask([msg["mask"], *masks], self.like.device)
+        if mask is False:
+            return
+        if msg["is_observed"]:
+            value = _checked_data(name, fn, msg["value"], mask)
+            self.observations[name] = msg["value"]
+        else:
+            value = msg["value"]
+            self._latent(msg, base, plates, mask)
+        self._score(msg, value, plates, mask)
+
+    def _find_origin(self, msg: Any) -> None:
+        """Measure a latent that is a location of the data from the data's mean.
+
+        Differences between data and location are then taken before squares, so data far from zero loses no digits.
+        """
+        base, _, masks = unwrap(msg["fn"])
+        value, located = msg["value"], ("loc" if family_class(base) in _LOCATED else None)
+        if located is None or not isinstance(base, RandomDistribution) or not value.is_floating_point():
+            return
+        location = base.arguments.get(located)
+        if not isinstance(location, RandomTensor) or location.expression.opacity or location.expression.pieces:
+            return
+        for term in location.expression.terms:
+            if term.constants or term.coefficient != 1 or len(term.factors) != 1 or term.factors[0].power != 1:
+                continue
+            (factor,) = term.factors
+            site = factor.variable.site
+            if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
+                continue
+            if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
+                continue  # one latent for each observation: its own data is no common origin
+            self.found_origins[site] = _mean_over(_finite(value, masks), factor.axes)
+            return
+
+    def _check_frames(self, frames: list[Any], name: str) -> None:
+        for frame in frames:
+            if frame.full_size is not None and frame.size != frame.full_size:
+                raise ModelError(
+                    f"Expected plates over all of the data; got plate {frame.name!r} at site {name!r} with a subsample of "
+                    f"{frame.size} of {frame.full_size}. Leave out subsample_size."
+                )
+
+    def _latent(self, msg: Any, base: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
+        name, fn, update = msg["name"], msg["fn"], msg["infer"].get("update")
+        dim = msg["infer"].get("_enumerate_dim")
+        if dim is not None:
+            support = msg["value"].reshape(-1) if not fn.event_shape else msg["value"].flatten(0, -len(fn.event_shape) - 1)
+            self.discrete[name] = DiscreteSite(
+                name, family_class(base), dim, support, plates, msg["scale"], mask, self.marked[name], update
+            )
+            return
+        shape = msg["value"].shape
+        batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
+        _check_plates(name, batch, plates, frozenset(), "latent")
+        origin = self.origins.get(name)
+        self.latents[name] = LatentSite(
+            name, family_class(base), batch, fn.event_shape, plates, msg["scale"], mask, update, origin
+        )
+
+    def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
+        name, fn = msg["name"], msg["fn"]
+        density, error = None, None
+        kind = family_class(unwrap(fn)[0]).__name__
+        try:
+            density = expected_log_density(fn, value, self.like)
+        except (NotConjugateError, NotImplementedError) as problem:
+            error = NotConjugateError(f"Site {name!r}: {problem}")
+        batch = value.shape[: value.ndim - len(fn.event_shape)]
+        shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
+        enumerated = frozenset(s.dim for s in self.discrete.values())
+        _check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
+        self.scored[name] = ScoredSite(
+            name, density, shape, plates, msg["scale"], mask, msg["is_observed"], error, kind, len(fn.event_shape)
+        )
+
+
+#: Distributions with an argument that moves with the data.
+_LOCATED = (dist.Normal, dist.MultivariateNormal)
+
+
+def _finite(value: Tensor, masks: list[Any]) -> Tensor:
+    """Data with what is not finite left out of the mean."""
+    del masks
+    return torch.where(value.isfinite(), value, torch.nan)
+
+
+def _mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
+    """The mean of data over every dimension that the axes do not run along; size 1 where they gather."""
+    labels = [a for a in axes if isinstance(a, int)]
+    gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
+    mean = value.double().nanmean(gone) if gone else value.double()
+    kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
+    mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
+    return mean.reshape([value.shape[a] if isinstance(a, int) else 1 for a in axes])
+
+
+def _is_discrete(fn: Any) -> bool:
+    return bool(_placeholder_distribution(fn).support.is_discrete)
+
+
+def _placeholder_distribution(fn: Any) -> Any:
+    """The distribution with its latent arguments at their placeholders."""
+    base, reinterpreted, _ = unwrap(fn)
+    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
+    return plain.to_event(reinterpreted) if reinterpreted else plain
+
+
+def _base_constraint(support: Any) -> Any:
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def _ends_in_simplex(support: Any) -> bool:
+    return isinstance(support, type(constraints.simplex))
+
+
+def _feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
+    """A value inside the support."""
+    base = _base_constraint(support)
+    value = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if isinstance(base, type(constraints.simplex)):
+        return value + 1.0 / shape[-1]
+    if isinstance(base, type(constraints.positive_definite)):
+        return value + torch.eye(shape[-1], dtype=like.dtype, device=like.device)
+    if isinstance(base, type(constraints.unit_interval)):
+        return value + 0.5
+    if isinstance(base, constraints.greater_than | constraints.greater_than_eq):
+        return value + base.lower_bound + 1.0
+    return value
+
+
+def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | bool | None:
+    """The conjunction of masks: None for all true, False for all false."""
+    joined: Tensor | None = None
+    for mask in masks:
+        if mask is None or mask is True:
+            continue
+        if mask is False:
+            return False
+        joined = mask.to(device) if joined is None else joined & mask
+    return joined
+
+
+def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
+    """Observed data, with the elements that a mask hides replaced by one that it does not.
+
+    Raises:
+        DataError: if what is left is not finite, outside the support, of half precision, or of the wrong event shape.
+    """
+    if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
+        return value
+    if value.dtype in (torch.float16, torch.bfloat16):
+        raise DataError(f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float().")
+    event = fn.event_shape
+    if len(event) and tuple(value.shape[value.ndim - len(event) :]) != tuple(event):
+        raise DataError(
+            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(event)}; got {tuple(value.shape)}."
+        )
+    value = value.detach()
+    if mask is not None:
+        shape = torch.broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
+        shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
+        full = value.expand(shape + event)
+        kept = full[mask.expand(shape)]
+        filler = kept[:1].expand(event) if len(kept) else _feasible(fn.support, event, full)
+        value = torch.where(shown, full, filler.to(full.dtype))
+    wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
+    if wrong:
+        raise DataError(
+            f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. Remove them, or hide "
+            "them with obs_mask= or poutine.mask."
+        )
+    support = _placeholder_distribution(fn).support
+    inside = support.check(value)
+    if not bool(inside.all()):
+        bad = int((~inside).sum())
+        raise DataError(f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it.")
+    return value
+
+
+def _check_plates(
+    name: str, shape: torch.Size, plates: tuple[Plate, ...], enumerated: frozenset[int], kind: str
+) -> None:
+    """Every dimension of a batch shape belongs to a plate."""
+    sizes = {plate.dim: plate.size for plate in plates}
+    for i, n in enumerate(shape):
+        dim = i - len(shape)
+        if n == 1 or dim in enumerated:
+            continue
+        if dim not in sizes:
+            raise DataError(
+                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape {tuple(shape)}, whose "
+                f"dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it part of the event with .to_event()."
+            )
+        if n != sizes[dim]:
+            raise DataError(
+                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got shape {tuple(shape)}."
+            )
+
+
+@contextmanager
+def _recording_context(like: Tensor) -> Iterator[None]:
+    """Random arguments, constants in the data's dtype and device, no gradients, and the random state left as it was."""
+    default = torch.get_default_dtype()
+    allocator = dict(vars(_ENUM_ALLOCATOR))  # one for the process: an enumeration around must find it unchanged
+    devices = [like.device] if like.device.type == "cuda" else []
+    with random_arguments(), poutine.block(), torch.random.fork_rng(devices), torch.no_grad(), torch.device(like.device):
+        torch.set_default_dtype(like.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            vars(_ENUM_ALLOCATOR).clear()
+            vars(_ENUM_ALLOCATOR).update(allocator)
+
+
+def _scan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> RecordMessenger:
+    messenger = RecordMessenger(like, None, {})
+    with _recording_context(like), messenger:
+        model(*args, **kwargs)
+    return messenger
+
+
+def _first_guess(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+    """A floating tensor among the arguments, whose dtype and device a model most likely computes in."""
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, Tensor) and item.dtype in (torch.float32, torch.float64):
+            return item.new_empty(0)
+    for item in (*args, *kwargs.values()):
+        if isinstance(item, Tensor):
+            return torch.empty(0, device=item.device)
+    return torch.empty(0)
+
+
+def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
+    """An empty tensor of the dtype and device of the data.
+
+    Raises:
+        DataError: if observed sites differ in dtype or device, or are of half precision.
+    """
+    kinds = {}
+    for name, value in observations.items():
+        if value.dtype in (torch.float16, torch.bfloat16):
+            raise DataError(f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float().")
+        if value.is_floating_point() and not isinstance(value, RandomTensor):
+            kinds.setdefault((value.dtype, value.device), name)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{n!r}: {d} on {v}" for (d, v), n in kinds.items())
+        raise DataError(f"Expected observed sites of one dtype and device; got {listed}.")
+    if kinds:
+        ((dtype, device),) = kinds
+        return torch.empty(0, dtype=dtype, device=device)
+    devices = {v.device for v in observations.values()}
+    return torch.empty(0, dtype=guess.dtype, device=next(iter(devices), guess.device))
+
+
+def record(
+    model: Callable[..., Any],
+    *args: Any,
+    origins: Mapping[str, Tensor] | None = None,
+    **kwargs: Any,
+) -> Recording:
+    """Run a model once, and write down the log density of every site as an expression in its latents.
+
+    Discrete latents are enumerated; continuous ones are random tensors. The model's random draws and its parameters
+    leave no trace outside: the global random state and the handlers around are untouched.
+
+    Args:
+        model: a Pyro model; the other arguments are its own.
+        origins: by site, a constant that the latent is measured from, for exact differences from data far from zero;
+            by default the mean of the data that the latent is a location of.
+
+    Returns:
+        The recording; sites without a rule hold their error, which is raised when the density is needed.
+
+    Raises:
+        ModelError: if there is no latent site, nothing is observed, or a plate subsamples.
+        DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
+        LatentValueError: if the model uses a latent's value as a number.
+    """
+    guess = _first_guess(args, kwargs)
+    scan = _scan(model, args, kwargs, guess)
+    like = _data_like(scan.observations, guess)
+    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins)
+    messenger.marked = scan.marked
+    enumerated = config_enumerate(model, default="parallel")
+    with _recording_context(like), messenger, EnumMessenger(first_available_dim=-1 - scan.nesting):
+        enumerated(*args, **kwargs)
+    if not messenger.latents and not messenger.discrete:
+        raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
+    if not any(s.observed for s in messenger.scored.values()):
+        raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
+    return Recording(
+        messenger.latents,
+        messenger.discrete,
+        messenger.scored,
+        scan.nesting,
+        like.dtype,
+        like.device,
+        messenger.observations,
+    )
+
+
+def expected_log_factors(
+    model: Callable[..., Any], posterior: Mapping[Any, Any], *args: Any, **kwargs: Any
+) -> dict[str, Tensor]:
+    """The expected log density of every site under a posterior, of the site's batch shape.
+
+    Args:
+        model: a Pyro model; the other arguments are its own.
+        posterior: by continuous latent site, or by tuple of sites for a joint block, a distribution of its family.
+
+    Returns:
+        By site a tensor of its batch shape; a factor that depends on discrete latents has their enumeration dimensions in front.
+
+    Raises:
+        ModelError: if a latent site has no posterior.
+        NotConjugateError: if an expectation has no closed form.
+    """
+    recording = record(model, *args, **kwargs)
+    program = Program(recording, tuple(k for k in posterior if isinstance(k, tuple)))
+    missing = sorted(str(key) for key in program.blocks if key not in posterior)
+    if missing:
+        raise ModelError(f"Expected a posterior for every continuous latent site; got none for {missing}.")
+    like = recording.like
+    state = {}
+    for key, block in program.blocks.items():
+        params = block.family.distribution_params(unwrap(posterior[key])[0])
+        state[key] = block.natural({n: p.to(like) for n, p in params.items()}).map(lambda t: t.unsqueeze(0))
+    return {name: value.squeeze(0) for name, value in program.expected_log_densities(program.means(state)).items()}
+
+
+__all__ = ["ClosedFormMessenger", "LatentValueError", "closed_form", "expected_log_factors", "record"]

@@ -1,0 +1,5 @@
+"""Drivers, one a file."""
+
+from .cavi import CAVI, CAVIResult
+
+__all__ = ["CAVI", "CAVIResult"]

@@ -1,0 +1,28 @@
+"""The ELBO as a function of the mean parameters: blocks, expectations, elimination of discrete sites, and their compilation."""
+
+from .blocks import Block, BlockKey, make_blocks
+from .elimination import LogFactor, eliminate
+from .program import Bound, Held, Means, Program, State, Summand
+from .explain import explain
+from .posterior import Posteriors, discrete_distribution, marginals, natural_of, posteriors, quantile, responsibilities, shaped
+from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
+from .starts import Init, initial_state
+
+__all__ = [
+    "Block",
+    "BlockKey",
+    "Bound",
+    "DiscreteSite",
+    "Held",
+    "LatentSite",
+    "LogFactor",
+    "Means",
+    "Plate",
+    "Program",
+    "Recording",
+    "ScoredSite",
+    "State",
+    "Summand",
+    "eliminate",
+    "make_blocks",
+]

@@ -1,0 +1,150 @@
+"""Blocks: the factors of q, each in one exponential family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..families import FAMILIES, JOINT_FAMILIES, Family, Natural, Params, family_of
+from .recording import LatentSite, Recording
+
+BlockKey = str | tuple[str, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class Block:
+    """One factor of q: its sites in the order of the family's components, its family and shapes.
+
+    ``scale`` and ``mask`` are those of its sites' log densities, laid over ``batch_shape``: they weight the entropy.
+    """
+
+    sites: tuple[LatentSite, ...]
+    family: Family
+    batch_shape: torch.Size
+    event_shapes: tuple[torch.Size, ...]
+    scale: Tensor | float
+    mask: Tensor | None
+
+    @property
+    def key(self) -> BlockKey:
+        names = tuple(site.name for site in self.sites)
+        return names[0] if len(names) == 1 else names
+
+    @property
+    def label(self) -> str:
+        return ", ".join(site.name for site in self.sites)
+
+    @property
+    def numel(self) -> int:
+        return sum(site.shape.numel() for site in self.sites)
+
+    @property
+    def update(self) -> Any:
+        """The hand-written update attached to the block, if any."""
+        return self.sites[0].update
+
+    @property
+    def location_site(self) -> LatentSite | None:
+        """The site that the family's location belongs to."""
+        return self.sites[self.family.location[1]] if self.family.location else None
+
+    def weight(self, tensor: Tensor) -> Tensor:
+        """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
+        tensor = tensor * self.scale
+        return tensor if self.mask is None else torch.where(self.mask, tensor, torch.zeros_like(tensor))
+
+    def _shifted(self, params: Params, sign: float) -> Params:
+        site = self.location_site
+        if site is None or site.origin is None:
+            return params
+        name = self.family.location[0]  # type: ignore[index]
+        location = params[name]
+        tail = self.event_shapes[self.family.location[1]]  # type: ignore[index]
+        origin = site.origin.expand(site.shape).reshape(self.batch_shape + tail)
+        return params | {name: location + sign * origin}
+
+    def params(self, natural: Natural) -> Params:
+        """The params of q, in the model's own coordinates."""
+        return self._shifted(self.family.to_params(natural), 1.0)
+
+    def natural(self, params: Params) -> Natural:
+        """The natural parameters of q from params in the model's own coordinates."""
+        return self.family.from_params(self._shifted(params, -1.0))
+
+
+def _is_elementwise(site: LatentSite) -> bool:
+    """Whether the site's event dimensions are independent copies: made by ``to_event``, not the distribution's own."""
+    family = family_of(site.distribution)
+    return family is not None and family.event_dims == (0,)
+
+
+def _single(site: LatentSite) -> Block:
+    if site.distribution is dist.Normal and site.event_shape:
+        family: Family = FAMILIES[dist.MultivariateNormal]
+        shapes = (torch.Size([site.event_shape.numel()]),)
+        return Block((site,), family, site.batch_shape, shapes, site.scale, site.mask)
+    found = family_of(site.distribution)
+    if found is None:
+        known = ", ".join(sorted(d.__name__ for d in FAMILIES))
+        raise NotConjugateError(
+            f"Expected site {site.name!r} to have a prior in a known exponential family; got {site.distribution.__name__}. "
+            f"Known: {known}. Add one with register_family({site.distribution.__name__}, family), or fit the site by gradient "
+            "(an autoguide in SVI)."
+        )
+    return _over(found, (site,))
+
+
+def _over(family: Family, sites: tuple[LatentSite, ...]) -> Block:
+    """A block over sites, with events that ``to_event`` made counted as batch."""
+    shapes = []
+    for site, own in zip(sites, family.event_dims, strict=True):
+        split = len(site.shape) - own
+        shapes.append((torch.Size(site.shape[:split]), torch.Size(site.shape[split:])))
+    batches = {batch for batch, _ in shapes}
+    if len(batches) > 1:
+        listed = ", ".join(f"{s.name!r} {tuple(b)}" for s, (b, _) in zip(sites, shapes, strict=True))
+        raise NotConjugateError(
+            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. Put them in the same plates."
+        )
+    batch = shapes[0][0]
+    extra = len(batch) - len(sites[0].batch_shape)
+
+    def widen(x: Any) -> Any:
+        return x.reshape(x.shape + (1,) * extra) if isinstance(x, Tensor) and x.ndim else x
+
+    return Block(sites, family, batch, tuple(e for _, e in shapes), widen(sites[0].scale), widen(sites[0].mask))
+
+
+def _joint(names: tuple[str, ...], recording: Recording) -> Block:
+    missing = [n for n in names if n not in recording.latents]
+    if missing:
+        raise NotConjugateError(
+            f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block {names}."
+        )
+    sites = [recording.latents[n] for n in names]
+    for classes, family in JOINT_FAMILIES.items():
+        order = [next((s for s in sites if issubclass(s.distribution, c)), None) for c in classes]
+        if len(sites) == len(classes) and None not in order and len({id(s) for s in order}) == len(classes):
+            return _over(family, tuple(s for s in order if s is not None))
+    known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
+    got = " with ".join(s.distribution.__name__ for s in sites)
+    raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
+
+
+def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> dict[BlockKey, Block]:
+    """One block for each site, but for those named together in ``joint``.
+
+    Raises:
+        NotConjugateError: for a prior outside the known families, or a joint block that no family fits.
+    """
+    used = [n for names in joint for n in names]
+    if len(used) != len(set(used)):
+        raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
+    blocks = [_joint(names, recording) for names in joint]
+    blocks += [_single(site) for site in recording.latents.values() if site.name not in used]
+    return {block.key: block for block in blocks}

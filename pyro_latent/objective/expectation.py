@@ -1,0 +1,189 @@
+"""Expectations of terms: products of moments, one for each block.
+
+A term is a product of functions of latents. Its expectation under q groups them by block, and reads each block's joint moment
+off its mean parameters; so it is affine in the mean parameters of every block, which is what conditional conjugacy means.
+A product that is not among a family's moments has no closed form here, and raises.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import torch
+
+from ..errors import NotConjugateError
+from ..expressions.terms import Axis, Constant, Factor, Gather, Term, read, same_axes
+from ..families.base import Monomial
+from .blocks import Block
+
+
+@dataclass(frozen=True, eq=False)
+class Moment:
+    """A statistic of a block, read through axes over its batch and event dimensions."""
+
+    block: Block
+    statistic: str
+    axes: tuple[Axis, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class ExpectedTerm:
+    """``coefficient`` × constants × moments, summed over the positive labels."""
+
+    coefficient: float
+    constants: tuple[Constant, ...]
+    moments: tuple[Moment, ...]
+
+
+@dataclass(frozen=True, eq=False)
+class _Reading:
+    """One function of one component: its place in the block, and its axes split into batch and event."""
+
+    component: int
+    function: str
+    batch: tuple[Axis, ...]
+    event: tuple[Axis, ...]
+
+
+def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> ExpectedTerm:
+    """The expectation of one term of the log density of ``site``.
+
+    Args:
+        term: the term.
+        owners: for each latent site its block and its place there.
+        site: the site whose log density the term belongs to, for errors.
+
+    Raises:
+        NotConjugateError: if a block's product is not one of its moments, or couples elements within it.
+    """
+    groups: dict[int, list[Factor]] = {}
+    for factor in term.factors:
+        groups.setdefault(id(owners[factor.variable.site][0]), []).append(factor)
+    moments = []
+    for factors in groups.values():
+        others = Counter(label for c in term.constants for label in set(c.labels))
+        others.update(label for f in term.factors if f not in factors for label in set(f.labels))
+        moments.append(_moment(factors, owners, set(others), site))
+    return ExpectedTerm(term.coefficient, term.constants, tuple(moments))
+
+
+def _moment(
+    factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str
+) -> Moment:
+    block = owners[factors[0].variable.site][0]
+    readings: list[_Reading] = []
+    for factor in factors:
+        if factor.power < 1 or not float(factor.power).is_integer():
+            raise _no_moment(block, factors, site)
+        component = owners[factor.variable.site][1]
+        readings += [_reading(block, component, factor)] * int(factor.power)
+    if not all(same_axes(readings[0].batch, r.batch) for r in readings[1:]):
+        raise _coupled(block, site)
+    readings.sort(key=lambda r: (r.component, r.function))
+    monomial: Monomial = tuple((r.component, r.function) for r in readings)
+    rule = block.family.moments.get(monomial)
+    if rule is None:
+        raise _no_moment(block, factors, site)
+    for order in _orders(readings):
+        event = _match(rule.pattern, order, outside)
+        if event is not None:
+            return Moment(block, rule.statistic, readings[0].batch + event)
+    raise _no_moment(block, factors, site)
+
+
+def _reading(block: Block, component: int, factor: Factor) -> _Reading:
+    """Split the axes of a factor; a function such as ``log_det`` has lost the event axes, a flattened event has one."""
+    shape = block.event_shapes[component]
+    split = len(block.batch_shape)
+    batch, event = factor.axes[:split], factor.axes[split:]
+    value_event = block.sites[component].shape[split:]
+    if len(event) > len(shape) and value_event.numel() == shape.numel():
+        flat = torch.arange(shape.numel()).reshape(value_event)
+        index, labels = read(flat, event)
+        event = (Gather(index, labels),)
+    elif len(event) == len(shape):
+        event = tuple(axis if n != 1 else None for axis, n in zip(event, shape, strict=True))
+    return _Reading(component, factor.function, batch, event)
+
+
+def _orders(readings: list[_Reading]) -> itertools.product[tuple[_Reading, ...]] | list[tuple[_Reading, ...]]:
+    """The orders that a pattern may be tried in: equal functions swapped, and (symmetric) matrices transposed."""
+    choices: list[list[tuple[_Reading, ...]]] = []
+    for _, group in itertools.groupby(readings, key=lambda r: (r.component, r.function)):
+        choices.append(list(itertools.permutations(group)))
+    orders = []
+    for parts in itertools.product(*choices):
+        order = tuple(r for part in parts for r in part)
+        flips = [(r, _Reading(r.component, r.function, r.batch, r.event[::-1])) if len(r.event) == 2 else (r,) for r in order]
+        orders += list(itertools.product(*flips))
+    return orders
+
+
+def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tuple[Axis, ...] | None:
+    """The axes of the statistic, if the readings fit the pattern."""
+    left, right = pattern.split("->")
+    found: dict[str, Axis] = {}
+    uses: Counter[str] = Counter(left.replace(",", ""))
+    for letters, reading in zip(left.split(","), order, strict=True):
+        if len(letters) != len(reading.event):
+            return None
+        for letter, axis in zip(letters, reading.event, strict=True):
+            if letter in found and not (isinstance(axis, int) and found[letter] == axis):
+                return None if not (axis is None and found[letter] is None) else ()
+            found[letter] = axis
+    for letter, axis in found.items():
+        contracted = letter not in right
+        if contracted and not _summed_here(axis, uses[letter], found, outside):
+            return None
+    return tuple(found[letter] for letter in right)
+
+
+def _summed_here(axis: Axis, uses: int, found: Mapping[str, Axis], outside: set[int]) -> bool:
+    """Whether the axis is summed over in the term, and used nowhere else in it."""
+    if axis is None:
+        return True
+    shared = sum(1 for other in found.values() if other == axis)
+    return isinstance(axis, int) and axis > 0 and axis not in outside and shared == 1 and uses > 1
+
+
+def _written(factors: list[Factor]) -> str:
+    parts = []
+    for f in factors:
+        name = f.variable.site if f.function == "x" else f"{f.function}({f.variable.site})"
+        parts.append(name if f.power == 1 else f"{name}^{f.power:g}")
+    return "E[" + " · ".join(parts) + "]"
+
+
+def _hint(block: Block, factors: list[Factor]) -> str:
+    negative = any(f.power < 0 for f in factors)
+    if block.family.name == "Gamma" and negative:
+        return "a Gamma site is conjugate as the precision of a normal: write scale=tau.rsqrt(), not scale=tau."
+    if block.family.name == "Gamma":
+        return "a Gamma site is conjugate as a precision or a rate, to the first power."
+    if block.family.name.startswith("Normal-"):
+        return "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate blocks."
+    if block.family.name in ("Beta", "Dirichlet"):
+        return f"a {block.family.name} site is conjugate as the probabilities of a discrete distribution, not inside a sum."
+    if block.family.name == "Wishart":
+        return "a Wishart site is conjugate as a precision matrix: write MultivariateNormal(loc, precision_matrix=...)."
+    return "a normal site is conjugate inside a location, where it enters linearly."
+
+
+def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateError:
+    parents = ", ".join(repr(f.variable.site) for f in factors)
+    return NotConjugateError(
+        f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which is not "
+        f"linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. What would work: "
+        f"{_hint(block, factors)}"
+    )
+
+
+def _coupled(block: Block, site: str) -> NotConjugateError:
+    return NotConjugateError(
+        f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log density "
+        "couples them (it multiplies different elements, as X @ w does). Updating them all at once would not be coordinate "
+        f"ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+    )

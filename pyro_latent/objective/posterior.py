@@ -1,0 +1,235 @@
+"""Posteriors as Pyro distributions: marginals by site, joint blocks, and what hand-written updates see."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import scipy.special
+import scipy.stats
+import torch
+from pyro.distributions.transforms import ReshapeTransform
+from torch import Tensor
+
+from ..errors import ModelError
+from ..families import Natural, Params
+from .blocks import Block, BlockKey
+from .elimination import LogFactor
+from .program import Means, Program, State, standard_params
+from .recording import DiscreteSite
+
+#: Draws behind the quantiles of distributions whose quantiles have no closed form.
+_QUANTILE_DRAWS = 4000
+
+
+def shaped(block: Block, component: int, distribution: Any) -> Any:
+    """A distribution over a component of a block with the batch and event shape of its site."""
+    site = block.sites[component]
+    extra = len(block.batch_shape) - len(site.batch_shape)
+    if extra > 0:
+        return distribution.to_event(extra)
+    if len(site.event_shape) > len(distribution.event_shape):
+        return dist.TransformedDistribution(
+            distribution, [ReshapeTransform(torch.Size(distribution.event_shape), site.event_shape)]
+        )
+    return distribution
+
+
+def marginals(block: Block, params: Params) -> dict[str, Any]:
+    """By site, the marginal of a block."""
+    found = block.family.marginals(params)
+    return {site.name: shaped(block, i, found[i]) for i, site in enumerate(block.sites)}
+
+
+class Posteriors(Mapping[Any, Any]):
+    """The current posteriors, as a hand-written update sees them.
+
+    ``q[site]`` is a site's marginal, ``q[block]`` a joint block's distribution, ``q.scales[site]`` the scale of the site's plates.
+    """
+
+    def __init__(self, program: Program, params: Mapping[BlockKey, Params], responsibilities: Mapping[str, Tensor]) -> None:
+        self._entries: dict[Any, Any] = {}
+        self.scales: dict[str, Tensor | float] = {}
+        for key, block in program.blocks.items():
+            self._entries |= marginals(block, params[key])
+            if isinstance(key, tuple):
+                self._entries[key] = block.family.distribution(params[key])
+        self.scales |= {scored.name: scored.scale for scored in program.recording.scored.values()}
+        for site in program.discrete:
+            if site.name in responsibilities:
+                self._entries[site.name] = discrete_distribution(site, responsibilities[site.name])
+
+    def __getitem__(self, key: Any) -> Any:
+        if key not in self._entries:
+            raise KeyError(f"expected one of {list(self._entries)}; got {key!r}")
+        return self._entries[key]
+
+    def __iter__(self) -> Iterator[Any]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def discrete_distribution(site: DiscreteSite, probs: Tensor) -> Any:
+    """The posterior of a discrete site from probabilities over its support, in the last dimension."""
+    if issubclass(site.distribution, dist.Bernoulli):
+        return dist.Bernoulli(probs[..., 1])
+    if issubclass(site.distribution, dist.OneHotCategorical):
+        return dist.OneHotCategorical(probs)
+    count = torch.arange(site.cardinality, device=site.support.device, dtype=site.support.dtype)
+    if site.support.ndim != 1 or not torch.equal(site.support, count):
+        raise ModelError(
+            f"Expected a discrete site with values 0, 1, …; got {site.name!r} with values {site.support.tolist()}. Use Categorical."
+        )
+    return dist.Categorical(probs)
+
+
+def responsibilities(
+    program: Program, means: Means, site: DiscreteSite, clamped: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """The posterior probabilities of a discrete site given values of others: ``[starts, plates..., values]``.
+
+    They are the gradient of log Z in a probe added to the site's log factor.
+    """
+    ndim = max([program.recording.max_plate_nesting, *(-s.dim for s in program.discrete)])
+    extra = [_clamp(s, clamped[s.name], ndim) for s in program.discrete if clamped and s.name in clamped]
+    starts = max([next(iter(next(iter(means.values())).values())).shape[0] if means else 1, *(f.tensor.shape[0] for f in extra)])
+    shape = [1] * ndim
+    for plate in site.plates:
+        shape[plate.dim] = plate.size
+    shape[site.dim] = site.cardinality
+    like = program.recording.like
+    with torch.enable_grad():
+        probe = torch.zeros(starts, *shape, dtype=like.dtype, device=like.device, requires_grad=True)
+        total = program.log_normalizer(means, [*extra, LogFactor(probe, frozenset((site.dim,)))])
+        (weights,) = torch.autograd.grad(total.sum(), probe)
+    depth = max((-p.dim for p in site.plates), default=0)
+    probs = weights.movedim(site.dim, -1)
+    probs = probs.reshape(starts, *probs.shape[probs.ndim - 1 - depth : -1], site.cardinality)
+    total_weight = probs.sum(-1, keepdim=True)
+    return torch.where(total_weight > 0, probs / total_weight, torch.full_like(probs, 1 / site.cardinality))
+
+
+def _clamp(site: DiscreteSite, value: Tensor, ndim: int) -> LogFactor:
+    """A log factor that is zero where the site has the given value, and minus infinity elsewhere."""
+    event = site.support.ndim - 1
+    lead = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
+    equal = lead == value.unsqueeze(0)
+    equal = equal.flatten(-event).all(-1) if event else equal
+    depth = max((-p.dim for p in site.plates), default=0)
+    if value.ndim - event > depth:
+        equal = equal.flatten(1, value.ndim - event - depth)
+    else:
+        equal = equal.unsqueeze(1)
+    tail = equal.shape[2:]
+    shape = [1] * ndim
+    for i, n in enumerate(tail):
+        shape[i - len(tail)] = n
+    shape[site.dim] = site.cardinality
+    log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1)
+    return LogFactor(log.reshape(log.shape[0], *shape), frozenset((site.dim,)))
+
+
+def posteriors(program: Program, state: State, start: int = 0, with_discrete: bool = True) -> Posteriors:
+    """The posteriors of one start of a state."""
+    one = {key: natural.map(lambda t: t[start]) for key, natural in state.items()}
+    params = {key: block.params(one[key]) for key, block in program.blocks.items()}
+    found: dict[str, Tensor] = {}
+    if with_discrete and program.discrete:
+        means = program.means({key: natural.map(lambda t: t.unsqueeze(0)) for key, natural in one.items()})
+        found = {s.name: responsibilities(program, means, s)[0] for s in program.discrete}
+    return Posteriors(program, params, found)
+
+
+# Quantiles.
+
+
+def quantile(distribution: Any, probability: float) -> Tensor:
+    """An elementwise quantile of a marginal, of the shape of a draw; a draw-based one where no closed form exists."""
+    base, plain = _base(distribution)
+    if isinstance(base, dist.MultivariateNormal):
+        value = dist.Normal(base.loc, base.variance.sqrt()).icdf(base.loc.new_tensor(probability))
+    elif isinstance(base, dist.MultivariateStudentT):
+        scale = (base.scale_tril**2).sum(-1).sqrt()
+        value = base.loc + scale * _numpy(scipy.stats.t.ppf, probability, like=scale, df=base.df.unsqueeze(-1))
+    elif isinstance(base, dist.StudentT):
+        value = base.loc + base.scale * _numpy(scipy.stats.t.ppf, probability, like=base.scale, df=base.df)
+    elif isinstance(base, dist.Gamma):
+        value = _inverse(scipy.special.gammaincinv, base.concentration, probability) / base.rate
+    elif isinstance(base, dist.Beta):
+        value = _inverse(scipy.special.betaincinv, base.concentration1, base.concentration0, probability)
+    elif isinstance(base, dist.Dirichlet):
+        rest = base.concentration.sum(-1, keepdim=True) - base.concentration
+        value = _inverse(scipy.special.betaincinv, base.concentration, rest, probability)
+    elif isinstance(base, dist.Normal):
+        value = base.icdf(base.loc.new_tensor(probability))
+    elif isinstance(base, dist.Bernoulli):
+        value = (1 - base.probs < probability).to(base.probs.dtype)
+    elif isinstance(base, dist.Categorical):
+        value = (base.probs.cumsum(-1) < probability).sum(-1).clamp(max=base.probs.shape[-1] - 1)
+    else:
+        with torch.random.fork_rng([]):
+            torch.manual_seed(0)
+            return distribution.sample((_QUANTILE_DRAWS,)).quantile(probability, 0)
+    return value.reshape(plain)
+
+
+def _base(distribution: Any) -> tuple[Any, torch.Size]:
+    plain = distribution.batch_shape + distribution.event_shape
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return distribution, plain
+
+
+def _inverse(function: Any, *arguments: Tensor | float) -> Tensor:
+    like = next(a for a in arguments if isinstance(a, Tensor))
+    arrays = [a.detach().cpu().double().numpy() if isinstance(a, Tensor) else a for a in arguments]
+    return torch.as_tensor(function(*arrays)).to(like)
+
+
+def _numpy(function: Any, probability: float, like: Tensor, df: Tensor) -> Tensor:
+    return torch.as_tensor(function(probability, df.detach().cpu().double().numpy())).to(like)
+
+
+def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Natural:
+    """The natural parameters of a Pyro distribution given for a block: by an update, or as a start.
+
+    Raises:
+        ModelError: if it is not of the block's family, or has another shape.
+    """
+    base, _ = _base(distribution)
+    example = standard_params(block)
+    expected = type(block.family.distribution(example))
+    kin = isinstance(base, expected) or isinstance(base, _plain_class(expected))
+    if not kin:
+        if expected is dist.MultivariateNormal and isinstance(base, dist.Normal):
+            flat = base.expand(block.batch_shape + block.event_shapes[0])
+            base = dist.MultivariateNormal(flat.loc, torch.diag_embed(flat.scale**2))
+        else:
+            raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(base).__name__}.")
+    params = {name: p.to(like) for name, p in block.family.distribution_params(base).items()}
+    shapes = {name: tuple(t.shape) for name, t in example.items()}
+    try:
+        full = {name: p.expand(shapes[name]) for name, p in params.items()}
+    except RuntimeError:
+        got = {name: tuple(p.shape) for name, p in params.items()}
+        raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {got}.") from None
+    return block.natural(full)
+
+
+def _plain_class(cls: type) -> type:
+    return dist.Wishart if issubclass(cls, dist.Wishart) else cls
+
+
+__all__ = [
+    "Posteriors",
+    "discrete_distribution",
+    "marginals",
+    "natural_of",
+    "posteriors",
+    "quantile",
+    "responsibilities",
+    "shaped",
+]

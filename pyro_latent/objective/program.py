@@ -1,0 +1,613 @@
+r"""The ELBO as a function of the mean parameters, compiled from a recording.
+
+.. math:: \bar L(μ) + \sum_b s_b (A_b(η_b) - \langle η_b, μ_b \rangle)
+
+Terms of sites that depend on no discrete latent are summed over their plates once: what remains of the data are its sufficient
+statistics, and a sweep does not touch the data. Factors over discrete latents keep their plates; where the data and the
+parameters meet only in sums (as in mixtures) they become two matrix products: features × parameters, and, for given responsibilities,
+responsibilities × features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..expressions.terms import Axis, Constant, Gather, Term, axis_labels, contract, read, unique_labels
+from ..families import Mean, Natural, Params
+from .blocks import Block, BlockKey, make_blocks
+from .elimination import LogFactor, eliminate, plate_dims, relative_scale
+from .expectation import ExpectedTerm, Moment, expect
+from .recording import DiscreteSite, Recording, ScoredSite
+
+#: The label of the leading dimension: the starts that are optimised at once.
+START = 0
+
+State = dict[BlockKey, Natural]
+Means = dict[BlockKey, Mean]
+
+
+class Held(NamedTuple):
+    """A posterior of the discrete sites that is held fixed: the weight of each factor's elements, and log Z with its size."""
+
+    weights: tuple[Tensor, ...]
+    log_normalizer: Tensor
+    magnitude: Tensor
+
+
+class Bound(NamedTuple):
+    """The ELBO of each start, the sum of the absolute values of its terms, and where the state is proper."""
+
+    elbo: Tensor
+    magnitude: Tensor
+    held: Held | None
+
+
+@dataclass(frozen=True, eq=False)
+class Summand:
+    """A constant times moments, summed to one number for each start: ``constant`` has ``labels``."""
+
+    constant: Tensor
+    labels: tuple[int, ...]
+    moments: tuple[Moment, ...]
+
+    @property
+    def blocks(self) -> frozenset[BlockKey]:
+        return frozenset(m.block.key for m in self.moments)
+
+    def value(self, means: Means) -> Tensor:
+        operands = [(self.constant, self.labels), *(_read(m, means) for m in self.moments)]
+        return contract(operands, (START,)) if self.moments else self.constant
+
+
+def _read(moment: Moment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+    tensor, labels = read(means[moment.block.key][moment.statistic], moment.axes, lead=1)
+    return tensor, (START, *labels)
+
+
+def _labels(moments: Sequence[Moment]) -> tuple[int, ...]:
+    return unique_labels(axis for m in moments for axis in m.axes)
+
+
+class Piece(NamedTuple):
+    """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
+
+    constants: list[tuple[Tensor, tuple[int, ...]]]
+    moments: tuple[Moment, ...]
+    links: tuple[int, ...]
+    symmetric: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteFactor:
+    """The expected log density of a site that depends on discrete latents.
+
+    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the parameters
+    meet only in sums, one row for each link and one column for each element along ``rows``.
+    """
+
+    site: str
+    dims: frozenset[int]
+    shape: torch.Size
+    pieces: tuple[Piece, ...]
+    rows: tuple[int, ...]
+    features: Tensor | None
+
+    def value(self, means: Means) -> Tensor:
+        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
+        if self.features is None:
+            parts = [place(*_product(p, means), len(self.shape)) for p in self.pieces]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            return total
+        parameters, labels = self._parameters(means)
+        product = parameters.flatten(0, -2) @ self.features
+        sizes = [self.shape[label] for label in self.rows]
+        return place(product.reshape(*parameters.shape[:-1], *sizes), (*labels, *self.rows), len(self.shape))
+
+    def _parameters(self, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+        """The moments of every piece side by side: the last dimension runs along the rows of the features."""
+        columns = tuple(sorted({x for p in self.pieces for x in _labels(p.moments) if x < 0}))
+        sizes = [self.shape[c] for c in columns]
+        starts = next(iter(means.values())).__iter__()
+        first = next(iter(means.values()))[next(starts)]
+        parts = []
+        for piece in self.pieces:
+            out = (START, *(c for c in columns if c in _labels(piece.moments)), *piece.links)
+            part = contract([_read(m, means) for m in piece.moments], out) if piece.moments else first.new_ones(1)
+            shape = [part.shape[0]] + [n if c in out else 1 for c, n in zip(columns, sizes, strict=True)]
+            tail = part.shape[len(out) - len(piece.links) :] if piece.moments else ()
+            part = part.reshape(*shape, *tail)
+            part = _upper(part) if piece.symmetric else part.flatten(len(shape)) if piece.links else part.unsqueeze(-1)
+            parts.append(part.expand(first.shape[0], *sizes, part.shape[-1]))
+        return torch.cat(parts, -1), (START, *columns)
+
+    def summands(self, weights: Tensor) -> list[Summand]:
+        """The factor's expectation under fixed weights, as sums over parameters only."""
+        if self.features is None:
+            return [self._summand(p, weights) for p in self.pieces if p.moments]
+        columns = tuple(sorted({x for p in self.pieces for x in _labels(p.moments) if x < 0}))
+        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
+        squeezed, kept = _squeeze(weights, labels)
+        order = (START, *(c for c in columns if c in kept), *(r for r in self.rows if r in kept))
+        arranged = squeezed.permute([kept.index(x) for x in order])
+        lead = 1 + sum(c in kept for c in columns)
+        rows = arranged.flatten(lead) if self.rows else arranged.unsqueeze(-1)
+        totals = rows @ self.features.transpose(0, 1)
+        found = []
+        at = 0
+        for piece in self.pieces:
+            count = self._width(piece)
+            part = totals[..., at : at + count]
+            at += count
+            if piece.moments:
+                found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
+        return found
+
+    def _columns(self, piece: Piece, part: Tensor, columns: tuple[int, ...]) -> Summand:
+        if piece.symmetric:
+            size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
+            part = _from_upper(part, size)
+        else:
+            part = part.reshape(*part.shape[:-1], *self._link_sizes(piece))
+        own = set(_labels(piece.moments))
+        gone = [i + 1 for i, c in enumerate(columns) if c not in own]
+        part = part.sum(gone) if gone else part
+        return Summand(part, (START, *(c for c in columns if c in own), *piece.links), piece.moments)
+
+    def _link_sizes(self, piece: Piece) -> list[int]:
+        sizes = {label: n for t, labels in piece.constants for label, n in zip(labels, t.shape, strict=True)}
+        return [sizes[label] for label in piece.links]
+
+    def _width(self, piece: Piece) -> int:
+        sizes = self._link_sizes(piece)
+        if piece.symmetric:
+            return sizes[0] * (sizes[0] + 1) // 2
+        width = 1
+        for n in sizes:
+            width *= n
+        return width
+
+    def _summand(self, piece: Piece, weights: Tensor) -> Summand:
+        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
+        squeezed, kept = _squeeze(weights, labels)
+        own = set(_labels(piece.moments))
+        found = dict.fromkeys(x for _, c in piece.constants for x in c if x in own)
+        out = (START, *(x for x in kept if x in own and x != START and x not in found), *found)
+        return Summand(contract([(squeezed, kept), *piece.constants], out), out, piece.moments)
+
+
+def place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
+    """Lay a labelled tensor out in ``[starts] + ndim`` dimensions, of size 1 where it has no label."""
+    shape = [1] * (ndim + 1)
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] != START, labels[i]))
+    for i in order:
+        shape[labels[i] if labels[i] != START else 0] = tensor.shape[i]
+    return tensor.permute(order).reshape(shape)
+
+
+def _over_dims(site: DiscreteSite, probs: Tensor, ndim: int) -> Tensor:
+    """Probabilities ``[starts, plates..., values]`` in the layout of the factors, over the whole of the plates."""
+    shape = [1] * ndim
+    for plate in site.plates:
+        shape[plate.dim] = plate.size
+    depth = max((-plate.dim for plate in site.plates), default=0)
+    spread = probs.expand(*probs.shape[:1], *shape[ndim - depth :], site.cardinality)
+    shape[site.dim] = site.cardinality
+    return spread.movedim(-1, 1).reshape(probs.shape[0], *shape)
+
+
+def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """Drop the dimensions of size 1, but for the first."""
+    keep = [i for i in range(tensor.ndim) if i == 0 or tensor.shape[i] != 1]
+    return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
+
+
+def _product(piece: Piece, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+    operands = [*piece.constants, *(_read(m, means) for m in piece.moments)]
+    labels = dict.fromkeys(x for _, c in operands for x in c if x <= 0)
+    out = (START, *(x for x in labels if x != START))
+    if not piece.moments:
+        out = out[1:]
+        tensor = contract(operands, out)
+        return tensor.unsqueeze(0), (START, *out)
+    return contract(operands, out), out
+
+
+def _upper(matrix: Tensor) -> Tensor:
+    """The upper triangle of the last two dimensions, row by row."""
+    i, j = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return matrix[..., i, j]
+
+
+def _from_upper(entries: Tensor, size: int) -> Tensor:
+    """The upper triangular matrix with the given entries, row by row."""
+    i, j = torch.triu_indices(size, size, device=entries.device)
+    matrix = entries.new_zeros(*entries.shape[:-1], size, size)
+    matrix[..., i, j] = entries
+    return matrix
+
+
+# Compilation.
+
+
+def _cast(constant: Constant, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    return constant.tensor.to(device=like.device, dtype=like.dtype), constant.labels
+
+
+def _precise(term: ExpectedTerm, like: Tensor) -> list[tuple[Tensor, tuple[int, ...]]]:
+    """The constants of a term in float64, for sums that are taken once."""
+    operands = [(c.tensor.to(device=like.device, dtype=torch.float64), c.labels) for c in term.constants]
+    coefficient = torch.tensor(term.coefficient, dtype=torch.float64, device=like.device)
+    return [(coefficient, ()), *operands]
+
+
+class Program:
+    """The ELBO of a recorded model under blocks.
+
+    Raises:
+        NotConjugateError: if a site is not conditionally conjugate, or couples the elements of a block.
+    """
+
+    def __init__(self, recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> None:
+        self.recording = recording
+        self.blocks = make_blocks(recording, joint)
+        self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
+        self.discrete = list(recording.discrete.values())
+        summands: list[Summand] = []
+        self.factors: list[DiscreteFactor] = []
+        for scored in recording.scored.values():
+            terms = [expect(t, self.owners, scored.name) for t in usable_terms(scored)]
+            if self._discrete_of(scored):
+                self.factors.append(self._discrete_factor(scored, terms))
+            else:
+                summands += [self._summand(scored, t) for t in terms]
+        self.summands = _merge(summands, recording.like)
+        self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
+
+    # Compilation.
+
+    def _discrete_of(self, scored: ScoredSite) -> list[DiscreteSite]:
+        """The discrete sites that a density varies with."""
+        padded = (1,) * (max(0, self._ndim - len(scored.shape))) + tuple(scored.shape)
+        return [s for s in self.discrete if padded[s.dim] > 1 or (s.cardinality == 1 and s.name == scored.name)]
+
+    @property
+    def _ndim(self) -> int:
+        return max([self.recording.max_plate_nesting, *(-s.dim for s in self.discrete)])
+
+    def _weights(self, scored: ScoredSite, scale: Tensor | float) -> list[Constant]:
+        """The scale and the mask of a density, as constants."""
+        found = []
+        for weight in (scale, scored.mask):
+            if weight is None or (not isinstance(weight, Tensor) and weight == 1):
+                continue
+            tensor = torch.as_tensor(weight, device=self.recording.device).to(self.recording.dtype)
+            labels = tuple(i - tensor.ndim for i, n in enumerate(tensor.shape) if n != 1)
+            found.append(Constant(tensor.reshape([n for n in tensor.shape if n != 1]), labels))
+        return found
+
+    def _summand(self, scored: ScoredSite, term: ExpectedTerm) -> Summand:
+        """Sum a term over the plates; the constants are contracted once, in float64."""
+        constants = (*term.constants, *self._weights(scored, scored.scale))
+        present = {x for c in constants for x in c.labels} | set(_labels(term.moments))
+        repeats = 1.0
+        for i, n in enumerate(scored.shape):
+            if i - len(scored.shape) not in present:
+                repeats *= n
+        term = replace(term, coefficient=term.coefficient * repeats, constants=constants)
+        shared = {x for c in constants for x in c.labels} & set(_labels(term.moments))
+        out = tuple(dict.fromkeys(x for x in _labels(term.moments) if x in shared))
+        constant = contract(_precise(term, self.recording.like), out)
+        return _canonical(Summand(constant, out, term.moments))
+
+    def _discrete_factor(self, scored: ScoredSite, terms: list[ExpectedTerm]) -> DiscreteFactor:
+        sites = self._discrete_of(scored)
+        inner = max(sites, key=lambda s: len(s.plates))
+        plates = frozenset().union(*(plate_dims(s) for s in sites))
+        shape = [1] * (self._ndim - len(scored.shape)) + list(scored.shape)
+        summed = {i - len(shape) for i, n in enumerate(shape) if n > 1} - plates - {s.dim for s in sites}
+        weights = self._weights(scored, relative_scale(scored.scale, inner.scale))
+        pieces = []
+        for term in terms:
+            constants = [_cast(c, self.recording.like) for c in (*term.constants, *weights)]
+            present = {x for _, c in constants for x in c} | set(_labels(term.moments))
+            coefficient = term.coefficient
+            for label in summed - present:
+                coefficient *= shape[label]
+            rename = {label: 10**9 - label for label in summed}
+            moments = tuple(replace(m, axes=tuple(_rename(a, rename) for a in m.axes)) for m in term.moments)
+            constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
+            number = torch.tensor(coefficient, dtype=self.recording.dtype, device=self.recording.device)
+            pieces.append(_piece([(number, ()), *constants], moments))
+        for label in summed:
+            shape[label] = 1
+        rows, features = _features(pieces)
+        return DiscreteFactor(
+            scored.name, frozenset(s.dim for s in sites), torch.Size(shape), tuple(pieces), rows, features
+        )
+
+    # Evaluation.
+
+    def means(self, state: State) -> Means:
+        """The mean parameters of every block."""
+        return {key: block.family.mean(state[key]) for key, block in self.blocks.items()}
+
+    def in_domain(self, key: BlockKey, natural: Natural) -> Tensor:
+        """Whether a block's natural parameters are proper everywhere."""
+        return self.blocks[key].family.in_domain(natural).all()
+
+    def eliminate(self, means: Means) -> Held | None:
+        """The exact posterior of the discrete sites, given the other blocks."""
+        if not self.discrete:
+            return None
+        with torch.enable_grad():
+            values = [f.value(means).detach().requires_grad_() for f in self.factors]
+            factors = [LogFactor(v, f.dims) for v, f in zip(values, self.factors, strict=True)]
+            total, magnitude = eliminate(factors, self.discrete)
+            weights = torch.autograd.grad(total.sum(), values)
+        return Held(weights, total.detach(), magnitude)
+
+    def log_normalizer(self, means: Means, extra: Sequence[LogFactor]) -> Tensor:
+        """log Z of the discrete sites for each start, with more log factors on them."""
+        factors = [LogFactor(f.value(means), f.dims) for f in self.factors]
+        return eliminate([*factors, *extra], self.discrete)[0]
+
+    def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> Held:
+        """A posterior of the discrete sites that factorises into given probabilities.
+
+        Args:
+            responsibilities: by discrete site, ``[starts, plates..., values]``.
+            means: only its shapes matter.
+        """
+        laid = {s.dim: _over_dims(s, responsibilities[s.name], self._ndim) for s in self.discrete}
+        weights = []
+        for factor in self.factors:
+            value = factor.value(means)
+            joint: Tensor | None = None
+            for dim in factor.dims:
+                joint = laid[dim] if joint is None else joint * laid[dim]
+            assert joint is not None
+            inner = max((s for s in self.discrete if s.dim in factor.dims), key=lambda s: len(s.plates))
+            shape = torch.broadcast_shapes(joint.shape, value.shape)
+            weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
+        zero = weights[0].new_zeros((), dtype=torch.float64)
+        return Held(tuple(weights), zero, zero)
+
+    def expected_log_densities(self, means: Means) -> dict[str, Tensor]:
+        """By site, the expected log density for each start, over the site's batch shape."""
+        found = {}
+        for scored in self.recording.scored.values():
+            total: Tensor | None = None
+            for term in usable_terms(scored):
+                expected = expect(term, self.owners, scored.name)
+                constants = [_cast(c, self.recording.like) for c in expected.constants]
+                number = torch.tensor(expected.coefficient, dtype=self.recording.dtype, device=self.recording.device)
+                tensor, labels = _product(_piece([(number, ()), *constants], expected.moments), means)
+                part = place(tensor, labels, len(scored.shape))
+                total = part if total is None else total + part
+            assert total is not None
+            found[scored.name] = total.expand(total.shape[0], *scored.shape)
+        return found
+
+    def held_summands(self, held: Held | None) -> list[Summand]:
+        """The discrete factors as sums over parameters, their posterior held fixed."""
+        if held is None:
+            return []
+        return [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+
+    def optimum(self, key: BlockKey, means: Means, held: Sequence[Summand]) -> Natural:
+        """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates."""
+        return self.optimum_of(self.blocks[key], means, [*self.by_block[key], *(s for s in held if key in s.blocks)])
+
+    def prior_summands(self, sites: set[str]) -> list[Summand]:
+        """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
+        found = []
+        for name in sites:
+            scored = self.recording.scored[name]
+            terms = [expect(t, self.owners, name) for t in usable_terms(scored)]
+            count = math.prod(s.cardinality for s in self._discrete_of(scored))
+            found += [self._summand(scored, replace(t, coefficient=t.coefficient / count)) for t in terms]
+        return [replace(s, constant=s.constant.to(self.recording.dtype)) for s in found]
+
+    def blank_mean(self, block: Block, starts: int) -> Mean:
+        """Mean parameters of the block's shapes, of no meaning: a place to take gradients at."""
+        like = self.recording.like
+        params = {n: p.to(like).expand(starts, *p.shape) for n, p in standard_params(block).items()}
+        return block.family.mean(block.family.from_params(params))
+
+    def optimum_of(self, block: Block, means: Means, found: Sequence[Summand]) -> Natural:
+        """The natural parameters that a sum of terms gives a block: their gradient in its mean parameters."""
+        key = block.key
+        leaves = means[key].map(lambda t: t.detach().requires_grad_())
+        with torch.enable_grad():
+            inner = means | {key: leaves}
+            total = torch.stack([s.value(inner).sum() for s in found]).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        fields = {}
+        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+            event = block.family.statistics[name]
+            gradient = torch.zeros_like(leaf) if gradient is None else gradient
+            gradient = (gradient + gradient.transpose(-1, -2)) / 2 if event == 2 else gradient
+            fields[name] = gradient / _widened(block.scale, event)
+        return self._guard(block, Natural(**fields))
+
+    def _guard(self, block: Block, natural: Natural) -> Natural:
+        """Elements that are masked out have no log density; they get a standard distribution, which weighs nothing."""
+        if block.mask is None:
+            return natural
+        mask = block.mask
+        like = next(iter(natural.values()))
+        standard = block.family.from_params({n: p.to(like) for n, p in standard_params(block).items()})
+        fields = {}
+        for name, value in natural.items():
+            wide = mask.reshape(mask.shape + (1,) * block.family.statistics[name])
+            fields[name] = torch.where(wide, value, standard[name])
+        return Natural(**fields)
+
+    def bound(self, state: State, means: Means) -> Bound:
+        """The ELBO of each start, in float64, with the discrete sites at their exact posterior."""
+        held = self.eliminate(means)
+        starts = next(iter(next(iter(state.values())).values())).shape[0]
+        like = self.recording.like
+        total = torch.zeros(starts, dtype=torch.float64, device=like.device)
+        magnitude = torch.zeros_like(total)
+        for summand in self.summands:
+            value = summand.value(means).double()
+            total = total + value
+            magnitude = magnitude + value.abs()
+        for key, block in self.blocks.items():
+            normalizer = block.family.log_normalizer(state[key])
+            inner = block.family.inner(state[key], means[key])
+            for part in (normalizer, -inner):
+                weighted = block.weight(part).reshape(starts, -1)
+                total = total + weighted.sum(1, dtype=torch.float64)
+                magnitude = magnitude + weighted.abs().sum(1, dtype=torch.float64)
+        if held is not None:
+            total, magnitude = total + held.log_normalizer, magnitude + held.magnitude
+        return Bound(total, magnitude, held)
+
+
+def standard_params(block: Block) -> Params:
+    """Params of a proper member of the block's family, of the block's shapes."""
+    values = {"loc": 0.0, "concentration": 2.0, "concentration1": 2.0, "concentration0": 2.0, "probs": 0.5}
+    event = block.event_shapes[0]
+    params = {}
+    for name in block.family.param_names:
+        if name == "df":
+            params[name] = torch.full(block.batch_shape, event[-1] + 2.0)
+        elif name == "covariance_matrix":
+            params[name] = torch.eye(event[-1]).expand(*block.batch_shape, event[-1], event[-1])
+        else:
+            is_event = name == "loc" or block.family.event_dims == (1,)
+            shape = block.batch_shape + (event if is_event else torch.Size())
+            params[name] = torch.full(shape, values.get(name, 1.0))
+    return params
+
+
+def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
+    """The terms of a density.
+
+    Raises:
+        NotConjugateError: if an operation in it has no rule.
+    """
+    if scored.error is not None:
+        raise scored.error
+    assert scored.density is not None
+    opacity = scored.density.opacity
+    if opacity is None:
+        return scored.density.terms
+    parents = ", ".join(repr(s) for s in sorted(opacity.sites))
+    hint = opacity.hint or "sums, products, indexing and matrix products of latents, and powers of a precision or a rate"
+    raise NotConjugateError(
+        f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: {opacity.operation} of "
+        f"{parents} has no expected log density in closed form. What would work: {hint}; or fit {parents} by gradient, with an "
+        "autoguide in SVI."
+    )
+
+
+def _widened(scale: Tensor | float, event: int) -> Tensor | float:
+    return scale.reshape(scale.shape + (1,) * event) if isinstance(scale, Tensor) and scale.ndim else scale
+
+
+def _rename(axis: Axis, mapping: Mapping[int, int]) -> Axis:
+    if isinstance(axis, Gather):
+        return Gather(axis.index, tuple(mapping.get(x, x) for x in axis.labels))
+    return axis if axis is None else mapping.get(axis, axis)
+
+
+def _piece(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...]) -> Piece:
+    inner = dict.fromkeys(x for _, c in constants for x in c if x > 0)
+    own = set(_labels(moments))
+    links = tuple(x for x in inner if x in own)
+    return Piece(constants, moments, links, _is_symmetric(constants, moments, links))
+
+
+def _is_symmetric(
+    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...], links: tuple[int, ...]
+) -> bool:
+    """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
+    if len(links) != 2:
+        return False
+    matrices = [m for m in moments if set(links) & {x for a in m.axes for x in axis_labels(a)}]
+    if len(matrices) != 1 or set(matrices[0].axes[-2:]) != set(links):
+        return False
+    first = [(t, c) for t, c in constants if links[0] in c]
+    second = [(t, c) for t, c in constants if links[1] in c]
+    if len(first) != 1 or len(second) != 1:
+        return False
+    (t1, c1), (t2, c2) = first[0], second[0]
+    swapped = tuple(links[1] if x == links[0] else x for x in c1)
+    return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
+
+
+def _features(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
+    """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
+    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if x < 0}))
+    columns = {x for p in pieces for x in _labels(p.moments) if x < 0}
+    if columns & set(rows) or not columns:
+        return rows, None
+    sizes = {x: n for p in pieces for t, c in p.constants for x, n in zip(c, t.shape, strict=True)}
+    blocks = []
+    for piece in pieces:
+        own = {x for _, c in piece.constants for x in c}
+        held = tuple(r for r in rows if r in own)
+        if piece.symmetric:
+            block = _symmetric_features(piece, held)
+        else:
+            block = contract(piece.constants, (*piece.links, *held))
+            block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
+        blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
+    return rows, torch.cat(blocks)
+
+
+def _symmetric_features(piece: Piece, held: tuple[int, ...]) -> Tensor:
+    """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
+    first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
+    rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]
+    tensor = first[0].movedim(first[1].index(piece.links[0]), 0)
+    labels = tuple(x for x in first[1] if x != piece.links[0])
+    i, j = torch.triu_indices(len(tensor), len(tensor), device=tensor.device)
+    twice = torch.where(i == j, 1.0, 2.0).to(tensor.dtype)
+    link = piece.links[0]
+    return contract([(twice, (link,)), (tensor[i] * tensor[j], (link, *labels)), *rest], (link, *held))
+
+
+def _canonical(summand: Summand) -> Summand:
+    """Moments in a fixed order and labels numbered by first use, so that like terms meet."""
+    order = sorted(summand.moments, key=lambda m: (str(m.block.key), m.statistic, len(m.axes)))
+    numbers: dict[int, int] = {}
+    for moment in order:
+        for axis in moment.axes:
+            for label in axis_labels(axis):
+                numbers.setdefault(label, len(numbers) + 1)
+    moments = tuple(replace(m, axes=tuple(_rename(a, numbers) for a in m.axes)) for m in order)
+    labels = tuple(numbers[x] for x in summand.labels)
+    target = tuple(sorted(labels))
+    constant = summand.constant.permute([labels.index(x) for x in target]) if labels else summand.constant
+    return Summand(constant, target, moments)
+
+
+def _key(summand: Summand) -> tuple[object, ...]:
+    def plain(axis: Axis) -> object:
+        return (id(axis.index), axis.labels) if isinstance(axis, Gather) else axis
+
+    moments = tuple((m.block.key, m.statistic, tuple(plain(a) for a in m.axes)) for m in summand.moments)
+    return (moments, summand.labels)
+
+
+def _merge(summands: list[Summand], like: Tensor) -> list[Summand]:
+    """Add like terms, in float64, then take the dtype of the data; the constant ones stay in float64."""
+    groups: dict[tuple[object, ...], Summand] = {}
+    for summand in summands:
+        key = _key(summand)
+        found = groups.get(key)
+        groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
+    return [replace(s, constant=s.constant.to(like.dtype)) if s.moments else s for s in groups.values()]

@@ -1,0 +1,95 @@
+"""What one run of a model leaves behind: its latents, its discrete sites, and the log density of every site."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..expressions import Expression
+
+
+@dataclass(frozen=True)
+class Plate:
+    """A plate: its name, its dimension (negative) and its size."""
+
+    name: str
+    dim: int
+    size: int
+
+
+@dataclass(frozen=True, eq=False)
+class LatentSite:
+    """A continuous latent: its distribution's class and shapes, plates, and the scale and mask of its log density.
+
+    ``origin`` is a constant that its symbol is measured from, for sites with a location.
+    """
+
+    name: str
+    distribution: type
+    batch_shape: torch.Size
+    event_shape: torch.Size
+    plates: tuple[Plate, ...]
+    scale: Tensor | float
+    mask: Tensor | None
+    update: Callable[..., Any] | None = None
+    origin: Tensor | None = None
+
+    @property
+    def shape(self) -> torch.Size:
+        return self.batch_shape + self.event_shape
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteSite:
+    """An enumerated latent: the dimension it is enumerated along, its values, plates, scale and mask."""
+
+    name: str
+    distribution: type
+    dim: int
+    support: Tensor
+    plates: tuple[Plate, ...]
+    scale: Tensor | float
+    mask: Tensor | None
+    marked: bool
+    update: Callable[..., Any] | None = None
+
+    @property
+    def cardinality(self) -> int:
+        return self.support.shape[0]
+
+
+@dataclass(frozen=True, eq=False)
+class ScoredSite:
+    """A site's log density as an expression of its batch shape, or the error that stands in its place."""
+
+    name: str
+    density: Expression | None
+    shape: torch.Size
+    plates: tuple[Plate, ...]
+    scale: Tensor | float
+    mask: Tensor | None
+    observed: bool
+    error: Exception | None = None
+    distribution: str = ""
+    event_dim: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Recording:
+    """One run of a model, with its observed data inside."""
+
+    latents: dict[str, LatentSite]
+    discrete: dict[str, DiscreteSite]
+    scored: dict[str, ScoredSite]
+    max_plate_nesting: int
+    dtype: torch.dtype
+    device: torch.device
+    observations: dict[str, Tensor] = field(default_factory=dict)
+
+    @property
+    def like(self) -> Tensor:
+        return torch.empty(0, dtype=self.dtype, device=self.device)

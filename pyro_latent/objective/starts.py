@@ -1,0 +1,192 @@
+"""Where coordinate ascent starts.
+
+Continuous blocks start at their prior, in the order of the model, given the blocks before; locations are then drawn from it, since
+a symmetric start is a fixed point (a factor loading of zero stays zero). Discrete sites start at clusters of the data in
+their plate, found by k-means, or at random where there is no such data. A user's starts come before both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError, NaturalDomainError
+from ..families import Natural
+from .blocks import Block
+from .posterior import natural_of
+from .program import Program, State
+from .recording import DiscreteSite, LatentSite
+
+Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], Any]
+
+#: Locations start at most this many units from their prior's mean, so that a vague prior does not throw them far away.
+_LARGEST_SPREAD = 1.0
+_LLOYD_STEPS = 10
+
+
+def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, dict[str, Tensor]]:
+    """Naturals by block and responsibilities by discrete site, for each start.
+
+    Raises:
+        ModelError: if ``init`` names an unknown site, or gives a wrong family or shape.
+        NaturalDomainError: if a prior is improper.
+    """
+    seed = init if isinstance(init, int) else 0
+    generator = torch.Generator(device=program.recording.device).manual_seed(seed)
+    given = _given(program, init)
+    state: State = {}
+    for key, block in program.blocks.items():
+        prior = _prior(program, block, state, restarts)
+        drawn = _perturbed(program, block, prior, generator)
+        state[key] = _user_natural(program, block, given, drawn, restarts)
+    starts = {
+        site.name: _responsibilities(program, site, given.get(site.name), generator, restarts)
+        for site in program.discrete
+    }
+    if given and not any(isinstance(k, str) and k in starts for k in given) and starts and set(program.blocks) <= set(given):
+        starts = {}  # every continuous block is given: the discrete posterior follows from them
+    return state, starts
+
+
+def _given(program: Program, init: Init) -> dict[Any, Any]:
+    if init is None or isinstance(init, int):
+        return {}
+    sites = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
+    if callable(init):
+        found = {site.name: init(site) for site in sites}
+        return {name: value for name, value in found.items() if value is not None}
+    known = {*(s.name for s in sites), *program.blocks}
+    unknown = [key for key in init if key not in known]
+    if unknown:
+        raise ModelError(f"Expected init for sites or blocks among {sorted(map(str, known))}; got {unknown}.")
+    return dict(init)
+
+
+def _prior(program: Program, block: Block, state: State, restarts: int) -> Natural:
+    """The optimum of a block against its own log density alone, given the blocks before it."""
+    names = {site.name for site in block.sites}
+    blank = program.blank_mean(block, restarts)
+    means = {**{k: program.blocks[k].family.mean(n) for k, n in state.items()}, block.key: blank}
+    summands = [s for s in program.prior_summands(names) if block.key in s.blocks]
+    unknown = [k for s in summands for k in s.blocks if k not in means]
+    if unknown:
+        raise ModelError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
+    natural = program.optimum_of(block, means, summands)
+    if not bool(block.family.in_domain(natural).all()):
+        raise NaturalDomainError(
+            f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of {block.family.name}. "
+            "Check its concentrations, rates, scales and degrees of freedom."
+        )
+    return natural
+
+
+def _perturbed(program: Program, block: Block, natural: Natural, generator: torch.Generator) -> Natural:
+    """The location drawn from the prior, with a limited spread."""
+    if block.family.location is None or len(block.sites) > 1:
+        return natural
+    params = block.family.to_params(natural)
+    loc = params["loc"]
+    if "scale" in params:
+        spread = params["scale"]
+    else:
+        spread = params["covariance_matrix"].diagonal(dim1=-2, dim2=-1).sqrt()
+    noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
+    return block.family.from_params(params | {"loc": loc + spread.clamp(max=_LARGEST_SPREAD) * noise})
+
+
+def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natural: Natural, restarts: int) -> Natural:
+    found = given.get(block.key)
+    if found is None and len(block.sites) > 1:
+        inner = [s.name for s in block.sites if s.name in given]
+        if inner:
+            raise ModelError(
+                f"Expected init for the whole block {block.key}; got it for {inner} alone. Give init={{{block.key!r}: distribution}}."
+            )
+    if found is None:
+        return natural
+    if isinstance(found, Tensor):
+        if block.family.location is None or len(block.sites) > 1:
+            raise ModelError(f"Expected a distribution as init for {block.label!r}, a {block.family.name} block; got a tensor.")
+        params = block.params(natural)
+        loc = found.to(params["loc"]).reshape(block.batch_shape + block.event_shapes[0])
+        return block.natural(params | {"loc": loc.expand_as(params["loc"])})
+    where = f"init[{block.key!r}]"
+    one = natural_of(block, found, where, program.recording.like)
+    return one.map(lambda t: t.expand(restarts, *t.shape).clone())
+
+
+def _responsibilities(
+    program: Program, site: DiscreteSite, given: Any, generator: torch.Generator, restarts: int
+) -> Tensor:
+    """``[starts, plates..., values]``: the user's, clusters of the data in the site's plates, or a draw."""
+    depth = max((-p.dim for p in site.plates), default=0)
+    sizes = {p.dim: p.size for p in site.plates}
+    plates = [sizes.get(i - depth, 1) for i in range(depth)]
+    like = program.recording.like
+    if given is not None:
+        probs = given if isinstance(given, Tensor) else _probs(given)
+        if tuple(probs.shape) != (*plates, site.cardinality):
+            raise ModelError(
+                f"Expected responsibilities of shape {(*plates, site.cardinality)} for {site.name!r}; got {tuple(probs.shape)}."
+            )
+        probs = probs.to(like)
+        return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
+    rows = _cluster_data(program, site, depth)
+    if rows is not None and rows.shape[0] >= site.cardinality:
+        labels = torch.stack([_k_means(rows, site.cardinality, generator) for _ in range(restarts)])
+        hard = torch.nn.functional.one_hot(labels, site.cardinality).to(like)
+        return hard.reshape(restarts, *plates, site.cardinality)
+    noise = torch.rand(restarts, *plates, site.cardinality, generator=generator, dtype=like.dtype, device=like.device)
+    weights = -noise.clamp(min=torch.finfo(like.dtype).tiny).log()
+    return weights / weights.sum(-1, keepdim=True)
+
+
+def _probs(given: Any) -> Tensor:
+    probs: Tensor = given.probs
+    return probs
+
+
+def _cluster_data(program: Program, site: DiscreteSite, depth: int) -> Tensor | None:
+    """The floating data observed in a site's plates, one row for each of the site's elements."""
+    dims = [p.dim for p in site.plates]
+    if sorted(dims) != list(range(-depth, 0)) or not dims:
+        return None
+    columns = []
+    for factor in program.factors:
+        value = program.recording.observations.get(factor.site)
+        if value is None or site.dim not in factor.dims or not value.is_floating_point():
+            continue
+        event = program.recording.scored[factor.site].event_dim
+        batch = value.ndim - event
+        if batch >= depth and all(value.shape[p.dim - event] == p.size for p in site.plates):
+            rows = value.movedim([d - event for d in sorted(dims)], list(range(depth)))
+            columns.append(torch.nan_to_num(rows.reshape(rows.shape[:depth].numel(), -1)))
+    return torch.cat(columns, 1) if columns else None
+
+
+def _k_means(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
+    """Cluster labels by k-means++ seeding (Arthur and Vassilvitskii 2007) and a few Lloyd steps."""
+    rows = rows - rows.mean(0)
+    centres = rows[torch.randint(len(rows), (1,), generator=generator, device=rows.device)]
+    for _ in range(clusters - 1):
+        distance = _squared_distances(rows, centres).amin(1)
+        weight = distance.clamp(min=0) + torch.finfo(rows.dtype).tiny
+        pick = torch.searchsorted(weight.cumsum(0), torch.rand(1, generator=generator, dtype=rows.dtype, device=rows.device) * weight.sum())
+        centres = torch.cat([centres, rows[pick.clamp(max=len(rows) - 1)]])
+    labels = _squared_distances(rows, centres).argmin(1)
+    for _ in range(_LLOYD_STEPS):
+        total = torch.zeros_like(centres).index_add_(0, labels, rows)
+        count = torch.bincount(labels, minlength=clusters).to(rows).unsqueeze(1)
+        centres = torch.where(count > 0, total / count.clamp(min=1), centres)
+        labels = _squared_distances(rows, centres).argmin(1)
+    return labels
+
+
+def _squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
+    return (rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)
+
+
+__all__ = ["Init", "initial_state"]

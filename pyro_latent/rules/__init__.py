@@ -1,0 +1,33 @@
+"""Expected log densities, one rule a file; see :mod:`.base` for how to write one."""
+
+from . import beta, dirichlet, discrete, gamma, multivariate_normal, normal, unit, wishart
+from .base import RULES, Arguments, register_rule, rule_of
+from .random_distribution import (
+    RandomDistribution,
+    arguments_of,
+    expected_log_density,
+    family_class,
+    random_arguments,
+    unwrap,
+)
+
+__all__ = [
+    "RULES",
+    "Arguments",
+    "RandomDistribution",
+    "arguments_of",
+    "beta",
+    "dirichlet",
+    "discrete",
+    "expected_log_density",
+    "family_class",
+    "gamma",
+    "multivariate_normal",
+    "normal",
+    "random_arguments",
+    "register_rule",
+    "rule_of",
+    "unit",
+    "unwrap",
+    "wishart",
+]

@@ -1,0 +1,104 @@
+r"""Expected log densities, one rule for each distribution.
+
+A rule writes log p(x | arguments) in the algebra of :class:`~pyro_latent.expressions.Expression`: x and the arguments may be
+data, latents, or whatever the model computed from them, and the engine takes the expectation. There are no tables of
+pairs: that a Gamma is conjugate to the precision of a normal follows from the rule of the normal alone.
+
+To implement a rule: a function of the arguments (an :class:`Arguments`, with the constructor's names) and the value, which returns
+the log density with one element for each element of the batch shape; then ``register_rule(distribution, rule)``.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import MissingRuleError
+from ..expressions import Expression
+
+
+class Arguments(Mapping[str, Expression]):
+    """A distribution's arguments as expressions, by the names of its constructor; absent ones are None as attributes."""
+
+    def __init__(self, arguments: Mapping[str, Expression]) -> None:
+        self._arguments = dict(arguments)
+
+    def __getitem__(self, name: str) -> Expression:
+        return self._arguments[name]
+
+    def __getattr__(self, name: str) -> Expression | None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return self._arguments.get(name)
+
+    def __iter__(self) -> Any:
+        return iter(self._arguments)
+
+    def __len__(self) -> int:
+        return len(self._arguments)
+
+
+Rule = Callable[[Any, Expression], Expression]
+
+RULES: dict[type, Rule] = {}
+
+
+def register_rule(distribution: type, rule: Rule | None = None) -> Any:
+    """Give the expected log density of a Pyro distribution class.
+
+    Args:
+        distribution: a class of ``pyro.distributions``, or one of your own. Its subclasses use the rule too, but for
+            those with a rule of their own.
+        rule: ``rule(arguments, value) -> Expression``, of the base batch shape. Left out, a decorator is returned.
+
+    Raises:
+        TypeError: if ``distribution`` is not a class with a ``log_prob``, or ``rule`` is not a function of two arguments.
+    """
+    if rule is None:
+        return lambda function: register_rule(distribution, function)
+    if not (isinstance(distribution, type) and hasattr(distribution, "log_prob")):
+        raise TypeError(f"Expected a distribution class such as pyro.distributions.Normal; got {distribution!r}")
+    if not callable(rule) or len(inspect.signature(rule).parameters) != 2:
+        raise TypeError(f"Expected a rule of two arguments, rule(arguments, value); got {rule!r}")
+    RULES[distribution] = rule
+    return rule
+
+
+def rule_of(distribution: type) -> Rule:
+    """The rule of a class, or of the nearest base class that has one.
+
+    Raises:
+        MissingRuleError: if there is none, with the line to write and the rules that exist.
+    """
+    for base in distribution.__mro__:
+        if base in RULES:
+            return RULES[base]
+    known = ", ".join(sorted({d.__name__ for d in RULES}))
+    raise MissingRuleError(
+        f"Expected a distribution with a rule; got {distribution.__name__}, which has none. Write "
+        f"register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments and the value, "
+        f"or use one of those that exist: {known}."
+    )
+
+
+def as_expression(value: Any, like: Tensor) -> Expression | None:
+    """Numbers and tensors as constants of the dtype of ``like``; anything that is neither as None."""
+    if isinstance(value, bool | int | float):
+        value = torch.tensor(float(value), dtype=like.dtype, device=like.device)
+    if not isinstance(value, Tensor):
+        return None
+    if not value.is_floating_point():
+        value = value.to(like.dtype)
+    return Expression.constant(_without_expansion(value).to(device=like.device, dtype=like.dtype).detach())
+
+
+def _without_expansion(value: Tensor) -> Tensor:
+    """Batch dimensions that were only expanded, as size 1; the last two may be an event's, and stay."""
+    for dim in range(value.ndim - 2):
+        if value.stride(dim) == 0:
+            value = value.narrow(dim, 0, 1)
+    return value

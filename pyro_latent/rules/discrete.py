@@ -1,0 +1,70 @@
+"""Counts and choices: Bernoulli, Categorical, Multinomial and Poisson.
+
+Their values are data or enumerated, so they enter as constants; the probabilities and rates may be random.
+"""
+
+import pyro.distributions as dist
+import torch
+
+from ..expressions import Expression
+from .base import Arguments, register_rule
+
+
+def log_probs(arguments: Arguments) -> Expression:
+    """log of the normalised probabilities, over the last dimension.
+
+    The division by their sum is dropped where the sum is provably one: for a latent simplex such as a Dirichlet site.
+    """
+    if arguments.probs is None:
+        logits = arguments["logits"]
+        if logits.is_constant:
+            return Expression.constant(torch.log_softmax(logits.value(), -1))
+        return Expression.opaque(logits.shape, logits.like, "softmax of the logits", (logits,))
+    probs = arguments.probs
+    if probs.is_constant:
+        value = probs.value()
+        return Expression.constant((value / value.sum(-1, keepdim=True)).log())
+    if probs.is_normalized:
+        return probs.log()
+    return Expression.opaque(
+        probs.shape, probs.like, "division of probs by their sum", (probs,), "give probs a Dirichlet site, unchanged"
+    )
+
+
+@register_rule(dist.Categorical)
+def categorical(arguments: Arguments, value: Expression) -> Expression:
+    """log p_x."""
+    return log_probs(arguments).take_last(value.value())
+
+
+@register_rule(dist.OneHotCategorical)
+def one_hot_categorical(arguments: Arguments, value: Expression) -> Expression:
+    """Σ_k x_k log p_k."""
+    return (value * log_probs(arguments)).sum(-1)
+
+
+@register_rule(dist.Multinomial)
+def multinomial(arguments: Arguments, value: Expression) -> Expression:
+    """log n! − Σ_k log x_k! + Σ_k x_k log p_k."""
+    ways = (value.sum(-1) + 1.0).lgamma() - (value + 1.0).lgamma().sum(-1)
+    return ways + (value * log_probs(arguments)).sum(-1)
+
+
+@register_rule(dist.Bernoulli)
+def bernoulli(arguments: Arguments, value: Expression) -> Expression:
+    """x log p + (1 − x) log(1 − p)."""
+    if arguments.probs is not None:
+        probs = arguments.probs
+        return value * probs.log() + (1.0 - value) * probs.log1m()
+    logits = arguments["logits"]
+    if not logits.is_constant:
+        hint = "give probs a Beta site: Bernoulli(probs=p)"
+        return Expression.opaque(logits.shape, logits.like, "sigmoid of the logits", (logits,), hint)
+    return value * logits - Expression.constant(torch.nn.functional.softplus(logits.value()))
+
+
+@register_rule(dist.Poisson)
+def poisson(arguments: Arguments, value: Expression) -> Expression:
+    """x log r − r − log x!."""
+    rate = arguments["rate"]
+    return value * rate.log() - rate - (value + 1.0).lgamma()

@@ -1,0 +1,25 @@
+"""The multivariate normal distribution, by precision, covariance or Cholesky factor."""
+
+import math
+
+import pyro.distributions as dist
+
+from ..expressions import Expression
+from .base import Arguments, register_rule
+
+
+def precision_matrix(arguments: Arguments) -> Expression:
+    """The precision matrix, whichever way it was given."""
+    if arguments.precision_matrix is not None:
+        return arguments.precision_matrix
+    if arguments.covariance_matrix is not None:
+        return arguments.covariance_matrix.inverse()
+    return arguments["scale_tril"].gram().inverse()
+
+
+@register_rule(dist.MultivariateNormal)
+def multivariate_normal(arguments: Arguments, value: Expression) -> Expression:
+    """½ (log |Λ| − D log 2π − (x − m)ᵀ Λ (x − m))."""
+    precision = precision_matrix(arguments)
+    quadratic = (value - arguments["loc"]).quadratic_form(precision)
+    return 0.5 * (precision.log_det() - precision.shape[-1] * math.log(2 * math.pi) - quadratic)

@@ -1,0 +1,167 @@
+"""Distributions whose arguments are random tensors.
+
+While a model is recorded, Pyro's constructor hook replaces each distribution with a random argument by a
+:class:`RandomDistribution`: it keeps the arguments as they were written, before any broadcasting or factorisation,
+and answers every question about shapes from a distribution over placeholder values.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.distribution import COERCIONS
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+from ..errors import LatentValueError
+from ..expressions import Expression, RandomTensor, placeholders
+from .base import Arguments, as_expression, rule_of
+
+
+class RandomDistribution(TorchDistribution):
+    """A distribution of class ``family`` whose ``arguments`` (by name) hold random tensors."""
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(self, family: type, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]) -> None:
+        self.family = family
+        self.arguments = arguments
+        self.placeholder = placeholder
+        super().__init__(torch.Size(batch_shape), placeholder.event_shape, validate_args=False)
+
+    @property
+    def has_rsample(self) -> bool:  # type: ignore[override]
+        return bool(self.placeholder.has_rsample)
+
+    @property
+    def has_enumerate_support(self) -> bool:  # type: ignore[override]
+        return bool(self.placeholder.has_enumerate_support)
+
+    @constraints.dependent_property
+    def support(self) -> Any:
+        return self.placeholder.support
+
+    def __getattr__(self, name: str) -> Any:
+        if not name.startswith("_") and name in self.__dict__.get("arguments", {}):
+            return self.arguments[name]
+        raise AttributeError(
+            f"Expected an argument of {self.__dict__['family'].__name__} as it was given "
+            f"({sorted(self.__dict__['arguments'])}); got {name!r}, which depends on the values of its latent arguments."
+        )
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
+        return RandomDistribution(self.family, self.arguments, self.placeholder, batch_shape)
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        placeholder = self.placeholder.expand(self.batch_shape) if expand else self.placeholder
+        support: Tensor = placeholder.enumerate_support(expand)
+        missing = len(self.batch_shape) + 1 + len(self.event_shape) - support.ndim
+        return support.reshape(support.shape[0], *[1] * missing, *support.shape[1:])
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        sites = sorted({s for a in self.arguments.values() if isinstance(a, RandomTensor) for s in a.expression.sites})
+        raise LatentValueError(
+            f"Expected pyro.sample for a distribution that depends on the latents {sites}; got a direct draw from it, which "
+            "needs their values. Write pyro.sample(name, distribution)."
+        )
+
+    def log_prob(self, value: Any) -> Any:
+        """The log density as a random tensor, so that ``pyro.factor`` can use it."""
+        like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
+        density = expected_log_density(self, value, like)
+        number = torch.zeros(density.shape, dtype=like.dtype, device=like.device)
+        return RandomTensor(number, density)
+
+
+#: Arguments of which a constructor takes one, and derives the others when asked.
+_ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
+
+
+def _has_random(arguments: Any) -> bool:
+    return any(isinstance(a, RandomTensor) for a in arguments)
+
+
+def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomDistribution | None:
+    if not _has_random(args) and not _has_random(kwargs.values()):
+        return None
+    bound = inspect.signature(cls).bind(*args, **kwargs).arguments
+    named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
+    placeholder = cls(**placeholders(named), validate_args=False)
+    return RandomDistribution(cls, named, placeholder, placeholder.batch_shape)
+
+
+@contextmanager
+def random_arguments() -> Iterator[None]:
+    """Let distributions be constructed with random tensors; the hook is process-wide, and removed at the end."""
+    COERCIONS.append(_coerce)
+    try:
+        yield
+    finally:
+        COERCIONS.remove(_coerce)
+
+
+def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
+    """The base distribution, the number of its batch dimensions that are events, and the masks around it."""
+    reinterpreted, masks = 0, []
+    while True:
+        if isinstance(distribution, dist.Independent | torch.distributions.Independent):
+            reinterpreted += distribution.reinterpreted_batch_ndims
+        elif isinstance(distribution, dist.MaskedDistribution):
+            mask = distribution._mask
+            if isinstance(mask, Tensor) and reinterpreted:
+                raise NotImplementedError("a mask under to_event has no rule; put .to_event() inside .mask()")
+            masks.append(mask)
+        elif not isinstance(distribution, dist.ExpandedDistribution):
+            return distribution, reinterpreted, masks
+        distribution = distribution.base_dist
+
+
+def family_class(distribution: Any) -> type:
+    """The class of a base distribution, random arguments or not."""
+    return distribution.family if isinstance(distribution, RandomDistribution) else type(distribution)
+
+
+def arguments_of(distribution: Any, like: Tensor) -> Arguments:
+    """The arguments of a base distribution as expressions."""
+    if isinstance(distribution, RandomDistribution):
+        raw = distribution.arguments
+    else:
+        names = inspect.signature(type(distribution)).parameters
+        raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
+    found = {n: v.expression if isinstance(v, RandomTensor) else as_expression(v, like) for n, v in raw.items()}
+    return Arguments({n: e for n, e in found.items() if e is not None})
+
+
+def _attribute(distribution: Any, name: str) -> Any:
+    """An argument of a plain distribution; of the alternative forms (probs or logits, …) only one that was computed."""
+    if name not in _ALTERNATIVES:
+        return getattr(distribution, name, None)
+    holder = vars(distribution).get("_categorical", distribution)
+    return vars(holder).get(name)
+
+
+def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Expression:
+    """The log density of ``value`` as an expression, of the distribution's batch shape; masks are left out.
+
+    Raises:
+        MissingRuleError: if its class has no rule.
+    """
+    base, reinterpreted, _ = unwrap(distribution)
+    rule = rule_of(family_class(base))
+    symbol = value.expression if isinstance(value, RandomTensor) else as_expression(value, like)
+    assert symbol is not None
+    density = rule(arguments_of(base, like), symbol).polynomial()
+    shape = torch.broadcast_shapes(base.batch_shape, density.shape)
+    density = density.expand(shape)
+    if reinterpreted:
+        density = density.sum(tuple(range(-reinterpreted, 0)))
+    return density
+
+
+__all__ = ["RandomDistribution", "arguments_of", "expected_log_density", "family_class", "random_arguments", "unwrap"]

@@ -1,0 +1,36 @@
+"""What every test starts from: an empty parameter store, a fixed seed, and Pyro's validation switched on."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyro
+import pytest
+import torch
+from torch import Tensor
+
+DATA = Path(__file__).parent.parent / "examples" / "data"
+
+
+@pytest.fixture(autouse=True)
+def fresh_pyro() -> None:
+    """No test sees another's parameters or random state."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(0)
+    pyro.enable_validation(True)
+
+
+@pytest.fixture
+def old_faithful() -> Tensor:
+    """Duration and waiting time of 272 eruptions, in minutes: float64, [272, 2]."""
+    return torch.from_numpy(np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1))
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked ``gpu`` where there is no CUDA device."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if item.get_closest_marker("gpu"):
+            item.add_marker(pytest.mark.skip(reason="needs a CUDA device"))
