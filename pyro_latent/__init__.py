@@ -1,6 +1,7 @@
 """Exact coordinate ascent for ordinary Pyro models."""
 
 from . import handlers
+from .checks import check_updates
 from .errors import (
     DataError,
     ElboDecreaseError,
@@ -17,3 +18,21 @@ from .infer import CAVI, CAVIResult
 from .rules import register_rule
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "CAVI",
+    "AutoConjugate",
+    "CAVIResult",
+    "DataError",
+    "ElboDecreaseError",
+    "LatentValueError",
+    "MissingRuleError",
+    "ModelError",
+    "NaturalDomainError",
+    "NotConjugateError",
+    "PyroLatentError",
+    "check_updates",
+    "handlers",
+    "register_family",
+    "register_rule",
+]

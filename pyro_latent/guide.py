@@ -134,6 +134,17 @@ class AutoConjugate(AutoGuide):
             for name, tensor in state[key].items():
                 self.register_buffer(f"natural_{i}_{name}", tensor.detach())
         self._revision += 1
+        self._starts = {}
+
+    @property
+    def revision(self) -> int:
+        """A number that changes with the state."""
+        return self._revision
+
+    @property
+    def pending_starts(self) -> dict[str, Tensor]:
+        """Responsibilities ``[starts, plates..., values]`` that the first sweep begins at, until it is done."""
+        return self._starts
 
     def keep_best(self, start: int) -> None:
         """Use one start for the posterior."""
@@ -143,7 +154,6 @@ class AutoConjugate(AutoGuide):
         """Drop all starts but one."""
         self._best = 0
         self.store({key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.state.items()})
-        self._starts = {name: r[start : start + 1] for name, r in self._starts.items()}
 
     def is_local(self, key: BlockKey) -> bool:
         """Whether a block lies in a plate of the data."""
@@ -214,7 +224,6 @@ class AutoConjugate(AutoGuide):
             state = {key: fresh[key] if key in changed else state[key] for key in state}
             self._layout["shapes"] = shapes
             self.store(state)
-        self._starts = {}
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())
@@ -344,7 +353,9 @@ class AutoConjugate(AutoGuide):
         if extra and extra["layout"]:
             layout = extra["layout"]
             if self._layout and layout["blocks"] != self._layout["blocks"]:
-                raise ModelError(f"Expected a state of the blocks {self._layout['blocks']}; got one of {layout['blocks']}.")
+                raise ModelError(
+                    f"Expected a state of the blocks {self._layout['blocks']}; got one of {layout['blocks']}."
+                )
             self._layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
             self._keys = tuple(b[0] if len(b) == 1 else tuple(b) for b in layout["blocks"])
             for name, tensor in state_dict.items():
@@ -361,7 +372,9 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
     found = []
     for block in blocks or ():
         if isinstance(block, str) or not all(isinstance(name, str) for name in block):
-            raise TypeError(f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}.")
+            raise TypeError(
+                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
+            )
         if len(block) > 1:
             found.append(tuple(block))
     return tuple(found)

@@ -28,7 +28,6 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -75,7 +74,9 @@ class ClosedFormMessenger(Messenger):
         missing = sorted(set(self.by_site) - self.seen)
         if missing and args[0] is None:
             super().__exit__(*args)
-            raise ModelError(f"Expected updates for latent sites of the model; got updates for {missing}, which it lacks.")
+            raise ModelError(
+                f"Expected updates for latent sites of the model; got updates for {missing}, which it lacks."
+            )
         return super().__exit__(*args)
 
 
@@ -215,7 +216,9 @@ class RecordMessenger(Messenger):
         name, fn, update = msg["name"], msg["fn"], msg["infer"].get("update")
         dim = msg["infer"].get("_enumerate_dim")
         if dim is not None:
-            support = msg["value"].reshape(-1) if not fn.event_shape else msg["value"].flatten(0, -len(fn.event_shape) - 1)
+            support = (
+                msg["value"].reshape(-1) if not fn.event_shape else msg["value"].flatten(0, -len(fn.event_shape) - 1)
+            )
             self.discrete[name] = DiscreteSite(
                 name, family_class(base), dim, support, plates, msg["scale"], mask, self.marked[name], update
             )
@@ -322,7 +325,9 @@ def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
         return value
     if value.dtype in (torch.float16, torch.bfloat16):
-        raise DataError(f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float().")
+        raise DataError(
+            f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
+        )
     event = fn.event_shape
     if len(event) and tuple(value.shape[value.ndim - len(event) :]) != tuple(event):
         raise DataError(
@@ -346,7 +351,9 @@ def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     inside = support.check(value)
     if not bool(inside.all()):
         bad = int((~inside).sum())
-        raise DataError(f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it.")
+        raise DataError(
+            f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it."
+        )
     return value
 
 
@@ -376,7 +383,13 @@ def _recording_context(like: Tensor) -> Iterator[None]:
     default = torch.get_default_dtype()
     allocator = dict(vars(_ENUM_ALLOCATOR))  # one for the process: an enumeration around must find it unchanged
     devices = [like.device] if like.device.type == "cuda" else []
-    with random_arguments(), poutine.block(), torch.random.fork_rng(devices), torch.no_grad(), torch.device(like.device):
+    with (
+        random_arguments(),
+        poutine.block(),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        torch.device(like.device),
+    ):
         torch.set_default_dtype(like.dtype)
         try:
             yield
@@ -413,7 +426,9 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
     kinds = {}
     for name, value in observations.items():
         if value.dtype in (torch.float16, torch.bfloat16):
-            raise DataError(f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float().")
+            raise DataError(
+                f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
+            )
         if value.is_floating_point() and not isinstance(value, RandomTensor):
             kinds.setdefault((value.dtype, value.device), name)
     if len(kinds) > 1:

@@ -214,7 +214,9 @@ class Expression:
     @property
     def _is_monomial(self) -> bool:
         """One product, with no sum inside: powers and logarithms act on each factor."""
-        return len(self.terms) == 1 and not self.terms[0].summed and not any(c.identity for c in self.terms[0].constants)
+        return (
+            len(self.terms) == 1 and not self.terms[0].summed and not any(c.identity for c in self.terms[0].constants)
+        )
 
     def _map_pieces(
         self, function: Callable[[Expression], Expression], shape: Sequence[int] | None = None
@@ -425,7 +427,9 @@ class Expression:
             return Expression(shape, self.like, opacity=self.opacity)
         return self._with([t.substitute(mapping) for t in self.terms], shape)
 
-    def _view(self, function: Callable[[Expression], Expression], tensor_view: Callable[[Tensor], Tensor]) -> Expression:
+    def _view(
+        self, function: Callable[[Expression], Expression], tensor_view: Callable[[Tensor], Tensor]
+    ) -> Expression:
         """Apply a view to every piece and to the masks that choose them."""
         pieces = tuple(
             (tensor_view(mask.expand(self.shape)), function(piece.expand(self.shape))) for mask, piece in self.pieces
@@ -608,9 +612,7 @@ def _reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: to
     return mapping
 
 
-def _index_axes(
-    index: Any, shape: Sequence[int], device: torch.device
-) -> tuple[dict[int, Axis], list[int]]:
+def _index_axes(index: Any, shape: Sequence[int], device: torch.device) -> tuple[dict[int, Axis], list[int]]:
     """The axes of the source dimensions under ``source[index]``, and the shape of the result."""
     items = _plain_items(index, shape, device)
     tensors = [k for k, item in enumerate(items) if isinstance(item, Tensor)]

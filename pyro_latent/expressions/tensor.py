@@ -20,11 +20,38 @@ from .expression import Expression
 
 #: Functions whose results that are not tensors depend on the shape alone.
 _SHAPE_QUERIES = frozenset(
-    "size stride dim ndimension numel nelement __len__ is_floating_point is_complex is_contiguous storage_offset "
-    "element_size get_device is_same_size __hash__ __repr__ __format__ __str__ type is_signed is_tensor "
-    "has_names is_inference is_conj is_neg".split()
+    [
+        "size",
+        "stride",
+        "dim",
+        "ndimension",
+        "numel",
+        "nelement",
+        "__len__",
+        "is_floating_point",
+        "is_complex",
+        "is_contiguous",
+        "storage_offset",
+        "element_size",
+        "get_device",
+        "is_same_size",
+        "__hash__",
+        "__repr__",
+        "__format__",
+        "__str__",
+        "type",
+        "is_signed",
+        "is_tensor",
+        "has_names",
+        "is_inference",
+        "is_conj",
+        "is_neg",
+    ]
 )
-_IN_PLACE = frozenset(f"__i{name}__" for name in "add sub mul div truediv floordiv mod pow and or xor matmul".split())
+_IN_PLACE = frozenset(
+    f"__i{name}__"
+    for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"]
+)
 
 
 class RandomTensor(Tensor):
@@ -80,7 +107,9 @@ def _name(func: Callable[..., Any]) -> str:
 
 
 def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
-    written = (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or name in ("__setitem__", "__set__")
+    written = (
+        (name.endswith("_") and not name.endswith("__")) or name in _IN_PLACE or name in ("__setitem__", "__set__")
+    )
     return written or kwargs.get("out") is not None
 
 

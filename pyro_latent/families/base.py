@@ -88,7 +88,7 @@ class Moment(NamedTuple):
 
 
 #: A product of functions of a block's components, as sorted (component index, function name) pairs. Function
-#: names: "x" (the value itself), "log", "log1m" (log(1 - x)) and "log_det".
+#: names: "x" (the value itself), "reciprocal" (1 / x), "log", "log1m" (log(1 - x)) and "log_det".
 Monomial = tuple[tuple[int, str], ...]
 
 
@@ -121,9 +121,9 @@ class Family(ABC):
     def mean(self, natural: Natural) -> Mean:
         """E t(x) = ∇A(η), in closed form."""
 
-    @abstractmethod
     def from_mean(self, mean: Mean) -> Natural:
-        """The inverse of :meth:`mean`."""
+        """The inverse of :meth:`mean`; coordinate ascent does not need it, fitting by moments does."""
+        raise NotImplementedError(f"Expected {type(self).__name__}.from_mean(mean), the inverse of mean(); got no method.")
 
     @abstractmethod
     def to_params(self, natural: Natural) -> Params:

@@ -60,21 +60,26 @@ class CAVIResult:
     restarts: Tensor
 
 
-class _Call(NamedTuple):
+class Call(NamedTuple):
     """The model's own arguments."""
 
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
 
 
-class _Sweep:
+class Sweep:
     """One sweep in progress: the blocks so far, and the discrete posterior that they are updated against.
 
     ``held`` is that posterior where it is known already; ``probs`` where it was given by its probabilities.
     """
 
     def __init__(
-        self, program: Program, state: State, call: _Call, held: Held | None = None, probs: Mapping[str, Tensor] | None = None
+        self,
+        program: Program,
+        state: State,
+        call: Call,
+        held: Held | None = None,
+        probs: Mapping[str, Tensor] | None = None,
     ) -> None:
         self.program = program
         self.state = state
@@ -100,10 +105,10 @@ class _Sweep:
             values = [update(q, *self.call.args, **self.call.kwargs).probs for q in self._posteriors()]
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs:
-            held = self.program.hold({s.name: self._responsibilities(s) for s in self.program.discrete}, self.means)
+            held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
         self.summands = self.program.held_summands(held or self.program.eliminate(self.means))
 
-    def _responsibilities(self, site: DiscreteSite) -> Tensor:
+    def responsibilities(self, site: DiscreteSite) -> Tensor:
         """The held posterior of a discrete site, for each start."""
         if site.name not in self._probs:
             self._probs[site.name] = responsibilities(self.program, self._held_means, site)
@@ -135,7 +140,7 @@ class _Sweep:
     def _posteriors(self) -> list[Posteriors]:
         """The current posteriors of every start, for hand-written updates."""
         probs = {
-            s.name: self._responsibilities(s) for s in self.program.discrete if s.update is None or s.name in self._probs
+            s.name: self.responsibilities(s) for s in self.program.discrete if s.update is None or s.name in self._probs
         }
         params = {k: b.params(self.state[k]) for k, b in self.program.blocks.items()}
         return [
@@ -158,6 +163,7 @@ class _Memory(NamedTuple):
     program: Program
     revision: int
     bound: Bound
+    elbo: list[float]
 
 
 class CAVI:
@@ -267,21 +273,20 @@ class CAVI:
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
         program = self.guide.program(*args, **kwargs)
         before = self._memory
-        if before is not None and not (before.program is program and before.revision == self.guide._revision):
+        if before is not None and not (before.program is program and before.revision == self.guide.revision):
             before = None
-        state, call = self.guide.state, _Call(args, kwargs)
+        state, call = self.guide.state, Call(args, kwargs)
         held = None if before is None else before.bound.held
-        sweep = _Sweep(program, state, call, held, self.guide._starts)
+        sweep = Sweep(program, state, call, held, self.guide.pending_starts)
         self._run(sweep)
         bound = sweep.bound()
         elbo = self._checked(sweep, bound, before, state)
         self.guide.store(sweep.state)
-        self.guide._starts = {}
         self.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
-        self._memory = _Memory(program, self.guide._revision, bound)
+        self._memory = _Memory(program, self.guide.revision, bound, elbo)
         return elbo
 
-    def _run(self, sweep: _Sweep) -> None:
+    def _run(self, sweep: Sweep) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
         order = self._order(sweep.program)
         local = [key for key in order if key is not None and self.guide.is_local(key)]
@@ -311,7 +316,7 @@ class CAVI:
             )
         return list(dict.fromkeys(places[n] if n in places else None for n in self.order))
 
-    def _checked(self, sweep: _Sweep, bound: Bound, before: _Memory | None, state: State) -> list[float]:
+    def _checked(self, sweep: Sweep, bound: Bound, before: _Memory | None, state: State) -> list[float]:
         """The ELBO of each start, if every update was proper and none lowered it; one transfer from the device.
 
         Raises:
@@ -332,9 +337,8 @@ class CAVI:
         if not all(math.isfinite(e) for e in elbo):
             raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
         if before is not None:
-            old = before.bound.elbo.tolist()
             slack = [ROUNDING[sweep.program.recording.dtype] * m for m in values[len(proper) + len(elbo) :]]
-            falls = [o - e for o, e, s in zip(old, elbo, slack, strict=True) if o - e > s]
+            falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]
             if falls:
                 raise ElboDecreaseError(
                     f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats, by the update of "
@@ -343,15 +347,17 @@ class CAVI:
                 )
         return elbo
 
-    def _culprit(self, sweep: _Sweep, before: _Memory, state: State) -> str:
+    def _culprit(self, sweep: Sweep, before: _Memory, state: State) -> str:
         """The block whose update lowers the ELBO most, one at a time."""
-        again = _Sweep(sweep.program, state, sweep.call, before.bound.held)
+        again = Sweep(sweep.program, state, sweep.call, before.bound.held)
         level = before.bound.elbo
         drops: dict[str, float] = {}
         for key in self._order(sweep.program):
             again.visit(key)
             now = again.bound().elbo
-            drops["the discrete sites" if key is None else repr(sweep.program.blocks[key].label)] = float((level - now).max())
+            drops["the discrete sites" if key is None else repr(sweep.program.blocks[key].label)] = float(
+                (level - now).max()
+            )
             level = now
         return max(drops, key=drops.__getitem__)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,9 @@ from ..families import FAMILIES, JOINT_FAMILIES, Family, Natural, Params, family
 from .recording import LatentSite, Recording
 
 BlockKey = str | tuple[str, ...]
+
+#: Events of more elements than this get a warning: a full covariance is seldom what is wanted.
+_LARGE_EVENT = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,6 +33,7 @@ class Block:
     event_shapes: tuple[torch.Size, ...]
     scale: Tensor | float
     mask: Tensor | None
+    device: torch.device
 
     @property
     def key(self) -> BlockKey:
@@ -77,17 +82,17 @@ class Block:
         return self.family.from_params(self._shifted(params, -1.0))
 
 
-def _is_elementwise(site: LatentSite) -> bool:
-    """Whether the site's event dimensions are independent copies: made by ``to_event``, not the distribution's own."""
-    family = family_of(site.distribution)
-    return family is not None and family.event_dims == (0,)
-
-
-def _single(site: LatentSite) -> Block:
+def _single(site: LatentSite, device: torch.device) -> Block:
     if site.distribution is dist.Normal and site.event_shape:
+        size = site.event_shape.numel()
+        if size > _LARGE_EVENT:
+            warnings.warn(
+                f"Site {site.name!r} is a .to_event() normal of {size} elements: its posterior has a full covariance, of {size}² "
+                "numbers for each batch element. If its elements may be independent, declare them with pyro.plate instead.",
+                stacklevel=2,
+            )
         family: Family = FAMILIES[dist.MultivariateNormal]
-        shapes = (torch.Size([site.event_shape.numel()]),)
-        return Block((site,), family, site.batch_shape, shapes, site.scale, site.mask)
+        return Block((site,), family, site.batch_shape, (torch.Size([size]),), site.scale, site.mask, device)
     found = family_of(site.distribution)
     if found is None:
         known = ", ".join(sorted(d.__name__ for d in FAMILIES))
@@ -96,10 +101,10 @@ def _single(site: LatentSite) -> Block:
             f"Known: {known}. Add one with register_family({site.distribution.__name__}, family), or fit the site by gradient "
             "(an autoguide in SVI)."
         )
-    return _over(found, (site,))
+    return _over(found, (site,), device)
 
 
-def _over(family: Family, sites: tuple[LatentSite, ...]) -> Block:
+def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -> Block:
     """A block over sites, with events that ``to_event`` made counted as batch."""
     shapes = []
     for site, own in zip(sites, family.event_dims, strict=True):
@@ -117,7 +122,8 @@ def _over(family: Family, sites: tuple[LatentSite, ...]) -> Block:
     def widen(x: Any) -> Any:
         return x.reshape(x.shape + (1,) * extra) if isinstance(x, Tensor) and x.ndim else x
 
-    return Block(sites, family, batch, tuple(e for _, e in shapes), widen(sites[0].scale), widen(sites[0].mask))
+    events = tuple(event for _, event in shapes)
+    return Block(sites, family, batch, events, widen(sites[0].scale), widen(sites[0].mask), device)
 
 
 def _joint(names: tuple[str, ...], recording: Recording) -> Block:
@@ -130,7 +136,7 @@ def _joint(names: tuple[str, ...], recording: Recording) -> Block:
     for classes, family in JOINT_FAMILIES.items():
         order = [next((s for s in sites if issubclass(s.distribution, c)), None) for c in classes]
         if len(sites) == len(classes) and None not in order and len({id(s) for s in order}) == len(classes):
-            return _over(family, tuple(s for s in order if s is not None))
+            return _over(family, tuple(s for s in order if s is not None), recording.device)
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     got = " with ".join(s.distribution.__name__ for s in sites)
     raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
@@ -146,5 +152,5 @@ def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -
     if len(used) != len(set(used)):
         raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
     blocks = [_joint(names, recording) for names in joint]
-    blocks += [_single(site) for site in recording.latents.values() if site.name not in used]
+    blocks += [_single(site, recording.device) for site in recording.latents.values() if site.name not in used]
     return {block.key: block for block in blocks}

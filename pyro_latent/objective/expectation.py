@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
@@ -70,16 +70,14 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments))
 
 
-def _moment(
-    factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str
-) -> Moment:
+def _moment(factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str) -> Moment:
     block = owners[factors[0].variable.site][0]
     readings: list[_Reading] = []
     for factor in factors:
-        if factor.power < 1 or not float(factor.power).is_integer():
+        if not float(factor.power).is_integer():
             raise _no_moment(block, factors, site)
         component = owners[factor.variable.site][1]
-        readings += [_reading(block, component, factor)] * int(factor.power)
+        readings += [_reading(block, component, factor)] * abs(int(factor.power))
     if not all(same_axes(readings[0].batch, r.batch) for r in readings[1:]):
         raise _coupled(block, site)
     readings.sort(key=lambda r: (r.component, r.function))
@@ -101,25 +99,31 @@ def _reading(block: Block, component: int, factor: Factor) -> _Reading:
     batch, event = factor.axes[:split], factor.axes[split:]
     value_event = block.sites[component].shape[split:]
     if len(event) > len(shape) and value_event.numel() == shape.numel():
-        flat = torch.arange(shape.numel()).reshape(value_event)
+        flat = torch.arange(shape.numel(), device=block.device).reshape(value_event)
         index, labels = read(flat, event)
         event = (Gather(index, labels),)
     elif len(event) == len(shape):
         event = tuple(axis if n != 1 else None for axis, n in zip(event, shape, strict=True))
-    return _Reading(component, factor.function, batch, event)
+    function = "reciprocal" if factor.power < 0 and factor.function == "x" else factor.function
+    return _Reading(component, function, batch, event)
 
 
-def _orders(readings: list[_Reading]) -> itertools.product[tuple[_Reading, ...]] | list[tuple[_Reading, ...]]:
+def _orders(readings: list[_Reading]) -> list[tuple[_Reading, ...]]:
     """The orders that a pattern may be tried in: equal functions swapped, and (symmetric) matrices transposed."""
     choices: list[list[tuple[_Reading, ...]]] = []
     for _, group in itertools.groupby(readings, key=lambda r: (r.component, r.function)):
         choices.append(list(itertools.permutations(group)))
-    orders = []
+    orders: list[tuple[_Reading, ...]] = []
     for parts in itertools.product(*choices):
         order = tuple(r for part in parts for r in part)
-        flips = [(r, _Reading(r.component, r.function, r.batch, r.event[::-1])) if len(r.event) == 2 else (r,) for r in order]
-        orders += list(itertools.product(*flips))
+        orders += list(itertools.product(*(_transposes(r) for r in order)))
     return orders
+
+
+def _transposes(reading: _Reading) -> tuple[_Reading, ...]:
+    if len(reading.event) != 2:
+        return (reading,)
+    return reading, replace(reading, event=reading.event[::-1])
 
 
 def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tuple[Axis, ...] | None:

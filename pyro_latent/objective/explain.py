@@ -45,4 +45,6 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
                 update = "closed form, from " + ", ".join([name, *children[name]])
             rows.append((name, scored.distribution, block.label, block.family.name, update))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
-    return "\n".join("  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows)
+    return "\n".join(
+        "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
+    )

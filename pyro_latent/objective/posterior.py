@@ -48,7 +48,9 @@ class Posteriors(Mapping[Any, Any]):
     ``q[site]`` is a site's marginal, ``q[block]`` a joint block's distribution, ``q.scales[site]`` the scale of the site's plates.
     """
 
-    def __init__(self, program: Program, params: Mapping[BlockKey, Params], responsibilities: Mapping[str, Tensor]) -> None:
+    def __init__(
+        self, program: Program, params: Mapping[BlockKey, Params], responsibilities: Mapping[str, Tensor]
+    ) -> None:
         self._entries: dict[Any, Any] = {}
         self.scales: dict[str, Tensor | float] = {}
         for key, block in program.blocks.items():
@@ -95,7 +97,9 @@ def responsibilities(
     """
     ndim = max([program.recording.max_plate_nesting, *(-s.dim for s in program.discrete)])
     extra = [_clamp(s, clamped[s.name], ndim) for s in program.discrete if clamped and s.name in clamped]
-    starts = max([next(iter(next(iter(means.values())).values())).shape[0] if means else 1, *(f.tensor.shape[0] for f in extra)])
+    starts = max(
+        [next(iter(next(iter(means.values())).values())).shape[0] if means else 1, *(f.tensor.shape[0] for f in extra)]
+    )
     shape = [1] * ndim
     for plate in site.plates:
         shape[plate.dim] = plate.size

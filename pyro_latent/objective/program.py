@@ -505,7 +505,9 @@ def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
     if opacity is None:
         return scored.density.terms
     parents = ", ".join(repr(s) for s in sorted(opacity.sites))
-    hint = opacity.hint or "sums, products, indexing and matrix products of latents, and powers of a precision or a rate"
+    hint = (
+        opacity.hint or "sums, products, indexing and matrix products of latents, and powers of a precision or a rate"
+    )
     raise NotConjugateError(
         f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: {opacity.operation} of "
         f"{parents} has no expected log density in closed form. What would work: {hint}; or fit {parents} by gradient, with an "

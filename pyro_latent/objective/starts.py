@@ -46,7 +46,12 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
         site.name: _responsibilities(program, site, given.get(site.name), generator, restarts)
         for site in program.discrete
     }
-    if given and not any(isinstance(k, str) and k in starts for k in given) and starts and set(program.blocks) <= set(given):
+    if (
+        given
+        and not any(isinstance(k, str) and k in starts for k in given)
+        and starts
+        and set(program.blocks) <= set(given)
+    ):
         starts = {}  # every continuous block is given: the discrete posterior follows from them
     return state, starts
 
@@ -109,7 +114,9 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
         return natural
     if isinstance(found, Tensor):
         if block.family.location is None or len(block.sites) > 1:
-            raise ModelError(f"Expected a distribution as init for {block.label!r}, a {block.family.name} block; got a tensor.")
+            raise ModelError(
+                f"Expected a distribution as init for {block.label!r}, a {block.family.name} block; got a tensor."
+            )
         params = block.params(natural)
         loc = found.to(params["loc"]).reshape(block.batch_shape + block.event_shapes[0])
         return block.natural(params | {"loc": loc.expand_as(params["loc"])})
@@ -174,7 +181,9 @@ def _k_means(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
     for _ in range(clusters - 1):
         distance = _squared_distances(rows, centres).amin(1)
         weight = distance.clamp(min=0) + torch.finfo(rows.dtype).tiny
-        pick = torch.searchsorted(weight.cumsum(0), torch.rand(1, generator=generator, dtype=rows.dtype, device=rows.device) * weight.sum())
+        pick = torch.searchsorted(
+            weight.cumsum(0), torch.rand(1, generator=generator, dtype=rows.dtype, device=rows.device) * weight.sum()
+        )
         centres = torch.cat([centres, rows[pick.clamp(max=len(rows) - 1)]])
     labels = _squared_distances(rows, centres).argmin(1)
     for _ in range(_LLOYD_STEPS):
