@@ -24,6 +24,7 @@ from typing import Any, Literal, NamedTuple, TypeAlias
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -117,8 +118,8 @@ def _sample_full(data: Tensor, num_components: int, priors: _Priors, weights: Te
         )
     with pyro.plate("data", len(data)):
         component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        likelihood = dist.MultivariateNormal(mean[component], precision_matrix=precision[component])
-        pyro.sample("obs", likelihood, obs=data)
+        loc, matrix = _of_component(mean, component, 1), _of_component(precision, component, 2)
+        pyro.sample("obs", dist.MultivariateNormal(loc, precision_matrix=matrix), obs=data)
 
 
 def _sample_diagonal(data: Tensor, num_components: int, priors: _Priors, weights: Tensor) -> None:
@@ -129,7 +130,17 @@ def _sample_diagonal(data: Tensor, num_components: int, priors: _Priors, weights
         mean = pyro.sample("mean", dist.Normal(priors.mean, (priors.mean_precision * precision).rsqrt()).to_event(1))
     with pyro.plate("data", len(data)):
         component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        pyro.sample("obs", dist.Normal(mean[component], precision[component].rsqrt()).to_event(1), obs=data)
+        loc, precision = _of_component(mean, component, 1), _of_component(precision, component, 1)
+        pyro.sample("obs", dist.Normal(loc, precision.rsqrt()).to_event(1), obs=data)
+
+
+def _of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
+    """Each point's ``parameter[component]``, also where particles of ``Trace_ELBO`` add dimensions on the left.
+
+    ``parameter`` is ``[..., K] + event``. The new dimension stands for the plate of points.
+    """
+    batched = parameter.unsqueeze(-2 - event_dim)
+    return Vindex(batched)[(..., component, *[slice(None)] * event_dim)]
 
 
 def default_priors(data: Tensor, num_components: int, covariance: Covariance = "full") -> dict[str, Tensor]:

@@ -107,8 +107,8 @@ def _draw(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any,
     missing = [n for n in scored.stochastic_nodes if n not in drawn and not site_is_subsample(scored.nodes[n])]
     if missing:
         raise ModelError(
-            f"Expected a guide that samples every latent site; got one that leaves out {missing}. A guide for TraceEnum_ELBO "
-            "leaves them to enumeration: sample them in the guide, or use AutoConjugate."
+            f"Expected a guide that samples every latent site; got one that leaves out {missing}. A guide for "
+            "TraceEnum_ELBO leaves them to enumeration: sample them in the guide, or use AutoConjugate."
         )
     predicted = poutine.trace(poutine.replay(poutine.uncondition(model), trace=drawn)).get_trace(*args, **kwargs)
     scored.compute_log_prob()

@@ -26,8 +26,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
@@ -120,6 +122,7 @@ class RecordMessenger(Messenger):
         self.observations: dict[str, Tensor] = {}
         self.marked: dict[str, bool] = {}
         self.nesting = 0
+        self.infers: dict[str, dict[str, Any]] = {}
         self.found_origins: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
 
@@ -243,6 +246,7 @@ class RecordMessenger(Messenger):
         shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
         enumerated = frozenset(s.dim for s in self.discrete.values())
         _check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
+        self.infers[name] = msg["infer"]
         self.scored[name] = ScoredSite(
             name, density, shape, plates, msg["scale"], mask, msg["is_observed"], error, kind, len(fn.event_shape)
         )
@@ -286,7 +290,7 @@ def _base_constraint(support: Any) -> Any:
 
 
 def _ends_in_simplex(support: Any) -> bool:
-    return isinstance(support, type(constraints.simplex))
+    return isinstance(_base_constraint(support), type(constraints.simplex))
 
 
 def _feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
@@ -381,6 +385,8 @@ def _check_plates(
 def _recording_context(like: Tensor) -> Iterator[None]:
     """Random arguments, constants in the data's dtype and device, no gradients, and the random state left as it was."""
     default = torch.get_default_dtype()
+    store = pyro.get_param_store()
+    known = set(store.keys())
     allocator = dict(vars(_ENUM_ALLOCATOR))  # one for the process: an enumeration around must find it unchanged
     devices = [like.device] if like.device.type == "cuda" else []
     with (
@@ -395,6 +401,8 @@ def _recording_context(like: Tensor) -> Iterator[None]:
             yield
         finally:
             torch.set_default_dtype(default)
+            for name in set(store.keys()) - known:
+                del store[name]
             vars(_ENUM_ALLOCATOR).clear()
             vars(_ENUM_ALLOCATOR).update(allocator)
 
@@ -480,12 +488,22 @@ def record(
     return Recording(
         messenger.latents,
         messenger.discrete,
-        messenger.scored,
+        _with_enumerated(messenger),
         scan.nesting,
         like.dtype,
         like.device,
         messenger.observations,
     )
+
+
+def _with_enumerated(messenger: RecordMessenger) -> dict[str, ScoredSite]:
+    """Name the discrete sites behind the enumeration dimensions, once Pyro has told which is where."""
+    names = {messenger.infers[s.name]["_dim_to_id"][s.dim]: s.name for s in messenger.discrete.values()}
+    found = {}
+    for name, scored in messenger.scored.items():
+        ids = messenger.infers[name].get("_dim_to_id", {})
+        found[name] = replace(scored, enumerated={dim: names[i] for dim, i in ids.items() if i in names})
+    return found
 
 
 def expected_log_factors(

@@ -216,6 +216,11 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "index tensors, separated": lambda x: x.cube[torch.tensor([0, 1, 1]), :, torch.tensor([3, 0, 2])],
     "index tensors that broadcast": lambda x: x.matrix[GRID[:, :1], torch.tensor([3, 0, 1])],
     "integer separated from an index tensor": lambda x: x.cube[1, :, COLUMNS],
+    "integer separated from an index tensor of the same size": lambda x: x.cube[1, :, torch.tensor([3, 0, 1])],
+    "integer between slices": lambda x: x.cube[:, 1, :] + x.cube[0, :, 2].sum(),
+    "index tensor, slice, integer": lambda x: x.cube[torch.tensor([1, 0, 1]), :, 2],
+    "number of a product with a tensor": lambda x: (x.vector * V)[0] + (x.matrix @ V)[1],
+    "sizes from another tensor": lambda x: x.vector.expand(U.shape) + x.cube[0].reshape(torch.Size((3, 4))) * U.size(0),
     "index tensors around a none": lambda x: x.matrix[ROWS, None, COLUMNS],
     "index list": lambda x: x.matrix[[2, 0]],
     "index of size one": lambda x: x.matrix[torch.tensor([2])] + x.matrix[torch.tensor(1)],
@@ -322,3 +327,285 @@ class Calls(TorchFunctionMode):
         name = getattr(func, "__name__", str(func))
         self.names.add(getattr(func.__self__, "__name__", name) if name == "__get__" else name)
         return func(*args, **(kwargs or {}))
+
+
+def test_every_operation_with_a_rule_has_a_case(symbols: Names) -> None:
+    """Operators reach the rules as their functions: ``a + b`` as ``add``."""
+    calls = Calls()
+    with calls:
+        for case in CASES.values():
+            case(symbols)
+    elsewhere = {"cholesky", "linalg_cholesky", "cuda", "requires_grad_"}  # read by gram; a GPU; in place
+    operators = {name for name in OPERATIONS if name.startswith("__")}
+    assert set(OPERATIONS) - calls.names <= elsewhere | operators
+
+
+@pytest.mark.parametrize("seed", range(60))
+def test_random_chains_of_operations_keep_the_value(seed: int, truth: dict[str, Tensor], symbols: Names) -> None:
+    """Views, products and contractions composed at random."""
+
+    def chain(x: Any) -> Any:
+        choose = torch.Generator().manual_seed(seed)
+
+        def pick(n: int) -> int:
+            return int(torch.randint(n, (1,), generator=choose))
+
+        state = [x.matrix, x.cube, x.column * x.vector, x.matrix @ W, torch.where(MASK2, x.matrix, x.rates)][pick(5)]
+        for _ in range(5):
+            state = _random_step(state, pick, x)
+        return state
+
+    found, expected = chain(symbols), chain(Names(truth))
+    assert found.shape == expected.shape
+    torch.testing.assert_close(evaluate(found.expression, truth), expected, rtol=1e-9, atol=1e-9)
+
+
+def _random_step(state: Any, pick: Callable[[int], int], x: Any) -> Any:
+    n = state.ndim
+    dim = pick(max(n, 1))
+    step = pick(10)
+    if n == 0 or n > 4 or state.numel() > 600:
+        return state.sum() * x.tau
+    if step == 0:
+        return state.transpose(dim, pick(n))
+    if step == 1:
+        return state.reshape([-1, *state.shape[2:]] if n > 1 else (1, -1))
+    if step == 2:
+        index = torch.arange(3) * (pick(2) + 1) % state.shape[dim]
+        return state[(slice(None),) * dim + (index,)]
+    if step == 3:
+        return state.unsqueeze(dim) * torch.linspace(1, 2, 3, dtype=torch.float64).reshape(3, *[1] * (n - dim))
+    if step == 4:
+        return state.sum(dim)
+    if step == 5:
+        return state @ torch.linspace(-1, 1, state.shape[-1] * 2, dtype=torch.float64).reshape(state.shape[-1], 2)
+    if step == 6:
+        return torch.cat([state, 2 - state], dim)
+    if step == 7:
+        return state.unsqueeze(-1)[..., 0] * x.scalar + 1
+    if step == 8:
+        return torch.where(torch.arange(state.shape[-1]) % 2 == 0, state, x.tau)
+    return torch.stack([state, state * x.tau], dim)[(slice(None),) * dim + (torch.tensor(1),)]
+
+
+# A latent's value is never a number.
+
+NUMBER_USES: dict[str, Callable[[Any], Any]] = {
+    "if": lambda x: 1 if x.tau > 1 else 0,
+    "bool": lambda x: bool(x.tau),
+    "not": lambda x: not x.tau,
+    "assert": lambda x: bool((x.rates > 0).all()),
+    "while": lambda x: next(i for i in range(3) if x.tau < i),
+    "item": lambda x: x.tau.item(),
+    "item of an element": lambda x: x.vector[0].item(),
+    "float": lambda x: float(x.tau),
+    "int": lambda x: int(x.tau),
+    "complex": lambda x: complex(x.tau),
+    "math.exp": lambda x: math.exp(x.tau),
+    "tolist": lambda x: x.vector.tolist(),
+    "numpy": lambda x: x.vector.numpy(),
+    "numpy by force": lambda x: x.vector.numpy(force=True),
+    "detach, then numpy": lambda x: x.vector.detach().cpu().numpy(),
+    "np.asarray": lambda x: np.asarray(x.vector),
+    "np.exp": lambda x: np.exp(x.vector),
+    "index of a list": lambda x: ["a", "b"][x.tau.long()],
+    "range": lambda x: range(x.tau.int()),
+    "comparison, then item": lambda x: (x.vector > 0).sum().item(),
+    "argmax, then int": lambda x: int(x.vector.argmax()),
+    "max of two": lambda x: max(x.tau, x.scalar),
+    "sorted": lambda x: sorted(x.vector),
+    "in": lambda x: 1.0 in x.vector,
+    "equal": lambda x: torch.equal(x.vector, V),
+    "allclose": lambda x: torch.allclose(x.vector, V),
+    "is_nonzero": lambda x: torch.is_nonzero(x.tau),
+    "torch.tensor": lambda x: torch.tensor(x.vector),
+    "torch.tensor of a list": lambda x: torch.tensor([x.tau, x.scalar]),
+    "torch.as_tensor of a list": lambda x: torch.as_tensor([x.tau, 1.0]),
+    "torch.full": lambda x: torch.full((3,), x.tau),
+    "as a scalar argument": lambda x: torch.add(U, V, alpha=x.tau),
+    "as a clamp": lambda x: torch.nn.functional.softplus(U, beta=x.tau),
+    "numpy array of it": lambda x: np.array([x.tau, x.scalar], dtype=float),
+    "pickle": lambda x: pickle.dumps(x.vector),
+    "storage": lambda x: x.vector.untyped_storage(),
+    "data_ptr": lambda x: x.vector.data_ptr(),
+    "dlpack": lambda x: x.vector.__dlpack__(),
+    "new_tensor": lambda x: V.new_tensor(x.vector),
+    "new_tensor of a list": lambda x: V.new_tensor([x.tau]),
+    "new_full": lambda x: V.new_full((2,), x.tau),
+    "fill_value": lambda x: torch.full_like(V, x.tau),
+}
+
+
+@pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
+@pytest.mark.parametrize("use", NUMBER_USES)
+def test_using_a_latent_as_a_number_is_an_error(use: str, symbols: Names) -> None:
+    with pytest.raises(LatentValueError, match=r"Expected tensor operations on .*; got .*, which needs its value as a number"):
+        NUMBER_USES[use](symbols)
+
+
+def _assign(target: Any, index: Any, value: Any) -> None:
+    target[index] = value
+
+
+def _augmented(kind: str, a: Any, b: Any) -> Any:
+    if kind == "add":
+        a += b
+    elif kind == "sub":
+        a -= b
+    elif kind == "mul":
+        a *= b
+    elif kind == "div":
+        a /= b
+    else:
+        a **= b
+    return a
+
+
+IN_PLACE_USES: dict[str, Callable[[Any], Any]] = {
+    "setitem of a latent": lambda x: _assign(x.vector, 0, 1.0),
+    "setitem with a latent": lambda x: _assign(torch.zeros(4, dtype=torch.float64), slice(None), x.vector),
+    "setitem of an element with a latent": lambda x: _assign(torch.zeros(4), 0, x.tau),
+    "setitem by a mask": lambda x: _assign(torch.zeros(3, 4, dtype=torch.float64), MASK2, x.tau),
+    "setitem at a latent's place": lambda x: _assign(torch.zeros(4), x.vector > 0, 1.0),
+    "copy_": lambda x: torch.zeros(4, dtype=torch.float64).copy_(x.vector),
+    "copy_ into a latent": lambda x: x.vector.copy_(V),
+    "+=": lambda x: _augmented("add", x.vector, 1.0),
+    "-=": lambda x: _augmented("sub", x.vector, V),
+    "*=": lambda x: _augmented("mul", x.vector, 2.0),
+    "/=": lambda x: _augmented("div", x.vector, 2.0),
+    "**=": lambda x: _augmented("pow", x.vector, 2.0),
+    "+= into a plain tensor": lambda x: _augmented("add", torch.zeros(4, dtype=torch.float64), x.vector),
+    "*= into a plain tensor": lambda x: _augmented("mul", torch.ones(4, dtype=torch.float64), x.vector),
+    "add_": lambda x: x.vector.add_(1.0),
+    "add_ into a plain tensor": lambda x: torch.zeros(4, dtype=torch.float64).add_(x.vector),
+    "out=": lambda x: torch.add(x.vector, V, out=torch.zeros(4, dtype=torch.float64)),
+    "clamp_": lambda x: x.rates.clamp_(min=0.1),
+    "fill_": lambda x: torch.zeros(2, dtype=torch.float64).fill_(x.tau),
+    "index_add_": lambda x: torch.zeros(5, dtype=torch.float64).index_add_(0, torch.tensor([0, 1, 2, 3]), x.vector),
+    "index_put_": lambda x: torch.zeros(5, dtype=torch.float64).index_put_((torch.tensor([0, 1, 2, 3]),), x.vector),
+    "scatter_": lambda x: torch.zeros(4, dtype=torch.float64).scatter_(0, torch.arange(4), x.vector),
+    "masked_fill_": lambda x: x.matrix.masked_fill_(MASK2, 0.0),
+    "zero_": lambda x: x.vector.zero_(),
+    "apply_": lambda x: x.vector.apply_(lambda v: v + 1),
+    "fill_diagonal_": lambda x: x.square.fill_diagonal_(1.0),
+    "torch.relu_": lambda x: torch.relu_(x.vector),
+    "foreach": lambda x: torch._foreach_add_([torch.zeros(4, dtype=torch.float64)], [x.vector]),
+}
+
+
+@pytest.mark.parametrize("use", IN_PLACE_USES)
+def test_writing_in_place_is_an_error(use: str, symbols: Names) -> None:
+    before = {name: (s.expression, s._placeholder.clone()) for name, s in symbols.items()}
+    with pytest.raises(LatentValueError, match=r"in-place|needs its value as a number"):
+        IN_PLACE_USES[use](symbols)
+    for name, (expression, placeholder) in before.items():
+        assert symbols[name].expression is expression
+        assert torch.equal(symbols[name]._placeholder, placeholder)
+
+
+OPAQUE_USES: dict[str, Callable[[Any], Any]] = {
+    "comparison": lambda x: x.vector > 0,
+    "comparison of latents": lambda x: x.vector <= x.scalar,
+    "equality": lambda x: x.vector == 0,
+    "argmax": lambda x: x.vector.argmax(),
+    "argsort": lambda x: x.vector.argsort(),
+    "max": lambda x: x.vector.max(),
+    "max over a dimension": lambda x: x.matrix.max(-1).values,
+    "topk": lambda x: x.vector.topk(2)[0],
+    "sort": lambda x: x.vector.sort()[0],
+    "long": lambda x: x.vector.long(),
+    "int": lambda x: x.vector.int(),
+    "to an integer": lambda x: x.vector.to(torch.int64),
+    "type": lambda x: x.vector.type(torch.int32),
+    "bool": lambda x: x.vector.bool(),
+    "floor": lambda x: x.vector.floor(),
+    "round": lambda x: torch.round(x.vector),
+    "sign": lambda x: torch.sign(x.vector),
+    "floor division": lambda x: x.vector // 1,
+    "division with rounding": lambda x: torch.div(x.vector, 2, rounding_mode="floor"),
+    "remainder": lambda x: x.vector % 2,
+    "add with alpha": lambda x: torch.add(x.vector, V, alpha=2.0),
+    "exp": lambda x: x.vector.exp(),
+    "sigmoid": lambda x: torch.sigmoid(x.vector),
+    "softmax": lambda x: x.vector.softmax(-1),
+    "abs": lambda x: abs(x.vector),
+    "clamp": lambda x: x.rates.clamp(min=0.1),
+    "where on a latent condition": lambda x: torch.where(x.vector > 0, V, 0.0),
+    "plain tensor at a latent's place": lambda x: V[x.vector.long().clamp(0, 3)],
+    "plain tensor by a latent mask": lambda x: V[x.vector > -1e9],
+    "a number to a latent power": lambda x: 2.0**x.tau,
+    "a latent to a latent power": lambda x: x.rates**x.tau,
+    "log of a sum": lambda x: (x.tau + x.rates).log(),
+    "power of a sum": lambda x: (x.tau + x.rates) ** -1,
+    "reciprocal of a product of sums": lambda x: 1 / (x.matrix + 2.0),
+    "logdet of a sum": lambda x: torch.logdet(x.precision + definite_constant()),
+    "inverse of a sum": lambda x: torch.inverse(x.precision + definite_constant()),
+    "prod": lambda x: x.vector.prod(),
+    "cumsum": lambda x: x.vector.cumsum(-1),
+    "norm": lambda x: x.vector.norm(),
+    "det": lambda x: torch.det(x.precision),
+    "size": lambda x: torch.zeros(x.tau.int()),
+    "random draw": lambda x: torch.bernoulli(x.share),
+    "normal draw": lambda x: torch.normal(x.vector, 1.0),
+    "deepcopy": lambda x: copy.deepcopy(x.vector),
+    "opaque, then arithmetic": lambda x: (x.vector.exp() * 2 + V)[1:].reshape(3, 1).expand(3, 2).sum(),
+    "opaque, then assembled": lambda x: torch.stack([x.vector, x.vector.exp()]),
+    "opaque, then chosen away": lambda x: torch.where(MASK, x.share, x.share.exp()),
+    "opaque times zero": lambda x: x.vector.exp() * 0.0,
+    "opaque to the power zero": lambda x: x.vector.exp() ** 0,
+}
+
+
+@pytest.mark.parametrize("use", OPAQUE_USES)
+def test_what_has_no_rule_is_opaque_and_names_its_latents(use: str, symbols: Names) -> None:
+    found = OPAQUE_USES[use](symbols)
+    assert isinstance(found, RandomTensor)
+    assert found.expression.opacity is not None
+    assert found.expression.opacity.operation
+    assert found.expression.sites
+    assert found.expression.sites <= set(symbols)
+
+
+def test_an_error_names_the_latent_and_the_operation(symbols: Names) -> None:
+    with pytest.raises(LatentValueError, match=r"on latent 'tau'; got item, which needs its value as a number"):
+        symbols.tau.item()
+    with pytest.raises(LatentValueError, match=r"latent 'tau'; got __bool__.*use torch\.where"):
+        bool(symbols.tau > 1)
+    with pytest.raises(LatentValueError, match=r"got the in-place __setitem__ with latent 'vector'.*torch\.stack"):
+        torch.zeros(4)[:] = symbols.vector
+    with pytest.raises(LatentValueError, match=r"got the in-place add_.*with latent 'scalar', 'vector'.*x = x \+ y"):
+        symbols.vector.add_(symbols.scalar)
+
+
+def test_questions_about_the_shape_get_plain_answers(symbols: Names) -> None:
+    x = symbols.cube
+    assert x.shape == x.size() == (2, 3, 4)
+    assert (x.dim(), x.ndim, x.numel(), len(x), x.size(1), x.stride()) == (3, 3, 24, 2, 3, (12, 4, 1))
+    assert (x.dtype, x.device.type, x.is_floating_point(), x.is_cuda) == (torch.float64, "cpu", True, False)
+    assert not x.requires_grad
+    assert not isinstance(x.shape[0], Tensor)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [torch.zeros_like, torch.ones_like, lambda x: x.new_zeros(3), lambda x: x.new_ones((2, 2)), lambda x: x * 0],
+)
+def test_what_depends_on_the_shape_alone_is_constant(make: Callable[[Any], Any], symbols: Names) -> None:
+    found = make(symbols.cube)
+    plain = make(torch.zeros(2, 3, 4, dtype=torch.float64))
+    if isinstance(found, RandomTensor):
+        found = evaluate(found.expression, make_values())
+    torch.testing.assert_close(found, plain)
+
+
+def test_the_placeholder_never_shows(symbols: Names) -> None:
+    for symbol in symbols.values():
+        for text in (repr(symbol), str(symbol), f"{symbol}"):
+            digits = {f"{abs(v):.4f}"[:6] for v in symbol._placeholder.reshape(-1).tolist()}
+            assert not any(d in text for d in digits)
+
+
+def test_numpy_scalars_and_arrays_mix_like_numbers(truth: dict[str, Tensor], symbols: Names) -> None:
+    found = np.float64(2.0) * symbols.vector
+    assert isinstance(found, RandomTensor)
+    torch.testing.assert_close(evaluate(found.expression, truth), 2 * truth["vector"])

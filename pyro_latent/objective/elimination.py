@@ -21,10 +21,10 @@ from .recording import DiscreteSite
 
 @dataclass(frozen=True, eq=False)
 class LogFactor:
-    """A log factor, with the discrete sites that it depends on (by dimension)."""
+    """A log factor, with the discrete sites that it depends on and the (negative) dimension of each."""
 
     tensor: Tensor
-    dims: frozenset[int]
+    dims: dict[str, int]
 
 
 def plate_dims(site: DiscreteSite) -> frozenset[int]:
@@ -52,17 +52,14 @@ def eliminate(factors: list[LogFactor], sites: list[DiscreteSite]) -> tuple[Tens
     magnitude: Tensor | None = None
     while remaining:
         site = remaining.pop(0)
-        touching = [f for f in pool if site.dim in f.dims]
-        pool = [f for f in pool if site.dim not in f.dims]
-        combined = touching[0].tensor
-        for factor in touching[1:]:
-            combined = combined + factor.tensor
-        dims = frozenset().union(*(f.dims for f in touching)) - {site.dim}
-        reduced = _log_sum_exp(combined, site)
-        if any(s.dim in dims and plate_dims(s) == plate_dims(site) for s in remaining):
+        joint = _product([f for f in pool if site.name in f.dims])
+        pool = [f for f in pool if site.name not in f.dims]
+        dims = {name: dim for name, dim in joint.dims.items() if name != site.name}
+        reduced = joint.tensor.logsumexp(joint.dims[site.name], keepdim=True)
+        parents = [s for s in remaining if s.name in dims]
+        if any(plate_dims(s) == plate_dims(site) for s in parents):
             pool.append(LogFactor(reduced, dims))
             continue
-        parents = [s for s in remaining if s.dim in dims]
         outer = parents[0].scale if parents else 1.0
         weighted = _over_plates(reduced, site) * relative_scale(site.scale, outer)
         if site.mask is not None:
@@ -80,8 +77,33 @@ def eliminate(factors: list[LogFactor], sites: list[DiscreteSite]) -> tuple[Tens
     return total, magnitude
 
 
-def _log_sum_exp(tensor: Tensor, site: DiscreteSite) -> Tensor:
-    return tensor.logsumexp(site.dim, keepdim=True)
+def _product(factors: list[LogFactor]) -> LogFactor:
+    """The sum of log factors; where two sites share a dimension (as along a chain), one moves to a free one on the left."""
+    dims: dict[str, int] = {}
+    total: Tensor | None = None
+    free = min(1 - f.tensor.ndim for f in factors)
+    for factor in factors:
+        tensor = factor.tensor
+        for name, dim in factor.dims.items():
+            target = dims.get(name, dim)
+            if name not in dims and dim in dims.values():
+                free, target = free - 1, free - 1
+            dims[name] = target
+            if target != dim:
+                tensor = _moved(tensor, dim, target)
+        total = tensor if total is None else _padded(total, tensor.ndim) + _padded(tensor, total.ndim)
+    assert total is not None
+    return LogFactor(total, dims)
+
+
+def _padded(tensor: Tensor, ndim: int) -> Tensor:
+    """Dimensions of size 1 behind the first, up to ``ndim``."""
+    return tensor.reshape(tensor.shape[:1] + (1,) * (ndim - tensor.ndim) + tensor.shape[1:])
+
+
+def _moved(tensor: Tensor, dim: int, target: int) -> Tensor:
+    """Swap a dimension with the one at ``target``, which has size 1."""
+    return _padded(tensor, 1 - target).transpose(dim, target)
 
 
 def _over_plates(tensor: Tensor, site: DiscreteSite) -> Tensor:

@@ -107,7 +107,7 @@ def responsibilities(
     like = program.recording.like
     with torch.enable_grad():
         probe = torch.zeros(starts, *shape, dtype=like.dtype, device=like.device, requires_grad=True)
-        total = program.log_normalizer(means, [*extra, LogFactor(probe, frozenset((site.dim,)))])
+        total = program.log_normalizer(means, [*extra, LogFactor(probe, {site.name: site.dim})])
         (weights,) = torch.autograd.grad(total.sum(), probe)
     depth = max((-p.dim for p in site.plates), default=0)
     probs = weights.movedim(site.dim, -1)
@@ -133,7 +133,7 @@ def _clamp(site: DiscreteSite, value: Tensor, ndim: int) -> LogFactor:
         shape[i - len(tail)] = n
     shape[site.dim] = site.cardinality
     log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1)
-    return LogFactor(log.reshape(log.shape[0], *shape), frozenset((site.dim,)))
+    return LogFactor(log.reshape(log.shape[0], *shape), {site.name: site.dim})
 
 
 def posteriors(program: Program, state: State, start: int = 0, with_discrete: bool = True) -> Posteriors:

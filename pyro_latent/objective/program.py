@@ -93,7 +93,7 @@ class DiscreteFactor:
     """
 
     site: str
-    dims: frozenset[int]
+    dims: dict[str, int]
     shape: torch.Size
     pieces: tuple[Piece, ...]
     rows: tuple[int, ...]
@@ -277,7 +277,8 @@ class Program:
     def _discrete_of(self, scored: ScoredSite) -> list[DiscreteSite]:
         """The discrete sites that a density varies with."""
         padded = (1,) * (max(0, self._ndim - len(scored.shape))) + tuple(scored.shape)
-        return [s for s in self.discrete if padded[s.dim] > 1 or (s.cardinality == 1 and s.name == scored.name)]
+        found = {name for dim, name in scored.enumerated.items() if padded[dim] > 1}
+        return [s for s in self.discrete if s.name in found or (s.cardinality == 1 and s.name == scored.name)]
 
     @property
     def _ndim(self) -> int:
@@ -331,7 +332,7 @@ class Program:
             shape[label] = 1
         rows, features = _features(pieces)
         return DiscreteFactor(
-            scored.name, frozenset(s.dim for s in sites), torch.Size(shape), tuple(pieces), rows, features
+            scored.name, {s.name: s.dim for s in sites}, torch.Size(shape), tuple(pieces), rows, features
         )
 
     # Evaluation.
@@ -367,15 +368,15 @@ class Program:
             responsibilities: by discrete site, ``[starts, plates..., values]``.
             means: only its shapes matter.
         """
-        laid = {s.dim: _over_dims(s, responsibilities[s.name], self._ndim) for s in self.discrete}
+        laid = {s.name: _over_dims(s, responsibilities[s.name], self._ndim) for s in self.discrete}
         weights = []
         for factor in self.factors:
             value = factor.value(means)
             joint: Tensor | None = None
-            for dim in factor.dims:
-                joint = laid[dim] if joint is None else joint * laid[dim]
+            for name in factor.dims:
+                joint = laid[name] if joint is None else joint * laid[name]
             assert joint is not None
-            inner = max((s for s in self.discrete if s.dim in factor.dims), key=lambda s: len(s.plates))
+            inner = max((s for s in self.discrete if s.name in factor.dims), key=lambda s: len(s.plates))
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
         zero = weights[0].new_zeros((), dtype=torch.float64)

@@ -64,7 +64,10 @@ class DiscreteSite:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSite:
-    """A site's log density as an expression of its batch shape, or the error that stands in its place."""
+    """A site's log density as an expression of its batch shape, or the error that stands in its place.
+
+    ``enumerated`` names the discrete site behind each enumeration dimension; chains use the same dimensions again and again.
+    """
 
     name: str
     density: Expression | None
@@ -76,6 +79,7 @@ class ScoredSite:
     error: Exception | None = None
     distribution: str = ""
     event_dim: int = 0
+    enumerated: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

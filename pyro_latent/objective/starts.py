@@ -89,11 +89,15 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
 
 
 def _perturbed(program: Program, block: Block, natural: Natural, generator: torch.Generator) -> Natural:
-    """The location drawn from the prior, with a limited spread."""
-    if block.family.location is None or len(block.sites) > 1:
+    """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited spread."""
+    if block.family.location is None:
         return natural
     params = block.family.to_params(natural)
     loc = params["loc"]
+    if block.location_site is not None and block.location_site.origin is not None:
+        return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
+    if len(block.sites) > 1:
+        return natural
     if "scale" in params:
         spread = params["scale"]
     else:
@@ -164,7 +168,7 @@ def _cluster_data(program: Program, site: DiscreteSite, depth: int) -> Tensor | 
     columns = []
     for factor in program.factors:
         value = program.recording.observations.get(factor.site)
-        if value is None or site.dim not in factor.dims or not value.is_floating_point():
+        if value is None or site.name not in factor.dims or not value.is_floating_point():
             continue
         event = program.recording.scored[factor.site].event_dim
         batch = value.ndim - event

@@ -1,0 +1,249 @@
+"""What ``to_arviz`` puts into each group: values, names, labels, and that a file keeps them."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer.autoguide import AutoNormal
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.arviz import to_arviz
+from pyro_latent.errors import ModelError
+from pyro_latent.models import gmm, normal_gamma
+
+az = pytest.importorskip("arviz")
+
+GROUPS = {"posterior", "posterior_predictive", "log_likelihood", "sample_stats", "observed_data"}
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """Twenty points, float64."""
+    return 3.0 + 2.0 * torch.randn(20, dtype=torch.float64)
+
+
+@pytest.fixture
+def exact(x: Tensor) -> AutoConjugate:
+    """A guide that is the exact posterior of the Normal-Gamma model."""
+    guide = AutoConjugate(normal_gamma.model, blocks=[("mean", "precision")])
+    CAVI(normal_gamma.model, guide).run(x)
+    return guide
+
+
+def regression(features: Tensor, target: Tensor) -> None:
+    """A linear regression with a deterministic site."""
+    precision = pyro.sample("precision", dist.Gamma(features.new_tensor(2.0), features.new_tensor(1.0)))
+    dim = features.shape[1]
+    zero, one = features.new_zeros(dim), features.new_ones(dim)
+    weights = pyro.sample("weights", dist.Normal(zero, one).to_event(1))
+    pyro.deterministic("norm", weights.square().sum())
+    with pyro.plate("rows", len(features)):
+        pyro.sample("target", dist.Normal(features @ weights, precision.rsqrt()), obs=target)
+
+
+def test_log_joint_less_log_q_is_the_evidence_at_every_draw_from_the_exact_posterior(
+    x: Tensor, exact: AutoConjugate
+) -> None:
+    stats = to_arviz(normal_gamma.model, exact, x, num_samples=50).sample_stats
+    evidence = normal_gamma.log_evidence(x).item()
+    np.testing.assert_allclose((stats.lp - stats.log_q).values, evidence, rtol=1e-11)
+
+
+def test_log_likelihood_is_the_density_of_each_point_at_each_draw(x: Tensor, exact: AutoConjugate) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=30)
+    mean, precision = idata.posterior["mean"].values, idata.posterior["precision"].values
+    expected = scipy.stats.norm.logpdf(x.numpy(), mean[..., None], precision[..., None] ** -0.5)
+    np.testing.assert_allclose(idata.log_likelihood["obs"].values, expected, rtol=1e-12)
+
+
+def test_posterior_draws_follow_the_marginals_of_the_guide(x: Tensor, exact: AutoConjugate) -> None:
+    posterior = to_arviz(normal_gamma.model, exact, x, num_samples=2000).posterior
+    known = normal_gamma.posterior(x)
+    df, loc = 2 * known.concentration.item(), known.loc.item()
+    scale = (known.rate / (known.concentration * known.precision_scaling)).sqrt().item()
+    assert scipy.stats.kstest(posterior["mean"].values[0], "t", (df, loc, scale)).pvalue > 1e-3
+    gamma = (known.concentration.item(), 0, 1 / known.rate.item())
+    assert scipy.stats.kstest(posterior["precision"].values[0], "gamma", gamma).pvalue > 1e-3
+
+
+def test_predictive_draws_follow_the_exact_predictive_density_and_not_the_data(x: Tensor, exact: AutoConjugate) -> None:
+    predicted = to_arviz(normal_gamma.model, exact, x, num_samples=2000).posterior_predictive["obs"]
+    student = normal_gamma.posterior_predictive(normal_gamma.posterior(x))
+    shape = (student.df.item(), student.loc.item(), student.scale.item())
+    for point in (0, 7):
+        assert scipy.stats.kstest(predicted.values[0, :, point], "t", shape).pvalue > 1e-3
+
+
+def test_loo_is_the_exact_leave_one_out_density(x: Tensor, exact: AutoConjugate) -> None:
+    without = [torch.cat([x[:i], x[i + 1 :]]) for i in range(len(x))]
+    evidence = normal_gamma.log_evidence(x)
+    expected = sum((evidence - normal_gamma.log_evidence(rest)).item() for rest in without)
+    found = az.loo(to_arviz(normal_gamma.model, exact, x, num_samples=4000))
+    assert found.elpd_loo == pytest.approx(expected, abs=0.05)
+
+
+def test_the_seed_fixes_the_draws_and_the_global_state_stays(x: Tensor, exact: AutoConjugate) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    first = to_arviz(normal_gamma.model, exact, x, num_samples=5, seed=3)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.manual_seed(12)
+    again = to_arviz(normal_gamma.model, exact, x, num_samples=5, seed=3)
+    other = to_arviz(normal_gamma.model, exact, x, num_samples=5, seed=4)
+    assert first.posterior.equals(again.posterior)
+    assert first.posterior_predictive.equals(again.posterior_predictive)
+    assert not first.posterior.equals(other.posterior)
+
+
+def test_plates_name_the_dimensions_of_every_group(old_faithful: Tensor) -> None:
+    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")])
+    CAVI(gmm.model, guide).run(old_faithful, 2)
+    names = ["eruptions", "waiting"]
+    idata = to_arviz(
+        gmm.model,
+        guide,
+        old_faithful,
+        2,
+        num_samples=4,
+        coords={"components": ["short", "long"], "feature": names},
+        dims={"mean": ["components", "feature"], "obs": ["data", "feature"]},
+    )
+    sample = ("chain", "draw")
+    assert idata.posterior["mean"].dims == (*sample, "components", "feature")
+    assert idata.posterior["precision"].dims == (*sample, "components", "precision_dim_1", "precision_dim_2")
+    assert idata.posterior["weights"].dims == (*sample, "weights_dim_0")
+    assert idata.posterior["component"].dims == (*sample, "data")
+    assert idata.log_likelihood["obs"].dims == (*sample, "data")
+    assert idata.posterior_predictive["obs"].dims == (*sample, "data", "feature")
+    assert idata.observed_data["obs"].dims == ("data", "feature")
+    assert idata.posterior["components"].values.tolist() == ["short", "long"]
+    assert idata.observed_data["feature"].values.tolist() == names
+    assert idata.posterior["data"].values.tolist() == list(range(272))
+    waiting = idata.observed_data["obs"].sel(feature="waiting").values
+    np.testing.assert_array_equal(waiting, old_faithful[:, 1].numpy())
+
+
+def test_draws_of_a_discrete_site_have_the_frequencies_of_its_posterior(old_faithful: Tensor) -> None:
+    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")])
+    CAVI(gmm.model, guide).run(old_faithful, 2)
+    drawn = to_arviz(gmm.model, guide, old_faithful, 2, num_samples=400).posterior["component"]
+    probs = guide.posterior()["component"].probs[:, 1].numpy()
+    error = np.sqrt(np.maximum(probs * (1 - probs), 1 / 400) / 400)
+    assert np.abs(drawn.values[0].mean(0) - probs).max() < 5 * error.max()
+
+
+def test_arguments_that_are_not_observed_are_constant_data_and_deterministic_sites_are_in_the_posterior() -> None:
+    features = torch.randn(12, 2, dtype=torch.float64)
+    target = features @ features.new_tensor([1.0, -2.0]) + 0.1 * torch.randn(12, dtype=torch.float64)
+    guide = AutoConjugate(regression)
+    CAVI(regression, guide).run(features, target)
+    idata = to_arviz(regression, guide, features, target=target, num_samples=6)
+    assert list(idata.constant_data.data_vars) == ["features"]
+    np.testing.assert_array_equal(idata.constant_data["features"].values, features.numpy())
+    assert list(idata.observed_data.data_vars) == ["target"]
+    squares = (idata.posterior["weights"].values ** 2).sum(-1)
+    np.testing.assert_allclose(idata.posterior["norm"].values, squares, rtol=1e-12)
+
+
+def test_log_likelihood_is_zero_behind_a_mask_and_free_of_scale(x: Tensor) -> None:
+    mask = torch.arange(20) < 15
+
+    def model(x: Tensor) -> None:
+        precision = pyro.sample("precision", dist.Gamma(x.new_tensor(2.0), x.new_tensor(1.0)))
+        with pyro.plate("data", len(x)), poutine.scale(scale=3.0), poutine.mask(mask=mask):
+            pyro.sample("obs", dist.Normal(x.new_tensor(3.0), precision.rsqrt()), obs=x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(x)
+    idata = to_arviz(model, guide, x, num_samples=10)
+    precision, found = idata.posterior["precision"].values, idata.log_likelihood["obs"].values
+    expected = scipy.stats.norm.logpdf(x.numpy(), 3.0, precision[..., None] ** -0.5)
+    np.testing.assert_allclose(found[..., :15], expected[..., :15], rtol=1e-12)
+    assert (found[..., 15:] == 0).all()
+    prior = scipy.stats.gamma.logpdf(precision, 2.0)
+    np.testing.assert_allclose(idata.sample_stats["lp"].values, prior + 3 * found.sum(-1), rtol=1e-12)
+
+
+def test_a_factor_is_in_the_log_joint_but_no_observation(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), x.new_tensor(1.0)))
+        pyro.factor("bonus", x.new_tensor(2.5))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, x.new_tensor(1.0)), obs=x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(x)
+    idata = to_arviz(model, guide, x, num_samples=3)
+    assert list(idata.observed_data.data_vars) == ["obs"]
+    mean = idata.posterior["mean"].values
+    expected = scipy.stats.norm.logpdf(mean) + idata.log_likelihood["obs"].values.sum(-1) + 2.5
+    np.testing.assert_allclose(idata.sample_stats["lp"].values, expected, rtol=1e-12)
+
+
+def test_attributes_say_method_elbo_and_versions(x: Tensor, exact: AutoConjugate) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=2)
+    attributes = idata.posterior.attrs
+    assert attributes["method"] == "coordinate ascent (AutoConjugate)"
+    assert attributes["elbo"] == pytest.approx(normal_gamma.log_evidence(x).item(), rel=1e-12)
+    assert attributes["inference_library"] == "pyro_latent"
+    assert attributes["pyro_version"] == pyro.__version__
+    assert attributes["torch_version"] == torch.__version__
+    assert idata.attrs["method"] == attributes["method"]
+
+
+def test_any_guide_that_samples_every_latent_will_do(x: Tensor) -> None:
+    guide = AutoNormal(normal_gamma.model)
+    idata = to_arviz(normal_gamma.model, guide, x, num_samples=3)
+    assert set(idata.posterior.data_vars) == {"mean", "precision"}
+    assert idata.posterior.attrs["method"] == "AutoNormal"
+    assert "elbo" not in idata.posterior.attrs
+
+
+def test_a_file_keeps_groups_values_labels_and_attributes(x: Tensor, exact: AutoConjugate, tmp_path: Path) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=7, coords={"data": [f"p{i}" for i in range(20)]})
+    idata.to_netcdf(str(tmp_path / "fit.nc"))
+    loaded = az.from_netcdf(str(tmp_path / "fit.nc"))
+    for group in GROUPS:
+        assert loaded[group].equals(idata[group]), group
+    assert loaded.posterior.attrs["elbo"] == idata.posterior.attrs["elbo"]
+
+
+def test_arviz_1_gets_a_tree_of_the_same_groups(
+    x: Tensor, exact: AutoConjugate, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old: Any = to_arviz(normal_gamma.model, exact, x, num_samples=3)
+    monkeypatch.setattr(az, "__version__", "1.0.0")
+    tree: Any = to_arviz(normal_gamma.model, exact, x, num_samples=3)
+    assert type(tree).__name__ == "DataTree"
+    assert set(tree.children) == GROUPS
+    for group in GROUPS:
+        assert tree[group].to_dataset().equals(old[group]), group
+    assert tree.attrs["elbo"] == tree["posterior"].attrs["elbo"]
+
+
+def test_a_guide_that_leaves_out_a_latent_is_an_error_with_its_name(old_faithful: Tensor) -> None:
+    with pytest.raises(ModelError, match=r"samples every latent site; got one that leaves out \['component'\]"):
+        to_arviz(gmm.model, gmm.guide, old_faithful, 2, num_samples=2)
+
+
+@pytest.mark.parametrize("num_samples", [0, -1, 2.5, True])
+def test_a_number_of_draws_below_one_is_an_error(x: Tensor, exact: AutoConjugate, num_samples: Any) -> None:
+    with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got"):
+        to_arviz(normal_gamma.model, exact, x, num_samples=num_samples)
+
+
+def test_importing_the_library_does_not_import_arviz() -> None:
+    code = "import sys, pyro_latent, pyro_latent.arviz; print('arviz' in sys.modules, 'xarray' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["False", "False"]
