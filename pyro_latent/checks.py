@@ -146,7 +146,7 @@ def _constraint(name: str, block: Block) -> Any:
 def _check_discrete(sweep: Sweep, site: DiscreteSite, tol: float) -> UpdateCheck:
     """For a discrete site the gain is KL(written ‖ exact), which is what the ELBO loses."""
     written = sweep.responsibilities(site)
-    exact = responsibilities(sweep.program, sweep.means, site)
+    exact = responsibilities(sweep.program, sweep.means, [site])[site.name]
     kl = torch.xlogy(written, written) - torch.xlogy(written, exact)
     difference, gain = float((written - exact).abs().max()), float(kl.sum().clamp(min=0))
     return UpdateCheck((site.name,), difference, gain, difference <= tol and gain <= tol * max(1.0, written.numel()))

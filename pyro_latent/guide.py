@@ -276,7 +276,7 @@ class AutoConjugate(AutoGuide):
         means = program.means({k: n.map(lambda t: t.unsqueeze(0)) for k, n in state.items()})
         drawn: dict[str, Tensor] = {}
         for site in sites:
-            probs = responsibilities(program, means, site, drawn)
+            probs = responsibilities(program, means, [site], drawn)[site.name]
             probs = probs[0] if len(probs) == 1 else probs.reshape(*_outer(drawn, program), *probs.shape[1:])
             with _within(site.plates, plates, site.scale):
                 drawn[site.name] = pyro.sample(

@@ -111,7 +111,7 @@ class Sweep:
     def responsibilities(self, site: DiscreteSite) -> Tensor:
         """The held posterior of a discrete site, for each start."""
         if site.name not in self._probs:
-            self._probs[site.name] = responsibilities(self.program, self._held_means, site)
+            self._probs = responsibilities(self.program, self._held_means, self.program.discrete) | self._probs
         return self._probs[site.name]
 
     def visit(self, key: BlockKey | None) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -89,51 +89,65 @@ def discrete_distribution(site: DiscreteSite, probs: Tensor) -> Any:
 
 
 def responsibilities(
-    program: Program, means: Means, site: DiscreteSite, clamped: Mapping[str, Tensor] | None = None
-) -> Tensor:
-    """The posterior probabilities of a discrete site given values of others: ``[starts, plates..., values]``.
+    program: Program, means: Means, sites: Sequence[DiscreteSite], clamped: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """By discrete site, its posterior probabilities given values of others: ``[starts, plates..., values]``.
 
-    They are the gradient of log Z in a probe added to the site's log factor.
+    They are the gradient of log Z in probes added to the sites' log factors.
     """
-    ndim = max([program.recording.max_plate_nesting, *(-s.dim for s in program.discrete)])
-    extra = [_clamp(s, clamped[s.name], ndim) for s in program.discrete if clamped and s.name in clamped]
-    starts = max(
-        [next(iter(next(iter(means.values())).values())).shape[0] if means else 1, *(f.tensor.shape[0] for f in extra)]
-    )
+    extra = [_clamp(s, clamped[s.name], program.ndim) for s in program.discrete if clamped and s.name in clamped]
+    starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f.tensor) for f in extra)])
+    like = program.recording.like
+    with torch.enable_grad():
+        probes = {
+            s.name: torch.zeros(starts, *_layout(s, program.ndim), dtype=like.dtype, device=like.device).requires_grad_()
+            for s in sites
+        }
+        added = [LogFactor(probes[s.name], {s.name: s.dim}) for s in sites]
+        total = program.log_normalizer(means, [*extra, *added])
+        weights = torch.autograd.grad(total.sum(), list(probes.values()))
+    return {s.name: _normalized(s, w) for s, w in zip(sites, weights, strict=True)}
+
+
+def _layout(site: DiscreteSite, ndim: int) -> list[int]:
+    """The shape of a factor of the site alone, without starts."""
     shape = [1] * ndim
     for plate in site.plates:
         shape[plate.dim] = plate.size
     shape[site.dim] = site.cardinality
-    like = program.recording.like
-    with torch.enable_grad():
-        probe = torch.zeros(starts, *shape, dtype=like.dtype, device=like.device, requires_grad=True)
-        total = program.log_normalizer(means, [*extra, LogFactor(probe, {site.name: site.dim})])
-        (weights,) = torch.autograd.grad(total.sum(), probe)
-    depth = max((-p.dim for p in site.plates), default=0)
-    probs = weights.movedim(site.dim, -1)
-    probs = probs.reshape(starts, *probs.shape[probs.ndim - 1 - depth : -1], site.cardinality)
-    total_weight = probs.sum(-1, keepdim=True)
-    return torch.where(total_weight > 0, probs / total_weight, torch.full_like(probs, 1 / site.cardinality))
+    return shape
+
+
+def _depth(site: DiscreteSite) -> int:
+    """The number of dimensions that the site's plates take."""
+    return max((-plate.dim for plate in site.plates), default=0)
+
+
+def _normalized(site: DiscreteSite, weights: Tensor) -> Tensor:
+    """Probabilities from weights in the factors' layout; uniform where the weight is zero, as under a mask."""
+    last = weights.movedim(site.dim, -1)
+    probs = last.reshape(len(last), *last.shape[last.ndim - 1 - _depth(site) : -1], site.cardinality)
+    total = probs.sum(-1, keepdim=True)
+    return torch.where(total > 0, probs / total, torch.full_like(probs, 1 / site.cardinality))
 
 
 def _clamp(site: DiscreteSite, value: Tensor, ndim: int) -> LogFactor:
-    """A log factor that is zero where the site has the given value, and minus infinity elsewhere."""
+    """A log factor that is zero where the site has the given value, and minus infinity elsewhere.
+
+    Dimensions of the value to the left of the plates are draws: they take the place of starts.
+    """
     event = site.support.ndim - 1
-    lead = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
-    equal = lead == value.unsqueeze(0)
+    spread = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
+    equal = spread == value.unsqueeze(0)
     equal = equal.flatten(-event).all(-1) if event else equal
-    depth = max((-p.dim for p in site.plates), default=0)
-    if value.ndim - event > depth:
-        equal = equal.flatten(1, value.ndim - event - depth)
-    else:
-        equal = equal.unsqueeze(1)
-    tail = equal.shape[2:]
+    draws = equal.ndim - 1 - _depth(site)
+    equal = equal.flatten(1, draws) if draws > 0 else equal.reshape(len(equal), 1, *equal.shape[1:])
     shape = [1] * ndim
-    for i, n in enumerate(tail):
-        shape[i - len(tail)] = n
+    for i, n in enumerate(equal.shape[2:]):
+        shape[i - (equal.ndim - 2)] = n
     shape[site.dim] = site.cardinality
-    log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1)
-    return LogFactor(log.reshape(log.shape[0], *shape), {site.name: site.dim})
+    log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1).to(torch.get_default_dtype())
+    return LogFactor(log.reshape(len(log), *shape), {site.name: site.dim})
 
 
 def posteriors(program: Program, state: State, start: int = 0, with_discrete: bool = True) -> Posteriors:
@@ -143,7 +157,7 @@ def posteriors(program: Program, state: State, start: int = 0, with_discrete: bo
     found: dict[str, Tensor] = {}
     if with_discrete and program.discrete:
         means = program.means({key: natural.map(lambda t: t.unsqueeze(0)) for key, natural in one.items()})
-        found = {s.name: responsibilities(program, means, s)[0] for s in program.discrete}
+        found = {n: p[0] for n, p in responsibilities(program, means, program.discrete).items()}
     return Posteriors(program, params, found)
 
 

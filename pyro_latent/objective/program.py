@@ -276,12 +276,13 @@ class Program:
 
     def _discrete_of(self, scored: ScoredSite) -> list[DiscreteSite]:
         """The discrete sites that a density varies with."""
-        padded = (1,) * (max(0, self._ndim - len(scored.shape))) + tuple(scored.shape)
+        padded = (1,) * (max(0, self.ndim - len(scored.shape))) + tuple(scored.shape)
         found = {name for dim, name in scored.enumerated.items() if padded[dim] > 1}
         return [s for s in self.discrete if s.name in found or (s.cardinality == 1 and s.name == scored.name)]
 
     @property
-    def _ndim(self) -> int:
+    def ndim(self) -> int:
+        """The number of dimensions of a factor: plates, and enumeration on their left."""
         return max([self.recording.max_plate_nesting, *(-s.dim for s in self.discrete)])
 
     def _weights(self, scored: ScoredSite, scale: Tensor | float) -> list[Constant]:
@@ -313,7 +314,7 @@ class Program:
         sites = self._discrete_of(scored)
         inner = max(sites, key=lambda s: len(s.plates))
         plates = frozenset().union(*(plate_dims(s) for s in sites))
-        shape = [1] * (self._ndim - len(scored.shape)) + list(scored.shape)
+        shape = [1] * (self.ndim - len(scored.shape)) + list(scored.shape)
         summed = {i - len(shape) for i, n in enumerate(shape) if n > 1} - plates - {s.dim for s in sites}
         weights = self._weights(scored, relative_scale(scored.scale, inner.scale))
         pieces = []
@@ -368,7 +369,7 @@ class Program:
             responsibilities: by discrete site, ``[starts, plates..., values]``.
             means: only its shapes matter.
         """
-        laid = {s.name: _over_dims(s, responsibilities[s.name], self._ndim) for s in self.discrete}
+        laid = {s.name: _over_dims(s, responsibilities[s.name], self.ndim) for s in self.discrete}
         weights = []
         for factor in self.factors:
             value = factor.value(means)
