@@ -140,11 +140,17 @@ class Constant:
 
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """A latent site: its name, the shape of its value, and whether the last dimension is known to sum to one."""
+    """A latent site or a parameter: its name, the shape of its value, and what is known of it.
+
+    ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
+    ``lower_cholesky``: it is a Cholesky factor.
+    """
 
     site: str
     shape: torch.Size
     simplex: bool = False
+    is_point: bool = False
+    lower_cholesky: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -21,9 +21,11 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions.terms import Axis, Constant, Gather, Term, axis_labels, contract, read, unique_labels
 from ..families import Mean, Natural, Params
+from ..families.point import VALUE
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate, plate_dims, relative_scale
 from .expectation import ExpectedTerm, Moment, expect
+from .modes import mode
 from .recording import DiscreteSite, Recording, ScoredSite
 
 #: The label of the leading dimension: the starts that are optimised at once.
@@ -34,11 +36,15 @@ Means = dict[BlockKey, Mean]
 
 
 class Held(NamedTuple):
-    """A posterior of the discrete sites that is held fixed: the weight of each factor's elements, and log Z with its size."""
+    """A posterior of the discrete sites that is held fixed.
+
+    The weight of each factor's elements, log Z with its size, and the entropy (None where the posterior was given).
+    """
 
     weights: tuple[Tensor, ...]
     log_normalizer: Tensor
     magnitude: Tensor
+    entropy: Tensor | None = None
 
 
 class Bound(NamedTuple):
@@ -235,6 +241,20 @@ def _from_upper(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
+def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Σ weight × value over all factors, for each start, in float64."""
+    parts = [(v * w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _total(summands: Sequence[Summand], means: Means) -> Tensor:
+    """The sum of summands, for each start."""
+    total = summands[0].value(means)
+    for summand in summands[1:]:
+        total = total + summand.value(means)
+    return total
+
+
 # Compilation.
 
 
@@ -355,7 +375,23 @@ class Program:
             factors = [LogFactor(v, f.dims) for v, f in zip(values, self.factors, strict=True)]
             total, magnitude = eliminate(factors, self.discrete)
             weights = torch.autograd.grad(total.sum(), values)
-        return Held(weights, total.detach(), magnitude)
+            energy = _weighted(values, weights)
+        return Held(weights, total.detach(), magnitude, (total - energy).detach())
+
+    def energy(self, means: Means, held: Held | None) -> Tensor:
+        """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
+        total = sum((s.value(means).double() for s in self.summands), torch.zeros((), dtype=torch.float64))
+        if held is None:
+            return total
+        return total + _weighted([f.value(means) for f in self.factors], held.weights)
+
+    def entropy(self, state: State, held: Held | None) -> Tensor:
+        """H(q) for each start, float64."""
+        total = torch.zeros((), dtype=torch.float64) if held is None or held.entropy is None else held.entropy
+        for key, block in self.blocks.items():
+            weighted = block.weight(block.family.entropy(state[key]))
+            total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
+        return total
 
     def log_normalizer(self, means: Means, extra: Sequence[LogFactor]) -> Tensor:
         """log Z of the discrete sites for each start, with more log factors on them."""
@@ -407,7 +443,10 @@ class Program:
 
     def optimum(self, key: BlockKey, means: Means, held: Sequence[Summand]) -> Natural:
         """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates."""
-        return self.optimum_of(self.blocks[key], means, [*self.by_block[key], *(s for s in held if key in s.blocks)])
+        block, found = self.blocks[key], [*self.by_block[key], *(s for s in held if key in s.blocks)]
+        if block.is_point:
+            return mode(block, means[key][VALUE], found, lambda point: _total(found, means | {key: point}))
+        return self.optimum_of(block, means, found)
 
     def prior_summands(self, sites: set[str]) -> list[Summand]:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
@@ -430,8 +469,7 @@ class Program:
         key = block.key
         leaves = means[key].map(lambda t: t.detach().requires_grad_())
         with torch.enable_grad():
-            inner = means | {key: leaves}
-            total = torch.stack([s.value(inner).sum() for s in found]).sum()
+            total = _total(found, means | {key: leaves}).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         fields = {}
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
