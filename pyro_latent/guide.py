@@ -356,7 +356,7 @@ class AutoConjugate(AutoGuide):
         """By name, the current values of the model's parameters, constrained."""
         state = self.state
         params = [b for b in self._require_program().blocks.values() if b.is_param]
-        return {b.sites[0].name: state[b.key].x[self._best] for b in params}
+        return {b.sites[0].name: b.params(state[b.key])["value"][self._best] for b in params}
 
     def write_params(self) -> None:
         """Put the parameters into Pyro's store, as SVI leaves them; existing entries keep their identity."""

@@ -157,11 +157,15 @@ class RecordMessenger(Messenger):
             value = msg["args"][1]
             value = (value() if callable(value) else torch.as_tensor(value)).detach()
         value = value.to(self.like)
+        origin = self.origins.get(name)
         self.latents[name] = LatentSite(
-            name, dist.Delta, value.shape, torch.Size(), (), 1.0, None, point=value, constraint=constraint, is_param=True
+            name, dist.Delta, value.shape, torch.Size(), (), 1.0, None, origin=origin, point=value, constraint=constraint, is_param=True
         )
-        self.classes[name] = dist.Delta
-        msg["value"] = RandomTensor(value, self._expression(name, value, constraint))
+        self.classes[name] = dist.Normal if _base_constraint(constraint) is constraints.real else dist.Delta
+        symbol = self._expression(name, value, constraint)
+        if origin is not None:
+            symbol = symbol + Expression.constant(origin)
+        msg["value"] = RandomTensor(value, symbol, lambda values, known: values[name])
         msg["done"] = True
 
     def _expression(self, name: str, value: Tensor, support: Any) -> Expression:
@@ -176,7 +180,8 @@ class RecordMessenger(Messenger):
         shape = batch + fn.event_shape
         value = _feasible(fn.support, shape, self.like)
         if self._is_point(msg):
-            return RandomTensor(value, self._expression(msg["name"], value, fn.support))
+            name = msg["name"]
+            return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
         symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support))
         origin = self.origins.get(msg["name"])
         if origin is not None:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .terms import Axis, Constant, Factor, Gather, Term, Variable, as_axis, axis_labels, fresh_label
+from .terms import Axis, Constant, Factor, Gather, Replay, Term, Variable, as_axis, axis_labels, fresh_label
 
 #: The matrix functions, and the inverse of each.
 _INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inverse": "gram"}
@@ -76,6 +76,13 @@ class Expression:
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
         factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky), axes)
         return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,)),))
+
+    @staticmethod
+    def derived(name: str, value: Tensor, replay: Replay, parents: frozenset[str]) -> Expression:
+        """What the model computed from points by an operation without a rule: a point itself."""
+        axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
+        variable = Variable(name, value.shape, is_point=True, replay=replay, parents=parents)
+        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
 
     @staticmethod
     def opaque(

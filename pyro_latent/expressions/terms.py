@@ -138,12 +138,17 @@ class Constant:
         return Constant(tensor, labels, renamed)
 
 
+#: A tensor computed again from the values of points; the second argument keeps what was computed on the way.
+Replay = Callable[[Mapping[str, Tensor], dict[int, Tensor]], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
     ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor.
+    ``lower_cholesky``: it is a Cholesky factor. ``replay`` computes what the model made of its ``parents``, which are points,
+    by an operation that has no rule.
     """
 
     site: str
@@ -151,6 +156,8 @@ class Variable:
     simplex: bool = False
     is_point: bool = False
     lower_cholesky: bool = False
+    replay: Replay | None = None
+    parents: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -61,6 +61,7 @@ class Point(Family):
     statistics = {"x": 0}
     moments = {}
     param_names = ("value",)
+    location = ("value", 0)
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         return PointMean(**{VALUE: values[0]})

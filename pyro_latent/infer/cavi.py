@@ -122,11 +122,14 @@ class Sweep:
             self._hold(None, {})
             return
         block = self.program.blocks[key]
-        natural = self.updated(block)
+        self.set(key, self.updated(block))
+
+    def set(self, key: BlockKey, natural: Natural) -> None:
+        """Put a block at given natural parameters."""
         proper = self.program.in_domain(key, natural)
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
-        self.means = self.means | {key: block.family.mean(natural)}
+        self.means = self.program.updated(self.means, key, natural)
 
     def updated(self, block: Block) -> Natural:
         """The block's optimum: by its hand-written update if it has one, else derived."""

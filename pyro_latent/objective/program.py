@@ -11,22 +11,23 @@ responsibilities × features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Axis, Constant, Gather, Term, axis_labels, contract, read, unique_labels
+from ..expressions.terms import Axis, Constant, Gather, Term, Variable, axis_labels, contract, read, unique_labels
 from ..families import Mean, Natural, Params
-from ..families.point import VALUE
+from ..families.point import VALUE, Point, PointMean
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate, plate_dims, relative_scale
 from .expectation import ExpectedTerm, Moment, expect
 from .modes import mode
-from .recording import DiscreteSite, Recording, ScoredSite
+from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
 
 #: The label of the leading dimension: the starts that are optimised at once.
 START = 0
@@ -247,6 +248,20 @@ def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     return torch.stack(parts).sum(0)
 
 
+def _derived_variables(recording: Recording) -> list[Variable]:
+    """What the model computes from points by operations without a rule, as far as densities use it."""
+    found: dict[str, Variable] = {}
+    for scored in recording.scored.values():
+        for term in scored.density.terms if scored.density is not None else ():
+            found |= {f.variable.site: f.variable for f in term.factors if f.variable.replay is not None}
+    return list(found.values())
+
+
+def _derived_block(variable: Variable, recording: Recording) -> Block:
+    site = LatentSite(variable.site, dist.Delta, variable.shape, torch.Size(), (), 1.0, None)
+    return Block((site,), Point(), variable.shape, (torch.Size(),), 1.0, None, recording.device)
+
+
 def _total(summands: Sequence[Summand], means: Means) -> Tensor:
     """The sum of summands, for each start."""
     total = summands[0].value(means)
@@ -281,6 +296,8 @@ class Program:
         self.blocks = make_blocks(recording, joint)
         self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
         self.discrete = list(recording.discrete.values())
+        self.derived = _derived_variables(recording)
+        self.owners |= {v.site: (_derived_block(v, recording), 0) for v in self.derived}
         summands: list[Summand] = []
         self.factors: list[DiscreteFactor] = []
         for scored in recording.scored.values():
@@ -359,8 +376,35 @@ class Program:
     # Evaluation.
 
     def means(self, state: State) -> Means:
-        """The mean parameters of every block."""
-        return {key: block.family.mean(state[key]) for key, block in self.blocks.items()}
+        """The mean parameters of every block, and what the model computes from its points."""
+        return self.with_derived({key: block.family.mean(state[key]) for key, block in self.blocks.items()})
+
+    def with_derived(self, means: Means, changed: BlockKey | None = None) -> Means:
+        """Compute again what depends on points (on one of them, if it is named)."""
+        wanted = [v for v in self.derived if changed is None or changed in v.parents]
+        if not wanted:
+            return means
+        points = {k: b.params(Natural(x=means[k][VALUE]))["value"] for k, b in self.blocks.items() if b.is_point}
+        rows: dict[str, list[Tensor]] = {v.site: [] for v in wanted}
+        for start in range(len(next(iter(points.values())))):
+            values: dict[str, Tensor] = {str(k): p[start] for k, p in points.items()}
+            known: dict[int, Tensor] = {}
+            for variable in wanted:
+                assert variable.replay is not None
+                rows[variable.site].append(variable.replay(values, known).to(self.recording.dtype))
+        return means | {name: PointMean(**{VALUE: torch.stack(r)}) for name, r in rows.items()}
+
+    def updated(self, means: Means, key: BlockKey, natural: Natural) -> Means:
+        """The mean parameters with one block's new ones."""
+        block = self.blocks[key]
+        means = means | {key: block.family.mean(natural)}
+        return self.with_derived(means, key) if block.is_point else means
+
+    def points_energy(self, means: Means, held: Sequence[Summand]) -> Callable[[Means], Tensor]:
+        """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed."""
+        keys = {k for k, b in self.blocks.items() if b.is_point} | {v.site for v in self.derived}
+        found = [s for s in (*self.summands, *held) if s.blocks & keys]
+        return lambda points: _total(found, self.with_derived(means | points))
 
     def in_domain(self, key: BlockKey, natural: Natural) -> Tensor:
         """Whether a block's natural parameters are proper everywhere."""
@@ -444,6 +488,12 @@ class Program:
     def optimum(self, key: BlockKey, means: Means, held: Sequence[Summand]) -> Natural:
         """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates."""
         block, found = self.blocks[key], [*self.by_block[key], *(s for s in held if key in s.blocks)]
+        if block.is_point and any(key in v.parents for v in self.derived):
+            used = ", ".join(sorted({v.site.split()[0] for v in self.derived if key in v.parents}))
+            raise NotConjugateError(
+                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. Use EM(model, "
+                "m_step='gradient')."
+            )
         if block.is_point:
             return mode(block, means[key][VALUE], found, lambda point: _total(found, means | {key: point}))
         return self.optimum_of(block, means, found)

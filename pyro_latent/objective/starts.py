@@ -72,7 +72,7 @@ def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natur
         raise ModelError(
             f"Expected init for {site.name!r} of shape {tuple(site.shape)} in {site.constraint}; got {given!r}."
         )
-    return Natural(x=value.expand(restarts, *value.shape).clone())
+    return block.natural({"value": value.expand(restarts, *value.shape).clone()})
 
 
 def _given(program: Program, init: Init) -> dict[Any, Any]:
