@@ -130,6 +130,7 @@ class RecordMessenger(Messenger):
         self.infers: dict[str, dict[str, Any]] = {}
         self.found_origins: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
+        self.precision = like.dtype
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
@@ -156,6 +157,7 @@ class RecordMessenger(Messenger):
                 return
             value = msg["args"][1]
             value = (value() if callable(value) else torch.as_tensor(value)).detach()
+        self.precision = torch.promote_types(self.precision, value.dtype)
         value = value.to(self.like)
         origin = self.origins.get(name)
         self.latents[name] = LatentSite(
@@ -516,7 +518,7 @@ def record(
     """
     guess = _first_guess(args, kwargs)
     scan = _scan(model, args, kwargs, guess)
-    like = _data_like(scan.observations, guess)
+    like = _data_like(scan.observations, guess.to(scan.precision))
     messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point)
     messenger.marked = scan.marked
     enumerated = config_enumerate(model, default="parallel")

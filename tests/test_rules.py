@@ -221,6 +221,7 @@ def gamma_rates() -> None:
     with pyro.plate("data", 5):
         pyro.sample("x", dist.Gamma(HALF, 2 * rate * scale), obs=X.abs())
         pyro.sample("y", dist.Poisson(rate * scale * 2.0), obs=COUNTS)
+        pyro.sample("z", dist.Exponential(rate * scale), obs=X.abs())
 
 
 def poisson_rates() -> None:
@@ -347,7 +348,7 @@ CASES = {
         mvn_joint,
         {("mean", "precision"): NormalWishart(ROWS[:3], f64(2.0, 1.5, 1.0), f64(7.0, 6.0, 8.0), spd(3, 2, 2) / 7)},
     ),
-    "gamma rates": Case((dist.Gamma, dist.Poisson), gamma_rates, {"rate": gamma(), "scale": gamma()}),
+    "gamma rates": Case((dist.Gamma, dist.Poisson, dist.Exponential), gamma_rates, {"rate": gamma(), "scale": gamma()}),
     "poisson rates": Case((dist.Poisson,), poisson_rates, {"rate": gamma(3)}),
     "poisson, expanded": Case((dist.Poisson,), poisson_of_sums, {"a": gamma()}),
     "bernoulli": Case(

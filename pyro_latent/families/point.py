@@ -1,7 +1,8 @@
 r"""Point estimates: a distribution at one value, θ̂.
 
-All its moments are functions of the value, so every product of them is known, and its entropy is left out. What a family's gradient is
-for the others, the coefficients of the functions of θ in \bar L are here: :mod:`pyro_latent.objective.modes` finds the θ that maximises them.
+All its moments are functions of the value, so every product of them is known, and its entropy is left out. What a
+family's gradient is for the others, the coefficients of the functions of θ in \bar L are here:
+:mod:`pyro_latent.objective.modes` finds the θ that maximises them.
 """
 
 from __future__ import annotations
@@ -22,6 +23,15 @@ def _log_beta(x: Tensor) -> Tensor:
     return torch.lgamma(x).sum(-1) - torch.lgamma(x.sum(-1))
 
 
+def _log(x: Tensor) -> Tensor:
+    """A probability of zero has a logarithm that is finite, so that 0 log 0 = 0."""
+    return x.clamp(min=torch.finfo(x.dtype).tiny).log()
+
+
+def _log1m(x: Tensor) -> Tensor:
+    return torch.log1p(-x.clamp(max=1 - torch.finfo(x.dtype).eps))
+
+
 def _gram(x: Tensor) -> Tensor:
     return x @ x.mT
 
@@ -29,8 +39,8 @@ def _gram(x: Tensor) -> Tensor:
 #: Functions of a point, by name; "log_det" and "inverse" act on the last two dimensions, "log_beta" on the last.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "x": lambda x: x,
-    "log": torch.log,
-    "log1m": lambda x: torch.log1p(-x),
+    "log": _log,
+    "log1m": _log1m,
     "log_det": torch.logdet,
     "inverse": torch.linalg.inv,
     "lgamma": torch.lgamma,

@@ -1,8 +1,8 @@
 r"""Expectation maximisation, and its family.
 
-The E-step sets q to the posterior of the latents at θ (exact for discrete and conjugate latents, else its mean-field optimum: variational
-EM); the M-step raises Q(θ) = E_q log p(x, z | θ). Both are coordinate ascent on F(q, θ) = Q(θ) + H(q)
-(``docs/sources.md``, [4] equations (11), (45)–(61); Neal and Hinton 1998).
+The E-step sets q to the posterior of the latents at θ (exact for discrete and conjugate latents, else its mean-field
+optimum: variational EM); the M-step raises Q(θ) = E_q log p(x, z | θ). Both are coordinate ascent on
+F(q, θ) = Q(θ) + H(q) (``docs/sources.md``, [4] equations (11), (45)–(61); Neal and Hinton 1998).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
-from .cavi import CAVI, Sweep
+from .cavi import CAVI, Call, CAVIResult, Sweep
 
 _M_STEP_PASSES = 100
 _SETTLED = 1e-13
@@ -31,13 +31,13 @@ class EM(CAVI):
     Args:
         model: a Pyro model with at least one ``pyro.param``.
         guide: its guide; by default ``AutoConjugate(model, init=init, restarts=restarts)``.
-        m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one pass over the
-            parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised EM, (58)–(59)), for
-            parameters without a closed form, such as the weights of a network.
-        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS with a strong
-            Wolfe line search.
+        m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one
+            pass over the parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised
+            EM, (58)–(59)), for parameters without a closed form, such as the weights of a network.
+        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS
+            with a strong Wolfe line search.
         gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
-        init, restarts: as in :class:`~pyro_latent.AutoConjugate`. Without them the parameters start at their own values.
+        init, restarts: as in :class:`~pyro_latent.AutoConjugate`; by default the parameters start at their own values.
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
     """
@@ -67,7 +67,15 @@ class EM(CAVI):
         order = self._order(sweep.program)
         points = [key for key in order if key is not None and sweep.program.blocks[key].is_param]
         if not points:
-            raise ModelError("Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only.")
+            raise ModelError(
+                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only."
+            )
+        unused = sweep.program.unused_params()
+        if unused:
+            raise ModelError(
+                f"Expected every pyro.param to reach a density; got {unused}, which none depends on. "
+                "Remove them, or use them."
+            )
         for key in order:
             if key not in points:
                 sweep.visit(key)
@@ -75,12 +83,24 @@ class EM(CAVI):
         if self.m_step == "gradient":
             self._gradient_m_step(sweep, points)
             return
-        for _ in range(_M_STEP_PASSES if self.m_step == "closed_form" and len(points) > 1 else 1):
-            before = {key: sweep.state[key].x for key in points}
+        if self.m_step == "conditional":
             for key in points:
                 sweep.visit(key)
-            if all(_still(before[key], sweep.state[key].x) for key in points):
+            return
+        self._joint_m_step(sweep, points)
+
+    def _joint_m_step(self, sweep: Sweep, points: list[BlockKey]) -> None:
+        """Visit each parameter, and again those that share a term with one that has moved since, until none moves."""
+        coupled = _coupled(sweep, points)
+        stale = list(points)
+        for _ in range(_M_STEP_PASSES * len(points)):
+            if not stale:
                 break
+            key = stale.pop(0)
+            before = sweep.state[key].x
+            sweep.visit(key)
+            if not _still(before, sweep.state[key].x):
+                stale += [other for other in points if other in coupled[key] and other not in stale]
 
     def _gradient_m_step(self, sweep: Sweep, keys: list[BlockKey]) -> None:
         """Raise Q by an optimizer in unconstrained coordinates; halve the way back until it is no lower than before."""
@@ -130,10 +150,28 @@ class EM(CAVI):
                 optimizer.step(closure)  # type: ignore[arg-type]
         return {key: f.detach() for key, f in free.items()}
 
+    def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
+        result = super()._result(history, converged)
+        if self._held is not None and len(result.restarts) > 1:
+            program, held = self._held
+            self._held = (program, None if held is None else held.of(int(result.restarts.argmax())))
+        return result
+
     def e_step(self, *args: Any, **kwargs: Any) -> None:
-        """Set q to the posterior of the discrete sites at the current parameters."""
+        """Set q to the posterior at the current parameters.
+
+        It is exact for discrete latents and for one conjugate block; several blocks are visited once each.
+        """
         program = self.guide.program(*args, **kwargs)
-        self._held = (program, program.eliminate(program.means(self.guide.state)))
+        sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.pending_starts)
+        latent = [key for key in self._order(program) if key is not None and not program.blocks[key].is_point]
+        for key in latent:
+            sweep.visit(key)
+        if program.discrete and (latent or self.guide.pending_starts):
+            sweep.visit(None)
+        if latent:
+            self.guide.store(sweep.state)
+        self._held = (program, sweep.held)
 
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
@@ -166,6 +204,12 @@ class EM(CAVI):
             self.e_step(*args, **kwargs)
         assert self._held is not None
         return self._held
+
+
+def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKey]]:
+    """By parameter, those that it shares a term of Q with."""
+    groups = {s.blocks & set(points) for s in (*sweep.program.summands, *sweep.summands)}
+    return {key: {other for group in groups if key in group for other in group} - {key} for key in points}
 
 
 def _spread(flags: Tensor, like: Tensor) -> Tensor:

@@ -1,19 +1,21 @@
 r"""The maximum of \bar L over a point block, in closed form.
 
-\bar L is a sum of functions of the point, each with a coefficient that the data and the other blocks give: ∂\bar L / ∂f(θ). Which functions
-occur tells the maximum: x and x² a location, log x and x^p a scale, rate or precision, log x on the simplex a vector of probabilities,
-log |Λ| and Λ a precision matrix. It solves ∇A = expected statistics for the observed family, in the coordinates that the model uses.
+\bar L is a sum of functions of the point, each with a coefficient that the data and the other blocks give,
+∂\bar L / ∂f(θ). Which functions occur tells the maximum: x and x² a location, log x and x^p a scale, rate or precision,
+log x on the simplex a vector of probabilities, log |Λ| and Λ a precision matrix. It solves ∇A = expected statistics for
+the observed family, in the coordinates that the model uses.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..errors import NaturalDomainError, NotConjugateError
+from ..errors import ModelError, NaturalDomainError, NotConjugateError
 from ..families import Natural
 from ..families.point import VALUE, PointMean
 from .blocks import Block
@@ -21,8 +23,20 @@ from .blocks import Block
 Coefficients = dict[str, Tensor]
 Solver = Callable[[Coefficients, Tensor], Tensor]
 
+
+class Part(NamedTuple):
+    """A term with a point block in it: the statistics of the block that it reads, and its value given the moments."""
+
+    statistics: tuple[str, ...]
+    value: Callable[[PointMean], Tensor]
+
+
+#: Sums of squares that cancel to this many units of rounding are zero.
+_ROUNDING = 64
 _NEWTON_STEPS = 100
 _HALVINGS = 60
+_LARGEST_LOG_STEP = 3.0
+_LAST_LOG_STEP = 1e-7
 
 
 def _location(c: Coefficients, value: Tensor) -> Tensor:
@@ -70,9 +84,10 @@ def _gamma_shape(c: Coefficients, value: Tensor) -> Tensor:
 
 
 def _dirichlet(c: Coefficients, value: Tensor) -> Tensor:
-    r"""Σ_k c_k α_k − n log B(α): Newton with the diagonal-plus-rank-one Hessian, each step halved until it is positive and rises.
+    r"""Σ_k c_k α_k − n log B(α): Newton with the diagonal-plus-rank-one Hessian, in log α, which stays positive.
 
-    ``docs/sources.md``, [4] equations (140)–(145); Minka (2000).
+    A plain step α + δ may leave the positive numbers; α exp(δ / α) agrees with it at the maximum. Steps that do not
+    rise are halved. ``docs/sources.md``, [4] equations (140)–(145); Minka (2000).
     """
     count, totals = -c["log_beta^1"].unsqueeze(-1), c[VALUE]
 
@@ -80,31 +95,32 @@ def _dirichlet(c: Coefficients, value: Tensor) -> Tensor:
         log_beta = torch.lgamma(x).sum(-1, keepdim=True) - torch.lgamma(x.sum(-1, keepdim=True))
         return (totals * x).sum(-1, keepdim=True) - count * log_beta
 
-    x = value.clone()
+    x, level = value, objective(value)
     for _ in range(_NEWTON_STEPS):
-        gradient = totals + count * (torch.digamma(x.sum(-1, keepdim=True)) - torch.digamma(x))
-        diagonal = -count * torch.polygamma(1, x)
-        rank_one = count * torch.polygamma(1, x.sum(-1, keepdim=True))
-        shared = (gradient / diagonal).sum(-1, keepdim=True) / (1 / rank_one + (1 / diagonal).sum(-1, keepdim=True))
-        step = -(gradient - shared) / diagonal
-        x = _safeguarded(objective, x, step)
-        if float((step.abs() / (1 + x)).max()) < 1e-13:
-            break
+        total = x.sum(-1, keepdim=True)
+        gradient = totals + count * (torch.digamma(total) - torch.digamma(x))
+        inverse = -1 / (count * torch.polygamma(1, x))
+        rank_one = count * torch.polygamma(1, total)
+        shared = (gradient * inverse).sum(-1, keepdim=True) / (1 / rank_one + inverse.sum(-1, keepdim=True))
+        step = ((shared - gradient) * inverse / x).clamp(-_LARGEST_LOG_STEP, _LARGEST_LOG_STEP)
+        if float(step.abs().max()) < _LAST_LOG_STEP:
+            return x * step.exp()  # the next step would be of its square, below rounding
+        x, level = _safeguarded(objective, x, level, step)
     return x
 
 
-def _safeguarded(objective: Callable[[Tensor], Tensor], x: Tensor, step: Tensor) -> Tensor:
-    """The longest halved step that stays positive and does not lower the objective; none where there is no such step."""
-    level = objective(x)
-    size = torch.ones_like(level)
+def _safeguarded(
+    objective: Callable[[Tensor], Tensor], x: Tensor, level: Tensor, step: Tensor
+) -> tuple[Tensor, Tensor]:
+    """x times the exponential of the longest halved step that does not lower the objective; x where there is none."""
     for _ in range(_HALVINGS):
-        trial = x + size * step
-        positive = (trial > 0).all(-1, keepdim=True)
-        good = positive & (objective(torch.where(positive, trial, x)) >= level)
+        trial = x * step.exp()
+        value = objective(trial)
+        good = value >= level
         if bool(good.all()):
-            break
-        size = torch.where(good, size, size / 2)
-    return torch.where(good, x + size * step, x)
+            return trial, value
+        step = torch.where(good, step, step / 2)
+    return torch.where(good, trial, x), torch.where(good, value, level)
 
 
 def _is_power(statistics: frozenset[str]) -> bool:
@@ -123,40 +139,82 @@ _SOLVERS: dict[frozenset[str], Solver] = {
 }
 
 
-def mode(block: Block, value: Tensor, found: Sequence[object], evaluate: Callable[[PointMean], Tensor]) -> Natural:
+def mode(block: Block, value: Tensor, parts: Sequence[Part]) -> Natural:
     """The value that maximises the terms of a point block, the others held fixed.
 
     Args:
         block: the point block.
         value: the current value, ``[starts] + shape``.
-        found: the summands with the block in them.
-        evaluate: the sum of these as a function of the block's moments, one number for each start.
+        parts: for each term with the block in it, the block's statistics that it reads, and its value as a function of
+            the block's moments, one number for each start.
 
     Raises:
+        ModelError: if no density depends on the block.
         NotConjugateError: if the functions of the parameter that occur have no joint maximum in closed form.
         NaturalDomainError: if the maximum is on the edge of the parameter's constraint.
     """
-    reads = [[m.statistic for m in s.moments if m.block is block] for s in found]  # type: ignore[attr-defined]
+    reads = [part.statistics for part in parts]
     statistics = frozenset(name for names in reads for name in names)
     if not statistics:
-        raise NotConjugateError(f"Expected the parameter {block.label!r} to be used by a density; got none that depends on it.")
+        raise ModelError(
+            f"Expected every pyro.param to reach a density; got {block.label!r}, which none depends on. "
+            "Remove it, or use it."
+        )
     if statistics <= {VALUE, "x^2"} and any(len(names) > 1 for names in reads):
-        return Natural(x=_quadratic(value, evaluate))
-    point = PointMean(**{VALUE: value.detach()})
-    leaves = {name: point[name].detach().requires_grad_() for name in statistics}
-    with torch.enable_grad():
-        gradients = torch.autograd.grad(evaluate(PointMean(**leaves)).sum(), list(leaves.values()))
-    coefficients = dict(zip(leaves, gradients, strict=True))
+        best = _quadratic(value, lambda point: sum_of(part.value(point) for part in parts))
+        _check(block, best, None)
+        return Natural(x=best)
     solver = _SOLVERS.get(statistics) or (_power if _is_power(statistics) else None)
     if solver is None or any(len(names) > 1 for names in reads):
         occurring = ", ".join(sorted(statistics))
         raise NotConjugateError(
-            f"Expected a maximum over {block.label!r} in closed form; got a density with these functions of it: {occurring}. Use "
+            f"Expected a maximum over {block.label!r} in closed form; got a density with these functions of it: "
+            f"{occurring}. Use "
             "EM(model, m_step='gradient')."
         )
+    coefficients, magnitudes = _coefficients(value, parts)
     best = solver(coefficients, value)
-    _check(block, best)
+    _check(block, best, _collapsed(solver, coefficients, magnitudes))
     return Natural(x=best)
+
+
+def sum_of(values: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors."""
+    first, *others = values
+    for other in others:
+        first = first + other
+    return first
+
+
+def _coefficients(value: Tensor, parts: Sequence[Part]) -> tuple[Coefficients, Coefficients]:
+    """By statistic, the sum over the terms of their gradients, and the sum of the gradients' absolute values."""
+    point = PointMean(**{VALUE: value.detach()})
+    leaves = [(part.statistics[0], point[part.statistics[0]].detach().clone().requires_grad_()) for part in parts]
+    with torch.enable_grad():
+        values = [part.value(PointMean(**{name: leaf})) for part, (name, leaf) in zip(parts, leaves, strict=True)]
+        gradients = torch.autograd.grad(sum_of(values).sum(), [leaf for _, leaf in leaves])
+    totals: Coefficients = {}
+    magnitudes: Coefficients = {}
+    for (name, _), gradient in zip(leaves, gradients, strict=True):
+        totals[name] = totals[name] + gradient if name in totals else gradient
+        magnitudes[name] = magnitudes[name] + gradient.abs() if name in magnitudes else gradient.abs()
+    return totals, magnitudes
+
+
+def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -> Tensor | None:
+    """Where a scale or covariance is zero to rounding: its expected squares cancel. None for other parameters."""
+    if solver not in (_power, _precision, _covariance, _cholesky):
+        return None
+    (name,) = [n for n in totals if n not in ("log^1", "log_det^1", "gram_log_det^1")]
+    total, magnitude = totals[name], magnitudes[name]
+    rounding = _ROUNDING * torch.finfo(total.dtype).eps
+    if solver is _power:
+        return total.abs() <= rounding * magnitude
+    scale = magnitude.diagonal(dim1=-2, dim2=-1).sqrt()
+    relative = -_symmetric(total) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
+    usable = relative.isfinite().all((-2, -1))
+    relative = torch.where(usable[..., None, None], relative, torch.zeros_like(relative))
+    return torch.linalg.eigvalsh(relative)[..., 0] <= rounding
 
 
 def _quadratic(value: Tensor, evaluate: Callable[[PointMean], Tensor]) -> Tensor:
@@ -175,25 +233,57 @@ def _quadratic(value: Tensor, evaluate: Callable[[PointMean], Tensor]) -> Tensor
     return (flat - torch.linalg.solve(hessian, gradient)).detach().reshape(value.shape)
 
 
-def _check(block: Block, value: Tensor) -> None:
+def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:
+    """Raise where the maximum is not inside the parameter's constraint, and say which of its elements it is.
+
+    A zero in a vector of probabilities is let be: a category that is never seen has 0 log 0 = 0.
+    """
     constraint = block.sites[0].constraint or constraints.real
-    inside = bool(value.isfinite().all()) and bool(constraint.check(value).all())
-    if not inside or _on_edge(constraint, value):
+    if collapsed is not None and bool(collapsed.any()):
         raise NaturalDomainError(
-            f"Expected the maximum over {block.label!r} inside its constraint {constraint}; got {value.squeeze(0).tolist()}. The data leave "
-            "it no interior maximum: give it a prior, or (a covariance that collapses on few points) a floor."
+            f"Expected the maximum over {block.label!r} inside its constraint {constraint}; got {_where(collapsed)} at "
+            "zero: it collapses on too few points, and the likelihood has no bound. Give it a floor (as reg_covar in "
+            "models.gmm) or a prior, another init, or fewer components. The guide is as before the step."
+        )
+    lost = ~_flat(value.isfinite(), constraint.event_dim)
+    if bool(lost.any()):
+        raise NaturalDomainError(
+            f"Expected data for every element of {block.label!r}; got none for {_where(lost)}, where no value is "
+            "best. Give it a prior, another init, or fewer components. The guide is as before the step."
+        )
+    outside = ~constraint.check(value) | on_edge(constraint, value)
+    if bool(outside.any()):
+        raise NaturalDomainError(
+            f"Expected the maximum over {block.label!r} inside its constraint {constraint}; got {_where(outside)} on "
+            f"its edge or outside: {value.squeeze(0).tolist()}. The data leave it no interior maximum. Give it a "
+            "prior: a site of AutoConjugate(model, point=[...]), with a concentration above 1. The guide is as before "
+            "the step."
         )
 
 
-def _on_edge(constraint: object, value: Tensor) -> bool:
+def _flat(flags: Tensor, event_dim: int) -> Tensor:
+    return flags.flatten(-event_dim).all(-1) if event_dim else flags
+
+
+def _where(flags: Tensor) -> str:
+    """The elements that a flag is set for, of ``[starts] + batch``."""
+    found = flags.any(0)
+    if found.ndim == 0:
+        return "its value"
+    listed: list[list[int]] = found.nonzero().tolist()
+    return ("element " if len(listed) == 1 else "elements ") + ", ".join(str(index) for index in listed)
+
+
+def on_edge(constraint: Any, value: Tensor) -> Tensor:
+    """Where a value is on the edge of an interval or a half-line, over the dimensions that the constraint checks."""
     base = constraint
     while isinstance(base, constraints.independent):
         base = base.base_constraint
-    if isinstance(base, type(constraints.simplex)):
-        return False
-    if isinstance(base, type(constraints.positive)) and getattr(base, "lower_bound", None) == 0:
-        return bool((value <= 0).any())
-    return False
+    edge = torch.zeros_like(value, dtype=torch.bool)
+    for bound in ("lower_bound", "upper_bound"):
+        if hasattr(base, bound):
+            edge = edge | (value == getattr(base, bound))
+    return ~_flat(~edge, constraint.event_dim)
 
 
-__all__ = ["mode"]
+__all__ = ["Part", "mode", "on_edge"]

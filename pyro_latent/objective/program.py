@@ -26,7 +26,7 @@ from ..families.point import VALUE, Point, PointMean
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate, plate_dims, relative_scale
 from .expectation import ExpectedTerm, Moment, expect
-from .modes import mode
+from .modes import Part, mode
 from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
 
 #: The label of the leading dimension: the starts that are optimised at once.
@@ -39,13 +39,21 @@ Means = dict[BlockKey, Mean]
 class Held(NamedTuple):
     """A posterior of the discrete sites that is held fixed.
 
-    The weight of each factor's elements, log Z with its size, and the entropy (None where the posterior was given).
+    The weight of each factor's elements, log Z with its size, and the entropy.
     """
 
     weights: tuple[Tensor, ...]
     log_normalizer: Tensor
     magnitude: Tensor
-    entropy: Tensor | None = None
+    entropy: Tensor
+
+    def of(self, start: int) -> Held:
+        """That of one start alone."""
+
+        def take(t: Tensor) -> Tensor:
+            return t[start : start + 1] if t.ndim and len(t) > 1 else t
+
+        return Held(tuple(map(take, self.weights)), *map(take, (self.log_normalizer, self.magnitude, self.entropy)))
 
 
 class Bound(NamedTuple):
@@ -262,6 +270,11 @@ def _derived_block(variable: Variable, recording: Recording) -> Block:
     return Block((site,), Point(), variable.shape, (torch.Size(),), 1.0, None, recording.device)
 
 
+def _part(summand: Summand, block: Block, means: Means) -> Part:
+    statistics = tuple(m.statistic for m in summand.moments if m.block is block)
+    return Part(statistics, lambda point: summand.value(means | {block.key: point}))
+
+
 def _total(summands: Sequence[Summand], means: Means) -> Tensor:
     """The sum of summands, for each start."""
     total = summands[0].value(means)
@@ -431,7 +444,7 @@ class Program:
 
     def entropy(self, state: State, held: Held | None) -> Tensor:
         """H(q) for each start, float64."""
-        total = torch.zeros((), dtype=torch.float64) if held is None or held.entropy is None else held.entropy
+        total = torch.zeros((), dtype=torch.float64) if held is None else held.entropy
         for key, block in self.blocks.items():
             weighted = block.weight(block.family.entropy(state[key]))
             total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
@@ -461,7 +474,23 @@ class Program:
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
         zero = weights[0].new_zeros((), dtype=torch.float64)
-        return Held(tuple(weights), zero, zero)
+        return Held(tuple(weights), zero, zero, self._entropy_of(laid))
+
+    def _entropy_of(self, laid: Mapping[str, Tensor]) -> Tensor:
+        """The entropy of independent discrete sites, for each start."""
+        total = torch.zeros((), dtype=torch.float64)
+        for site in self.discrete:
+            each = -torch.special.xlogy(laid[site.name], laid[site.name]).sum(site.dim, keepdim=True) * site.scale
+            each = each if site.mask is None else torch.where(site.mask, each, torch.zeros_like(each))
+            total = total + each.flatten(1).sum(1, dtype=torch.float64)
+        return total
+
+    def unused_params(self) -> list[str]:
+        """The parameters that no density depends on."""
+        moments = [m for s in self.summands for m in s.moments]
+        moments += [m for f in self.factors for p in f.pieces for m in p.moments]
+        used = {m.block.key for m in moments} | {p for v in self.derived for p in v.parents}
+        return [b.label for key, b in self.blocks.items() if b.is_param and key not in used]
 
     def expected_log_densities(self, means: Means) -> dict[str, Tensor]:
         """By site, the expected log density for each start, over the site's batch shape."""
@@ -495,7 +524,7 @@ class Program:
                 "m_step='gradient')."
             )
         if block.is_point:
-            return mode(block, means[key][VALUE], found, lambda point: _total(found, means | {key: point}))
+            return mode(block, means[key][VALUE], [_part(s, block, means) for s in found])
         return self.optimum_of(block, means, found)
 
     def prior_summands(self, sites: set[str]) -> list[Summand]:

@@ -12,10 +12,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..errors import ModelError, NaturalDomainError
 from ..families import Natural
 from .blocks import Block
+from .modes import on_edge
 from .posterior import natural_of
 from .program import Program, State
 from .recording import DiscreteSite, LatentSite
@@ -68,11 +70,24 @@ def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natur
     value = site.point if given is None else torch.as_tensor(given)
     assert value is not None
     value = value.detach().to(like)
-    if value.shape != site.shape or (site.constraint is not None and not bool(site.constraint.check(value).all())):
+    constraint = constraints.real if site.constraint is None else site.constraint
+    if value.shape != site.shape or not bool(constraint.check(value).all()):
         raise ModelError(
-            f"Expected init for {site.name!r} of shape {tuple(site.shape)} in {site.constraint}; got {given!r}."
+            f"Expected {site.name!r} to start at a value of shape {tuple(site.shape)} in {constraint}; got "
+            f"{value.tolist()}."
+        )
+    if bool(on_edge(constraint, value).any()) or (_is_simplex(constraint) and bool((value == 0).any())):
+        raise ModelError(
+            f"Expected {site.name!r} to start inside its constraint {constraint}; got {value.tolist()}, on the edge, "
+            "which the M-step cannot leave. Start it inside."
         )
     return block.natural({"value": value.expand(restarts, *value.shape).clone()})
+
+
+def _is_simplex(constraint: Any) -> bool:
+    while isinstance(constraint, constraints.independent):
+        constraint = constraint.base_constraint
+    return isinstance(constraint, type(constraints.simplex))
 
 
 def _given(program: Program, init: Init) -> dict[Any, Any]:

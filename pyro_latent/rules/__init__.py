@@ -1,6 +1,6 @@
 """Expected log densities, one rule a file; see :mod:`.base` for how to write one."""
 
-from . import beta, dirichlet, discrete, gamma, multivariate_normal, normal, unit, wishart
+from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, unit, wishart
 from .base import RULES, Arguments, register_rule, rule_of
 from .random_distribution import (
     RandomDistribution,
@@ -20,6 +20,7 @@ __all__ = [
     "dirichlet",
     "discrete",
     "expected_log_density",
+    "exponential",
     "family_class",
     "gamma",
     "multivariate_normal",

@@ -65,6 +65,9 @@ class RandomDistribution(TorchDistribution):
         return support.reshape(support.shape[0], *[1] * missing, *support.shape[1:])
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
+        if self.family is dist.Unit:  # pyro.factor draws the empty value that it observes
+            empty: Tensor = self.placeholder.sample(sample_shape)
+            return empty
         sites = sorted({s for a in self.arguments.values() if isinstance(a, RandomTensor) for s in a.expression.sites})
         raise LatentValueError(
             f"Expected pyro.sample for a distribution that depends on the latents {sites}; got a direct draw from it, which "
