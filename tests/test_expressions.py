@@ -271,6 +271,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "diag": lambda x: torch.diag(x.vector),
     "logdet": lambda x: torch.logdet(x.precision) + x.precisions.logdet().sum(),
     "logdet of a scaled matrix": lambda x: torch.logdet(2.0 * x.tau * x.precision),
+    "logdet of a matrix times a number": lambda x: torch.logdet(0.3 * x.precision) + torch.logdet(x.precisions * 2).sum(),
+    "logdet of matrices times numbers": lambda x: torch.logdet(V[:2].exp()[:, None, None] * x.precisions),
     "logdet of scaled matrices": lambda x: torch.logdet(x.share[:2, None, None] * x.precisions),
     "logdet of a diagonal": lambda x: torch.logdet(torch.diag_embed(x.rates)),
     "logdet of a constant, scaled": lambda x: torch.logdet(x.tau * definite_constant()),

@@ -201,10 +201,10 @@ def mvn_diagonal() -> None:
 
 
 def mvn_of_contracted() -> None:
-    with pyro.plate("rows", 2):
-        w = pyro.sample("w", dist.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double()))
+    w = pyro.sample("w", dist.MultivariateNormal(torch.zeros(3).double(), torch.eye(3).double()))
     with pyro.plate("data", 5):
-        pyro.sample("x", dist.MultivariateNormal(DESIGN @ w.T, precision_matrix=P), obs=ROWS)
+        loc = (DESIGN @ w).unsqueeze(-1) * f64(1.0, -2.0) + w[:2]
+        pyro.sample("x", dist.MultivariateNormal(loc, precision_matrix=P), obs=ROWS)
 
 
 def mvn_joint() -> None:
@@ -341,7 +341,7 @@ CASES = {
     ),
     "mvn of random scale": Case((dist.MultivariateNormal,), mvn_random_scale, {"tau": gamma(), "mean": mvn(2)}),
     "mvn, diagonal": Case((dist.MultivariateNormal,), mvn_diagonal, {"tau": gamma(2).to_event(1)}),
-    "mvn of contracted": Case((dist.MultivariateNormal,), mvn_of_contracted, {"w": mvn(3).expand([2])}),
+    "mvn of contracted": Case((dist.MultivariateNormal,), mvn_of_contracted, {"w": mvn(3)}),
     "mvn, joint": Case(
         (dist.MultivariateNormal, dist.Wishart),
         mvn_joint,

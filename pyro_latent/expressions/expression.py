@@ -150,6 +150,8 @@ class Expression:
             return self._opaque("add", other, shape=shape)
         if self.pieces and other.is_constant:
             return self._map_pieces(lambda piece: piece + other, shape)
+        if other.pieces and self.is_constant:
+            return other._map_pieces(lambda piece: piece + self, shape)
         terms = self.polynomial().terms + other.polynomial().terms
         return _collect(self._with(terms, shape))
 
@@ -195,12 +197,12 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
-        if self.is_constant:
-            return Expression.constant(self.value() ** exponent).expand(self.shape)
         if self._is_monomial and (self.terms[0].coefficient > 0 or float(exponent).is_integer()):
             (term,) = self.terms
             raised = term.elementwise(lambda f: replace(f, power=f.power * exponent), lambda c: c**exponent)
             return self._with([replace(raised, coefficient=term.coefficient**exponent)])
+        if self.is_constant:
+            return Expression.constant(self.value() ** exponent).expand(self.shape)
         if exponent == 2:
             pairs = [(a, b) for i, b in enumerate(self.terms) for a in self.terms[: i + 1]]
             return _collect(self._with([a.times(b).scaled(1.0 if a is b else 2.0) for a, b in pairs]))
@@ -237,7 +239,7 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(Expression.log)
-        if self.is_constant:
+        if self.is_constant and not (self._is_monomial and self.terms[0].coefficient > 0):
             return Expression.constant(self.value().log()).expand(self.shape)
         complement = self._complement()
         if complement is not None:
