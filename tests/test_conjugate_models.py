@@ -1,7 +1,8 @@
-"""Ordinary Pyro models by the engine, against exact evidence, scikit-learn, BayesPy and sums over every configuration."""
+"""Ordinary Pyro models by the engine, against exact evidence, scikit-learn, BayesPy and brute-force sums."""
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import warnings
@@ -14,9 +15,11 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.special
 import scipy.stats
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.mixture import BayesianGaussianMixture
@@ -29,7 +32,12 @@ from pyro_latent.models import gmm, normal_gamma
 
 BLOCK = ("mean", "precision")
 JOINT = [BLOCK]
-PRIOR = {"prior_loc": 0.5, "prior_precision_scaling": 0.3, "prior_concentration": 1.5, "prior_rate": 2.0}
+PRIOR: dict[str, Any] = {
+    "prior_loc": 0.5,
+    "prior_precision_scaling": 0.3,
+    "prior_concentration": 1.5,
+    "prior_rate": 2.0,
+}
 DOUBLE = torch.float64
 
 
@@ -156,13 +164,40 @@ def test_mean_field_solves_the_corrected_equations(count: int, offset: float) ->
     assert mean.scale.item() == pytest.approx((rate / (scaling * shape)).sqrt().item(), rel=1e-10)
 
 
+def normal_wishart(data: Tensor) -> None:
+    eye = torch.eye(data.shape[1], dtype=data.dtype)
+    precision = pyro.sample("precision", dist.Wishart(data.new_tensor(5.0), covariance_matrix=eye))
+    mean = pyro.sample("mean", dist.MultivariateNormal(torch.ones_like(data[0]), precision_matrix=0.3 * precision))
+    with pyro.plate("data", len(data)):
+        pyro.sample("obs", dist.MultivariateNormal(mean, precision_matrix=precision), obs=data)
+
+
+@pytest.mark.parametrize("count", [1, 30])
+def test_joint_normal_wishart_is_the_exact_posterior_and_the_elbo_the_evidence(count: int) -> None:
+    data = rows(count, 3) + 2
+    found = fit(normal_wishart, data, blocks=JOINT)
+    # Murphy (2007), (251)-(255) and (266)
+    mean, scaling, df = data.mean(0), 0.3 + count, 5.0 + count
+    scatter = (data - mean).T @ (data - mean) + 0.3 * count / scaling * torch.outer(mean - 1, mean - 1)
+    inverse_scale = torch.eye(3, dtype=DOUBLE) + scatter
+    block = found.posterior(BLOCK)
+    torch.testing.assert_close(block.loc, (0.3 + count * mean) / scaling, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(block.covariance_matrix.inverse(), inverse_scale, rtol=1e-10, atol=1e-10)
+    assert (block.df.item(), block.precision_scaling.item()) == pytest.approx((df, scaling), rel=1e-12)
+    evidence = scipy.special.multigammaln(df / 2, 3) - scipy.special.multigammaln(2.5, 3)
+    evidence += 1.5 * math.log(0.3 / scaling) - 1.5 * count * math.log(math.pi) - df / 2 * inverse_scale.logdet().item()
+    assert found.guide.elbo() == pytest.approx(evidence, rel=1e-10)
+
+
 @pytest.mark.parametrize("blocks", [None, JOINT])
 def test_single_precision_far_from_the_origin_agrees_with_double(blocks: Any) -> None:
     x = (1000 + torch.randn(100_000)).float()
-    priors = {"prior_loc": 1000.0, "prior_precision_scaling": 1e-3}
+    priors: dict[str, Any] = {"prior_loc": 1000.0, "prior_precision_scaling": 1e-3}
     single = fit(normal_gamma.model, x, blocks=blocks, tol=1e-7, **priors)
     double = fit(normal_gamma.model, x.double(), blocks=blocks, **priors)
-    assert single.posterior("precision").mean.item() == pytest.approx(double.posterior("precision").mean.item(), rel=1e-5)
+    assert single.posterior("precision").mean.item() == pytest.approx(
+        double.posterior("precision").mean.item(), rel=1e-5
+    )
     assert single.posterior("mean").mean.item() == pytest.approx(double.posterior("mean").mean.item(), rel=1e-6)
     assert single.guide.elbo() == pytest.approx(double.guide.elbo(), rel=1e-6)
     assert all(value.dtype == torch.float32 for name, value in single.guide.named_buffers() if "natural" in name)
@@ -180,7 +215,9 @@ class StartedMixture(BayesianGaussianMixture):
         self._initialize(X, self.responsibilities)
 
 
-def fit_scikit_learn(data: Tensor, responsibilities: Tensor, max_iter: int, tol: float, **priors: Any) -> StartedMixture:
+def fit_scikit_learn(
+    data: Tensor, responsibilities: Tensor, max_iter: int, tol: float, **priors: Any
+) -> StartedMixture:
     fitted = StartedMixture(
         n_components=responsibilities.shape[-1],
         covariance_type="full",
@@ -193,7 +230,8 @@ def fit_scikit_learn(data: Tensor, responsibilities: Tensor, max_iter: int, tol:
     fitted.responsibilities = responsibilities.numpy()
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)
-        return fitted.fit(data.numpy())
+        fitted.fit(data.numpy())
+    return fitted
 
 
 def assert_equals_scikit_learn(found: Fit, fitted: StartedMixture, rtol: float) -> None:
@@ -214,12 +252,12 @@ MIXTURE_PRIORS: dict[str, Any] = {
 
 
 @pytest.mark.parametrize("priors", [{}, MIXTURE_PRIORS])
-@pytest.mark.parametrize("size", [1, 2, 3, 6])
+@pytest.mark.parametrize("size", [1, 3, 6])
 def test_converged_mixture_equals_scikit_learn(old_faithful: Tensor, size: int, priors: dict[str, Any]) -> None:
     responsibilities = start(len(old_faithful), size)
-    fitted = fit_scikit_learn(old_faithful, responsibilities, 1000, 0.0, **priors)
+    fitted = fit_scikit_learn(old_faithful, responsibilities, 700, 0.0, **priors)
     init = {"component": responsibilities}
-    found = fit(gmm.model, old_faithful, size, blocks=JOINT, init=init, tol=0, max_steps=1001, **priors)
+    found = fit(gmm.model, old_faithful, size, blocks=JOINT, init=init, tol=0, max_steps=701, **priors)
     assert found.result.elbo[-1] - found.result.elbo[-2] < 1e-9
     assert_equals_scikit_learn(found, fitted, rtol=1e-6)
     theirs = fitted.predict_proba(old_faithful.numpy())
@@ -299,14 +337,20 @@ def independent_mixture(data: Tensor, size: int) -> None:
         pyro.sample("obs", likelihood, obs=data)
 
 
-@pytest.mark.parametrize("count", [1, 5, 200])
+@pytest.mark.parametrize("count", [1, 5, 100])
 def test_mixture_with_independent_priors_equals_bayespy(old_faithful: Tensor, count: int) -> None:
     data = (old_faithful - old_faithful.mean(0)) / old_faithful.std(0)
     responsibilities, eye = start(len(data), 3), torch.eye(2, dtype=DOUBLE)
     init = {"component": responsibilities, "mean": dist.MultivariateNormal(torch.zeros(3, 2, dtype=DOUBLE), eye)}
     order = ["mean", "precision", "weights"]
     found = fit(independent_mixture, data, 3, init=init, order=order, tol=0, max_steps=count)
-    prior = {"concentration": 0.5, "loc": np.zeros(2), "precision": 0.1 * np.eye(2), "df": 3.5, "inverse_scale": 2 * np.eye(2)}
+    prior = {
+        "concentration": 0.5,
+        "loc": np.zeros(2),
+        "precision": 0.1 * np.eye(2),
+        "df": 3.5,
+        "inverse_scale": 2 * np.eye(2),
+    }
     expected = bayespy.gaussian_mixture(data.numpy(), responsibilities.numpy(), prior, count)
     assert_equals_bayespy(found, expected)
 
@@ -359,8 +403,10 @@ def relevance_regression(features: Tensor, target: Tensor, predictor: Predictor 
         pyro.sample("obs", dist.Normal(predictor(features, weights), precision.rsqrt()), obs=target)
 
 
-def intercept_regression(features: Tensor, target: Tensor, predictor: Predictor = by_matmul) -> None:
-    intercept = pyro.sample("intercept", dist.Normal(1.0, 3.0))
+def intercept_regression(
+    features: Tensor, target: Tensor, predictor: Predictor = by_matmul, level: float = 1.0
+) -> None:
+    intercept = pyro.sample("intercept", dist.Normal(level, 3.0))
     weights = pyro.sample("weights", dist.Normal(0.0, 2.0).expand([features.shape[1]]).to_event(1))
     with pyro.plate("data", len(target)):
         pyro.sample("obs", dist.Normal(intercept + predictor(features, weights), 0.7), obs=target)
@@ -406,16 +452,7 @@ def test_intercept_and_weights_reach_the_mean_field_of_a_gaussian(predictor: Pre
     features, target = diabetes()
     features = features + 0.05  # so that the intercept and the weights are correlated
     target = rounded(target)
-    pyro_model = poutine.condition(intercept_regression, {})
-    if offset:
-
-        def pyro_model(features: Tensor, target: Tensor, predictor: Predictor) -> None:
-            intercept = pyro.sample("intercept", dist.Normal(1.0 + offset, 3.0))
-            weights = pyro.sample("weights", dist.Normal(0.0, 2.0).expand([features.shape[1]]).to_event(1))
-            with pyro.plate("data", len(target)):
-                pyro.sample("obs", dist.Normal(predictor(features, weights) + intercept, 0.7), obs=target)
-
-    found = fit(pyro_model, features, target + offset, predictor, tol=0, max_steps=400)
+    found = fit(intercept_regression, features, target + offset, predictor, 1.0 + offset, tol=0, max_steps=400)
     design = torch.cat([torch.ones(len(target), 1, dtype=DOUBLE), features], 1)
     prior = torch.tensor([1 / 9] + [1 / 4] * 10, dtype=DOUBLE)
     precision = prior.diag() + design.T @ design / 0.49
@@ -665,6 +702,19 @@ def test_one_conjugate_block_has_the_exact_evidence_after_one_sweep(name: str) -
     assert found.result.elbo[0].item() == pytest.approx(evidence(), rel=1e-10)
 
 
+def test_counts_of_unequal_totals_have_the_exact_evidence() -> None:
+    """Pyro's idiom for rows of unequal totals: one total, and no validation."""
+    table = torch.tensor([[3.0, 0.0, 4.0], [1.0, 0.0, 2.0]], dtype=DOUBLE)
+
+    def model() -> None:
+        with pyro.plate("groups", 2):
+            probs = pyro.sample("probs", dist.Dirichlet(torch.ones(3, dtype=DOUBLE)))
+            pyro.sample("obs", dist.Multinomial(7, probs, validate_args=False), obs=table)
+
+    exact = dist.DirichletMultinomial(torch.ones(2, 3, dtype=DOUBLE), total_count=table.sum(-1)).log_prob(table)
+    assert fit(model).guide.elbo() == pytest.approx(exact.sum().item(), rel=1e-10)
+
+
 # ------------------------------------------------------------------------------------------------- groups and effects
 
 
@@ -745,7 +795,9 @@ def test_crossed_effects_reach_the_mean_field_of_a_gaussian(model: Any) -> None:
     prior = torch.full((8,), 4.0, dtype=DOUBLE)
     loc = torch.tensor([1.0] + [0.0] * 4 + [0.5] * 3, dtype=DOUBLE)
     precision = prior.diag() + design.T @ design / 0.49
-    mean, divergence = gaussian_mean_field(precision, design.T @ target / 0.49 + prior * loc, [[0], range(1, 5), range(5, 8)])
+    mean, divergence = gaussian_mean_field(
+        precision, design.T @ target / 0.49 + prior * loc, [[0], range(1, 5), range(5, 8)]
+    )
     sites = [found.posterior(name).mean.reshape(-1) for name in ("intercept", "effect", "slope")]
     torch.testing.assert_close(torch.cat(sites), mean, rtol=1e-8, atol=1e-9)
     covariance = (design / prior) @ design.T + 0.49 * torch.eye(23, dtype=DOUBLE)
@@ -984,7 +1036,9 @@ DISCRETE: dict[str, Discrete] = {
     "two sites in a chain": Discrete(
         chained, {"first": ((3,), 2), "second": ((3,), 2)}, chained_joint, ("mu", "nu"), ("pi", "transition")
     ),
-    "a site outside the points": Discrete(groups_of_points, {"kind": ((2,), 2)}, groups_of_points_joint, ("mu",), ("pi",)),
+    "a site outside the points": Discrete(
+        groups_of_points, {"kind": ((2,), 2)}, groups_of_points_joint, ("mu",), ("pi",)
+    ),
     "a mixture in each group": Discrete(
         mixture_in_groups,
         {"kind": ((2,), 2), "component": ((3, 2), 2)},
@@ -1003,7 +1057,11 @@ DISCRETE: dict[str, Discrete] = {
         one_switch_for_all, {"kind": ((), 2), "component": ((3,), 2)}, one_switch_for_all_joint, ("mu", "nu"), ("pi",)
     ),
     "two global sites": Discrete(
-        two_global_switches, {"first": ((), 2), "second": ((), 2)}, two_global_switches_joint, ("mu",), ("pi", "transition")
+        two_global_switches,
+        {"first": ((), 2), "second": ((), 2)},
+        two_global_switches_joint,
+        ("mu",),
+        ("pi", "transition"),
     ),
     "a table of locations": Discrete(
         table_of_locations, {"first": ((3,), 2), "second": ((3,), 3)}, table_of_locations_joint, ("mu",)
@@ -1064,8 +1122,9 @@ def weighted_regression(x: Tensor, scale: Any = 1.0, mask: Any = None, how: str 
 
 def weighted_mixture(x: Tensor, scale: Any = 1.0, mask: Any = None, how: str = "poutine") -> None:
     """Scale and mask lie over the choice of a component too."""
-    mu, pi, hidden = location("mu", 2), simplex("pi", 2), poutine.mask(mask=torch.tensor(True) if mask is None else mask)
-    with pyro.plate("data", len(x)), poutine.scale(scale=scale), hidden:
+    mu, pi = location("mu", 2), simplex("pi", 2)
+    hidden: Any = torch.tensor(True) if mask is None else mask
+    with pyro.plate("data", len(x)), poutine.scale(scale=scale), poutine.mask(mask=hidden):
         component = choice("component", pi)
         pyro.sample("obs", dist.Normal(mu[component], 1.0), obs=x)
 
@@ -1137,7 +1196,9 @@ def test_points_hidden_by_obs_mask_count_for_nothing(model: Any, hidden: float) 
     x = points()
     mask = torch.arange(12) % 4 != 1
     seen = torch.where(mask, x, hidden)
-    assert_same_globals(fit(model, seen, 1.0, mask, "obs_mask", **started(model)), fit(model, x[mask], **started(model)))
+    assert_same_globals(
+        fit(model, seen, 1.0, mask, "obs_mask", **started(model)), fit(model, x[mask], **started(model))
+    )
 
 
 def cells(data: Tensor, mask: Tensor, inside: bool) -> None:
@@ -1186,6 +1247,10 @@ def faithful() -> Tensor:
     return rows(60, 2) + 4 * (torch.arange(60) % 2).to(DOUBLE).unsqueeze(-1)
 
 
+def constantly(args: tuple[Any, ...]) -> Callable[[], tuple[Any, ...]]:
+    return lambda: args
+
+
 def table(count: int = 40) -> Tensor:
     return torch.from_numpy(load_iris().data)[:: 150 // count] - 3
 
@@ -1193,7 +1258,9 @@ def table(count: int = 40) -> Tensor:
 CASES: dict[str, Case] = {
     "Normal-Gamma, joint": Case(normal_gamma.model, lambda: (points(),), {"blocks": JOINT}),
     "Normal-Gamma, mean field": Case(normal_gamma.model, lambda: (points(),)),
+    "Normal-Wishart, mean field": Case(normal_wishart, lambda: (faithful(),)),
     "mixture, joint": Case(gmm.model, lambda: (faithful(), 3), {"blocks": JOINT}),
+    "mixture with priors": Case(gmm.model, lambda: (faithful(), 3), {"blocks": JOINT}, MIXTURE_PRIORS),
     "mixture, mean field": Case(gmm.model, lambda: (faithful(), 2)),
     "diagonal mixture, joint": Case(gmm.model, lambda: (faithful(), 3), {"blocks": JOINT}, {"covariance": "diagonal"}),
     "diagonal mixture, mean field": Case(gmm.model, lambda: (faithful(), 2), {}, {"covariance": "diagonal"}),
@@ -1212,7 +1279,7 @@ CASES: dict[str, Case] = {
     "crossed effects": Case(effects_by_index, lambda: (*grouped(), torch.arange(23) % 3)),
     "scaled mixture": Case(weighted_mixture, lambda: (points(), 2.5)),
     "masked mixture": Case(weighted_mixture, lambda: (points(), 1.0, torch.arange(12) % 4 != 1)),
-    **{name: Case(model, lambda args=args: args) for name, (model, args, _) in EXACT.items()},
+    **{name: Case(model, constantly(args)) for name, (model, args, _) in EXACT.items()},
     **{name: Case(case.model, tuple) for name, case in DISCRETE.items()},
 }
 
@@ -1235,7 +1302,7 @@ def test_the_elbo_never_falls_and_is_a_maximum_over_every_block_at_the_end(name:
         family = program.blocks[key].family
         for exponent in (-1, -2, -3, -4):
             for _ in range(6):
-                moved = natural.map(lambda t, e=exponent: t + 10.0**e * symmetric_noise(t) * t.abs().max())
+                moved = natural.map(functools.partial(disturbed, size=10.0**exponent))
                 if not bool(family.in_domain(moved).all()):
                     continue
                 other = state | {key: moved}
@@ -1245,7 +1312,24 @@ def test_the_elbo_never_falls_and_is_a_maximum_over_every_block_at_the_end(name:
     assert fallen >= len(state)
 
 
-def symmetric_noise(like: Tensor) -> Tensor:
-    noise = torch.randn_like(like)
-    square = like.ndim > 2 and like.shape[-1] == like.shape[-2]
-    return (noise + noise.mT) / 2 if square else noise
+def disturbed(natural: Tensor, size: float) -> Tensor:
+    """A random step of a relative size; of a symmetric matrix to a symmetric one."""
+    noise = size * natural.abs().max() * torch.randn_like(natural)
+    square = natural.ndim > 2 and natural.shape[-1] == natural.shape[-2]
+    return natural + ((noise + noise.mT) / 2 if square else noise)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_elbo_is_what_trace_elbo_estimates(name: str) -> None:
+    """log p - log q by Pyro's own densities, over draws of the guide: its mean within five standard errors."""
+    case = CASES[name]
+    args = case.args()
+    found = fit(case.model, *args, max_steps=3, tol=0, **case.options, **case.kwargs)
+    try:
+        torch.set_default_dtype(DOUBLE)  # or Pyro computes with the priors' constants in single precision
+        draws = [-Trace_ELBO().loss(case.model, found.guide, *args, **case.kwargs) for _ in range(60)]
+    finally:
+        torch.set_default_dtype(torch.float32)
+    elbo = found.guide.elbo()
+    error = np.std(draws) / math.sqrt(len(draws))
+    assert abs(np.mean(draws) - elbo) < 5 * error + 1e-9 * abs(elbo)

@@ -512,7 +512,8 @@ class Expression:
             return False
         (factor, *others) = self.terms[0].factors
         plain = not others and factor.power == 1 and factor.function == "x" and factor.variable.simplex
-        return plain and factor.axes[-1] == -1 and not any(-1 in axis_labels(a) for a in factor.axes[:-1])
+        whole = factor.axes[-1] == -1 or self.shape[-1] == 1
+        return plain and whole and not any(-1 in axis_labels(a) for a in factor.axes[:-1])
 
     def lgamma(self) -> Expression:
         """log Γ, of constants only."""
