@@ -14,13 +14,14 @@ from .errors import (
 )
 from .families import register_family
 from .guide import AutoConjugate
-from .infer import CAVI, CAVIResult
+from .infer import CAVI, EM, CAVIResult
 from .rules import register_rule
 
 __version__ = "0.1.0"
 
 __all__ = [
     "CAVI",
+    "EM",
     "AutoConjugate",
     "CAVIResult",
     "DataError",

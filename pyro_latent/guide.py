@@ -19,6 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+from torch.distributions import transform_to
 
 from .errors import DataError, ModelError
 from .families import Natural
@@ -82,6 +83,9 @@ class AutoConjugate(AutoGuide):
             seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or (discrete sites)
             responsibilities of shape ``plates + (values,)``; or a function of a site that returns one of these or None.
         restarts: the number of starts that are optimised at once; the best is kept.
+        point: latent sites that get a point estimate, the mode of their coordinate optimum (MAP), as do sites with
+            ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
+            Every ``pyro.param`` of the model is a point estimate too, by maximum likelihood.
 
     Raises:
         ModelError, DataError, NotConjugateError: at the first call, which records the model.
@@ -96,6 +100,7 @@ class AutoConjugate(AutoGuide):
         blocks: Sequence[Sequence[str]] | None = None,
         init: Init = None,
         restarts: int = 1,
+        point: Sequence[str] = (),
     ) -> None:
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
             raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
@@ -103,6 +108,7 @@ class AutoConjugate(AutoGuide):
         self._joint = _joint_blocks(blocks)
         self._init = init
         self.restarts = restarts
+        self.point = tuple(point)
         self._keys: tuple[BlockKey, ...] = ()
         self._layout: dict[str, Any] = {}
         self._program: Program | None = None
@@ -146,6 +152,11 @@ class AutoConjugate(AutoGuide):
         """Responsibilities ``[starts, plates..., values]`` that the first sweep begins at, until it is done."""
         return self._starts
 
+    @property
+    def best(self) -> int:
+        """The start that the posterior is read from."""
+        return self._best
+
     def keep_best(self, start: int) -> None:
         """Use one start for the posterior."""
         self._best = start
@@ -176,7 +187,7 @@ class AutoConjugate(AutoGuide):
         if self._program is not None and self._call is not None and self._call.matches(args, kwargs):
             return self._program
         fitted = bool(self._layout)
-        recording = record(self.model, *args, origins=self.origins if fitted else None, **kwargs)
+        recording = record(self.model, *args, origins=self.origins if fitted else None, point=self.point, **kwargs)
         program = Program(recording, self._joint)
         if fitted:
             self._adopt(program)
@@ -264,6 +275,8 @@ class AutoConjugate(AutoGuide):
         values: dict[str, Tensor] = {}
         plates = _plates(program)
         for key, block in program.blocks.items():
+            if block.is_param:
+                continue
             self._sample_block(block, state[key], plates, values)
         sites = [s for s in program.discrete if not (s.marked and _enumerating())]
         if sites and _mean_field_elbo():
@@ -308,7 +321,8 @@ class AutoConjugate(AutoGuide):
         """
         program = self._current(args, kwargs)
         found: Posteriors = posteriors(program, self.state, self._best)
-        keys = list(program.blocks) if joint else [s.name for b in program.blocks.values() for s in b.sites]
+        blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
+        keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
         return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -336,7 +350,34 @@ class AutoConjugate(AutoGuide):
         """A table of the sites: family, block, and how each is updated, or why it is not."""
         if not args and not kwargs and self._program is not None:
             return explain(self._program.recording, self._joint)
-        return explain(record(self.model, *args, **kwargs), self._joint)
+        return explain(record(self.model, *args, point=self.point, **kwargs), self._joint)
+
+    def params(self) -> dict[str, Tensor]:
+        """By name, the current values of the model's parameters, constrained."""
+        state = self.state
+        params = [b for b in self._require_program().blocks.values() if b.is_param]
+        return {b.sites[0].name: b.params(state[b.key])["value"][self._best] for b in params}
+
+    def write_params(self) -> None:
+        """Put the parameters into Pyro's store, as SVI leaves them; existing entries keep their identity."""
+        store = pyro.get_param_store()
+        values = self.params()
+        for block in self._require_program().blocks.values():
+            name = block.sites[0].name
+            if not block.is_param:
+                continue
+            constraint = block.sites[0].constraint
+            if name not in store:
+                store.setdefault(name, values[name].clone(), constraint)
+                continue
+            with torch.no_grad():
+                unconstrained = store[name].unconstrained()
+                unconstrained.copy_(transform_to(constraint).inv(values[name]).to(unconstrained))
+
+    def _require_program(self) -> Program:
+        if self._program is None:
+            raise ModelError("Expected a guide that has seen its data; got none. Call guide(data) once.")
+        return self._program
 
     # Saving.
 

@@ -24,7 +24,7 @@ A worked example::
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -110,11 +110,16 @@ class RecordMessenger(Messenger):
     """Puts random tensors at the continuous latents, and writes down every site's log density."""
 
     def __init__(
-        self, like: Tensor, max_plate_nesting: int | None, origins: Mapping[str, Tensor], strict: bool = True
+        self,
+        like: Tensor,
+        max_plate_nesting: int | None,
+        origins: Mapping[str, Tensor],
+        point: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.like = like
         self.max_plate_nesting = max_plate_nesting
+        self.point = point
         self.origins = origins
         self.latents: dict[str, LatentSite] = {}
         self.discrete: dict[str, DiscreteSite] = {}
@@ -140,6 +145,33 @@ class RecordMessenger(Messenger):
             msg["value"] = self._symbol(msg)
         msg["done"] = True
 
+    def _pyro_param(self, msg: Any) -> None:
+        """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
+        name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
+        store = pyro.get_param_store()
+        if name in store:
+            value = store[name].detach()
+        else:
+            if len(msg["args"]) < 2:
+                return
+            value = msg["args"][1]
+            value = (value() if callable(value) else torch.as_tensor(value)).detach()
+        value = value.to(self.like)
+        origin = self.origins.get(name)
+        self.latents[name] = LatentSite(
+            name, dist.Delta, value.shape, torch.Size(), (), 1.0, None, origin=origin, point=value, constraint=constraint, is_param=True
+        )
+        self.classes[name] = dist.Normal if _base_constraint(constraint) is constraints.real else dist.Delta
+        symbol = self._expression(name, value, constraint)
+        if origin is not None:
+            symbol = symbol + Expression.constant(origin)
+        msg["value"] = RandomTensor(value, symbol, lambda values, known: values[name])
+        msg["done"] = True
+
+    def _expression(self, name: str, value: Tensor, support: Any) -> Expression:
+        lower = isinstance(_base_constraint(support), type(constraints.lower_cholesky))
+        return Expression.latent(name, value, _ends_in_simplex(support), is_point=True, lower_cholesky=lower)
+
     def _symbol(self, msg: Any) -> RandomTensor:
         """The latent as a random tensor, measured from its origin."""
         fn = msg["fn"]
@@ -147,11 +179,17 @@ class RecordMessenger(Messenger):
         batch = fn.batch_shape[max(0, len(fn.batch_shape) - keep) :]
         shape = batch + fn.event_shape
         value = _feasible(fn.support, shape, self.like)
+        if self._is_point(msg):
+            name = msg["name"]
+            return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
         symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support))
         origin = self.origins.get(msg["name"])
         if origin is not None:
             symbol = symbol + Expression.constant(origin)
         return RandomTensor(value, symbol)
+
+    def _is_point(self, msg: Any) -> bool:
+        return msg["infer"].get("estimate") == "point" or msg["name"] in self.point
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -230,9 +268,10 @@ class RecordMessenger(Messenger):
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
         _check_plates(name, batch, plates, frozenset(), "latent")
         origin = self.origins.get(name)
-        self.latents[name] = LatentSite(
-            name, family_class(base), batch, fn.event_shape, plates, msg["scale"], mask, update, origin
-        )
+        site = LatentSite(name, family_class(base), batch, fn.event_shape, plates, msg["scale"], mask, update, origin)
+        if self._is_point(msg):
+            site = replace(site, point=_feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
+        self.latents[name] = site
 
     def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -453,6 +492,7 @@ def record(
     model: Callable[..., Any],
     *args: Any,
     origins: Mapping[str, Tensor] | None = None,
+    point: Collection[str] = (),
     **kwargs: Any,
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
@@ -464,6 +504,7 @@ def record(
         model: a Pyro model; the other arguments are its own.
         origins: by site, a constant that the latent is measured from, for exact differences from data far from zero;
             by default the mean of the data that the latent is a location of.
+        point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate": "point"}``.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -476,7 +517,7 @@ def record(
     guess = _first_guess(args, kwargs)
     scan = _scan(model, args, kwargs, guess)
     like = _data_like(scan.observations, guess)
-    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins)
+    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point)
     messenger.marked = scan.marked
     enumerated = config_enumerate(model, default="parallel")
     with _recording_context(like), messenger, EnumMessenger(first_available_dim=-1 - scan.nesting):

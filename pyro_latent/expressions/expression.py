@@ -20,8 +20,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .terms import Axis, Constant, Factor, Gather, Term, Variable, as_axis, axis_labels, fresh_label
+from .terms import Axis, Constant, Factor, Gather, Replay, Term, Variable, as_axis, axis_labels, fresh_label
 
+#: The matrix functions, and the inverse of each.
+_INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inverse": "gram"}
 #: Integer powers up to this are expanded into products.
 _LARGEST_EXPANSION = 4
 
@@ -67,11 +69,20 @@ class Expression:
         return Expression(tensor.shape, tensor.new_empty(0), (Term(1.0, (Constant(squeezed, labels),)),))
 
     @staticmethod
-    def latent(site: str, value: Tensor, simplex: bool = False) -> Expression:
+    def latent(
+        site: str, value: Tensor, simplex: bool = False, is_point: bool = False, lower_cholesky: bool = False
+    ) -> Expression:
         """A latent site whose value has the shape, dtype and device of ``value``."""
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
-        factor = Factor(Variable(site, value.shape, simplex), axes)
+        factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky), axes)
         return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,)),))
+
+    @staticmethod
+    def derived(name: str, value: Tensor, replay: Replay, parents: frozenset[str]) -> Expression:
+        """What the model computed from points by an operation without a rule: a point itself."""
+        axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
+        variable = Variable(name, value.shape, is_point=True, replay=replay, parents=parents)
+        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
 
     @staticmethod
     def opaque(
@@ -290,8 +301,9 @@ class Expression:
         logarithm = scalar.log()._drop_matrix(shape) * float(dim)
         if isinstance(matrix, Constant):
             return logarithm + self._matrix_constant(matrix).log_det()
-        sign = -1.0 if matrix.function == "inverse" else 1.0
-        factor = replace(matrix, axes=tuple(_shift_axes(matrix.axes[:-2], 2)), function="log_det")
+        sign = -1.0 if matrix.function.endswith("inverse") else 1.0
+        name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
+        factor = replace(matrix, axes=tuple(_shift_axes(matrix.axes[:-2], 2)), function=name)
         return logarithm + self._with([Term(sign, (), (factor,))], shape)
 
     def inverse(self) -> Expression:
@@ -310,7 +322,7 @@ class Expression:
             return (scalar**-1.0)._times_identity(self.shape)
         if isinstance(matrix, Constant):
             return scalar**-1.0 * self._matrix_constant(matrix).inverse()
-        flipped = replace(matrix, function="x" if matrix.function == "inverse" else "inverse")
+        flipped = replace(matrix, function=_INVERSES[matrix.function])
         return scalar**-1.0 * self._with([Term(1.0, (), (flipped,))])
 
     def cholesky(self) -> Expression:
@@ -323,6 +335,11 @@ class Expression:
         """L Lᵀ over the last two dimensions."""
         if self.cholesky_of is not None:
             return self.cholesky_of
+        split = None if self.opacity or self.pieces else self._split_matrix()
+        if split is not None and isinstance(split[1], Factor) and split[1].variable.lower_cholesky:
+            scalar, factor = split
+            assert isinstance(factor, Factor)
+            return scalar**2.0 * self._with([Term(1.0, (), (replace(factor, function="gram"),))])
         return self.matmul(self.transpose(-1, -2))
 
     def _split_matrix(self) -> tuple[Expression, Constant | Factor | None] | None:
@@ -352,8 +369,8 @@ class Expression:
             return None
         (matrix,) = matrices
         if isinstance(matrix, Factor):
-            symmetric = len(matrix.axes) >= 2 and {matrix.axes[-1], matrix.axes[-2]} == {-1, -2}
-            if not symmetric or matrix.power != 1 or matrix.function not in ("x", "inverse"):
+            symmetric = len(matrix.axes) >= 2 and {-1, -2} == {x for a in matrix.axes[-2:] for x in axis_labels(a)}
+            if not symmetric or matrix.power != 1 or matrix.function not in _INVERSES:
                 return None
         elif not {-1, -2} <= set(matrix.labels):
             return None
@@ -516,10 +533,27 @@ class Expression:
         return plain and whole and not any(-1 in axis_labels(a) for a in factor.axes[:-1])
 
     def lgamma(self) -> Expression:
-        """log Γ, of constants only."""
+        """log Γ, of constants and of point estimates."""
         if not self.is_constant:
-            return self._opaque("lgamma")
+            return self._of_point("lgamma", 0)
         return Expression.constant(self.value().lgamma()).expand(self.shape)
+
+    def log_beta(self) -> Expression:
+        """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""
+        if self.is_constant:
+            return self.lgamma().sum(-1) - self.sum(-1).lgamma()
+        return self._of_point("log_beta", 1)
+
+    def _of_point(self, function: str, event: int) -> Expression:
+        """A function of a parameter as it is, that takes away its last ``event`` dimensions."""
+        shape = self.shape[: self.ndim - event]
+        plain = self.terms[0].factors[0] if self._is_monomial and len(self.terms[0].factors) == 1 else None
+        if plain is None or not plain.variable.is_point or self.terms[0].constants or self.terms[0].coefficient != 1:
+            return self._opaque(function, shape=shape)
+        if plain.power != 1 or plain.function != "x":
+            return self._opaque(function, shape=shape)
+        axes = tuple(_shift_axes(plain.axes[: len(plain.axes) - event], event))
+        return self._with([Term(1.0, (), (replace(plain, axes=axes, function=function),))], shape)
 
     def quadratic_form(self, matrix: Expression) -> Expression:
         """xᵀ M x over the last dimension, for a symmetric M."""

@@ -9,7 +9,8 @@ turn it into a number raises :class:`~pyro_latent.errors.LatentValueError`, and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import itertools
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from ..errors import LatentValueError
 from .expression import Expression
+from .terms import Replay
 
 #: Functions whose results that are not tensors depend on the shape alone.
 _SHAPE_QUERIES = frozenset(
@@ -59,18 +61,29 @@ class RandomTensor(Tensor):
 
     expression: Expression
     _placeholder: Tensor
+    replay: Replay | None
 
     @staticmethod
-    def __new__(cls, placeholder: Tensor, expression: Expression) -> RandomTensor:
+    def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> RandomTensor:
         wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
             cls, placeholder.shape, dtype=placeholder.dtype, device=placeholder.device
         )
         wrapper.expression = expression
         wrapper._placeholder = placeholder
+        wrapper.replay = replay
         return wrapper
 
-    def __init__(self, placeholder: Tensor, expression: Expression) -> None:
+    def __init__(self, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> None:
         pass
+
+    @property
+    def points(self) -> frozenset[str]:
+        """The point estimates that the tensor is computed from."""
+        derived = [f.variable for t in self.expression.terms for f in t.factors]
+        own = {p for v in derived for p in (v.parents or {v.site})} | {
+            p for _, piece in self.expression.pieces for t in piece.terms for f in t.factors for p in (f.variable.parents or {f.variable.site})
+        }
+        return frozenset(own) | (self.expression.opacity.sites if self.expression.opacity else frozenset())
 
     def __repr__(self, *, tensor_contents: Any = None) -> str:
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
@@ -85,7 +98,7 @@ class RandomTensor(Tensor):
             raise _in_place_error(name, _parents(args, kwargs))
         result = func(*placeholders(args), **placeholders(kwargs))
         if isinstance(result, Tensor):
-            return _wrap(name, result, args, kwargs)
+            return _wrap(name, result, args, kwargs, func)
         if isinstance(result, tuple | list) and result and all(isinstance(r, Tensor) for r in result):
             return _wrap_all(name, result, args, kwargs)
         if name in _SHAPE_QUERIES or getattr(func, "__name__", "") == "__get__" or result is None:
@@ -114,15 +127,7 @@ def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
 
 
 def _parents(*containers: Any) -> list[Expression]:
-    found: list[Expression] = []
-    for item in containers:
-        if isinstance(item, RandomTensor):
-            found.append(item.expression)
-        elif isinstance(item, tuple | list):
-            found += _parents(*item)
-        elif isinstance(item, dict):
-            found += _parents(*item.values())
-    return found
+    return [t.expression for t in _random(*containers)]
 
 
 def placeholders(item: Any) -> Any:
@@ -145,12 +150,71 @@ def _expressions(item: Any) -> Any:
     return item
 
 
-def _wrap(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomTensor:
+def _wrap(
+    name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
+) -> RandomTensor:
     expression = _apply(name, result, args, kwargs)
-    like = result.new_empty(0)
-    if expression is None or expression.shape != result.shape:
-        expression = Expression.opaque(result.shape, like, name, _parents(args, kwargs))
-    return RandomTensor(result, expression)
+    replay = _replay(func, args, kwargs)
+    if expression is None or expression.shape != result.shape or (expression.opacity and expression.cholesky_of is None):
+        parents = _parents(args, kwargs)
+        if replay is not None and result.is_floating_point():
+            points = frozenset().union(*(t.points for t in _random(args, kwargs)))
+            expression = Expression.derived(f"{name} {next(_derived)}", result, replay, points)
+        else:
+            expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
+    return RandomTensor(result, expression, replay)
+
+
+_derived = itertools.count(1)
+
+
+def _random(*containers: Any) -> list[RandomTensor]:
+    """The random tensors inside tuples, lists and dicts."""
+    found: list[RandomTensor] = []
+    for item in containers:
+        if isinstance(item, RandomTensor):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            found += _random(*item)
+        elif isinstance(item, dict):
+            found += _random(*item.values())
+    return found
+
+
+def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:
+    """The same operation on the values of points; None where a latent with a distribution is involved."""
+    if any(t.replay is None for t in _random(args, kwargs)):
+        return None
+
+    def replay(values: Mapping[str, Tensor], known: dict[int, Tensor]) -> Tensor:
+        if id(replay) not in known:
+            known[id(replay)] = func(*_valued(args, values, known), **_valued(kwargs, values, known))
+        return known[id(replay)]
+
+    return replay
+
+
+def derived_from_points(
+    name: str, func: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor
+) -> Expression | None:
+    """``func(*args)`` as a function of point estimates; None where a latent with a distribution is among the arguments."""
+    replay = _replay(func, args, {})
+    if replay is None:
+        return None
+    value = func(*placeholders(args)).to(like)
+    points = frozenset().union(*(t.points for t in _random(args)))
+    return Expression.derived(f"{name} {next(_derived)}", value, replay, points)
+
+
+def _valued(item: Any, values: Mapping[str, Tensor], known: dict[int, Tensor]) -> Any:
+    if isinstance(item, RandomTensor):
+        assert item.replay is not None
+        return item.replay(values, known)
+    if isinstance(item, tuple | list):
+        return type(item)([_valued(i, values, known) for i in item])
+    if isinstance(item, dict):
+        return {k: _valued(v, values, known) for k, v in item.items()}
+    return item
 
 
 def _apply(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:

@@ -138,13 +138,26 @@ class Constant:
         return Constant(tensor, labels, renamed)
 
 
+#: A tensor computed again from the values of points; the second argument keeps what was computed on the way.
+Replay = Callable[[Mapping[str, Tensor], dict[int, Tensor]], Tensor]
+
+
 @dataclass(frozen=True, eq=False)
 class Variable:
-    """A latent site: its name, the shape of its value, and whether the last dimension is known to sum to one."""
+    """A latent site or a parameter: its name, the shape of its value, and what is known of it.
+
+    ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
+    ``lower_cholesky``: it is a Cholesky factor. ``replay`` computes what the model made of its ``parents``, which are points,
+    by an operation that has no rule.
+    """
 
     site: str
     shape: torch.Size
     simplex: bool = False
+    is_point: bool = False
+    lower_cholesky: bool = False
+    replay: Replay | None = None
+    parents: frozenset[str] = frozenset()
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,5 +1,6 @@
 """Drivers, one a file."""
 
 from .cavi import CAVI, CAVIResult
+from .em import EM
 
-__all__ = ["CAVI", "CAVIResult"]
+__all__ = ["CAVI", "EM", "CAVIResult"]

@@ -88,6 +88,7 @@ class Sweep:
         self.proper: dict[BlockKey, Tensor] = {}
         self.summands: list[Summand] = []
         self._probs: dict[str, Tensor] = {}
+        self.held: Held | None = None
         if program.discrete:
             self._hold(held, dict(probs or {}))
 
@@ -106,7 +107,8 @@ class Sweep:
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs:
             held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
-        self.summands = self.program.held_summands(held or self.program.eliminate(self.means))
+        self.held = held or self.program.eliminate(self.means)
+        self.summands = self.program.held_summands(self.held)
 
     def responsibilities(self, site: DiscreteSite) -> Tensor:
         """The held posterior of a discrete site, for each start."""
@@ -120,11 +122,14 @@ class Sweep:
             self._hold(None, {})
             return
         block = self.program.blocks[key]
-        natural = self.updated(block)
+        self.set(key, self.updated(block))
+
+    def set(self, key: BlockKey, natural: Natural) -> None:
+        """Put a block at given natural parameters."""
         proper = self.program.in_domain(key, natural)
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
-        self.means = self.means | {key: block.family.mean(natural)}
+        self.means = self.program.updated(self.means, key, natural)
 
     def updated(self, block: Block) -> Natural:
         """The block's optimum: by its hand-written update if it has one, else derived."""
@@ -173,7 +178,7 @@ class CAVI:
         model: a Pyro model.
         guide: an :class:`~pyro_latent.AutoConjugate` of that model.
         order: the sites in the order of their updates; a discrete site's name stands for the elimination of all discrete
-            sites. By default the blocks with the most elements come first, after the discrete sites.
+            sites. By default the blocks with the most elements come first, after the discrete sites; parameters come last.
         local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others.
         local_tol: stop these early once no mean parameter of theirs changes by more than this.
 
@@ -266,6 +271,7 @@ class CAVI:
         if values.shape[1] > 1:
             self.guide.collapse(best)
             self._memory = None
+        self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone())
 
     # One step.
@@ -304,7 +310,7 @@ class CAVI:
     def _order(self, program: Program) -> list[BlockKey | None]:
         """The blocks in the order of their updates; None stands for the discrete sites."""
         if self.order is None:
-            largest = sorted(program.blocks.values(), key=lambda b: b.numel, reverse=True)
+            largest = sorted(program.blocks.values(), key=lambda b: (b.is_param, -b.numel))
             return [block.key for block in largest]
         places = {s.name: block.key for block in program.blocks.values() for s in block.sites}
         unknown = [name for name in self.order if name not in places and name not in program.recording.discrete]

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..families import FAMILIES, JOINT_FAMILIES, Family, Natural, Params, family_of
+from ..families.point import Point
 from .recording import LatentSite, Recording
 
 BlockKey = str | tuple[str, ...]
@@ -43,6 +44,16 @@ class Block:
     @property
     def label(self) -> str:
         return ", ".join(site.name for site in self.sites)
+
+    @property
+    def is_param(self) -> bool:
+        """Whether the block is a ``pyro.param``."""
+        return self.sites[0].is_param
+
+    @property
+    def is_point(self) -> bool:
+        """Whether the block is a point estimate."""
+        return isinstance(self.family, Point)
 
     @property
     def numel(self) -> int:
@@ -83,6 +94,9 @@ class Block:
 
 
 def _single(site: LatentSite, device: torch.device) -> Block:
+    if site.point is not None:
+        weight = 1.0 if site.is_param else site.scale
+        return Block((site,), Point(), torch.Size(site.shape), (torch.Size(),), weight, None, device)
     if site.distribution is dist.Normal and site.event_shape:
         size = site.event_shape.numel()
         if size > _LARGE_EVENT:

@@ -64,10 +64,18 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
         groups.setdefault(id(owners[factor.variable.site][0]), []).append(factor)
     moments = []
     for factors in groups.values():
+        if owners[factors[0].variable.site][0].is_point:
+            moments += [_point_moment(f, owners) for f in factors]
+            continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
         moments.append(_moment(factors, owners, set(others), site))
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments))
+
+
+def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Moment:
+    """Any function of a point is known: it needs no joint moment."""
+    return Moment(owners[factor.variable.site][0], f"{factor.function}^{factor.power:g}", factor.axes)
 
 
 def _moment(factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str) -> Moment:

@@ -11,20 +11,23 @@ responsibilities × features.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Axis, Constant, Gather, Term, axis_labels, contract, read, unique_labels
+from ..expressions.terms import Axis, Constant, Gather, Term, Variable, axis_labels, contract, read, unique_labels
 from ..families import Mean, Natural, Params
+from ..families.point import VALUE, Point, PointMean
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate, plate_dims, relative_scale
 from .expectation import ExpectedTerm, Moment, expect
-from .recording import DiscreteSite, Recording, ScoredSite
+from .modes import mode
+from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
 
 #: The label of the leading dimension: the starts that are optimised at once.
 START = 0
@@ -34,11 +37,15 @@ Means = dict[BlockKey, Mean]
 
 
 class Held(NamedTuple):
-    """A posterior of the discrete sites that is held fixed: the weight of each factor's elements, and log Z with its size."""
+    """A posterior of the discrete sites that is held fixed.
+
+    The weight of each factor's elements, log Z with its size, and the entropy (None where the posterior was given).
+    """
 
     weights: tuple[Tensor, ...]
     log_normalizer: Tensor
     magnitude: Tensor
+    entropy: Tensor | None = None
 
 
 class Bound(NamedTuple):
@@ -235,6 +242,34 @@ def _from_upper(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
+def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
+    """Σ weight × value over all factors, for each start, in float64."""
+    parts = [(v * w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True)]
+    return torch.stack(parts).sum(0)
+
+
+def _derived_variables(recording: Recording) -> list[Variable]:
+    """What the model computes from points by operations without a rule, as far as densities use it."""
+    found: dict[str, Variable] = {}
+    for scored in recording.scored.values():
+        for term in scored.density.terms if scored.density is not None else ():
+            found |= {f.variable.site: f.variable for f in term.factors if f.variable.replay is not None}
+    return list(found.values())
+
+
+def _derived_block(variable: Variable, recording: Recording) -> Block:
+    site = LatentSite(variable.site, dist.Delta, variable.shape, torch.Size(), (), 1.0, None)
+    return Block((site,), Point(), variable.shape, (torch.Size(),), 1.0, None, recording.device)
+
+
+def _total(summands: Sequence[Summand], means: Means) -> Tensor:
+    """The sum of summands, for each start."""
+    total = summands[0].value(means)
+    for summand in summands[1:]:
+        total = total + summand.value(means)
+    return total
+
+
 # Compilation.
 
 
@@ -261,6 +296,8 @@ class Program:
         self.blocks = make_blocks(recording, joint)
         self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
         self.discrete = list(recording.discrete.values())
+        self.derived = _derived_variables(recording)
+        self.owners |= {v.site: (_derived_block(v, recording), 0) for v in self.derived}
         summands: list[Summand] = []
         self.factors: list[DiscreteFactor] = []
         for scored in recording.scored.values():
@@ -339,8 +376,35 @@ class Program:
     # Evaluation.
 
     def means(self, state: State) -> Means:
-        """The mean parameters of every block."""
-        return {key: block.family.mean(state[key]) for key, block in self.blocks.items()}
+        """The mean parameters of every block, and what the model computes from its points."""
+        return self.with_derived({key: block.family.mean(state[key]) for key, block in self.blocks.items()})
+
+    def with_derived(self, means: Means, changed: BlockKey | None = None) -> Means:
+        """Compute again what depends on points (on one of them, if it is named)."""
+        wanted = [v for v in self.derived if changed is None or changed in v.parents]
+        if not wanted:
+            return means
+        points = {k: b.params(Natural(x=means[k][VALUE]))["value"] for k, b in self.blocks.items() if b.is_point}
+        rows: dict[str, list[Tensor]] = {v.site: [] for v in wanted}
+        for start in range(len(next(iter(points.values())))):
+            values: dict[str, Tensor] = {str(k): p[start] for k, p in points.items()}
+            known: dict[int, Tensor] = {}
+            for variable in wanted:
+                assert variable.replay is not None
+                rows[variable.site].append(variable.replay(values, known).to(self.recording.dtype))
+        return means | {name: PointMean(**{VALUE: torch.stack(r)}) for name, r in rows.items()}
+
+    def updated(self, means: Means, key: BlockKey, natural: Natural) -> Means:
+        """The mean parameters with one block's new ones."""
+        block = self.blocks[key]
+        means = means | {key: block.family.mean(natural)}
+        return self.with_derived(means, key) if block.is_point else means
+
+    def points_energy(self, means: Means, held: Sequence[Summand]) -> Callable[[Means], Tensor]:
+        """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed."""
+        keys = {k for k, b in self.blocks.items() if b.is_point} | {v.site for v in self.derived}
+        found = [s for s in (*self.summands, *held) if s.blocks & keys]
+        return lambda points: _total(found, self.with_derived(means | points))
 
     def in_domain(self, key: BlockKey, natural: Natural) -> Tensor:
         """Whether a block's natural parameters are proper everywhere."""
@@ -355,7 +419,23 @@ class Program:
             factors = [LogFactor(v, f.dims) for v, f in zip(values, self.factors, strict=True)]
             total, magnitude = eliminate(factors, self.discrete)
             weights = torch.autograd.grad(total.sum(), values)
-        return Held(weights, total.detach(), magnitude)
+            energy = _weighted(values, weights)
+        return Held(weights, total.detach(), magnitude, (total - energy).detach())
+
+    def energy(self, means: Means, held: Held | None) -> Tensor:
+        """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
+        total = sum((s.value(means).double() for s in self.summands), torch.zeros((), dtype=torch.float64))
+        if held is None:
+            return total
+        return total + _weighted([f.value(means) for f in self.factors], held.weights)
+
+    def entropy(self, state: State, held: Held | None) -> Tensor:
+        """H(q) for each start, float64."""
+        total = torch.zeros((), dtype=torch.float64) if held is None or held.entropy is None else held.entropy
+        for key, block in self.blocks.items():
+            weighted = block.weight(block.family.entropy(state[key]))
+            total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
+        return total
 
     def log_normalizer(self, means: Means, extra: Sequence[LogFactor]) -> Tensor:
         """log Z of the discrete sites for each start, with more log factors on them."""
@@ -407,7 +487,16 @@ class Program:
 
     def optimum(self, key: BlockKey, means: Means, held: Sequence[Summand]) -> Natural:
         """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates."""
-        return self.optimum_of(self.blocks[key], means, [*self.by_block[key], *(s for s in held if key in s.blocks)])
+        block, found = self.blocks[key], [*self.by_block[key], *(s for s in held if key in s.blocks)]
+        if block.is_point and any(key in v.parents for v in self.derived):
+            used = ", ".join(sorted({v.site.split()[0] for v in self.derived if key in v.parents}))
+            raise NotConjugateError(
+                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. Use EM(model, "
+                "m_step='gradient')."
+            )
+        if block.is_point:
+            return mode(block, means[key][VALUE], found, lambda point: _total(found, means | {key: point}))
+        return self.optimum_of(block, means, found)
 
     def prior_summands(self, sites: set[str]) -> list[Summand]:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
@@ -430,8 +519,7 @@ class Program:
         key = block.key
         leaves = means[key].map(lambda t: t.detach().requires_grad_())
         with torch.enable_grad():
-            inner = means | {key: leaves}
-            total = torch.stack([s.value(inner).sum() for s in found]).sum()
+            total = _total(found, means | {key: leaves}).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         fields = {}
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):

@@ -25,7 +25,8 @@ class Plate:
 class LatentSite:
     """A continuous latent: its distribution's class and shapes, plates, and the scale and mask of its log density.
 
-    ``origin`` is a constant that its symbol is measured from, for sites with a location.
+    ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a ``point``, where it
+    starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
     """
 
     name: str
@@ -37,6 +38,9 @@ class LatentSite:
     mask: Tensor | None
     update: Callable[..., Any] | None = None
     origin: Tensor | None = None
+    point: Tensor | None = None
+    constraint: Any = None
+    is_param: bool = False
 
     @property
     def shape(self) -> torch.Size:

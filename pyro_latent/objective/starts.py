@@ -39,9 +39,15 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     given = _given(program, init)
     state: State = {}
     for key, block in program.blocks.items():
+        if block.is_point:
+            state[key] = _point_start(block, given.get(key), restarts, program.recording.like)
+            continue
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
         state[key] = _user_natural(program, block, given, drawn, restarts)
+    from_params = any(s.is_param for b in program.blocks.values() for s in b.sites) and not isinstance(init, int)
+    if from_params and restarts == 1 and not any(site.name in given for site in program.discrete):
+        return state, {}  # the parameters say where to start
     starts = {
         site.name: _responsibilities(program, site, given.get(site.name), generator, restarts)
         for site in program.discrete
@@ -54,6 +60,19 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     ):
         starts = {}  # every continuous block is given: the discrete posterior follows from them
     return state, starts
+
+
+def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natural:
+    """The value that the parameter has, or that the user gives."""
+    (site,) = block.sites
+    value = site.point if given is None else torch.as_tensor(given)
+    assert value is not None
+    value = value.detach().to(like)
+    if value.shape != site.shape or (site.constraint is not None and not bool(site.constraint.check(value).all())):
+        raise ModelError(
+            f"Expected init for {site.name!r} of shape {tuple(site.shape)} in {site.constraint}; got {given!r}."
+        )
+    return block.natural({"value": value.expand(restarts, *value.shape).clone()})
 
 
 def _given(program: Program, init: Init) -> dict[Any, Any]:

@@ -10,5 +10,4 @@ from .base import Arguments, register_rule
 def dirichlet(arguments: Arguments, value: Expression) -> Expression:
     """Σ_k (a_k − 1) log x_k + log Γ(Σ a) − Σ_k log Γ(a_k)."""
     concentration = arguments["concentration"]
-    normalizer = concentration.sum(-1).lgamma() - concentration.lgamma().sum(-1)
-    return ((concentration - 1.0) * value.log()).sum(-1) + normalizer
+    return ((concentration - 1.0) * value.log()).sum(-1) - concentration.log_beta()

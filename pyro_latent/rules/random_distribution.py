@@ -19,8 +19,8 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..errors import LatentValueError
-from ..expressions import Expression, RandomTensor, placeholders
+from ..errors import LatentValueError, MissingRuleError
+from ..expressions import Expression, RandomTensor, derived_from_points, placeholders
 from .base import Arguments, as_expression, rule_of
 
 
@@ -153,15 +153,41 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
         MissingRuleError: if its class has no rule.
     """
     base, reinterpreted, _ = unwrap(distribution)
-    rule = rule_of(family_class(base))
-    symbol = value.expression if isinstance(value, RandomTensor) else as_expression(value, like)
-    assert symbol is not None
-    density = rule(arguments_of(base, like), symbol).polynomial()
+    density = _of_points(base, value, like) if _is_opaque(base, value, like) else None
+    if density is None:
+        density = _by_rule(base, value, like)
     shape = torch.broadcast_shapes(base.batch_shape, density.shape)
     density = density.expand(shape)
     if reinterpreted:
         density = density.sum(tuple(range(-reinterpreted, 0)))
     return density
+
+
+def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
+    symbol = value.expression if isinstance(value, RandomTensor) else as_expression(value, like)
+    assert symbol is not None
+    return rule_of(family_class(base))(arguments_of(base, like), symbol).polynomial()
+
+
+def _is_opaque(base: Any, value: Any, like: Tensor) -> bool:
+    """Whether the rule, if there is one, has no expectation of the density."""
+    try:
+        return _by_rule(base, value, like).opacity is not None
+    except MissingRuleError:
+        return True
+
+
+def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The log density as a function of point estimates, where nothing else is random in it."""
+    if not isinstance(base, RandomDistribution):
+        return None
+
+    def log_prob(*pieces: Any) -> Tensor:
+        *arguments, observed = pieces
+        named = dict(zip(base.arguments, arguments, strict=True))
+        return base.family(**named, validate_args=False).log_prob(observed)
+
+    return derived_from_points(f"log_prob of {base.family.__name__}", log_prob, (*base.arguments.values(), value), like)
 
 
 __all__ = ["RandomDistribution", "arguments_of", "expected_log_density", "family_class", "random_arguments", "unwrap"]

@@ -1,0 +1,176 @@
+r"""Expectation maximisation, and its family.
+
+The E-step sets q to the posterior of the latents at θ (exact for discrete and conjugate latents, else its mean-field optimum: variational
+EM); the M-step raises Q(θ) = E_q log p(x, z | θ). Both are coordinate ascent on F(q, θ) = Q(θ) + H(q)
+(``docs/sources.md``, [4] equations (11), (45)–(61); Neal and Hinton 1998).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from ..errors import ModelError
+from ..families import Natural
+from ..guide import AutoConjugate
+from ..objective import BlockKey, Held, Init, Program
+from .cavi import CAVI, Sweep
+
+_M_STEP_PASSES = 100
+_SETTLED = 1e-13
+_HALVINGS = 40
+
+
+class EM(CAVI):
+    """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
+
+    Args:
+        model: a Pyro model with at least one ``pyro.param``.
+        guide: its guide; by default ``AutoConjugate(model, init=init, restarts=restarts)``.
+        m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one pass over the
+            parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised EM, (58)–(59)), for
+            parameters without a closed form, such as the weights of a network.
+        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS with a strong
+            Wolfe line search.
+        gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
+        init, restarts: as in :class:`~pyro_latent.AutoConjugate`. Without them the parameters start at their own values.
+
+    The parameters are written to Pyro's store once, at the end of :meth:`run`.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoConjugate | None = None,
+        *,
+        m_step: Literal["closed_form", "conditional", "gradient"] = "closed_form",
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+        gradient_steps: int = 20,
+        init: Init = None,
+        restarts: int = 1,
+    ) -> None:
+        if m_step not in ("closed_form", "conditional", "gradient"):
+            raise ValueError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
+        if gradient_steps < 1:
+            raise ValueError(f"Expected gradient_steps of at least 1; got {gradient_steps}.")
+        super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
+        self.m_step = m_step
+        self.optimizer = optimizer
+        self.gradient_steps = gradient_steps
+        self._held: tuple[Program, Held | None] | None = None
+
+    def _run(self, sweep: Sweep) -> None:
+        order = self._order(sweep.program)
+        points = [key for key in order if key is not None and sweep.program.blocks[key].is_param]
+        if not points:
+            raise ModelError("Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only.")
+        for key in order:
+            if key not in points:
+                sweep.visit(key)
+        self._held = (sweep.program, sweep.held)
+        if self.m_step == "gradient":
+            self._gradient_m_step(sweep, points)
+            return
+        for _ in range(_M_STEP_PASSES if self.m_step == "closed_form" and len(points) > 1 else 1):
+            before = {key: sweep.state[key].x for key in points}
+            for key in points:
+                sweep.visit(key)
+            if all(_still(before[key], sweep.state[key].x) for key in points):
+                break
+
+    def _gradient_m_step(self, sweep: Sweep, keys: list[BlockKey]) -> None:
+        """Raise Q by an optimizer in unconstrained coordinates; halve the way back until it is no lower than before."""
+        blocks = {key: sweep.program.blocks[key] for key in keys}
+        maps = {key: transform_to(block.sites[0].constraint) for key, block in blocks.items()}
+        energy = sweep.program.points_energy(sweep.means, sweep.summands)
+        start = {key: maps[key].inv(b.params(sweep.state[key])["value"]).detach() for key, b in blocks.items()}
+
+        def naturals(free: dict[BlockKey, Tensor]) -> dict[BlockKey, Natural]:
+            return {key: b.natural({"value": maps[key](free[key])}) for key, b in blocks.items()}
+
+        def q_function(free: dict[BlockKey, Tensor]) -> Tensor:
+            return energy({key: blocks[key].family.mean(n) for key, n in naturals(free).items()})
+
+        level = q_function(start)
+        free = self._optimized(start, q_function)
+        for _ in range(_HALVINGS):
+            lower = ~(q_function(free) >= level)
+            if not bool(lower.any()):
+                break
+            free = {key: torch.where(_spread(lower, f), (f + start[key]) / 2, f) for key, f in free.items()}
+        else:
+            free = {key: torch.where(_spread(lower, f), start[key], f) for key, f in free.items()}
+        for key, natural in naturals(free).items():
+            sweep.set(key, natural)
+
+    def _optimized(
+        self, start: dict[BlockKey, Tensor], q_function: Callable[[dict[BlockKey, Tensor]], Tensor]
+    ) -> dict[BlockKey, Tensor]:
+        with torch.enable_grad():
+            free = {key: value.clone().requires_grad_() for key, value in start.items()}
+            leaves = list(free.values())
+            if self.optimizer is None:
+                optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
+                    leaves, max_iter=self.gradient_steps, line_search_fn="strong_wolfe"
+                )
+            else:
+                optimizer = self.optimizer(leaves)
+
+            def closure() -> Tensor:
+                optimizer.zero_grad()
+                loss = -q_function(free).sum()
+                loss.backward()
+                return loss
+
+            for _ in range(1 if isinstance(optimizer, torch.optim.LBFGS) else self.gradient_steps):
+                optimizer.step(closure)  # type: ignore[arg-type]
+        return {key: f.detach() for key, f in free.items()}
+
+    def e_step(self, *args: Any, **kwargs: Any) -> None:
+        """Set q to the posterior of the discrete sites at the current parameters."""
+        program = self.guide.program(*args, **kwargs)
+        self._held = (program, program.eliminate(program.means(self.guide.state)))
+
+    def q_function(self, *args: Any, **kwargs: Any) -> float:
+        """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
+        program, held = self._last(args, kwargs)
+        means = program.means(self.guide.state)
+        return float(program.energy(means, held)[self.guide.best])
+
+    def free_energy(self, *args: Any, **kwargs: Any) -> float:
+        """F(q, θ) = Q(θ) + H(q), in nats: a lower bound on log p(x | θ), and equal to it right after an E-step."""
+        program, held = self._last(args, kwargs)
+        state = self.guide.state
+        entropy = program.entropy(state, held)
+        return float((program.energy(program.means(state), held) + entropy)[self.guide.best])
+
+    def log_likelihood(self, *args: Any, **kwargs: Any) -> float:
+        """log p(x | θ), in nats, of a model whose latents are all discrete or points.
+
+        Raises:
+            ModelError: if a continuous latent has a posterior, for then only a bound is known.
+        """
+        program = self.guide.program(*args, **kwargs)
+        spread = [b.label for b in program.blocks.values() if not b.is_point]
+        if spread:
+            raise ModelError(f"Expected discrete latents only; got {spread}, for which evaluate_loss gives the bound.")
+        return self.guide.elbo(*args, **kwargs)
+
+    def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, Held | None]:
+        program = self.guide.program(*args, **kwargs)
+        if self._held is None or self._held[0] is not program:
+            self.e_step(*args, **kwargs)
+        assert self._held is not None
+        return self._held
+
+
+def _spread(flags: Tensor, like: Tensor) -> Tensor:
+    return flags.reshape(-1, *[1] * (like.ndim - 1))
+
+
+def _still(before: torch.Tensor, after: torch.Tensor) -> bool:
+    return float(((after - before).abs() / (1 + before.abs())).max()) <= _SETTLED
