@@ -251,8 +251,7 @@ MIXTURE_PRIORS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("priors", [{}, MIXTURE_PRIORS])
-@pytest.mark.parametrize("size", [1, 3, 6])
+@pytest.mark.parametrize(("size", "priors"), [(1, {}), (3, MIXTURE_PRIORS), (6, {})])
 def test_converged_mixture_equals_scikit_learn(old_faithful: Tensor, size: int, priors: dict[str, Any]) -> None:
     responsibilities = start(len(old_faithful), size)
     fitted = fit_scikit_learn(old_faithful, responsibilities, 700, 0.0, **priors)

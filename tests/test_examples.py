@@ -155,7 +155,7 @@ def test_the_ellipse_is_two_standard_deviations() -> None:
     covariance = torch.tensor([[4.0, 1.5], [1.5, 1.0]], dtype=torch.float64)
     draws = {"mean": torch.tensor([[[1.0, 2.0]]]).double(), "precision": covariance.inverse()[None, None]}
     (ellipse,) = demo.ellipses(fit_with([1.0], [-1.0], draws=draws))
-    edge = ellipse.get_patch_transform().transform(ellipse.get_path().vertices[::3]) - [1.0, 2.0]
+    edge = ellipse.get_patch_transform().transform(np.asarray(ellipse.get_path().vertices)[::3]) - [1.0, 2.0]
     distances = np.einsum("ni,ij,nj->n", edge, np.linalg.inv(covariance.numpy()), edge)
     np.testing.assert_allclose(distances[:-1], 4.0, rtol=1e-3)
 

@@ -81,7 +81,8 @@ def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor,
         axis = axes[i]
         assert isinstance(axis, Gather)
         picked = tensor.index_select(lead + i, axis.index.reshape(-1))
-        return picked.reshape(*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :]), labels
+        shape = (*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :])
+        return picked.reshape(shape), labels
     where = {label: place for place, label in enumerate(labels)}
     index = []
     for i, axis in enumerate(axes):
@@ -147,7 +148,7 @@ class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
     ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor. ``replay`` computes what the model made of its ``parents``, which are points,
+    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix. ``replay`` computes what the model made of its ``parents``, which are points,
     by an operation that has no rule.
     """
 
@@ -156,6 +157,7 @@ class Variable:
     simplex: bool = False
     is_point: bool = False
     lower_cholesky: bool = False
+    is_matrix: bool = False
     replay: Replay | None = None
     parents: frozenset[str] = frozenset()
 

@@ -143,8 +143,8 @@ def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tupl
         if len(letters) != len(reading.event):
             return None
         for letter, axis in zip(letters, reading.event, strict=True):
-            if letter in found and not (isinstance(axis, int) and found[letter] == axis):
-                return None if not (axis is None and found[letter] is None) else ()
+            if letter in found and (isinstance(axis, Gather) or found[letter] != axis):
+                return None
             found[letter] = axis
     for letter, axis in found.items():
         contracted = letter not in right
