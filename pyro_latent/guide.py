@@ -139,6 +139,7 @@ class AutoConjugate(AutoGuide):
         self._program: Program | None = None
         self._call: _Call | None = None
         self._starts: dict[str, Tensor] = {}
+        self._params_seen: dict[str, tuple[int, int]] = {}
         self._best = 0
         self._revision = 0
 
@@ -206,7 +207,7 @@ class AutoConjugate(AutoGuide):
             DataError: if the data's dtype or device are not.
         """
         prepared = self.prepare(args, kwargs)
-        if prepared.program is not self._program:
+        if prepared.program is not self._program or self._params_seen != _param_versions(prepared.program):
             self.commit(prepared, prepared.state, prepared.starts)
         return prepared.program
 
@@ -214,14 +215,15 @@ class AutoConjugate(AutoGuide):
         """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`."""
         known = self._program
         if known is not None and self._call is not None and self._call.matches(args, kwargs):
-            return Prepared(known, self.state, self._starts, self._layout, self.origins, self._call)
+            state = self._with_params(known, self.state)
+            return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
         fitted = bool(self._layout)
         recording = record(self.model, *args, origins=self.origins if fitted else None, point=self.point, **kwargs)
         program = Program(recording, self._joint)
         call = _Call.of(args, kwargs)
         if fitted:
             state, layout = self._adopted(program)
-            return Prepared(program, state, {}, layout, self.origins, call)
+            return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
         state, starts = initial_state(program, self._init, self.restarts)
         layout, origins = _layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
@@ -235,6 +237,18 @@ class AutoConjugate(AutoGuide):
                 self.register_buffer(f"origin_{i}", origin)
         self.store(state)
         self._starts = starts or {}
+        self._params_seen = _param_versions(prepared.program)
+
+    def _with_params(self, program: Program, state: State) -> State:
+        """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last call."""
+        now = _param_versions(program)
+        store = pyro.get_param_store()
+        for key, block in program.blocks.items():
+            name = block.sites[0].name
+            if block.is_param and name in now and now[name] != self._params_seen.get(name):
+                value = store[name].detach().to(program.recording.like)
+                state = state | {key: block.natural({"value": value.expand(len(state[key].x), *value.shape)})}
+        return state
 
     def _adopted(self, program: Program) -> tuple[State, dict[str, Any]]:
         """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start anew."""
@@ -401,6 +415,7 @@ class AutoConjugate(AutoGuide):
             with torch.no_grad():
                 unconstrained = store[name].unconstrained()
                 unconstrained.copy_(transform_to(constraint).inv(values[name]).to(unconstrained))
+        self._params_seen = _param_versions(self._require_program())
 
     def _require_program(self) -> Program:
         if self._program is None:
@@ -447,6 +462,14 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
         if len(block) > 1:
             found.append(tuple(block))
     return tuple(found)
+
+
+def _param_versions(program: Program) -> dict[str, tuple[int, int]]:
+    """What tells whether an entry of Pyro's store has changed, for the program's parameters."""
+    store = pyro.get_param_store()
+    names = [b.sites[0].name for b in program.blocks.values() if b.is_param]
+    found = {n: store[n].unconstrained() for n in names if n in store}
+    return {n: (id(t), t._version) for n, t in found.items()}
 
 
 def _plates(program: Program) -> dict[str, pyro.plate]:
