@@ -48,7 +48,8 @@ def run() -> str:
         "covariances\n\n"
         f"{markdown(['method', 'rate', 'steps', 'seconds in all', 'seconds to one nat', 'scored ELBO'], rows)}\n\n"
         f"SVI takes {SVI_PARTICLES} vectorised particles a step, and its rate falls to {DECAY:.0%} over the run. All "
-        "start at the same k-means clusters; the clock runs inside `step` only, from the first, which records the model or sets up the guide. Every q is scored by "
+        "start at the same k-means clusters; the clock runs inside `step` only, from the first, which records the model "
+        "or sets up the guide. Every q is scored by "
         f"TraceEnum_ELBO with {task.particles} particles of one seed, outside the clock.\n\n"
     )
     if fastest.seconds_within(1.0, best) == float("inf"):

@@ -309,7 +309,8 @@ class AutoConjugate(AutoGuide):
         if hidden:  # missing data: drawn from the model, given everything else
             with poutine.block():
                 given = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
-            values |= {name: pyro.sample(name, given.nodes[name]["fn"]) for name in hidden}
+            fns: dict[str, Any] = {name: given.nodes[name]["fn"] for name in hidden}
+            values |= {name: pyro.sample(name, fn) for name, fn in fns.items()}
         return values
 
     def _sample_sites(self, program: Program) -> dict[str, Tensor]:
@@ -413,7 +414,7 @@ class AutoConjugate(AutoGuide):
                 store.setdefault(name, values[name].clone(), constraint)
                 continue
             with torch.no_grad():
-                unconstrained = store[name].unconstrained()
+                unconstrained = _unconstrained(name)
                 unconstrained.copy_(transform_to(constraint).inv(values[name]).to(unconstrained))
         self._params_seen = _param_versions(self._require_program())
 
@@ -464,16 +465,23 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
     return tuple(found)
 
 
+def _unconstrained(name: str) -> Tensor:
+    """The tensor that Pyro's store keeps for a parameter, and optimizers hold."""
+    entry: Any = pyro.get_param_store()[name]
+    unconstrained: Tensor = entry.unconstrained()
+    return unconstrained
+
+
 def _param_versions(program: Program) -> dict[str, tuple[int, int]]:
     """What tells whether an entry of Pyro's store has changed, for the program's parameters."""
     store = pyro.get_param_store()
     names = [b.sites[0].name for b in program.blocks.values() if b.is_param]
-    found = {n: store[n].unconstrained() for n in names if n in store}
+    found = {n: _unconstrained(n) for n in names if n in store}
     return {n: (id(t), t._version) for n, t in found.items()}
 
 
 def _plates(program: Program) -> dict[str, pyro.plate]:
-    sites = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+    sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     unique = {p.name: p for s in sites for p in s.plates}
     return {name: pyro.plate(name, p.size, dim=p.dim) for name, p in unique.items()}
 

@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -373,7 +373,7 @@ def _feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
     return value
 
 
-def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | bool | None:
+def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
     """The conjunction of masks: None for all true, False for all false."""
     joined: Tensor | None = None
     for mask in masks:
@@ -521,7 +521,7 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
     Raises:
         DataError: if observed sites differ in dtype or device, or are of half precision.
     """
-    kinds = {}
+    kinds: dict[tuple[torch.dtype, torch.device], str] = {}
     for name, value in observations.items():
         if value.dtype in (torch.float16, torch.bfloat16):
             raise DataError(

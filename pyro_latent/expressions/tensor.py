@@ -66,7 +66,7 @@ class RandomTensor(Tensor):
 
     @staticmethod
     def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> RandomTensor:
-        wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(
             cls, placeholder.shape, dtype=placeholder.dtype, device=placeholder.device
         )
         wrapper.expression = expression
@@ -91,7 +91,7 @@ class RandomTensor(Tensor):
             raise _number_error("a format with a precision", [self.expression])
         return repr(self)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
     @classmethod
@@ -116,7 +116,7 @@ class RandomTensor(Tensor):
         raise _number_error(name, _parents(args, kwargs))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise _number_error(str(func), _parents(args, kwargs or {}))
@@ -250,7 +250,7 @@ def _wrap_all(name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwarg
         starts = [0]
         for piece in results:
             starts.append(starts[-1] + piece.shape[dim])
-        return tuple(args[0].narrow(dim, a, b - a) for a, b in zip(starts, starts[1:], strict=False))
+        return tuple(args[0].narrow(dim, a, b - a) for a, b in itertools.pairwise(starts))
     if name == "broadcast_tensors":
         tensors = args[0] if isinstance(args[0], tuple | list) else args
         return tuple(

@@ -303,8 +303,8 @@ class CAVI:
         local = [key for key in order if key is not None and sweep.program.is_local(key)]
         for _ in range(self.local_steps - 1 if local else 0):
             before = sweep.means
-            for key in local:
-                sweep.visit(key)
+            for inner in local:
+                sweep.visit(inner)
             if sweep.program.discrete:
                 sweep.visit(None)
             if self.local_tol is not None and _change(before, sweep.means, local) <= self.local_tol:

@@ -241,8 +241,8 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     try:
         full = {name: p.expand(shapes[name]) for name, p in params.items()}
     except RuntimeError:
-        got = {name: tuple(p.shape) for name, p in params.items()}
-        raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {got}.") from None
+        found = {name: tuple(p.shape) for name, p in params.items()}
+        raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {found}.") from None
     return block.natural(full)
 
 

@@ -78,7 +78,7 @@ def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natur
 def _given(program: Program, init: Init) -> dict[Any, Any]:
     if init is None or isinstance(init, int):
         return {}
-    sites = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
+    sites: list[LatentSite | DiscreteSite] = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
     if callable(init):
         found = {site.name: init(site) for site in sites}
         return {name: value for name, value in found.items() if value is not None}
