@@ -7,8 +7,8 @@ The model is the Gaussian mixture ``pyro_latent.models.gmm.model`` with K full c
 - SVI, hand-written guide: ``SVI`` and Adam with ``gmm.guide``, the same family as the joint blocks;
 - SVI, AutoNormal: ``SVI`` and Adam with Pyro's automatic guide, a Normal in the unconstrained space.
 
-Each SVI runs over a grid of learning rates, each falling to a tenth of itself over the run, with ``TraceEnum_ELBO``, which
-sums the components out, and ten particles a step, which cost hardly more than one here. Fair play:
+Each SVI runs over a grid of learning rates, each falling to a tenth of itself over the run, with ``TraceEnum_ELBO``,
+which sums the components out, and ten particles a step, which cost hardly more than one here. Fair play:
 
 - all methods start at the same k-means clusters, found before the clocks start;
 - each method first makes an untimed throwaway run of a few steps, so that imports and first calls cost nobody;
@@ -45,6 +45,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Ellipse
+from matplotlib.patheffects import withStroke
 from pyro import poutine
 from pyro.infer import SVI, TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -439,6 +440,7 @@ COLOURS = {
     "SVI, AutoNormal": "#009E73",
 }
 AXES = {"eruptions": "duration of the eruption (min)", "waiting": "time to the next one (min)"}
+HALO = [withStroke(linewidth=2, foreground="white")]
 STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
@@ -504,10 +506,12 @@ def draw_gaps(axes: Axes, fits: Sequence[Fit]) -> None:
             axes.plot(fit.seconds[-1], gaps[-1], "o", color=COLOURS[fit.method], markersize=4, zorder=4)
     ends = [(f.seconds[-1], max(best.score - f.elbos[-1], 1.15 * floor), f.method) for f in chosen]
     for (x, _, method), y in zip(ends, spread([y for _, y, _ in ends], 2.2), strict=True):
-        axes.annotate(method, (x, y), (6, 0), textcoords="offset points", va="center", color=COLOURS[method])
+        axes.annotate(
+            method, (x, y), (6, 0), textcoords="offset points", va="center", color=COLOURS[method], path_effects=HALO
+        )
     axes.axhline(1.0, color="0.5", linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
     first = min(f.seconds[0] for f in fits)
-    axes.annotate("1 nat", (first, 1.0), (0, 2), textcoords="offset points", color="0.4", fontsize=7)
+    axes.annotate("1 nat", (first, 1.0), (0, 2), textcoords="offset points", color="0.4", fontsize=7, path_effects=HALO)
     axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
     axes.annotate(
         "below Monte Carlo error",
@@ -582,9 +586,9 @@ def main(arguments: Sequence[str] | None = None) -> list[Fit]:
 
 NOTES = """\
 rate: of Adam at the start; it falls to a tenth over the run. seconds: inside step() only, on one thread; no imports,
-no first call, no scoring. to 1 nat: until the score was first within one nat of the best here. exact ELBO: with q(component) a factor.
-scored ELBO: TraceEnum_ELBO, 1,000 particles, one seed, ± standard error; it sums the components out, so it lies a
-little above the exact one."""
+no first call, no scoring. to 1 nat: until the score was first within one nat of the best here. exact ELBO: with
+q(component) a factor. scored ELBO: TraceEnum_ELBO, 1,000 particles, one seed, ± standard error; it sums the
+components out, so it lies a little above the exact one."""
 
 
 if __name__ == "__main__":

@@ -325,7 +325,7 @@ class CAVI:
                 f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with {unknown or 'none'} unknown "
                 f"and {missing or 'none'} missing."
             )
-        return list(dict.fromkeys(places[n] if n in places else None for n in self.order))
+        return list(dict.fromkeys(places.get(n) for n in self.order))
 
     def _checked(self, sweep: Sweep, bound: Bound, before: _Memory | None, state: State) -> list[float]:
         """The ELBO of each start, if every update was proper and none lowered it; one transfer from the device.

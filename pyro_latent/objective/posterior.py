@@ -227,8 +227,7 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     base = _base(distribution)[0] if hasattr(distribution, "base_dist") else distribution
     example = standard_params(block)
     expected = type(block.family.distribution(example))
-    kin = isinstance(base, expected) or isinstance(base, _plain_class(expected))
-    if not kin:
+    if not isinstance(base, expected | _plain_class(expected)):
         if expected is dist.MultivariateNormal and isinstance(base, dist.Normal):
             flat = base.expand(block.batch_shape + block.event_shapes[0])
             base = dist.MultivariateNormal(flat.loc, torch.diag_embed(flat.scale**2))

@@ -121,10 +121,8 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
         return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
     if len(block.sites) > 1:
         return natural
-    if "scale" in params:
-        spread = params["scale"]
-    else:
-        spread = params["covariance_matrix"].diagonal(dim1=-2, dim2=-1).sqrt()
+    covariance = params.get("covariance_matrix")
+    spread = params["scale"] if covariance is None else covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
     return block.family.from_params(params | {"loc": loc + spread.clamp(max=_LARGEST_SPREAD) * noise})
 
