@@ -10,6 +10,7 @@ labels are summed over. A label that an operand lacks is one that it does not va
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -245,6 +246,8 @@ def _same_reading(a: Factor, b: Factor) -> bool:
 
 def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``."""
+    if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
+        return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
     numbers: dict[int, int] = {}
     arguments: list[Tensor | list[int]] = []
     for tensor, labels in operands:
