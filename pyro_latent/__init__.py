@@ -1,6 +1,7 @@
 """Exact coordinate ascent for ordinary Pyro models."""
 
 from . import handlers
+from .arviz import to_arviz
 from .checks import check_updates
 from .errors import (
     DataError,
@@ -36,4 +37,5 @@ __all__ = [
     "handlers",
     "register_family",
     "register_rule",
+    "to_arviz",
 ]

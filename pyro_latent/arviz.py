@@ -112,7 +112,7 @@ def _draw(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any,
         )
     predicted = poutine.trace(poutine.replay(poutine.uncondition(model), trace=drawn)).get_trace(*args, **kwargs)
     scored.compute_log_prob()
-    return _Draw(scored, predicted, drawn.log_prob_sum())
+    return _Draw(scored, predicted, torch.as_tensor(drawn.log_prob_sum()))
 
 
 def _groups(draws: Sequence[_Draw], sites: Mapping[str, Site]) -> Groups:
@@ -212,5 +212,5 @@ def _dataset(
         given += [f"{name}_dim_{i}" for i in range(len(given), array.ndim - len(lead))]
         variables[name] = ([*lead, *given], array)
     dataset = xarray.Dataset(variables, attrs=dict(attributes))
-    labels = {d: coords.get(d, np.arange(n)) for d, n in dataset.sizes.items()}
+    labels = {d: coords.get(str(d), np.arange(n)) for d, n in dataset.sizes.items()}
     return dataset.assign_coords(labels)

@@ -10,7 +10,7 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import torch
@@ -30,7 +30,6 @@ from .objective import (
     Init,
     Posteriors,
     Program,
-    Recording,
     State,
     discrete_distribution,
     explain,
@@ -66,6 +65,32 @@ def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
 
 def _same(a: Any, b: Any) -> bool:
     return a is b or (isinstance(a, int | float | str | bool) and type(a) is type(b) and a == b)
+
+
+class Prepared(NamedTuple):
+    """A call that has been recorded but not taken on: what it would make of the guide."""
+
+    program: Program
+    state: State
+    starts: dict[str, Tensor]
+    layout: dict[str, Any]
+    origins: dict[str, Tensor]
+    call: _Call
+
+
+def _layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What names a guide's buffers, in plain types, and the origins of its locations."""
+    blocks = program.blocks.values()
+    origins = {s.name: s.origin for s in program.recording.latents.values() if s.origin is not None}
+    layout = {
+        "blocks": [[s.name for s in b.sites] for b in blocks],
+        "families": [b.family.name for b in blocks],
+        "shapes": [[list(s.shape) for s in b.sites] for b in blocks],
+        "statistics": [list(b.family.statistics) for b in blocks],
+        "discrete": {s.name: s.cardinality for s in program.discrete},
+        "origins": list(origins),
+    }
+    return layout, origins
 
 
 class AutoConjugate(AutoGuide):
@@ -114,6 +139,7 @@ class AutoConjugate(AutoGuide):
         self._program: Program | None = None
         self._call: _Call | None = None
         self._starts: dict[str, Tensor] = {}
+        self._params_seen: dict[str, tuple[int, int]] = {}
         self._best = 0
         self._revision = 0
 
@@ -166,10 +192,6 @@ class AutoConjugate(AutoGuide):
         self._best = 0
         self.store({key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.state.items()})
 
-    def is_local(self, key: BlockKey) -> bool:
-        """Whether a block lies in a plate of the data."""
-        return bool(self._layout["local"][self._keys.index(key)])
-
     @property
     def origins(self) -> dict[str, Tensor]:
         """By site, the constant that its location is measured from."""
@@ -184,41 +206,52 @@ class AutoConjugate(AutoGuide):
             ModelError: if latents, families or global shapes are not those of the fitted guide.
             DataError: if the data's dtype or device are not.
         """
-        if self._program is not None and self._call is not None and self._call.matches(args, kwargs):
-            return self._program
+        prepared = self.prepare(args, kwargs)
+        if prepared.program is not self._program or self._params_seen != _param_versions(prepared.program):
+            self.commit(prepared, prepared.state, prepared.starts)
+        return prepared.program
+
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`."""
+        known = self._program
+        if known is not None and self._call is not None and self._call.matches(args, kwargs):
+            state = self._with_params(known, self.state)
+            return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
         fitted = bool(self._layout)
         recording = record(self.model, *args, origins=self.origins if fitted else None, point=self.point, **kwargs)
         program = Program(recording, self._joint)
+        call = _Call.of(args, kwargs)
         if fitted:
-            self._adopt(program)
-        else:
-            self._begin(program)
-        self._program, self._call = program, _Call.of(args, kwargs)
-        return program
-
-    def _begin(self, program: Program) -> None:
+            state, layout = self._adopted(program)
+            return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
         state, starts = initial_state(program, self._init, self.restarts)
-        self._set_layout(program)
+        layout, origins = _layout_of(program)
+        return Prepared(program, state, starts, layout, origins, call)
+
+    def commit(self, prepared: Prepared, state: State, starts: dict[str, Tensor] | None = None) -> None:
+        """Take on a prepared call and a state; drivers do so once a step has succeeded."""
+        if prepared.program is not self._program:
+            self._program, self._call, self._layout = prepared.program, prepared.call, prepared.layout
+            self._keys = tuple(prepared.program.blocks)
+            for i, origin in enumerate(prepared.origins.values()):
+                self.register_buffer(f"origin_{i}", origin)
         self.store(state)
-        self._starts = starts
+        self._starts = starts or {}
+        self._params_seen = _param_versions(prepared.program)
 
-    def _set_layout(self, program: Program) -> None:
-        origins = {s.name: s.origin for s in program.recording.latents.values() if s.origin is not None}
-        self._keys = tuple(program.blocks)
-        self._layout = {
-            "blocks": [list(s.name for s in b.sites) for b in program.blocks.values()],
-            "families": [b.family.name for b in program.blocks.values()],
-            "shapes": [[list(s.shape) for s in b.sites] for b in program.blocks.values()],
-            "local": [_is_local(b, program.recording) for b in program.blocks.values()],
-            "statistics": [list(b.family.statistics) for b in program.blocks.values()],
-            "discrete": {s.name: s.cardinality for s in program.discrete},
-            "origins": list(origins),
-        }
-        for i, origin in enumerate(origins.values()):
-            self.register_buffer(f"origin_{i}", origin)
+    def _with_params(self, program: Program, state: State) -> State:
+        """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last call."""
+        now = _param_versions(program)
+        store = pyro.get_param_store()
+        for key, block in program.blocks.items():
+            name = block.sites[0].name
+            if block.is_param and name in now and now[name] != self._params_seen.get(name):
+                value = store[name].detach().to(program.recording.like)
+                state = state | {key: block.natural({"value": value.expand(len(state[key].x), *value.shape)})}
+        return state
 
-    def _adopt(self, program: Program) -> None:
-        """Take on a new recording: keep the globals, and start anew the blocks of a data plate whose size changed."""
+    def _adopted(self, program: Program) -> tuple[State, dict[str, Any]]:
+        """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start anew."""
         self._check_structure(program)
         state = self.state
         like = next(iter(next(iter(state.values())).values())) if state else program.recording.like
@@ -228,13 +261,11 @@ class AutoConjugate(AutoGuide):
                 f"{program.recording.device}. Convert the data, or the guide with guide.to(...)."
             )
         shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
-        if shapes != self._layout["shapes"]:
-            starts = like.shape[0]
-            fresh, _ = initial_state(program, None, starts)
-            changed = [k for k, old, new in zip(self._keys, self._layout["shapes"], shapes, strict=True) if old != new]
-            state = {key: fresh[key] if key in changed else state[key] for key in state}
-            self._layout["shapes"] = shapes
-            self.store(state)
+        if shapes == self._layout["shapes"]:
+            return state, self._layout
+        fresh, _ = initial_state(program, None, len(like))
+        changed = [k for k, old, new in zip(self._keys, self._layout["shapes"], shapes, strict=True) if old != new]
+        return {k: fresh[k] if k in changed else state[k] for k in state}, {**self._layout, "shapes": shapes}
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())
@@ -251,26 +282,38 @@ class AutoConjugate(AutoGuide):
                 )
         for block, old in zip(blocks, self._layout["shapes"], strict=True):
             new = [list(s.shape) for s in block.sites]
-            if new != old and not _is_local(block, program.recording):
+            if new != old and not program.is_local(block.key):
                 raise ModelError(
                     f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. Make a new guide."
                 )
 
     def _current(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        if args or kwargs or self._program is None:
-            if not args and not kwargs and self._layout:
-                raise ModelError(
-                    "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
-                    "Call guide(data) once."
-                )
+        """The program of these arguments, or without any that of the last call."""
+        if args or kwargs:
             return self.program(*args, **kwargs)
-        return self._program
+        if self._program is not None:
+            return self._program
+        self._require_state()
+        raise ModelError(
+            "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+            "Call guide(data) once."
+        )
 
     # Sampling.
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site from the posterior, as Pyro sample statements."""
         program = self.program(*args, **kwargs)
+        values = self._sample_sites(program)
+        hidden = program.recording.hidden
+        if hidden:  # missing data: drawn from the model, given everything else
+            with poutine.block():
+                given = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
+            fns: dict[str, Any] = {name: given.nodes[name]["fn"] for name in hidden}
+            values |= {name: pyro.sample(name, fn) for name, fn in fns.items()}
+        return values
+
+    def _sample_sites(self, program: Program) -> dict[str, Tensor]:
         state = {key: n.map(lambda t: t[self._best]) for key, n in self.state.items()}
         values: dict[str, Tensor] = {}
         plates = _plates(program)
@@ -290,7 +333,7 @@ class AutoConjugate(AutoGuide):
         drawn: dict[str, Tensor] = {}
         for site in sites:
             probs = responsibilities(program, means, [site], drawn)[site.name]
-            probs = probs[0] if len(probs) == 1 else probs.reshape(*_outer(drawn, program), *probs.shape[1:])
+            probs = probs[0] if len(probs) == 1 else _beside_plates(probs, drawn, program)
             with _within(site.plates, plates, site.scale):
                 drawn[site.name] = pyro.sample(
                     site.name, _masked(discrete_distribution(site, probs), site.mask), infer={"is_auxiliary": False}
@@ -371,8 +414,9 @@ class AutoConjugate(AutoGuide):
                 store.setdefault(name, values[name].clone(), constraint)
                 continue
             with torch.no_grad():
-                unconstrained = store[name].unconstrained()
+                unconstrained = _unconstrained(name)
                 unconstrained.copy_(transform_to(constraint).inv(values[name]).to(unconstrained))
+        self._params_seen = _param_versions(self._require_program())
 
     def _require_program(self) -> Program:
         if self._program is None:
@@ -421,14 +465,23 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
     return tuple(found)
 
 
-def _is_local(block: Block, recording: Recording) -> bool:
-    """Whether a block lies in a plate of the data."""
-    data = {p.name for s in recording.scored.values() if s.observed for p in s.plates}
-    return any(p.name in data for s in block.sites for p in s.plates)
+def _unconstrained(name: str) -> Tensor:
+    """The tensor that Pyro's store keeps for a parameter, and optimizers hold."""
+    entry: Any = pyro.get_param_store()[name]
+    unconstrained: Tensor = entry.unconstrained()
+    return unconstrained
+
+
+def _param_versions(program: Program) -> dict[str, tuple[int, int]]:
+    """What tells whether an entry of Pyro's store has changed, for the program's parameters."""
+    store = pyro.get_param_store()
+    names = [b.sites[0].name for b in program.blocks.values() if b.is_param]
+    found = {n: _unconstrained(n) for n in names if n in store}
+    return {n: (id(t), t._version) for n, t in found.items()}
 
 
 def _plates(program: Program) -> dict[str, pyro.plate]:
-    sites = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+    sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     unique = {p.name: p for s in sites for p in s.plates}
     return {name: pyro.plate(name, p.size, dim=p.dim) for name, p in unique.items()}
 
@@ -447,11 +500,12 @@ def _masked(distribution: Any, mask: Tensor | None) -> Any:
     return distribution if mask is None else distribution.mask(mask)
 
 
-def _outer(drawn: dict[str, Tensor], program: Program) -> torch.Size:
-    """The dimensions that particles add to the left of the plates."""
-    depth = {s.name: max((-p.dim for p in s.plates), default=0) for s in program.discrete}
-    shapes = [v.shape[: v.ndim - depth[n]] for n, v in drawn.items() if v.ndim > depth[n]]
-    return max(shapes, key=len)
+def _beside_plates(probs: Tensor, drawn: dict[str, Tensor], program: Program) -> Tensor:
+    """Probabilities ``[draws, plates..., values]`` with the draws in the dimensions that particles have, left of all plates."""
+    nesting = program.recording.max_plate_nesting
+    outer = max((v.shape[: v.ndim - nesting] for v in drawn.values() if v.ndim > nesting), key=len)
+    plates = probs.shape[1:-1]
+    return probs.reshape(*outer, *[1] * (nesting - len(plates)), *plates, probs.shape[-1])
 
 
 def _enumerating() -> bool:

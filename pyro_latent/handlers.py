@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import pyro
 import pyro.distributions as dist
@@ -44,7 +44,7 @@ from torch import Tensor
 from .errors import DataError, LatentValueError, ModelError, NotConjugateError
 from .expressions import Expression, RandomTensor
 from .objective import DiscreteSite, LatentSite, Plate, Program, Recording, ScoredSite
-from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
+from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap, unwrap_masks
 
 Update = Callable[..., Any]
 
@@ -130,7 +130,7 @@ class RecordMessenger(Messenger):
         self.infers: dict[str, dict[str, Any]] = {}
         self.found_origins: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
-        self.precision = like.dtype
+        self.dtypes: set[torch.dtype] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
@@ -146,6 +146,11 @@ class RecordMessenger(Messenger):
             msg["value"] = self._symbol(msg)
         msg["done"] = True
 
+    def _like(self, fn: Any) -> Tensor:
+        """The dtype of a latent: that of the data, or, while it is not known yet, that of its prior."""
+        wide = self.max_plate_nesting is None and torch.float64 in _dtypes(_placeholder_distribution(fn))
+        return self.like.double() if wide else self.like
+
     def _pyro_param(self, msg: Any) -> None:
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
         name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
@@ -157,7 +162,7 @@ class RecordMessenger(Messenger):
                 return
             value = msg["args"][1]
             value = (value() if callable(value) else torch.as_tensor(value)).detach()
-        self.precision = torch.promote_types(self.precision, value.dtype)
+        self.dtypes.add(value.dtype)
         value = value.to(self.like)
         origin = self.origins.get(name)
         self.latents[name] = LatentSite(
@@ -172,7 +177,9 @@ class RecordMessenger(Messenger):
 
     def _expression(self, name: str, value: Tensor, support: Any) -> Expression:
         lower = isinstance(_base_constraint(support), type(constraints.lower_cholesky))
-        return Expression.latent(name, value, _ends_in_simplex(support), is_point=True, lower_cholesky=lower)
+        matrix = isinstance(_base_constraint(support), type(constraints.positive_definite))
+        simplex = _ends_in_simplex(support)
+        return Expression.latent(name, value, simplex, is_point=True, lower_cholesky=lower, is_matrix=matrix)
 
     def _symbol(self, msg: Any) -> RandomTensor:
         """The latent as a random tensor, measured from its origin."""
@@ -180,11 +187,12 @@ class RecordMessenger(Messenger):
         keep = len(fn.batch_shape) if self.max_plate_nesting is None else self.max_plate_nesting
         batch = fn.batch_shape[max(0, len(fn.batch_shape) - keep) :]
         shape = batch + fn.event_shape
-        value = _feasible(fn.support, shape, self.like)
+        value = _feasible(fn.support, shape, self._like(fn))
         if self._is_point(msg):
             name = msg["name"]
             return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
-        symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support))
+        matrix = isinstance(_base_constraint(fn.support), type(constraints.positive_definite))
+        symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support), is_matrix=matrix)
         origin = self.origins.get(msg["name"])
         if origin is not None:
             symbol = symbol + Expression.constant(origin)
@@ -207,8 +215,10 @@ class RecordMessenger(Messenger):
         if self.max_plate_nesting is None:
             self._check_frames(frames, name)
             self.classes[name] = family_class(unwrap(fn)[0])
+            self.dtypes |= _dtypes(_placeholder_distribution(fn))
             if msg["is_observed"] and isinstance(msg["value"], Tensor):
                 self.observations[name] = msg["value"]
+                _check_shape(name, fn, msg["value"], plates)
                 self._find_origin(msg)
             return
         base, _, masks = unwrap(fn)
@@ -277,19 +287,23 @@ class RecordMessenger(Messenger):
 
     def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
         name, fn = msg["name"], msg["fn"]
+        base = unwrap(fn)[0]
+        random = [a for a in base.arguments.values() if isinstance(a, RandomTensor)] if isinstance(base, RandomDistribution) else []
+        parents = frozenset().union(*(a.expression.sites for a in random))
         density, error = None, None
         kind = family_class(unwrap(fn)[0]).__name__
         try:
             density = expected_log_density(fn, value, self.like)
         except (NotConjugateError, NotImplementedError) as problem:
-            error = NotConjugateError(f"Site {name!r}: {problem}")
+            kind_of_error = type(problem) if isinstance(problem, NotConjugateError) else NotConjugateError
+            error = kind_of_error(f"Site {name!r}: {problem}")
         batch = value.shape[: value.ndim - len(fn.event_shape)]
         shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
         enumerated = frozenset(s.dim for s in self.discrete.values())
         _check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
         self.infers[name] = msg["infer"]
         self.scored[name] = ScoredSite(
-            name, density, shape, plates, msg["scale"], mask, msg["is_observed"], error, kind, len(fn.event_shape)
+            name, density, shape, plates, msg["scale"], mask, msg["is_observed"], error, kind, len(fn.event_shape), parents
         )
 
 
@@ -311,6 +325,17 @@ def _mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
     kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
     mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
     return mean.reshape([value.shape[a] if isinstance(a, int) else 1 for a in axes])
+
+
+def _dtypes(distribution: Any) -> set[torch.dtype]:
+    """The floating dtypes of a distribution's parameters."""
+    found = set()
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found.add(value.dtype)
+    return found
 
 
 def _is_discrete(fn: Any) -> bool:
@@ -349,7 +374,7 @@ def _feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
     return value
 
 
-def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | bool | None:
+def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
     """The conjunction of masks: None for all true, False for all false."""
     joined: Tensor | None = None
     for mask in masks:
@@ -359,6 +384,22 @@ def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | bool | None
             return False
         joined = mask.to(device) if joined is None else joined & mask
     return joined
+
+
+def _check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) -> None:
+    """Observed data has the event's shape and fits its plates.
+
+    Raises:
+        DataError: if it does not.
+    """
+    event = len(fn.event_shape)
+    batch = value.shape[: value.ndim - event]
+    if value.ndim < event or value.shape[value.ndim - event :] != fn.event_shape:
+        raise DataError(
+            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)}; got {tuple(value.shape)}."
+        )
+    if not isinstance(value, RandomTensor):
+        _check_plates(name, batch, plates, frozenset(), "observed", value.shape)
 
 
 def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
@@ -374,18 +415,21 @@ def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
             f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
         )
     event = fn.event_shape
-    if len(event) and tuple(value.shape[value.ndim - len(event) :]) != tuple(event):
-        raise DataError(
-            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(event)}; got {tuple(value.shape)}."
-        )
     value = value.detach()
+    for cells in unwrap_masks(fn)[3]:
+        shape = torch.broadcast_shapes(cells.shape, value.shape)
+        seen = value.expand(shape)[cells.expand(shape)]
+        value = torch.where(cells, value, seen[0] if len(seen) else torch.ones((), dtype=value.dtype))
     if mask is not None:
         shape = torch.broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
         shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
         full = value.expand(shape + event)
         kept = full[mask.expand(shape)]
-        filler = kept[:1].expand(event) if len(kept) else _feasible(fn.support, event, full)
-        value = torch.where(shown, full, filler.to(full.dtype))
+        filler = kept[0] if len(kept) else _feasible(fn.support, event, full)
+        inside = _placeholder_distribution(fn).support.check(full)
+        usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
+        usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
+        value = torch.where(shown | usable, full, filler.to(full.dtype))
     wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
     if wrong:
         raise DataError(
@@ -403,9 +447,15 @@ def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
 
 
 def _check_plates(
-    name: str, shape: torch.Size, plates: tuple[Plate, ...], enumerated: frozenset[int], kind: str
+    name: str,
+    shape: torch.Size,
+    plates: tuple[Plate, ...],
+    enumerated: frozenset[int],
+    kind: str,
+    shown: torch.Size | None = None,
 ) -> None:
-    """Every dimension of a batch shape belongs to a plate."""
+    """Every dimension of a batch shape belongs to a plate; errors print the shape ``shown``."""
+    shown = shape if shown is None else shown
     sizes = {plate.dim: plate.size for plate in plates}
     for i, n in enumerate(shape):
         dim = i - len(shape)
@@ -413,12 +463,12 @@ def _check_plates(
             continue
         if dim not in sizes:
             raise DataError(
-                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape {tuple(shape)}, whose "
+                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape {tuple(shown)}, whose "
                 f"dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it part of the event with .to_event()."
             )
         if n != sizes[dim]:
             raise DataError(
-                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got shape {tuple(shape)}."
+                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got shape {tuple(shown)}."
             )
 
 
@@ -472,7 +522,7 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
     Raises:
         DataError: if observed sites differ in dtype or device, or are of half precision.
     """
-    kinds = {}
+    kinds: dict[tuple[torch.dtype, torch.device], str] = {}
     for name, value in observations.items():
         if value.dtype in (torch.float16, torch.bfloat16):
             raise DataError(
@@ -517,8 +567,14 @@ def record(
         LatentValueError: if the model uses a latent's value as a number.
     """
     guess = _first_guess(args, kwargs)
-    scan = _scan(model, args, kwargs, guess)
-    like = _data_like(scan.observations, guess.to(scan.precision))
+    try:
+        scan = _scan(model, args, kwargs, guess)
+    except RuntimeError as error:
+        if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
+            raise
+        guess = guess.double()  # data that the model closes over
+        scan = _scan(model, args, kwargs, guess)
+    like = _data_like(scan.observations, guess.double() if torch.float64 in scan.dtypes else guess)
     messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point)
     messenger.marked = scan.marked
     enumerated = config_enumerate(model, default="parallel")
@@ -528,15 +584,29 @@ def record(
         raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
     if not any(s.observed for s in messenger.scored.values()):
         raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
+    hidden = _hidden_by_obs_mask(messenger)
     return Recording(
-        messenger.latents,
+        {name: site for name, site in messenger.latents.items() if name not in hidden},
         messenger.discrete,
-        _with_enumerated(messenger),
+        {name: site for name, site in _with_enumerated(messenger).items() if name not in hidden},
         scan.nesting,
         like.dtype,
         like.device,
         messenger.observations,
+        hidden,
     )
+
+
+def _hidden_by_obs_mask(messenger: RecordMessenger) -> tuple[str, ...]:
+    """The sites that ``obs_mask`` makes for missing data and nothing else depends on: they integrate to one."""
+    found = []
+    for name in messenger.latents:
+        observed = name.removesuffix("_unobserved") + "_observed"
+        others = (s for s in messenger.scored.values() if s.name != name)
+        used = any(s.density is None or name in s.density.sites for s in others)
+        if name.endswith("_unobserved") and observed in messenger.scored and not used:
+            found.append(name)
+    return tuple(found)
 
 
 def _with_enumerated(messenger: RecordMessenger) -> dict[str, ScoredSite]:

@@ -1,7 +1,7 @@
 """Models written in BayesPy, swept by hand: the ELBO after each sweep, and the moments at the end.
 
-Moments are BayesPy's: of a Gaussian E[x] and E[xxᵀ], of a Gamma E[x] and E[log x], of a Wishart E[Λ] and E[log |Λ|], of a
-Dirichlet E[log p], of a Categorical the probabilities. Nothing here is of this library.
+Moments are BayesPy's: of a Gaussian E[x] and E[xxᵀ], of a Gamma E[x] and E[log x], of a Wishart E[Λ] and E[log |Λ|],
+of a Dirichlet E[log p], of a Categorical the probabilities. Nothing here is of this library.
 """
 
 from __future__ import annotations

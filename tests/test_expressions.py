@@ -1,7 +1,7 @@
 """Expressions: what is recorded is what was computed, and a latent never turns into a number.
 
-Every expression is built by ordinary torch code on random tensors whose placeholders are decoys, and evaluated at values
-that the code never saw.
+Every expression is built by ordinary torch code on random tensors whose placeholders are decoys, and evaluated at
+values that the code never saw.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def evaluate(expression: Expression, values: Mapping[str, Tensor]) -> Tensor:
     assert expression.opacity is None, f"opaque: {expression.opacity}"
     total = expression.like.new_zeros(expression.shape)
     for term in expression.polynomial().terms:
-        operands = [(expression.like.new_tensor(term.coefficient), ())]
+        operands: list[tuple[Tensor, tuple[int, ...]]] = [(expression.like.new_tensor(term.coefficient), ())]
         operands += [(c.tensor, c.labels) for c in term.constants]
         operands += [_read(factor, values) for factor in term.factors]
         labels = tuple(sorted({label for _, own in operands for label in own if label < 0}))
@@ -271,6 +271,10 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "diag": lambda x: torch.diag(x.vector),
     "logdet": lambda x: torch.logdet(x.precision) + x.precisions.logdet().sum(),
     "logdet of a scaled matrix": lambda x: torch.logdet(2.0 * x.tau * x.precision),
+    "logdet of a matrix times a number": lambda x: (
+        torch.logdet(0.3 * x.precision) + torch.logdet(x.precisions * 2).sum()
+    ),
+    "logdet of matrices times numbers": lambda x: torch.logdet(V[:2].exp()[:, None, None] * x.precisions),
     "logdet of scaled matrices": lambda x: torch.logdet(x.share[:2, None, None] * x.precisions),
     "logdet of a diagonal": lambda x: torch.logdet(torch.diag_embed(x.rates)),
     "logdet of a constant, scaled": lambda x: torch.logdet(x.tau * definite_constant()),
@@ -283,7 +287,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "inverse of a chosen matrix": lambda x: torch.inverse(x.precisions[torch.tensor([1, 0, 1])]),
     "logdet of chosen matrices": lambda x: torch.logdet(x.precisions[GRID % 2]),
     # What keeps the value.
-    "clone and friends": lambda x: x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V),
+    "clone and friends": lambda x: (
+        x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V)
+    ),
     "float": lambda x: x.vector.float(),
     "requires_grad": lambda x: x.vector.detach() * 1.0,
 }
@@ -439,7 +445,9 @@ NUMBER_USES: dict[str, Callable[[Any], Any]] = {
 @pytest.mark.filterwarnings("ignore:To copy construct from a tensor")
 @pytest.mark.parametrize("use", NUMBER_USES)
 def test_using_a_latent_as_a_number_is_an_error(use: str, symbols: Names) -> None:
-    with pytest.raises(LatentValueError, match=r"Expected tensor operations on .*; got .*, which needs its value as a number"):
+    with pytest.raises(
+        LatentValueError, match=r"Expected tensor operations on .*; got .*, which needs its value as a number"
+    ):
         NUMBER_USES[use](symbols)
 
 

@@ -70,11 +70,16 @@ class Expression:
 
     @staticmethod
     def latent(
-        site: str, value: Tensor, simplex: bool = False, is_point: bool = False, lower_cholesky: bool = False
+        site: str,
+        value: Tensor,
+        simplex: bool = False,
+        is_point: bool = False,
+        lower_cholesky: bool = False,
+        is_matrix: bool = False,
     ) -> Expression:
         """A latent site whose value has the shape, dtype and device of ``value``."""
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
-        factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky), axes)
+        factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky, is_matrix), axes)
         return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,)),))
 
     @staticmethod
@@ -358,10 +363,12 @@ class Expression:
             else:
                 scalars = scalars.times(Term(1.0, (c,)))
         for f in term.factors:
-            if {-1, -2} & set(f.labels):
+            if {-1, -2} & set(f.labels) or (self.shape[-1] == 1 and f.variable.is_matrix and f.function in _INVERSES):
                 matrices.append(f)
             else:
                 scalars = scalars.times(Term(1.0, (), (f,)))
+        if self.shape[-1] == 1 and not matrices:
+            return self._with([term]), None
         if diagonal:
             constants = tuple(c for c in term.constants if not c.identity)
             return self._with([Term(term.coefficient, constants, term.factors).substitute({-2: -1})]), None
@@ -369,7 +376,8 @@ class Expression:
             return None
         (matrix,) = matrices
         if isinstance(matrix, Factor):
-            symmetric = len(matrix.axes) >= 2 and {-1, -2} == {x for a in matrix.axes[-2:] for x in axis_labels(a)}
+            ends = {x for a in matrix.axes[-2:] for x in axis_labels(a)}
+            symmetric = len(matrix.axes) >= 2 and (ends == {-1, -2} or self.shape[-1] == 1)
             if not symmetric or matrix.power != 1 or matrix.function not in _INVERSES:
                 return None
         elif not {-1, -2} <= set(matrix.labels):
@@ -549,9 +557,9 @@ class Expression:
         shape = self.shape[: self.ndim - event]
         plain = self.terms[0].factors[0] if self._is_monomial and len(self.terms[0].factors) == 1 else None
         if plain is None or not plain.variable.is_point or self.terms[0].constants or self.terms[0].coefficient != 1:
-            return self._opaque(function, shape=shape)
+            return self._opaque("lgamma", shape=shape)
         if plain.power != 1 or plain.function != "x":
-            return self._opaque(function, shape=shape)
+            return self._opaque("lgamma", shape=shape)
         axes = tuple(_shift_axes(plain.axes[: len(plain.axes) - event], event))
         return self._with([Term(1.0, (), (replace(plain, axes=axes, function=function),))], shape)
 
@@ -595,8 +603,7 @@ def _place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
 def _collect(expression: Expression) -> Expression:
     """Add the terms without factors into one, so that differences of large constants are taken exactly."""
     constants = [t for t in expression.terms if not t.factors]
-    merged = len(constants) == 1 and len(constants[0].constants) <= 1 and not constants[0].summed
-    if not constants or merged:
+    if len(constants) < 2 and not any(t.summed or len(t.constants) > 1 for t in constants):
         return expression
     rest = [t for t in expression.terms if t.factors]
     total: Tensor | None = None
@@ -604,6 +611,8 @@ def _collect(expression: Expression) -> Expression:
         tensor = _place(*term.dense(expression.like), expression.ndim)
         total = tensor if total is None else total + tensor
     assert total is not None
+    if rest and not bool(total.any()):
+        return expression._with(rest)
     return expression._with([*rest, *Expression.constant(total).terms])
 
 
@@ -652,9 +661,10 @@ def _reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: to
 def _index_axes(index: Any, shape: Sequence[int], device: torch.device) -> tuple[dict[int, Axis], list[int]]:
     """The axes of the source dimensions under ``source[index]``, and the shape of the result."""
     items = _plain_items(index, shape, device)
-    tensors = [k for k, item in enumerate(items) if isinstance(item, Tensor)]
+    tensors = [k for k, item in enumerate(items) if isinstance(item, Tensor) and item.ndim]
     block = list(torch.broadcast_shapes(*(items[k].shape for k in tensors)))
-    adjacent = bool(tensors) and tensors == list(range(tensors[0], tensors[-1] + 1))
+    between = items[tensors[0] : tensors[-1] + 1] if tensors else []
+    adjacent = all(isinstance(item, Tensor) for item in between)  # an integer between two index tensors selects first
     out: list[int] = list(block) if tensors and not adjacent else []
     block_at, source = 0, 0
     reads: list[tuple[int, Tensor, int]] = []  # source dimension, places, first result dimension (-1: the block's)
@@ -662,7 +672,9 @@ def _index_axes(index: Any, shape: Sequence[int], device: torch.device) -> tuple
         if item is None:
             out.append(1)
             continue
-        if isinstance(item, Tensor):
+        if isinstance(item, Tensor) and item.ndim == 0:
+            reads.append((source, torch.where(item < 0, item + shape[source], item), len(out)))
+        elif isinstance(item, Tensor):
             if adjacent and k == tensors[0]:
                 block_at = len(out)
                 out += block

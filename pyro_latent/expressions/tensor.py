@@ -39,7 +39,6 @@ _SHAPE_QUERIES = frozenset(
         "is_same_size",
         "__hash__",
         "__repr__",
-        "__format__",
         "__str__",
         "type",
         "is_signed",
@@ -50,6 +49,8 @@ _SHAPE_QUERIES = frozenset(
         "is_neg",
     ]
 )
+#: Functions that read nothing of their tensor but its shape, dtype and device.
+_SHAPE_ONLY = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"])
 _IN_PLACE = frozenset(
     f"__i{name}__"
     for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"]
@@ -65,7 +66,7 @@ class RandomTensor(Tensor):
 
     @staticmethod
     def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> RandomTensor:
-        wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(  # type: ignore[attr-defined]
+        wrapper: RandomTensor = torch.Tensor._make_wrapper_subclass(
             cls, placeholder.shape, dtype=placeholder.dtype, device=placeholder.device
         )
         wrapper.expression = expression
@@ -85,7 +86,12 @@ class RandomTensor(Tensor):
         }
         return frozenset(own) | (self.expression.opacity.sites if self.expression.opacity else frozenset())
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:
+    def __format__(self, spec: str) -> str:
+        if spec:
+            raise _number_error("a format with a precision", [self.expression])
+        return repr(self)
+
+    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
     @classmethod
@@ -97,6 +103,8 @@ class RandomTensor(Tensor):
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
         result = func(*placeholders(args), **placeholders(kwargs))
+        if isinstance(result, Tensor) and name in _SHAPE_ONLY:
+            return result
         if isinstance(result, Tensor):
             return _wrap(name, result, args, kwargs, func)
         if isinstance(result, tuple | list) and result and all(isinstance(r, Tensor) for r in result):
@@ -108,7 +116,7 @@ class RandomTensor(Tensor):
         raise _number_error(name, _parents(args, kwargs))
 
     @classmethod
-    def __torch_dispatch__(
+    def __torch_dispatch__(  # type: ignore[override]
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise _number_error(str(func), _parents(args, kwargs or {}))
@@ -134,9 +142,11 @@ def placeholders(item: Any) -> Any:
     """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
     if isinstance(item, RandomTensor):
         return item._placeholder
+    if isinstance(item, torch.Size):
+        return item
     if isinstance(item, tuple | list):
         mapped = [placeholders(i) for i in item]
-        return type(item)(mapped) if type(item) in (tuple, list) else type(item)(*mapped)
+        return type(item)(*mapped) if hasattr(item, "_fields") else type(item)(mapped)
     if isinstance(item, dict):
         return {k: placeholders(v) for k, v in item.items()}
     return item
@@ -155,13 +165,16 @@ def _wrap(
 ) -> RandomTensor:
     expression = _apply(name, result, args, kwargs)
     replay = _replay(func, args, kwargs)
-    if expression is None or expression.shape != result.shape or (expression.opacity and expression.cholesky_of is None):
+    unknown = expression is None or expression.shape != result.shape
+    hidden = expression is not None and expression.opacity is not None and expression.cholesky_of is None
+    if unknown or (hidden and replay is not None):
         parents = _parents(args, kwargs)
         if replay is not None and result.is_floating_point():
             points = frozenset().union(*(t.points for t in _random(args, kwargs)))
             expression = Expression.derived(f"{name} {next(_derived)}", result, replay, points)
         else:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
+    assert expression is not None
     return RandomTensor(result, expression, replay)
 
 
@@ -210,7 +223,7 @@ def _valued(item: Any, values: Mapping[str, Tensor], known: dict[int, Tensor]) -
     if isinstance(item, RandomTensor):
         assert item.replay is not None
         return item.replay(values, known)
-    if isinstance(item, tuple | list):
+    if isinstance(item, tuple | list) and not isinstance(item, torch.Size):
         return type(item)([_valued(i, values, known) for i in item])
     if isinstance(item, dict):
         return {k: _valued(v, values, known) for k, v in item.items()}
@@ -237,14 +250,15 @@ def _wrap_all(name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwarg
         starts = [0]
         for piece in results:
             starts.append(starts[-1] + piece.shape[dim])
-        return tuple(args[0].narrow(dim, a, b - a) for a, b in zip(starts, starts[1:], strict=False))
+        return tuple(args[0].narrow(dim, a, b - a) for a, b in itertools.pairwise(starts))
     if name == "broadcast_tensors":
         tensors = args[0] if isinstance(args[0], tuple | list) else args
         return tuple(
             t.expand(r.shape) if isinstance(t, RandomTensor) else r for t, r in zip(tensors, results, strict=True)
         )
     parents = _parents(args, kwargs)
-    return tuple(RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results)
+    wrapped = [RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results]
+    return tuple(wrapped) if type(results) in (tuple, list) else type(results)(wrapped)  # type: ignore[call-arg]
 
 
 def _of(parents: list[Expression]) -> str:
@@ -303,7 +317,9 @@ def _reduce(mean: bool) -> Callable[..., Expression | None]:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Expression | None:
-    if isinstance(condition, Expression):
+    if isinstance(a, Tensor) and a.dtype == torch.bool:
+        condition, a = a, condition  # the method: x.where(condition, other)
+    if isinstance(condition, Expression) or not isinstance(condition, Tensor):
         return None
     device = condition.device
     a, b = (
@@ -368,7 +384,8 @@ def _einsum(equation: Any, *operands: Any) -> Expression | None:
 
 
 def _linear(x: Any, weight: Any, bias: Any = None) -> Expression:
-    product = _lift(x).matmul(_lift(weight).transpose(-1, -2))
+    weight = _lift(weight)
+    product = _lift(x).matmul(weight if weight.ndim == 1 else weight.transpose(-1, -2))
     return product if bias is None else product + _lift(bias)
 
 
@@ -420,14 +437,15 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
     "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
-    **dict.fromkeys(("gather", "take_along_dim"), _gather_last),
+    "gather": _gather_last,
+    "take_along_dim": lambda x, index, dim: _gather_last(x, dim, index),
     "where": _where,
     **dict.fromkeys(("stack",), _stack),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "diag_embed": lambda x: x.diag_embed(),
     "diag": lambda x: x.diag_embed() if x.ndim == 1 else None,
-    **dict.fromkeys(("logdet", "linalg_logdet"), lambda x: x.log_det()),
-    **dict.fromkeys(("inverse", "linalg_inv", "linalg_inv_ex"), lambda x: x.inverse()),
+    "logdet": lambda x: x.log_det(),
+    **dict.fromkeys(("inverse", "linalg_inv"), lambda x: x.inverse()),
     **dict.fromkeys(("cholesky", "linalg_cholesky"), lambda x: x.cholesky()),
     **dict.fromkeys(
         ("clone", "contiguous", "detach", "data", "to", "float", "double", "type_as", "cpu", "cuda", "requires_grad_"),

@@ -10,6 +10,7 @@ labels are summed over. A label that an operand lacks is one that it does not va
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 
@@ -81,7 +82,8 @@ def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor,
         axis = axes[i]
         assert isinstance(axis, Gather)
         picked = tensor.index_select(lead + i, axis.index.reshape(-1))
-        return picked.reshape(*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :]), labels
+        shape = (*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :])
+        return picked.reshape(shape), labels
     where = {label: place for place, label in enumerate(labels)}
     index = []
     for i, axis in enumerate(axes):
@@ -147,7 +149,7 @@ class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
     ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor. ``replay`` computes what the model made of its ``parents``, which are points,
+    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix. ``replay`` computes what the model made of its ``parents``, which are points,
     by an operation that has no rule.
     """
 
@@ -156,6 +158,7 @@ class Variable:
     simplex: bool = False
     is_point: bool = False
     lower_cholesky: bool = False
+    is_matrix: bool = False
     replay: Replay | None = None
     parents: frozenset[str] = frozenset()
 
@@ -243,6 +246,8 @@ def _same_reading(a: Factor, b: Factor) -> bool:
 
 def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``."""
+    if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
+        return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
     numbers: dict[int, int] = {}
     arguments: list[Tensor | list[int]] = []
     for tensor, labels in operands:

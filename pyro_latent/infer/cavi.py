@@ -89,17 +89,19 @@ class Sweep:
         self.summands: list[Summand] = []
         self._probs: dict[str, Tensor] = {}
         self.held: Held | None = None
+        self._stale = False  # whether a block has changed since the discrete posterior was held
         if program.discrete:
             self._hold(held, dict(probs or {}))
 
     @property
     def starts(self) -> int:
         """The number of starts that are swept at once."""
-        return len(next(iter(next(iter(self.state.values())).values())))
+        return len(next(iter(next(iter(self.state.values())).values()))) if self.state else 1
 
     def _hold(self, held: Held | None, probs: dict[str, Tensor]) -> None:
         written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
         self._held_means = self.means
+        self._stale = False
         self._probs = probs
         for site in written:
             _, update = site.update  # type: ignore[misc]
@@ -119,13 +121,15 @@ class Sweep:
     def visit(self, key: BlockKey | None) -> None:
         """Set a block to its optimum given the others; None stands for the discrete sites."""
         if key is None:
-            self._hold(None, {})
+            if self._stale:
+                self._hold(None, {})
             return
         block = self.program.blocks[key]
         self.set(key, self.updated(block))
 
     def set(self, key: BlockKey, natural: Natural) -> None:
         """Put a block at given natural parameters."""
+        self._stale = True
         proper = self.program.in_domain(key, natural)
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
@@ -202,8 +206,9 @@ class CAVI:
             raise TypeError(f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model)).")
         if guide.model is not model:
             raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
-        if not isinstance(local_steps, int) or local_steps < 1:
-            raise ValueError(f"Expected local_steps to be an integer of at least 1; got {local_steps!r}.")
+        _check_count("local_steps", local_steps)
+        if local_tol is not None and not (isinstance(local_tol, int | float) and local_tol >= 0):
+            raise ValueError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
         self.guide = guide
         self.order = None if order is None else list(order)
@@ -247,10 +252,9 @@ class CAVI:
         Returns:
             The result. Ctrl-C ends the run after the last whole sweep and returns what was reached.
         """
-        if max_steps < 1:
-            raise ValueError(f"Expected max_steps of at least 1; got {max_steps}.")
-        if not tol >= 0:
-            raise ValueError(f"Expected a tolerance of at least 0; got {tol}.")
+        _check_count("max_steps", max_steps)
+        if not (isinstance(tol, int | float) and tol >= 0):
+            raise ValueError(f"Expected a tolerance of at least 0; got {tol!r}.")
         history: list[list[float]] = []
         converged = False
         with tqdm(total=max_steps, disable=not progress, desc="CAVI") as bar, contextlib.suppress(KeyboardInterrupt):
@@ -277,17 +281,18 @@ class CAVI:
     # One step.
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
-        program = self.guide.program(*args, **kwargs)
+        prepared = self.guide.prepare(args, kwargs)
+        program = prepared.program
         before = self._memory
         if before is not None and not (before.program is program and before.revision == self.guide.revision):
             before = None
-        state, call = self.guide.state, Call(args, kwargs)
+        state, call = prepared.state, Call(args, kwargs)
         held = None if before is None else before.bound.held
-        sweep = Sweep(program, state, call, held, self.guide.pending_starts)
+        sweep = Sweep(program, state, call, held, prepared.starts)
         self._run(sweep)
         bound = sweep.bound()
         elbo = self._checked(sweep, bound, before, state)
-        self.guide.store(sweep.state)
+        self.guide.commit(prepared, sweep.state)
         self.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
         self._memory = _Memory(program, self.guide.revision, bound, elbo)
         return elbo
@@ -295,11 +300,11 @@ class CAVI:
     def _run(self, sweep: Sweep) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
         order = self._order(sweep.program)
-        local = [key for key in order if key is not None and self.guide.is_local(key)]
+        local = [key for key in order if key is not None and sweep.program.is_local(key)]
         for _ in range(self.local_steps - 1 if local else 0):
             before = sweep.means
-            for key in local:
-                sweep.visit(key)
+            for inner in local:
+                sweep.visit(inner)
             if sweep.program.discrete:
                 sweep.visit(None)
             if self.local_tol is not None and _change(before, sweep.means, local) <= self.local_tol:
@@ -320,7 +325,7 @@ class CAVI:
                 f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with {unknown or 'none'} unknown "
                 f"and {missing or 'none'} missing."
             )
-        return list(dict.fromkeys(places[n] if n in places else None for n in self.order))
+        return list(dict.fromkeys(places.get(n) for n in self.order))
 
     def _checked(self, sweep: Sweep, bound: Bound, before: _Memory | None, state: State) -> list[float]:
         """The ELBO of each start, if every update was proper and none lowered it; one transfer from the device.
@@ -329,8 +334,8 @@ class CAVI:
             NaturalDomainError: naming the first block outside its domain.
             ElboDecreaseError: naming the block whose update lowered the ELBO.
         """
-        proper = torch.stack([p.reshape(()).to(torch.float64) for p in sweep.proper.values()])
-        values: list[float] = torch.cat([proper, bound.elbo, bound.magnitude]).tolist()
+        proper = [p.reshape(1).to(torch.float64) for p in sweep.proper.values()]
+        values: list[float] = torch.cat([*proper, bound.elbo, bound.magnitude]).tolist()
         flags, elbo = values[: len(proper)], values[len(proper) : len(proper) + len(bound.elbo)]
         for key, flag in zip(sweep.proper, flags, strict=True):
             if not flag:
@@ -366,6 +371,11 @@ class CAVI:
             )
             level = now
         return max(drops, key=drops.__getitem__)
+
+
+def _check_count(name: str, value: Any) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ValueError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
 
 
 def _settled(before: list[float], after: list[float], tol: float) -> bool:

@@ -1,18 +1,9 @@
-"""The ELBO as a function of the mean parameters: blocks, expectations, elimination of discrete sites, and their compilation."""
+"""The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate
 from .explain import explain
-from .posterior import (
-    Posteriors,
-    discrete_distribution,
-    marginals,
-    natural_of,
-    posteriors,
-    quantile,
-    responsibilities,
-    shaped,
-)
+from .posterior import Posteriors, discrete_distribution, marginals, natural_of, posteriors, quantile, responsibilities, shaped
 from .program import Bound, Held, Means, Program, State, Summand
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .starts import Init, initial_state
@@ -23,15 +14,26 @@ __all__ = [
     "Bound",
     "DiscreteSite",
     "Held",
+    "Init",
     "LatentSite",
     "LogFactor",
     "Means",
     "Plate",
+    "Posteriors",
     "Program",
     "Recording",
     "ScoredSite",
     "State",
     "Summand",
+    "discrete_distribution",
     "eliminate",
+    "explain",
+    "initial_state",
     "make_blocks",
+    "marginals",
+    "natural_of",
+    "posteriors",
+    "quantile",
+    "responsibilities",
+    "shaped",
 ]

@@ -143,8 +143,8 @@ def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tupl
         if len(letters) != len(reading.event):
             return None
         for letter, axis in zip(letters, reading.event, strict=True):
-            if letter in found and not (isinstance(axis, int) and found[letter] == axis):
-                return None if not (axis is None and found[letter] is None) else ()
+            if letter in found and (isinstance(axis, Gather) or found[letter] != axis):
+                return None
             found[letter] = axis
     for letter, axis in found.items():
         contracted = letter not in right
@@ -169,19 +169,24 @@ def _written(factors: list[Factor]) -> str:
     return "E[" + " · ".join(parts) + "]"
 
 
+_HINTS = {
+    "Gamma": "a Gamma site is conjugate as a precision or a rate, to the first power.",
+    "Beta": "a Beta site is conjugate as the probabilities of a discrete distribution, not inside a sum.",
+    "Dirichlet": "a Dirichlet site is conjugate as the probabilities of a discrete distribution, not inside a sum.",
+    "Wishart": "a Wishart site is conjugate as a precision: write MultivariateNormal(loc, precision_matrix=...).",
+}
+
+
 def _hint(block: Block, factors: list[Factor]) -> str:
-    negative = any(f.power < 0 for f in factors)
-    if block.family.name == "Gamma" and negative:
+    name = block.family.name
+    if name == "Gamma" and any(f.power < 0 for f in factors):
         return "a Gamma site is conjugate as the precision of a normal: write scale=tau.rsqrt(), not scale=tau."
-    if block.family.name == "Gamma":
-        return "a Gamma site is conjugate as a precision or a rate, to the first power."
-    if block.family.name.startswith("Normal-"):
-        return "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate blocks."
-    if block.family.name in ("Beta", "Dirichlet"):
-        return f"a {block.family.name} site is conjugate as the probabilities of a discrete distribution, not inside a sum."
-    if block.family.name == "Wishart":
-        return "a Wishart site is conjugate as a precision matrix: write MultivariateNormal(loc, precision_matrix=...)."
-    return "a normal site is conjugate inside a location, where it enters linearly."
+    if name.startswith("Normal-"):
+        return (
+            "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in "
+            "separate blocks."
+        )
+    return _HINTS.get(name, "a normal site is conjugate inside a location, where it enters linearly.")
 
 
 def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateError:

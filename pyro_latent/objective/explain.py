@@ -20,7 +20,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
     children: dict[str, list[str]] = {name: [] for name in owners}
     for scored in recording.scored.values():
         density = scored.density
-        parents = set(density.sites) if density is not None else set()
+        parents = set(density.sites if density is not None else scored.parents)
         for parent in parents - {scored.name}:
             children[parent].append(scored.name)
         try:

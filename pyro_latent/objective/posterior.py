@@ -95,7 +95,8 @@ def responsibilities(
 
     They are the gradient of log Z in probes added to the sites' log factors.
     """
-    extra = [_clamp(s, clamped[s.name], program.ndim) for s in program.discrete if clamped and s.name in clamped]
+    nesting = program.recording.max_plate_nesting
+    extra = [_clamp(s, clamped[s.name], program.ndim, nesting) for s in program.discrete if clamped and s.name in clamped]
     starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f.tensor) for f in extra)])
     like = program.recording.like
     with torch.enable_grad():
@@ -131,7 +132,7 @@ def _normalized(site: DiscreteSite, weights: Tensor) -> Tensor:
     return torch.where(total > 0, probs / total, torch.full_like(probs, 1 / site.cardinality))
 
 
-def _clamp(site: DiscreteSite, value: Tensor, ndim: int) -> LogFactor:
+def _clamp(site: DiscreteSite, value: Tensor, ndim: int, nesting: int) -> LogFactor:
     """A log factor that is zero where the site has the given value, and minus infinity elsewhere.
 
     Dimensions of the value to the left of the plates are draws: they take the place of starts.
@@ -140,11 +141,11 @@ def _clamp(site: DiscreteSite, value: Tensor, ndim: int) -> LogFactor:
     spread = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
     equal = spread == value.unsqueeze(0)
     equal = equal.flatten(-event).all(-1) if event else equal
-    draws = equal.ndim - 1 - _depth(site)
-    equal = equal.flatten(1, draws) if draws > 0 else equal.reshape(len(equal), 1, *equal.shape[1:])
+    inner = equal.shape[max(1, equal.ndim - nesting) :]
+    equal = equal.reshape(len(equal), -1, *inner)  # what is on the left of the plates are draws
     shape = [1] * ndim
-    for i, n in enumerate(equal.shape[2:]):
-        shape[i - (equal.ndim - 2)] = n
+    for i, n in enumerate(inner):
+        shape[i - len(inner)] = n
     shape[site.dim] = site.cardinality
     log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1).to(torch.get_default_dtype())
     return LogFactor(log.reshape(len(log), *shape), {site.name: site.dim})
@@ -195,8 +196,12 @@ def quantile(distribution: Any, probability: float) -> Tensor:
 
 
 def _base(distribution: Any) -> tuple[Any, torch.Size]:
+    """The distribution inside wrappers that keep its values, and the shape of a draw."""
     plain = distribution.batch_shape + distribution.event_shape
     while hasattr(distribution, "base_dist"):
+        transforms = getattr(distribution, "transforms", ())
+        if not all(isinstance(t, ReshapeTransform) for t in transforms):
+            break
         distribution = distribution.base_dist
     return distribution, plain
 
@@ -217,24 +222,32 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     Raises:
         ModelError: if it is not of the block's family, or has another shape.
     """
-    base, _ = _base(distribution)
+    if not hasattr(distribution, "log_prob"):
+        raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}.")
+    base = _base(distribution)[0] if hasattr(distribution, "base_dist") else distribution
     example = standard_params(block)
     expected = type(block.family.distribution(example))
-    kin = isinstance(base, expected) or isinstance(base, _plain_class(expected))
-    if not kin:
+    if not isinstance(base, expected | _plain_class(expected)):
         if expected is dist.MultivariateNormal and isinstance(base, dist.Normal):
             flat = base.expand(block.batch_shape + block.event_shapes[0])
             base = dist.MultivariateNormal(flat.loc, torch.diag_embed(flat.scale**2))
         else:
-            raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(base).__name__}.")
+            got = type(base).__name__
+            hint = f" Give the guide blocks=[{_names_of(block)}]." if got in ("NormalGamma", "NormalWishart") else ""
+            raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {got}.{hint}")
     params = {name: p.to(like) for name, p in block.family.distribution_params(base).items()}
     shapes = {name: tuple(t.shape) for name, t in example.items()}
     try:
         full = {name: p.expand(shapes[name]) for name, p in params.items()}
     except RuntimeError:
-        got = {name: tuple(p.shape) for name, p in params.items()}
-        raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {got}.") from None
+        found = {name: tuple(p.shape) for name, p in params.items()}
+        raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {found}.") from None
     return block.natural(full)
+
+
+def _names_of(block: Block) -> str:
+    update = block.update
+    return str(update[0] if update is not None else tuple(s.name for s in block.sites))
 
 
 def _plain_class(cls: type) -> type:

@@ -341,7 +341,7 @@ class Program:
         for weight in (scale, scored.mask):
             if weight is None or (not isinstance(weight, Tensor) and weight == 1):
                 continue
-            tensor = torch.as_tensor(weight, device=self.recording.device).to(self.recording.dtype)
+            tensor = torch.as_tensor(weight, dtype=self.recording.dtype, device=self.recording.device)
             labels = tuple(i - tensor.ndim for i, n in enumerate(tensor.shape) if n != 1)
             found.append(Constant(tensor.reshape([n for n in tensor.shape if n != 1]), labels))
         return found
@@ -385,6 +385,11 @@ class Program:
         return DiscreteFactor(
             scored.name, {s.name: s.dim for s in sites}, torch.Size(shape), tuple(pieces), rows, features
         )
+
+    def is_local(self, key: BlockKey) -> bool:
+        """Whether a block lies in a plate of the data."""
+        data = {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
+        return any(p.name in data for s in self.blocks[key].sites for p in s.plates)
 
     # Evaluation.
 
@@ -574,7 +579,7 @@ class Program:
     def bound(self, state: State, means: Means) -> Bound:
         """The ELBO of each start, in float64, with the discrete sites at their exact posterior."""
         held = self.eliminate(means)
-        starts = next(iter(next(iter(state.values())).values())).shape[0]
+        starts = len(next(iter(next(iter(state.values())).values()))) if state else 1
         like = self.recording.like
         total = torch.zeros(starts, dtype=torch.float64, device=like.device)
         magnitude = torch.zeros_like(total)

@@ -83,12 +83,16 @@ class ScoredSite:
     error: Exception | None = None
     distribution: str = ""
     event_dim: int = 0
+    parents: frozenset[str] = frozenset()
     enumerated: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """One run of a model, with its observed data inside."""
+    """One run of a model, with its observed data inside.
+
+    ``hidden`` names latent sites that nothing depends on (missing data): they are integrated out, and not in ``latents``.
+    """
 
     latents: dict[str, LatentSite]
     discrete: dict[str, DiscreteSite]
@@ -97,6 +101,7 @@ class Recording:
     dtype: torch.dtype
     device: torch.device
     observations: dict[str, Tensor] = field(default_factory=dict)
+    hidden: tuple[str, ...] = ()
 
     @property
     def like(self) -> Tensor:

@@ -93,10 +93,14 @@ def _is_simplex(constraint: Any) -> bool:
 def _given(program: Program, init: Init) -> dict[Any, Any]:
     if init is None or isinstance(init, int):
         return {}
-    sites = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
+    sites: list[LatentSite | DiscreteSite] = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
     if callable(init):
         found = {site.name: init(site) for site in sites}
         return {name: value for name, value in found.items() if value is not None}
+    if not isinstance(init, Mapping):
+        raise TypeError(
+            f"Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or a function; got {init!r}."
+        )
     known = {*(s.name for s in sites), *program.blocks}
     unknown = [key for key in init if key not in known]
     if unknown:
@@ -132,10 +136,8 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
         return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
     if len(block.sites) > 1:
         return natural
-    if "scale" in params:
-        spread = params["scale"]
-    else:
-        spread = params["covariance_matrix"].diagonal(dim1=-2, dim2=-1).sqrt()
+    covariance = params.get("covariance_matrix")
+    spread = params["scale"] if covariance is None else covariance.diagonal(dim1=-2, dim2=-1).sqrt()
     noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
     return block.family.from_params(params | {"loc": loc + spread.clamp(max=_LARGEST_SPREAD) * noise})
 
@@ -156,10 +158,15 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
                 f"Expected a distribution as init for {block.label!r}, a {block.family.name} block; got a tensor."
             )
         params = block.params(natural)
-        loc = found.to(params["loc"]).reshape(block.batch_shape + block.event_shapes[0])
+        shape = block.batch_shape + block.event_shapes[0]
+        if found.shape.numel() != shape.numel():
+            raise ModelError(f"Expected a location of shape {tuple(shape)} as init for {block.label!r}; got {tuple(found.shape)}.")
+        loc = found.to(params["loc"]).reshape(shape)
         return block.natural(params | {"loc": loc.expand_as(params["loc"])})
     where = f"init[{block.key!r}]"
     one = natural_of(block, found, where, program.recording.like)
+    if not bool(block.family.in_domain(one).all()):
+        raise NaturalDomainError(f"Expected a proper {block.family.name} from {where}; got parameters outside its domain.")
     return one.map(lambda t: t.expand(restarts, *t.shape).clone())
 
 
@@ -178,6 +185,10 @@ def _responsibilities(
                 f"Expected responsibilities of shape {(*plates, site.cardinality)} for {site.name!r}; got {tuple(probs.shape)}."
             )
         probs = probs.to(like)
+        if not bool(probs.isfinite().all()) or bool((probs < 0).any()) or bool((probs.sum(-1) <= 0).any()):
+            raise ModelError(
+                f"Expected responsibilities for {site.name!r} that are finite, not negative, and not all zero for an element; got others."
+            )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     rows = _cluster_data(program, site, depth)
     if rows is not None and rows.shape[0] >= site.cardinality:

@@ -9,6 +9,7 @@ from .random_distribution import (
     family_class,
     random_arguments,
     unwrap,
+    unwrap_masks,
 )
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "rule_of",
     "unit",
     "unwrap",
+    "unwrap_masks",
     "wishart",
 ]

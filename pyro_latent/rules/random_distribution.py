@@ -65,7 +65,7 @@ class RandomDistribution(TorchDistribution):
         return support.reshape(support.shape[0], *[1] * missing, *support.shape[1:])
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        if self.family is dist.Unit:  # pyro.factor draws the empty value that it observes
+        if issubclass(self.family, dist.Unit):  # pyro.factor draws its value, which is empty
             empty: Tensor = self.placeholder.sample(sample_shape)
             return empty
         sites = sorted({s for a in self.arguments.values() if isinstance(a, RandomTensor) for s in a.expression.sites})
@@ -110,18 +110,26 @@ def random_arguments() -> Iterator[None]:
 
 
 def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
-    """The base distribution, the number of its batch dimensions that are events, and the masks around it."""
-    reinterpreted, masks = 0, []
+    """The base distribution, the number of its batch dimensions that are events, and the masks over its plates."""
+    base, reinterpreted, masks, _ = unwrap_masks(distribution)
+    return base, reinterpreted, masks
+
+
+def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
+    """As :func:`unwrap`, with the masks over elements of events last: of shapes that broadcast with the base's batch."""
+    reinterpreted = 0
+    masks: list[Any] = []
+    inner: list[Tensor] = []
     while True:
         if isinstance(distribution, dist.Independent | torch.distributions.Independent):
             reinterpreted += distribution.reinterpreted_batch_ndims
         elif isinstance(distribution, dist.MaskedDistribution):
-            mask = distribution._mask
-            if isinstance(mask, Tensor) and reinterpreted:
-                raise NotImplementedError("a mask under to_event has no rule; put .to_event() inside .mask()")
-            masks.append(mask)
+            if isinstance(distribution._mask, Tensor) and reinterpreted:
+                inner.append(distribution._mask)
+            else:
+                masks.append(distribution._mask)
         elif not isinstance(distribution, dist.ExpandedDistribution):
-            return distribution, reinterpreted, masks
+            return distribution, reinterpreted, masks, inner
         distribution = distribution.base_dist
 
 
@@ -155,12 +163,14 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
     Raises:
         MissingRuleError: if its class has no rule.
     """
-    base, reinterpreted, _ = unwrap(distribution)
+    base, reinterpreted, _, inner = unwrap_masks(distribution)
     density = _of_points(base, value, like) if _is_opaque(base, value, like) else None
     if density is None:
         density = _by_rule(base, value, like)
     shape = torch.broadcast_shapes(base.batch_shape, density.shape)
     density = density.expand(shape)
+    for mask in inner:
+        density = density * Expression.constant(mask.to(device=like.device, dtype=like.dtype))
     if reinterpreted:
         density = density.sum(tuple(range(-reinterpreted, 0)))
     return density
@@ -193,4 +203,4 @@ def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
     return derived_from_points(f"log_prob of {base.family.__name__}", log_prob, (*base.arguments.values(), value), like)
 
 
-__all__ = ["RandomDistribution", "arguments_of", "expected_log_density", "family_class", "random_arguments", "unwrap"]
+__all__ = ["RandomDistribution", "arguments_of", "expected_log_density", "family_class", "random_arguments", "unwrap", "unwrap_masks"]

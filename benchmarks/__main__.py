@@ -1,0 +1,47 @@
+"""Run the benchmarks and write ``benchmarks/results/<date>-cpu.md``.
+
+``python -m benchmarks`` runs all; names after it (``normal_gamma``, ``mixtures``, ``headline``) run those only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import platform
+import warnings
+from pathlib import Path
+
+import pyro
+import sklearn
+import torch
+
+from . import headline, mixtures, normal_gamma
+
+BENCHMARKS = {"normal_gamma": normal_gamma.run, "mixtures": mixtures.run, "headline": headline.run}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks.")
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    options = parser.parse_args()
+    torch.set_num_threads(mixtures.THREADS)
+    torch.manual_seed(0)
+    warnings.filterwarnings("ignore", "Singular sample detected")
+    today = datetime.date.today().isoformat()
+    parts = [
+        f"# Benchmarks, {today}\n\nCPU ({platform.machine()}), {torch.get_num_threads()} threads; Python "
+        f"{platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, scikit-learn "
+        f"{sklearn.__version__}. Numbers are medians of runs taken in turn, with the quartiles in brackets."
+    ]
+    for name in options.names or BENCHMARKS:
+        parts.append(BENCHMARKS[name]())
+        print(parts[-1], "\n", flush=True)
+    options.out.mkdir(parents=True, exist_ok=True)
+    path = options.out / f"{today}-cpu.md"
+    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
+    print(f"Wrote {path}.")
+
+
+if __name__ == "__main__":
+    main()

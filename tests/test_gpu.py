@@ -1,0 +1,47 @@
+"""On a GPU the same models reach the same ELBO, and the posterior stays there."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.models import gmm, normal_gamma
+
+pytestmark = pytest.mark.gpu
+
+
+def regression(features: Tensor, targets: Tensor) -> None:
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    weights = pyro.sample("weights", dist.Normal(torch.zeros_like(features[0]), 1.0).to_event(1))
+    with pyro.plate("data", len(targets)):
+        pyro.sample("targets", dist.Normal(features @ weights, precision.rsqrt()), obs=targets)
+
+
+def rows(count: int, columns: int) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(count, columns, generator=generator, dtype=torch.float64)
+
+
+CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
+    (normal_gamma.model, (rows(1000, 1)[:, 0],), {}),
+    (normal_gamma.model, (rows(1000, 1)[:, 0],), {"blocks": [("mean", "precision")]}),
+    (gmm.model, (rows(500, 2) + 6 * (torch.arange(500) % 2).double()[:, None], 2), {"blocks": [("mean", "precision")]}),
+    (regression, (rows(200, 3), rows(200, 3).sum(1)), {}),
+]
+
+
+@pytest.mark.parametrize(("model", "args", "options"), CASES)
+def test_the_elbo_is_that_of_the_cpu(model: Callable[..., Any], args: tuple[Any, ...], options: dict[str, Any]) -> None:
+    on_gpu = tuple(a.cuda() if isinstance(a, Tensor) else a for a in args)
+    here, there = AutoConjugate(model, **options), AutoConjugate(model, **options)
+    expected = CAVI(model, here).run(*args, tol=1e-12).elbo[-1]
+    found = CAVI(model, there).run(*on_gpu, tol=1e-12).elbo[-1]
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
+    assert all(buffer.is_cuda for buffer in there.buffers())
