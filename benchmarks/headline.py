@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -53,18 +55,30 @@ def run() -> str:
         "which records the model or sets up the guide. Every q is scored by "
         f"TraceEnum_ELBO with {task.particles} particles of one seed, outside the clock.\n\n"
     )
-    if fastest.seconds_within(1.0, best) == float("inf"):
-        gap = best - max(fit.score for fit in grid)
-        return (
-            f"{report}No SVI of the grid came within one nat in {MAX_STEPS} steps; the best ended {gap:.1f} nats below."
-        )
+    if math.isinf(fastest.seconds_within(1.0, best)):
+        return report + longer(task, cavi, max(grid, key=lambda fit: fit.score), best)
     return report + repeated(task, fastest, best)
+
+
+def longer(task: Task, cavi: Fit, nearest: Fit, best: float) -> str:
+    """The SVI that came nearest, with three times the steps."""
+    assert nearest.learning_rate is not None
+    again = fit_svi(task, nearest.method, METHODS[nearest.method], nearest.learning_rate, 3 * MAX_STEPS)
+    within, reference = again.seconds_within(1.0, best), cavi.seconds_within(1.0, best)
+    if math.isinf(within):
+        outcome = f"ended {best - again.score:.1f} nats below after {again.seconds[-1]:.0f} s"
+    else:
+        outcome = f"came within one nat after {within:.1f} s, {within / reference:,.0f} times as long as CAVI"
+    return (
+        f"No SVI of the grid came within one nat in {MAX_STEPS} steps; the best ended {best - nearest.score:.1f} nats "
+        f"below. With {3 * MAX_STEPS} steps {again.label} {outcome}."
+    )
 
 
 def row(fit: Fit, best: float) -> list[str]:
     rate = "" if fit.learning_rate is None else f"{fit.learning_rate:g}"
     within = fit.seconds_within(1.0, best)
-    reached = "not reached" if within == float("inf") else f"{within:.3f}"
+    reached = "not reached" if math.isinf(within) else f"{within:.3f}"
     return [fit.method, rate, str(fit.steps), f"{fit.seconds[-1]:.3f}", reached, f"{fit.score:.2f} ± {fit.error:.2f}"]
 
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,8 +19,6 @@ from torch.distributions import constraints
 from pyro_latent import CAVI, EM, AutoConjugate, LatentValueError, ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.models import gmm
 from pyro_latent.objective import modes
-
-PAGE = Path(__file__).parent.parent / "docs" / "em.md"
 
 
 def param(name: str, start: float | list[float], constraint: Any = constraints.real) -> Any:
@@ -690,12 +686,6 @@ def test_the_fitted_guide_and_the_stored_parameters_agree_in_trace_elbo() -> Non
 
 
 # ------------------------------------------------------------------------------------------------------ The page
-
-
-def test_the_page_of_the_documentation_runs(old_faithful: Tensor) -> None:
-    snippets = re.findall(r"```python\n(.*?)```", PAGE.read_text(encoding="utf-8"), flags=re.DOTALL)
-    namespace: dict[str, Any] = {"data": old_faithful}
-    exec("\n".join(snippets), namespace)
 
 
 def test_the_covariance_of_one_component_is_that_of_the_data(old_faithful: Tensor) -> None:

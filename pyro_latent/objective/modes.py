@@ -40,7 +40,9 @@ _LAST_LOG_STEP = 1e-7
 
 
 def _location(c: Coefficients, value: Tensor) -> Tensor:
-    return -0.5 * c[VALUE] / c["x^2"]
+    """x and x²; on data that are all at the origin the first is gone."""
+    linear = c.get(VALUE)
+    return torch.zeros_like(value) if linear is None else -0.5 * linear / c["x^2"]
 
 
 def _power(c: Coefficients, value: Tensor) -> Tensor:
@@ -129,6 +131,7 @@ def _is_power(statistics: frozenset[str]) -> bool:
 
 _SOLVERS: dict[frozenset[str], Solver] = {
     frozenset((VALUE, "x^2")): _location,
+    frozenset(("x^2",)): _location,
     frozenset(("log^1",)): _simplex,
     frozenset(("log^1", "log1m^1")): _interval,
     frozenset((VALUE, "log_det^1")): _precision,
