@@ -1,7 +1,7 @@
 """``AutoConjugate``: the posterior of coordinate ascent, as a Pyro autoguide.
 
-The guide keeps the natural parameters of its blocks as buffers: they follow ``.to()``, appear in ``state_dict()``, and no
-optimizer sees them. :class:`pyro_latent.CAVI` moves them; the guide itself only samples, describes and saves.
+The guide keeps the natural parameters of its blocks as buffers: they follow ``.to()``, appear in ``state_dict()``, and
+no optimizer sees them. :class:`pyro_latent.CAVI` moves them; the guide itself only samples, describes and saves.
 """
 
 from __future__ import annotations
@@ -97,16 +97,18 @@ class AutoConjugate(AutoGuide):
     """A guide whose factors are exponential families, found from the model, and fitted in closed form.
 
     It is the guide of :class:`pyro_latent.CAVI`, and an ordinary Pyro guide: for ``SVI`` with ``Trace_ELBO`` or
-    ``TraceEnum_ELBO`` (which then scores it), ``Predictive``, and ``pyro.infer.importance``. Discrete sites are sampled from their
-    exact joint posterior given the other blocks; inside an enumeration the sites that the model marks are left out.
+    ``TraceEnum_ELBO`` (which then scores it), ``Predictive``, and ``pyro.infer.importance``. Discrete sites are sampled
+    from their exact joint posterior given the other blocks; inside an enumeration the sites that the model marks are
+    left out.
 
     Args:
         model: a Pyro model.
         blocks: tuples of sites that share a joint factor, such as ``[("mean", "precision")]`` for a Normal-Gamma or
             Normal-Wishart. Every other site is a factor of its own (mean field).
         init: where to start. None: from the data where the model has clusters in it, else a draw from the prior, with
-            seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or (discrete sites)
-            responsibilities of shape ``plates + (values,)``; or a function of a site that returns one of these or None.
+            seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or
+            (discrete sites) responsibilities of shape ``plates + (values,)``; or a function of a site that returns one
+            of these or None.
         restarts: the number of starts that are optimised at once; the best is kept.
         point: latent sites that get a point estimate, the mode of their coordinate optimum (MAP), as do sites with
             ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
@@ -157,7 +159,8 @@ class AutoConjugate(AutoGuide):
     def _require_state(self) -> None:
         if not self._layout:
             raise ModelError(
-                "Expected a guide that has seen data; got a new one. Call CAVI(model, guide).run(data), or guide(data), first."
+                "Expected a guide that has seen data; got a new one. Call CAVI(model, guide).run(data), or "
+                "guide(data), first."
             )
 
     def store(self, state: State) -> None:
@@ -240,7 +243,9 @@ class AutoConjugate(AutoGuide):
         self._params_seen = _param_versions(prepared.program)
 
     def _with_params(self, program: Program, state: State) -> State:
-        """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last call."""
+        """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last
+        call.
+        """
         now = _param_versions(program)
         store = pyro.get_param_store()
         for key, block in program.blocks.items():
@@ -251,13 +256,16 @@ class AutoConjugate(AutoGuide):
         return state
 
     def _adopted(self, program: Program) -> tuple[State, dict[str, Any]]:
-        """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start anew."""
+        """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start
+        anew.
+        """
         self._check_structure(program)
         state = self.state
         like = next(iter(next(iter(state.values())).values())) if state else program.recording.like
         if like.dtype != program.recording.dtype or like.device != program.recording.device:
             raise DataError(
-                f"Expected data of {like.dtype} on {like.device}, as the guide was fitted; got {program.recording.dtype} on "
+                f"Expected data of {like.dtype} on {like.device}, as the guide was fitted; got "
+                f"{program.recording.dtype} on "
                 f"{program.recording.device}. Convert the data, or the guide with guide.to(...)."
             )
         shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
@@ -278,13 +286,15 @@ class AutoConjugate(AutoGuide):
         for what, value in found.items():
             if value != fitted[what]:
                 raise ModelError(
-                    f"Expected the {what} of the fitted guide, {fitted[what]}; got {value}. Make a new guide for another model."
+                    f"Expected the {what} of the fitted guide, {fitted[what]}; got {value}. Make a new guide for "
+                    f"another model."
                 )
         for block, old in zip(blocks, self._layout["shapes"], strict=True):
             new = [list(s.shape) for s in block.sites]
             if new != old and not program.is_local(block.key):
                 raise ModelError(
-                    f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. Make a new guide."
+                    f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
+                    f"Make a new guide."
                 )
 
     def _current(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
@@ -324,7 +334,8 @@ class AutoConjugate(AutoGuide):
         sites = [s for s in program.discrete if not (s.marked and _enumerating())]
         if sites and _mean_field_elbo():
             raise ModelError(
-                f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use TraceEnum_ELBO: "
+                f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use "
+                f"TraceEnum_ELBO: "
                 "mark the sites with infer={'enumerate': 'parallel'}."
             )
         if not sites:
@@ -358,8 +369,8 @@ class AutoConjugate(AutoGuide):
         """The posterior as Pyro distributions.
 
         Args:
-            joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a discrete
-                site); True: by block, its distribution, and the discrete sites'.
+            joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a
+                discrete site); True: by block, its distribution, and the discrete sites'.
             args, kwargs: the model's arguments; left out, those of the last call.
         """
         program = self._current(args, kwargs)
@@ -501,7 +512,9 @@ def _masked(distribution: Any, mask: Tensor | None) -> Any:
 
 
 def _beside_plates(probs: Tensor, drawn: dict[str, Tensor], program: Program) -> Tensor:
-    """Probabilities ``[draws, plates..., values]`` with the draws in the dimensions that particles have, left of all plates."""
+    """Probabilities ``[draws, plates..., values]`` with the draws in the dimensions that particles have, left of all
+    plates.
+    """
     nesting = program.recording.max_plate_nesting
     outer = max((v.shape[: v.ndim - nesting] for v in drawn.values() if v.ndim > nesting), key=len)
     plates = probs.shape[1:-1]

@@ -52,7 +52,7 @@ Update = Callable[..., Any]
 class ClosedFormMessenger(Messenger):
     """Sets ``infer={"update": (block, function)}`` at the sites of hand-written updates."""
 
-    def __init__(self, updates: Mapping[str | tuple[str, ...], Update]) -> None:
+    def __init__(self, updates: Mapping[Any, Update]) -> None:
         super().__init__()
         self.by_site: dict[str, tuple[tuple[str, ...], Update]] = {}
         for key, update in updates.items():
@@ -82,14 +82,14 @@ class ClosedFormMessenger(Messenger):
         return super().__exit__(*args)
 
 
-def closed_form(model: Callable[..., Any], updates: Mapping[str | tuple[str, ...], Update]) -> Callable[..., Any]:
+def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Callable[..., Any]:
     """Attach hand-written coordinate updates to the sites of a model, which stays as it is.
 
     Args:
         model: a Pyro model.
-        updates: by site, or by tuple of sites for a joint block, a function ``update(q, *args, **kwargs)`` of the current
-            posteriors (``q[site]`` or ``q[block]``: Pyro distributions; ``q.scales[site]``: plate scales) and the model's own arguments.
-            It returns the block's new posterior.
+        updates: by site, or by tuple of sites for a joint block, a function ``update(q, *args, **kwargs)`` of the
+            current posteriors (``q[site]`` or ``q[block]``: Pyro distributions; ``q.scales[site]``: plate scales) and
+            the model's own arguments. It returns the block's new posterior.
 
     Returns:
         A model with the same behaviour in Pyro, for which ``CAVI`` uses the updates in place of the derived ones.
@@ -166,7 +166,17 @@ class RecordMessenger(Messenger):
         value = value.to(self.like)
         origin = self.origins.get(name)
         self.latents[name] = LatentSite(
-            name, dist.Delta, value.shape, torch.Size(), (), 1.0, None, origin=origin, point=value, constraint=constraint, is_param=True
+            name,
+            dist.Delta,
+            value.shape,
+            torch.Size(),
+            (),
+            1.0,
+            None,
+            origin=origin,
+            point=value,
+            constraint=constraint,
+            is_param=True,
         )
         self.classes[name] = dist.Normal if _base_constraint(constraint) is constraints.real else dist.Delta
         symbol = self._expression(name, value, constraint)
@@ -261,7 +271,8 @@ class RecordMessenger(Messenger):
         for frame in frames:
             if frame.full_size is not None and frame.size != frame.full_size:
                 raise ModelError(
-                    f"Expected plates over all of the data; got plate {frame.name!r} at site {name!r} with a subsample of "
+                    f"Expected plates over all of the data; got plate {frame.name!r} at site {name!r} with a "
+                    f"subsample of "
                     f"{frame.size} of {frame.full_size}. Leave out subsample_size."
                 )
 
@@ -288,7 +299,11 @@ class RecordMessenger(Messenger):
     def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
         name, fn = msg["name"], msg["fn"]
         base = unwrap(fn)[0]
-        random = [a for a in base.arguments.values() if isinstance(a, RandomTensor)] if isinstance(base, RandomDistribution) else []
+        random = (
+            [a for a in base.arguments.values() if isinstance(a, RandomTensor)]
+            if isinstance(base, RandomDistribution)
+            else []
+        )
         parents = frozenset().union(*(a.expression.sites for a in random))
         density, error = None, None
         kind = family_class(unwrap(fn)[0]).__name__
@@ -303,7 +318,17 @@ class RecordMessenger(Messenger):
         _check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
         self.infers[name] = msg["infer"]
         self.scored[name] = ScoredSite(
-            name, density, shape, plates, msg["scale"], mask, msg["is_observed"], error, kind, len(fn.event_shape), parents
+            name,
+            density,
+            shape,
+            plates,
+            msg["scale"],
+            mask,
+            msg["is_observed"],
+            error,
+            kind,
+            len(fn.event_shape),
+            parents,
         )
 
 
@@ -396,7 +421,8 @@ def _check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) -
     batch = value.shape[: value.ndim - event]
     if value.ndim < event or value.shape[value.ndim - event :] != fn.event_shape:
         raise DataError(
-            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)}; got {tuple(value.shape)}."
+            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)}; got "
+            f"{tuple(value.shape)}."
         )
     if not isinstance(value, RandomTensor):
         _check_plates(name, batch, plates, frozenset(), "observed", value.shape)
@@ -433,7 +459,8 @@ def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
     if wrong:
         raise DataError(
-            f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. Remove them, or hide "
+            f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. Remove "
+            f"them, or hide "
             "them with obs_mask= or poutine.mask."
         )
     support = _placeholder_distribution(fn).support
@@ -463,12 +490,15 @@ def _check_plates(
             continue
         if dim not in sizes:
             raise DataError(
-                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape {tuple(shown)}, whose "
-                f"dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it part of the event with .to_event()."
+                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape "
+                f"{tuple(shown)}, whose "
+                f"dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it part of the event "
+                f"with .to_event()."
             )
         if n != sizes[dim]:
             raise DataError(
-                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got shape {tuple(shown)}."
+                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got "
+                f"shape {tuple(shown)}."
             )
 
 
@@ -556,7 +586,8 @@ def record(
         model: a Pyro model; the other arguments are its own.
         origins: by site, a constant that the latent is measured from, for exact differences from data far from zero;
             by default the mean of the data that the latent is a location of.
-        point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate": "point"}``.
+        point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate":
+            "point"}``.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -629,7 +660,8 @@ def expected_log_factors(
         posterior: by continuous latent site, or by tuple of sites for a joint block, a distribution of its family.
 
     Returns:
-        By site a tensor of its batch shape; a factor that depends on discrete latents has their enumeration dimensions in front.
+        By site a tensor of its batch shape; a factor that depends on discrete latents has their enumeration dimensions
+        in front.
 
     Raises:
         ModelError: if a latent site has no posterior.

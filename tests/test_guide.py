@@ -847,7 +847,7 @@ def test_a_parameter_that_changed_in_the_store_is_read_anew(x: Tensor) -> None:
     fitted = guide.elbo(x)
     assert guide.elbo(x) == fitted
     with torch.no_grad():
-        pyro.param("scale").unconstrained().add_(0.5)
+        pyro.param("scale").unconstrained().add_(0.5)  # type: ignore[attr-defined]
     assert guide.elbo(x) < fitted - 1.0
     assert guide.params()["scale"] == pytest.approx(float(pyro.param("scale")), rel=1e-12)
     CAVI(model, guide).run(x, tol=1e-13)

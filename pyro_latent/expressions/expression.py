@@ -3,11 +3,13 @@ r"""What a model computes from its latents, kept symbolically.
 An :class:`Expression` is one of three things:
 
 - a *polynomial*: a sum of :class:`~.terms.Term`, for which expectations are products of moments;
-- *pieces*: polynomials chosen by constant masks, as ``torch.where`` makes them, so that powers and logarithms act on each;
+- *pieces*: polynomials chosen by constant masks, as ``torch.where`` makes them, so that powers and logarithms act on
+  each;
 - *opaque*: the result of an operation without a rule. It remembers the operation and the latents behind it, so that an
   error can name them.
 
-Rules write log densities in this algebra with ordinary operators, and the methods ``log``, ``sum``, ``log_det`` and so on.
+Rules write log densities in this algebra with ordinary operators, and the methods ``log``, ``sum``, ``log_det`` and so
+on.
 """
 
 from __future__ import annotations

@@ -1,10 +1,10 @@
 """Tensors that remember how they were computed from the latents.
 
-A :class:`RandomTensor` stands for a latent, or for what the model computed from latents. Shapes, plates and indexing see
-an ordinary tensor; every operation goes through ``__torch_function__``, which computes a placeholder value and the
-:class:`~.expression.Expression`. An operation without a rule gives an opaque expression. The placeholder never escapes: whatever would
-turn it into a number raises :class:`~pyro_latent.errors.LatentValueError`, and what bypasses ``__torch_function__`` ends in
-``__torch_dispatch__``, which raises too.
+A :class:`RandomTensor` stands for a latent, or for what the model computed from latents. Shapes, plates and indexing
+see an ordinary tensor; every operation goes through ``__torch_function__``, which computes a placeholder value and the
+:class:`~.expression.Expression`. An operation without a rule gives an opaque expression. The placeholder never escapes:
+whatever would turn it into a number raises :class:`~pyro_latent.errors.LatentValueError`, and what bypasses
+``__torch_function__`` ends in ``__torch_dispatch__``, which raises too.
 """
 
 from __future__ import annotations
@@ -50,7 +50,9 @@ _SHAPE_QUERIES = frozenset(
     ]
 )
 #: Functions that read nothing of their tensor but its shape, dtype and device.
-_SHAPE_ONLY = frozenset(["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"])
+_SHAPE_ONLY = frozenset(
+    ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
+)
 _IN_PLACE = frozenset(
     f"__i{name}__"
     for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"]
@@ -82,7 +84,11 @@ class RandomTensor(Tensor):
         """The point estimates that the tensor is computed from."""
         derived = [f.variable for t in self.expression.terms for f in t.factors]
         own = {p for v in derived for p in (v.parents or {v.site})} | {
-            p for _, piece in self.expression.pieces for t in piece.terms for f in t.factors for p in (f.variable.parents or {f.variable.site})
+            p
+            for _, piece in self.expression.pieces
+            for t in piece.terms
+            for f in t.factors
+            for p in (f.variable.parents or {f.variable.site})
         }
         return frozenset(own) | (self.expression.opacity.sites if self.expression.opacity else frozenset())
 
@@ -210,7 +216,9 @@ def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 def derived_from_points(
     name: str, func: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor
 ) -> Expression | None:
-    """``func(*args)`` as a function of point estimates; None where a latent with a distribution is among the arguments."""
+    """``func(*args)`` as a function of point estimates; None where a latent with a distribution is among the
+    arguments.
+    """
     replay = _replay(func, args, {})
     if replay is None:
         return None
@@ -268,15 +276,18 @@ def _of(parents: list[Expression]) -> str:
 
 def _number_error(operation: str, parents: list[Expression]) -> LatentValueError:
     return LatentValueError(
-        f"Expected tensor operations on {_of(parents)}; got {operation}, which needs its value as a number. Coordinate ascent "
-        "knows the distribution of a latent, not a value. Keep it a tensor: instead of branching on it, use torch.where "
+        f"Expected tensor operations on {_of(parents)}; got {operation}, which needs its value as a number. "
+        f"Coordinate ascent "
+        "knows the distribution of a latent, not a value. Keep it a tensor: instead of branching on it, use "
+        "torch.where "
         "with an enumerated discrete site."
     )
 
 
 def _in_place_error(operation: str, parents: list[Expression]) -> LatentValueError:
     return LatentValueError(
-        f"Expected operations that make new tensors; got the in-place {operation} with {_of(parents)}. Write x = x + y for "
+        f"Expected operations that make new tensors; got the in-place {operation} with {_of(parents)}. Write x = x + "
+        f"y for "
         "x += y, and torch.stack, torch.cat or torch.where for writing into a tensor's elements."
     )
 

@@ -4,7 +4,8 @@ A :class:`Term` is a number times constants times latents. Every operand carries
 dimensions: a *label*, which says which dimension of the result it runs along, or a :class:`Gather`, which reads it at
 given places. Negative labels are the result's dimensions, counted from the right as in broadcasting; positive
 labels are summed over. A label that an operand lacks is one that it does not vary along, so broadcasting, expansion and
-``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[z]`` is ``mu`` with a gathered axis.
+``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[z]`` is ``mu`` with a
+gathered axis.
 """
 
 from __future__ import annotations
@@ -117,7 +118,9 @@ def substitute(axis: Axis, mapping: Mapping[int, Axis]) -> Axis:
 
 
 def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
-    """The axis that reads a dimension of ``size`` at ``index``; a plain label where that is the whole range in order."""
+    """The axis that reads a dimension of ``size`` at ``index``; a plain label where that is the whole range in
+    order.
+    """
     if index.ndim == 1 and index.shape[0] == size and torch.equal(index, torch.arange(size, device=index.device)):
         return labels[0]
     return Gather(index, labels)
@@ -149,8 +152,8 @@ class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
     ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix. ``replay`` computes what the model made of its ``parents``, which are points,
-    by an operation that has no rule.
+    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix.
+    ``replay`` computes what the model made of its ``parents``, which are points, by an operation that has no rule.
     """
 
     site: str

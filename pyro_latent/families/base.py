@@ -2,16 +2,18 @@ r"""Exponential families in three coordinates.
 
 A family has statistics t(x), natural parameters η and log-normalizer A(η), with base measure 1:
 
-.. math:: \log q(x) = \langle η, t(x) \rangle - A(η), \qquad E\,t(x) = ∇A(η), \qquad H(q) = A(η) - \langle η, E\,t \rangle
+.. math:: \log q(x) = \langle η, t(x) \rangle - A(η), \qquad E\,t(x) = ∇A(η),
+
+with entropy H(q) = A(η) − ⟨η, E t⟩
 
 (``docs/sources.md``, [4] equations (91)–(100)). The coordinates are three types that are never mixed: *params* (the
-constructor arguments of the Pyro distribution), :class:`Natural` (η) and :class:`Mean` (E t); the fields of the last two
-are named after the statistics.
+constructor arguments of the Pyro distribution), :class:`Natural` (η) and :class:`Mean` (E t); the fields of the last
+two are named after the statistics.
 
 To implement a family: name its ``statistics`` with the number of event dimensions of each, list its ``moments``, and
 write ``sufficient_statistics``, ``log_normalizer``, ``mean``, ``from_mean``, ``to_params``, ``from_params``,
-``in_domain`` and ``distribution``. The base class derives log densities, entropies and divergences, and one suite of laws tests
-every family in the catalogue.
+``in_domain`` and ``distribution``. The base class derives log densities, entropies and divergences, and one suite of
+laws tests every family in the catalogue.
 """
 
 from __future__ import annotations
@@ -123,7 +125,9 @@ class Family(ABC):
 
     def from_mean(self, mean: Mean) -> Natural:
         """The inverse of :meth:`mean`; coordinate ascent does not need it, fitting by moments does."""
-        raise NotImplementedError(f"Expected {type(self).__name__}.from_mean(mean), the inverse of mean(); got no method.")
+        raise NotImplementedError(
+            f"Expected {type(self).__name__}.from_mean(mean), the inverse of mean(); got no method."
+        )
 
     @abstractmethod
     def to_params(self, natural: Natural) -> Params:

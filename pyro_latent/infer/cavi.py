@@ -181,8 +181,9 @@ class CAVI:
     Args:
         model: a Pyro model.
         guide: an :class:`~pyro_latent.AutoConjugate` of that model.
-        order: the sites in the order of their updates; a discrete site's name stands for the elimination of all discrete
-            sites. By default the blocks with the most elements come first, after the discrete sites; parameters come last.
+        order: the sites in the order of their updates; a discrete site's name stands for the elimination of all
+            discrete sites. By default the blocks with the most elements come first, after the discrete sites;
+            parameters come last.
         local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others.
         local_tol: stop these early once no mean parameter of theirs changes by more than this.
 
@@ -322,7 +323,8 @@ class CAVI:
         missing = [name for name in places if name not in self.order]
         if unknown or missing:
             raise ModelError(
-                f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with {unknown or 'none'} unknown "
+                f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with "
+                f"{unknown or 'none'} unknown "
                 f"and {missing or 'none'} missing."
             )
         return list(dict.fromkeys(places.get(n) for n in self.order))
@@ -341,8 +343,10 @@ class CAVI:
             if not flag:
                 block = sweep.program.blocks[key]
                 raise NaturalDomainError(
-                    f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural parameters outside its "
-                    "domain. A prior may be improper, or the data too extreme for its precision: shift or scale the data, or use "
+                    f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "
+                    f"parameters outside its "
+                    "domain. A prior may be improper, or the data too extreme for its precision: shift or scale the "
+                    "data, or use "
                     "float64. The guide is as before the step."
                 )
         if not all(math.isfinite(e) for e in elbo):
@@ -353,7 +357,8 @@ class CAVI:
             if falls:
                 raise ElboDecreaseError(
                     f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats, by the update of "
-                    f"{self._culprit(sweep, before, state)}. If that update is hand-written, check_updates compares it with the "
+                    f"{self._culprit(sweep, before, state)}. If that update is hand-written, check_updates compares "
+                    f"it with the "
                     "derived one. The guide is as before the step."
                 )
         return elbo

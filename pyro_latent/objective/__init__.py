@@ -3,7 +3,16 @@
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate
 from .explain import explain
-from .posterior import Posteriors, discrete_distribution, marginals, natural_of, posteriors, quantile, responsibilities, shaped
+from .posterior import (
+    Posteriors,
+    discrete_distribution,
+    marginals,
+    natural_of,
+    posteriors,
+    quantile,
+    responsibilities,
+    shaped,
+)
 from .program import Bound, Held, Means, Program, State, Summand
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .starts import Init, initial_state

@@ -101,8 +101,10 @@ def _single(site: LatentSite, device: torch.device) -> Block:
         size = site.event_shape.numel()
         if size > _LARGE_EVENT:
             warnings.warn(
-                f"Site {site.name!r} is a .to_event() normal of {size} elements: its posterior has a full covariance, of {size}² "
-                "numbers for each batch element. If its elements may be independent, declare them with pyro.plate instead.",
+                f"Site {site.name!r} is a .to_event() normal of {size} elements: its posterior has a full covariance, "
+                f"of {size}² "
+                "numbers for each batch element. If its elements may be independent, declare them with pyro.plate "
+                "instead.",
                 stacklevel=2,
             )
         family: Family = FAMILIES[dist.MultivariateNormal]
@@ -111,8 +113,10 @@ def _single(site: LatentSite, device: torch.device) -> Block:
     if found is None:
         known = ", ".join(sorted(d.__name__ for d in FAMILIES))
         raise NotConjugateError(
-            f"Expected site {site.name!r} to have a prior in a known exponential family; got {site.distribution.__name__}. "
-            f"Known: {known}. Add one with register_family({site.distribution.__name__}, family), or fit the site by gradient "
+            f"Expected site {site.name!r} to have a prior in a known exponential family; got "
+            f"{site.distribution.__name__}. "
+            f"Known: {known}. Add one with register_family({site.distribution.__name__}, family), or fit the site by "
+            f"gradient "
             "(an autoguide in SVI)."
         )
     return _over(found, (site,), device)
@@ -128,7 +132,8 @@ def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -
     if len(batches) > 1:
         listed = ", ".join(f"{s.name!r} {tuple(b)}" for s, (b, _) in zip(sites, shapes, strict=True))
         raise NotConjugateError(
-            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. Put them in the same plates."
+            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. Put them in the same "
+            f"plates."
         )
     batch = shapes[0][0]
     extra = len(batch) - len(sites[0].batch_shape)
@@ -144,7 +149,8 @@ def _joint(names: tuple[str, ...], recording: Recording) -> Block:
     missing = [n for n in names if n not in recording.latents]
     if missing:
         raise NotConjugateError(
-            f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block {names}."
+            f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block "
+            f"{names}."
         )
     sites = [recording.latents[n] for n in names]
     for classes, family in JOINT_FAMILIES.items():

@@ -3,8 +3,8 @@ r"""Exact elimination of the discrete sites from the log factors.
 .. math:: \log Z = \log \sum_z \prod_f \exp f(z)
 
 with the plates as products: a site inside a plate is summed out there, the result is weighted by the plate's scale, and
-multiplied over the plate (Obermeyer et al. 2019, "Tensor variable elimination for plated factor graphs"). The gradient of log Z in a
-factor is its posterior probabilities, so responsibilities need no code of their own.
+multiplied over the plate (Obermeyer et al. 2019, "Tensor variable elimination for plated factor graphs"). The gradient
+of log Z in a factor is its posterior probabilities, so responsibilities need no code of their own.
 
 Tensors are laid out as ``[starts] + enumeration dimensions + plates``; a dimension that a factor lacks has size 1.
 """
@@ -78,7 +78,9 @@ def eliminate(factors: list[LogFactor], sites: list[DiscreteSite]) -> tuple[Tens
 
 
 def _product(factors: list[LogFactor]) -> LogFactor:
-    """The sum of log factors; where two sites share a dimension (as along a chain), one moves to a free one on the left."""
+    """The sum of log factors; where two sites share a dimension (as along a chain), one moves to a free one on the
+    left.
+    """
     dims: dict[str, int] = {}
     total: Tensor | None = None
     free = min(1 - f.tensor.ndim for f in factors)

@@ -1,8 +1,8 @@
 """Expectations of terms: products of moments, one for each block.
 
-A term is a product of functions of latents. Its expectation under q groups them by block, and reads each block's joint moment
-off its mean parameters; so it is affine in the mean parameters of every block, which is what conditional conjugacy means.
-A product that is not among a family's moments has no closed form here, and raises.
+A term is a product of functions of latents. Its expectation under q groups them by block, and reads each block's joint
+moment off its mean parameters; so it is affine in the mean parameters of every block, which is what conditional
+conjugacy means. A product that is not among a family's moments has no closed form here, and raises.
 """
 
 from __future__ import annotations
@@ -192,15 +192,19 @@ def _hint(block: Block, factors: list[Factor]) -> str:
 def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateError:
     parents = ", ".join(repr(f.variable.site) for f in factors)
     return NotConjugateError(
-        f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which is not "
-        f"linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. What would work: "
+        f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which "
+        f"is not "
+        f"linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. What "
+        f"would work: "
         f"{_hint(block, factors)}"
     )
 
 
 def _coupled(block: Block, site: str) -> NotConjugateError:
     return NotConjugateError(
-        f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log density "
-        "couples them (it multiplies different elements, as X @ w does). Updating them all at once would not be coordinate "
+        f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log "
+        f"density "
+        "couples them (it multiplies different elements, as X @ w does). Updating them all at once would not be "
+        "coordinate "
         f"ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
     )

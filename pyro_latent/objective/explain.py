@@ -10,7 +10,9 @@ from .recording import Recording
 
 
 def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> str:
-    """One line for each site: its distribution, the block and family of its posterior, and its update or what is in the way."""
+    """One line for each site: its distribution, the block and family of its posterior, and its update or what is in the
+    way.
+    """
     try:
         blocks = make_blocks(recording, joint)
     except PyroLatentError as error:

@@ -45,7 +45,8 @@ def marginals(block: Block, params: Params) -> dict[str, Any]:
 class Posteriors(Mapping[Any, Any]):
     """The current posteriors, as a hand-written update sees them.
 
-    ``q[site]`` is a site's marginal, ``q[block]`` a joint block's distribution, ``q.scales[site]`` the scale of the site's plates.
+    ``q[site]`` is a site's marginal, ``q[block]`` a joint block's distribution, ``q.scales[site]`` the scale of the
+    site's plates.
     """
 
     def __init__(
@@ -83,7 +84,8 @@ def discrete_distribution(site: DiscreteSite, probs: Tensor) -> Any:
     count = torch.arange(site.cardinality, device=site.support.device, dtype=site.support.dtype)
     if site.support.ndim != 1 or not torch.equal(site.support, count):
         raise ModelError(
-            f"Expected a discrete site with values 0, 1, …; got {site.name!r} with values {site.support.tolist()}. Use Categorical."
+            f"Expected a discrete site with values 0, 1, …; got {site.name!r} with values {site.support.tolist()}. "
+            f"Use Categorical."
         )
     return dist.Categorical(probs)
 
@@ -96,12 +98,16 @@ def responsibilities(
     They are the gradient of log Z in probes added to the sites' log factors.
     """
     nesting = program.recording.max_plate_nesting
-    extra = [_clamp(s, clamped[s.name], program.ndim, nesting) for s in program.discrete if clamped and s.name in clamped]
+    extra = [
+        _clamp(s, clamped[s.name], program.ndim, nesting) for s in program.discrete if clamped and s.name in clamped
+    ]
     starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f.tensor) for f in extra)])
     like = program.recording.like
     with torch.enable_grad():
         probes = {
-            s.name: torch.zeros(starts, *_layout(s, program.ndim), dtype=like.dtype, device=like.device).requires_grad_()
+            s.name: torch.zeros(
+                starts, *_layout(s, program.ndim), dtype=like.dtype, device=like.device
+            ).requires_grad_()
             for s in sites
         }
         added = [LogFactor(probes[s.name], {s.name: s.dim}) for s in sites]
@@ -223,7 +229,9 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
         ModelError: if it is not of the block's family, or has another shape.
     """
     if not hasattr(distribution, "log_prob"):
-        raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}.")
+        raise ModelError(
+            f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}."
+        )
     base = _base(distribution)[0] if hasattr(distribution, "base_dist") else distribution
     example = standard_params(block)
     expected = type(block.family.distribution(example))

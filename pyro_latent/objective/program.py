@@ -2,10 +2,10 @@ r"""The ELBO as a function of the mean parameters, compiled from a recording.
 
 .. math:: \bar L(μ) + \sum_b s_b (A_b(η_b) - \langle η_b, μ_b \rangle)
 
-Terms of sites that depend on no discrete latent are summed over their plates once: what remains of the data are its sufficient
-statistics, and a sweep does not touch the data. Factors over discrete latents keep their plates; where the data and the
-parameters meet only in sums (as in mixtures) they become two matrix products: features × parameters, and, for given responsibilities,
-responsibilities × features.
+Terms of sites that depend on no discrete latent are summed over their plates once: what remains of the data are its
+sufficient statistics, and a sweep does not touch the data. Factors over discrete latents keep their plates; where the
+data and the parameters meet only in sums (as in mixtures) they become two matrix products: features × parameters, and,
+for given responsibilities, responsibilities × features.
 """
 
 from __future__ import annotations
@@ -103,8 +103,8 @@ class Piece(NamedTuple):
 class DiscreteFactor:
     """The expected log density of a site that depends on discrete latents.
 
-    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the parameters
-    meet only in sums, one row for each link and one column for each element along ``rows``.
+    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the
+    parameters meet only in sums, one row for each link and one column for each element along ``rows``.
     """
 
     site: str
@@ -525,7 +525,8 @@ class Program:
         if block.is_point and any(key in v.parents for v in self.derived):
             used = ", ".join(sorted({v.site.split()[0] for v in self.derived if key in v.parents}))
             raise NotConjugateError(
-                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. Use EM(model, "
+                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. Use "
+                f"EM(model, "
                 "m_step='gradient')."
             )
         if block.is_point:
@@ -633,8 +634,10 @@ def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
         opacity.hint or "sums, products, indexing and matrix products of latents, and powers of a precision or a rate"
     )
     raise NotConjugateError(
-        f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: {opacity.operation} of "
-        f"{parents} has no expected log density in closed form. What would work: {hint}; or fit {parents} by gradient, with an "
+        f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: "
+        f"{opacity.operation} of "
+        f"{parents} has no expected log density in closed form. What would work: {hint}; or fit {parents} by "
+        f"gradient, with an "
         "autoguide in SVI."
     )
 

@@ -25,8 +25,8 @@ class Plate:
 class LatentSite:
     """A continuous latent: its distribution's class and shapes, plates, and the scale and mask of its log density.
 
-    ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a ``point``, where it
-    starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
+    ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
+    ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
     """
 
     name: str
@@ -70,7 +70,8 @@ class DiscreteSite:
 class ScoredSite:
     """A site's log density as an expression of its batch shape, or the error that stands in its place.
 
-    ``enumerated`` names the discrete site behind each enumeration dimension; chains use the same dimensions again and again.
+    ``enumerated`` names the discrete site behind each enumeration dimension; chains use the same dimensions again and
+    again.
     """
 
     name: str
@@ -91,7 +92,8 @@ class ScoredSite:
 class Recording:
     """One run of a model, with its observed data inside.
 
-    ``hidden`` names latent sites that nothing depends on (missing data): they are integrated out, and not in ``latents``.
+    ``hidden`` names latent sites that nothing depends on (missing data): they are integrated out, and not in
+    ``latents``.
     """
 
     latents: dict[str, LatentSite]

@@ -1,8 +1,9 @@
 """Where coordinate ascent starts.
 
-Continuous blocks start at their prior, in the order of the model, given the blocks before; locations are then drawn from it, since
-a symmetric start is a fixed point (a factor loading of zero stays zero). Discrete sites start at clusters of the data in
-their plate, found by k-means, or at random where there is no such data. A user's starts come before both.
+Continuous blocks start at their prior, in the order of the model, given the blocks before; locations are then drawn
+from it, since a symmetric start is a fixed point (a factor loading of zero stays zero). Discrete sites start at
+clusters of the data in their plate, found by k-means, or at random where there is no such data. A user's starts come
+before both.
 """
 
 from __future__ import annotations
@@ -93,13 +94,17 @@ def _is_simplex(constraint: Any) -> bool:
 def _given(program: Program, init: Init) -> dict[Any, Any]:
     if init is None or isinstance(init, int):
         return {}
-    sites: list[LatentSite | DiscreteSite] = [*(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))), *program.discrete]
+    sites: list[LatentSite | DiscreteSite] = [
+        *(b.sites[i] for b in program.blocks.values() for i in range(len(b.sites))),
+        *program.discrete,
+    ]
     if callable(init):
         found = {site.name: init(site) for site in sites}
         return {name: value for name, value in found.items() if value is not None}
     if not isinstance(init, Mapping):
         raise TypeError(
-            f"Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or a function; got {init!r}."
+            f"Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
+            f"a function; got {init!r}."
         )
     known = {*(s.name for s in sites), *program.blocks}
     unknown = [key for key in init if key not in known]
@@ -120,14 +125,17 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     natural = program.optimum_of(block, means, summands)
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
-            f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of {block.family.name}. "
+            f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
+            f"{block.family.name}. "
             "Check its concentrations, rates, scales and degrees of freedom."
         )
     return natural
 
 
 def _perturbed(program: Program, block: Block, natural: Natural, generator: torch.Generator) -> Natural:
-    """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited spread."""
+    """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited
+    spread.
+    """
     if block.family.location is None:
         return natural
     params = block.family.to_params(natural)
@@ -148,7 +156,8 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
         inner = [s.name for s in block.sites if s.name in given]
         if inner:
             raise ModelError(
-                f"Expected init for the whole block {block.key}; got it for {inner} alone. Give init={{{block.key!r}: distribution}}."
+                f"Expected init for the whole block {block.key}; got it for {inner} alone. Give "
+                f"init={{{block.key!r}: distribution}}."
             )
     if found is None:
         return natural
@@ -160,13 +169,17 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
         params = block.params(natural)
         shape = block.batch_shape + block.event_shapes[0]
         if found.shape.numel() != shape.numel():
-            raise ModelError(f"Expected a location of shape {tuple(shape)} as init for {block.label!r}; got {tuple(found.shape)}.")
+            raise ModelError(
+                f"Expected a location of shape {tuple(shape)} as init for {block.label!r}; got {tuple(found.shape)}."
+            )
         loc = found.to(params["loc"]).reshape(shape)
         return block.natural(params | {"loc": loc.expand_as(params["loc"])})
     where = f"init[{block.key!r}]"
     one = natural_of(block, found, where, program.recording.like)
     if not bool(block.family.in_domain(one).all()):
-        raise NaturalDomainError(f"Expected a proper {block.family.name} from {where}; got parameters outside its domain.")
+        raise NaturalDomainError(
+            f"Expected a proper {block.family.name} from {where}; got parameters outside its domain."
+        )
     return one.map(lambda t: t.expand(restarts, *t.shape).clone())
 
 
@@ -182,12 +195,14 @@ def _responsibilities(
         probs = given if isinstance(given, Tensor) else _probs(given)
         if tuple(probs.shape) != (*plates, site.cardinality):
             raise ModelError(
-                f"Expected responsibilities of shape {(*plates, site.cardinality)} for {site.name!r}; got {tuple(probs.shape)}."
+                f"Expected responsibilities of shape {(*plates, site.cardinality)} for {site.name!r}; got "
+                f"{tuple(probs.shape)}."
             )
         probs = probs.to(like)
         if not bool(probs.isfinite().all()) or bool((probs < 0).any()) or bool((probs.sum(-1) <= 0).any()):
             raise ModelError(
-                f"Expected responsibilities for {site.name!r} that are finite, not negative, and not all zero for an element; got others."
+                f"Expected responsibilities for {site.name!r} that are finite, not negative, and not all zero for an "
+                f"element; got others."
             )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     rows = _cluster_data(program, site, depth)

@@ -1,11 +1,13 @@
 r"""Expected log densities, one rule for each distribution.
 
-A rule writes log p(x | arguments) in the algebra of :class:`~pyro_latent.expressions.Expression`: x and the arguments may be
-data, latents, or whatever the model computed from them, and the engine takes the expectation. There are no tables of
+A rule writes log p(x | arguments) in the algebra of :class:`~pyro_latent.expressions.Expression`: x and the arguments
+may be data, latents, or whatever the model computed from them, and the engine takes the expectation. There are no
+tables of
 pairs: that a Gamma is conjugate to the precision of a normal follows from the rule of the normal alone.
 
-To implement a rule: a function of the arguments (an :class:`Arguments`, with the constructor's names) and the value, which returns
-the log density with one element for each element of the batch shape; then ``register_rule(distribution, rule)``.
+To implement a rule: a function of the arguments (an :class:`Arguments`, with the constructor's names) and the value,
+which returns the log density with one element for each element of the batch shape; then ``register_rule(distribution,
+rule)``.
 """
 
 from __future__ import annotations
@@ -22,7 +24,9 @@ from ..expressions import Expression
 
 
 class Arguments(Mapping[str, Expression]):
-    """A distribution's arguments as expressions, by the names of its constructor; absent ones are None as attributes."""
+    """A distribution's arguments as expressions, by the names of its constructor; absent ones are None as
+    attributes.
+    """
 
     def __init__(self, arguments: Mapping[str, Expression]) -> None:
         self._arguments = dict(arguments)
@@ -56,7 +60,8 @@ def register_rule(distribution: type, rule: Rule | None = None) -> Any:
         rule: ``rule(arguments, value) -> Expression``, of the base batch shape. Left out, a decorator is returned.
 
     Raises:
-        TypeError: if ``distribution`` is not a class with a ``log_prob``, or ``rule`` is not a function of two arguments.
+        TypeError: if ``distribution`` is not a class with a ``log_prob``, or ``rule`` is not a function of two
+            arguments.
     """
     if rule is None:
         return lambda function: register_rule(distribution, function)
@@ -80,7 +85,8 @@ def rule_of(distribution: type) -> Rule:
     known = ", ".join(sorted({d.__name__ for d in RULES}))
     raise MissingRuleError(
         f"Expected a distribution with a rule; got {distribution.__name__}, which has none. Write "
-        f"register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments and the value, "
+        f"register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments and "
+        f"the value, "
         f"or use one of those that exist: {known}."
     )
 

@@ -52,7 +52,8 @@ class RandomDistribution(TorchDistribution):
             return self.arguments[name]
         raise AttributeError(
             f"Expected an argument of {self.__dict__['family'].__name__} as it was given "
-            f"({sorted(self.__dict__['arguments'])}); got {name!r}, which depends on the values of its latent arguments."
+            f"({sorted(self.__dict__['arguments'])}); got {name!r}, which depends on the values of its latent "
+            f"arguments."
         )
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
@@ -70,7 +71,8 @@ class RandomDistribution(TorchDistribution):
             return empty
         sites = sorted({s for a in self.arguments.values() if isinstance(a, RandomTensor) for s in a.expression.sites})
         raise LatentValueError(
-            f"Expected pyro.sample for a distribution that depends on the latents {sites}; got a direct draw from it, which "
+            f"Expected pyro.sample for a distribution that depends on the latents {sites}; got a direct draw from it, "
+            f"which "
             "needs their values. Write pyro.sample(name, distribution)."
         )
 
@@ -116,7 +118,9 @@ def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
 
 
 def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
-    """As :func:`unwrap`, with the masks over elements of events last: of shapes that broadcast with the base's batch."""
+    """As :func:`unwrap`, with the masks over elements of events last: of shapes that broadcast with the base's
+    batch.
+    """
     reinterpreted = 0
     masks: list[Any] = []
     inner: list[Tensor] = []
@@ -203,4 +207,12 @@ def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
     return derived_from_points(f"log_prob of {base.family.__name__}", log_prob, (*base.arguments.values(), value), like)
 
 
-__all__ = ["RandomDistribution", "arguments_of", "expected_log_density", "family_class", "random_arguments", "unwrap", "unwrap_masks"]
+__all__ = [
+    "RandomDistribution",
+    "arguments_of",
+    "expected_log_density",
+    "family_class",
+    "random_arguments",
+    "unwrap",
+    "unwrap_masks",
+]
