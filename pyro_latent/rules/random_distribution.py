@@ -97,8 +97,22 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
         return None
     bound = inspect.signature(cls).bind(*args, **kwargs).arguments
     named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
-    placeholder = cls(**placeholders(named), validate_args=False)
-    return RandomDistribution(cls, named, placeholder, placeholder.batch_shape)
+    values, batch_shape = _one_element(cls, placeholders(named))
+    placeholder = cls(**values, validate_args=False)
+    return RandomDistribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+
+
+def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], torch.Size | None]:
+    """The arguments at one element of the batch, and the batch shape: no constructor factors a matrix for each datum."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    try:
+        limits: dict[str, Any] = cls.arg_constraints  # type: ignore[attr-defined]
+        split = {name: value.ndim - limits[name].event_dim for name, value in tensors.items()}
+    except (AttributeError, KeyError, NotImplementedError, TypeError):
+        return values, None
+    batch_shape = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
+    first = {name: value[(slice(0, 1),) * split[name]] for name, value in tensors.items()}
+    return values | first, batch_shape
 
 
 @contextmanager
