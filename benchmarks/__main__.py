@@ -1,6 +1,6 @@
 """Run the benchmarks and write ``benchmarks/results/<date>-cpu.md``.
 
-``python -m benchmarks`` runs all; names after it (``normal_gamma``, ``mixtures``, ``headline``) run those only.
+``python -m benchmarks`` runs all; names after it (such as ``normal_gamma``) run those only.
 """
 
 from __future__ import annotations
@@ -15,9 +15,14 @@ import pyro
 import sklearn
 import torch
 
-from . import headline, mixtures, normal_gamma
+from . import dirichlet_newton, headline, mixtures, normal_gamma
 
-BENCHMARKS = {"normal_gamma": normal_gamma.run, "mixtures": mixtures.run, "headline": headline.run}
+BENCHMARKS = {
+    "normal_gamma": normal_gamma.run,
+    "mixtures": mixtures.run,
+    "dirichlet_newton": dirichlet_newton.run,
+    "headline": headline.run,
+}
 
 
 def main() -> None:
