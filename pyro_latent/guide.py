@@ -142,6 +142,7 @@ class AutoConjugate(AutoGuide):
         self._call: _Call | None = None
         self._starts: dict[str, Tensor] = {}
         self._params_seen: dict[str, tuple[int, int]] = {}
+        self._reading: tuple[Any, Prepared] | None = None
         self._best = 0
         self._revision = 0
 
@@ -214,18 +215,28 @@ class AutoConjugate(AutoGuide):
             self.commit(prepared, prepared.state, prepared.starts)
         return prepared.program
 
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
-        """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`."""
+    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], predict: bool = False) -> Prepared:
+        """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`.
+
+        ``predict``: data need not be given, and the local blocks of new data are set to their optimum given the
+        globals.
+        """
         known = self._program
         if known is not None and self._call is not None and self._call.matches(args, kwargs):
             state = self._with_params(known, self.state)
             return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
         fitted = bool(self._layout)
-        recording = record(self.model, *args, origins=self.origins if fitted else None, point=self.point, **kwargs)
+        sites = (
+            [*(name for block in self._layout["blocks"] for name in block), *self._layout["discrete"]] if fitted else []
+        )
+        origins = self.origins if fitted else None
+        recording = record(
+            self.model, *args, origins=origins, point=self.point, known=sites if fitted and predict else None, **kwargs
+        )
         program = Program(recording, self._joint)
         call = _Call.of(args, kwargs)
         if fitted:
-            state, layout = self._adopted(program)
+            state, layout = self._adopted(program, predict)
             return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
         state, starts = initial_state(program, self._init, self.restarts)
         layout, origins = _layout_of(program)
@@ -255,7 +266,7 @@ class AutoConjugate(AutoGuide):
                 state = state | {key: block.natural({"value": value.expand(len(state[key].x), *value.shape)})}
         return state
 
-    def _adopted(self, program: Program) -> tuple[State, dict[str, Any]]:
+    def _adopted(self, program: Program, predict: bool) -> tuple[State, dict[str, Any]]:
         """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start
         anew.
         """
@@ -269,11 +280,14 @@ class AutoConjugate(AutoGuide):
                 f"{program.recording.device}. Convert the data, or the guide with guide.to(...)."
             )
         shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
-        if shapes == self._layout["shapes"]:
-            return state, self._layout
-        fresh, _ = initial_state(program, None, len(like))
-        changed = [k for k, old, new in zip(self._keys, self._layout["shapes"], shapes, strict=True) if old != new]
-        return {k: fresh[k] if k in changed else state[k] for k in state}, {**self._layout, "shapes": shapes}
+        old_shapes = self._layout["shapes"]
+        changed = [k for k, old, new in zip(self._keys, old_shapes, shapes, strict=True) if old != new]
+        if changed:
+            fresh, _ = initial_state(program, None, len(like))
+            state = {k: fresh[k] if k in changed else state[k] for k in state}
+        if predict:
+            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+        return state, {**self._layout, "shapes": shapes}
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())
@@ -297,36 +311,46 @@ class AutoConjugate(AutoGuide):
                     f"Make a new guide."
                 )
 
-    def _current(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Program:
-        """The program of these arguments, or without any that of the last call."""
-        if args or kwargs:
-            return self.program(*args, **kwargs)
-        if self._program is not None:
-            return self._program
-        self._require_state()
-        raise ModelError(
-            "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
-            "Call guide(data) once."
-        )
+    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, State]:
+        """The program and the state for these arguments, or without any those of the last call.
+
+        A fitted guide stays as it is: new data is looked at with the globals as they are and its local blocks at their
+            optimum.
+        """
+        if not args and not kwargs and self._program is not None:
+            return self._program, self.state
+        if not args and not kwargs:
+            self._require_state()
+            raise ModelError(
+                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+                "Call guide(data) once."
+            )
+        if self._program is None or (self._call is not None and self._call.matches(args, kwargs)):
+            return self.program(*args, **kwargs), self.state
+        now = (self._revision, _param_versions(self._program))
+        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
+            self._reading = (now, self.prepare(args, kwargs, predict=True))
+        return self._reading[1].program, self._reading[1].state
 
     # Sampling.
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site from the posterior, as Pyro sample statements."""
-        program = self.program(*args, **kwargs)
-        values = self._sample_sites(program)
-        hidden = program.recording.hidden
-        if hidden:  # missing data: drawn from the model, given everything else
+        program, state = self._read(args, kwargs)
+        plates = _plates(program)
+        values = self._sample_sites(program, state, plates)
+        if program.recording.hidden:  # missing data: drawn from the model, given everything else
             with poutine.block():
                 given = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
-            fns: dict[str, Any] = {name: given.nodes[name]["fn"] for name in hidden}
-            values |= {name: pyro.sample(name, fn) for name, fn in fns.items()}
+            for name, used in program.recording.hidden.items():
+                node: Any = given.nodes[name]
+                with _within(used, plates, node["scale"]):
+                    values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
         return values
 
-    def _sample_sites(self, program: Program) -> dict[str, Tensor]:
-        state = {key: n.map(lambda t: t[self._best]) for key, n in self.state.items()}
+    def _sample_sites(self, program: Program, state: State, plates: dict[str, pyro.plate]) -> dict[str, Tensor]:
+        state = {key: n.map(lambda t: t[self._best]) for key, n in state.items()}
         values: dict[str, Tensor] = {}
-        plates = _plates(program)
         for key, block in program.blocks.items():
             if block.is_param:
                 continue
@@ -373,8 +397,8 @@ class AutoConjugate(AutoGuide):
                 discrete site); True: by block, its distribution, and the discrete sites'.
             args, kwargs: the model's arguments; left out, those of the last call.
         """
-        program = self._current(args, kwargs)
-        found: Posteriors = posteriors(program, self.state, self._best)
+        program, state = self._read(args, kwargs)
+        found: Posteriors = posteriors(program, state, self._best)
         blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
         keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
         return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
@@ -396,8 +420,8 @@ class AutoConjugate(AutoGuide):
 
     def elbo(self, *args: Any, **kwargs: Any) -> float:
         """The exact ELBO, in nats, of the current posterior."""
-        program = self._current(args, kwargs)
-        state = {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in self.state.items()}
+        program, state = self._read(args, kwargs)
+        state = {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in state.items()}
         return float(program.bound(state, program.means(state)).elbo)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
@@ -435,6 +459,10 @@ class AutoConjugate(AutoGuide):
         return self._program
 
     # Saving.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not the recorded programs, which are made anew at the next call."""
+        return self.__dict__ | {"master": None, "_program": None, "_call": None, "_reading": None}
 
     def get_extra_state(self) -> dict[str, Any]:
         """What names the buffers, in plain types: safe under ``weights_only=True``."""
@@ -494,6 +522,7 @@ def _param_versions(program: Program) -> dict[str, tuple[int, int]]:
 def _plates(program: Program) -> dict[str, pyro.plate]:
     sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     unique = {p.name: p for s in sites for p in s.plates}
+    unique |= {p.name: p for used in program.recording.hidden.values() for p in used}
     return {name: pyro.plate(name, p.size, dim=p.dim) for name, p in unique.items()}
 
 

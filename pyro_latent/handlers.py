@@ -226,7 +226,12 @@ class RecordMessenger(Messenger):
             self._check_frames(frames, name)
             self.classes[name] = family_class(unwrap(fn)[0])
             self.dtypes |= _dtypes(_placeholder_distribution(fn))
-            if msg["is_observed"] and isinstance(msg["value"], Tensor):
+            if msg["is_observed"] and not isinstance(msg["value"], Tensor):
+                raise DataError(
+                    f"Expected a torch.Tensor as obs= of site {name!r}; got {type(msg['value']).__name__}. Convert it: "
+                    "torch.as_tensor(data)."
+                )
+            if msg["is_observed"]:
                 self.observations[name] = msg["value"]
                 _check_shape(name, fn, msg["value"], plates)
                 self._find_origin(msg)
@@ -575,6 +580,7 @@ def record(
     *args: Any,
     origins: Mapping[str, Tensor] | None = None,
     point: Collection[str] = (),
+    known: Collection[str] | None = None,
     **kwargs: Any,
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
@@ -588,6 +594,7 @@ def record(
             by default the mean of the data that the latent is a location of.
         point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate":
             "point"}``.
+        known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -611,15 +618,14 @@ def record(
     enumerated = config_enumerate(model, default="parallel")
     with _recording_context(like), messenger, EnumMessenger(first_available_dim=-1 - scan.nesting):
         enumerated(*args, **kwargs)
-    if not messenger.latents and not messenger.discrete:
-        raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
-    if not any(s.observed for s in messenger.scored.values()):
-        raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
+    if known is None:
+        _check_sites(messenger)
     hidden = _hidden_by_obs_mask(messenger)
+    dropped = {*hidden, *_unknown(messenger, known)}
     return Recording(
-        {name: site for name, site in messenger.latents.items() if name not in hidden},
-        messenger.discrete,
-        {name: site for name, site in _with_enumerated(messenger).items() if name not in hidden},
+        {name: site for name, site in messenger.latents.items() if name not in dropped},
+        {name: site for name, site in messenger.discrete.items() if name not in dropped},
+        {name: site for name, site in _with_enumerated(messenger).items() if name not in dropped},
         scan.nesting,
         like.dtype,
         like.device,
@@ -628,16 +634,43 @@ def record(
     )
 
 
-def _hidden_by_obs_mask(messenger: RecordMessenger) -> tuple[str, ...]:
+def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[str]:
+    """Latent sites that the guide does not know: data that is not given, to be predicted.
+
+    Raises:
+        ModelError: if something else depends on one, for then it is another model.
+    """
+    if known is None:
+        return []
+    found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known]
+    for name in found:
+        users = [s.name for s in messenger.scored.values() if s.name != name and s.density and name in s.density.sites]
+        if users:
+            raise ModelError(
+                f"Expected the latent sites of the fitted guide, {sorted(known)}; got {name!r} besides, which {users} "
+                f"depend on. "
+                "Make a new guide for another model."
+            )
+    return found
+
+
+def _hidden_by_obs_mask(messenger: RecordMessenger) -> dict[str, tuple[Plate, ...]]:
     """The sites that ``obs_mask`` makes for missing data and nothing else depends on: they integrate to one."""
-    found = []
+    found = {}
     for name in messenger.latents:
         observed = name.removesuffix("_unobserved") + "_observed"
         others = (s for s in messenger.scored.values() if s.name != name)
         used = any(s.density is None or name in s.density.sites for s in others)
         if name.endswith("_unobserved") and observed in messenger.scored and not used:
-            found.append(name)
-    return tuple(found)
+            found[name] = messenger.latents[name].plates
+    return found
+
+
+def _check_sites(messenger: RecordMessenger) -> None:
+    if not messenger.latents and not messenger.discrete:
+        raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
+    if not any(s.observed for s in messenger.scored.values()):
+        raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
 
 
 def _with_enumerated(messenger: RecordMessenger) -> dict[str, ScoredSite]:

@@ -522,8 +522,8 @@ def test_explain_has_a_row_for_each_site() -> None:
     assert rows[0].split() == ["site", "distribution", "block", "posterior", "update"]
     by_site = {row.split()[0]: row for row in rows[1:]}
     assert list(by_site) == ["theta", "mu", "z", "x"]
-    assert "closed form, from theta, z" in by_site["theta"]
-    assert "closed form, from mu, x" in by_site["mu"]
+    assert "by the densities of theta, z" in by_site["theta"]
+    assert "by the densities of mu, x" in by_site["mu"]
     assert "enumerated and eliminated" in by_site["z"]
     assert "observed" in by_site["x"]
 

@@ -239,6 +239,12 @@ def poisson_of_sums() -> None:
         pyro.sample("x", dist.Poisson(a).expand([5]), obs=COUNTS)
 
 
+def binomial_probs() -> None:
+    p = pyro.sample("p", dist.Beta(TWO, ONE))
+    with pyro.plate("data", 5):
+        pyro.sample("x", dist.Binomial(9, probs=p).expand([5]), obs=COUNTS)
+
+
 def bernoulli_probs() -> None:
     with pyro.plate("groups", 3):
         p = pyro.sample("p", dist.Beta(TWO, HALF))
@@ -350,6 +356,7 @@ CASES = {
     "gamma rates": Case((dist.Gamma, dist.Poisson, dist.Exponential), gamma_rates, {"rate": gamma(), "scale": gamma()}),
     "poisson rates": Case((dist.Poisson,), poisson_rates, {"rate": gamma(3)}),
     "poisson, expanded": Case((dist.Poisson,), poisson_of_sums, {"a": gamma()}),
+    "binomial": Case((dist.Binomial, dist.Beta), binomial_probs, {"p": dist.Beta(TWO, ONE)}),
     "bernoulli": Case(
         (dist.Bernoulli, dist.Beta), bernoulli_probs, {"p": dist.Beta(f64(2.0, 3.0, 1.5), f64(2.0, 1.0, 2.5))}
     ),
@@ -472,6 +479,8 @@ CONSTANT: dict[str, tuple[Any, Tensor]] = {
     "OneHotCategorical by logits": (dist.OneHotCategorical(logits=f64(1.0, 2.0, 5.0)), f64(0.0, 1.0, 0.0)),
     "Multinomial": (dist.Multinomial(5, probs=f64(1.0, 2.0, 5.0)), TALLY),
     "Multinomial by logits": (dist.Multinomial(5, logits=f64(1.0, 2.0, 5.0)), TALLY),
+    "Binomial": (dist.Binomial(f64(5.0, 9.0), probs=f64(0.3, 0.6)), f64(0.0, 9.0)),
+    "Binomial by logits": (dist.Binomial(9, logits=f64(0.3, -0.6)), f64(0.0, 9.0)),
     "Poisson": (dist.Poisson(f64(0.3, 4.0)), f64(0.0, 9.0)),
     "Wishart by covariance": (dist.Wishart(f64(4.0)[0], spd(2, 2)), spd(1, 2, 2)[0]),
     "Wishart by precision": (dist.Wishart(f64(4.0)[0], precision_matrix=spd(2, 2)), spd(1, 2, 2)[0]),

@@ -17,6 +17,18 @@ from .recording import LatentSite, Recording
 
 BlockKey = str | tuple[str, ...]
 
+_PRECISION = "Write a Gamma prior on the precision, and scale=precision.rsqrt(). "
+#: What to write for priors that people use often and that are not conjugate.
+_INSTEAD = {
+    "Uniform": "On (0, 1), write Beta(1, 1); for a scale, a Gamma prior on the precision. ",
+    "Exponential": "Write Gamma(1, rate). ",
+    "HalfCauchy": _PRECISION,
+    "HalfNormal": _PRECISION,
+    "InverseGamma": _PRECISION,
+    "LogNormal": _PRECISION,
+    "LKJCholesky": "Write a Wishart prior on the precision matrix. ",
+    "LKJ": "Write a Wishart prior on the precision matrix. ",
+}
 #: Events of more elements than this get a warning: a full covariance is seldom what is wanted.
 _LARGE_EVENT = 500
 
@@ -115,7 +127,8 @@ def _single(site: LatentSite, device: torch.device) -> Block:
         raise NotConjugateError(
             f"Expected site {site.name!r} to have a prior in a known exponential family; got "
             f"{site.distribution.__name__}. "
-            f"Known: {known}. Add one with register_family({site.distribution.__name__}, family), or fit the site by "
+            f"{_INSTEAD.get(site.distribution.__name__, '')}Known: {known}. Add one with "
+            f"register_family({site.distribution.__name__}, family), or fit the site by "
             f"gradient "
             "(an autoguide in SVI)."
         )

@@ -44,7 +44,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
             elif block.update is not None:
                 update = "hand-written"
             else:
-                update = "closed form, from " + ", ".join([name, *children[name]])
+                update = "closed form, by the densities of " + ", ".join([name, *children[name]])
             rows.append((name, scored.distribution, block.label, block.family.name, update))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(

@@ -23,6 +23,24 @@ from .recording import DiscreteSite
 _QUANTILE_DRAWS = 4000
 
 
+class Reshaped(dist.TransformedDistribution):
+    """A distribution over a vector, seen in another event shape, with its moments."""
+
+    @property
+    def mean(self) -> Tensor:
+        return self._seen(self.base_dist.mean)
+
+    @property
+    def variance(self) -> Tensor:
+        return self._seen(self.base_dist.variance)
+
+    def _seen(self, vector: Tensor) -> Tensor:
+        return vector.reshape(self.batch_shape + self.event_shape)
+
+    def __repr__(self) -> str:
+        return f"{type(self.base_dist).__name__} over events of shape {tuple(self.event_shape)}"
+
+
 def shaped(block: Block, component: int, distribution: Any) -> Any:
     """A distribution over a component of a block with the batch and event shape of its site."""
     site = block.sites[component]
@@ -30,9 +48,7 @@ def shaped(block: Block, component: int, distribution: Any) -> Any:
     if extra > 0:
         return distribution.to_event(extra)
     if len(site.event_shape) > len(distribution.event_shape):
-        return dist.TransformedDistribution(
-            distribution, [ReshapeTransform(torch.Size(distribution.event_shape), site.event_shape)]
-        )
+        return Reshaped(distribution, [ReshapeTransform(torch.Size(distribution.event_shape), site.event_shape)])
     return distribution
 
 

@@ -32,6 +32,10 @@ from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
 #: The label of the leading dimension: the starts that are optimised at once.
 START = 0
 
+#: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
+_SETTLING_ROUNDS = 100
+_SETTLED = 1e-10
+
 State = dict[BlockKey, Natural]
 Means = dict[BlockKey, Mean]
 
@@ -576,6 +580,22 @@ class Program:
             wide = mask.reshape(mask.shape + (1,) * block.family.statistics[name])
             fields[name] = torch.where(wide, value, standard[name])
         return Natural(**fields)
+
+    def settled(self, state: State, local: Sequence[BlockKey]) -> State:
+        """The local blocks at their optimum given the others, as far as a number of rounds reaches."""
+        means = self.means(state)
+        for _ in range(_SETTLING_ROUNDS if local else 0):
+            before = {k: means[k] for k in local}
+            summands = self.held_summands(self.eliminate(means))
+            for key in local:
+                state = state | {key: self.optimum(key, means, summands)}
+                means = self.updated(means, key, state[key])
+            moved = [
+                ((means[k][n] - before[k][n]).abs() / (1 + before[k][n].abs())).max() for k in local for n in means[k]
+            ]
+            if float(torch.stack(moved).max()) < _SETTLED:
+                break
+        return state
 
     def bound(self, state: State, means: Means) -> Bound:
         """The ELBO of each start, in float64, with the discrete sites at their exact posterior."""

@@ -92,8 +92,8 @@ class ScoredSite:
 class Recording:
     """One run of a model, with its observed data inside.
 
-    ``hidden`` names latent sites that nothing depends on (missing data): they are integrated out, and not in
-    ``latents``.
+    ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
+    and not in ``latents``.
     """
 
     latents: dict[str, LatentSite]
@@ -103,7 +103,7 @@ class Recording:
     dtype: torch.dtype
     device: torch.device
     observations: dict[str, Tensor] = field(default_factory=dict)
-    hidden: tuple[str, ...] = ()
+    hidden: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
 
     @property
     def like(self) -> Tensor:

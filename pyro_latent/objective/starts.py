@@ -48,20 +48,18 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
         state[key] = _user_natural(program, block, given, drawn, restarts)
-    from_params = any(s.is_param for b in program.blocks.values() for s in b.sites) and not isinstance(init, int)
-    if from_params and restarts == 1 and not any(site.name in given for site in program.discrete):
-        return state, {}  # the parameters say where to start
+    if not any(site.name in given for site in program.discrete):
+        from_params = any(b.is_param for b in program.blocks.values()) and not isinstance(init, int) and restarts == 1
+        if given or from_params:
+            return (
+                state,
+                {},
+            )  # the given blocks or parameters say where to start: the discrete posterior follows from them
+    clusters = _clusters(program, [s for s in program.discrete if s.name not in given], generator, restarts)
     starts = {
-        site.name: _responsibilities(program, site, given.get(site.name), generator, restarts)
+        site.name: _responsibilities(program, site, given.get(site.name), clusters.get(site.name), generator, restarts)
         for site in program.discrete
     }
-    if (
-        given
-        and not any(isinstance(k, str) and k in starts for k in given)
-        and starts
-        and set(program.blocks) <= set(given)
-    ):
-        starts = {}  # every continuous block is given: the discrete posterior follows from them
     return state, starts
 
 
@@ -184,7 +182,12 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
 
 
 def _responsibilities(
-    program: Program, site: DiscreteSite, given: Any, generator: torch.Generator, restarts: int
+    program: Program,
+    site: DiscreteSite,
+    given: Any,
+    labels: Tensor | None,
+    generator: torch.Generator,
+    restarts: int,
 ) -> Tensor:
     """``[starts, plates..., values]``: the user's, clusters of the data in the site's plates, or a draw."""
     depth = max((-p.dim for p in site.plates), default=0)
@@ -205,9 +208,7 @@ def _responsibilities(
                 f"element; got others."
             )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
-    rows = _cluster_data(program, site, depth)
-    if rows is not None and rows.shape[0] >= site.cardinality:
-        labels = torch.stack([_k_means(rows, site.cardinality, generator) for _ in range(restarts)])
+    if labels is not None:
         hard = torch.nn.functional.one_hot(labels, site.cardinality).to(like)
         return hard.reshape(restarts, *plates, site.cardinality)
     noise = torch.rand(restarts, *plates, site.cardinality, generator=generator, dtype=like.dtype, device=like.device)
@@ -220,10 +221,33 @@ def _probs(given: Any) -> Tensor:
     return probs
 
 
-def _cluster_data(program: Program, site: DiscreteSite, depth: int) -> Tensor | None:
+def _clusters(
+    program: Program, sites: list[DiscreteSite], generator: torch.Generator, restarts: int
+) -> dict[str, Tensor]:
+    """Cluster labels ``[starts, elements]`` of the data beside each site; sites of one kind, as along a chain,
+    together.
+    """
+    groups: dict[tuple[int, int], list[tuple[DiscreteSite, Tensor]]] = {}
+    for site in sites:
+        rows = _cluster_data(program, site)
+        if rows is not None:
+            groups.setdefault((site.cardinality, rows.shape[1]), []).append((site, rows))
+    found = {}
+    for (cardinality, _), members in groups.items():
+        rows = torch.cat([r for _, r in members])
+        if len(rows) < cardinality:
+            continue
+        labels = torch.stack([_k_means(rows, cardinality, generator) for _ in range(restarts)])
+        parts = labels.split([len(r) for _, r in members], 1)
+        found |= {site.name: part for (site, _), part in zip(members, parts, strict=True)}
+    return found
+
+
+def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
     """The floating data observed in a site's plates, one row for each of the site's elements."""
     dims = [p.dim for p in site.plates]
-    if sorted(dims) != list(range(-depth, 0)) or not dims:
+    depth = max((-dim for dim in dims), default=0)
+    if sorted(dims) != list(range(-depth, 0)):
         return None
     columns = []
     for factor in program.factors:

@@ -1,4 +1,4 @@
-"""Counts and choices: Bernoulli, Categorical, Multinomial and Poisson.
+"""Counts and choices: Bernoulli, Binomial, Categorical, Multinomial and Poisson.
 
 Their values are data or enumerated, so they enter as constants; the probabilities and rates may be random.
 """
@@ -61,6 +61,21 @@ def bernoulli(arguments: Arguments, value: Expression) -> Expression:
         hint = "give probs a Beta site: Bernoulli(probs=p)"
         return Expression.opaque(logits.shape, logits.like, "sigmoid of the logits", (logits,), hint)
     return value * logits - Expression.constant(torch.nn.functional.softplus(logits.value()))
+
+
+@register_rule(dist.Binomial)
+def binomial(arguments: Arguments, value: Expression) -> Expression:
+    """log C(n, x) + x log p + (n − x) log(1 − p)."""
+    count = arguments["total_count"]
+    ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
+    if arguments.probs is not None:
+        return ways + value * arguments.probs.log() + (count - value) * arguments.probs.log1m()
+    logits = arguments["logits"]
+    if not logits.is_constant:
+        return Expression.opaque(
+            logits.shape, logits.like, "sigmoid of the logits", (logits,), "give probs a Beta site"
+        )
+    return ways + value * logits - count * Expression.constant(torch.nn.functional.softplus(logits.value()))
 
 
 @register_rule(dist.Poisson)

@@ -19,7 +19,7 @@ from pyro.distributions.distribution import COERCIONS
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..errors import LatentValueError, MissingRuleError
+from ..errors import LatentValueError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor, derived_from_points, placeholders
 from .base import Arguments, as_expression, rule_of
 
@@ -88,11 +88,22 @@ class RandomDistribution(TorchDistribution):
 _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
 
 
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
 def _has_random(arguments: Any) -> bool:
     return any(isinstance(a, RandomTensor) for a in arguments)
 
 
 def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomDistribution | None:
+    inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
+    if inside and not issubclass(cls, _WRAPPERS):
+        raise NotConjugateError(
+            f"Expected a distribution of plain arguments; got {cls.__name__} around a distribution with latent "
+            f"arguments "
+            f"({inside[0].family.__name__}). Write a mixture with a discrete latent site, as pyro.sample('z', "
+            "Categorical(weights)), and index the parameters by it; a transformed distribution has no rule."
+        )
     if not _has_random(args) and not _has_random(kwargs.values()):
         return None
     bound = inspect.signature(cls).bind(*args, **kwargs).arguments
@@ -103,7 +114,9 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
 
 
 def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], torch.Size | None]:
-    """The arguments at one element of the batch, and the batch shape: no constructor factors a matrix for each datum."""
+    """The arguments at one element of the batch, and the batch shape: no constructor factors a matrix for each
+    datum.
+    """
     tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
     try:
         limits: dict[str, Any] = cls.arg_constraints  # type: ignore[attr-defined]

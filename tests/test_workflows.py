@@ -1,0 +1,228 @@
+"""What people do with a fitted guide: other starts, other data, prediction, missing data, copies."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro.infer import Predictive, Trace_ELBO
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate, DataError, ModelError, NotConjugateError
+
+
+def f64(*values: float) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+def rows(*shape: int) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64)
+
+
+def mixture(x: Tensor) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
+    with pyro.plate("components", 2):
+        mean = pyro.sample("mean", dist.Normal(0.0, 30.0))
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("start", [[-3.0, 3.0], [3.0, -3.0]])
+def test_a_given_block_says_where_a_mixture_starts(start: list[float]) -> None:
+    """Its order of components is kept: no cluster start overrides it."""
+    x = torch.cat([rows(40) - 3, rows(40) + 3])
+    guide = AutoConjugate(mixture, init={"mean": dist.Normal(torch.tensor(start), 0.1)})
+    CAVI(mixture, guide).run(x)
+    found = guide.posterior()["mean"].mean
+    torch.testing.assert_close(found.sign(), torch.tensor(start, dtype=torch.float64).sign())
+
+
+def chain(x: Tensor) -> None:
+    transition = pyro.sample("transition", dist.Dirichlet(x.new_ones(2, 2)).to_event(1))
+    with pyro.plate("states", 2):
+        mean = pyro.sample("mean", dist.Normal(0.0, 5.0))
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    z: Any = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]))
+        pyro.sample(f"x_{t}", dist.Normal(mean[z], precision.rsqrt()), obs=x[t])
+
+
+def test_a_chain_starts_at_clusters_of_its_data() -> None:
+    states = torch.tensor([0] * 8 + [1] * 9 + [0] * 8)
+    x = f64(-1.0, 2.0)[states] + 0.3 * rows(len(states))
+    guide = AutoConjugate(chain)
+    CAVI(chain, guide).run(x, max_steps=50)
+    means = guide.posterior()["mean"].mean.sort().values
+    torch.testing.assert_close(means, f64(-1.0, 2.0), rtol=0, atol=0.4)
+
+
+def factors(x: Tensor, count: int) -> None:
+    with pyro.plate("columns", x.shape[1]):
+        loadings = pyro.sample("loadings", dist.Normal(x.new_zeros(count), 1.0).to_event(1))
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_zeros(count), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(z @ loadings.T, precision.rsqrt()).to_event(1), obs=x)
+
+
+def test_looking_at_other_data_leaves_the_fit() -> None:
+    """``elbo``, ``posterior`` and draws for other data change neither the state nor what the guide says without
+    arguments.
+    """
+    x = rows(60, 2) @ rows(2, 4) + 0.1 * rows(60, 4)
+    guide = AutoConjugate(factors)
+    level = float(CAVI(factors, guide).run(x, 2, max_steps=300).elbo[-1])
+    before = {name: value.clone() for name, value in guide.state_dict().items() if isinstance(value, Tensor)}
+    guide.elbo(x[:20], 2)
+    guide.posterior(x.flip(0), 2)
+    guide(x[:5], 2)
+    assert guide.elbo(x, 2) == guide.elbo() == pytest.approx(level, rel=1e-12)
+    for name, value in before.items():
+        torch.testing.assert_close(guide.state_dict()[name], value, rtol=0, atol=0)
+
+
+def test_local_blocks_of_other_data_are_at_their_optimum() -> None:
+    """The factors of the fitted rows are found again from the loadings alone, also in another order and number."""
+    x = rows(60, 2) @ rows(2, 4) + 0.1 * rows(60, 4)
+    guide = AutoConjugate(factors)
+    CAVI(factors, guide).run(x, 2, max_steps=2000, tol=1e-13)
+    fitted = guide.posterior()["z"].mean
+    torch.testing.assert_close(guide.posterior(x.flip(0), 2)["z"].mean, fitted.flip(0), rtol=0, atol=1e-4)
+    torch.testing.assert_close(guide.posterior(x[:7], 2)["z"].mean, fitted[:7], rtol=0, atol=1e-4)
+
+
+def regression(features: Tensor, targets: Tensor | None = None) -> None:
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    weights = pyro.sample("weights", dist.Normal(torch.zeros_like(features[0]), 10.0).to_event(1))
+    with pyro.plate("data", len(features)):
+        pyro.sample("targets", dist.Normal(features @ weights, precision.rsqrt()), obs=targets)
+
+
+def test_predictive_draws_targets_that_are_not_given() -> None:
+    """Pyro's way to predict: the same model without the data, at new features."""
+    features, weights = rows(200, 2), f64(1.0, -2.0)
+    guide = AutoConjugate(regression)
+    CAVI(regression, guide).run(features, features @ weights + 0.5 * rows(200))
+    new = rows(5, 2)
+    draws = Predictive(regression, guide=guide, num_samples=2000)(new)["targets"]
+    assert draws.shape == (2000, 5)
+    torch.testing.assert_close(draws.mean(0), new @ weights, rtol=0, atol=0.15)
+    torch.testing.assert_close(draws.std(0), torch.full((5,), 0.5, dtype=torch.float64), rtol=0.15, atol=0)
+
+
+def test_predictive_draws_mixtures_that_are_not_given() -> None:
+    """New points come from the components by their weights, and not from the data that was fitted."""
+
+    def model(count: int, x: Tensor | None = None) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(f64(1.0, 1.0)))
+        with pyro.plate("components", 2):
+            mean = pyro.sample("mean", dist.Normal(f64(0.0), 30.0))
+        with pyro.plate("data", count):
+            z = pyro.sample("z", dist.Categorical(weights))
+            pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+    x = torch.cat([rows(150) - 5, rows(50) + 5])
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(200, x)
+    draws = Predictive(model, guide=guide, num_samples=400)(10)["x"]
+    assert float((draws < 0).double().mean()) == pytest.approx(0.75, abs=0.05)
+
+
+def test_a_site_that_others_depend_on_is_not_left_out() -> None:
+    def model(x: Tensor, more: bool = False) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        shift = pyro.sample("shift", dist.Normal(0.0, 1.0)) if more else 0.0
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean + shift, 1.0), obs=x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(rows(9))
+    with pytest.raises(ModelError, match=r"'shift' besides.*'x'.*Make a new guide"):
+        guide.elbo(rows(9), True)
+
+
+def test_missing_data_is_scored_in_its_plate() -> None:
+    """Under ``obs_mask`` the estimate of Trace_ELBO is the exact ELBO, and draws of the missing data follow the
+    model.
+    """
+
+    def model(x: Tensor, mask: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, precision.rsqrt()), obs=x, obs_mask=mask)  # type: ignore[arg-type]
+
+    x, mask = rows(30) + 4, torch.arange(30) % 3 > 0
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(x, mask, tol=1e-12)
+    losses = torch.tensor([Trace_ELBO().loss(model, guide, x, mask) for _ in range(300)], dtype=torch.float64)
+    assert float((losses.mean() + guide.elbo()).abs() / (losses.std() / len(losses) ** 0.5)) < 4
+    draws = torch.stack([guide(x, mask)["x_unobserved"] for _ in range(200)])
+    assert draws.shape == (200, 30)
+    assert float(draws.mean()) == pytest.approx(4.0, abs=0.5)
+
+
+def test_a_copy_of_a_guide_is_a_guide() -> None:
+    x = rows(20)
+    guide = AutoConjugate(mixture)
+    CAVI(mixture, guide).run(x)
+    again = copy.deepcopy(guide)
+    assert again.elbo(x) == pytest.approx(guide.elbo(x), rel=1e-12)
+    assert guide.model is mixture
+
+
+def test_the_posterior_of_a_matrix_of_normals_has_its_moments() -> None:
+    def model(x: Tensor) -> None:
+        weight = pyro.sample("weight", dist.Normal(f64(0.0), 1.0).expand([1, 3]).to_event(2))
+        with pyro.plate("data", len(x)):
+            pyro.sample("y", dist.Normal((x @ weight.T).squeeze(-1), 1.0), obs=x.sum(1))
+
+    x = rows(50, 3)
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(x)
+    found = guide.posterior()["weight"]
+    exact = torch.linalg.inv(x.T @ x + torch.eye(3, dtype=torch.float64))
+    torch.testing.assert_close(found.mean, (exact @ x.T @ x.sum(1)).reshape(1, 3), rtol=1e-9, atol=0)
+    torch.testing.assert_close(found.variance, exact.diagonal().reshape(1, 3), rtol=1e-9, atol=0)
+
+
+def test_numpy_data_is_named() -> None:
+    def model(x: Any) -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    with pytest.raises(DataError, match=r"torch.Tensor as obs= of site 'x'; got ndarray.*torch.as_tensor"):
+        CAVI(model, AutoConjugate(model)).step(np.zeros(3))
+
+
+def test_a_marginalised_mixture_is_named() -> None:
+    def model(x: Tensor) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
+        with pyro.plate("data", len(x)):
+            components = dist.Normal(f64(-1.0, 1.0), 1.0)
+            pyro.sample("x", dist.MixtureSameFamily(dist.Categorical(weights), components), obs=x)
+
+    with pytest.raises(NotConjugateError, match=r"MixtureSameFamily around.*Categorical.*discrete latent site"):
+        CAVI(model, AutoConjugate(model)).step(rows(5))
+
+
+@pytest.mark.parametrize(
+    ("prior", "words"),
+    [(dist.HalfCauchy(1.0), "Gamma prior on the precision"), (dist.Uniform(0.0, 1.0), r"Beta\(1, 1\)")],
+)
+def test_common_priors_get_a_way_out(prior: Any, words: str) -> None:
+    def model(x: Tensor) -> None:
+        scale = pyro.sample("scale", prior)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    with pytest.raises(NotConjugateError, match=words):
+        CAVI(model, AutoConjugate(model)).step(rows(5))
