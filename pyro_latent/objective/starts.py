@@ -232,7 +232,7 @@ def _clusters(
         rows = _cluster_data(program, site)
         if rows is not None:
             groups.setdefault((site.cardinality, rows.shape[1]), []).append((site, rows))
-    found = {}
+    found: dict[str, Tensor] = {}
     for (cardinality, _), members in groups.items():
         rows = torch.cat([r for _, r in members])
         if len(rows) < cardinality:
