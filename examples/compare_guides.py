@@ -510,8 +510,7 @@ def draw_gaps(axes: Axes, fits: Sequence[Fit]) -> None:
             method, (x, y), (6, 0), textcoords="offset points", va="center", color=COLOURS[method], path_effects=HALO
         )
     axes.axhline(1.0, color="0.5", linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
-    first = min(f.seconds[0] for f in fits)
-    axes.annotate("1 nat", (first, 1.0), (0, 2), textcoords="offset points", color="0.4", fontsize=7, path_effects=HALO)
+    axes.text(1.01, 1.0, "1 nat", transform=axes.get_yaxis_transform(), va="center", color="0.4", fontsize=7)
     axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
     axes.annotate(
         "below Monte Carlo error",

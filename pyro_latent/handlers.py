@@ -27,7 +27,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -44,7 +44,21 @@ from torch import Tensor
 from .errors import DataError, LatentValueError, ModelError, NotConjugateError
 from .expressions import Expression, RandomTensor
 from .objective import DiscreteSite, LatentSite, Plate, Program, Recording, ScoredSite
-from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap, unwrap_masks
+from .objective.data import (
+    base_constraint,
+    check_plates,
+    check_shape,
+    checked_data,
+    dtypes_of,
+    ends_in_simplex,
+    feasible,
+    finite_part,
+    is_discrete,
+    joined_mask,
+    mean_over,
+    placeholder_distribution,
+)
+from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
 
 Update = Callable[..., Any]
 
@@ -135,9 +149,9 @@ class RecordMessenger(Messenger):
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
             return
-        if self.max_plate_nesting is None and _is_discrete(msg["fn"]):
-            msg["value"] = _placeholder_distribution(msg["fn"]).sample()
-        elif _is_discrete(msg["fn"]):
+        if self.max_plate_nesting is None and is_discrete(msg["fn"]):
+            msg["value"] = placeholder_distribution(msg["fn"]).sample()
+        elif is_discrete(msg["fn"]):
             raise NotConjugateError(
                 f"Expected discrete latents that can be enumerated; got site {msg['name']!r}, a "
                 f"{family_class(unwrap(msg['fn'])[0]).__name__} with infinitely many values."
@@ -148,7 +162,7 @@ class RecordMessenger(Messenger):
 
     def _like(self, fn: Any) -> Tensor:
         """The dtype of a latent: that of the data, or, while it is not known yet, that of its prior."""
-        wide = self.max_plate_nesting is None and torch.float64 in _dtypes(_placeholder_distribution(fn))
+        wide = self.max_plate_nesting is None and torch.float64 in dtypes_of(placeholder_distribution(fn))
         return self.like.double() if wide else self.like
 
     def _pyro_param(self, msg: Any) -> None:
@@ -178,7 +192,7 @@ class RecordMessenger(Messenger):
             constraint=constraint,
             is_param=True,
         )
-        self.classes[name] = dist.Normal if _base_constraint(constraint) is constraints.real else dist.Delta
+        self.classes[name] = dist.Normal if base_constraint(constraint) is constraints.real else dist.Delta
         symbol = self._expression(name, value, constraint)
         if origin is not None:
             symbol = symbol + Expression.constant(origin)
@@ -186,9 +200,9 @@ class RecordMessenger(Messenger):
         msg["done"] = True
 
     def _expression(self, name: str, value: Tensor, support: Any) -> Expression:
-        lower = isinstance(_base_constraint(support), type(constraints.lower_cholesky))
-        matrix = isinstance(_base_constraint(support), type(constraints.positive_definite))
-        simplex = _ends_in_simplex(support)
+        lower = isinstance(base_constraint(support), type(constraints.lower_cholesky))
+        matrix = isinstance(base_constraint(support), type(constraints.positive_definite))
+        simplex = ends_in_simplex(support)
         return Expression.latent(name, value, simplex, is_point=True, lower_cholesky=lower, is_matrix=matrix)
 
     def _symbol(self, msg: Any) -> RandomTensor:
@@ -197,12 +211,12 @@ class RecordMessenger(Messenger):
         keep = len(fn.batch_shape) if self.max_plate_nesting is None else self.max_plate_nesting
         batch = fn.batch_shape[max(0, len(fn.batch_shape) - keep) :]
         shape = batch + fn.event_shape
-        value = _feasible(fn.support, shape, self._like(fn))
+        value = feasible(fn.support, shape, self._like(fn))
         if self._is_point(msg):
             name = msg["name"]
             return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
-        matrix = isinstance(_base_constraint(fn.support), type(constraints.positive_definite))
-        symbol = Expression.latent(msg["name"], value, _ends_in_simplex(fn.support), is_matrix=matrix)
+        matrix = isinstance(base_constraint(fn.support), type(constraints.positive_definite))
+        symbol = Expression.latent(msg["name"], value, ends_in_simplex(fn.support), is_matrix=matrix)
         origin = self.origins.get(msg["name"])
         if origin is not None:
             symbol = symbol + Expression.constant(origin)
@@ -225,7 +239,7 @@ class RecordMessenger(Messenger):
         if self.max_plate_nesting is None:
             self._check_frames(frames, name)
             self.classes[name] = family_class(unwrap(fn)[0])
-            self.dtypes |= _dtypes(_placeholder_distribution(fn))
+            self.dtypes |= dtypes_of(placeholder_distribution(fn))
             if msg["is_observed"] and not isinstance(msg["value"], Tensor):
                 raise DataError(
                     f"Expected a torch.Tensor as obs= of site {name!r}; got {type(msg['value']).__name__}. Convert it: "
@@ -233,15 +247,15 @@ class RecordMessenger(Messenger):
                 )
             if msg["is_observed"]:
                 self.observations[name] = msg["value"]
-                _check_shape(name, fn, msg["value"], plates)
+                check_shape(name, fn, msg["value"], plates)
                 self._find_origin(msg)
             return
         base, _, masks = unwrap(fn)
-        mask = _joined_mask([msg["mask"], *masks], self.like.device)
+        mask = joined_mask([msg["mask"], *masks], self.like.device)
         if mask is False:
             return
         if msg["is_observed"]:
-            value = _checked_data(name, fn, msg["value"], mask)
+            value = checked_data(name, fn, msg["value"], mask)
             self.observations[name] = msg["value"]
         else:
             value = msg["value"]
@@ -269,7 +283,7 @@ class RecordMessenger(Messenger):
                 continue
             if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
                 continue  # one latent for each observation: its own data is no common origin
-            self.found_origins[site] = _mean_over(_finite(value, masks), factor.axes)
+            self.found_origins[site] = mean_over(finite_part(value, masks), factor.axes)
             return
 
     def _check_frames(self, frames: list[Any], name: str) -> None:
@@ -294,11 +308,11 @@ class RecordMessenger(Messenger):
             return
         shape = msg["value"].shape
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
-        _check_plates(name, batch, plates, frozenset(), "latent")
+        check_plates(name, batch, plates, frozenset(), "latent")
         origin = self.origins.get(name)
         site = LatentSite(name, family_class(base), batch, fn.event_shape, plates, msg["scale"], mask, update, origin)
         if self._is_point(msg):
-            site = replace(site, point=_feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
+            site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
         self.latents[name] = site
 
     def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
@@ -320,7 +334,7 @@ class RecordMessenger(Messenger):
         batch = value.shape[: value.ndim - len(fn.event_shape)]
         shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
         enumerated = frozenset(s.dim for s in self.discrete.values())
-        _check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
+        check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
         self.infers[name] = msg["infer"]
         self.scored[name] = ScoredSite(
             name,
@@ -339,172 +353,6 @@ class RecordMessenger(Messenger):
 
 #: Distributions with an argument that moves with the data.
 _LOCATED = (dist.Normal, dist.MultivariateNormal)
-
-
-def _finite(value: Tensor, masks: list[Any]) -> Tensor:
-    """Data with what is not finite left out of the mean."""
-    del masks
-    return torch.where(value.isfinite(), value, torch.nan)
-
-
-def _mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
-    """The mean of data over every dimension that the axes do not run along; size 1 where they gather."""
-    labels = [a for a in axes if isinstance(a, int)]
-    gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
-    mean = value.double().nanmean(gone) if gone else value.double()
-    kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
-    mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
-    return mean.reshape([value.shape[a] if isinstance(a, int) else 1 for a in axes])
-
-
-def _dtypes(distribution: Any) -> set[torch.dtype]:
-    """The floating dtypes of a distribution's parameters."""
-    found = set()
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    for value in vars(distribution).values():
-        if isinstance(value, Tensor) and value.is_floating_point():
-            found.add(value.dtype)
-    return found
-
-
-def _is_discrete(fn: Any) -> bool:
-    return bool(_placeholder_distribution(fn).support.is_discrete)
-
-
-def _placeholder_distribution(fn: Any) -> Any:
-    """The distribution with its latent arguments at their placeholders."""
-    base, reinterpreted, _ = unwrap(fn)
-    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
-    return plain.to_event(reinterpreted) if reinterpreted else plain
-
-
-def _base_constraint(support: Any) -> Any:
-    while isinstance(support, constraints.independent):
-        support = support.base_constraint
-    return support
-
-
-def _ends_in_simplex(support: Any) -> bool:
-    return isinstance(_base_constraint(support), type(constraints.simplex))
-
-
-def _feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
-    """A value inside the support."""
-    base = _base_constraint(support)
-    value = torch.zeros(shape, dtype=like.dtype, device=like.device)
-    if isinstance(base, type(constraints.simplex)):
-        return value + 1.0 / shape[-1]
-    if isinstance(base, type(constraints.positive_definite)):
-        return value + torch.eye(shape[-1], dtype=like.dtype, device=like.device)
-    if isinstance(base, type(constraints.unit_interval)):
-        return value + 0.5
-    if isinstance(base, constraints.greater_than | constraints.greater_than_eq):
-        return value + base.lower_bound + 1.0
-    return value
-
-
-def _joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
-    """The conjunction of masks: None for all true, False for all false."""
-    joined: Tensor | None = None
-    for mask in masks:
-        if mask is None or mask is True:
-            continue
-        if mask is False:
-            return False
-        joined = mask.to(device) if joined is None else joined & mask
-    return joined
-
-
-def _check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) -> None:
-    """Observed data has the event's shape and fits its plates.
-
-    Raises:
-        DataError: if it does not.
-    """
-    event = len(fn.event_shape)
-    batch = value.shape[: value.ndim - event]
-    if value.ndim < event or value.shape[value.ndim - event :] != fn.event_shape:
-        raise DataError(
-            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)}; got "
-            f"{tuple(value.shape)}."
-        )
-    if not isinstance(value, RandomTensor):
-        _check_plates(name, batch, plates, frozenset(), "observed", value.shape)
-
-
-def _checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
-    """Observed data, with the elements that a mask hides replaced by one that it does not.
-
-    Raises:
-        DataError: if what is left is not finite, outside the support, of half precision, or of the wrong event shape.
-    """
-    if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
-        return value
-    if value.dtype in (torch.float16, torch.bfloat16):
-        raise DataError(
-            f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
-        )
-    event = fn.event_shape
-    value = value.detach()
-    for cells in unwrap_masks(fn)[3]:
-        shape = torch.broadcast_shapes(cells.shape, value.shape)
-        seen = value.expand(shape)[cells.expand(shape)]
-        value = torch.where(cells, value, seen[0] if len(seen) else torch.ones((), dtype=value.dtype))
-    if mask is not None:
-        shape = torch.broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
-        shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
-        full = value.expand(shape + event)
-        kept = full[mask.expand(shape)]
-        filler = kept[0] if len(kept) else _feasible(fn.support, event, full)
-        inside = _placeholder_distribution(fn).support.check(full)
-        usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
-        usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
-        value = torch.where(shown | usable, full, filler.to(full.dtype))
-    wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
-    if wrong:
-        raise DataError(
-            f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. Remove "
-            f"them, or hide "
-            "them with obs_mask= or poutine.mask."
-        )
-    support = _placeholder_distribution(fn).support
-    inside = support.check(value)
-    if not bool(inside.all()):
-        bad = int((~inside).sum())
-        raise DataError(
-            f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it."
-        )
-    return value
-
-
-def _check_plates(
-    name: str,
-    shape: torch.Size,
-    plates: tuple[Plate, ...],
-    enumerated: frozenset[int],
-    kind: str,
-    shown: torch.Size | None = None,
-) -> None:
-    """Every dimension of a batch shape belongs to a plate; errors print the shape ``shown``."""
-    shown = shape if shown is None else shown
-    sizes = {plate.dim: plate.size for plate in plates}
-    for i, n in enumerate(shape):
-        dim = i - len(shape)
-        if n == 1 or dim in enumerated:
-            continue
-        if dim not in sizes:
-            raise DataError(
-                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape "
-                f"{tuple(shown)}, whose "
-                f"dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it part of the event "
-                f"with .to_event()."
-            )
-        if n != sizes[dim]:
-            raise DataError(
-                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got "
-                f"shape {tuple(shown)}."
-            )
 
 
 @contextmanager

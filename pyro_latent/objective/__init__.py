@@ -13,9 +13,10 @@ from .posterior import (
     responsibilities,
     shaped,
 )
-from .program import Bound, Held, Means, Program, State, Summand
+from .program import Bound, Held, Program
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .starts import Init, initial_state
+from .summands import Means, State, Summand
 
 __all__ = [
     "Block",

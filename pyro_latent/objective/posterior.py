@@ -16,8 +16,9 @@ from ..errors import ModelError
 from ..families import Natural, Params
 from .blocks import Block, BlockKey
 from .elimination import LogFactor
-from .program import Means, Program, State, standard_params
+from .program import Program, standard_params
 from .recording import DiscreteSite
+from .summands import Means, State
 
 #: Draws behind the quantiles of distributions whose quantiles have no closed form.
 _QUANTILE_DRAWS = 4000

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -20,24 +20,20 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Axis, Constant, Gather, Term, Variable, axis_labels, contract, read, unique_labels
+from ..expressions.terms import Constant, Term, Variable, contract
 from ..families import Mean, Natural, Params
 from ..families.point import VALUE, Point, PointMean
 from .blocks import Block, BlockKey, make_blocks
 from .elimination import LogFactor, eliminate, plate_dims, relative_scale
-from .expectation import ExpectedTerm, Moment, expect
+from .expectation import ExpectedTerm, expect
+from .factors import DiscreteFactor, features_of, make_piece, over_dims, place, product_of
 from .modes import Part, mode
 from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
-
-#: The label of the leading dimension: the starts that are optimised at once.
-START = 0
+from .summands import Means, State, Summand, canonical, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
 _SETTLED = 1e-10
-
-State = dict[BlockKey, Natural]
-Means = dict[BlockKey, Mean]
 
 
 class Held(NamedTuple):
@@ -68,192 +64,6 @@ class Bound(NamedTuple):
     held: Held | None
 
 
-@dataclass(frozen=True, eq=False)
-class Summand:
-    """A constant times moments, summed to one number for each start: ``constant`` has ``labels``."""
-
-    constant: Tensor
-    labels: tuple[int, ...]
-    moments: tuple[Moment, ...]
-
-    @property
-    def blocks(self) -> frozenset[BlockKey]:
-        return frozenset(m.block.key for m in self.moments)
-
-    def value(self, means: Means) -> Tensor:
-        operands = [(self.constant, self.labels), *(_read(m, means) for m in self.moments)]
-        return contract(operands, (START,)) if self.moments else self.constant
-
-
-def _read(moment: Moment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
-    tensor, labels = read(means[moment.block.key][moment.statistic], moment.axes, lead=1)
-    return tensor, (START, *labels)
-
-
-def _labels(moments: Sequence[Moment]) -> tuple[int, ...]:
-    return unique_labels(axis for m in moments for axis in m.axes)
-
-
-class Piece(NamedTuple):
-    """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
-
-    constants: list[tuple[Tensor, tuple[int, ...]]]
-    moments: tuple[Moment, ...]
-    links: tuple[int, ...]
-    symmetric: bool
-
-
-@dataclass(frozen=True, eq=False)
-class DiscreteFactor:
-    """The expected log density of a site that depends on discrete latents.
-
-    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the
-    parameters meet only in sums, one row for each link and one column for each element along ``rows``.
-    """
-
-    site: str
-    dims: dict[str, int]
-    shape: torch.Size
-    pieces: tuple[Piece, ...]
-    rows: tuple[int, ...]
-    features: Tensor | None
-
-    def value(self, means: Means) -> Tensor:
-        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
-        if self.features is None:
-            parts = [place(*_product(p, means), len(self.shape)) for p in self.pieces]
-            total = parts[0]
-            for part in parts[1:]:
-                total = total + part
-            return total
-        parameters, labels = self._parameters(means)
-        product = parameters.flatten(0, -2) @ self.features
-        sizes = [self.shape[label] for label in self.rows]
-        return place(product.reshape(*parameters.shape[:-1], *sizes), (*labels, *self.rows), len(self.shape))
-
-    def _parameters(self, means: Means) -> tuple[Tensor, tuple[int, ...]]:
-        """The moments of every piece side by side: the last dimension runs along the rows of the features."""
-        columns = tuple(sorted({x for p in self.pieces for x in _labels(p.moments) if x < 0}))
-        sizes = [self.shape[c] for c in columns]
-        starts = next(iter(means.values())).__iter__()
-        first = next(iter(means.values()))[next(starts)]
-        parts = []
-        for piece in self.pieces:
-            out = (START, *(c for c in columns if c in _labels(piece.moments)), *piece.links)
-            part = contract([_read(m, means) for m in piece.moments], out) if piece.moments else first.new_ones(1)
-            shape = [part.shape[0]] + [n if c in out else 1 for c, n in zip(columns, sizes, strict=True)]
-            tail = part.shape[len(out) - len(piece.links) :] if piece.moments else ()
-            part = part.reshape(*shape, *tail)
-            part = _upper(part) if piece.symmetric else part.flatten(len(shape)) if piece.links else part.unsqueeze(-1)
-            parts.append(part.expand(first.shape[0], *sizes, part.shape[-1]))
-        return torch.cat(parts, -1), (START, *columns)
-
-    def summands(self, weights: Tensor) -> list[Summand]:
-        """The factor's expectation under fixed weights, as sums over parameters only."""
-        if self.features is None:
-            return [self._summand(p, weights) for p in self.pieces if p.moments]
-        columns = tuple(sorted({x for p in self.pieces for x in _labels(p.moments) if x < 0}))
-        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
-        squeezed, kept = _squeeze(weights, labels)
-        order = (START, *(c for c in columns if c in kept), *(r for r in self.rows if r in kept))
-        arranged = squeezed.permute([kept.index(x) for x in order])
-        lead = 1 + sum(c in kept for c in columns)
-        rows = arranged.flatten(lead) if self.rows else arranged.unsqueeze(-1)
-        totals = rows @ self.features.transpose(0, 1)
-        found = []
-        at = 0
-        for piece in self.pieces:
-            count = self._width(piece)
-            part = totals[..., at : at + count]
-            at += count
-            if piece.moments:
-                found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
-        return found
-
-    def _columns(self, piece: Piece, part: Tensor, columns: tuple[int, ...]) -> Summand:
-        if piece.symmetric:
-            size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
-            part = _from_upper(part, size)
-        else:
-            part = part.reshape(*part.shape[:-1], *self._link_sizes(piece))
-        own = set(_labels(piece.moments))
-        gone = [i + 1 for i, c in enumerate(columns) if c not in own]
-        part = part.sum(gone) if gone else part
-        return Summand(part, (START, *(c for c in columns if c in own), *piece.links), piece.moments)
-
-    def _link_sizes(self, piece: Piece) -> list[int]:
-        sizes = {label: n for t, labels in piece.constants for label, n in zip(labels, t.shape, strict=True)}
-        return [sizes[label] for label in piece.links]
-
-    def _width(self, piece: Piece) -> int:
-        sizes = self._link_sizes(piece)
-        if piece.symmetric:
-            return sizes[0] * (sizes[0] + 1) // 2
-        width = 1
-        for n in sizes:
-            width *= n
-        return width
-
-    def _summand(self, piece: Piece, weights: Tensor) -> Summand:
-        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
-        squeezed, kept = _squeeze(weights, labels)
-        own = set(_labels(piece.moments))
-        found = dict.fromkeys(x for _, c in piece.constants for x in c if x in own)
-        out = (START, *(x for x in kept if x in own and x != START and x not in found), *found)
-        return Summand(contract([(squeezed, kept), *piece.constants], out), out, piece.moments)
-
-
-def place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
-    """Lay a labelled tensor out in ``[starts] + ndim`` dimensions, of size 1 where it has no label."""
-    shape = [1] * (ndim + 1)
-    order = sorted(range(len(labels)), key=lambda i: (labels[i] != START, labels[i]))
-    for i in order:
-        shape[labels[i] if labels[i] != START else 0] = tensor.shape[i]
-    return tensor.permute(order).reshape(shape)
-
-
-def _over_dims(site: DiscreteSite, probs: Tensor, ndim: int) -> Tensor:
-    """Probabilities ``[starts, plates..., values]`` in the layout of the factors, over the whole of the plates."""
-    shape = [1] * ndim
-    for plate in site.plates:
-        shape[plate.dim] = plate.size
-    depth = max((-plate.dim for plate in site.plates), default=0)
-    spread = probs.expand(*probs.shape[:1], *shape[ndim - depth :], site.cardinality)
-    shape[site.dim] = site.cardinality
-    return spread.movedim(-1, 1).reshape(probs.shape[0], *shape)
-
-
-def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
-    """Drop the dimensions of size 1, but for the first."""
-    keep = [i for i in range(tensor.ndim) if i == 0 or tensor.shape[i] != 1]
-    return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
-
-
-def _product(piece: Piece, means: Means) -> tuple[Tensor, tuple[int, ...]]:
-    operands = [*piece.constants, *(_read(m, means) for m in piece.moments)]
-    labels = dict.fromkeys(x for _, c in operands for x in c if x <= 0)
-    out = (START, *(x for x in labels if x != START))
-    if not piece.moments:
-        out = out[1:]
-        tensor = contract(operands, out)
-        return tensor.unsqueeze(0), (START, *out)
-    return contract(operands, out), out
-
-
-def _upper(matrix: Tensor) -> Tensor:
-    """The upper triangle of the last two dimensions, row by row."""
-    i, j = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
-    return matrix[..., i, j]
-
-
-def _from_upper(entries: Tensor, size: int) -> Tensor:
-    """The upper triangular matrix with the given entries, row by row."""
-    i, j = torch.triu_indices(size, size, device=entries.device)
-    matrix = entries.new_zeros(*entries.shape[:-1], size, size)
-    matrix[..., i, j] = entries
-    return matrix
-
-
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Σ weight × value over all factors, for each start, in float64."""
     parts = [(v * w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True)]
@@ -277,14 +87,6 @@ def _derived_block(variable: Variable, recording: Recording) -> Block:
 def _part(summand: Summand, block: Block, means: Means) -> Part:
     statistics = tuple(m.statistic for m in summand.moments if m.block is block)
     return Part(statistics, lambda point: summand.value(means | {block.key: point}))
-
-
-def _total(summands: Sequence[Summand], means: Means) -> Tensor:
-    """The sum of summands, for each start."""
-    total = summands[0].value(means)
-    for summand in summands[1:]:
-        total = total + summand.value(means)
-    return total
 
 
 # Compilation.
@@ -323,7 +125,7 @@ class Program:
                 self.factors.append(self._discrete_factor(scored, terms))
             else:
                 summands += [self._summand(scored, t) for t in terms]
-        self.summands = _merge(summands, recording.like)
+        self.summands = merged(summands, recording.like)
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
 
     # Compilation.
@@ -353,16 +155,16 @@ class Program:
     def _summand(self, scored: ScoredSite, term: ExpectedTerm) -> Summand:
         """Sum a term over the plates; the constants are contracted once, in float64."""
         constants = (*term.constants, *self._weights(scored, scored.scale))
-        present = {x for c in constants for x in c.labels} | set(_labels(term.moments))
+        present = {x for c in constants for x in c.labels} | set(labels_of(term.moments))
         repeats = 1.0
         for i, n in enumerate(scored.shape):
             if i - len(scored.shape) not in present:
                 repeats *= n
         term = replace(term, coefficient=term.coefficient * repeats, constants=constants)
-        shared = {x for c in constants for x in c.labels} & set(_labels(term.moments))
-        out = tuple(dict.fromkeys(x for x in _labels(term.moments) if x in shared))
+        shared = {x for c in constants for x in c.labels} & set(labels_of(term.moments))
+        out = tuple(dict.fromkeys(x for x in labels_of(term.moments) if x in shared))
         constant = contract(_precise(term, self.recording.like), out)
-        return _canonical(Summand(constant, out, term.moments))
+        return canonical(Summand(constant, out, term.moments))
 
     def _discrete_factor(self, scored: ScoredSite, terms: list[ExpectedTerm]) -> DiscreteFactor:
         sites = self._discrete_of(scored)
@@ -374,18 +176,18 @@ class Program:
         pieces = []
         for term in terms:
             constants = [_cast(c, self.recording.like) for c in (*term.constants, *weights)]
-            present = {x for _, c in constants for x in c} | set(_labels(term.moments))
+            present = {x for _, c in constants for x in c} | set(labels_of(term.moments))
             coefficient = term.coefficient
             for label in summed - present:
                 coefficient *= shape[label]
             rename = {label: 10**9 - label for label in summed}
-            moments = tuple(replace(m, axes=tuple(_rename(a, rename) for a in m.axes)) for m in term.moments)
+            moments = tuple(replace(m, axes=tuple(renamed(a, rename) for a in m.axes)) for m in term.moments)
             constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
             number = torch.tensor(coefficient, dtype=self.recording.dtype, device=self.recording.device)
-            pieces.append(_piece([(number, ()), *constants], moments))
+            pieces.append(make_piece([(number, ()), *constants], moments))
         for label in summed:
             shape[label] = 1
-        rows, features = _features(pieces)
+        rows, features = features_of(pieces)
         return DiscreteFactor(
             scored.name, {s.name: s.dim for s in sites}, torch.Size(shape), tuple(pieces), rows, features
         )
@@ -426,7 +228,7 @@ class Program:
         """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed."""
         keys = {k for k, b in self.blocks.items() if b.is_point} | {v.site for v in self.derived}
         found = [s for s in (*self.summands, *held) if s.blocks & keys]
-        return lambda points: _total(found, self.with_derived(means | points))
+        return lambda points: total_of(found, self.with_derived(means | points))
 
     def in_domain(self, key: BlockKey, natural: Natural) -> Tensor:
         """Whether a block's natural parameters are proper everywhere."""
@@ -471,7 +273,7 @@ class Program:
             responsibilities: by discrete site, ``[starts, plates..., values]``.
             means: only its shapes matter.
         """
-        laid = {s.name: _over_dims(s, responsibilities[s.name], self.ndim) for s in self.discrete}
+        laid = {s.name: over_dims(s, responsibilities[s.name], self.ndim) for s in self.discrete}
         weights = []
         for factor in self.factors:
             value = factor.value(means)
@@ -510,7 +312,7 @@ class Program:
                 expected = expect(term, self.owners, scored.name)
                 constants = [_cast(c, self.recording.like) for c in expected.constants]
                 number = torch.tensor(expected.coefficient, dtype=self.recording.dtype, device=self.recording.device)
-                tensor, labels = _product(_piece([(number, ()), *constants], expected.moments), means)
+                tensor, labels = product_of(make_piece([(number, ()), *constants], expected.moments), means)
                 part = place(tensor, labels, len(scored.shape))
                 total = part if total is None else total + part
             assert total is not None
@@ -558,7 +360,7 @@ class Program:
         key = block.key
         leaves = means[key].map(lambda t: t.detach().requires_grad_())
         with torch.enable_grad():
-            total = _total(found, means | {key: leaves}).sum()
+            total = total_of(found, means | {key: leaves}).sum()
             gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         fields = {}
         for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
@@ -664,99 +466,3 @@ def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
 
 def _widened(scale: Tensor | float, event: int) -> Tensor | float:
     return scale.reshape(scale.shape + (1,) * event) if isinstance(scale, Tensor) and scale.ndim else scale
-
-
-def _rename(axis: Axis, mapping: Mapping[int, int]) -> Axis:
-    if isinstance(axis, Gather):
-        return Gather(axis.index, tuple(mapping.get(x, x) for x in axis.labels))
-    return axis if axis is None else mapping.get(axis, axis)
-
-
-def _piece(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...]) -> Piece:
-    inner = dict.fromkeys(x for _, c in constants for x in c if x > 0)
-    own = set(_labels(moments))
-    links = tuple(x for x in inner if x in own)
-    return Piece(constants, moments, links, _is_symmetric(constants, moments, links))
-
-
-def _is_symmetric(
-    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...], links: tuple[int, ...]
-) -> bool:
-    """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
-    if len(links) != 2:
-        return False
-    matrices = [m for m in moments if set(links) & {x for a in m.axes for x in axis_labels(a)}]
-    if len(matrices) != 1 or set(matrices[0].axes[-2:]) != set(links):
-        return False
-    first = [(t, c) for t, c in constants if links[0] in c]
-    second = [(t, c) for t, c in constants if links[1] in c]
-    if len(first) != 1 or len(second) != 1:
-        return False
-    (t1, c1), (t2, c2) = first[0], second[0]
-    swapped = tuple(links[1] if x == links[0] else x for x in c1)
-    return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
-
-
-def _features(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
-    """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
-    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if x < 0}))
-    columns = {x for p in pieces for x in _labels(p.moments) if x < 0}
-    if columns & set(rows) or not columns:
-        return rows, None
-    sizes = {x: n for p in pieces for t, c in p.constants for x, n in zip(c, t.shape, strict=True)}
-    blocks = []
-    for piece in pieces:
-        own = {x for _, c in piece.constants for x in c}
-        held = tuple(r for r in rows if r in own)
-        if piece.symmetric:
-            block = _symmetric_features(piece, held)
-        else:
-            block = contract(piece.constants, (*piece.links, *held))
-            block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
-        blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
-    return rows, torch.cat(blocks)
-
-
-def _symmetric_features(piece: Piece, held: tuple[int, ...]) -> Tensor:
-    """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
-    first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
-    rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]
-    tensor = first[0].movedim(first[1].index(piece.links[0]), 0)
-    labels = tuple(x for x in first[1] if x != piece.links[0])
-    i, j = torch.triu_indices(len(tensor), len(tensor), device=tensor.device)
-    twice = torch.where(i == j, 1.0, 2.0).to(tensor.dtype)
-    link = piece.links[0]
-    return contract([(twice, (link,)), (tensor[i] * tensor[j], (link, *labels)), *rest], (link, *held))
-
-
-def _canonical(summand: Summand) -> Summand:
-    """Moments in a fixed order and labels numbered by first use, so that like terms meet."""
-    order = sorted(summand.moments, key=lambda m: (str(m.block.key), m.statistic, len(m.axes)))
-    numbers: dict[int, int] = {}
-    for moment in order:
-        for axis in moment.axes:
-            for label in axis_labels(axis):
-                numbers.setdefault(label, len(numbers) + 1)
-    moments = tuple(replace(m, axes=tuple(_rename(a, numbers) for a in m.axes)) for m in order)
-    labels = tuple(numbers[x] for x in summand.labels)
-    target = tuple(sorted(labels))
-    constant = summand.constant.permute([labels.index(x) for x in target]) if labels else summand.constant
-    return Summand(constant, target, moments)
-
-
-def _key(summand: Summand) -> tuple[object, ...]:
-    def plain(axis: Axis) -> object:
-        return (id(axis.index), axis.labels) if isinstance(axis, Gather) else axis
-
-    moments = tuple((m.block.key, m.statistic, tuple(plain(a) for a in m.axes)) for m in summand.moments)
-    return (moments, summand.labels)
-
-
-def _merge(summands: list[Summand], like: Tensor) -> list[Summand]:
-    """Add like terms, in float64, then take the dtype of the data; the constant ones stay in float64."""
-    groups: dict[tuple[object, ...], Summand] = {}
-    for summand in summands:
-        key = _key(summand)
-        found = groups.get(key)
-        groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
-    return [replace(s, constant=s.constant.to(like.dtype)) if s.moments else s for s in groups.values()]

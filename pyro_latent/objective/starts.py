@@ -20,8 +20,9 @@ from ..families import Natural
 from .blocks import Block
 from .modes import on_edge
 from .posterior import natural_of
-from .program import Program, State
+from .program import Program
 from .recording import DiscreteSite, LatentSite
+from .summands import State
 
 Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], Any]
 

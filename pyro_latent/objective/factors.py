@@ -1,0 +1,235 @@
+"""The expected log densities that depend on discrete sites.
+
+Where the data and the parameters meet only in sums, as in mixtures, a factor is a matrix product of features and
+parameters, and its sums under given responsibilities are one of responsibilities and features.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..expressions.terms import axis_labels, contract
+from .expectation import Moment
+from .recording import DiscreteSite
+from .summands import START, Means, Summand, labels_of, read_moment
+
+
+class Piece(NamedTuple):
+    """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
+
+    constants: list[tuple[Tensor, tuple[int, ...]]]
+    moments: tuple[Moment, ...]
+    links: tuple[int, ...]
+    symmetric: bool
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteFactor:
+    """The expected log density of a site that depends on discrete latents.
+
+    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the
+    parameters meet only in sums, one row for each link and one column for each element along ``rows``.
+    """
+
+    site: str
+    dims: dict[str, int]
+    shape: torch.Size
+    pieces: tuple[Piece, ...]
+    rows: tuple[int, ...]
+    features: Tensor | None
+
+    def value(self, means: Means) -> Tensor:
+        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
+        if self.features is None:
+            parts = [place(*product_of(p, means), len(self.shape)) for p in self.pieces]
+            total = parts[0]
+            for part in parts[1:]:
+                total = total + part
+            return total
+        parameters, labels = self._parameters(means)
+        product = parameters.flatten(0, -2) @ self.features
+        sizes = [self.shape[label] for label in self.rows]
+        return place(product.reshape(*parameters.shape[:-1], *sizes), (*labels, *self.rows), len(self.shape))
+
+    def _parameters(self, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+        """The moments of every piece side by side: the last dimension runs along the rows of the features."""
+        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if x < 0}))
+        sizes = [self.shape[c] for c in columns]
+        starts = next(iter(means.values())).__iter__()
+        first = next(iter(means.values()))[next(starts)]
+        parts = []
+        for piece in self.pieces:
+            out = (START, *(c for c in columns if c in labels_of(piece.moments)), *piece.links)
+            part = contract([read_moment(m, means) for m in piece.moments], out) if piece.moments else first.new_ones(1)
+            shape = [part.shape[0]] + [n if c in out else 1 for c, n in zip(columns, sizes, strict=True)]
+            tail = part.shape[len(out) - len(piece.links) :] if piece.moments else ()
+            part = part.reshape(*shape, *tail)
+            part = _upper(part) if piece.symmetric else part.flatten(len(shape)) if piece.links else part.unsqueeze(-1)
+            parts.append(part.expand(first.shape[0], *sizes, part.shape[-1]))
+        return torch.cat(parts, -1), (START, *columns)
+
+    def summands(self, weights: Tensor) -> list[Summand]:
+        """The factor's expectation under fixed weights, as sums over parameters only."""
+        if self.features is None:
+            return [self._summand(p, weights) for p in self.pieces if p.moments]
+        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if x < 0}))
+        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
+        squeezed, kept = _squeeze(weights, labels)
+        order = (START, *(c for c in columns if c in kept), *(r for r in self.rows if r in kept))
+        arranged = squeezed.permute([kept.index(x) for x in order])
+        lead = 1 + sum(c in kept for c in columns)
+        rows = arranged.flatten(lead) if self.rows else arranged.unsqueeze(-1)
+        totals = rows @ self.features.transpose(0, 1)
+        found = []
+        at = 0
+        for piece in self.pieces:
+            count = self._width(piece)
+            part = totals[..., at : at + count]
+            at += count
+            if piece.moments:
+                found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
+        return found
+
+    def _columns(self, piece: Piece, part: Tensor, columns: tuple[int, ...]) -> Summand:
+        if piece.symmetric:
+            size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
+            part = _from_upper(part, size)
+        else:
+            part = part.reshape(*part.shape[:-1], *self._link_sizes(piece))
+        own = set(labels_of(piece.moments))
+        gone = [i + 1 for i, c in enumerate(columns) if c not in own]
+        part = part.sum(gone) if gone else part
+        return Summand(part, (START, *(c for c in columns if c in own), *piece.links), piece.moments)
+
+    def _link_sizes(self, piece: Piece) -> list[int]:
+        sizes = {label: n for t, labels in piece.constants for label, n in zip(labels, t.shape, strict=True)}
+        return [sizes[label] for label in piece.links]
+
+    def _width(self, piece: Piece) -> int:
+        sizes = self._link_sizes(piece)
+        if piece.symmetric:
+            return sizes[0] * (sizes[0] + 1) // 2
+        width = 1
+        for n in sizes:
+            width *= n
+        return width
+
+    def _summand(self, piece: Piece, weights: Tensor) -> Summand:
+        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
+        squeezed, kept = _squeeze(weights, labels)
+        own = set(labels_of(piece.moments))
+        found = dict.fromkeys(x for _, c in piece.constants for x in c if x in own)
+        out = (START, *(x for x in kept if x in own and x != START and x not in found), *found)
+        return Summand(contract([(squeezed, kept), *piece.constants], out), out, piece.moments)
+
+
+def place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
+    """Lay a labelled tensor out in ``[starts] + ndim`` dimensions, of size 1 where it has no label."""
+    shape = [1] * (ndim + 1)
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] != START, labels[i]))
+    for i in order:
+        shape[labels[i] if labels[i] != START else 0] = tensor.shape[i]
+    return tensor.permute(order).reshape(shape)
+
+
+def over_dims(site: DiscreteSite, probs: Tensor, ndim: int) -> Tensor:
+    """Probabilities ``[starts, plates..., values]`` in the layout of the factors, over the whole of the plates."""
+    shape = [1] * ndim
+    for plate in site.plates:
+        shape[plate.dim] = plate.size
+    depth = max((-plate.dim for plate in site.plates), default=0)
+    spread = probs.expand(*probs.shape[:1], *shape[ndim - depth :], site.cardinality)
+    shape[site.dim] = site.cardinality
+    return spread.movedim(-1, 1).reshape(probs.shape[0], *shape)
+
+
+def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+    """Drop the dimensions of size 1, but for the first."""
+    keep = [i for i in range(tensor.ndim) if i == 0 or tensor.shape[i] != 1]
+    return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
+
+
+def product_of(piece: Piece, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+    operands = [*piece.constants, *(read_moment(m, means) for m in piece.moments)]
+    labels = dict.fromkeys(x for _, c in operands for x in c if x <= 0)
+    out = (START, *(x for x in labels if x != START))
+    if not piece.moments:
+        out = out[1:]
+        tensor = contract(operands, out)
+        return tensor.unsqueeze(0), (START, *out)
+    return contract(operands, out), out
+
+
+def _upper(matrix: Tensor) -> Tensor:
+    """The upper triangle of the last two dimensions, row by row."""
+    i, j = torch.triu_indices(matrix.shape[-1], matrix.shape[-1], device=matrix.device)
+    return matrix[..., i, j]
+
+
+def _from_upper(entries: Tensor, size: int) -> Tensor:
+    """The upper triangular matrix with the given entries, row by row."""
+    i, j = torch.triu_indices(size, size, device=entries.device)
+    matrix = entries.new_zeros(*entries.shape[:-1], size, size)
+    matrix[..., i, j] = entries
+    return matrix
+
+
+def make_piece(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...]) -> Piece:
+    inner = dict.fromkeys(x for _, c in constants for x in c if x > 0)
+    own = set(labels_of(moments))
+    links = tuple(x for x in inner if x in own)
+    return Piece(constants, moments, links, _is_symmetric(constants, moments, links))
+
+
+def _is_symmetric(
+    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...], links: tuple[int, ...]
+) -> bool:
+    """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
+    if len(links) != 2:
+        return False
+    matrices = [m for m in moments if set(links) & {x for a in m.axes for x in axis_labels(a)}]
+    if len(matrices) != 1 or set(matrices[0].axes[-2:]) != set(links):
+        return False
+    first = [(t, c) for t, c in constants if links[0] in c]
+    second = [(t, c) for t, c in constants if links[1] in c]
+    if len(first) != 1 or len(second) != 1:
+        return False
+    (t1, c1), (t2, c2) = first[0], second[0]
+    swapped = tuple(links[1] if x == links[0] else x for x in c1)
+    return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
+
+
+def features_of(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
+    """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
+    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if x < 0}))
+    columns = {x for p in pieces for x in labels_of(p.moments) if x < 0}
+    if columns & set(rows) or not columns:
+        return rows, None
+    sizes = {x: n for p in pieces for t, c in p.constants for x, n in zip(c, t.shape, strict=True)}
+    blocks = []
+    for piece in pieces:
+        own = {x for _, c in piece.constants for x in c}
+        held = tuple(r for r in rows if r in own)
+        if piece.symmetric:
+            block = _symmetric_features(piece, held)
+        else:
+            block = contract(piece.constants, (*piece.links, *held))
+            block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
+        blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
+    return rows, torch.cat(blocks)
+
+
+def _symmetric_features(piece: Piece, held: tuple[int, ...]) -> Tensor:
+    """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
+    first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
+    rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]
+    tensor = first[0].movedim(first[1].index(piece.links[0]), 0)
+    labels = tuple(x for x in first[1] if x != piece.links[0])
+    i, j = torch.triu_indices(len(tensor), len(tensor), device=tensor.device)
+    twice = torch.where(i == j, 1.0, 2.0).to(tensor.dtype)
+    link = piece.links[0]
+    return contract([(twice, (link,)), (tensor[i] * tensor[j], (link, *labels)), *rest], (link, *held))
