@@ -336,6 +336,8 @@ class AutoConjugate(AutoGuide):
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site from the posterior, as Pyro sample statements."""
+        if self._program is None:
+            self.program(*args, **kwargs)  # a model without arguments, too, is recorded by the first call
         program, state = self._read(args, kwargs)
         plates = _plates(program)
         values = self._sample_sites(program, state, plates)

@@ -52,7 +52,6 @@ from .objective.data import (
     dtypes_of,
     ends_in_simplex,
     feasible,
-    finite_part,
     is_discrete,
     joined_mask,
     mean_over,
@@ -267,7 +266,7 @@ class RecordMessenger(Messenger):
 
         Differences between data and location are then taken before squares, so data far from zero loses no digits.
         """
-        base, _, masks = unwrap(msg["fn"])
+        base = unwrap(msg["fn"])[0]
         value, located = msg["value"], ("loc" if family_class(base) in _LOCATED else None)
         if located is None or not isinstance(base, RandomDistribution) or not value.is_floating_point():
             return
@@ -283,7 +282,7 @@ class RecordMessenger(Messenger):
                 continue
             if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
                 continue  # one latent for each observation: its own data is no common origin
-            self.found_origins[site] = mean_over(finite_part(value, masks), factor.axes)
+            self.found_origins[site] = mean_over(value, factor.axes)
             return
 
     def _check_frames(self, frames: list[Any], name: str) -> None:
@@ -561,4 +560,4 @@ def expected_log_factors(
     return {name: value.squeeze(0) for name, value in program.expected_log_densities(program.means(state)).items()}
 
 
-__all__ = ["ClosedFormMessenger", "LatentValueError", "closed_form", "expected_log_factors", "record"]
+__all__ = ["ClosedFormMessenger", "closed_form", "expected_log_factors", "record"]

@@ -226,3 +226,22 @@ def test_common_priors_get_a_way_out(prior: Any, words: str) -> None:
 
     with pytest.raises(NotConjugateError, match=words):
         CAVI(model, AutoConjugate(model)).step(rows(5))
+
+
+def test_a_guide_of_a_model_without_arguments_can_be_called_first() -> None:
+    """Data in a closure: the first call records it, also after a state was loaded."""
+    x = rows(20)
+
+    def model() -> None:
+        mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    assert set(AutoConjugate(model)()) == {"mean"}
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run()
+    again = AutoConjugate(model)
+    again.load_state_dict(guide.state_dict())
+    again()
+    assert again.elbo() == pytest.approx(guide.elbo(), rel=1e-12)
+    torch.testing.assert_close(again.posterior()["mean"].loc, guide.posterior()["mean"].loc, rtol=0, atol=0)

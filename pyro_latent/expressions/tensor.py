@@ -146,15 +146,20 @@ def _parents(*containers: Any) -> list[Expression]:
 
 def placeholders(item: Any) -> Any:
     """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
+    return _mapped(item, lambda tensor: tensor._placeholder)
+
+
+def _mapped(item: Any, function: Callable[[RandomTensor], Any]) -> Any:
+    """Replace random tensors by what a function makes of them, inside tuples, lists and dicts too."""
     if isinstance(item, RandomTensor):
-        return item._placeholder
+        return function(item)
     if isinstance(item, torch.Size):
         return item
     if isinstance(item, tuple | list):
-        mapped = [placeholders(i) for i in item]
+        mapped = [_mapped(i, function) for i in item]
         return type(item)(*mapped) if hasattr(item, "_fields") else type(item)(mapped)
     if isinstance(item, dict):
-        return {k: placeholders(v) for k, v in item.items()}
+        return {k: _mapped(v, function) for k, v in item.items()}
     return item
 
 
@@ -176,15 +181,19 @@ def _wrap(
     if unknown or (hidden and replay is not None):
         parents = _parents(args, kwargs)
         if replay is not None and result.is_floating_point():
-            points = frozenset().union(*(t.points for t in _random(args, kwargs)))
-            expression = Expression.derived(f"{name} {next(_derived)}", result, replay, points)
+            expression = _derived(name, result, replay, _random(args, kwargs))
         else:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
     assert expression is not None
     return RandomTensor(result, expression, replay)
 
 
-_derived = itertools.count(1)
+_numbers = itertools.count(1)
+
+
+def _derived(name: str, value: Tensor, replay: Replay, sources: list[RandomTensor]) -> Expression:
+    points = frozenset().union(*(tensor.points for tensor in sources))
+    return Expression.derived(f"{name} {next(_numbers)}", value, replay, points)
 
 
 def _random(*containers: Any) -> list[RandomTensor]:
@@ -207,7 +216,8 @@ def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
 
     def replay(values: Mapping[str, Tensor], known: dict[int, Tensor]) -> Tensor:
         if id(replay) not in known:
-            known[id(replay)] = func(*_valued(args, values, known), **_valued(kwargs, values, known))
+            plain = _mapped((args, kwargs), lambda tensor: tensor.replay(values, known))  # type: ignore[misc]
+            known[id(replay)] = func(*plain[0], **plain[1])
         return known[id(replay)]
 
     return replay
@@ -222,20 +232,7 @@ def derived_from_points(
     replay = _replay(func, args, {})
     if replay is None:
         return None
-    value = func(*placeholders(args)).to(like)
-    points = frozenset().union(*(t.points for t in _random(args)))
-    return Expression.derived(f"{name} {next(_derived)}", value, replay, points)
-
-
-def _valued(item: Any, values: Mapping[str, Tensor], known: dict[int, Tensor]) -> Any:
-    if isinstance(item, RandomTensor):
-        assert item.replay is not None
-        return item.replay(values, known)
-    if isinstance(item, tuple | list) and not isinstance(item, torch.Size):
-        return type(item)([_valued(i, values, known) for i in item])
-    if isinstance(item, dict):
-        return {k: _valued(v, values, known) for k, v in item.items()}
-    return item
+    return _derived(name, func(*placeholders(args)).to(like), replay, _random(args))
 
 
 def _apply(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:

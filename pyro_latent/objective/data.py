@@ -164,14 +164,9 @@ def check_plates(
             )
 
 
-def finite_part(value: Tensor, masks: list[Any]) -> Tensor:
-    """Data with what is not finite left out of the mean."""
-    del masks
-    return torch.where(value.isfinite(), value, torch.nan)
-
-
 def mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
-    """The mean of data over every dimension that the axes do not run along; size 1 where they gather."""
+    """The mean of finite data over every dimension that the axes do not run along; size 1 where they gather."""
+    value = torch.where(value.isfinite(), value, torch.nan)
     labels = [a for a in axes if isinstance(a, int)]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
     mean = value.double().nanmean(gone) if gone else value.double()

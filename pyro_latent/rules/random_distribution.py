@@ -195,9 +195,7 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
         MissingRuleError: if its class has no rule.
     """
     base, reinterpreted, _, inner = unwrap_masks(distribution)
-    density = _of_points(base, value, like) if _is_opaque(base, value, like) else None
-    if density is None:
-        density = _by_rule(base, value, like)
+    density = _density(base, value, like)
     shape = torch.broadcast_shapes(base.batch_shape, density.shape)
     density = density.expand(shape)
     for mask in inner:
@@ -213,12 +211,16 @@ def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
     return rule_of(family_class(base))(arguments_of(base, like), symbol).polynomial()
 
 
-def _is_opaque(base: Any, value: Any, like: Tensor) -> bool:
-    """Whether the rule, if there is one, has no expectation of the density."""
+def _density(base: Any, value: Any, like: Tensor) -> Expression:
+    """By the rule; where there is none, or it has no expectation, as a function of points if nothing else is random."""
     try:
-        return _by_rule(base, value, like).opacity is not None
+        density = _by_rule(base, value, like)
     except MissingRuleError:
-        return True
+        found = _of_points(base, value, like)
+        if found is None:
+            raise
+        return found
+    return (density.opacity and _of_points(base, value, like)) or density
 
 
 def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
