@@ -35,3 +35,7 @@ class DataError(PyroLatentError, ValueError):
 
 class MissingRuleError(NotConjugateError):
     """No rule gives the expected log density of a distribution."""
+
+
+class CheckpointError(PyroLatentError, ValueError):
+    """A checkpoint cannot be written or read, or is of another driver, model or data."""
