@@ -4,6 +4,7 @@ from . import handlers
 from .arviz import to_arviz
 from .checks import check_updates
 from .errors import (
+    CheckpointError,
     DataError,
     ElboDecreaseError,
     LatentValueError,
@@ -15,7 +16,7 @@ from .errors import (
 )
 from .families import register_family
 from .guide import AutoConjugate
-from .infer import CAVI, EM, CAVIResult
+from .infer import CAVI, EM, CAVIResult, RobbinsMonro
 from .rules import register_rule
 
 __version__ = "0.1.0"
@@ -25,6 +26,7 @@ __all__ = [
     "EM",
     "AutoConjugate",
     "CAVIResult",
+    "CheckpointError",
     "DataError",
     "ElboDecreaseError",
     "LatentValueError",
@@ -33,6 +35,7 @@ __all__ = [
     "NaturalDomainError",
     "NotConjugateError",
     "PyroLatentError",
+    "RobbinsMonro",
     "check_updates",
     "handlers",
     "register_family",

@@ -65,7 +65,9 @@ def read_checkpoint(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
     except FileNotFoundError:
         raise
     except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
-        raise CheckpointError(f"Expected a checkpoint in {str(path)!r}; got a file that does not load: {error}") from None
+        raise CheckpointError(
+            f"Expected a checkpoint in {str(path)!r}; got a file that does not load: {error}"
+        ) from None
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
         raise CheckpointError(f"Expected a checkpoint in {str(path)!r}; got another file.")
     if found["kind"] != kind:

@@ -13,7 +13,7 @@ from torch.distributions import constraints, transform_to
 from .errors import ModelError
 from .families import Natural
 from .guide import AutoConjugate
-from .infer.cavi import Call, Sweep
+from .infer.sweep import Call, Sweep
 from .objective import Block, DiscreteSite, responsibilities
 
 _NEWTON_LIKE_STEPS = 200

@@ -6,6 +6,7 @@ no optimizer sees them. :class:`pyro_latent.CAVI` moves them; the guide itself o
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -28,11 +29,14 @@ from .objective import (
     Block,
     BlockKey,
     Init,
+    Means,
+    Plate,
     Posteriors,
     Program,
     State,
     discrete_distribution,
     explain,
+    fresh_blocks,
     initial_state,
     posteriors,
     quantile,
@@ -76,6 +80,22 @@ class Prepared(NamedTuple):
     layout: dict[str, Any]
     origins: dict[str, Tensor]
     call: _Call
+
+
+class ElboTerms(NamedTuple):
+    """The terms of an ELBO, in nats.
+
+    ``log_densities``: by site, E_q log p(site | its parents). ``entropies``: by block, the entropy of its factor; the
+    discrete sites, whose posterior is joint, share one.
+    """
+
+    log_densities: dict[str, float]
+    entropies: dict[BlockKey, float]
+
+    @property
+    def total(self) -> float:
+        """Their sum, the ELBO."""
+        return sum(self.log_densities.values()) + sum(self.entropies.values())
 
 
 def _layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -145,6 +165,9 @@ class AutoConjugate(AutoGuide):
         self._reading: tuple[Any, Prepared] | None = None
         self._best = 0
         self._revision = 0
+        #: Whether q is q(β) q(z | β), the sites of a data plate given a draw of the others, as structured inference
+        #: fits it; drivers set it.
+        self.structured = False
 
     # State.
 
@@ -215,14 +238,17 @@ class AutoConjugate(AutoGuide):
             self.commit(prepared, prepared.state, prepared.starts)
         return prepared.program
 
-    def prepare(self, args: tuple[Any, ...], kwargs: dict[str, Any], predict: bool = False) -> Prepared:
+    def prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], predict: bool = False, rescale: bool = True
+    ) -> Prepared:
         """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`.
 
         ``predict``: data need not be given, and the local blocks of new data are set to their optimum given the
-        globals.
+        globals. ``rescale``: whether subsampled plates scale their sites to the size of the whole.
         """
         known = self._program
-        if known is not None and self._call is not None and self._call.matches(args, kwargs):
+        same = known is not None and known.recording.rescaled == rescale and not known.recording.redraws
+        if known is not None and same and self._call is not None and self._call.matches(args, kwargs):
             state = self._with_params(known, self.state)
             return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
         fitted = bool(self._layout)
@@ -231,7 +257,13 @@ class AutoConjugate(AutoGuide):
         )
         origins = self.origins if fitted else None
         recording = record(
-            self.model, *args, origins=origins, point=self.point, known=sites if fitted and predict else None, **kwargs
+            self.model,
+            *args,
+            origins=origins,
+            point=self.point,
+            known=sites if fitted and predict else None,
+            rescale=rescale,
+            **kwargs,
         )
         program = Program(recording, self._joint)
         call = _Call.of(args, kwargs)
@@ -267,8 +299,8 @@ class AutoConjugate(AutoGuide):
         return state
 
     def _adopted(self, program: Program, predict: bool) -> tuple[State, dict[str, Any]]:
-        """The state for a new recording: the globals are kept, and the blocks of a data plate whose size changed start
-        anew.
+        """The state for a new recording: globals are kept; blocks in a subsampled plate, or in a data plate whose size
+        changed, start anew.
         """
         self._check_structure(program)
         state = self.state
@@ -282,9 +314,9 @@ class AutoConjugate(AutoGuide):
         shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
         old_shapes = self._layout["shapes"]
         changed = [k for k, old, new in zip(self._keys, old_shapes, shapes, strict=True) if old != new]
+        changed += [k for k in self._keys if program.in_subsample(k) and k not in changed]
         if changed:
-            fresh, _ = initial_state(program, None, len(like))
-            state = {k: fresh[k] if k in changed else state[k] for k in state}
+            state = fresh_blocks(program, state, changed)
         if predict:
             state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
         return state, {**self._layout, "shapes": shapes}
@@ -311,7 +343,21 @@ class AutoConjugate(AutoGuide):
                     f"Make a new guide."
                 )
 
+    def reading(self, *args: Any, **kwargs: Any) -> tuple[Program, State]:
+        """The program and the best start's state for these arguments; see :meth:`posterior`."""
+        program, state = self._read(args, kwargs)
+        return program, {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in state.items()}
+
     def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, State]:
+        """What :meth:`_found` gives; the local blocks of structured inference, which has none of its own, at their
+        optimum given the globals.
+        """
+        program, state = self._found(args, kwargs)
+        if self.structured:
+            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+        return program, state
+
+    def _found(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, State]:
         """The program and the state for these arguments, or without any those of the last call.
 
         A fitted guide stays as it is: new data is looked at with the globals as they are and its local blocks at their
@@ -325,12 +371,18 @@ class AutoConjugate(AutoGuide):
                 "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
                 "Call guide(data) once."
             )
-        if self._program is None or (self._call is not None and self._call.matches(args, kwargs)):
+        known = self._program
+        if known is None or (
+            self._call is not None and self._call.matches(args, kwargs) and not known.recording.is_subsample
+        ):
             return self.program(*args, **kwargs), self.state
-        now = (self._revision, _param_versions(self._program))
+        now = (self._revision, _param_versions(known))
         if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
             self._reading = (now, self.prepare(args, kwargs, predict=True))
-        return self._reading[1].program, self._reading[1].state
+        found = self._reading[1]
+        if found.program.recording.redraws:
+            self._reading = None  # the next reading sees another subsample
+        return found.program, found.state
 
     # Sampling.
 
@@ -339,24 +391,34 @@ class AutoConjugate(AutoGuide):
         if self._program is None:
             self.program(*args, **kwargs)  # a model without arguments, too, is recorded by the first call
         program, state = self._read(args, kwargs)
-        plates = _plates(program)
+        plates = _Plates(program)
         values = self._sample_sites(program, state, plates)
         if program.recording.hidden:  # missing data: drawn from the model, given everything else
             with poutine.block():
                 given = poutine.trace(poutine.condition(self.model, data=values)).get_trace(*args, **kwargs)
             for name, used in program.recording.hidden.items():
                 node: Any = given.nodes[name]
-                with _within(used, plates, node["scale"]):
+                with plates.within(used, node["scale"]):
                     values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
         return values
 
-    def _sample_sites(self, program: Program, state: State, plates: dict[str, pyro.plate]) -> dict[str, Tensor]:
+    def _sample_sites(self, program: Program, state: State, plates: _Plates) -> dict[str, Tensor]:
         state = {key: n.map(lambda t: t[self._best]) for key, n in state.items()}
         values: dict[str, Tensor] = {}
+        local = [k for k in program.blocks if self.structured and program.is_local(k)]
         for key, block in program.blocks.items():
-            if block.is_param:
-                continue
-            self._sample_block(block, state[key], plates, values)
+            if not block.is_param and key not in local:
+                self._sample_block(block, state[key], plates, values)
+        means = program.means({k: n.map(lambda t: t.unsqueeze(0)) for k, n in state.items()})
+        outer = torch.Size()
+        if self.structured:
+            outer = _draws_shape(program, values)
+            state, means = _given(program, state, values, local, outer.numel())
+            for key in local:
+                nesting = program.recording.max_plate_nesting - len(program.blocks[key].batch_shape)
+                lead = (*outer, *[1] * nesting) if outer else ()
+                natural = Natural(**{n: t.reshape(*lead, *t.shape[1:]) for n, t in state[key].items()})
+                self._sample_block(program.blocks[key], natural, plates, values)
         sites = [s for s in program.discrete if not (s.marked and _enumerating())]
         if sites and _mean_field_elbo():
             raise ModelError(
@@ -366,25 +428,24 @@ class AutoConjugate(AutoGuide):
             )
         if not sites:
             return values
-        means = program.means({k: n.map(lambda t: t.unsqueeze(0)) for k, n in state.items()})
         drawn: dict[str, Tensor] = {}
         for site in sites:
             probs = responsibilities(program, means, [site], drawn)[site.name]
-            probs = probs[0] if len(probs) == 1 else _beside_plates(probs, drawn, program)
-            with _within(site.plates, plates, site.scale):
+            probs = (
+                probs[0] if len(probs) == 1 else _beside_plates(probs, outer or _draws_shape(program, drawn), program)
+            )
+            with plates.within(site.plates, site.scale):
                 drawn[site.name] = pyro.sample(
                     site.name, _masked(discrete_distribution(site, probs), site.mask), infer={"is_auxiliary": False}
                 )
         return values | drawn
 
-    def _sample_block(
-        self, block: Block, natural: Natural, plates: dict[str, pyro.plate], values: dict[str, Tensor]
-    ) -> None:
+    def _sample_block(self, block: Block, natural: Natural, plates: _Plates, values: dict[str, Tensor]) -> None:
         drawn: list[Tensor] = []
         for component, conditional in block.family.conditionals(block.params(natural)):
             site = block.sites[component]
             distribution = shaped(block, component, conditional(*drawn))
-            with _within(site.plates, plates, site.scale):
+            with plates.within(site.plates, site.scale):
                 value = pyro.sample(site.name, _masked(distribution, site.mask))
             drawn.append(value)
             values[site.name] = value
@@ -422,9 +483,24 @@ class AutoConjugate(AutoGuide):
 
     def elbo(self, *args: Any, **kwargs: Any) -> float:
         """The exact ELBO, in nats, of the current posterior."""
-        program, state = self._read(args, kwargs)
-        state = {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in state.items()}
+        program, state = self.reading(*args, **kwargs)
         return float(program.bound(state, program.means(state)).elbo)
+
+    def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
+        """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
+        program, state = self.reading(*args, **kwargs)
+        means = program.means(state)
+        held = program.eliminate(means)
+        densities = {n: float(v) for n, v in program.expected_log_joint(means, held).items()}
+        entropies = {
+            key: float(program.entropy_terms(state, means, [key])[0])
+            for key, block in program.blocks.items()
+            if not block.is_point
+        }
+        if held is not None:
+            names = tuple(site.name for site in program.discrete)
+            entropies[names[0] if len(names) == 1 else names] = float(held.entropy)
+        return ElboTerms(densities, entropies)
 
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of the sites: family, block, and how each is updated, or why it is not."""
@@ -468,11 +544,11 @@ class AutoConjugate(AutoGuide):
 
     def get_extra_state(self) -> dict[str, Any]:
         """What names the buffers, in plain types: safe under ``weights_only=True``."""
-        return {"layout": self._layout, "best": self._best}
+        return {"layout": self._layout, "best": self._best, "structured": self.structured}
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
         """Take on a saved layout."""
-        self._best = state["best"]
+        self._best, self.structured = state["best"], state.get("structured", False)
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         extra = state_dict.get(prefix + "_extra_state")
@@ -521,34 +597,72 @@ def _param_versions(program: Program) -> dict[str, tuple[int, int]]:
     return {n: (id(t), t._version) for n, t in found.items()}
 
 
-def _plates(program: Program) -> dict[str, pyro.plate]:
-    sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
-    unique = {p.name: p for s in sites for p in s.plates}
-    unique |= {p.name: p for used in program.recording.hidden.values() for p in used}
-    return {name: pyro.plate(name, p.size, dim=p.dim) for name, p in unique.items()}
+class _Plates:
+    """The plates of a program, to sample within."""
+
+    def __init__(self, program: Program) -> None:
+        sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+        unique = {p.name: p for s in sites for p in s.plates}
+        unique |= {p.name: p for used in program.recording.hidden.values() for p in used}
+        self._plates = {name: _plate(p) for name, p in unique.items()}
+        self._rescaled = program.recording.rescaled
+
+    @contextmanager
+    def within(self, used: Sequence[Plate], scale: Tensor | float) -> Iterator[None]:
+        """The plates of a site, and what its scale holds besides theirs."""
+        with ExitStack() as stack:
+            for plate in used:
+                stack.enter_context(self._plates[plate.name])
+            if self._rescaled:
+                scale = scale / math.prod(p.full_size / p.size for p in used)
+            if isinstance(scale, Tensor) or scale != 1:
+                stack.enter_context(poutine.scale(scale=scale))
+            yield
 
 
-@contextmanager
-def _within(used: Sequence[Any], plates: dict[str, pyro.plate], scale: Tensor | float) -> Iterator[None]:
-    with ExitStack() as stack:
-        for plate in used:
-            stack.enter_context(plates[plate.name])
-        if isinstance(scale, Tensor) or scale != 1:
-            stack.enter_context(poutine.scale(scale=scale))
-        yield
+def _plate(plate: Plate) -> pyro.plate:
+    if plate.is_subsample:
+        size: Any = plate.full_size
+        return pyro.plate(plate.name, size, subsample=plate.subsample, dim=plate.dim)
+    return pyro.plate(plate.name, plate.size, dim=plate.dim)
+
+
+def _draws_shape(program: Program, values: dict[str, Tensor]) -> torch.Size:
+    """The dimensions that values have to the left of all plates: particles."""
+    nesting = program.recording.max_plate_nesting
+    outer = torch.Size()
+    for name, value in values.items():
+        event = program.recording.scored[name].event_dim
+        batch = value.shape[: value.ndim - event]
+        outer = max(outer, batch[: max(0, len(batch) - nesting)], key=len)
+    return outer
+
+
+def _given(
+    program: Program, state: State, values: dict[str, Tensor], local: Sequence[BlockKey], draws: int
+) -> tuple[State, Means]:
+    """The local blocks at their optimum given draws of the others, and the mean parameters there: a start a draw."""
+    spread = {key: n.map(lambda t: t.expand(draws, *t.shape)) for key, n in state.items()}
+    means = program.means(spread)
+    for key, block in program.blocks.items():
+        if key in local or block.is_point:
+            continue
+        drawn = [values[site.name].reshape(-1, *site.shape) for site in block.sites]
+        means[key] = block.statistics([d.expand(draws, *d.shape[1:]) for d in drawn])
+    spread = program.settled(spread, local, means)
+    return spread, means | {key: program.blocks[key].family.mean(spread[key]) for key in local}
 
 
 def _masked(distribution: Any, mask: Tensor | None) -> Any:
     return distribution if mask is None else distribution.mask(mask)
 
 
-def _beside_plates(probs: Tensor, drawn: dict[str, Tensor], program: Program) -> Tensor:
+def _beside_plates(probs: Tensor, outer: torch.Size, program: Program) -> Tensor:
     """Probabilities ``[draws, plates..., values]`` with the draws in the dimensions that particles have, left of all
     plates.
     """
-    nesting = program.recording.max_plate_nesting
-    outer = max((v.shape[: v.ndim - nesting] for v in drawn.values() if v.ndim > nesting), key=len)
     plates = probs.shape[1:-1]
+    nesting = program.recording.max_plate_nesting
     return probs.reshape(*outer, *[1] * (nesting - len(plates)), *plates, probs.shape[-1])
 
 

@@ -24,6 +24,7 @@ A worked example::
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
@@ -128,8 +129,12 @@ class RecordMessenger(Messenger):
         max_plate_nesting: int | None,
         origins: Mapping[str, Tensor],
         point: Collection[str] = (),
+        rescale: bool = True,
     ) -> None:
         super().__init__()
+        self.rescale = rescale
+        self.subsamples: dict[str, Tensor] = {}
+        self.redraws = False
         self.like = like
         self.max_plate_nesting = max_plate_nesting
         self.point = point
@@ -146,7 +151,10 @@ class RecordMessenger(Messenger):
         self.dtypes: set[torch.dtype] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) or msg["is_observed"] or msg["done"]:
+        if site_is_subsample(msg):
+            self._subsample(msg)
+            return
+        if msg["is_observed"] or msg["done"]:
             return
         if self.max_plate_nesting is None and is_discrete(msg["fn"]):
             msg["value"] = placeholder_distribution(msg["fn"]).sample()
@@ -158,6 +166,16 @@ class RecordMessenger(Messenger):
         else:
             msg["value"] = self._symbol(msg)
         msg["done"] = True
+
+    def _subsample(self, msg: Any) -> None:
+        """Every run of one recording sees the same subsample."""
+        if msg["value"] is not None or msg["done"]:
+            return
+        if msg["name"] in self.subsamples:
+            msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+        else:
+            size = msg["fn"].subsample_size
+            self.redraws |= size is not None and size < msg["fn"].size
 
     def _like(self, fn: Any) -> Tensor:
         """The dtype of a latent: that of the data, or, while it is not known yet, that of its prior."""
@@ -226,17 +244,20 @@ class RecordMessenger(Messenger):
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
+            self.subsamples[msg["name"]] = msg["value"]
             return
         name, fn = msg["name"], msg["fn"]
+        self._check_frames(msg["cond_indep_stack"], name)
         frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
         self.nesting = max([self.nesting, *(-f.dim for f in frames)])
         if msg["infer"].get("_deterministic"):
             return
         if name not in self.marked:
             self.marked[name] = msg["infer"].get("enumerate") is not None
-        plates = tuple(Plate(f.name, f.dim, f.size) for f in frames)
+        plates = tuple(self._plate(f) for f in frames)
+        if not self.rescale:
+            msg["scale"] = msg["scale"] / math.prod(p.full_size / p.size for p in plates)
         if self.max_plate_nesting is None:
-            self._check_frames(frames, name)
             self.classes[name] = family_class(unwrap(fn)[0])
             self.dtypes |= dtypes_of(placeholder_distribution(fn))
             if msg["is_observed"] and not isinstance(msg["value"], Tensor):
@@ -285,13 +306,17 @@ class RecordMessenger(Messenger):
             self.found_origins[site] = mean_over(value, factor.axes)
             return
 
-    def _check_frames(self, frames: list[Any], name: str) -> None:
+    def _plate(self, frame: Any) -> Plate:
+        subsample = self.subsamples.get(frame.name)
+        full = frame.size if frame.full_size is None else frame.full_size
+        return Plate(frame.name, frame.dim, frame.size, full, subsample if full != frame.size else None)
+
+    def _check_frames(self, frames: Collection[Any], name: str) -> None:
         for frame in frames:
-            if frame.full_size is not None and frame.size != frame.full_size:
+            if not frame.vectorized and frame.full_size is not None and frame.size != frame.full_size:
                 raise ModelError(
-                    f"Expected plates over all of the data; got plate {frame.name!r} at site {name!r} with a "
-                    f"subsample of "
-                    f"{frame.size} of {frame.full_size}. Leave out subsample_size."
+                    f"Expected subsampling in a vectorized plate, with pyro.plate(...) as indices; got a loop over "
+                    f"{frame.size} of {frame.full_size} in plate {frame.name!r} at site {name!r}."
                 )
 
     def _latent(self, msg: Any, base: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
@@ -384,6 +409,9 @@ def _scan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     messenger = RecordMessenger(like, None, {})
     with _recording_context(like), messenger:
         model(*args, **kwargs)
+    if messenger.redraws:  # the draws were taken back at the end: move on, so that the next run sees another subsample
+        for device in {s.device for s in messenger.subsamples.values()}:
+            torch.rand(1, device=device)
     return messenger
 
 
@@ -428,6 +456,7 @@ def record(
     origins: Mapping[str, Tensor] | None = None,
     point: Collection[str] = (),
     known: Collection[str] | None = None,
+    rescale: bool = True,
     **kwargs: Any,
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
@@ -442,12 +471,13 @@ def record(
         point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate":
             "point"}``.
         known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
+        rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
 
     Raises:
-        ModelError: if there is no latent site, nothing is observed, or a plate subsamples.
+        ModelError: if there is no latent site, nothing is observed, or a loop over a plate subsamples.
         DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
         LatentValueError: if the model uses a latent's value as a number.
     """
@@ -460,8 +490,8 @@ def record(
         guess = guess.double()  # data that the model closes over
         scan = _scan(model, args, kwargs, guess)
     like = _data_like(scan.observations, guess.double() if torch.float64 in scan.dtypes else guess)
-    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point)
-    messenger.marked = scan.marked
+    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point, rescale)
+    messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
     enumerated = config_enumerate(model, default="parallel")
     with _recording_context(like), messenger, EnumMessenger(first_available_dim=-1 - scan.nesting):
         enumerated(*args, **kwargs)
@@ -478,6 +508,8 @@ def record(
         like.device,
         messenger.observations,
         hidden,
+        scan.redraws,
+        rescale,
     )
 
 

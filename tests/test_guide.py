@@ -1019,3 +1019,32 @@ def test_moving_the_state_by_hand_is_no_fall_of_the_elbo(x: Tensor) -> None:
         cavi.step(x)
     except ElboDecreaseError as error:  # pragma: no cover
         pytest.fail(str(error))
+
+
+def test_the_terms_of_the_elbo_add_up_and_are_what_they_say() -> None:
+    """Entropies are Pyro's; expected log densities are averages over draws; their sum is the ELBO."""
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(40, generator=generator, dtype=torch.float64) * 2 + 1
+
+    def model(data: Tensor) -> None:
+        precision = pyro.sample("precision", dist.Gamma(data.new_tensor(2.0), 1.0))
+        mean = pyro.sample("mean", dist.Normal(data.new_tensor(0.0), (0.1 * precision).rsqrt()))
+        with poutine.scale(scale=0.5), pyro.plate("data", len(data)):
+            pyro.sample("x", dist.Normal(mean, precision.rsqrt()), obs=data)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(data)
+    terms, q = guide.elbo_terms(data), guide.posterior()
+    assert terms.total == pytest.approx(guide.elbo(data), rel=1e-12)
+    for name in ("precision", "mean"):
+        assert terms.entropies[name] == pytest.approx(q[name].entropy().item(), rel=1e-10)
+    torch.manual_seed(0)
+    draws = {name: q[name].sample((100_000,)) for name in q}
+    values = {
+        "precision": dist.Gamma(2.0, 1.0).log_prob(draws["precision"]),
+        "mean": dist.Normal(0.0, (0.1 * draws["precision"]).rsqrt()).log_prob(draws["mean"]),
+        "x": 0.5 * dist.Normal(draws["mean"][:, None], draws["precision"][:, None].rsqrt()).log_prob(data).sum(-1),
+    }
+    for name, value in values.items():
+        error = value.std().item() / len(value) ** 0.5
+        assert terms.log_densities[name] == pytest.approx(value.mean().item(), abs=5 * error)

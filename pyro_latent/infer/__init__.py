@@ -2,5 +2,6 @@
 
 from .cavi import CAVI, CAVIResult
 from .em import EM
+from .step_size import ConstantStep, RobbinsMonro, StepSize
 
-__all__ = ["CAVI", "EM", "CAVIResult"]
+__all__ = ["CAVI", "EM", "CAVIResult", "ConstantStep", "RobbinsMonro", "StepSize"]

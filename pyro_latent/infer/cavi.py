@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -21,26 +22,15 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ElboDecreaseError, ModelError, NaturalDomainError
-from ..families import Natural
+from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from ..errors import CheckpointError, ElboDecreaseError, ModelError
 from ..guide import AutoConjugate
-from ..objective import (
-    Block,
-    BlockKey,
-    Bound,
-    DiscreteSite,
-    Held,
-    Means,
-    Posteriors,
-    Program,
-    State,
-    Summand,
-    natural_of,
-    responsibilities,
-)
-
-#: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+from ..objective import BlockKey, Bound, Program, State
+from .memoised import MemoisedSteps
+from .place import Place, fingerprint
+from .step_size import RobbinsMonro, StepSize, as_step_size
+from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, draw, settle, structured_elbo
+from .sweep import ROUNDING, Call, Sweep
 
 
 @dataclass(frozen=True)
@@ -48,9 +38,10 @@ class CAVIResult:
     """What :meth:`CAVI.run` reached.
 
     Attributes:
-        elbo: the ELBO at the end of each sweep, in nats: 1-D, float64, never falling.
-        converged: whether the last sweep raised it by no more than the tolerance.
-        num_steps: the number of sweeps.
+        elbo: the ELBO at the end of each sweep, in nats: 1-D, float64, never falling; on minibatches an unbiased
+            estimate at each step, and with ``memoised=True`` the exact ELBO of the pieces seen so far.
+        converged: whether the last sweep (or pass over pieces) raised it by no more than the tolerance.
+        num_steps: the number of steps.
         restarts: the last ELBO of every start; the best one is the guide's.
     """
 
@@ -58,112 +49,6 @@ class CAVIResult:
     converged: bool
     num_steps: int
     restarts: Tensor
-
-
-class Call(NamedTuple):
-    """The model's own arguments."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-
-
-class Sweep:
-    """One sweep in progress: the blocks so far, and the discrete posterior that they are updated against.
-
-    ``held`` is that posterior where it is known already; ``probs`` where it was given by its probabilities.
-    """
-
-    def __init__(
-        self,
-        program: Program,
-        state: State,
-        call: Call,
-        held: Held | None = None,
-        probs: Mapping[str, Tensor] | None = None,
-    ) -> None:
-        self.program = program
-        self.state = state
-        self.call = call
-        self.means: Means = program.means(state)
-        self.proper: dict[BlockKey, Tensor] = {}
-        self.summands: list[Summand] = []
-        self._probs: dict[str, Tensor] = {}
-        self.held: Held | None = None
-        self._stale = False  # whether a block has changed since the discrete posterior was held
-        if program.discrete:
-            self._hold(held, dict(probs or {}))
-
-    @property
-    def starts(self) -> int:
-        """The number of starts that are swept at once."""
-        return len(next(iter(next(iter(self.state.values())).values()))) if self.state else 1
-
-    def _hold(self, held: Held | None, probs: dict[str, Tensor]) -> None:
-        written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
-        self._held_means = self.means
-        self._stale = False
-        self._probs = probs
-        for site in written:
-            _, update = site.update  # type: ignore[misc]
-            values = [update(q, *self.call.args, **self.call.kwargs).probs for q in self._posteriors()]
-            self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
-        if self._probs:
-            held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
-        self.held = held or self.program.eliminate(self.means)
-        self.summands = self.program.held_summands(self.held)
-
-    def responsibilities(self, site: DiscreteSite) -> Tensor:
-        """The held posterior of a discrete site, for each start."""
-        if site.name not in self._probs:
-            self._probs = responsibilities(self.program, self._held_means, self.program.discrete) | self._probs
-        return self._probs[site.name]
-
-    def visit(self, key: BlockKey | None) -> None:
-        """Set a block to its optimum given the others; None stands for the discrete sites."""
-        if key is None:
-            if self._stale:
-                self._hold(None, {})
-            return
-        block = self.program.blocks[key]
-        self.set(key, self.updated(block))
-
-    def set(self, key: BlockKey, natural: Natural) -> None:
-        """Put a block at given natural parameters."""
-        self._stale = True
-        proper = self.program.in_domain(key, natural)
-        self.proper[key] = proper & self.proper[key] if key in self.proper else proper
-        self.state = self.state | {key: natural}
-        self.means = self.program.updated(self.means, key, natural)
-
-    def updated(self, block: Block) -> Natural:
-        """The block's optimum: by its hand-written update if it has one, else derived."""
-        if block.update is None:
-            return self.program.optimum(block.key, self.means, self.summands)
-        where, like = f"the update of {block.label!r}", self.program.recording.like
-        _, update = block.update
-        found = [
-            natural_of(block, update(q, *self.call.args, **self.call.kwargs), where, like) for q in self._posteriors()
-        ]
-        return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
-
-    def _posteriors(self) -> list[Posteriors]:
-        """The current posteriors of every start, for hand-written updates."""
-        probs = {
-            s.name: self.responsibilities(s) for s in self.program.discrete if s.update is None or s.name in self._probs
-        }
-        params = {k: b.params(self.state[k]) for k, b in self.program.blocks.items()}
-        return [
-            Posteriors(
-                self.program,
-                {k: {n: t[i] for n, t in p.items()} for k, p in params.items()},
-                {n: r[i] for n, r in probs.items()},
-            )
-            for i in range(self.starts)
-        ]
-
-    def bound(self) -> Bound:
-        """The exact ELBO at the blocks so far."""
-        return self.program.bound(self.state, self.means)
 
 
 class _Memory(NamedTuple):
@@ -184,13 +69,27 @@ class CAVI:
         order: the sites in the order of their updates; a discrete site's name stands for the elimination of all
             discrete sites. By default the blocks with the most elements come first, after the discrete sites;
             parameters come last.
-        local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others.
-        local_tol: stop these early once no mean parameter of theirs changes by more than this.
+        local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others;
+            by default once, and on minibatches up to 100 times.
+        local_tol: stop these early once no mean parameter of theirs changes by more than this; by default never, and
+            on minibatches at 1e-3.
+        step_size: for stochastic inference, where a plate of the model subsamples: a number in (0, 1],
+            :class:`~pyro_latent.RobbinsMonro`, or a function of the step t = 0, 1, …. A step optimises the blocks of
+            the minibatch, and moves the natural parameters of the others by this share of the way to their optimum.
+        memoised: for exact inference on data in pieces: each piece, in a subsampled plate, keeps its summary.
+        structured: for structured stochastic inference, q(β) q(z | β): the number of draws of the globals β at each
+            step; 0 for mean field. It needs ``step_size``.
 
     Example::
 
         guide = AutoConjugate(model)
         result = CAVI(model, guide).run(x, max_steps=500, tol=1e-8)
+
+        svi = CAVI(model, guide, step_size=RobbinsMonro(delay=1, forgetting=0.7))
+        svi.run_batches(DataLoader(TensorDataset(x), batch_size=100, shuffle=True), epochs=3, size=len(x))
+
+    Source: coordinate ascent, Bishop (2006) §10.1; stochastic, Hoffman et al. (2013); memoised, Hughes and Sudderth
+    (2013); structured, Hoffman and Blei (2015).
     """
 
     def __init__(
@@ -199,15 +98,19 @@ class CAVI:
         guide: AutoConjugate,
         *,
         order: Sequence[str] | None = None,
-        local_steps: int = 1,
+        local_steps: int | None = None,
         local_tol: float | None = None,
+        step_size: float | StepSize | None = None,
+        memoised: bool = False,
+        structured: int = 0,
     ) -> None:
         if not isinstance(guide, AutoConjugate):
             kind = "an autoguide for SVI" if isinstance(guide, AutoGuide) else type(guide).__name__
             raise TypeError(f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model)).")
         if guide.model is not model:
             raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
-        _check_count("local_steps", local_steps)
+        if local_steps is not None:
+            _check_count("local_steps", local_steps)
         if local_tol is not None and not (isinstance(local_tol, int | float) and local_tol >= 0):
             raise ValueError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
@@ -216,11 +119,23 @@ class CAVI:
         self.local_steps = local_steps
         self.local_tol = local_tol
         self._memory: _Memory | None = None
+        self._steps = _steps(step_size, memoised, structured)
+        self._settings = {
+            "order": self.order,
+            "local_steps": local_steps,
+            "local_tol": local_tol,
+            "step_size": None if step_size is None else _described(step_size),
+            "memoised": memoised,
+            "structured": structured,
+        }
 
     # The face of SVI.
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One sweep over all blocks; the exact −ELBO after it, in nats. On any error the guide is as it was.
+
+        With ``step_size``, one step on the minibatch that the model is given or draws; an estimate of −ELBO at the
+        globals before the step, which the minibatch has not seen.
 
         Raises:
             NaturalDomainError: if an update left its family's domain.
@@ -239,9 +154,13 @@ class CAVI:
         tol: float = 1e-8,
         progress: bool = False,
         callback: Callable[[int, float], Any] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_every: int = 10,
         **kwargs: Any,
     ) -> CAVIResult:
         """Sweep until the ELBO rises by no more than ``tol · max(1, |ELBO|)``, for every start.
+
+        With ``step_size`` the ELBO is an estimate, and ``max_steps`` steps are taken.
 
         Args:
             args, kwargs: the model's arguments.
@@ -249,24 +168,185 @@ class CAVI:
             tol: the relative tolerance; 0 never stops early.
             progress: whether to show a progress bar with the ELBO.
             callback: called after each sweep with the number of sweeps and the ELBO.
+            checkpoint: a file that the run is written to, and goes on from where it exists: a run that was killed ends
+                where it would have ended.
+            checkpoint_every: the number of sweeps between writes.
 
         Returns:
             The result. Ctrl-C ends the run after the last whole sweep and returns what was reached.
+
+        Raises:
+            CheckpointError: if the file is of another model, other data or other settings.
         """
         _check_count("max_steps", max_steps)
-        if not (isinstance(tol, int | float) and tol >= 0):
-            raise ValueError(f"Expected a tolerance of at least 0; got {tol!r}.")
-        history: list[list[float]] = []
-        converged = False
-        with tqdm(total=max_steps, disable=not progress, desc="CAVI") as bar, contextlib.suppress(KeyboardInterrupt):
+        _check_tolerance(tol)
+        _check_count("checkpoint_every", checkpoint_every)
+        if isinstance(self._steps, MemoisedSteps):
+            raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
+        exact = self._steps is None
+        place = Place(self, checkpoint, checkpoint_every, {"data": fingerprint(args, kwargs)})
+        history = place.history
+        converged = exact and _has_settled(history, tol)
+        with (
+            tqdm(total=max_steps, initial=len(history), disable=not progress, desc="CAVI") as bar,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
             while len(history) < max_steps and not converged:
                 history.append(self._step(args, kwargs))
-                bar.update()
-                bar.set_postfix_str(f"ELBO {max(history[-1]):.6f}", refresh=False)
-                if callback is not None:
-                    callback(len(history), max(history[-1]))
-                converged = tol > 0 and len(history) > 1 and _settled(history[-2], history[-1], tol)
+                _report(bar, callback, history)
+                converged = exact and _has_settled(history, tol)
+                place.write()
+        place.write(last=True)
         return self._result(history, converged)
+
+    def run_batches(
+        self,
+        batches: Iterable[Any],
+        *,
+        epochs: int = 1,
+        tol: float = 1e-8,
+        progress: bool = False,
+        callback: Callable[[int, float], Any] | None = None,
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_every: int = 10,
+        **kwargs: Any,
+    ) -> CAVIResult:
+        """A step on each batch, in so many passes over them: stochastic with ``step_size``, exact with ``memoised``.
+
+        Args:
+            batches: something that can be iterated over again, such as a torch ``DataLoader``. Each batch is the
+                model's positional arguments (a tuple or list), its keyword arguments (a mapping), or its only argument.
+            epochs: the largest number of passes.
+            tol: with ``memoised``, stop once a pass raises the ELBO by no more than ``tol · max(1, |ELBO|)``.
+            progress, callback, checkpoint, checkpoint_every: as in :meth:`run`, counted in batches.
+            kwargs: further keyword arguments of the model, the same for all batches, such as the size of the data.
+
+        Returns:
+            The result, with one ELBO for each step.
+
+        Raises:
+            ModelError: if the driver has neither ``step_size`` nor ``memoised=True``, or no plate says how much data
+                there is in all.
+            DataError: with ``memoised``, if the batches are not the same in each pass.
+            CheckpointError: if the file is of another model, other data or other settings.
+        """
+        _check_count("epochs", epochs)
+        _check_tolerance(tol)
+        _check_count("checkpoint_every", checkpoint_every)
+        if self._steps is None:
+            raise ModelError(
+                "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "
+                "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True)."
+            )
+        if isinstance(batches, Iterator):
+            raise TypeError(
+                "Expected batches that can be iterated over again, such as a list or a DataLoader; got an iterator."
+            )
+        place = Place(self, checkpoint, checkpoint_every, {"data": fingerprint((), kwargs)})
+        history, ends = place.history, place.ends
+        converged = self._passed(history, ends, tol)
+        total = epochs * len(batches) if isinstance(batches, Sized) else None
+        with (
+            tqdm(total=total, initial=len(history), disable=not progress, desc="CAVI") as bar,
+            contextlib.suppress(KeyboardInterrupt),
+        ):
+            while len(ends) < epochs and not converged:
+                for number, batch in place.rest(batches):
+                    args, more = _arguments(batch)
+                    history.append(self._batch_step(number, args, more | kwargs))
+                    _report(bar, callback, history)
+                    place.write()
+                if not history or (ends and ends[-1] == len(history)):
+                    raise ModelError("Expected batches of data; got none.")
+                ends.append(len(history))
+                converged = self._passed(history, ends, tol)
+        place.write(last=True)
+        return self._result(history, converged)
+
+    def step_piece(self, piece: Hashable, *args: Any, **kwargs: Any) -> float:
+        """With ``memoised=True``, one step on a piece of the data; the exact −ELBO of all pieces seen so far.
+
+        Args:
+            piece: what the piece is known by, such as its number; it must stand for the same data at each pass.
+            args, kwargs: the model's arguments for that piece.
+        """
+        if not isinstance(self._steps, MemoisedSteps):
+            raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
+        return -max(self._steps.step(self, piece, Call(args, kwargs)))
+
+    def _batch_step(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
+        if isinstance(self._steps, MemoisedSteps):
+            return self._steps.step(self, number, Call(args, kwargs))
+        return self._step(args, kwargs)
+
+    def _passed(self, history: list[list[float]], ends: list[int], tol: float) -> bool:
+        """Whether the last pass of memoised inference has settled; the first one adds pieces, and does not count."""
+        if not isinstance(self._steps, MemoisedSteps) or len(ends) < 2:
+            return False
+        return _has_settled([history[ends[-2] - 1], history[ends[-1] - 1]], tol)
+
+    def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:
+        """The ELBO of q(β) q(z | β), in nats, and its standard error.
+
+        The local blocks and discrete sites z are at their optimum given each draw of the globals β, so that for the
+        same q(β) it is at least the mean-field ELBO. Unlike that it needs draws.
+
+        Args:
+            args, kwargs: the model's arguments.
+            draws: the number of draws of β.
+        """
+        _check_count("draws", draws)
+        program, state = self.guide.reading(*args, **kwargs)
+        local = [key for key in program.blocks if program.is_local(key)]
+        drawn = draw(program, state, local, draws)
+        settle(self, drawn, local, LOCAL_STEPS, LOCAL_TOL)
+        values = structured_elbo(program, state, program.means(state), drawn, local)
+        return float(values.mean()), float(values.std() / math.sqrt(draws))
+
+    # Saving.
+
+    def save(self, path: str | PathLike[str]) -> None:
+        """Write a checkpoint: the guide, what the driver remembers, and torch's random state; see :meth:`load`."""
+        write_checkpoint(path, type(self).__name__, self.content())
+
+    def load(self, path: str | PathLike[str]) -> None:
+        """Go on from a checkpoint that :meth:`save` or a run wrote.
+
+        Raises:
+            FileNotFoundError: if there is no such file.
+            CheckpointError: if it is of another driver or of other settings.
+            ModelError: if it is of another model.
+        """
+        self.restore(read_checkpoint(path, type(self).__name__))
+
+    def content(self) -> dict[str, Any]:
+        """What a checkpoint keeps, in plain types and tensors."""
+        device = next((str(b.device) for b in self.guide.buffers()), "cpu")
+        steps = None if self._steps is None else self._steps.to_state()
+        return {
+            "guide": self.guide.state_dict(),
+            "device": device,
+            "settings": self._settings,
+            "steps": steps,
+            "random": random_state(),
+        }
+
+    def restore(self, content: Mapping[str, Any]) -> None:
+        """Take on the content of a checkpoint."""
+        if content["settings"] != self._settings:
+            raise CheckpointError(
+                f"Expected a checkpoint of a driver with {self._settings}; got one with {content['settings']}."
+            )
+        self.guide.load_state_dict(content["guide"])
+        device = torch.device(content["device"])
+        if device.type == "cuda" and torch.cuda.is_available():
+            self.guide.to(device)
+        else:
+            device = torch.device("cpu")
+        if self._steps is not None:
+            self._steps.load_state(content["steps"], device)
+        restore_random_state(content["random"])
+        self._memory = None
 
     def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
         values = torch.tensor(history, dtype=torch.float64)
@@ -282,8 +362,13 @@ class CAVI:
     # One step.
 
     def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
+        if isinstance(self._steps, MemoisedSteps):
+            raise ModelError("Expected a named piece of data with memoised=True; got step. Use step_piece(name, ...).")
+        if self._steps is not None:
+            return self._steps.step(self, Call(args, kwargs))
         prepared = self.guide.prepare(args, kwargs)
         program = prepared.program
+        _check_whole(program)
         before = self._memory
         if before is not None and not (before.program is program and before.revision == self.guide.revision):
             before = None
@@ -300,20 +385,13 @@ class CAVI:
 
     def _run(self, sweep: Sweep) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
-        order = self._order(sweep.program)
+        order = self.sites(sweep.program)
         local = [key for key in order if key is not None and sweep.program.is_local(key)]
-        for _ in range(self.local_steps - 1 if local else 0):
-            before = sweep.means
-            for inner in local:
-                sweep.visit(inner)
-            if sweep.program.discrete:
-                sweep.visit(None)
-            if self.local_tol is not None and _change(before, sweep.means, local) <= self.local_tol:
-                break
+        sweep.rounds(local, (self.local_steps or 1) - 1, self.local_tol)
         for key in order:
             sweep.visit(key)
 
-    def _order(self, program: Program) -> list[BlockKey | None]:
+    def sites(self, program: Program) -> list[BlockKey | None]:
         """The blocks in the order of their updates; None stands for the discrete sites."""
         if self.order is None:
             largest = sorted(program.blocks.values(), key=lambda b: (b.is_param, -b.numel))
@@ -336,23 +414,12 @@ class CAVI:
             NaturalDomainError: naming the first block outside its domain.
             ElboDecreaseError: naming the block whose update lowered the ELBO.
         """
-        proper = [p.reshape(1).to(torch.float64) for p in sweep.proper.values()]
-        values: list[float] = torch.cat([*proper, bound.elbo, bound.magnitude]).tolist()
-        flags, elbo = values[: len(proper)], values[len(proper) : len(proper) + len(bound.elbo)]
-        for key, flag in zip(sweep.proper, flags, strict=True):
-            if not flag:
-                block = sweep.program.blocks[key]
-                raise NaturalDomainError(
-                    f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "
-                    f"parameters outside its "
-                    "domain. A prior may be improper, or the data too extreme for its precision: shift or scale the "
-                    "data, or use "
-                    "float64. The guide is as before the step."
-                )
+        values = sweep.check_proper([bound.elbo, bound.magnitude])
+        elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
         if not all(math.isfinite(e) for e in elbo):
             raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
         if before is not None:
-            slack = [ROUNDING[sweep.program.recording.dtype] * m for m in values[len(proper) + len(elbo) :]]
+            slack = [ROUNDING[sweep.program.recording.dtype] * m for m in magnitude]
             falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]
             if falls:
                 raise ElboDecreaseError(
@@ -368,7 +435,7 @@ class CAVI:
         again = Sweep(sweep.program, state, sweep.call, before.bound.held)
         level = before.bound.elbo
         drops: dict[str, float] = {}
-        for key in self._order(sweep.program):
+        for key in self.sites(sweep.program):
             again.visit(key)
             now = again.bound().elbo
             drops["the discrete sites" if key is None else repr(sweep.program.blocks[key].label)] = float(
@@ -378,6 +445,60 @@ class CAVI:
         return max(drops, key=drops.__getitem__)
 
 
+def _steps(
+    step_size: float | StepSize | None, memoised: bool, structured: int
+) -> StochasticSteps | MemoisedSteps | None:
+    if isinstance(structured, bool) or not isinstance(structured, int) or structured < 0:
+        raise ValueError(f"Expected structured to be a number of draws, or 0; got {structured!r}.")
+    if memoised and step_size is not None:
+        raise ValueError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
+    if structured and step_size is None:
+        raise ValueError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
+    if memoised:
+        return MemoisedSteps()
+    return None if step_size is None else StochasticSteps(as_step_size(step_size), structured)
+
+
+def _described(step_size: float | StepSize) -> str:
+    """What a step size is known by in a checkpoint."""
+    return repr(step_size) if isinstance(step_size, int | float | RobbinsMonro) else "a function"
+
+
+def _check_whole(program: Program) -> None:
+    part = next((p for s in program.recording.scored.values() for p in s.plates if p.is_subsample), None)
+    if part is not None:
+        raise ModelError(
+            f"Expected plates over all of the data; got plate {part.name!r} with a subsample of {part.size} of "
+            f"{part.full_size}. Leave out subsample_size, or write CAVI(model, guide, step_size=RobbinsMonro()) or "
+            "CAVI(model, guide, memoised=True)."
+        )
+
+
+def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """A batch as the model's positional and keyword arguments."""
+    if isinstance(batch, Mapping):
+        return (), dict(batch)
+    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+        return tuple(batch), {}
+    return (batch,), {}
+
+
+def _report(bar: Any, callback: Callable[[int, float], Any] | None, history: list[list[float]]) -> None:
+    bar.update()
+    bar.set_postfix_str(f"ELBO {max(history[-1]):.6f}", refresh=False)
+    if callback is not None:
+        callback(len(history), max(history[-1]))
+
+
+def _check_tolerance(tol: Any) -> None:
+    if not (isinstance(tol, int | float) and tol >= 0):
+        raise ValueError(f"Expected a tolerance of at least 0; got {tol!r}.")
+
+
+def _has_settled(history: list[list[float]], tol: float) -> bool:
+    return tol > 0 and len(history) > 1 and _settled(history[-2], history[-1], tol)
+
+
 def _check_count(name: str, value: Any) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < 1:
         raise ValueError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
@@ -385,9 +506,3 @@ def _check_count(name: str, value: Any) -> None:
 
 def _settled(before: list[float], after: list[float], tol: float) -> bool:
     return all(a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))
-
-
-def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
-    """The largest absolute change of a mean parameter."""
-    changes = [(after[k][n] - before[k][n]).abs().max() for k in keys for n in after[k]]
-    return float(torch.stack(changes).max())

@@ -18,7 +18,8 @@ from ..errors import ModelError
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
-from .cavi import CAVI, Call, CAVIResult, Sweep
+from .cavi import CAVI, CAVIResult
+from .sweep import Call, Sweep
 
 _M_STEP_PASSES = 100
 _SETTLED = 1e-13
@@ -64,7 +65,7 @@ class EM(CAVI):
         self._held: tuple[Program, Held | None] | None = None
 
     def _run(self, sweep: Sweep) -> None:
-        order = self._order(sweep.program)
+        order = self.sites(sweep.program)
         points = [key for key in order if key is not None and sweep.program.blocks[key].is_param]
         if not points:
             raise ModelError(
@@ -164,7 +165,7 @@ class EM(CAVI):
         """
         program = self.guide.program(*args, **kwargs)
         sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.pending_starts)
-        latent = [key for key in self._order(program) if key is not None and not program.blocks[key].is_point]
+        latent = [key for key in self.sites(program) if key is not None and not program.blocks[key].is_point]
         for key in latent:
             sweep.visit(key)
         if program.discrete and (latent or self.guide.pending_starts):

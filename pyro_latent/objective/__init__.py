@@ -15,8 +15,9 @@ from .posterior import (
 )
 from .program import Bound, Held, Program
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .starts import Init, initial_state
+from .starts import Init, fresh_blocks, initial_state
 from .summands import Means, State, Summand
+from .summaries import Summary, summarize
 
 __all__ = [
     "Block",
@@ -35,9 +36,11 @@ __all__ = [
     "ScoredSite",
     "State",
     "Summand",
+    "Summary",
     "discrete_distribution",
     "eliminate",
     "explain",
+    "fresh_blocks",
     "initial_state",
     "make_blocks",
     "marginals",
@@ -46,4 +49,5 @@ __all__ = [
     "quantile",
     "responsibilities",
     "shaped",
+    "summarize",
 ]

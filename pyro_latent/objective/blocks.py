@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..families import FAMILIES, JOINT_FAMILIES, Family, Natural, Params, family_of
+from ..families import FAMILIES, JOINT_FAMILIES, Family, Mean, Natural, Params, family_of
 from ..families.point import Point
 from .recording import LatentSite, Recording
 
@@ -95,6 +96,15 @@ class Block:
         tail = self.event_shapes[self.family.location[1]]  # type: ignore[index]
         origin = site.origin.expand(site.shape).reshape(self.batch_shape + tail)
         return params | {name: location + sign * origin}
+
+    def statistics(self, values: Sequence[Tensor]) -> Mean:
+        """The sufficient statistics of values of its sites, ``[draws] + shape``, in the model's own coordinates."""
+        shaped = []
+        for site, value, event in zip(self.sites, values, self.event_shapes, strict=True):
+            if site is self.location_site and site.origin is not None:
+                value = value - site.origin
+            shaped.append(value.reshape(len(value), *self.batch_shape, *event))
+        return self.family.sufficient_statistics(*shaped)
 
     def params(self, natural: Natural) -> Params:
         """The params of q, in the model's own coordinates."""

@@ -11,7 +11,7 @@ for given responsibilities, responsibilities × features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -28,7 +28,7 @@ from .elimination import LogFactor, eliminate, plate_dims, relative_scale
 from .expectation import ExpectedTerm, expect
 from .factors import DiscreteFactor, features_of, make_piece, over_dims, place, product_of
 from .modes import Part, mode
-from .recording import DiscreteSite, LatentSite, Recording, ScoredSite
+from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .summands import Means, State, Summand, canonical, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
@@ -39,7 +39,8 @@ _SETTLED = 1e-10
 class Held(NamedTuple):
     """A posterior of the discrete sites that is held fixed.
 
-    The weight of each factor's elements, log Z with its size, and the entropy.
+    The weight of each factor's elements, the expected log factors plus the entropy (log Z, where it is the exact
+    posterior) with their size, and the entropy.
     """
 
     weights: tuple[Tensor, ...]
@@ -117,15 +118,19 @@ class Program:
         self.discrete = list(recording.discrete.values())
         self.derived = _derived_variables(recording)
         self.owners |= {v.site: (_derived_block(v, recording), 0) for v in self.derived}
-        summands: list[Summand] = []
+        whole: list[Summand] = []
+        part: list[Summand] = []
         self.factors: list[DiscreteFactor] = []
         for scored in recording.scored.values():
             terms = [expect(t, self.owners, scored.name) for t in usable_terms(scored)]
             if self._discrete_of(scored):
                 self.factors.append(self._discrete_factor(scored, terms))
             else:
+                summands = part if _in_subsample(scored.plates) else whole
                 summands += [self._summand(scored, t) for t in terms]
-        self.summands = merged(summands, recording.like)
+        #: The terms of sites outside of subsampled plates, and of those inside.
+        self.whole_summands, self.part_summands = merged(whole, recording.like), merged(part, recording.like)
+        self.summands = self.whole_summands + self.part_summands
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
 
     # Compilation.
@@ -193,9 +198,15 @@ class Program:
         )
 
     def is_local(self, key: BlockKey) -> bool:
-        """Whether a block lies in a plate of the data."""
+        """Whether a block lies in a subsampled plate; where none is, in a plate of the data."""
+        if self.recording.is_subsample:
+            return self.in_subsample(key)
         data = {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
         return any(p.name in data for s in self.blocks[key].sites for p in s.plates)
+
+    def in_subsample(self, key: BlockKey) -> bool:
+        """Whether a block lies in a subsampled plate, so that it is of the minibatch at hand only."""
+        return any(_in_subsample(s.plates) for s in self.blocks[key].sites)
 
     # Evaluation.
 
@@ -239,19 +250,25 @@ class Program:
         if not self.discrete:
             return None
         with torch.enable_grad():
-            values = [f.value(means).detach().requires_grad_() for f in self.factors]
+            values = [v.detach().requires_grad_() for v in self._factor_values(means)]
             factors = [LogFactor(v, f.dims) for v, f in zip(values, self.factors, strict=True)]
             total, magnitude = eliminate(factors, self.discrete)
             weights = torch.autograd.grad(total.sum(), values)
             energy = _weighted(values, weights)
         return Held(weights, total.detach(), magnitude, (total - energy).detach())
 
+    def _factor_values(self, means: Means) -> list[Tensor]:
+        """The factors at the same number of starts each."""
+        values = [f.value(means) for f in self.factors]
+        starts = max(len(v) for v in values)
+        return [v.expand(starts, *v.shape[1:]) for v in values]
+
     def energy(self, means: Means, held: Held | None) -> Tensor:
         """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
         total = sum((s.value(means).double() for s in self.summands), torch.zeros((), dtype=torch.float64))
         if held is None:
             return total
-        return total + _weighted([f.value(means) for f in self.factors], held.weights)
+        return total + _weighted(self._factor_values(means), held.weights)
 
     def entropy(self, state: State, held: Held | None) -> Tensor:
         """H(q) for each start, float64."""
@@ -271,12 +288,11 @@ class Program:
 
         Args:
             responsibilities: by discrete site, ``[starts, plates..., values]``.
-            means: only its shapes matter.
+            means: the mean parameters of the blocks, at which the bound is taken.
         """
         laid = {s.name: over_dims(s, responsibilities[s.name], self.ndim) for s in self.discrete}
-        weights = []
-        for factor in self.factors:
-            value = factor.value(means)
+        weights, values = [], []
+        for factor, value in zip(self.factors, self._factor_values(means), strict=True):
             joint: Tensor | None = None
             for name in factor.dims:
                 joint = laid[name] if joint is None else joint * laid[name]
@@ -284,8 +300,9 @@ class Program:
             inner = max((s for s in self.discrete if s.name in factor.dims), key=lambda s: len(s.plates))
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
-        zero = weights[0].new_zeros((), dtype=torch.float64)
-        return Held(tuple(weights), zero, zero, self._entropy_of(laid))
+            values.append(value)
+        energy, entropy = _weighted(values, weights), self._entropy_of(laid)
+        return Held(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
     def _entropy_of(self, laid: Mapping[str, Tensor]) -> Tensor:
         """The entropy of independent discrete sites, for each start."""
@@ -319,15 +336,37 @@ class Program:
             found[scored.name] = total.expand(total.shape[0], *scored.shape)
         return found
 
+    def expected_log_joint(self, means: Means, held: Held | None) -> dict[str, Tensor]:
+        """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
+        found: dict[str, Tensor] = {}
+        for name, value in self.expected_log_densities(means).items():
+            scored = self.recording.scored[name]
+            weighted = value.double() * scored.scale
+            weighted = weighted if scored.mask is None else torch.where(scored.mask, weighted, 0.0)
+            found[name] = weighted.reshape(len(weighted), -1).sum(1)
+        if held is not None:
+            values = self._factor_values(means)
+            found |= {
+                f.site: (v * w).flatten(1).sum(1, dtype=torch.float64)
+                for f, v, w in zip(self.factors, values, held.weights, strict=True)
+            }
+        return found
+
     def held_summands(self, held: Held | None) -> list[Summand]:
         """The discrete factors as sums over parameters, their posterior held fixed."""
         if held is None:
             return []
         return [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
 
-    def optimum(self, key: BlockKey, means: Means, held: Sequence[Summand]) -> Natural:
-        """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates."""
-        block, found = self.blocks[key], [*self.by_block[key], *(s for s in held if key in s.blocks)]
+    def optimum(
+        self, key: BlockKey, means: Means, held: Sequence[Summand], summary: Sequence[Summand] | None = None
+    ) -> Natural:
+        """The coordinate optimum of a block: η = ∂L̄/∂μ, divided by the scale of its plates.
+
+        ``summary`` takes the place of the terms in subsampled plates: it speaks for all of the data.
+        """
+        base = self.by_block[key] if summary is None else [*self.whole_summands, *summary]
+        block, found = self.blocks[key], [s for s in (*base, *held) if key in s.blocks]
         if block.is_point and any(key in v.parents for v in self.derived):
             used = ", ".join(sorted({v.site.split()[0] for v in self.derived if key in v.parents}))
             raise NotConjugateError(
@@ -383,9 +422,12 @@ class Program:
             fields[name] = torch.where(wide, value, standard[name])
         return Natural(**fields)
 
-    def settled(self, state: State, local: Sequence[BlockKey]) -> State:
-        """The local blocks at their optimum given the others, as far as a number of rounds reaches."""
-        means = self.means(state)
+    def settled(self, state: State, local: Sequence[BlockKey], means: Means | None = None) -> State:
+        """The local blocks at their optimum given the others, as far as a number of rounds reaches.
+
+        ``means``: the mean parameters to start from, where they are not those of the state.
+        """
+        means = self.means(state) if means is None else means
         for _ in range(_SETTLING_ROUNDS if local else 0):
             before = {k: means[k] for k in local}
             summands = self.held_summands(self.eliminate(means))
@@ -399,27 +441,37 @@ class Program:
                 break
         return state
 
-    def bound(self, state: State, means: Means) -> Bound:
-        """The ELBO of each start, in float64, with the discrete sites at their exact posterior."""
-        held = self.eliminate(means)
+    def entropy_terms(self, state: State, means: Means, keys: Iterable[BlockKey]) -> tuple[Tensor, Tensor]:
+        """The entropy of some blocks for each start, A(η) − ⟨η, μ⟩, and the size of what it sums; float64."""
         starts = len(next(iter(next(iter(state.values())).values()))) if state else 1
-        like = self.recording.like
-        total = torch.zeros(starts, dtype=torch.float64, device=like.device)
+        total = torch.zeros(starts, dtype=torch.float64, device=self.recording.device)
         magnitude = torch.zeros_like(total)
+        for key in keys:
+            block = self.blocks[key]
+            for part in (block.family.log_normalizer(state[key]), -block.family.inner(state[key], means[key])):
+                weighted = block.weight(part).reshape(starts, -1)
+                total = total + weighted.sum(1, dtype=torch.float64)
+                magnitude = magnitude + weighted.abs().sum(1, dtype=torch.float64)
+        return total, magnitude
+
+    def bound(self, state: State, means: Means, held: Held | None = None) -> Bound:
+        """The ELBO of each start, in float64, with the discrete sites at their exact posterior.
+
+        ``held``: or at this posterior of theirs, held at the same mean parameters.
+        """
+        held = held or self.eliminate(means)
+        total, magnitude = self.entropy_terms(state, means, self.blocks)
         for summand in self.summands:
             value = summand.value(means).double()
             total = total + value
             magnitude = magnitude + value.abs()
-        for key, block in self.blocks.items():
-            normalizer = block.family.log_normalizer(state[key])
-            inner = block.family.inner(state[key], means[key])
-            for part in (normalizer, -inner):
-                weighted = block.weight(part).reshape(starts, -1)
-                total = total + weighted.sum(1, dtype=torch.float64)
-                magnitude = magnitude + weighted.abs().sum(1, dtype=torch.float64)
         if held is not None:
             total, magnitude = total + held.log_normalizer, magnitude + held.magnitude
         return Bound(total, magnitude, held)
+
+
+def _in_subsample(plates: Sequence[Plate]) -> bool:
+    return any(p.is_subsample for p in plates)
 
 
 def standard_params(block: Block) -> Params:

@@ -12,13 +12,23 @@ from torch import Tensor
 from ..expressions import Expression
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Plate:
-    """A plate: its name, its dimension (negative) and its size."""
+    """A plate: its name, its dimension (negative), its size, and that of the whole of which it may be a subsample.
+
+    ``subsample`` holds the indices of a subsample within the whole.
+    """
 
     name: str
     dim: int
     size: int
+    full_size: float
+    subsample: Tensor | None = None
+
+    @property
+    def is_subsample(self) -> bool:
+        """Whether the plate holds a part of the data."""
+        return self.size != self.full_size
 
 
 @dataclass(frozen=True, eq=False)
@@ -93,7 +103,8 @@ class Recording:
     """One run of a model, with its observed data inside.
 
     ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
-    and not in ``latents``.
+    and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
+    scales of sites in subsampled plates hold the plates' own.
     """
 
     latents: dict[str, LatentSite]
@@ -104,6 +115,13 @@ class Recording:
     device: torch.device
     observations: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
+    redraws: bool = False
+    rescaled: bool = True
+
+    @property
+    def is_subsample(self) -> bool:
+        """Whether a plate holds a part of the data only."""
+        return any(p.is_subsample for s in self.scored.values() for p in s.plates)
 
     @property
     def like(self) -> Tensor:

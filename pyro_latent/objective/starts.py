@@ -8,7 +8,7 @@ before both.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
@@ -17,12 +17,12 @@ from torch.distributions import constraints
 
 from ..errors import ModelError, NaturalDomainError
 from ..families import Natural
-from .blocks import Block
+from .blocks import Block, BlockKey
 from .modes import on_edge
 from .posterior import natural_of
 from .program import Program
 from .recording import DiscreteSite, LatentSite
-from .summands import State
+from .summands import Means, State
 
 Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], Any]
 
@@ -112,15 +112,31 @@ def _given(program: Program, init: Init) -> dict[Any, Any]:
     return dict(init)
 
 
+def fresh_blocks(program: Program, state: State, keys: Collection[BlockKey]) -> State:
+    """Some blocks at their start again, given the others: the local ones of data that has not been seen."""
+    restarts = len(next(iter(next(iter(state.values())).values())))
+    generator = torch.Generator(device=program.recording.device).manual_seed(0)
+    state = {key: natural for key, natural in state.items() if key not in keys}
+    for key, block in program.blocks.items():
+        if key in state:
+            continue
+        if block.is_point:
+            state[key] = _point_start(block, None, restarts, program.recording.like)
+        else:
+            state[key] = _perturbed(program, block, _prior(program, block, state, restarts), generator)
+    return {key: state[key] for key in program.blocks}
+
+
 def _prior(program: Program, block: Block, state: State, restarts: int) -> Natural:
     """The optimum of a block against its own log density alone, given the blocks before it."""
     names = {site.name for site in block.sites}
-    blank = program.blank_mean(block, restarts)
-    means = {**{k: program.blocks[k].family.mean(n) for k, n in state.items()}, block.key: blank}
     summands = [s for s in program.prior_summands(names) if block.key in s.blocks]
-    unknown = [k for s in summands for k in s.blocks if k not in means]
+    parents = {k for s in summands for k in s.blocks} - {block.key}
+    unknown = [k for k in parents if k not in state]
     if unknown:
         raise ModelError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
+    means: Means = {k: program.blocks[k].family.mean(state[k]) for k in parents}
+    means[block.key] = program.blank_mean(block, restarts)
     natural = program.optimum_of(block, means, summands)
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
@@ -287,4 +303,4 @@ def _squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
     return (rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)
 
 
-__all__ = ["Init", "initial_state"]
+__all__ = ["Init", "fresh_blocks", "initial_state"]

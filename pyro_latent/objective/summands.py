@@ -57,11 +57,11 @@ def renamed(axis: Axis, mapping: Mapping[int, int]) -> Axis:
 def canonical(summand: Summand) -> Summand:
     """Moments in a fixed order and labels numbered by first use, so that like terms meet."""
     order = sorted(summand.moments, key=lambda m: (str(m.block.key), m.statistic, len(m.axes)))
-    numbers: dict[int, int] = {}
+    numbers = {START: START}
     for moment in order:
         for axis in moment.axes:
             for label in axis_labels(axis):
-                numbers.setdefault(label, len(numbers) + 1)
+                numbers.setdefault(label, len(numbers))
     moments = tuple(replace(m, axes=tuple(renamed(a, numbers) for a in m.axes)) for m in order)
     labels = tuple(numbers[x] for x in summand.labels)
     target = tuple(sorted(labels))

@@ -1,0 +1,156 @@
+r"""Memoised variational inference: exact coordinate ascent on data in pieces.
+
+Each piece of the data keeps its summary. A step brings the local blocks of one piece to their optimum, exchanges its
+summary in the total, and sets the globals to their optimum given the total. Passes over all pieces are coordinate
+ascent on the ELBO of all the data, which they know exactly and never lower (Hughes and Sudderth 2013).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ElboDecreaseError, ModelError
+from ..families import Natural
+from ..objective import BlockKey, Program, Summary, summarize
+from .stochastic import settle
+from .sweep import ROUNDING, Call, Sweep
+
+if TYPE_CHECKING:
+    from .cavi import CAVI
+
+
+#: In place of the guide's revision: the state was loaded with the guide's.
+_LOADED = -1
+
+
+@dataclass(frozen=True, eq=False)
+class Piece:
+    """What a piece of the data leaves: its summary, its local blocks, and what its data is known by."""
+
+    summary: Summary
+    local: Mapping[BlockKey, Natural]
+    mark: list[Any]
+
+
+class MemoisedSteps:
+    """The steps of memoised inference: the pieces seen so far, and the total of their summaries."""
+
+    def __init__(self) -> None:
+        self.pieces: dict[Hashable, Piece] = {}
+        self._total: Summary | None = None
+        self._level: tuple[int, list[float]] | None = None
+
+    def step(self, driver: CAVI, name: Hashable, call: Call) -> list[float]:
+        """One step on the named piece; the exact ELBO, for each start, of all pieces seen so far.
+
+        Raises:
+            DataError: if the piece had other data before.
+            ModelError: if the model cannot tell pieces from the whole.
+            ElboDecreaseError: if the ELBO fell by more than rounding explains.
+        """
+        prepared = driver.guide.prepare(call.args, call.kwargs, rescale=False)
+        program, known = prepared.program, self.pieces.get(name)
+        mark = _mark(program)
+        self._check(program, name, known, mark)
+        if self._level is not None and self._level[0] not in (_LOADED, driver.guide.revision):
+            self._level = None  # somebody else has moved the guide
+        state = prepared.state if known is None else prepared.state | dict(known.local)
+        sweep = Sweep(program, state, call, None, {} if self.pieces else prepared.starts)
+        order = [key for key in driver.sites(program) if key is not None]
+        local = [key for key in order if program.in_subsample(key)]
+        settle(driver, sweep, local)
+        if sweep.is_stale:
+            sweep.visit(None)
+        found = summarize(program, sweep.state, sweep.means, sweep.held)
+        total = found if self._total is None else self._total.plus(found)
+        total = total if known is None else total.plus(known.summary, -1.0)
+        summands = total.summands(program)
+        for key in order:
+            if key not in local:
+                sweep.set(key, program.optimum(key, sweep.means, (), summands))
+        bound, size = _bound(program, sweep, total, [key for key in order if key not in local])
+        values = sweep.check_proper([bound, size])
+        elbo, sizes = values[: len(bound)], values[len(bound) :]
+        self._check_rise(program, elbo, sizes, known is not None)
+        self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
+        self._total = total
+        driver.guide.commit(prepared, sweep.state)
+        driver.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
+        self._level = (driver.guide.revision, elbo)
+        return elbo
+
+    def _check(self, program: Program, name: Hashable, known: Piece | None, mark: list[Any]) -> None:
+        if self.pieces and name not in self.pieces and not program.recording.is_subsample:
+            raise ModelError(
+                f"Expected a plate that says how much data there is in all, for this is piece {len(self.pieces) + 1}; "
+                'got none. Write pyro.plate("data", size, subsample_size=len(piece)).'
+            )
+        written = [b.label for b in program.blocks.values() if b.update is not None and not program.in_subsample(b.key)]
+        if written and program.recording.is_subsample:
+            raise ModelError(
+                f"Expected derived updates of the globals, which see all pieces; got hand-written ones of {written}, "
+                "which would see one. Leave them out of handlers.closed_form."
+            )
+        if known is not None and known.mark != mark:
+            raise DataError(
+                f"Expected the data of piece {name!r} as in the pass before, {known.mark}; got {mark}. Give pieces in "
+                "a fixed order, as a DataLoader with shuffle=False does, and as data: a subsample that a plate draws "
+                "is another one at each pass."
+            )
+
+    def _check_rise(self, program: Program, elbo: list[float], sizes: list[float], seen: bool) -> None:
+        if not all(value == value and abs(value) < float("inf") for value in elbo):
+            raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+        if self._level is None or not seen:
+            return
+        slack = [ROUNDING[program.recording.dtype] * s for s in sizes]
+        falls = [old - new for old, new, s in zip(self._level[1], elbo, slack, strict=True) if old - new > s]
+        if falls:
+            raise ElboDecreaseError(
+                f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats. The guide is as before the step."
+            )
+
+    def to_state(self) -> dict[str, Any]:
+        """What is remembered, in plain types and tensors."""
+        pieces = []
+        for name, piece in self.pieces.items():
+            fields = {str(i): dict(natural) for i, natural in enumerate(piece.local.values())}
+            pieces.append([name, piece.summary.to_state(), fields, list(piece.local), piece.mark])
+        total = None if self._total is None else self._total.to_state()
+        return {"pieces": pieces, "total": total, "level": None if self._level is None else self._level[1]}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take on a state of :meth:`to_state`."""
+        self.pieces = {}
+        for name, summary, fields, keys, mark in state["pieces"]:
+            naturals = (Natural(**{n: t.to(device) for n, t in fields[str(i)].items()}) for i in range(len(keys)))
+            local = dict(zip(keys, naturals, strict=True))
+            self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
+        self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
+        self._level = None if state["level"] is None else (_LOADED, list(state["level"]))
+
+
+def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
+    """The ELBO of all pieces for each start, and the size of what it sums."""
+    value, size = program.entropy_terms(sweep.state, sweep.means, keys)
+    value, size = value + total.number, size + total.magnitude
+    for summand in (*program.whole_summands, *total.summands(program)):
+        part = summand.value(sweep.means).double()
+        value, size = value + part, size + part.abs()
+    return value, size
+
+
+def _mark(program: Program) -> list[Any]:
+    """What the data of a piece is known by: by site its shape and its sum."""
+    return [
+        [name, list(value.shape), float(torch.nan_to_num(value.double()).sum())]
+        for name, value in program.recording.observations.items()
+    ]
+
+
+__all__ = ["MemoisedSteps", "Piece"]

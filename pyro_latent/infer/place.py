@@ -1,0 +1,83 @@
+"""Where a run stands, and the checkpoint that keeps it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from ..errors import CheckpointError
+
+if TYPE_CHECKING:
+    from .cavi import CAVI
+
+
+class Place:
+    """How far a run has come, and the file that keeps it."""
+
+    def __init__(self, driver: CAVI, path: str | PathLike[str] | None, every: int, task: dict[str, Any]) -> None:
+        self.driver, self.path, self.every, self.task = driver, path, every, task
+        self.history: list[list[float]] = []
+        self.ends: list[int] = []  # the number of steps at the end of each pass
+        self._pass_random: dict[str, Tensor] | None = None
+        self._resumed: dict[str, Tensor] | None = None
+        if path is not None and Path(path).exists():
+            self._read(path)
+
+    def _read(self, path: str | PathLike[str]) -> None:
+        content = read_checkpoint(path, type(self.driver).__name__)
+        if content.get("task") != self.task:
+            raise CheckpointError(
+                f"Expected a checkpoint of a run on the same data in {str(path)!r}; got one on other data. Delete it "
+                "to start anew, or name another file."
+            )
+        self.driver.restore(content)
+        self.history, self.ends = content["history"], content["ends"]
+        self._pass_random = content["pass_random"]
+        self._resumed = content["random"]
+
+    def write(self, last: bool = False) -> None:
+        """Write the run to its file, if it is time."""
+        if self.path is None or not self.history or not (last or len(self.history) % self.every == 0):
+            return
+        place = {"task": self.task, "history": self.history, "ends": self.ends, "pass_random": self._pass_random}
+        write_checkpoint(self.path, type(self.driver).__name__, self.driver.content() | place)
+
+    def rest(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+        """The batches of this pass that are left, with their numbers, in the order that the killed run had."""
+        done = len(self.history) - (self.ends[-1] if self.ends else 0)
+        if self._resumed is not None and done and self._pass_random is not None:
+            restore_random_state(self._pass_random)
+        else:
+            self._pass_random = random_state()
+        for number, batch in enumerate(batches):
+            if number == done and self._resumed is not None:
+                if done:
+                    restore_random_state(self._resumed)
+                self._resumed = None
+            if number >= done:
+                yield number, batch
+
+
+def fingerprint(*values: Any) -> list[Any]:
+    """What data is known by in a checkpoint: shapes and sums of tensors, plain values, and names of the rest."""
+    found: list[Any] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            total = float(torch.nan_to_num(value.detach().double()).sum()) if value.numel() else 0.0
+            found.append([list(value.shape), str(value.dtype), total])
+        elif isinstance(value, Mapping):
+            found.append([[str(k), fingerprint(v)] for k, v in value.items()])
+        elif isinstance(value, tuple | list):
+            found.append(fingerprint(*value))
+        else:
+            found.append(value if isinstance(value, int | float | str | bool | None) else type(value).__name__)
+    return found
+
+
+__all__ = ["Place", "fingerprint"]

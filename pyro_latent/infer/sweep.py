@@ -1,0 +1,192 @@
+"""One sweep of coordinate ascent in progress: its two equations, and what they are evaluated at."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import NaturalDomainError
+from ..families import Natural
+from ..objective import (
+    Block,
+    BlockKey,
+    Bound,
+    DiscreteSite,
+    Held,
+    Means,
+    Posteriors,
+    Program,
+    State,
+    Summand,
+    natural_of,
+    responsibilities,
+)
+
+#: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+class Call(NamedTuple):
+    """The model's own arguments."""
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+
+class Sweep:
+    """One sweep in progress: the blocks so far, and the discrete posterior that they are updated against.
+
+    ``held`` is that posterior where it is known already; ``probs`` where it was given by its probabilities; ``means``
+    are the mean parameters to work at, where they are not those of the state; ``hold``: whether to eliminate the
+    discrete sites at once.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        state: State,
+        call: Call,
+        held: Held | None = None,
+        probs: Mapping[str, Tensor] | None = None,
+        means: Means | None = None,
+        hold: bool = True,
+    ) -> None:
+        self.program = program
+        self.state = state
+        self.call = call
+        self.means: Means = program.means(state) if means is None else means
+        self.proper: dict[BlockKey, Tensor] = {}
+        self.summands: list[Summand] = []
+        self._probs: dict[str, Tensor] = {}
+        self.held: Held | None = None
+        self._stale = False  # whether a block has changed since the discrete posterior was held
+        if program.discrete and hold:
+            self._hold(held, dict(probs or {}))
+
+    @property
+    def is_stale(self) -> bool:
+        """Whether a block has changed since the discrete posterior was held."""
+        return self._stale and bool(self.program.discrete)
+
+    @property
+    def starts(self) -> int:
+        """The number of starts that are swept at once."""
+        return len(next(iter(next(iter(self.state.values())).values()))) if self.state else 1
+
+    def _hold(self, held: Held | None, probs: dict[str, Tensor]) -> None:
+        written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
+        self._held_means = self.means
+        self._stale = False
+        self._probs = probs
+        for site in written:
+            _, update = site.update  # type: ignore[misc]
+            values = [update(q, *self.call.args, **self.call.kwargs).probs for q in self._posteriors()]
+            self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
+        if self._probs:
+            held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
+        self.held = held or self.program.eliminate(self.means)
+        self.summands = self.program.held_summands(self.held)
+
+    def responsibilities(self, site: DiscreteSite) -> Tensor:
+        """The held posterior of a discrete site, for each start."""
+        if site.name not in self._probs:
+            self._probs = responsibilities(self.program, self._held_means, self.program.discrete) | self._probs
+        return self._probs[site.name]
+
+    def visit(self, key: BlockKey | None) -> None:
+        """Set a block to its optimum given the others; None stands for the discrete sites."""
+        if key is None:
+            if self.is_stale:
+                self._hold(None, {})
+            return
+        block = self.program.blocks[key]
+        self.set(key, self.updated(block))
+
+    def set(self, key: BlockKey, natural: Natural) -> None:
+        """Put a block at given natural parameters."""
+        self._stale = True
+        proper = self.program.in_domain(key, natural)
+        self.proper[key] = proper & self.proper[key] if key in self.proper else proper
+        self.state = self.state | {key: natural}
+        self.means = self.program.updated(self.means, key, natural)
+
+    def updated(self, block: Block) -> Natural:
+        """The block's optimum: by its hand-written update if it has one, else derived."""
+        if block.update is None:
+            return self.program.optimum(block.key, self.means, self.summands)
+        where, like = f"the update of {block.label!r}", self.program.recording.like
+        _, update = block.update
+        found = [
+            natural_of(block, update(q, *self.call.args, **self.call.kwargs), where, like) for q in self._posteriors()
+        ]
+        return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
+
+    def _posteriors(self) -> list[Posteriors]:
+        """The current posteriors of every start, for hand-written updates."""
+        probs = {
+            s.name: self.responsibilities(s) for s in self.program.discrete if s.update is None or s.name in self._probs
+        }
+        params = {k: b.params(self.state[k]) for k, b in self.program.blocks.items()}
+        return [
+            Posteriors(
+                self.program,
+                {k: {n: t[i] for n, t in p.items()} for k, p in params.items()},
+                {n: r[i] for n, r in probs.items()},
+            )
+            for i in range(self.starts)
+        ]
+
+    def rounds(self, local: Sequence[BlockKey], count: int, tol: float | None) -> None:
+        """Visit the local blocks and the discrete sites in turn, until no mean parameter moves by more than ``tol``."""
+        for _ in range(count if local else 0):
+            before = self.means
+            for key in local:
+                self.visit(key)
+            self.visit(None)
+            if tol is not None and _change(before, self.means, local) <= tol:
+                break
+
+    def blend(self, key: BlockKey, natural: Natural, step_size: float) -> None:
+        """Take a natural-gradient step towards an optimum: η ← (1 − ρ) η + ρ η̂."""
+        old = self.state[key]
+        if step_size < 1:
+            natural = Natural(**{n: old[n] + step_size * (natural[n] - old[n]) for n in natural})
+        self.set(key, natural)
+
+    def bound(self) -> Bound:
+        """The exact ELBO at the blocks so far, with the discrete sites at their exact posterior."""
+        return self.program.bound(self.state, self.means)
+
+    def held_bound(self) -> Bound:
+        """The exact ELBO at the blocks so far, with the discrete sites as they are held, if nothing has moved since."""
+        return self.program.bound(self.state, self.means, None if self._stale else self.held)
+
+    def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:
+        """Raise where an update was improper; one transfer from the device, which brings ``more`` along.
+
+        Raises:
+            NaturalDomainError: naming the first block outside its domain.
+        """
+        flags = [p.reshape(1).to(torch.float64) for p in self.proper.values()]
+        values: list[float] = torch.cat([*flags, *more]).tolist() if flags or more else []
+        for key, flag in zip(self.proper, values, strict=False):
+            if not flag:
+                block = self.program.blocks[key]
+                raise NaturalDomainError(
+                    f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "
+                    "parameters outside its domain. A prior may be improper, or the data too extreme for its "
+                    "precision: shift or scale the data, or use float64. The guide is as before the step."
+                )
+        return values[len(flags) :]
+
+
+def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
+    """The largest absolute change of a mean parameter."""
+    changes = [(after[k][n] - before[k][n]).abs().max() for k in keys for n in after[k]]
+    return float(torch.stack(changes).max())
+
+
+__all__ = ["ROUNDING", "Call", "Sweep"]

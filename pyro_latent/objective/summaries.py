@@ -1,0 +1,185 @@
+r"""What a part of the data says about the globals: its expected sufficient statistics.
+
+Given the local blocks and the discrete posterior of a part of the data, its share of the ELBO is a sum of constants
+times moments of the globals, and a number. The constants have the shapes of the globals, whatever the size of the part,
+and add up over parts: so data seen in pieces is the same mathematics as data seen at once (Hughes and Sudderth 2013,
+"Memoized online variational inference"), and the average of what minibatches say is what all of the data says.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..expressions.terms import Gather, contract
+from .blocks import BlockKey
+from .expectation import Moment
+from .program import Held, Program
+from .summands import START, Means, State, Summand, canonical, labels_of, read_moment
+
+#: A moment without its block: the block's key, the statistic, and its axes.
+Reading = tuple[BlockKey, str, tuple[int | None, ...]]
+Key = tuple[tuple[Reading, ...], tuple[int, ...]]
+
+#: A summary of more numbers than this is refused.
+_LARGEST = 10**8
+
+
+@dataclass(frozen=True, eq=False)
+class Summary:
+    """A sum of constants times moments of the globals, and a number, for each start; float64.
+
+    ``constants`` has, by the moments that it multiplies and the labels of its dimensions, a tensor
+    ``[starts, labels...]``; ``number`` is the rest of the ELBO of the data, and ``magnitude`` the size of what it sums.
+    """
+
+    constants: Mapping[Key, Tensor]
+    number: Tensor
+    magnitude: Tensor
+
+    def plus(self, other: Summary, weight: float = 1.0) -> Summary:
+        """``self + weight · other``."""
+        constants = dict(self.constants)
+        for key, constant in other.constants.items():
+            constants[key] = constants[key] + weight * constant if key in constants else weight * constant
+        return Summary(constants, self.number + weight * other.number, self.magnitude + abs(weight) * other.magnitude)
+
+    def times(self, weight: float) -> Summary:
+        """``weight · self``."""
+        constants = {key: weight * constant for key, constant in self.constants.items()}
+        return Summary(constants, weight * self.number, abs(weight) * self.magnitude)
+
+    def summands(self, program: Program) -> list[Summand]:
+        """The sums over the blocks of a program."""
+        like = program.recording.like
+        return [
+            Summand(constant.to(like), labels, tuple(Moment(program.blocks[k], s, axes) for k, s, axes in readings))
+            for (readings, labels), constant in self.constants.items()
+        ]
+
+    def to_state(self) -> dict[str, Any]:
+        """The summary in plain types and tensors."""
+        return {"keys": list(self.constants), "constants": list(self.constants.values())} | {
+            "number": self.number,
+            "magnitude": self.magnitude,
+        }
+
+    @staticmethod
+    def from_state(state: Mapping[str, Any], device: torch.device) -> Summary:
+        """A summary from its plain form."""
+        constants = {k: c.to(device) for k, c in zip(state["keys"], state["constants"], strict=True)}
+        return Summary(constants, state["number"].to(device), state["magnitude"].to(device))
+
+
+def summarize(program: Program, state: State, means: Means, held: Held | None) -> Summary:
+    """The summary of the data in the program's subsampled plates.
+
+    Args:
+        program, state, means: the blocks; those in subsampled plates are summed into the summary.
+        held: the posterior of the discrete sites, held at these mean parameters.
+
+    Raises:
+        ModelError: if a discrete site is outside of the subsampled plates, for then the parts are not independent.
+    """
+    local = {key for key in program.blocks if program.in_subsample(key)}
+    outside = [s.name for s in program.discrete if not any(p.is_subsample for p in s.plates)]
+    if outside and program.recording.is_subsample:
+        raise ModelError(
+            f"Expected discrete sites inside the subsampled plate; got {outside} outside, which tie its parts "
+            "together. Fit all of the data at once, or move them into the plate."
+        )
+    number, magnitude = program.entropy_terms(state, means, local)
+    discrete = program.held_summands(held)
+    if held is not None:
+        values = [s.value(means).double() for s in discrete]
+        number = number + held.log_normalizer - sum(values)  # what the sums leave out: constants, and the entropy
+        magnitude = magnitude + held.magnitude + sum(v.abs() for v in values)
+    constants: dict[Key, Tensor] = {}
+    for summand in (*program.part_summands, *discrete):
+        if not any(m.block.key not in local for m in summand.moments):
+            value = summand.value(means).double()
+            number, magnitude = number + value, magnitude + value.abs()
+            continue
+        found = _collapsed(summand, means, local, len(number))
+        readings: Any = tuple((m.block.key, m.statistic, m.axes) for m in found.moments)
+        key = (readings, found.labels)
+        constants[key] = constants[key] + found.constant if key in constants else found.constant
+    return Summary(constants, number, magnitude)
+
+
+def _collapsed(summand: Summand, means: Means, local: Collection[BlockKey], starts: int) -> Summand:
+    """A sum over moments of the globals only, each read whole: what runs along the data is summed out."""
+    outer = tuple(m for m in summand.moments if m.block.key not in local)
+    operands = [(summand.constant, summand.labels)]
+    operands += [read_moment(m, means) for m in summand.moments if m.block.key in local]
+    if not any(START in labels for _, labels in operands):
+        operands.append((summand.constant.new_ones(starts), (START,)))
+    gathers = {(id(a.index), a.labels): a for m in outer for a in m.axes if isinstance(a, Gather)}
+    present = {x for _, labels in operands for x in labels}
+    for gather in gathers.values():
+        for label, size in zip(gather.labels, gather.index.shape, strict=True):
+            if label not in present:
+                operands.append((summand.constant.new_ones(size), (label,)))
+                present.add(label)
+    plain = {a for m in outer for a in m.axes if isinstance(a, int)}
+    kept = tuple(x for x in labels_of(outer) if x in plain and x in present)
+    rest = tuple(x for g in gathers.values() for x in g.labels if x not in kept)
+    out = (START, *kept, *dict.fromkeys(rest))
+    tensor = contract(operands, out).double()
+    if not gathers:
+        return canonical(Summand(tensor, out, outer))
+    return canonical(_scattered(tensor, out, len(kept), outer, gathers, means))
+
+
+def _scattered(
+    tensor: Tensor,
+    labels: tuple[int, ...],
+    kept: int,
+    moments: tuple[Moment, ...],
+    gathers: Mapping[tuple[int, tuple[int, ...]], Gather],
+    means: Means,
+) -> Summand:
+    """Add elements up where gathers read them, so that the moments are read whole."""
+    fresh = max(labels) + 1
+    names = {key: fresh + i for i, key in enumerate(gathers)}
+    sizes = _gathered_sizes(moments, means)
+    shape = [*tensor.shape[1 : 1 + kept], *(sizes[key] for key in gathers)]
+    count = torch.Size(shape).numel()
+    if count > max(_LARGEST, 4 * tensor.numel()):
+        raise ModelError(
+            f"Expected data whose summary is small; got one of {count} numbers, for the moments of "
+            f"{[m.block.label for m in moments]} that each observation reads together. Fit all of the data at once."
+        )
+    place = torch.zeros((), dtype=torch.long, device=tensor.device)
+    inner = labels[1:]
+    axes: list[tuple[Tensor, tuple[int, ...]]] = [
+        (torch.arange(n, device=tensor.device), (label,)) for n, label in zip(shape, inner[:kept], strict=False)
+    ]
+    axes += [(g.index, g.labels) for g in gathers.values()]
+    for size, (index, own) in zip(shape, axes, strict=True):
+        order = sorted(range(len(own)), key=lambda i: inner.index(own[i]))
+        spread = [1] * len(inner)
+        for i in order:
+            spread[inner.index(own[i])] = index.shape[i]
+        place = place * size + index.permute(order).reshape(spread)
+    place = place.expand(tensor.shape[1:]).reshape(-1)
+    total = tensor.new_zeros(tensor.shape[0], count).index_add_(1, place, tensor.flatten(1))
+    renamed = tuple(
+        replace(m, axes=tuple(names[id(a.index), a.labels] if isinstance(a, Gather) else a for a in m.axes))
+        for m in moments
+    )
+    return Summand(total.reshape(-1, *shape), (START, *inner[:kept], *names.values()), renamed)
+
+
+def _gathered_sizes(moments: tuple[Moment, ...], means: Means) -> dict[tuple[int, tuple[int, ...]], int]:
+    """The size of the dimension that each gather reads."""
+    pairs = [(a, n) for m in moments for a, n in zip(m.axes, means[m.block.key][m.statistic].shape[1:], strict=True)]
+    return {(id(a.index), a.labels): n for a, n in pairs if isinstance(a, Gather)}
+
+
+__all__ = ["Summary", "summarize"]

@@ -1,0 +1,182 @@
+"""Checkpoints: a killed run, resumed, ends where the unkilled one does; files are whole, safe, and checked."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+from torch.utils.data import DataLoader, TensorDataset
+
+from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, RobbinsMonro
+from pyro_latent.checkpoint import read_checkpoint, write_checkpoint
+
+
+def mixture(x: Tensor, size: int | None = None) -> None:
+    size = len(x) if size is None else size
+    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(3)))
+    with pyro.plate("components", 3):
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 10.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+
+def likelihood(x: Tensor) -> None:
+    mean = pyro.param("mean", x.new_tensor([-2.0, 0.5, 2.0]))
+    scale = pyro.param("scale", x.new_ones(3), constraint=constraints.positive)
+    with pyro.plate("data", len(x)):
+        z = pyro.sample("z", dist.Categorical(x.new_ones(3) / 3), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mean[z], scale[z]), obs=x)
+
+
+def clusters(count: int = 400) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    centre = torch.tensor([-3.0, 0.0, 4.0], dtype=torch.float64)[torch.randint(3, (count,), generator=generator)]
+    return centre + torch.randn(count, generator=generator, dtype=torch.float64)
+
+
+class Killed(Exception):
+    """What ends a run in these tests, at any step."""
+
+
+def killer(step: int) -> Callable[[int, float], None]:
+    def callback(steps: int, elbo: float) -> None:
+        if steps == step:
+            raise Killed
+
+    return callback
+
+
+def batches(x: Tensor) -> DataLoader[Any]:
+    return DataLoader(TensorDataset(x), batch_size=60, shuffle=True)
+
+
+RUNS: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
+    "coordinate ascent": lambda x, more: CAVI(mixture, AutoConjugate(mixture)).run(x, tol=1e-9, **more),
+    "several starts": lambda x, more: CAVI(mixture, AutoConjugate(mixture, restarts=3)).run(x, tol=1e-9, **more),
+    "em": lambda x, more: EM(likelihood).run(x, tol=1e-10, **more),
+    "stochastic": lambda x, more: CAVI(mixture, AutoConjugate(mixture), step_size=RobbinsMonro()).run_batches(
+        batches(x), epochs=4, size=400, **more
+    ),
+    "memoised": lambda x, more: CAVI(mixture, AutoConjugate(mixture), memoised=True).run_batches(
+        [(p,) for p in x.split(100)], epochs=8, size=400, **more
+    ),
+    "structured": lambda x, more: CAVI(
+        mixture, AutoConjugate(mixture), step_size=RobbinsMonro(), structured=3
+    ).run_batches(batches(x), epochs=2, size=400, **more),
+}
+
+
+@pytest.mark.parametrize("step", [1, 4, 9])
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_that_was_killed_ends_where_the_unkilled_one_does(name: str, step: int, tmp_path: Path) -> None:
+    x, path = clusters(), tmp_path / "run.pt"
+    torch.manual_seed(7)
+    whole = RUNS[name](x, {})
+    pyro.clear_param_store()
+    torch.manual_seed(7)
+    with pytest.raises(Killed):
+        RUNS[name](x, {"checkpoint": path, "checkpoint_every": 2, "callback": killer(step)})
+    if not path.exists():  # killed before the first write: the run starts anew, from the seed
+        torch.manual_seed(7)
+    else:
+        torch.manual_seed(99)
+    pyro.clear_param_store()
+    resumed = RUNS[name](x, {"checkpoint": path, "checkpoint_every": 2})
+    pyro.clear_param_store()
+    torch.testing.assert_close(resumed.elbo, whole.elbo, rtol=1e-11, atol=1e-11)
+    assert (resumed.num_steps, resumed.converged) == (whole.num_steps, whole.converged)
+
+
+SCRIPT = """
+import sys, time
+import torch
+from tests.test_checkpoint import clusters, mixture
+from pyro_latent import CAVI, AutoConjugate
+
+driver = CAVI(mixture, AutoConjugate(mixture))
+slow = float(sys.argv[2])
+result = driver.run(clusters(), tol=0, max_steps=60, checkpoint=sys.argv[1], checkpoint_every=1,
+                    callback=lambda step, elbo: time.sleep(slow))
+print(result.elbo[-1].item(), result.num_steps)
+"""
+
+
+def test_a_process_that_is_killed_at_any_moment_leaves_a_whole_file(tmp_path: Path) -> None:
+    root = Path(__file__).parent.parent
+    environment = os.environ | {"PYTHONPATH": str(root)}
+
+    def start(path: Path, slow: float) -> subprocess.Popen[str]:
+        command = [sys.executable, "-c", SCRIPT, str(path), str(slow)]
+        return subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=root, env=environment)
+
+    whole = start(tmp_path / "whole.pt", 0.0).communicate()[0]
+    path = tmp_path / "killed.pt"
+    process = start(path, 0.02)
+    deadline = time.monotonic() + 120
+    while not path.exists() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.kill()
+    process.communicate()
+    read_checkpoint(path, "CAVI")
+    resumed = start(path, 0.0).communicate()[0]
+    assert resumed.split()[1] == whole.split()[1] == "60"
+    assert float(resumed.split()[0]) == pytest.approx(float(whole.split()[0]), rel=1e-12)
+
+
+def test_save_and_load_keep_a_loop_of_steps(tmp_path: Path) -> None:
+    x = clusters()
+    driver = CAVI(mixture, AutoConjugate(mixture), step_size=0.5)
+    for _ in range(3):
+        driver.step(x[:100], 400)
+    driver.save(tmp_path / "steps.pt")
+    expected = [driver.step(piece, 400) for piece in x.split(100)]
+    other = CAVI(mixture, AutoConjugate(mixture), step_size=0.5)
+    other.load(tmp_path / "steps.pt")
+    assert [other.step(piece, 400) for piece in x.split(100)] == pytest.approx(expected, rel=1e-12)
+
+
+def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
+    x, path = clusters(), tmp_path / "run.pt"
+    CAVI(mixture, AutoConjugate(mixture)).run(x, max_steps=3, checkpoint=path)
+    with pytest.raises(CheckpointError, match="on the same data"):
+        CAVI(mixture, AutoConjugate(mixture)).run(x + 1, max_steps=5, checkpoint=path)
+    with pytest.raises(CheckpointError, match="local_steps"):
+        CAVI(mixture, AutoConjugate(mixture), local_steps=2).run(x, max_steps=5, checkpoint=path)
+    with pytest.raises(CheckpointError, match=r"of EM .*one of CAVI"):
+        EM(likelihood).run(x, max_steps=5, checkpoint=path)
+
+
+def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "some.pt"
+    write_checkpoint(path, "CAVI", {"a": torch.ones(2)})
+    whole = path.read_bytes()
+    path.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(CheckpointError, match="does not load"):
+        read_checkpoint(path, "CAVI")
+    torch.save({"a": 1}, path)
+    with pytest.raises(CheckpointError, match="got another file"):
+        read_checkpoint(path, "CAVI")
+    with pytest.raises(CheckpointError, match="folder"):
+        write_checkpoint(tmp_path / "none" / "a.pt", "CAVI", {})
+
+
+def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
+    path = tmp_path / "some.pt"
+    write_checkpoint(path, "CAVI", {"a": 1})
+    with pytest.raises(Exception, match="pickle"):
+        write_checkpoint(path, "CAVI", {"a": lambda: 1})
+    assert read_checkpoint(path, "CAVI") == {"a": 1}
+    assert [p.name for p in tmp_path.iterdir()] == ["some.pt"]
