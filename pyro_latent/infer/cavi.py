@@ -27,9 +27,10 @@ from ..errors import CheckpointError, ElboDecreaseError, ModelError
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
+from .natural_gradient import draws_of
 from .place import Place, fingerprint
 from .step_size import RobbinsMonro, StepSize, as_step_size
-from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, draw, settle, structured_elbo
+from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, at_draws, settle, structured_elbo
 from .sweep import ROUNDING, Call, Sweep
 
 
@@ -298,10 +299,11 @@ class CAVI:
         _check_count("draws", draws)
         program, state = self.guide.reading(*args, **kwargs)
         local = [key for key in program.blocks if program.is_local(key)]
-        drawn = draw(program, state, local, draws)
+        values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
+        drawn = at_draws(program, state, values, draws)
         settle(self, drawn, local, LOCAL_STEPS, LOCAL_TOL)
-        values = structured_elbo(program, state, program.means(state), drawn, local)
-        return float(values.mean()), float(values.std() / math.sqrt(draws))
+        elbo = structured_elbo(program, state, program.means(state), drawn, local)
+        return float(elbo.mean()), float(elbo.std() / math.sqrt(draws))
 
     # Saving.
 

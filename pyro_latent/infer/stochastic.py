@@ -8,8 +8,8 @@ towards the optimum that the minibatch, scaled to the size of the whole, gives i
 (``docs/sources.md``, [4] §2.6; Hoffman et al. 2013). Parameters and MAP sites have no natural parameters; for them the
 summaries of the minibatches are averaged with the same weights, and maximised (online EM, Cappé and Moulines 2009).
 
-Structured (Hoffman and Blei 2015, SSVI-A): the blocks of the minibatch, and what they tell the globals, are computed at
-draws of the globals instead of at their mean parameters, and averaged over the draws. Then q is q(β) q(z | β).
+Structured (Hoffman and Blei 2015): the blocks of the minibatch, and what they tell the globals, are computed at draws
+of the globals instead of at their mean parameters, and averaged over the draws. Then q is q(β) q(z | β).
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError
-from ..families import Mean, Natural
+from ..families import Natural
 from ..guide import Prepared
 from ..objective import Block, BlockKey, Means, Program, State, Summary, summarize
+from .natural_gradient import Draws, covariance_term, draws_of
 from .step_size import StepSize
 from .sweep import Call, Sweep
 
@@ -107,14 +108,16 @@ class StochasticSteps:
     ) -> tuple[Sweep, Tensor]:
         program = prepared.program
         _check_structured(program, prepared.state, local)
-        drawn = draw(program, prepared.state, local, self.draws, prepared.starts)
+        draws = {k: draws_of(program.blocks[k], prepared.state[k], self.draws) for k in order if k not in local}
+        drawn = at_draws(program, prepared.state, draws, self.draws, prepared.starts)
         settle(driver, drawn, local)
         plain = Sweep(program, prepared.state, call, hold=False)
         elbo = structured_elbo(program, plain.state, plain.means, drawn, local).mean(0, keepdim=True)
         for key in order:
             if key not in local:
                 found = program.optimum(key, drawn.means, drawn.summands)
-                plain.blend(key, found.map(lambda t: t.mean(0, keepdim=True)), step_size)
+                target = _step_towards(program.blocks[key], plain.state[key], found, draws[key], step_size)
+                plain.blend(key, target, step_size)
         return plain, elbo
 
     def _rank(self, driver: CAVI, values: list[float]) -> None:
@@ -181,26 +184,33 @@ def _check_structured(program: Program, state: State, local: list[BlockKey]) -> 
         )
 
 
-def draw(
-    program: Program, state: State, local: list[BlockKey], draws: int, starts: Mapping[str, Tensor] | None = None
+def at_draws(
+    program: Program,
+    state: State,
+    draws: Mapping[BlockKey, Draws],
+    count: int,
+    starts: Mapping[str, Tensor] | None = None,
 ) -> Sweep:
     """A sweep over the local blocks, with the globals at draws from their posterior: one start for each draw."""
-    spread = {key: n.map(lambda t: t.expand(draws, *t.shape[1:])) for key, n in state.items()}
-    means: Means = {}
-    for key, block in program.blocks.items():
-        means[key] = block.family.mean(spread[key]) if key in local else drawn_statistics(block, state[key], draws)
-    held = {n: p.expand(draws, *p.shape[1:]) for n, p in (starts or {}).items()}
+    spread = {key: n.map(lambda t: t.expand(count, *t.shape[1:])) for key, n in state.items()}
+    means: Means = {k: b.family.mean(spread[k]) for k, b in program.blocks.items() if k not in draws}
+    means |= {key: drawn.statistics.map(Tensor.detach) for key, drawn in draws.items()}
+    held = {n: p.expand(count, *p.shape[1:]) for n, p in (starts or {}).items()}
     return Sweep(program, spread, Call((), {}), None, held, means)
 
 
-def drawn_statistics(block: Block, natural: Natural, draws: int) -> Mean:
-    """The sufficient statistics of draws from a block, one start for each."""
-    params = block.family.to_params(natural.map(lambda t: t[0]))
-    values: dict[int, Tensor] = {}
-    for component, conditional in block.family.conditionals(params):
-        distribution = conditional(*values.values())
-        values[component] = distribution.sample(() if values else (draws,))
-    return block.family.sufficient_statistics(*(values[component] for component in sorted(values)))
+def _step_towards(block: Block, old: Natural, found: Natural, draws: Draws, step_size: float) -> Natural:
+    """What the draws say is the block's optimum, with their covariance term where the step then stays proper."""
+    target = found.map(lambda t: t.mean(0, keepdim=True))
+    term = covariance_term(block, draws, found)
+    if term is None:
+        return target
+    full = {n: target[n] + term[n] for n in target}
+    proper = block.family.in_domain(Natural(**{n: old[n] + step_size * (full[n] - old[n]) for n in full}))
+    fields = {}
+    for name, event in block.family.statistics.items():
+        fields[name] = torch.where(proper.reshape(proper.shape + (1,) * event), full[name], target[name])
+    return Natural(**fields)
 
 
 def structured_elbo(program: Program, state: State, means: Means, drawn: Sweep, local: list[BlockKey]) -> Tensor:
@@ -214,4 +224,4 @@ def structured_elbo(program: Program, state: State, means: Means, drawn: Sweep, 
     return total + rest + (0.0 if drawn.held is None else drawn.held.log_normalizer)
 
 
-__all__ = ["StochasticSteps", "draw", "settle", "structured_elbo"]
+__all__ = ["StochasticSteps", "at_draws", "settle", "structured_elbo"]
