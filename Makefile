@@ -11,7 +11,7 @@ TYPED := build/typed
 TYPED_DIRS := pyro_latent $(sort $(patsubst %/,%,$(dir $(wildcard tests/*.py examples/*.py benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench clean
+.PHONY: help demo test test-slow lint format bench docs clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
@@ -40,6 +40,10 @@ format: $(STAMP) ## format the code, and mend what the linter can
 
 bench: $(STAMP) ## run the benchmarks
 	$(RUN) -m benchmarks
+
+docs: $(STAMP) ## build the documentation into build/docs; a warning is an error
+	$(RUN) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
+	@echo "Open build/docs/index.html"
 
 clean: ## remove the environment and everything that was built or written
 	rm -rf $(VENV) build dist *.egg-info demo-output bench-output .mypy_cache .pytest_cache .ruff_cache

@@ -37,17 +37,24 @@ def _digits(value: float, digits: int) -> str:
 
 
 def interleaved(
-    runs: Mapping[str, Callable[[], object]], rounds: int, repeat: int = 1, warm: int = 1
+    runs: Mapping[str, Callable[[], object]],
+    rounds: int,
+    repeat: int = 1,
+    warm: int = 1,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> dict[str, list[float]]:
-    """Seconds for one call of each function, in turn: ``rounds`` rounds of ``repeat`` calls, after ``warm`` rounds."""
+    """Seconds for one call of each function, in turn: ``rounds`` rounds of ``repeat`` calls, after ``warm`` rounds.
+
+    ``clock`` is ``time.process_time`` to count CPU seconds of this process, where others share the machine.
+    """
     seconds: dict[str, list[float]] = {name: [] for name in runs}
     for number in range(warm + rounds):
         for name, run in runs.items():
-            start = time.perf_counter()
+            start = clock()
             for _ in range(repeat):
                 run()
             if number >= warm:
-                seconds[name].append((time.perf_counter() - start) / repeat)
+                seconds[name].append((clock() - start) / repeat)
     return seconds
 
 

@@ -11,6 +11,16 @@ engine, so that they can judge it. Models with parameters, for maximum likelihoo
 The sources are listed in ``docs/sources.md``.
 """
 
-from pyro_latent.models import gmm, hmm, normal_gamma, restricted_q, three_coins
+from pyro_latent.models import (
+    bivariate_gaussian,
+    gmm,
+    hmm,
+    lda,
+    normal_gamma,
+    restricted_q,
+    three_coins,
+    two_modes,
+    vae,
+)
 
-__all__ = ["gmm", "hmm", "normal_gamma", "restricted_q", "three_coins"]
+__all__ = ["bivariate_gaussian", "gmm", "hmm", "lda", "normal_gamma", "restricted_q", "three_coins", "two_modes", "vae"]

@@ -26,7 +26,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -133,6 +133,7 @@ class RecordMessenger(Messenger):
     ) -> None:
         super().__init__()
         self.rescale = rescale
+        self.is_alone = False  # whether no scan went before
         self.subsamples: dict[str, Tensor] = {}
         self.redraws = False
         self.like = like
@@ -257,17 +258,13 @@ class RecordMessenger(Messenger):
         plates = tuple(self._plate(f) for f in frames)
         if not self.rescale:
             msg["scale"] = msg["scale"] / math.prod(p.full_size / p.size for p in plates)
+        if msg["is_observed"]:
+            self._check_observed(msg, plates)
         if self.max_plate_nesting is None:
             self.classes[name] = family_class(unwrap(fn)[0])
             self.dtypes |= dtypes_of(placeholder_distribution(fn))
-            if msg["is_observed"] and not isinstance(msg["value"], Tensor):
-                raise DataError(
-                    f"Expected a torch.Tensor as obs= of site {name!r}; got {type(msg['value']).__name__}. Convert it: "
-                    "torch.as_tensor(data)."
-                )
             if msg["is_observed"]:
                 self.observations[name] = msg["value"]
-                check_shape(name, fn, msg["value"], plates)
                 self._find_origin(msg)
             return
         base, _, masks = unwrap(fn)
@@ -281,6 +278,17 @@ class RecordMessenger(Messenger):
             value = msg["value"]
             self._latent(msg, base, plates, mask)
         self._score(msg, value, plates, mask)
+
+    def _check_observed(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+        """Data is a tensor, of the event's shape, in its plates."""
+        name, value = msg["name"], msg["value"]
+        if not isinstance(value, Tensor):
+            raise DataError(
+                f"Expected a torch.Tensor as obs= of site {name!r}; got {type(value).__name__}. Convert it: "
+                "torch.as_tensor(data)."
+            )
+        if self.max_plate_nesting is None or self.is_alone:
+            check_shape(name, msg["fn"], value, plates)
 
     def _find_origin(self, msg: Any) -> None:
         """Measure a latent that is a location of the data from the data's mean.
@@ -392,7 +400,7 @@ def _recording_context(like: Tensor) -> Iterator[None]:
         poutine.block(),
         torch.random.fork_rng(devices),
         torch.no_grad(),
-        torch.device(like.device),
+        torch.device(like.device) if like.device.type != "cpu" else nullcontext(),
     ):
         torch.set_default_dtype(like.dtype)
         try:
@@ -409,10 +417,15 @@ def _scan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     messenger = RecordMessenger(like, None, {})
     with _recording_context(like), messenger:
         model(*args, **kwargs)
-    if messenger.redraws:  # the draws were taken back at the end: move on, so that the next run sees another subsample
+    _move_on(messenger)
+    return messenger
+
+
+def _move_on(messenger: RecordMessenger) -> None:
+    """The draws inside a recording are taken back: go on from them, so that the next one sees another subsample."""
+    if messenger.redraws:
         for device in {s.device for s in messenger.subsamples.values()}:
             torch.rand(1, device=device)
-    return messenger
 
 
 def _first_guess(args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
@@ -457,6 +470,7 @@ def record(
     point: Collection[str] = (),
     known: Collection[str] | None = None,
     rescale: bool = True,
+    before: Recording | None = None,
     **kwargs: Any,
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
@@ -472,6 +486,7 @@ def record(
             "point"}``.
         known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
         rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
+        before: a recording of the same model with data of the same kind, which saves one of two runs.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -481,20 +496,15 @@ def record(
         DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
         LatentValueError: if the model uses a latent's value as a number.
     """
-    guess = _first_guess(args, kwargs)
-    try:
-        scan = _scan(model, args, kwargs, guess)
-    except RuntimeError as error:
-        if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
-            raise
-        guess = guess.double()  # data that the model closes over
-        scan = _scan(model, args, kwargs, guess)
-    like = _data_like(scan.observations, guess.double() if torch.float64 in scan.dtypes else guess)
-    messenger = RecordMessenger(like, scan.nesting, scan.found_origins if origins is None else origins, point, rescale)
-    messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
-    enumerated = config_enumerate(model, default="parallel")
-    with _recording_context(like), messenger, EnumMessenger(first_available_dim=-1 - scan.nesting):
-        enumerated(*args, **kwargs)
+    messenger = None if before is None else _recorded_as(before, model, args, kwargs, origins or {}, point, rescale)
+    if messenger is None:
+        scan = _scanned(model, args, kwargs)
+        like = _data_like(scan.observations, scan.like.double() if torch.float64 in scan.dtypes else scan.like)
+        found = scan.found_origins if origins is None else origins
+        messenger = RecordMessenger(like, scan.nesting, found, point, rescale)
+        messenger.marked, messenger.subsamples, messenger.redraws = scan.marked, scan.subsamples, scan.redraws
+        _run(model, args, kwargs, messenger)
+    like = messenger.like
     if known is None:
         _check_sites(messenger)
     hidden = _hidden_by_obs_mask(messenger)
@@ -503,14 +513,60 @@ def record(
         {name: site for name, site in messenger.latents.items() if name not in dropped},
         {name: site for name, site in messenger.discrete.items() if name not in dropped},
         {name: site for name, site in _with_enumerated(messenger).items() if name not in dropped},
-        scan.nesting,
+        messenger.max_plate_nesting or 0,
         like.dtype,
         like.device,
         messenger.observations,
         hidden,
-        scan.redraws,
+        messenger.redraws,
         rescale,
     )
+
+
+def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], messenger: RecordMessenger) -> None:
+    """Run the model under the messenger, with every discrete site enumerated."""
+    enumerated = config_enumerate(model, default="parallel")
+    first = -1 - (messenger.max_plate_nesting or 0)
+    with _recording_context(messenger.like), messenger, EnumMessenger(first_available_dim=first):
+        enumerated(*args, **kwargs)
+
+
+def _scanned(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordMessenger:
+    """A first run, which finds the dtype of the data, the depth of the plates, and the origins."""
+    guess = _first_guess(args, kwargs)
+    try:
+        return _scan(model, args, kwargs, guess)
+    except RuntimeError as error:
+        if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
+            raise
+        return _scan(model, args, kwargs, guess.double())  # data that the model closes over
+
+
+def _recorded_as(
+    before: Recording,
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    origins: Mapping[str, Tensor],
+    point: Collection[str],
+    rescale: bool,
+) -> RecordMessenger | None:
+    """One run instead of two, for data of the same kind as in an earlier recording; None if it is of another."""
+    messenger = RecordMessenger(before.like, before.max_plate_nesting, origins, point, rescale)
+    messenger.marked = {site.name: site.marked for site in before.discrete.values()}
+    messenger.is_alone = True
+    generators = torch.get_rng_state()
+    try:
+        _run(model, args, kwargs, messenger)
+        like = _data_like(messenger.observations, before.like)
+    except Exception:  # the two runs say better what is wrong
+        torch.set_rng_state(generators)
+        return None
+    same = messenger.nesting == before.max_plate_nesting and (like.dtype, like.device) == (before.dtype, before.device)
+    if not same or set(messenger.discrete) != set(before.discrete):
+        return None
+    _move_on(messenger)
+    return messenger
 
 
 def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[str]:

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors"},
-    {"checkpoint", "distributions"},
+    {"checkpoint", "distributions", "reparam_distributions", "reparam_rows", "reparameterization"},
     {"families"},
     {"expressions"},
     {"rules"},
@@ -25,7 +25,7 @@ LAYERS = (
     {"handlers"},
     {"guide"},
     {"infer"},
-    {"checks", "arviz", "diagnostics", "plotting"},
+    {"arviz", "arviz_core", "checks", "compare", "diagnostics", "plotting", "race"},
 )
 MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "handlers"}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -75,6 +76,8 @@ def fingerprint(*values: Any) -> list[Any]:
             found.append([[str(k), fingerprint(v)] for k, v in value.items()])
         elif isinstance(value, tuple | list):
             found.append(fingerprint(*value))
+        elif is_dataclass(value) and not isinstance(value, type):
+            found.append([type(value).__name__, fingerprint(*(getattr(value, f.name) for f in fields(value)))])
         else:
             found.append(value if isinstance(value, int | float | str | bool | None) else type(value).__name__)
     return found

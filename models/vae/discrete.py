@@ -1,0 +1,461 @@
+"""Autoencoders with categorical latents: relaxed, straight-through, exact, and vector-quantised.
+
+    z_nv ~ Categorical(1 / K), v = 1 … V,  x_n | z_n ~ Bernoulli(decoder(z_n))
+
+A draw of a category has no derivative, so each way puts something in its place:
+
+- ``"gumbel_softmax"``: z is a point inside the simplex, softmax((logits + Gumbel noise) / temperature), which nears a
+  one-hot vector as the temperature falls;
+- ``"straight_through"``: the decoder sees the nearest one-hot vector, and its gradient goes to that point as it is;
+- ``"exact"``: z is one-hot, for an estimator that needs no derivative of a draw (``ScoreFunctionELBO`` of
+  ``pyro_latent.infer.estimators``); it alone has no bias;
+- :class:`VQVAE`: z is the code nearest to the encoder's output, and the gradient at the code is either copied to that
+  output (straight-through), or turned and scaled as the output would have to be to become the code (rotation).
+
+Whichever trained it, ``elbo`` is a lower bound on log p(x) of the discrete model above.
+
+Source: [4] §3.4, which says that reparameterisation does not serve discrete laws; Jang, Gu and Poole 2017; Maddison,
+Mnih and Teh 2017; van den Oord, Vinyals and Kavukcuoglu 2017; Fifty et al. 2024 for the rotation; Dhariwal et al. 2020
+for restarts of unused codes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple, TypeAlias, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.infer.util import is_validation_enabled
+from pyro.nn import PyroModule, pyro_method
+from torch import Tensor, nn
+
+from pyro_latent.errors import DataError
+
+__all__ = [
+    "VQVAE",
+    "DiscreteVAE",
+    "Quantized",
+    "TemperatureSchedule",
+    "VectorQuantizer",
+    "perplexity",
+    "rotate_gradient",
+    "straight_through",
+]
+
+Relaxation: TypeAlias = Literal["gumbel_softmax", "straight_through", "exact"]
+CodeGradient: TypeAlias = Literal["rotation", "straight_through"]
+
+
+@dataclass(frozen=True)
+class TemperatureSchedule:
+    """A temperature that falls exponentially to a floor: max(floor, start · exp(-rate · step)).
+
+    Attributes:
+        start: at step 0.
+        floor: where it stays; positive, and no more than ``start``.
+        rate: per step; at least 0.
+
+    Raises:
+        ValueError: if they are not so.
+
+    Source: Jang, Gu and Poole 2017, §4.
+    """
+
+    start: float = 1.0
+    floor: float = 0.5
+    rate: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (0 < self.floor <= self.start < math.inf and 0 <= self.rate < math.inf):
+            raise ValueError(
+                f"Expected 0 < floor <= start and rate >= 0; got start={self.start}, floor={self.floor} and "
+                f"rate={self.rate}. Write TemperatureSchedule(start=1.0, floor=0.5, rate=1e-3)."
+            )
+
+    def __call__(self, step: int) -> float:
+        """The temperature at a step, the first of which is 0."""
+        return max(self.floor, self.start * math.exp(-self.rate * step))
+
+
+def perplexity(codes: Tensor, num_categories: int) -> Tensor:
+    """How many categories each variable uses: exp of the entropy of their frequencies, from 1 to K.
+
+    Args:
+        codes: integers ``[N, V]``, N >= 1.
+        num_categories: K.
+
+    Returns:
+        ``[V]``, floating.
+
+    Raises:
+        DataError: if the codes are not such integers.
+    """
+    if codes.is_floating_point() or codes.dim() != 2 or not len(codes):
+        raise DataError(f"Expected integer codes of shape [N, V]; got {codes.dtype} {list(codes.shape)}. Use codes().")
+    if int(codes.min()) < 0 or int(codes.max()) >= num_categories:
+        raise DataError(
+            f"Expected codes from 0 to {num_categories - 1}; got {int(codes.min())} to {int(codes.max())}. "
+            "Give the model's num_categories."
+        )
+    frequencies = nn.functional.one_hot(codes.long(), num_categories).double().mean(0)
+    return torch.special.entr(frequencies).sum(-1).exp()
+
+
+def _mlp(sizes: Sequence[int]) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+class _CodeAutoencoder(PyroModule):
+    """What both kinds share: the decoder from V code vectors, checks, and the images' likelihood."""
+
+    def __init__(self, num_pixels: int, num_variables: int, num_categories: int, code_dim: int, hidden: Sequence[int]):
+        super().__init__()
+        sizes = {"num_pixels": num_pixels, "num_variables": num_variables, "code_dim": code_dim}
+        for name, size in {**sizes, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}.items():
+            if size < 1:
+                raise ValueError(f"Expected {name} >= 1; got {size}. Give the number of units.")
+        if num_categories < 2:
+            raise ValueError(f"Expected num_categories >= 2; got {num_categories}. One category says nothing.")
+        self.num_pixels, self.num_variables, self.num_categories = num_pixels, num_variables, num_categories
+        self.code_dim = code_dim
+        self.encoder = _mlp([num_pixels, *hidden, num_variables * code_dim])
+        self.decoder = _mlp([num_variables * code_dim, *reversed(hidden), num_pixels])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        """``[N, V, code_dim]``."""
+        self._check(images)
+        encoded: Tensor = self.encoder(images)
+        return encoded.unflatten(-1, (self.num_variables, self.code_dim))
+
+    def likelihood(self, codes: Tensor) -> Any:
+        """p(x | z): Bernoulli pixels, event shape ``[P]``, of code vectors ``[..., V, code_dim]``.
+
+        A grey level scores its expected log probability as a share of white pixels.
+        """
+        return dist.Bernoulli(logits=self.decoder(codes.flatten(-2)), validate_args=False).to_event(1)
+
+    def _check(self, images: Tensor) -> None:
+        if not images.is_floating_point() or images.dim() != 2 or images.shape[-1] != self.num_pixels:
+            raise DataError(
+                f"Expected floating images of shape [N, {self.num_pixels}]; got {images.dtype} {list(images.shape)}. "
+                "Flatten each image, and divide by the largest grey level."
+            )
+        if is_validation_enabled() and not bool(((images >= 0) & (images <= 1)).all()):
+            raise DataError("Expected grey levels in [0, 1]; got others. Divide by the largest grey level.")
+
+    def _plate(self, images: Tensor, num_data: int | None) -> Any:
+        """A plate over the images of a minibatch of ``num_data``, all of them if None."""
+        rows = torch.arange(len(images), device=images.device)
+        return pyro.plate("data", len(images) if num_data is None else num_data, subsample=rows)
+
+    @torch.no_grad()
+    def sample(self, num_samples: int) -> Tensor:
+        """Means of images of codes drawn from the prior, ``[num_samples, P]`` in [0, 1]."""
+        weight = next(self.parameters())
+        codes = torch.randint(self.num_categories, (num_samples, self.num_variables), device=weight.device)
+        mean: Tensor = self.likelihood(self.code_vectors(codes)).mean
+        return mean
+
+    @torch.no_grad()
+    def reconstruct(self, images: Tensor) -> Tensor:
+        """Means of the images of their own codes, ``[N, P]`` in [0, 1]."""
+        mean: Tensor = self.likelihood(self.code_vectors(self.codes(images))).mean
+        return mean
+
+    def codes(self, images: Tensor) -> Tensor:
+        """The categories of images, integers ``[N, V]``."""
+        raise NotImplementedError
+
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """What the decoder sees of categories ``[..., V]``: ``[..., V, code_dim]``."""
+        raise NotImplementedError
+
+
+class DiscreteVAE(_CodeAutoencoder):
+    """A variational autoencoder with V latents of K categories, and an amortised guide.
+
+    ``model`` and ``guide`` are Pyro programs: ``SVI(vae.model, vae.guide, optimizer, elbo)``, with
+    ``svi.step(images, temperature)``. Site ``z`` has event shape ``[V, K]``.
+
+    Args:
+        num_pixels: P.
+        num_variables: V.
+        num_categories: K, at least 2.
+        hidden: widths of the encoder's hidden layers; the decoder's are these, reversed.
+        relaxation: ``"gumbel_softmax"``, ``"straight_through"`` or ``"exact"``; the module's page says what each is.
+            The first two are reparameterised, for any ELBO; ``"exact"`` needs the score function.
+
+    Raises:
+        ValueError: if a size or ``relaxation`` is not as above.
+    """
+
+    def __init__(
+        self,
+        num_pixels: int,
+        num_variables: int = 8,
+        num_categories: int = 8,
+        *,
+        hidden: Sequence[int] = (128,),
+        relaxation: Relaxation = "gumbel_softmax",
+    ) -> None:
+        super().__init__(num_pixels, num_variables, num_categories, num_categories, hidden)
+        if relaxation not in get_args(Relaxation):
+            raise ValueError(
+                f"Expected relaxation to be one of {get_args(Relaxation)}; got {relaxation!r}. Choose one."
+            )
+        self.relaxation = relaxation
+
+    def _relaxed(self, logits: Tensor, temperature: float) -> Any:
+        if not temperature > 0:
+            raise ValueError(f"Expected a temperature > 0; got {temperature}. Use TemperatureSchedule, with a floor.")
+        is_soft = self.relaxation == "gumbel_softmax"
+        family = dist.RelaxedOneHotCategorical if is_soft else dist.RelaxedOneHotCategoricalStraightThrough
+        return family(logits.new_tensor(temperature), logits=logits).to_event(1).mask(False)
+
+    @pyro_method
+    def model(self, images: Tensor, temperature: float = 1.0, num_data: int | None = None) -> None:
+        """p(x | z), and p(z) where z is one-hot (``"exact"``). A relaxed z is scored by the guide alone.
+
+        Args:
+            images: grey levels in [0, 1], floating ``[N, P]``.
+            temperature: of the guide's relaxation, positive; ``"exact"`` has none.
+            num_data: of how many images these are a minibatch; default: these are all.
+
+        Raises:
+            DataError: if the images are not as above.
+            ValueError: if the temperature is not positive.
+        """
+        self._check(images)
+        prior = dist.OneHotCategorical(logits=images.new_zeros(self.num_variables, self.num_categories)).to_event(1)
+        with self._plate(images, num_data):
+            z = pyro.sample("z", prior if self.relaxation == "exact" else prior.mask(False))
+            pyro.sample("x", self.likelihood(z), obs=images)
+
+    @pyro_method
+    def guide(self, images: Tensor, temperature: float = 1.0, num_data: int | None = None) -> None:
+        """q(z | x); the arguments are the model's.
+
+        A relaxed z has no density here: at site ``divergence`` stands KL(q(z | x) ‖ p(z)) of the categories in closed
+        form, so that the ELBO is E log p(x | relaxed z) minus it (Jang, Gu and Poole 2017, §3).
+        """
+        logits = self._encode(images)
+        with self._plate(images, num_data):
+            if self.relaxation == "exact":
+                pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
+            else:
+                pyro.sample("z", self._relaxed(logits, temperature))
+                pyro.factor("divergence", self._divergence(logits), has_rsample=True)
+
+    def _divergence(self, logits: Tensor) -> Tensor:
+        """KL from the uniform categories, ``[N]``, in nats."""
+        log_probs = logits.log_softmax(-1)
+        return self.num_variables * math.log(self.num_categories) + (log_probs.exp() * log_probs).sum((-2, -1))
+
+    @torch.no_grad()
+    def elbo(self, images: Tensor, num_samples: int = 1) -> Tensor:
+        """The discrete model's bound on log p(x), in nats, ``[N]``: unrelaxed, whatever the training was.
+
+        E log p(x | z) over ``num_samples`` draws of categories, minus the exact KL(q(z | x) ‖ uniform).
+        """
+        logits = self._encode(images)
+        q = dist.OneHotCategorical(logits=logits)
+        draws = [self.likelihood(q.sample()).log_prob(images) for _ in range(num_samples)]
+        return torch.stack(draws).mean(0) - self._divergence(logits)
+
+    @torch.no_grad()
+    def codes(self, images: Tensor) -> Tensor:
+        """The most probable categories under q, integers ``[N, V]``."""
+        return self._encode(images).argmax(-1)
+
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """One-hot vectors, ``[..., V, K]``."""
+        return nn.functional.one_hot(codes, self.num_categories).to(next(self.parameters()).dtype)
+
+
+# ------------------------------------------------------------------------------------------------- vector quantisation
+
+
+def straight_through(encoded: Tensor, code: Tensor) -> Tensor:
+    """The code, with its gradient given to ``encoded`` as it is; ``[..., D]`` both.
+
+    Source: van den Oord, Vinyals and Kavukcuoglu 2017, §3.2.
+    """
+    return encoded + (code - encoded).detach()
+
+
+def rotate_gradient(encoded: Tensor, code: Tensor) -> Tensor:
+    """The code, as a rotation and a scaling of ``encoded`` that are taken to be constants; ``[..., D]`` both.
+
+    With e the output of the encoder, q the code, and R the rotation that takes e's direction to q's in their plane, the
+    value is q = (|q| / |e|) R e, and the gradient by e is (|q| / |e|) Rᵀ times that by q:
+
+        R = I - 2 r rᵀ + 2 q̂ êᵀ,  r the direction of ê + q̂.
+
+    Gradients thus keep their angle to the vector, so points of one cell are pushed differently. Where a vector is zero,
+    or the two are opposite, there is no such rotation, and the gradient goes straight through.
+
+    Source: Fifty et al. 2024, §4.1-4.2.
+    """
+    direction, length = _unit(encoded.detach())
+    target, target_length = _unit(code.detach())
+    middle, middle_length = _unit(direction + target)
+    reflected = encoded - 2 * (encoded * middle).sum(-1, keepdim=True) * middle
+    rotated = reflected + 2 * (encoded * direction).sum(-1, keepdim=True) * target
+    tiny = torch.finfo(encoded.dtype).eps
+    exists = (length > tiny) & (target_length > tiny) & (middle_length > tiny**0.5)
+    turned = torch.where(exists, target_length / length.clamp_min(tiny) * rotated, encoded)
+    return turned + (code - turned).detach()
+
+
+def _unit(vector: Tensor) -> tuple[Tensor, Tensor]:
+    """Directions and lengths; a zero vector has direction 0."""
+    length = torch.linalg.vector_norm(vector, dim=-1, keepdim=True)
+    return vector / torch.where(length > 0, length, 1.0), length
+
+
+class Quantized(NamedTuple):
+    """Vectors replaced by their codes.
+
+    Attributes:
+        values: the codes' vectors, with the gradient for the encoder, ``[..., D]``.
+        codes: their indices, ``[...]``.
+        codebook_loss: squared distance of codes from vectors, which moves the codes, ``[...]``.
+        commitment_loss: the same number, which moves the vectors.
+    """
+
+    values: Tensor
+    codes: Tensor
+    codebook_loss: Tensor
+    commitment_loss: Tensor
+
+
+class VectorQuantizer(nn.Module):
+    """A codebook of K vectors in D dimensions; each vector is replaced by the nearest.
+
+    Args:
+        num_codes: K.
+        code_dim: D.
+        gradient: ``"rotation"`` or ``"straight_through"``.
+
+    Raises:
+        ValueError: if ``gradient`` is neither.
+    """
+
+    def __init__(self, num_codes: int, code_dim: int, gradient: CodeGradient = "rotation") -> None:
+        super().__init__()
+        if gradient not in get_args(CodeGradient):
+            raise ValueError(f"Expected gradient to be one of {get_args(CodeGradient)}; got {gradient!r}. Choose one.")
+        self.gradient = gradient
+        self.codebook = nn.Parameter(torch.randn(num_codes, code_dim) / code_dim**0.5)
+
+    def nearest(self, encoded: Tensor) -> Tensor:
+        """Indices of the nearest codes, ``[...]``, of vectors ``[..., D]``."""
+        if encoded.shape[-1] != self.codebook.shape[-1]:
+            raise DataError(
+                f"Expected vectors of {self.codebook.shape[-1]} elements; got {encoded.shape[-1]}. "
+                "Give the encoder the codebook's code_dim."
+            )
+        with torch.no_grad():
+            flat = encoded.reshape(-1, encoded.shape[-1])
+            # By differences: |a|² + |b|² - 2 a·b is faster, and takes a far code for the nearest where it cancels.
+            distances = torch.cdist(flat, self.codebook, compute_mode="donot_use_mm_for_euclid_dist")
+            return distances.argmin(-1).reshape(encoded.shape[:-1])
+
+    def forward(self, encoded: Tensor) -> Quantized:
+        """The nearest codes of vectors ``[..., D]``."""
+        codes = self.nearest(encoded)
+        vectors = self.codebook[codes]
+        carry = rotate_gradient if self.gradient == "rotation" else straight_through
+        return Quantized(
+            values=carry(encoded, vectors.detach()),
+            codes=codes,
+            codebook_loss=(vectors - encoded.detach()).square().sum(-1),
+            commitment_loss=(vectors.detach() - encoded).square().sum(-1),
+        )
+
+
+class VQVAE(_CodeAutoencoder):
+    """An autoencoder whose V latents are codes of one codebook of K vectors, chosen without noise.
+
+    ``model`` has no latent site, and ``guide`` none either: the code is a function of the image, and any SVI maximises
+    log p(x | code) minus the codebook's losses, which are a factor at site ``codebook``.
+
+    Args:
+        num_pixels: P.
+        num_variables: V.
+        num_categories: K, at least 2.
+        code_dim: D, the length of a code.
+        hidden: widths of the encoder's hidden layers; the decoder's are these, reversed.
+        gradient: ``"rotation"`` or ``"straight_through"``.
+        commitment: the weight of the commitment loss; 0.25 in the paper.
+
+    Raises:
+        ValueError: if an argument is not as above.
+    """
+
+    def __init__(
+        self,
+        num_pixels: int,
+        num_variables: int = 8,
+        num_categories: int = 32,
+        *,
+        code_dim: int = 4,
+        hidden: Sequence[int] = (128,),
+        gradient: CodeGradient = "rotation",
+        commitment: float = 0.25,
+    ) -> None:
+        super().__init__(num_pixels, num_variables, num_categories, code_dim, hidden)
+        if not 0 <= commitment < math.inf:
+            raise ValueError(f"Expected commitment >= 0; got {commitment}. The paper has 0.25.")
+        self.commitment = commitment
+        self.quantizer = VectorQuantizer(num_categories, code_dim, gradient)
+
+    @pyro_method
+    def model(self, images: Tensor, num_data: int | None = None) -> None:
+        """p(x | code) and the codebook's losses; the arguments are those of :meth:`DiscreteVAE.model`."""
+        quantized = self.quantizer(self._encode(images))
+        losses = quantized.codebook_loss + self.commitment * quantized.commitment_loss
+        with self._plate(images, num_data):
+            pyro.sample("x", self.likelihood(quantized.values), obs=images)
+            pyro.factor("codebook", -losses.sum(-1))
+
+    def guide(self, images: Tensor, num_data: int | None = None) -> None:
+        """Nothing is left to infer."""
+
+    @torch.no_grad()
+    def elbo(self, images: Tensor) -> Tensor:
+        """A bound on log p(x) under uniform codes, in nats, ``[N]``: log p(x | code) - V log K."""
+        log_likelihood: Tensor = self.likelihood(self.code_vectors(self.codes(images))).log_prob(images)
+        return log_likelihood - self.num_variables * math.log(self.num_categories)
+
+    @torch.no_grad()
+    def codes(self, images: Tensor) -> Tensor:
+        """The nearest codes, integers ``[N, V]``."""
+        return self.quantizer.nearest(self._encode(images))
+
+    def code_vectors(self, codes: Tensor) -> Tensor:
+        """Rows of the codebook, ``[..., V, D]``."""
+        vectors: Tensor = self.quantizer.codebook[codes]
+        return vectors
+
+    @torch.no_grad()
+    def restart_unused(self, images: Tensor) -> int:
+        """Move codes that no vector of these images is nearest to onto vectors drawn from them.
+
+        A code that is never nearest gets no gradient and stays unused. Call it before training, with enough images to
+        start the codes among the encoder's outputs, and now and then during it. Returns how many were moved.
+        """
+        encoded = self._encode(images).flatten(0, 1)
+        counts = torch.bincount(self.quantizer.nearest(encoded), minlength=self.num_categories)
+        unused = (counts == 0).nonzero()[:, 0]
+        rows = torch.randint(len(encoded), (len(unused),), device=encoded.device)
+        self.quantizer.codebook[unused] = encoded[rows]
+        return len(unused)

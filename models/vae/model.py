@@ -1,0 +1,412 @@
+"""The variational autoencoder as two Pyro programs: ``VAE.model``, p(x, z), and the amortised ``VAE.guide``, q(z | x).
+
+    z_n ~ N(0, I),  x_n | z_n ~ p(x | decoder(z_n)),  q(z_n | x_n) = N(loc(x_n), diag scale(x_n)²)
+
+Pixels are Bernoulli (the decoder gives logits), Gaussian (it gives locations; one scale for all pixels is learned) or
+Categorical over grey levels. With ``weight_prior`` the decoder's weights are latent too, w ~ N(0, weight_prior²), with
+a posterior q(w) = N(m, diag s²): full variational Bayes.
+
+Any Pyro inference works on the pair: ``SVI(vae.model, vae.guide, Adam({"lr": 1e-3}), Trace_ELBO())``, ``Predictive``,
+``Importance``. :func:`pyro_latent.models.vae.fit` trains it faster, with annealing, checkpoints and a history.
+
+Source: [4] (146)-(148), (154), (155)-(162), (167)-(168); Kingma and Welling 2014.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
+from typing import Any, Literal, TypeAlias, get_args
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, pyro_method
+from pyro.poutine.util import is_validation_enabled
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_latent.errors import DataError, ModelError
+
+from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of
+
+__all__ = ["VAE", "Likelihood", "Reduction"]
+
+Likelihood: TypeAlias = Literal["bernoulli", "gaussian", "categorical"]
+Reduction: TypeAlias = Literal["sum", "mean"]
+Weights: TypeAlias = Mapping[str, Tensor] | None
+
+#: The log of the posterior's scale that every weight of a Bayesian decoder starts with.
+_INITIAL_LOG_SCALE = -4.0
+
+
+class _Independent(dist.Independent):
+    """``Independent`` whose expansion to the batch shape that it has is itself.
+
+    Every plate expands the distribution of a site. Here the shapes agree already, and a new distribution with a view of
+    each tensor would only cost time, in the forward pass and in the backward one.
+    """
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+        if _instance is None and torch.Size(batch_shape) == self.batch_shape:
+            return self
+        return super().expand(batch_shape, _instance)
+
+
+class BernoulliImages(_Independent):
+    """Independent Bernoulli pixels that score grey levels too: log p(x) = x log p + (1 - x) log(1 - p) for x in [0, 1].
+
+    That is the expectation over black and white images whose pixels are white with probability x.
+    """
+
+    @constraints.dependent_property(is_discrete=False)
+    def support(self) -> Any:
+        return constraints.independent(constraints.unit_interval, self.reinterpreted_batch_ndims)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        if self._validate_args:
+            self._validate_sample(value)
+        logits, value = torch.broadcast_tensors(self.base_dist.logits, value)
+        errors = nn.functional.binary_cross_entropy_with_logits(logits, value, reduction="none")
+        # The sign is changed after the sum: on the pixels it would take two more passes over them, there and back.
+        return -errors.sum(tuple(range(-self.reinterpreted_batch_ndims, 0)))
+
+
+class VAE(PyroModule):
+    """A variational autoencoder; ``model`` and ``guide`` are Pyro programs with sites ``z`` and ``images``.
+
+    Both sites are in the plate ``data``; ``z`` has event shape ``[latent_dim]`` and ``images`` the images' shape. With
+    ``weight_prior`` there is a site ``decoder.<name>`` for each of the decoder's parameters, outside of the plate.
+
+    Args:
+        input_shape: the shape of one image: ``[pixels]``, ``[height, width]`` or ``[channels, height, width]``.
+        latent_dim: the dimension of z, J.
+        hidden: units of each hidden layer of the encoder, mirrored in the decoder (default 400), or the channels of
+            each convolution (default 32, 64); ``()`` makes linear networks.
+        likelihood: ``"bernoulli"``: images in [0, 1], grey ones being scored by their expectation over black and white
+            ones. ``"gaussian"``: any finite images; the scale of the noise is learned. ``"categorical"``: integer
+            images of ``levels`` grey levels, 0 to ``levels - 1``.
+        network: ``"mlp"``, or ``"conv"`` for two- and three-dimensional images.
+        levels: how many grey levels; for ``"categorical"`` only.
+        weight_prior: the standard deviation of the Gaussian prior of each weight and bias of the decoder, which then
+            get a posterior; None: a point estimate.
+        reduction: ``"sum"`` makes the loss an estimate of -ELBO of all N images, N / M times the sum over a minibatch
+            of M, [4] (154). ``"mean"`` divides all of it by N, the KL divergence of the weights too.
+        name: a prefix of the parameters' names in Pyro's store, for more than one VAE there.
+
+    Raises:
+        ValueError: if an argument is not as above.
+
+    Source: [4] (167)-(168), and (155)-(162) with ``weight_prior``.
+    """
+
+    encoder: Encoder
+    decoder: Decoder
+    prior_loc: Tensor
+    prior_scale: Tensor
+    noise_log_scale: nn.Parameter
+    weight_log_scales: nn.ParameterList
+
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int = 2,
+        *,
+        hidden: Sequence[int] | None = None,
+        likelihood: Likelihood = "bernoulli",
+        network: Network = "mlp",
+        levels: int | None = None,
+        weight_prior: float | None = None,
+        reduction: Reduction = "sum",
+        name: str = "",
+    ) -> None:
+        super().__init__(name)
+        _check_choice("network", network, get_args(Network))
+        hidden = DEFAULT_HIDDEN[network] if hidden is None else tuple(hidden)
+        _check_arguments(input_shape, latent_dim, hidden, likelihood, network, levels, weight_prior, reduction)
+        self.input_shape = tuple(input_shape)
+        self.latent_dim = latent_dim
+        self.hidden = hidden
+        self.likelihood: Likelihood = likelihood
+        self.network: Network = network
+        self.levels = levels
+        self.weight_prior = weight_prior
+        self.reduction: Reduction = reduction
+        self.encoder = Encoder(input_shape, latent_dim, hidden, network)
+        self.decoder = Decoder(input_shape, latent_dim, hidden, network, levels or 1)
+        self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
+        self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
+        if likelihood == "gaussian":
+            self.noise_log_scale = nn.Parameter(torch.zeros(()))
+        if weight_prior is not None:
+            self.weight_log_scales = nn.ParameterList(
+                torch.full_like(weight, _INITIAL_LOG_SCALE) for weight in self.decoder.parameters()
+            )
+
+    # ------------------------------------------------------------------------------------------------- Pyro programs
+
+    @pyro_method
+    def model(
+        self, images: Tensor | None = None, *, num_images: int | None = None, batch_size: int | None = None
+    ) -> Tensor:
+        """p(x, z), and p(w) with ``weight_prior``, as a Pyro program.
+
+        Args:
+            images: ``[M, *input_shape]``; None draws ``num_images`` images (default 1) from the model.
+            num_images: N, where ``images`` are a minibatch of so many; default M.
+            batch_size: where ``images`` are all of them: take a random minibatch of so many, anew in each run.
+
+        Returns:
+            The images, ``[M, *input_shape]``, observed or drawn.
+
+        Raises:
+            DataError: if the images are not of the model's shape, dtype and device; and, while Pyro's validation is on,
+                if a value is none that the likelihood allows.
+            ValueError: if the sizes do not fit together.
+        """
+        self._check_store("decoder", self.decoder)
+        if images is not None:
+            self.check_images(images)
+        return self._model(images, num_images, batch_size)
+
+    @pyro_method
+    def guide(self, images: Tensor, *, num_images: int | None = None, batch_size: int | None = None) -> Tensor:
+        """q(z | x), and q(w) with ``weight_prior``, as a Pyro program; the arguments are the model's.
+
+        Returns:
+            The draw of z, ``[M, latent_dim]``.
+        """
+        self._check_store("encoder", self.encoder)
+        if images is None:
+            raise ModelError("Expected images, which the guide encodes; got None. Only the model runs without them.")
+        self.check_images(images)
+        return self._guide(images, num_images, batch_size)
+
+    def _model(self, images: Tensor | None, num_images: int | None, batch_size: int | None) -> Tensor:
+        with self._reduced(images, num_images):
+            weights = self._sample_weights(self._weight_prior) if self.weight_prior is not None else None
+            with self._batch(images, num_images, batch_size) as batch:
+                if batch is not None and is_validation_enabled():
+                    self.check_values(batch)
+                z = pyro.sample("z", self.prior(() if batch is None else batch.shape[:1]))
+                values: Tensor = pyro.sample("images", self.pixels(z, weights), obs=batch)
+        return values
+
+    def _guide(self, images: Tensor, num_images: int | None, batch_size: int | None) -> Tensor:
+        with self._reduced(images, num_images):
+            if self.weight_prior is not None:
+                self._sample_weights(self._weight_posterior)
+            with self._batch(images, num_images, batch_size) as batch:
+                assert batch is not None
+                z: Tensor = pyro.sample("z", self.posterior(batch))
+        return z
+
+    @staticmethod
+    def _check_store(attribute: str, network: nn.Module) -> None:
+        """Pyro's store keeps what it first had under a name: an optimiser would train another module's parameters.
+
+        Raises:
+            ModelError: if the store has another module's parameters under the names of this one's.
+        """
+        if not torch.is_grad_enabled():
+            return  # what is only looked at reads the module's own parameters
+        store = pyro.get_param_store()
+        name, parameter = next(network.named_parameters())
+        taken = [key for key in store if key.endswith(f"{attribute}$$${name}")]
+        if taken and store.param_name(parameter) is None:
+            raise ModelError(
+                f"Expected this VAE's own parameter under {taken[0]!r} in Pyro's store; got another module's. "
+                "Write pyro.clear_param_store() first, or give each VAE a name=."
+            )
+
+    # ------------------------------------------------------------------------------------------------- distributions
+
+    def prior(self, batch_shape: Sequence[int] = ()) -> Any:
+        """p(z): N(0, I), event shape ``[latent_dim]``."""
+        shape = (*batch_shape, self.latent_dim)
+        return _Independent(dist.Normal(self.prior_loc.expand(shape), self.prior_scale.expand(shape)), 1)
+
+    def posterior(self, images: Tensor) -> Any:
+        """q(z | x) of images ``[..., *input_shape]``: a diagonal Gaussian of event shape ``[latent_dim]``."""
+        return _Independent(dist.Normal(*self.encoder(self._features(images))), 1)
+
+    def pixels(self, z: Tensor, weights: Weights = None) -> Any:
+        """p(x | z) of latent vectors ``[..., latent_dim]``: a distribution of event shape ``input_shape``.
+
+        Args:
+            z: latent vectors.
+            weights: the decoder's parameters by name, such as a draw of :meth:`draw_weights`; default its own, which
+                with ``weight_prior`` are the posterior's means.
+        """
+        if weights is None:
+            return self._likelihood(self.decoder(z))
+        if self.network == "conv" and any(w.dim() > self.decoder.get_parameter(n).dim() for n, w in weights.items()):
+            raise ModelError(
+                "Expected one draw of the weights at a time for network='conv'; got several, as vectorised particles "
+                "make. Write num_particles=1, or vectorize_particles=False."
+            )
+        return self._likelihood(torch.func.functional_call(self.decoder, dict(weights), (z,)))
+
+    def _likelihood(self, values: Tensor) -> Any:
+        if self.likelihood == "bernoulli":
+            return BernoulliImages(dist.Bernoulli(logits=values), len(self.input_shape))
+        if self.likelihood == "gaussian":
+            return dist.Normal(values, self.noise_log_scale.exp()).to_event(len(self.input_shape))
+        return dist.Categorical(logits=values).to_event(len(self.input_shape))
+
+    def mean_images(self, z: Tensor, weights: Weights = None) -> Tensor:
+        """E[x | z], ``[..., *input_shape]``, in the unit of the images; the arguments are those of :meth:`pixels`."""
+        pixels = self.pixels(z, weights)
+        if self.levels is None:
+            mean: Tensor = pixels.mean
+            return mean
+        probs: Tensor = pixels.base_dist.probs
+        return probs @ torch.arange(self.levels, dtype=probs.dtype, device=probs.device)
+
+    def draw_weights(self, sample_shape: Sequence[int] = ()) -> dict[str, Tensor] | None:
+        """Draws of the decoder's parameters from q(w), ``sample_shape + shape`` each; None for a point estimate."""
+        if self.weight_prior is None:
+            return None
+        shape = torch.Size(sample_shape)
+        return {name: self._weight_posterior(name).sample(shape) for name, _ in self.decoder.named_parameters()}
+
+    def _sample_weights(self, of: Any) -> dict[str, Tensor]:
+        names = [name for name, _ in self.decoder.named_parameters()]
+        return {name: pyro.sample(f"decoder.{name}", of(name)) for name in names}
+
+    def _weight_prior(self, name: str) -> Any:
+        weight = self.decoder.get_parameter(name)
+        zeros = torch.zeros_like(weight)
+        return dist.Normal(zeros, zeros + float(self.weight_prior or 0.0)).to_event(weight.dim())
+
+    def _weight_posterior(self, name: str) -> Any:
+        position = [n for n, _ in self.decoder.named_parameters()].index(name)
+        weight = self.decoder.get_parameter(name)
+        return dist.Normal(weight, self.weight_log_scales[position].exp()).to_event(weight.dim())
+
+    # -------------------------------------------------------------------------------------------------------- batches
+
+    def _features(self, images: Tensor) -> Tensor:
+        """What the encoder sees: grey levels as numbers in [0, 1], other images as they are."""
+        if self.levels is None:
+            return images
+        return images.to(self.prior_loc.dtype) / (self.levels - 1)
+
+    @contextmanager
+    def _batch(self, images: Tensor | None, num_images: int | None, batch_size: int | None) -> Iterator[Tensor | None]:
+        """The plate of the data, and the images in it."""
+        if images is None:
+            with pyro.plate("data", 1 if num_images is None else num_images):
+                yield None
+            return
+        total = len(images) if num_images is None else num_images
+        if total < len(images) or (batch_size is not None and num_images is not None):
+            raise ValueError(
+                f"Expected num_images >= the {len(images)} images of the minibatch, or batch_size alone; got "
+                f"num_images={num_images}, batch_size={batch_size}."
+            )
+        device: Any = images.device  # Pyro's annotation asks for its name, which would lose the index
+        if batch_size is not None and batch_size < len(images):
+            with pyro.plate("data", total, subsample_size=batch_size, device=device) as index:
+                yield images[index]
+        else:
+            subsample = torch.arange(len(images), device=device) if total > len(images) else None
+            with pyro.plate("data", total, subsample=subsample, device=device):
+                yield images
+
+    def _reduced(self, images: Tensor | None, num_images: int | None) -> Any:
+        """The scale of all sites: 1 / N for the batch mean."""
+        if self.reduction == "sum":
+            return nullcontext()
+        return poutine.scale(scale=1.0 / (num_images or (1 if images is None else len(images))))
+
+    def check_images(self, images: Tensor) -> None:
+        """Shape, dtype and device, without a look at the values.
+
+        Raises:
+            DataError: naming what was expected and what came.
+        """
+        _check_images(self, images)
+
+    def check_values(self, images: Tensor) -> None:
+        """Shape, dtype, device, and that every value is one that the likelihood allows; reads all values once.
+
+        Raises:
+            DataError: naming what was expected and what came.
+        """
+        self.check_images(images)
+        low, high = (float(v) for v in images.aminmax())
+        most = {"bernoulli": 1.0, "gaussian": torch.inf, "categorical": (self.levels or 1) - 1.0}[self.likelihood]
+        least = -torch.inf if self.likelihood == "gaussian" else 0.0
+        if not (least <= low and high <= most) or low == -torch.inf or high == torch.inf:
+            fix = {
+                "bernoulli": "Divide by the largest value, or write likelihood='gaussian'.",
+                "gaussian": "Remove what is not finite.",
+                "categorical": "Give levels= the number of grey levels.",
+            }[self.likelihood]
+            wanted = "finite images" if self.likelihood == "gaussian" else f"images in [0, {most:g}]"
+            raise DataError(
+                f"Expected {wanted} for likelihood={self.likelihood!r}; got values from {low:g} to {high:g}. {fix}"
+            )
+
+
+def _check_images(vae: VAE, images: Tensor) -> None:
+    if not isinstance(images, Tensor):
+        raise DataError(f"Expected images as a tensor; got {type(images).__name__}. Write torch.as_tensor(images).")
+    wanted = vae.prior_loc
+    if tuple(images.shape[1:]) != vae.input_shape or images.dim() == 0 or len(images) == 0:
+        raise DataError(
+            f"Expected images of shape [M, {', '.join(map(str, vae.input_shape))}] with M >= 1; got shape "
+            f"{list(images.shape)}. Reshape them, or make the VAE with their input_shape."
+        )
+    integer = not images.is_floating_point() and not images.is_complex() and images.dtype != torch.bool
+    if vae.likelihood == "categorical" and not integer:
+        raise DataError(
+            f"Expected integer grey levels for likelihood='categorical'; got dtype {images.dtype}. Write images.long()."
+        )
+    if vae.likelihood != "categorical" and images.dtype != wanted.dtype:
+        raise DataError(
+            f"Expected images of the VAE's dtype {wanted.dtype}; got {images.dtype}. Write images.to({wanted.dtype}), "
+            "or vae.double()."
+        )
+    if images.device != wanted.device:
+        raise DataError(
+            f"Expected images on the VAE's device {wanted.device}; got {images.device}. Write vae.to(images.device)."
+        )
+
+
+def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise ValueError(f"Expected {name} to be {' or '.join(map(repr, allowed))}; got {value!r}.")
+
+
+def _check_arguments(
+    input_shape: Sequence[int],
+    latent_dim: int,
+    hidden: Sequence[int],
+    likelihood: str,
+    network: str,
+    levels: int | None,
+    weight_prior: float | None,
+    reduction: str,
+) -> None:
+    _check_choice("likelihood", likelihood, get_args(Likelihood))
+    _check_choice("reduction", reduction, get_args(Reduction))
+    sizes = {"input_shape": input_shape, "latent_dim": [latent_dim], "hidden": hidden}
+    for name, values in sizes.items():
+        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
+            raise ValueError(f"Expected {name} of integers >= 1; got {values}.")
+    if not input_shape:
+        raise ValueError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
+    if network == "conv":
+        channels_of(input_shape)
+        if not hidden:
+            raise ValueError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
+    if (likelihood == "categorical") != (levels is not None) or (levels is not None and levels < 2):
+        raise ValueError(
+            f"Expected levels >= 2 with likelihood='categorical' and no levels with another; got levels={levels!r} "
+            f"with likelihood={likelihood!r}."
+        )
+    if weight_prior is not None and not 0 < weight_prior < float("inf"):
+        raise ValueError(f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}.")

@@ -1,0 +1,336 @@
+"""Training a VAE, Algorithm 5 of [4]: minibatches, annealing, free bits, a history, and checkpoints to resume from.
+
+Each step runs the VAE's two Pyro programs on a minibatch, takes the gradient of [4] (153) or (152), and gives it to a
+torch optimiser that holds the module's parameters; Pyro's parameter store is not touched.
+
+Source: [4] (154), Algorithm 5; Kingma and Welling 2014, Algorithm 1.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, NoReturn, TypeAlias
+
+import pyro
+import torch
+from torch import Tensor, nn
+from tqdm.auto import tqdm
+
+from pyro_latent.checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from pyro_latent.errors import CheckpointError, PyroLatentError
+
+from .model import VAE
+from .objective import VAE_ELBO, Estimator, Terms
+
+__all__ = ["History", "NonFiniteLossError", "anneal_linearly", "fit"]
+
+Schedule: TypeAlias = Callable[[int], float]
+OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
+
+#: Steps between two looks at the loss, by device: a GPU waits for each look, which costs nothing on a CPU.
+_STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 50}
+
+_TERMS = ("reconstruction", "KL divergence of z", "KL divergence of the weights")
+
+
+class NonFiniteLossError(PyroLatentError, ArithmeticError):
+    """A term of the loss is not finite; the parameters are those before the step."""
+
+
+@dataclass
+class History:
+    """What each epoch had, one number an epoch; in nats for each image, but for ``loss``, ``kl_weight``, ``seconds``.
+
+    Attributes:
+        loss: what was minimised, of N images or of one, as the VAE's ``reduction`` says.
+        elbo: ``reconstruction - kl - weight_kl``, whatever weight the KL divergence had in the loss.
+        reconstruction, kl: the two terms, averaged over the epoch's steps.
+        weight_kl: KL(q(w) ‖ p(w)) / N; zero for a point-estimate decoder.
+        kl_weight: of the epoch's last step.
+        validation_elbo: ``reconstruction - kl`` of the validation images, where there are any.
+        seconds: of the epoch.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    elbo: list[float] = field(default_factory=list)
+    reconstruction: list[float] = field(default_factory=list)
+    kl: list[float] = field(default_factory=list)
+    weight_kl: list[float] = field(default_factory=list)
+    kl_weight: list[float] = field(default_factory=list)
+    validation_elbo: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+
+def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
+    """A schedule for ``kl_weight``: from ``start`` to 1 over so many steps, then 1.
+
+    Source: Bowman et al. 2016, §3.1.
+    """
+    if num_steps < 1 or not 0 <= start <= 1:
+        raise ValueError(f"Expected num_steps >= 1 and start in [0, 1]; got {num_steps} and {start}.")
+    return lambda step: min(1.0, start + (1 - start) * step / num_steps)
+
+
+def fit(
+    vae: VAE,
+    images: Tensor,
+    *,
+    epochs: int = 100,
+    batch_size: int = 100,
+    learning_rate: float = 1e-3,
+    optimizer: OptimizerFactory | None = None,
+    estimator: Estimator = "B",
+    num_particles: int = 1,
+    kl_weight: float | Schedule = 1.0,
+    free_bits: float = 0.0,
+    validation: Tensor | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int = 1,
+    progress: bool = False,
+) -> History:
+    """Train a VAE on images, in epochs over random minibatches.
+
+    Draws come from torch's global random state, which ``pyro.set_rng_seed`` sets.
+
+    Args:
+        vae: trained in place, on its device.
+        images: ``[N, *input_shape]``, of the VAE's dtype and device.
+        epochs: how often each image is seen, those of a resumed run counted in.
+        batch_size: M; the last minibatch of an epoch may be smaller.
+        learning_rate: of Adam, the default optimiser.
+        optimizer: takes the parameters and makes a torch optimiser, such as
+            ``lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=1e-2)``.
+        estimator: ``"B"`` has KL divergences in closed form, [4] (153), (162); ``"A"`` takes them at the draws.
+        num_particles: L, draws of z for each image.
+        kl_weight: what KL(q(z | x) ‖ p(z)) counts in the loss: a number, or a function of the step (0, 1, …) such as
+            :func:`anneal_linearly`.
+        free_bits: nats of each latent dimension that cost nothing.
+        validation: held-out images; their ELBO is in the history, estimated from the same draws each epoch.
+        checkpoint: a file. It is written before the first epoch and after every ``checkpoint_every``; where it exists
+            the run goes on from it, with its random state and its optimiser's settings. Delete it to begin anew.
+        checkpoint_every: epochs between two writes.
+        progress: show a bar.
+
+    Returns:
+        The history, from the first epoch of the first run on.
+
+    Raises:
+        DataError: if the images do not fit the VAE.
+        NonFiniteLossError: if a term of the loss is not finite.
+        CheckpointError: if the file is of another VAE, other images or other arguments.
+        ValueError: if an argument is not as above.
+
+    Source: [4] Algorithm 5, with M = 100 and L = 1 as it advises.
+    """
+    if epochs < 0 or batch_size < 1 or checkpoint_every < 1 or not learning_rate > 0:
+        raise ValueError(
+            "Expected epochs >= 0, batch_size >= 1, checkpoint_every >= 1 and learning_rate > 0; got "
+            f"{epochs}, {batch_size}, {checkpoint_every} and {learning_rate}."
+        )
+    vae.check_values(images)
+    if validation is not None:
+        vae.check_values(validation)
+    elbo = VAE_ELBO(estimator, free_bits=free_bits, num_particles=num_particles)
+    parameters = list(vae.parameters())
+    made = _adam(parameters, learning_rate) if optimizer is None else optimizer(parameters)
+    schedule = kl_weight if callable(kl_weight) else _constant(kl_weight)
+    training = _Training(vae, images, validation, batch_size, elbo, made, schedule)
+    if checkpoint is not None:
+        training.start(Path(checkpoint))
+    # The values were checked once, above; Pyro would check every minibatch of every step.
+    with pyro.validation_enabled(False), tqdm(total=epochs, disable=not progress, unit="epoch") as bar:
+        bar.update(min(epochs, len(training.history)))
+        while (epoch := len(training.history)) < epochs:
+            training.run_epoch()
+            if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
+                training.save(Path(checkpoint))
+            bar.set_postfix(elbo=f"{training.history.elbo[-1]:.2f}")
+            bar.update()
+    return training.history
+
+
+def _constant(value: float) -> Schedule:
+    return lambda step: value
+
+
+def _adam(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.optim.Optimizer:
+    """Adam in one kernel where torch has it."""
+    fused = all(p.device.type in ("cpu", "cuda") for p in parameters)
+    return torch.optim.Adam(parameters, learning_rate, fused=fused)
+
+
+@dataclass
+class _Training:
+    """A training under way: all of its state, and one epoch of it."""
+
+    vae: VAE
+    images: Tensor
+    validation: Tensor | None
+    batch_size: int
+    elbo: VAE_ELBO
+    optimizer: torch.optim.Optimizer
+    schedule: Schedule
+    history: History = field(default_factory=History)
+    step: int = 0
+
+    # ----------------------------------------------------------------------------------------------------------- steps
+
+    def run_epoch(self) -> None:
+        """Every image once, in a random order."""
+        start = time.perf_counter()
+        order = torch.randperm(len(self.images), device=self.images.device)
+        batches = order.split(self.batch_size)
+        size = _STEPS_BETWEEN_LOOKS.get(self.images.device.type, 1)
+        parts = [self._run_window(batches[i : i + size]) for i in range(0, len(batches), size)]
+        counts = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+        loss, *terms = (counts / counts.sum() @ torch.cat(parts).double()).tolist()
+        size = len(self.images) if self.vae.reduction == "sum" else 1
+        reconstruction, kl, weight_kl = (value / size for value in (*terms, 0.0)[:3])
+        found = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "weight_kl": weight_kl}
+        found |= {"elbo": reconstruction - kl - weight_kl, "kl_weight": self.elbo.kl_weight}
+        if self.validation is not None:
+            found["validation_elbo"] = self._validate(self.validation)
+        found["seconds"] = time.perf_counter() - start
+        for name, value in found.items():
+            getattr(self.history, name).append(value)
+
+    def _run_window(self, batches: Sequence[Tensor]) -> Tensor:
+        """Some steps, then one look at their loss; the terms of each step, ``[steps, 3 or 4]`` on the CPU.
+
+        A window of one step looks before it changes a parameter. A longer one that went wrong is taken back, and run
+        again up to the step that did.
+        """
+        if len(batches) == 1:
+            terms = self._terms(batches[0])
+            if not math.isfinite(terms.loss.item()):
+                self._fail(_row(terms))
+            self._descend(terms)
+            return _row(terms).unsqueeze(0).cpu()
+        before = self._snapshot()
+        table = torch.stack([self._run_step(batch) for batch in batches]).cpu()
+        wrong = (~table.isfinite().all(-1)).nonzero().flatten().tolist()
+        if wrong:
+            self._rewind(before, batches[: wrong[0]])
+            self._fail(table[wrong[0]])
+        return table
+
+    def _run_step(self, batch: Tensor) -> Tensor:
+        terms = self._terms(batch)
+        self._descend(terms)
+        return _row(terms)
+
+    def _terms(self, batch: Tensor) -> Terms:
+        self.elbo.kl_weight = self.schedule(self.step)
+        # The programs without their param statements: the optimiser has the module's parameters already.
+        return self.elbo.terms(self.vae._model, self.vae._guide, self.images[batch], len(self.images), None)
+
+    def _descend(self, terms: Terms) -> None:
+        self.optimizer.zero_grad()
+        terms.loss.backward()
+        self.optimizer.step()
+        self.step += 1
+
+    def _fail(self, row: Tensor) -> NoReturn:
+        values = zip(("loss", *_TERMS), row.tolist(), strict=False)
+        wrong = [f"{name} {value:g}" for name, value in values if not math.isfinite(value)]
+        lost = [name for name, p in self.vae.named_parameters() if not bool(p.isfinite().all())]
+        state = f"not finite in {', '.join(lost)}" if lost else "as before the step"
+        raise NonFiniteLossError(
+            f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {self.step} (epoch "
+            f"{len(self.history)}), both counted from 0. The parameters are {state}. Lower learning_rate, or scale the "
+            "images."
+        )
+
+    def _snapshot(self) -> dict[str, Any]:
+        state = {name: value.clone() for name, value in self.vae.state_dict().items()}
+        moments = _copied(self.optimizer.state_dict())
+        return {"vae": state, "optimizer": moments, "random": random_state(), "step": self.step}
+
+    def _rewind(self, before: dict[str, Any], batches: Sequence[Tensor]) -> None:
+        """Go back to a snapshot, and run these batches again."""
+        self._restore(before)
+        for batch in batches:
+            self._run_step(batch)
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.vae.load_state_dict(state["vae"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        restore_random_state(state["random"])
+        self.step = state["step"]
+
+    def _validate(self, images: Tensor) -> float:
+        """``reconstruction - kl`` for each image, from the same draws each time; the random state stays as it was."""
+        elbo = VAE_ELBO()
+        devices = [images.device] if images.device.type == "cuda" else []
+        total = torch.zeros((), dtype=torch.float64, device=images.device)
+        with torch.random.fork_rng(devices), torch.no_grad():
+            torch.manual_seed(0)
+            for batch in images.split(max(self.batch_size, 1000)):
+                terms = elbo.terms(self.vae._model, self.vae._guide, batch, None, None)
+                size = len(batch) if self.vae.reduction == "mean" else 1
+                total += (terms.reconstruction - terms.kl) * size
+        return float(total) / len(images)
+
+    # ----------------------------------------------------------------------------------------------------- checkpoints
+
+    def start(self, path: Path) -> None:
+        """Go on from the checkpoint, or write the first one."""
+        if not path.exists():
+            self.save(path)
+            return
+        found = read_checkpoint(path, "vae.fit")
+        for name, value in self._settings().items():
+            if found["settings"].get(name) != value:
+                raise CheckpointError(
+                    f"Expected a checkpoint with {name} = {value} in {str(path)!r}; got one with "
+                    f"{found['settings'].get(name)}. Delete the file, or name another."
+                )
+        self._restore(found)
+        self.history = History(**found["history"])
+
+    def save(self, path: Path) -> None:
+        """Write all that a resumed run needs."""
+        state = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random_state()}
+        content = {**state, "step": self.step, "history": asdict(self.history), "settings": self._settings()}
+        write_checkpoint(path, "vae.fit", content)
+
+    def _settings(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the first."""
+        vae, elbo = self.vae, self.elbo
+        names = ("input_shape", "latent_dim", "hidden", "likelihood", "network", "levels", "weight_prior", "reduction")
+        settings = {name: getattr(vae, name) for name in names}
+        settings |= {"dtype": str(vae.prior_loc.dtype), "images": len(self.images), "batch_size": self.batch_size}
+        settings["checksum"] = _checksum(self.images)
+        settings["optimizer"] = type(self.optimizer).__name__
+        settings |= {"closed_form": elbo.closed_form, "free_bits": elbo.free_bits, "num_particles": elbo.num_particles}
+        return settings
+
+
+def _row(terms: Terms) -> Tensor:
+    """The loss and its terms, without the graph; three numbers, or four with a posterior over weights."""
+    weights = [] if terms.weight_kl is None else [terms.weight_kl]
+    with torch.no_grad():
+        return torch.stack([terms.loss, terms.reconstruction, terms.kl, *weights])
+
+
+def _checksum(images: Tensor) -> int:
+    """The bits of the pixels added up as integers: the same on every device, whatever the order."""
+    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
+    return int(images.contiguous().view(bits).sum(dtype=torch.int64))
+
+
+def _copied(value: Any) -> Any:
+    """A copy of nested dicts and lists with the tensors cloned."""
+    if isinstance(value, Tensor):
+        return value.clone()
+    if isinstance(value, dict):
+        return {name: _copied(each) for name, each in value.items()}
+    return [_copied(each) for each in value] if isinstance(value, list) else value

@@ -1,0 +1,1 @@
+"""Posteriors by long runs of NUTS, against which ``tests/test_references.py`` holds coordinate ascent."""

@@ -1,0 +1,907 @@
+"""The variational autoencoder: its programs against Pyro's estimators, its bounds against exact densities, its training
+against a loop in plain PyTorch, its checkpoints against a run that nobody killed."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import os
+import signal
+import struct
+import subprocess
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from torch import Tensor, nn
+
+from examples import vae_digits
+from pyro_latent.errors import CheckpointError, DataError, ModelError
+from pyro_latent.models import vae as package
+from pyro_latent.models.vae import (
+    VAE,
+    VAE_ELBO,
+    NonFiniteLossError,
+    PosteriorCollapseWarning,
+    anneal_linearly,
+    binarize,
+    diagnose,
+    fit,
+    importance_weighted_bounds,
+    load_digits,
+    load_mnist,
+    read_idx,
+    training,
+)
+
+KINDS: list[dict[str, Any]] = [
+    {},
+    {"hidden": ()},
+    {"likelihood": "gaussian", "hidden": (12, 7)},
+    {"likelihood": "categorical", "levels": 5},
+    {"network": "conv", "hidden": (4, 6)},
+    {"network": "conv", "hidden": (4,), "likelihood": "categorical", "levels": 5},
+    {"weight_prior": 1.0},
+    {"weight_prior": 0.5, "likelihood": "gaussian", "hidden": (12, 7)},
+]
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    return load_digits()[0]
+
+
+def make(kind: dict[str, Any], shape: Sequence[int] = (6, 5), latent_dim: int = 3) -> VAE:
+    return VAE(shape, latent_dim, **{"hidden": (16,), **kind})
+
+
+def pictures(vae: VAE, count: int = 12) -> Tensor:
+    """Images that the likelihood allows."""
+    if vae.levels is not None:
+        return torch.randint(vae.levels, (count, *vae.input_shape))
+    return torch.rand(count, *vae.input_shape, dtype=vae.prior_loc.dtype)
+
+
+def parameters(vae: VAE) -> dict[str, Tensor]:
+    return {name: value.detach().clone() for name, value in vae.named_parameters()}
+
+
+def linear_gaussian(noise: float = 0.5, exact: bool = True) -> tuple[Any, Tensor, np.ndarray]:
+    """Probabilistic PCA as a VAE with linear networks, images [40, 5], and log p(x) of each by scipy.
+
+    The loadings have orthogonal columns, so that the posterior N(M⁻¹ Wᵀ (x - b), σ² M⁻¹), M = WᵀW + σ² I, has a
+    diagonal covariance, and the encoder can hold it exactly.
+    """
+    vae: Any = VAE((5,), 2, hidden=(), likelihood="gaussian").double()
+    loadings = torch.linalg.qr(torch.randn(5, 2, dtype=torch.float64)).Q * torch.tensor([2.0, 0.8]).double()
+    offset = torch.randn(5, dtype=torch.float64)
+    scatter = (loadings.mT @ loadings + noise**2 * torch.eye(2)).diagonal()
+    with torch.no_grad():
+        vae.noise_log_scale.fill_(math.log(noise))
+        vae.decoder.head.weight.copy_(loadings)
+        vae.decoder.head.bias.copy_(offset)
+        vae.encoder.head.weight.zero_()
+        vae.encoder.head.weight[:2] = loadings.mT / scatter[:, None]
+        vae.encoder.head.bias[:2] = -(loadings.mT @ offset) / scatter
+        vae.encoder.head.bias[2:] = (noise**2 / scatter).log() / 2
+        if not exact:
+            vae.encoder.head.bias += torch.tensor([0.3, -0.2, 0.4, 0.3]).double()
+    with torch.no_grad():
+        images = vae.model(None, num_images=40)
+    covariance = (loadings @ loadings.mT + noise**2 * torch.eye(5)).numpy()
+    return vae, images, scipy.stats.multivariate_normal(offset.numpy(), covariance).logpdf(images.numpy())
+
+
+# ------------------------------------------------------------------------------------------------ programs and the ELBO
+
+
+@pytest.mark.parametrize("reduction", ["sum", "mean"])
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_estimators_a_and_b_are_pyros_own_on_the_same_draws(
+    kind: dict[str, Any], particles: int, reduction: str
+) -> None:
+    if kind.get("network") == "conv" and "weight_prior" in kind and particles > 1:
+        pytest.skip("one draw of convolutions at a time")
+    vae = make({**kind, "reduction": reduction}).double()
+    images = pictures(vae)
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": particles > 1, "max_plate_nesting": 1}
+    for estimator, theirs in (("A", Trace_ELBO(**options)), ("B", TraceMeanField_ELBO(**options))):
+        ours = VAE_ELBO(estimator, num_particles=particles)  # type: ignore[arg-type]
+        found = []
+        for elbo in (ours, theirs):
+            pyro.set_rng_seed(3)
+            vae.zero_grad()
+            loss = elbo.differentiable_loss(vae.model, vae.guide, images, batch_size=7)
+            loss.backward()
+            found.append([loss.detach(), *(p.grad.clone() for p in vae.parameters() if p.grad is not None)])
+        assert len(found[0]) == len(found[1]) > 1
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def test_kl_of_z_is_that_of_168() -> None:
+    vae = make({}).double()
+    images = pictures(vae)
+    loc, scale = (t.detach().numpy() for t in vae.encoder(images))
+    expected = -0.5 * (1 + np.log(scale**2) - loc**2 - scale**2).sum()
+    found = VAE_ELBO().terms(vae.model, vae.guide, images)
+    assert found.kl.item() == pytest.approx(expected, rel=1e-12)
+    assert found.penalty.item() == found.kl.item() and found.weight_kl is None
+    assert found.elbo.item() == pytest.approx(-found.loss.item(), rel=1e-12)
+
+
+def test_kl_of_the_weights_is_that_of_162() -> None:
+    vae = make({"weight_prior": 0.7}).double()
+    found = VAE_ELBO().terms(vae.model, vae.guide, pictures(vae)).weight_kl
+    assert found is not None
+    scales = [s.detach().exp() / 0.7 for s in vae.weight_log_scales]
+    means = [w.detach() / 0.7 for w in vae.decoder.parameters()]
+    expected = sum(-0.5 * (1 + (s**2).log() - m**2 - s**2).sum() for m, s in zip(means, scales, strict=True))
+    torch.testing.assert_close(found.detach(), torch.as_tensor(expected), rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("weight_prior", [None, 1.0])
+def test_estimators_a_and_b_have_one_mean(weight_prior: float | None) -> None:
+    vae = make({"weight_prior": weight_prior}).double()
+    images = pictures(vae)
+    elbos = VAE_ELBO("A", num_particles=50), VAE_ELBO("B", num_particles=50)
+    a, b = (np.array([elbo.loss(vae.model, vae.guide, images) for _ in range(60)]) for elbo in elbos)
+    error = math.sqrt((a.var() + b.var()) / len(a))
+    assert abs(a.mean() - b.mean()) < 4 * error
+
+
+def test_minibatches_of_an_epoch_average_to_the_full_value() -> None:
+    """[4] (154): N / M times the sum over a minibatch; with q concentrated on its mean there is nothing else random."""
+    vae = make({}).double()
+    with torch.no_grad():
+        vae.encoder.head.weight[3:] = 0.0
+        vae.encoder.head.bias[3:] = -40.0
+    images = pictures(vae, 12)
+    full = VAE_ELBO().loss(vae.model, vae.guide, images)
+    parts = [VAE_ELBO().loss(vae.model, vae.guide, part, num_images=12) for part in images.split(4)]
+    assert np.mean(parts) == pytest.approx(full, rel=1e-12)
+    drawn = np.array([VAE_ELBO().loss(vae.model, vae.guide, images, batch_size=4) for _ in range(400)])
+    assert abs(drawn.mean() - full) < 4 * drawn.std() / math.sqrt(len(drawn))
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_the_batch_mean_is_the_sum_over_n_in_value_and_gradient(kind: dict[str, Any]) -> None:
+    vae = make(kind).double()
+    images = pictures(vae)
+    found = []
+    for reduction, factor in (("sum", 30), ("mean", 1)):
+        vae.reduction = reduction  # type: ignore[assignment]
+        pyro.set_rng_seed(5)
+        vae.zero_grad()
+        loss = VAE_ELBO().differentiable_loss(vae.model, vae.guide, images, num_images=30) / factor
+        loss.backward()
+        found.append([loss.detach(), *(p.grad.clone() for p in vae.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-12)
+
+
+def test_pixels_have_the_densities_of_their_definition() -> None:
+    images = torch.rand(4, 6, 5).double()
+    z = torch.randn(4, 3).double()
+    vae = make({}).double()
+    logits = vae.decoder(z).detach().numpy()
+    probs = 1 / (1 + np.exp(-logits))
+    expected = (images.numpy() * np.log(probs) + (1 - images.numpy()) * np.log1p(-probs)).sum((1, 2))
+    np.testing.assert_allclose(vae.pixels(z).log_prob(images).detach().numpy(), expected, rtol=1e-10)
+    np.testing.assert_allclose(vae.mean_images(z).detach().numpy(), probs, rtol=1e-10)
+
+    vae = make({"likelihood": "gaussian"}).double()
+    with torch.no_grad():
+        vae.noise_log_scale.fill_(-0.7)
+    loc = vae.decoder(z).detach().numpy()
+    expected = scipy.stats.norm.logpdf(images.numpy(), loc, math.exp(-0.7)).sum((1, 2))
+    np.testing.assert_allclose(vae.pixels(z).log_prob(images).detach().numpy(), expected, rtol=1e-10)
+
+    vae = make({"likelihood": "categorical", "levels": 5}).double()
+    levels = torch.randint(5, (4, 6, 5))
+    log_probs = scipy.special.log_softmax(vae.decoder(z).detach().numpy(), -1)
+    expected = np.take_along_axis(log_probs, levels.numpy()[..., None], -1).sum((1, 2, 3))
+    np.testing.assert_allclose(vae.pixels(z).log_prob(levels).detach().numpy(), expected, rtol=1e-10)
+    mean = (np.exp(log_probs) * np.arange(5)).sum(-1)
+    np.testing.assert_allclose(vae.mean_images(z).detach().numpy(), mean, rtol=1e-10)
+
+
+def test_a_grey_level_scores_the_expectation_over_black_and_white_images() -> None:
+    vae = VAE((4,), 2, hidden=()).double()
+    grey, z = torch.rand(4).double(), torch.randn(2).double()
+    whites = torch.cartesian_prod(*[torch.tensor([0.0, 1.0]).double()] * 4)
+    weights = (grey * whites + (1 - grey) * (1 - whites)).prod(-1)
+    pixels = vae.pixels(z)
+    torch.testing.assert_close(pixels.log_prob(grey), (weights * pixels.log_prob(whites)).sum(), rtol=1e-12, atol=0)
+    with pytest.raises(ValueError, match="support"):
+        pixels.log_prob(grey + 1)
+
+
+@pytest.mark.parametrize("shape", [(8, 8), (7, 9), (1, 1), (3, 5, 4), (28, 28)])
+@pytest.mark.parametrize("levels", [None, 3])
+def test_convolutions_mirror_every_shape(shape: tuple[int, ...], levels: int | None) -> None:
+    likelihood: Any = "bernoulli" if levels is None else "categorical"
+    vae = VAE(shape, 2, hidden=(3, 4, 5), network="conv", likelihood=likelihood, levels=levels)
+    images = pictures(vae, 2)
+    pixels = vae.pixels(torch.randn(6, 2, 2))
+    assert pixels.batch_shape == (6, 2) and pixels.event_shape == shape
+    assert vae.posterior(images).event_shape == (2,)
+    assert math.isfinite(VAE_ELBO(num_particles=2).loss(vae.model, vae.guide, images))
+
+
+def test_predictive_draws_images_from_the_prior_and_again_from_the_posterior() -> None:
+    vae, images, _ = linear_gaussian()
+    drawn = Predictive(vae.model, num_samples=800)(num_images=2)["images"]
+    assert drawn.shape == (800, 2, 5)
+    loadings, noise = vae.decoder.head.weight.detach(), vae.noise_log_scale.detach().exp()
+    expected = loadings @ loadings.mT + noise**2 * torch.eye(5)
+    points = drawn.reshape(-1, 5) - vae.decoder.head.bias.detach()
+    products = points[:, :, None] * points[:, None, :]
+    errors = products.std(0) / math.sqrt(len(products))
+    assert bool(((products.mean(0) - expected).abs() < 4.5 * errors).all())
+    again = Predictive(poutine.uncondition(vae.model), guide=vae.guide, num_samples=3000, parallel=True)(images)
+    means = again["images"].mean(0)
+    center = vae.mean_images(vae.posterior(images).base_dist.loc)
+    spread = again["images"].std(0) / math.sqrt(3000)
+    assert bool(((means - center).abs() < 4.5 * spread).all())
+
+
+def test_svi_with_pyros_own_estimator_and_optimiser_trains_the_programs(digits: Tensor) -> None:
+    vae = VAE((8, 8), 2, hidden=(32,))
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 3e-3}), Trace_ELBO())
+    losses = [svi.step(digits, batch_size=100) for _ in range(250)]
+    assert np.mean(losses[-20:]) < 0.75 * np.mean(losses[:3])
+    assert set(pyro.get_param_store()) == {
+        *(f"encoder$$${name}" for name, _ in vae.encoder.named_parameters()),
+        *(f"decoder$$${name}" for name, _ in vae.decoder.named_parameters()),
+    }
+
+
+def test_svi_learns_the_noise_and_the_posterior_of_the_weights() -> None:
+    vae = make({"likelihood": "gaussian", "weight_prior": 1.0})
+    before = parameters(vae)
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), VAE_ELBO()).step(pictures(vae))
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(vae).items())
+
+
+def test_a_second_vae_is_not_trained_by_mistake_on_the_firsts_parameters() -> None:
+    first, second = make({}), make({})
+    images = pictures(first)
+    SVI(first.model, first.guide, pyro.optim.Adam({"lr": 1e-2}), VAE_ELBO()).step(images)
+    with pytest.raises(ModelError, match=r"(?s)Expected this VAE's own parameter under 'encoder.*clear_param_store"):
+        SVI(second.model, second.guide, pyro.optim.Adam({"lr": 1e-2}), VAE_ELBO()).step(images)
+    VAE_ELBO().loss(second.model, second.guide, images)  # a look is allowed
+    named = VAE((6, 5), 3, hidden=(16,), name="named")
+    before = parameters(named)
+    SVI(named.model, named.guide, pyro.optim.Adam({"lr": 1e-2}), VAE_ELBO()).step(images)
+    assert not torch.equal(parameters(named)["encoder.head.bias"], before["encoder.head.bias"])
+
+
+def test_particles_of_a_bayesian_convolution_are_an_error() -> None:
+    vae = make({"network": "conv", "hidden": (4,), "weight_prior": 1.0})
+    with pytest.raises(ModelError, match=r"Expected one draw of the weights at a time for network='conv'"):
+        VAE_ELBO(num_particles=2).loss(vae.model, vae.guide, pictures(vae))
+
+
+def test_other_programs_are_an_error() -> None:
+    with pytest.raises(ModelError, match=r"Expected programs with a latent site 'z' and an observed site 'images'"):
+        VAE_ELBO().loss(lambda: None, lambda: None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"network": "rnn"}, "Expected network to be 'mlp' or 'conv'; got 'rnn'"),
+        ({"likelihood": "poisson"}, "Expected likelihood to be 'bernoulli' or 'gaussian' or 'categorical'"),
+        ({"reduction": "max"}, "Expected reduction to be 'sum' or 'mean'"),
+        ({"latent_dim": 0}, "Expected latent_dim of integers >= 1"),
+        ({"hidden": (3, 0)}, "Expected hidden of integers >= 1"),
+        ({"input_shape": ()}, "Expected input_shape, the shape of one image"),
+        ({"input_shape": (6,), "network": "conv"}, r"Expected input_shape \[height, width\]"),
+        ({"network": "conv", "hidden": ()}, "Expected channels in hidden"),
+        ({"levels": 5}, "Expected levels >= 2 with likelihood='categorical'"),
+        ({"likelihood": "categorical"}, "Expected levels >= 2"),
+        ({"weight_prior": 0.0}, "Expected weight_prior to be a positive standard deviation"),
+    ],
+    ids=str,
+)
+def test_wrong_arguments_are_errors(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        VAE(**{"input_shape": (6, 5), **arguments})
+
+
+@pytest.mark.parametrize(
+    ("kind", "images", "message"),
+    [
+        ({}, [[0.0]], r"Expected images as a tensor; got list"),
+        ({}, torch.rand(4, 5, 6), r"Expected images of shape \[M, 6, 5\] with M >= 1; got shape \[4, 5, 6\]"),
+        ({}, torch.rand(0, 6, 5), r"got shape \[0, 6, 5\]"),
+        ({}, torch.rand(4, 6, 5).double(), r"Expected images of the VAE's dtype torch.float32; got torch.float64"),
+        ({}, 255 * torch.rand(4, 6, 5), r"Expected images in \[0, 1\] for likelihood='bernoulli'; got values from"),
+        ({}, torch.full((4, 6, 5), torch.nan), r"Expected images in \[0, 1\].*from nan to nan"),
+        ({"likelihood": "gaussian"}, torch.full((4, 6, 5), torch.inf), r"Expected finite images"),
+        ({"likelihood": "categorical", "levels": 4}, torch.rand(4, 6, 5), r"Expected integer grey levels"),
+        (
+            {"likelihood": "categorical", "levels": 4},
+            torch.full((4, 6, 5), 4),
+            r"Expected images in \[0, 3\] for likelihood='categorical'; got values from 4 to 4. Give levels=",
+        ),
+    ],
+    ids=lambda value: str(value)[:40] if isinstance(value, (dict, str)) else "",
+)
+def test_images_that_do_not_fit_are_errors(kind: dict[str, Any], images: Any, message: str) -> None:
+    vae = make(kind)
+    for use in (fit, importance_weighted_bounds, diagnose):
+        with pytest.raises(DataError, match=message):
+            use(vae, images)
+
+
+def test_svi_too_finds_images_that_do_not_fit() -> None:
+    vae = make({})
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO())
+    with pytest.raises(DataError, match=r"(?s)Expected images in \[0, 1\] .* Divide by the largest value"):
+        svi.step(255 * pictures(vae))
+    with pytest.raises(DataError, match=r"Expected images of shape \[M, 6, 5\]"):
+        svi.step(torch.rand(4, 30))
+
+
+def test_sizes_that_do_not_fit_are_errors() -> None:
+    vae = make({})
+    with pytest.raises(ValueError, match="Expected num_images >= the 12 images of the minibatch"):
+        vae.model(pictures(vae), num_images=5)
+    with pytest.raises(ModelError, match="Expected images, which the guide encodes"):
+        vae.guide(None)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected estimator to be 'A' or 'B'"):
+        VAE_ELBO("C")  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected free_bits >= 0 and finite; got -1"):
+        VAE_ELBO(free_bits=-1.0)
+
+
+# ------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_with_the_exact_posterior_every_bound_is_log_p_of_x() -> None:
+    vae, images, exact = linear_gaussian()
+    for bound in importance_weighted_bounds(vae, images, (1, 7, 50)):
+        np.testing.assert_allclose(bound.values.numpy(), exact, rtol=1e-10)
+    assert VAE_ELBO("A").loss(vae.model, vae.guide, images) == pytest.approx(-exact.sum(), rel=1e-12)
+
+
+def test_bounds_rise_with_k_stay_below_log_p_and_reach_it() -> None:
+    vae, images, exact = linear_gaussian(exact=False)
+    one, ten, many = importance_weighted_bounds(vae, images, (1, 10, 5000), chunk_size=50_000)
+    assert bool((one.values < ten.values).all() and (ten.values < many.values).all())
+    assert bool((ten.values.numpy() < exact).all())
+    np.testing.assert_allclose(many.values.numpy(), exact, atol=0.05)
+    found = np.array([-VAE_ELBO().loss(vae.model, vae.guide, images) for _ in range(400)]) / len(images)
+    spread = math.hypot(found.std() / 20, one.values.std().item() / math.sqrt(5000))
+    assert abs(found.mean() - one.mean) < 4 * spread
+
+
+def test_bounds_do_not_depend_on_the_chunks_but_for_their_draws() -> None:
+    vae, images, _ = linear_gaussian(exact=False)
+    (other,) = importance_weighted_bounds(vae, images, (60,))
+    for chunk_size in (1, 7, 100, 10**6):
+        (bound,) = importance_weighted_bounds(vae, images, (60,), chunk_size=chunk_size)
+        assert bound.values.shape == (40,)
+        assert abs(bound.mean - other.mean) < 0.1
+    assert str(bound).startswith("L_60 = ") and "±" in str(bound)
+
+
+def test_bounds_of_concentrated_weights_are_those_of_the_point_estimate() -> None:
+    for kind in ({}, {"network": "conv", "hidden": (4,)}):
+        vae = make({**kind, "weight_prior": 1.0}).double()
+        with torch.no_grad():
+            for scale in vae.weight_log_scales:
+                scale.fill_(-30.0)
+        point = make(kind).double()
+        point.load_state_dict({name: v for name, v in vae.state_dict().items() if not name.startswith("weight_log")})
+        images = pictures(vae)
+        (found,) = importance_weighted_bounds(vae, images, (200,))
+        (expected,) = importance_weighted_bounds(point, images, (200,))
+        assert abs(found.mean - expected.mean) < 0.05
+
+
+def test_the_bound_of_a_bayesian_decoder_integrates_the_weights() -> None:
+    """A latent that the decoder ignores, one pixel: log p(x) = log N(x; m, s² + σ²), over the posterior of the bias."""
+    vae: Any = VAE((1,), 1, hidden=(), likelihood="gaussian", weight_prior=1.0).double()
+    with torch.no_grad():
+        for weight in vae.encoder.parameters():
+            weight.zero_()
+        vae.decoder.head.weight.zero_()
+        vae.decoder.head.bias.fill_(0.3)
+        for log_scale, value in zip(vae.weight_log_scales, (-30.0, math.log(0.8)), strict=True):
+            log_scale.fill_(value)
+    images = torch.tensor([[-1.0], [0.2], [2.0]]).double()
+    (bound,) = importance_weighted_bounds(vae, images, (200_000,), chunk_size=600_000)
+    expected = scipy.stats.norm.logpdf(images.numpy()[:, 0], 0.3, math.sqrt(0.8**2 + 1))
+    np.testing.assert_allclose(bound.values.numpy(), expected, atol=0.02)
+
+
+def test_wrong_counts_of_draws_are_errors() -> None:
+    vae = make({})
+    for bad in ((), (0,), (5, -1)):
+        with pytest.raises(ValueError, match="Expected num_samples and chunk_size of 1 or more"):
+            importance_weighted_bounds(vae, pictures(vae), bad)
+
+
+# ----------------------------------------------------------------------------------------------------------- diagnosis
+
+
+def test_the_diagnosis_is_the_elbo_taken_apart_and_names_collapsed_dimensions() -> None:
+    vae, images, exact = linear_gaussian()
+    with torch.no_grad():
+        vae.encoder.head.weight[1] = 0.0
+    with pytest.warns(PosteriorCollapseWarning, match=r"Latent dimensions 1 of 2 have collapsed.*anneal.*free_bits"):
+        found = diagnose(vae, images, num_samples=2000)
+    loc, scale = (t.detach().numpy() for t in vae.encoder(images))
+    each = -0.5 * (1 + np.log(scale**2) - loc**2 - scale**2).mean(0)
+    np.testing.assert_allclose(found.kl_per_dimension.numpy(), each, rtol=1e-10)
+    np.testing.assert_allclose(found.activity.numpy(), loc.var(0, ddof=1), rtol=1e-10, atol=1e-12)
+    assert found.kl == pytest.approx(each.sum()) and found.elbo == found.reconstruction - found.kl
+    assert found.collapsed == [1] and found.active.tolist() == [True, False]
+    assert found.elbo < exact.mean()
+    elbo = np.array([-VAE_ELBO().loss(vae.model, vae.guide, images) / 40 for _ in range(500)])
+    assert abs(elbo.mean() - found.elbo) < 5 * elbo.std() / math.sqrt(500)
+    assert "1 of 2 latent dimensions are active" in str(found)
+
+
+def test_no_warning_where_every_dimension_is_active() -> None:
+    vae, images, _ = linear_gaussian()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert diagnose(vae, images).collapsed == []
+    with pytest.raises(DataError, match="Expected two images or more"):
+        diagnose(vae, images[:1])
+
+
+# ------------------------------------------------------------------------------------------- annealing and free bits
+
+
+def test_annealing_rises_in_a_line_to_one() -> None:
+    schedule = anneal_linearly(4, start=0.2)
+    assert [schedule(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
+    with pytest.raises(ValueError, match="Expected num_steps >= 1"):
+        anneal_linearly(0)
+
+
+def test_the_weight_and_the_free_bits_change_the_loss_as_defined() -> None:
+    vae = make({}).double()
+    images = pictures(vae)
+    loc, scale = (t.detach().numpy() for t in vae.encoder(images))
+    each = -0.5 * (1 + np.log(scale**2) - loc**2 - scale**2).mean(0)
+    free = float(np.sort(each)[1]) + 1e-3  # two of the three dimensions are below
+    expected = 0.3 * 30 * np.maximum(each, free).sum()
+    for particles in (1, 4):
+        elbo = VAE_ELBO(kl_weight=0.3, free_bits=free, num_particles=particles)
+        terms = elbo.terms(vae.model, vae.guide, images, num_images=30)
+        assert terms.penalty.item() == pytest.approx(expected, rel=1e-10)
+        assert terms.kl.item() == pytest.approx(30 * each.sum(), rel=1e-10)
+    vae.zero_grad()
+    terms.penalty.backward()
+    below = np.flatnonzero(each < free)
+    gradient = vae.encoder.head.bias.grad
+    assert gradient is not None
+    assert len(below) == 2 and float(gradient[below].abs().max()) == 0.0 and float(gradient.abs().max()) > 0
+
+
+def test_free_bits_keep_dimensions_in_use_that_would_collapse(digits: Tensor) -> None:
+    found = {}
+    for free_bits in (0.0, 0.5):
+        pyro.set_rng_seed(0)
+        vae = VAE((8, 8), 10, hidden=(64,))
+        fit(vae, digits, epochs=15, free_bits=free_bits)
+        found[free_bits] = diagnose(vae, digits).kl_per_dimension
+    assert float(found[0.0].median()) < 0.15 and float(found[0.5].min()) > 0.3
+
+
+def test_the_history_has_the_true_elbo_whatever_the_weight(digits: Tensor) -> None:
+    vae = VAE((8, 8), 2, hidden=(16,))
+    history = fit(vae, digits[:300], epochs=4, kl_weight=anneal_linearly(6))
+    assert history.kl_weight == pytest.approx([2 / 6, 5 / 6, 1.0, 1.0])
+    terms = zip(history.elbo, history.reconstruction, history.kl, strict=True)
+    assert all(elbo == pytest.approx(reconstruction - kl) for elbo, reconstruction, kl in terms)
+    assert history.loss[0] < -300 * history.elbo[0] and history.loss[-1] == pytest.approx(-300 * history.elbo[-1])
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+class PlainVAE(nn.Module):
+    """The same networks in plain PyTorch, with the loss of [4] (168) times N / M."""
+
+    def __init__(self, pixels: int, units: int, latent: int) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Linear(pixels, units), nn.ReLU(), nn.Linear(units, 2 * latent))
+        self.decoder = nn.Sequential(nn.Linear(latent, units), nn.ReLU(), nn.Linear(units, pixels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        loc, log_scale = self.encoder(x).chunk(2, -1)
+        z = loc + log_scale.exp() * torch.normal(torch.zeros_like(loc), torch.ones_like(loc))
+        kl = -0.5 * (1 + 2 * log_scale - loc**2 - (2 * log_scale).exp()).sum()
+        return kl + nn.functional.binary_cross_entropy_with_logits(self.decoder(z), x, reduction="sum")
+
+
+def test_fit_is_algorithm_5_in_plain_pytorch(digits: Tensor) -> None:
+    images = digits[:250].double()
+    vae = VAE((8, 8), 3, hidden=(20,)).double()
+    plain = PlainVAE(64, 20, 3).double()
+    with torch.no_grad():
+        for mine, theirs in zip(vae.parameters(), plain.parameters(), strict=True):
+            theirs.copy_(mine)
+    pyro.set_rng_seed(1)
+    history = fit(vae, images, epochs=3)
+    pyro.set_rng_seed(1)
+    optimizer = torch.optim.Adam(plain.parameters(), 1e-3)
+    losses = []
+    for _ in range(3):
+        total = 0.0
+        for index in torch.randperm(250).split(100):
+            loss = plain(images[index].flatten(1)) * 250 / len(index)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            total += loss.item() * len(index) / 250
+        losses.append(total)
+    np.testing.assert_allclose(history.loss, losses, rtol=1e-9)
+    for mine, theirs in zip(vae.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
+
+
+def test_a_trained_vae_beats_every_model_with_independent_pixels(digits: Tensor) -> None:
+    """Held-out images: their exact log p(x) under the best such model, and a lower bound of ours."""
+    seen, held_out = digits[:1400], digits[1400:]
+    mean = seen.mean(0).clamp(1e-3, 1 - 1e-3)
+    independent = (held_out * mean.log() + (1 - held_out) * (-mean).log1p()).sum((1, 2)).mean().item()
+    vae = VAE((8, 8), 8, hidden=(128,))
+    history = fit(vae, seen, epochs=40, validation=held_out)
+    bound = importance_weighted_bounds(vae, held_out, (1, 20))
+    assert bound[0].mean > independent + 5 * bound[0].error and bound[1].mean > bound[0].mean
+    assert history.validation_elbo[-1] == pytest.approx(bound[0].mean, abs=1.0)
+    assert len(history) == 40 and history.elbo[-1] > history.elbo[0] + 10
+
+
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_every_kind_improves_on_its_start(kind: dict[str, Any], digits: Tensor) -> None:
+    vae = VAE((8, 8), 3, **{"hidden": (32,), **kind})
+    images = (digits[:500] * 4).round().long() if vae.levels else digits[:500]
+    history = fit(vae, images, epochs=8, learning_rate=3e-3)
+    assert all(b > a for a, b in zip(history.elbo[:4], history.elbo[1:5], strict=True))
+    assert history.elbo[-1] > history.elbo[0] + 3
+
+
+def test_both_estimators_train_to_the_same_bound(digits: Tensor) -> None:
+    ends = []
+    for estimator in ("A", "B"):
+        pyro.set_rng_seed(0)
+        vae = VAE((8, 8), 4, hidden=(64,))
+        ends.append(fit(vae, digits, epochs=25, estimator=estimator).elbo[-1])
+    assert abs(ends[0] - ends[1]) < 0.5
+
+
+def test_looking_at_validation_images_changes_nothing(digits: Tensor) -> None:
+    found = []
+    for validation in (None, digits[200:300]):
+        pyro.set_rng_seed(0)
+        vae = VAE((8, 8), 2, hidden=(8,))
+        fit(vae, digits[:200], epochs=2, validation=validation)
+        found.append((parameters(vae), torch.get_rng_state()))
+    assert all(torch.equal(value, found[1][0][name]) for name, value in found[0][0].items())
+    assert torch.equal(found[0][1], found[1][1])
+
+
+def test_fit_leaves_pyros_parameter_store_alone_and_its_validation_on(digits: Tensor) -> None:
+    vae = VAE((8, 8), 2, hidden=(8,))
+    fit(vae, digits[:100], epochs=1)
+    assert not list(pyro.get_param_store())
+    with pytest.raises(ValueError, match="invalid values"):
+        torch.distributions.Normal(0.0, -1.0)
+
+
+def test_the_users_optimiser_is_used_and_a_bar_is_shown(digits: Tensor, capsys: pytest.CaptureFixture[str]) -> None:
+    vae = VAE((8, 8), 2, hidden=(8,), reduction="mean")
+    before = parameters(vae)
+    fit(vae, digits[:100], epochs=1, optimizer=lambda p: torch.optim.SGD(p, 0.0), progress=True)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(vae).items())
+    assert "1/1" in capsys.readouterr().err
+
+
+def test_wrong_arguments_of_fit_are_errors(digits: Tensor) -> None:
+    vae = VAE((8, 8), 2, hidden=(8,))
+    for bad in ({"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"checkpoint_every": 0}):
+        with pytest.raises(ValueError, match="Expected epochs >= 0, batch_size >= 1"):
+            fit(vae, digits, **bad)
+    with pytest.raises(ValueError, match="Expected kl_weight >= 0 and finite; got -1"):
+        fit(vae, digits, kl_weight=lambda step: -1.0)
+
+
+@pytest.mark.parametrize("steps_between_looks", [1, 4, 50])
+@pytest.mark.parametrize(
+    ("network", "message"),
+    [("decoder", r"got reconstruction nan at step 7 \(epoch 2\)"), ("encoder", r"KL divergence of z nan")],
+)
+def test_a_loss_that_is_not_finite_is_named_and_its_step_not_taken(
+    steps_between_looks: int, network: str, message: str, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The step at which the network fails is chosen by the schedule, so that a step run again fails again."""
+    monkeypatch.setitem(training._STEPS_BETWEEN_LOOKS, "cpu", steps_between_looks)
+    images = digits[:300]
+
+    def run(failing: int | None, epochs: int) -> VAE:
+        pyro.set_rng_seed(0)
+        vae = VAE((8, 8), 2, hidden=(8,))
+        step = 0
+
+        def schedule(number: int) -> float:
+            nonlocal step
+            step = number
+            return 1.0
+
+        def hook(module: nn.Module, inputs: Any, output: Any) -> Any:
+            if step != failing:
+                return None
+            return output * torch.nan if network == "decoder" else (output[0], output[1] * torch.nan)
+
+        getattr(vae, network).register_forward_hook(hook)
+        if failing is None:
+            fit(vae, images, epochs=epochs, kl_weight=schedule, optimizer=limited)
+        else:
+            with pytest.raises(NonFiniteLossError, match=f"(?s){message}.*The parameters are as before the step"):
+                fit(vae, images, epochs=epochs, kl_weight=schedule)
+        return vae
+
+    class Limited(torch.optim.Adam):
+        """Adam that stops after seven steps."""
+
+        taken = 0
+
+        def step(self, closure: Any = None) -> Any:
+            self.taken += 1
+            return super().step(closure) if self.taken <= 7 else None
+
+    def limited(p: Any) -> torch.optim.Optimizer:
+        return Limited(p, 1e-3, fused=True)
+
+    found, expected = run(7, 4), run(None, 3)
+    for name, value in parameters(found).items():
+        torch.testing.assert_close(value, parameters(expected)[name], rtol=1e-6, atol=1e-8)
+
+
+# --------------------------------------------------------------------------------------------------------- checkpoints
+
+
+class Killed(BaseException):
+    """Stands for the end of the process."""
+
+
+def fit_with_checkpoint(path: Path | None, images: Tensor, epochs: int = 4, kill_at: int | None = None) -> VAE:
+    def schedule(step: int) -> float:
+        if step == kill_at:
+            raise Killed
+        return min(1.0, step / 5)
+
+    pyro.set_rng_seed(0)
+    vae = VAE((8, 8), 2, hidden=(8,), weight_prior=1.0)
+    fit(vae, images, epochs=epochs, kl_weight=schedule, checkpoint=path, validation=images[:50])
+    return vae
+
+
+@pytest.mark.parametrize("kill_at", [0, 1, 3, 5, 11])
+def test_a_killed_run_resumed_ends_where_the_unkilled_one_does(kill_at: int, tmp_path: Path, digits: Tensor) -> None:
+    images = digits[:300]
+    expected = fit_with_checkpoint(None, images)
+    path = tmp_path / "run.pt"
+    with pytest.raises(Killed):
+        fit_with_checkpoint(path, images, kill_at=kill_at)
+    torch.manual_seed(1234)  # the resumed process starts anywhere
+    found = fit_with_checkpoint(path, images)
+    for name, value in parameters(expected).items():
+        assert torch.equal(parameters(found)[name], value), name
+    again = fit(found, images, epochs=4, checkpoint=path, validation=images[:50])  # complete: nothing is left to do
+    assert len(again) == 4 and len(again.validation_elbo) == 4
+    assert all(torch.equal(parameters(found)[name], value) for name, value in parameters(expected).items())
+
+
+RUN = """
+import sys, time, pyro, torch
+from pyro_latent.models.vae import VAE, fit, load_digits
+torch.set_num_threads(1)
+pyro.set_rng_seed(0)
+vae = VAE((8, 8), 2, hidden=(8,))
+def schedule(step):
+    time.sleep(float(sys.argv[2]))
+    print(step, flush=True)
+    return 1.0
+fit(vae, load_digits()[0][:500], epochs=4, kl_weight=schedule, checkpoint=sys.argv[1] or None)
+torch.save(vae.state_dict(), sys.argv[3])
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_by_a_signal_resumes(tmp_path: Path) -> None:
+    checkpoint, ends = tmp_path / "run.pt", [tmp_path / "whole.pt", tmp_path / "resumed.pt"]
+    command = [sys.executable, "-c", RUN]
+    subprocess.run([*command, "", "0", str(ends[0])], check=True, stdout=subprocess.DEVNULL)
+    with subprocess.Popen([*command, str(checkpoint), "0.05", str(ends[1])], stdout=subprocess.PIPE, text=True) as run:
+        assert run.stdout is not None
+        while int(run.stdout.readline()) < 13:
+            pass
+        os.kill(run.pid, signal.SIGKILL)
+    assert not ends[1].exists()
+    subprocess.run([*command, str(checkpoint), "0", str(ends[1])], check=True, stdout=subprocess.DEVNULL)
+    whole, resumed = (torch.load(end, weights_only=True) for end in ends)
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"latent_dim": 3}, "latent_dim = 3"),
+        ({"hidden": (9,)}, r"hidden = \(9,\)"),
+        ({"reduction": "mean"}, "reduction = mean"),
+        ({"batch_size": 50}, "batch_size = 50"),
+        ({"free_bits": 0.1}, "free_bits = 0.1"),
+        ({"images": 1}, "checksum"),
+        ({"optimizer": lambda p: torch.optim.SGD(p, 1e-3)}, "optimizer = SGD"),
+    ],
+    ids=str,
+)
+def test_a_checkpoint_of_another_run_is_an_error(
+    change: dict[str, Any], message: str, tmp_path: Path, digits: Tensor
+) -> None:
+    path = tmp_path / "run.pt"
+    fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=1, checkpoint=path)
+    network = {name: change.pop(name) for name in ("latent_dim", "hidden", "reduction") if name in change}
+    vae = VAE((8, 8), **{"latent_dim": 2, "hidden": (8,), **network})
+    images = digits[100:200] if change.pop("images", 0) else digits[:100]
+    with pytest.raises(CheckpointError, match=f"Expected a checkpoint with {message}.*Delete the file"):
+        fit(vae, images, epochs=2, checkpoint=path, **change)
+
+
+# -------------------------------------------------------------------------------------------------------------- images
+
+
+def idx_bytes(code: int, array: np.ndarray) -> bytes:
+    header = struct.pack(f">HBB{array.ndim}I", 0, code, array.ndim, *array.shape)
+    return header + array.astype(array.dtype.newbyteorder(">")).tobytes()
+
+
+@pytest.mark.parametrize(
+    ("code", "dtype"),
+    [(0x08, np.uint8), (0x09, np.int8), (0x0B, np.int16), (0x0C, np.int32), (0x0D, np.float32), (0x0E, np.float64)],
+)
+@pytest.mark.parametrize("packed", [False, True])
+def test_idx_files_of_every_type_are_read_back(code: int, dtype: Any, packed: bool, tmp_path: Path) -> None:
+    array = np.random.default_rng(0).integers(-100, 100, (3, 4, 5)).astype(dtype)
+    content = idx_bytes(code, array)
+    path = tmp_path / "array"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    found = read_idx(path)
+    np.testing.assert_array_equal(found.numpy(), array)
+    assert found.numpy().dtype == dtype
+
+
+#: What a whole file holds.
+GOOD = idx_bytes(0x08, np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got nothing"),
+        (b"\0\0", "Expected an IDX file in .*got 00 00"),
+        (b"\x89PNG" + GOOD, "got 89 50 4e 47"),
+        (b"\0\0\x07\x03" + GOOD[4:], "got 00 00 07 03"),
+        (GOOD[:9], "Expected a header of 16 bytes in .*; got 9 bytes"),
+        (GOOD[:-1], r"Expected 76 bytes for shape \[3, 4, 5\] in .*; got 75 bytes"),
+        (GOOD + b"\0", r"Expected 76 bytes for shape \[3, 4, 5\] in .*; got 77 bytes"),
+        (gzip.compress(GOOD)[:-9], "Expected a whole gzip file in .*; got .* bytes that do not unpack"),
+        (gzip.compress(GOOD[:-1]), r"Expected 76 bytes .* got 75 bytes"),
+    ],
+    ids=range(9),
+)
+def test_a_damaged_idx_file_is_an_error_with_its_bytes(content: bytes, message: str, tmp_path: Path) -> None:
+    path = tmp_path / "images"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=message):
+        read_idx(path)
+
+
+def test_mnist_is_read_from_a_folder_under_either_name(tmp_path: Path) -> None:
+    images = np.random.default_rng(0).integers(0, 256, (7, 28, 28)).astype(np.uint8)
+    labels = np.arange(7, dtype=np.uint8)
+    (tmp_path / "train-images-idx3-ubyte.gz").write_bytes(gzip.compress(idx_bytes(0x08, images)))
+    (tmp_path / "train-labels.idx1-ubyte").write_bytes(idx_bytes(0x08, labels))
+    found, classes = load_mnist(tmp_path)
+    np.testing.assert_allclose(found.numpy(), images / np.float32(255), rtol=1e-6)
+    assert classes.tolist() == list(range(7)) and found.dtype == torch.float32
+    with pytest.raises(FileNotFoundError, match=r"Expected t10k-images-idx3-ubyte or .*\.gz in .*; got neither"):
+        load_mnist(tmp_path, "test")
+    (tmp_path / "train-labels.idx1-ubyte").write_bytes(idx_bytes(0x08, labels[:5]))
+    with pytest.raises(DataError, match=r"got images \[7, 28, 28\] of torch.uint8 with labels \[5\]"):
+        load_mnist(tmp_path)
+
+
+def test_digits_are_scikit_learns_in_the_unit_interval(digits: Tensor) -> None:
+    from sklearn.datasets import load_digits as theirs
+
+    np.testing.assert_allclose(digits.numpy() * 16, theirs().images, rtol=1e-6)
+    assert digits.shape == (1797, 8, 8) and float(digits.max()) == 1.0
+    white = torch.stack([binarize(digits[:50], torch.Generator().manual_seed(i)) for i in range(200)])
+    assert set(white.unique().tolist()) == {0.0, 1.0}
+    assert float((white.mean(0) - digits[:50]).abs().max()) < 5 * 0.5 / math.sqrt(200)
+
+
+def test_the_package_exports_what_it_lists() -> None:
+    assert all(hasattr(package, name) for name in package.__all__)
+
+
+# -------------------------------------------------------------------------------------------- few data, and the example
+
+
+@pytest.mark.slow
+def test_with_few_data_a_posterior_over_weights_holds_what_a_point_estimate_loses(digits: Tensor) -> None:
+    """200 black and white digits, 1,000 epochs: the point estimate has overfitted; paired on 1,000 held-out digits."""
+    generator = torch.Generator().manual_seed(0)
+    images = binarize(digits, generator)[torch.randperm(len(digits), generator=generator)]
+    bounds = {}
+    for weight_prior in (None, 1.0):
+        pyro.set_rng_seed(0)
+        vae = VAE((8, 8), 8, hidden=(200,), weight_prior=weight_prior)
+        fit(vae, images[:200], epochs=1000)
+        (bounds[weight_prior],) = importance_weighted_bounds(vae, images[200:1200], (100,))
+    difference = bounds[1.0].values - bounds[None].values
+    assert difference.mean() > 8 * difference.std() / math.sqrt(len(difference))
+
+
+def test_the_example_writes_its_pictures_and_compares_the_estimators(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(vae_digits, "DRAWS", 5)
+    fits = vae_digits.main(["--epochs", "3", "--hidden", "16", "--out", str(tmp_path)])
+    assert [fitted.estimator for fitted in fits] == ["A", "B"]
+    assert all(list(fitted.spread) == [0, 1, 2, 3] and len(fitted.history) == 3 for fitted in fits)
+    for name in ("losses", "reconstructions", "samples", "latent_plane"):
+        assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
+    assert "L_500" in capsys.readouterr().out
+
+
+def test_a_pause_of_the_example_changes_nothing(digits: Tensor, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It trains from stop to stop by way of a checkpoint: the end is that of one call of ``fit``."""
+    images = vae_digits.Images(digits[:200], digits[200:220], torch.zeros(20))
+    monkeypatch.setattr(vae_digits, "DRAWS", 5)
+    paused = vae_digits.train("B", images, [8], 4, seed=3)
+    pyro.set_rng_seed(3)
+    vae = VAE((8, 8), 2, hidden=(8,))
+    fit(vae, images.train, epochs=4)
+    assert all(torch.equal(value, parameters(paused.vae)[name]) for name, value in parameters(vae).items())
+
+
+def test_pictures_are_laid_side_by_side_in_rows() -> None:
+    images = torch.arange(6.0).reshape(6, 1, 1).expand(6, 2, 2)
+    found = vae_digits.montage(images, 3)
+    assert found.shape == (5, 8)
+    assert found[0, ::3].tolist() == [0.0, 1.0, 2.0] and found[3, ::3].tolist() == [3.0, 4.0, 5.0]
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", KINDS, ids=str)
+def test_on_a_gpu_training_resumes_and_scores(kind: dict[str, Any], tmp_path: Path) -> None:
+    vae = VAE((8, 8), 3, **{"hidden": (16,), **kind}).cuda()
+    images = pictures(vae.cpu(), 300).cuda()
+    vae.cuda()
+    history = fit(vae, images, epochs=2, checkpoint=tmp_path / "run.pt", validation=images[:50])
+    history = fit(vae, images, epochs=3, checkpoint=tmp_path / "run.pt", validation=images[:50])
+    assert len(history) == 3 and all(map(math.isfinite, history.elbo + history.validation_elbo))
+    one, many = importance_weighted_bounds(vae, images, (1, 20))
+    assert one.values.is_cuda and bool((one.values <= many.values + 1e-4).all())

@@ -1,0 +1,375 @@
+"""Autoencoders with categorical latents: their bounds, their substitutes for a gradient, and that they train."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro import poutine
+from pyro.infer import SVI
+from torch import Tensor
+
+from pyro_latent.errors import DataError
+from pyro_latent.infer.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
+from pyro_latent.models.vae.discrete import (
+    VQVAE,
+    DiscreteVAE,
+    TemperatureSchedule,
+    VectorQuantizer,
+    perplexity,
+    rotate_gradient,
+    straight_through,
+)
+
+
+@pytest.fixture(scope="module")
+def digits() -> Tensor:
+    """1,797 digits of 8 × 8 pixels, grey levels in [0, 1]."""
+    datasets = pytest.importorskip("sklearn.datasets")
+    return torch.from_numpy(datasets.load_digits().data / 16).float()
+
+
+def tiny(relaxation: Any = "gumbel_softmax") -> tuple[DiscreteVAE, Tensor]:
+    """Two variables of three categories, so that all nine codes can be written out; and five images of four pixels."""
+    vae = DiscreteVAE(4, 2, 3, hidden=(5,), relaxation=relaxation).double()
+    with torch.no_grad():
+        for parameter in vae.parameters():
+            parameter.mul_(3)
+    return vae, torch.rand(5, 4, dtype=torch.float64)
+
+
+def bias(vae: DiscreteVAE) -> Tensor:
+    """The last bias of the encoder: every logit moves with its own."""
+    last: Any = vae.encoder[-1]
+    found: Tensor = last.bias
+    return found
+
+
+def enumerated(vae: DiscreteVAE, images: Tensor) -> tuple[Tensor, Tensor]:
+    """log p(x | code) and q(code | x) of all codes, ``[N, codes]`` both."""
+    probs = vae._encode(images).softmax(-1)
+    codes = torch.tensor(list(itertools.product(range(vae.num_categories), repeat=vae.num_variables)))
+    log_likelihood = torch.stack([vae.likelihood(vae.code_vectors(code)).log_prob(images) for code in codes], -1)
+    posterior = torch.stack([probs[:, range(vae.num_variables), code].prod(-1) for code in codes], -1)
+    return log_likelihood.detach(), posterior.detach()
+
+
+# ------------------------------------------------------------------------------------------------------------- bounds
+
+
+def test_the_elbo_has_the_enumerated_mean_and_is_below_the_evidence() -> None:
+    vae, images = tiny()
+    log_likelihood, posterior = enumerated(vae, images)
+    exact = (posterior * (log_likelihood - math.log(9) - posterior.log())).sum(-1)
+    log_evidence = torch.logsumexp(log_likelihood - math.log(9), -1)
+    draws = torch.stack([vae.elbo(images) for _ in range(2000)])
+    error = draws.std(0) / math.sqrt(len(draws))
+    assert ((draws.mean(0) - exact).abs() < 4 * error).all()
+    assert (exact < log_evidence).all()
+
+
+def test_the_score_function_estimates_the_enumerated_elbo_and_its_gradient() -> None:
+    vae, images = tiny("exact")
+    logits = bias(vae)
+    probs = vae._encode(images).softmax(-1)
+    log_likelihood, _ = enumerated(vae, images)
+    codes = list(itertools.product(range(3), repeat=2))
+    posterior = torch.stack([probs[:, range(2), code].prod(-1) for code in codes], -1)
+    exact = (posterior * (log_likelihood - math.log(9) - posterior.log())).sum()
+    (gradient,) = torch.autograd.grad(-exact, logits)
+    elbo = ScoreFunctionELBO(4, leave_one_out=True, vectorize_particles=True)
+    found = estimator_variance(vae.model, vae.guide, images, estimators={"score": elbo}, num_samples=500)["score"]
+    assert abs(found.loss_mean + exact.item()) < 4 * math.sqrt(found.loss_variance / 500)
+    (name,) = (n for n in found.gradient_mean if n.startswith("encoder") and n.endswith("2.bias"))
+    error = (found.gradient_variance[name] / 500).sqrt()
+    assert ((found.gradient_mean[name] - gradient).abs() < 4.5 * error).all()
+
+
+@pytest.mark.parametrize("relaxation", ["gumbel_softmax", "straight_through"])
+def test_the_relaxed_objective_nears_the_discrete_one_as_the_temperature_falls(relaxation: Any) -> None:
+    vae, images = tiny(relaxation)
+    log_likelihood, posterior = enumerated(vae, images)
+    exact = (posterior * (log_likelihood - math.log(9) - posterior.log())).sum().item()
+    losses = np.array([PathwiseELBO().loss(vae.model, vae.guide, images, 0.01) for _ in range(800)])
+    assert abs(losses.mean() + exact) < 4 * losses.std() / math.sqrt(800) + 0.01
+
+
+@pytest.mark.parametrize("relaxation", ["gumbel_softmax", "straight_through"])
+def test_a_minibatch_is_scaled_to_the_data(relaxation: Any) -> None:
+    vae, images = tiny(relaxation)
+    losses = []
+    for num_data in (None, 50):
+        pyro.set_rng_seed(3)
+        losses.append(PathwiseELBO().loss(vae.model, vae.guide, images, 0.7, num_data))
+    assert losses[1] == pytest.approx(10 * losses[0])
+
+
+# ---------------------------------------------------------------------------------------------------------- relaxation
+
+
+def draw(vae: DiscreteVAE, images: Tensor, temperature: float, seed: int = 0) -> Tensor:
+    pyro.set_rng_seed(seed)
+    trace: Any = poutine.trace(vae.guide).get_trace(images, temperature)
+    z: Tensor = trace.nodes["z"]["value"]
+    return z
+
+
+def test_the_largest_element_of_a_relaxed_draw_has_the_categories_probabilities() -> None:
+    vae, images = tiny()
+    images = images[:1].expand(20_000, 4)
+    counts = draw(vae, images, 0.8).argmax(-1)[:, 0].bincount(minlength=3)
+    expected = vae._encode(images[:1]).softmax(-1)[0, 0].detach() * 20_000
+    assert scipy.stats.chisquare(counts.numpy(), expected.numpy()).pvalue > 1e-3
+
+
+def test_relaxed_draws_are_in_the_simplex_and_near_its_corners_when_cold() -> None:
+    vae, images = tiny()
+    warm, cold = draw(vae, images, 2.0), draw(vae, images, 0.01)
+    for z in (warm, cold):
+        assert (z >= 0).all()
+        torch.testing.assert_close(z.sum(-1), torch.ones(5, 2, dtype=torch.float64))
+    assert cold.max(-1).values.mean() > 0.99 > 0.9 > warm.max(-1).values.mean()
+
+
+def test_straight_through_is_one_hot_forward_and_soft_backward() -> None:
+    """With the same noise: the value is the corner nearest to the relaxed draw, and the gradient is that draw's."""
+    gradients, values = [], []
+    hard, images = tiny("straight_through")
+    soft, _ = tiny("gumbel_softmax")
+    soft.load_state_dict(hard.state_dict())
+    weights = torch.randn(5, 2, 3, dtype=torch.float64)
+    for vae in (hard, soft):
+        z = draw(vae, images, 0.7)
+        values.append(z.detach())
+        gradients.append(torch.autograd.grad((weights * z).sum(), bias(vae))[0])
+    corners = torch.nn.functional.one_hot(values[1].argmax(-1), 3).double()
+    assert torch.equal(values[0], corners)
+    torch.testing.assert_close(gradients[0], gradients[1])
+
+
+def test_the_temperature_falls_exponentially_to_its_floor() -> None:
+    schedule = TemperatureSchedule(start=2.0, floor=0.5, rate=0.01)
+    assert schedule(0) == 2.0
+    assert schedule(100) == pytest.approx(2 / math.e)
+    assert schedule(50) / schedule(20) == pytest.approx(math.exp(-0.3))
+    assert schedule(10_000) == 0.5
+
+
+def test_perplexity_is_exp_of_scipys_entropy() -> None:
+    codes = torch.tensor([[0, 1], [0, 2], [0, 2], [0, 0]])
+    expected = [1.0, math.exp(scipy.stats.entropy([1, 1, 2]))]
+    np.testing.assert_allclose(perplexity(codes, 5).numpy(), expected)
+
+
+# --------------------------------------------------------------------------------------------------------- quantisation
+
+
+def rotation(encoded: np.ndarray, code: np.ndarray) -> np.ndarray:
+    """R of the plane of two vectors, by the angle between them: Rodrigues' formula in any dimension."""
+    first = encoded / np.linalg.norm(encoded)
+    target = code / np.linalg.norm(code)
+    cosine = first @ target
+    second = target - cosine * first
+    sine = np.linalg.norm(second)
+    second = second / sine
+    turn = sine * (np.outer(second, first) - np.outer(first, second))
+    squash = (cosine - 1) * (np.outer(first, first) + np.outer(second, second))
+    return np.eye(len(encoded)) + turn + squash
+
+
+def test_the_rotation_trick_has_its_definitions_value_and_gradient() -> None:
+    encoded = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    code = torch.randn(6, 4, dtype=torch.float64)
+    outward = torch.randn(6, 4, dtype=torch.float64)
+    value = rotate_gradient(encoded, code)
+    torch.testing.assert_close(value, code, rtol=1e-14, atol=1e-14)
+    (found,) = torch.autograd.grad((outward * value).sum(), encoded)
+    for e, q, g, gradient in zip(encoded.detach().numpy(), code.numpy(), outward.numpy(), found.numpy(), strict=True):
+        turn = rotation(e, q)
+        np.testing.assert_allclose(turn @ turn.T, np.eye(4), atol=1e-12)
+        assert np.linalg.det(turn) == pytest.approx(1)
+        scale = np.linalg.norm(q) / np.linalg.norm(e)
+        np.testing.assert_allclose(scale * turn @ e, q, rtol=1e-10)
+        np.testing.assert_allclose(gradient, scale * turn.T @ g, rtol=1e-10, atol=1e-12)
+
+
+def test_the_rotated_gradient_keeps_its_angle_to_the_vector() -> None:
+    encoded = torch.randn(50, 3, dtype=torch.float64, requires_grad=True)
+    code, outward = torch.randn(2, 50, 3, dtype=torch.float64)
+    (found,) = torch.autograd.grad((outward * rotate_gradient(encoded, code)).sum(), encoded)
+    cosine = torch.nn.functional.cosine_similarity
+    torch.testing.assert_close(cosine(found, encoded.detach(), -1), cosine(outward, code, -1))
+
+
+def test_straight_through_copies_the_gradient() -> None:
+    encoded = torch.randn(6, 4, requires_grad=True)
+    code, outward = torch.randn(2, 6, 4)
+    value = straight_through(encoded, code)
+    torch.testing.assert_close(value, code)
+    assert torch.equal(torch.autograd.grad((outward * value).sum(), encoded)[0], outward)
+
+
+def test_where_no_rotation_exists_the_gradient_goes_straight_through() -> None:
+    one = torch.tensor([1.0, 0.0, 0.0])
+    encoded = torch.stack([one, torch.zeros(3), one]).requires_grad_()
+    code = torch.stack([-2 * one, one, torch.zeros(3)])
+    outward = torch.randn(3, 3)
+    value = rotate_gradient(encoded, code)
+    assert torch.equal(value, code)
+    assert torch.equal(torch.autograd.grad((outward * value).sum(), encoded)[0], outward)
+
+
+def test_a_quantizer_takes_the_nearest_code_and_its_losses_move_one_side_each() -> None:
+    quantizer = VectorQuantizer(7, 3).double()
+    encoded = torch.randn(20, 2, 3, dtype=torch.float64, requires_grad=True)
+    found = quantizer(encoded)
+    codebook = quantizer.codebook.detach()
+    distances = np.linalg.norm(encoded.detach().numpy()[..., None, :] - codebook.numpy(), axis=-1)
+    np.testing.assert_array_equal(found.codes.numpy(), distances.argmin(-1))
+    torch.testing.assert_close(found.values, codebook[found.codes])
+    difference = codebook[found.codes] - encoded.detach()
+    both = encoded, quantizer.codebook
+    by_vector, by_code = torch.autograd.grad(found.codebook_loss.sum(), both, allow_unused=True)
+    assert by_vector is None
+    expected = torch.zeros_like(codebook).index_add_(0, found.codes.flatten(), 2 * difference.flatten(0, 1))
+    torch.testing.assert_close(by_code, expected)
+    by_vector, by_code = torch.autograd.grad(found.commitment_loss.sum(), both, allow_unused=True)
+    assert by_code is None
+    torch.testing.assert_close(by_vector, -2 * difference)
+
+
+def test_unused_codes_restart_at_vectors_and_used_ones_stay(digits: Tensor) -> None:
+    vae = VQVAE(64, 4, 16)
+    with torch.no_grad():
+        vae.quantizer.codebook[5:].add_(100)  # too far to be nearest
+    before = vae.quantizer.codebook.detach().clone()
+    used = vae.codes(digits).unique()
+    assert vae.restart_unused(digits) == 16 - len(used)
+    assert torch.equal(vae.quantizer.codebook[used], before[used])
+    vectors = vae._encode(digits).flatten(0, 1).detach()
+    moved = [k for k in range(16) if k not in used]
+    assert all((vectors == vae.quantizer.codebook[k]).all(-1).any() for k in moved)
+
+
+def test_the_nearest_code_is_found_far_from_the_origin_in_float32() -> None:
+    quantizer = VectorQuantizer(64, 2)
+    with torch.no_grad():
+        quantizer.codebook.add_(4096)
+    assert torch.equal(quantizer.nearest(quantizer.codebook.detach()[:50]), torch.arange(50))
+
+
+def test_the_bound_of_uniform_codes_is_below_the_evidence_by_enumeration() -> None:
+    vae = VQVAE(4, 2, 3, code_dim=2, hidden=(5,)).double()
+    images = torch.rand(5, 4, dtype=torch.float64)
+    codes = torch.tensor(list(itertools.product(range(3), repeat=2)))
+    log_likelihood = torch.stack([vae.likelihood(vae.code_vectors(code)).log_prob(images) for code in codes], -1)
+    assert (vae.elbo(images) <= torch.logsumexp(log_likelihood, -1) - math.log(9)).all()
+    own = (codes == vae.codes(images)[:, None]).all(-1)
+    torch.testing.assert_close(vae.elbo(images), log_likelihood[own] - math.log(9))
+
+
+# ------------------------------------------------------------------------------------------------------------ training
+
+
+def train(vae: Any, images: Tensor, elbo: Any, schedule: TemperatureSchedule | None, num_steps: int = 250) -> None:
+    svi = SVI(vae.model, vae.guide, pyro.optim.ClippedAdam({"lr": 3e-3}), elbo)
+    for step in range(num_steps):
+        batch = images[torch.randint(len(images), (100,))]
+        if isinstance(vae, VQVAE):
+            if step % 100 == 0:
+                vae.restart_unused(images)
+            svi.step(batch, num_data=len(images))
+        else:
+            svi.step(batch, 1.0 if schedule is None else schedule(step), num_data=len(images))
+
+
+@pytest.mark.parametrize(
+    ("make", "elbo"),
+    [
+        (lambda: DiscreteVAE(64, relaxation="gumbel_softmax"), PathwiseELBO()),
+        (lambda: DiscreteVAE(64, relaxation="straight_through"), PathwiseELBO()),
+        (
+            lambda: DiscreteVAE(64, relaxation="exact"),
+            ScoreFunctionELBO(4, leave_one_out=True, vectorize_particles=True),
+        ),
+        (lambda: VQVAE(64, gradient="rotation"), PathwiseELBO()),
+        (lambda: VQVAE(64, gradient="straight_through"), PathwiseELBO()),
+    ],
+    ids=["gumbel softmax", "straight through", "score function", "vq, rotation", "vq, straight through"],
+)
+def test_each_way_trains_on_digits_and_uses_its_categories(make: Any, elbo: Any, digits: Tensor) -> None:
+    """Held-out: the bound rises by 15 nats, reconstructions beat the mean image, every variable uses categories."""
+    images, held_out = digits[:1500], digits[1500:]
+    vae = make()
+    before = vae.elbo(held_out).mean()
+    train(vae, images, elbo, TemperatureSchedule(rate=2e-3))
+    assert vae.elbo(held_out).mean() > before + 15
+    error = (vae.reconstruct(held_out) - held_out).square().mean()
+    of_mean_image = (images.mean(0) - held_out).square().mean()
+    assert error < 0.75 * of_mean_image
+    assert perplexity(vae.codes(held_out), vae.num_categories).min() > 2
+    samples = vae.sample(10)
+    assert samples.shape == (10, 64)
+    assert ((samples >= 0) & (samples <= 1)).all()
+
+
+def test_the_prior_of_the_program_draws_one_hot_vectors() -> None:
+    vae, images = tiny()
+    trace: Any = poutine.trace(poutine.uncondition(vae.model)).get_trace(images)
+    z = trace.nodes["z"]["value"]
+    assert isinstance(trace.nodes["x"]["fn"], dist.Independent)
+    assert torch.equal(z.sum(-1), torch.ones(5, 2, dtype=torch.float64))
+    assert torch.equal(z, z.round())
+
+
+# -------------------------------------------------------------------------------------------------------------- errors
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: TemperatureSchedule(floor=0.0), "Expected 0 < floor <= start and rate >= 0; got"),
+        (lambda: TemperatureSchedule(start=0.1, floor=0.5), "Expected 0 < floor <= start"),
+        (lambda: TemperatureSchedule(rate=-1.0), "rate=-1.0"),
+        (lambda: DiscreteVAE(64, num_categories=1), "Expected num_categories >= 2; got 1"),
+        (lambda: DiscreteVAE(64, hidden=(0,)), r"Expected hidden\[0\] >= 1; got 0"),
+        (lambda: DiscreteVAE(64, relaxation="soft"), "Expected relaxation to be one of"),  # type: ignore[arg-type]
+        (lambda: VQVAE(64, gradient="copy"), "Expected gradient to be one of"),  # type: ignore[arg-type]
+        (lambda: VQVAE(64, commitment=-1.0), "Expected commitment >= 0; got -1.0"),
+        (lambda: tiny()[0].guide(tiny()[1], 0.0), "Expected a temperature > 0; got 0.0. Use TemperatureSchedule"),
+    ],
+)
+def test_wrong_arguments_are_named(make: Any, words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+@pytest.mark.parametrize(
+    ("images", "words"),
+    [
+        (torch.zeros(5, 3), r"Expected floating images of shape \[N, 4\]; got torch.float32 \[5, 3\]. Flatten"),
+        (torch.zeros(5, 4, dtype=torch.uint8), "got torch.uint8"),
+        (torch.full((5, 4), 16.0), r"Expected grey levels in \[0, 1\]; got others. Divide"),
+        (torch.full((5, 4), math.nan), "Expected grey levels"),
+    ],
+)
+def test_images_that_do_not_fit_are_named(images: Tensor, words: str) -> None:
+    for program in (DiscreteVAE(4, 2, 3).model, VQVAE(4, 2, 3).model, DiscreteVAE(4, 2, 3).elbo):
+        with pytest.raises(DataError, match=words):
+            program(images)
+
+
+def test_codes_that_do_not_fit_are_named() -> None:
+    with pytest.raises(DataError, match="Expected codes from 0 to 2; got 0 to 3"):
+        perplexity(torch.tensor([[0], [3]]), 3)
+    with pytest.raises(DataError, match="Expected integer codes of shape"):
+        perplexity(torch.zeros(3, 2), 3)
+    with pytest.raises(DataError, match="Expected vectors of 3 elements; got 4"):
+        VectorQuantizer(5, 3)(torch.zeros(2, 4))
