@@ -1,6 +1,6 @@
 """Run the benchmarks and write ``benchmarks/results/<date>-cpu.md``.
 
-``python -m benchmarks`` runs all; names after it (such as ``normal_gamma``) run those only.
+``python -m benchmarks`` runs all; names after it (such as ``normal_gamma``) run those only, into ``<date>-<names>.md``.
 """
 
 from __future__ import annotations
@@ -15,13 +15,16 @@ import pyro
 import sklearn
 import torch
 
-from . import dirichlet_newton, headline, mixtures, normal_gamma
+from . import dirichlet_newton, headline, lda, mixtures, normal_gamma, stochastic, vae
 
 BENCHMARKS = {
     "normal_gamma": normal_gamma.run,
     "mixtures": mixtures.run,
     "dirichlet_newton": dirichlet_newton.run,
     "headline": headline.run,
+    "lda": lda.run,
+    "stochastic": stochastic.run,
+    "vae": vae.run,
 }
 
 
@@ -43,7 +46,7 @@ def main() -> None:
         parts.append(BENCHMARKS[name]())
         print(parts[-1], "\n", flush=True)
     options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{today}-cpu.md"
+    path = options.out / f"{today}-{'-'.join(options.names) or 'cpu'}.md"
     path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     print(f"Wrote {path}.")
 

@@ -115,7 +115,7 @@ def lda_rows() -> Iterator[list[str]]:
         return lda.document_completion(unseen, topics, prior, generator=torch.Generator().manual_seed(0)).per_word
 
     def ours(**settings: Any) -> tuple[CAVI, AutoConjugate]:
-        guide = AutoConjugate(model, init={"beta": dist.Dirichlet(start)}, local=["documents"])
+        guide = AutoConjugate(model, init={"beta": dist.Dirichlet(start)})
         return CAVI(model, guide, local_steps=100, local_tol=1e-3, **settings), guide
 
     def topic_word(guide: AutoConjugate) -> Tensor:

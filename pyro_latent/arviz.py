@@ -1,153 +1,155 @@
-"""A fitted guide as ArviZ data: draws, predictions, log likelihoods, data, and how they came about.
+"""A posterior as ArviZ data: draws, predictions, log likelihoods, data, and how they came about.
 
-ArviZ itself is imported when :func:`to_arviz` is called, so that ``import pyro_latent`` stays fast.
+ArviZ itself is imported when :func:`to_arviz` is called, so that ``import pyro_latent`` stays fast; what needs no torch
+is in :mod:`pyro_latent.arviz_core`.
 """
 
 from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
+from pyro.infer import MCMC
+from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from .errors import ModelError
+from .arviz_core import Array, container, loo
+from .diagnostics.draws import Target, guide_values, mcmc_values, with_discrete
+from .diagnostics.importance import LEAST_DRAWS, check_count, pareto_k
+from .diagnostics.runs import Call, Run, Runner, Values, is_latent, sample_sites, seeded
 from .guide import AutoConjugate
 
-Groups = dict[str, dict[str, Any]]
+__all__ = ["loo", "to_arviz"]
+
+Groups = dict[str, dict[str, Array]]
 Site = Mapping[str, Any]
-
-#: The groups whose arrays have no dimensions of chain and draw.
-_FIXED = ("observed_data", "constant_data")
-
-
-class _Draw(NamedTuple):
-    """One draw from the guide: the model run on it, the model run without its data, and log q."""
-
-    model: Any
-    predicted: Any
-    log_q: Tensor
 
 
 def to_arviz(
     model: Callable[..., Any],
-    guide: Callable[..., Any],
+    guide: Any,
     *args: Any,
     num_samples: int = 1000,
+    prior_samples: int = 0,
     seed: int = 0,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
+    result: Any = None,
     **kwargs: Any,
 ) -> Any:
-    """Draws from a guide, with what ArviZ needs to plot, summarise, criticise and compare them.
+    """Draws from a posterior, with what ArviZ needs to plot, summarise, criticise and compare them.
 
-    The groups are ``posterior`` (one chain of independent draws of every latent and deterministic site),
-    ``posterior_predictive``, ``log_likelihood`` (of each observation given every latent; 0 where a mask hides it),
-    ``sample_stats`` (``lp``, the log joint density, and ``log_q``, the guide's, in nats), ``observed_data``, and
-    ``constant_data`` (tensors among the arguments that are not observed). Attributes of the posterior say by which
-    method and versions, and the exact ELBO of an :class:`~pyro_latent.AutoConjugate`.
+    The groups are ``posterior`` (every latent and deterministic site; one chain of independent draws, or the chains of
+    MCMC), ``posterior_predictive``, ``log_likelihood`` (of each observation given every latent; 0 where a mask hides
+    it), ``sample_stats`` (``lp``, the log joint density, and ``log_q``, the guide's, in nats; for MCMC ``diverging``),
+    ``observed_data``, and ``constant_data`` (tensors among the arguments that are not observed); with ``prior_samples``
+    also ``prior`` and ``prior_predictive``. Attributes of the posterior say by which method and versions, the exact
+    ELBO of an :class:`~pyro_latent.AutoConjugate`, and the ELBO and Pareto k̂ that these draws give.
+
+    Draws are made and scored in batches where the model and the guide allow it, else one by one.
 
     Args:
         model: a Pyro model.
-        guide: its guide, fitted, which samples every latent site; the positional arguments after it are the model's.
-        num_samples: the number of draws.
+        guide: its guide, fitted, which samples every latent site; or an ``MCMC`` that has run, whose enumerated
+            discrete sites are then drawn from their exact posterior. The positional arguments after it are the model's.
+        num_samples: the number of draws; of MCMC, at most so many.
+        prior_samples: the number of draws from the prior, which has to be proper; 0: no such groups.
         seed: of the draws. The global random state stays as it is.
         coords: by dimension, the labels along it.
         dims: by site, the names of its dimensions. By default those of a site's plates, and ``<site>_dim_<i>``.
+        result: what the driver's ``run`` returned, for the attributes ``converged`` (1 or 0) and ``num_steps``.
         kwargs: the model's keyword arguments.
 
     Returns:
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
 
     Raises:
-        ValueError: if ``num_samples`` is not a positive integer.
-        ModelError: if the guide leaves a latent site out.
+        ValueError: if ``num_samples`` is not a positive integer, or labels are not as many as a dimension is long.
+        ModelError: if the guide leaves a latent site out, or has others than the model, or a plate subsamples.
 
     Example::
 
         idata = to_arviz(model, guide, x, coords={"data": names})
         arviz.summary(idata, kind="stats")
     """
-    if isinstance(num_samples, bool) or not isinstance(num_samples, int) or num_samples < 1:
-        raise ValueError(f"Expected num_samples to be an integer of at least 1; got {num_samples!r}.")
-    with _seeded(seed), torch.no_grad(), poutine.block():
-        draws = [_draw(model, guide, args, kwargs) for _ in range(num_samples)]
-    sites = {name: s for name, s in draws[0].model.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
-    named = {name: _dims(name, site) for name, site in sites.items()} | dict(dims or {})
-    groups = _groups(draws, sites)
+    check_count("num_samples", num_samples, 1)
+    check_count("prior_samples", prior_samples, 0)
+    with seeded(seed):
+        target = Target.of(model, args, kwargs)
+        values, log_q, chains = _posterior(target, guide, num_samples)
+        sites = sample_sites(target.call.trace())
+        groups = _groups(target, values, log_q, sites, chains)
+        groups |= _prior(target, prior_samples, sites)
+    if log_q is None:
+        groups["sample_stats"] |= _divergences(guide, groups["sample_stats"]["lp"].shape)
     groups["constant_data"] = _constant_data(model, args, kwargs, groups["observed_data"])
-    attributes = _attributes(guide, args, kwargs) | {"num_samples": num_samples, "seed": seed}
-    datasets = {
-        group: _dataset(arrays, group not in _FIXED, named, coords or {}, attributes if group == "posterior" else {})
-        for group, arrays in groups.items()
-        if arrays
-    }
-    return _container(datasets, attributes)
+    named = {name: _dims(name, site) for name, site in sites.items()} | dict(dims or {})
+    attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(groups["sample_stats"])
+    counts = {"num_samples": len(next(iter(values.values()))), "seed": seed}
+    return container(groups, named, coords or {}, attributes | counts)
 
 
-@contextmanager
-def _seeded(seed: int) -> Iterator[None]:
-    """A random state of its own."""
-    with torch.random.fork_rng():
-        torch.manual_seed(seed)
-        yield
+def _posterior(target: Target, guide: Any, num: int) -> tuple[Values, Tensor | None, int]:
+    """Draws of every latent, the log density of a guide, and the number of chains."""
+    if isinstance(guide, MCMC):
+        values, chains = mcmc_values(target, guide, num)
+        return with_discrete(target, values), None, chains
+    values, log_q = guide_values(target, guide, num, _name(guide))
+    return values, log_q, 1
 
 
-def _draw(model: Callable[..., Any], guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Draw:
-    drawn = poutine.trace(guide).get_trace(*args, **kwargs)
-    scored = poutine.trace(poutine.replay(model, trace=drawn)).get_trace(*args, **kwargs)
-    missing = [n for n in scored.stochastic_nodes if n not in drawn and not site_is_subsample(scored.nodes[n])]
-    if missing:
-        raise ModelError(
-            f"Expected a guide that samples every latent site; got one that leaves out {missing}. A guide for "
-            "TraceEnum_ELBO leaves them to enumeration: sample them in the guide, or use AutoConjugate."
-        )
-    predicted = poutine.trace(poutine.replay(poutine.uncondition(model), trace=drawn)).get_trace(*args, **kwargs)
-    scored.compute_log_prob()
-    return _Draw(scored, predicted, torch.as_tensor(drawn.log_prob_sum()))
+def _groups(target: Target, values: Values, log_q: Tensor | None, sites: Mapping[str, Site], chains: int) -> Groups:
+    """The groups that are made of draws, each array ``[chain, draw] + shape``, and the observed data."""
+    num = len(next(iter(values.values())))
+    scored = Runner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, num)
+    predicted = _predictive(target)(values, num)
+    kept, observed = _kinds(sites)
 
+    def drawn(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Array]:
+        return {n: _array(found[n]).reshape(chains, num // chains, *found[n].shape[1:]) for n in names}
 
-def _groups(draws: Sequence[_Draw], sites: Mapping[str, Site]) -> Groups:
-    """The groups that are made of draws, each array ``[chain=1, draw] + shape``, and the observed data."""
-    kept = [n for n, s in sites.items() if not s["is_observed"] or s["infer"].get("_deterministic")]
-    observed = [n for n, s in sites.items() if n not in kept and _numel(s["value"])]
+    stats = {"lp": scored.log_prob} | ({} if log_q is None else {"log_q": log_q})
     return {
-        "posterior": {n: _stack(d.model.nodes[n]["value"] for d in draws) for n in kept},
-        "posterior_predictive": {n: _stack(d.predicted.nodes[n]["value"] for d in draws) for n in observed},
-        "log_likelihood": {n: _stack(_log_likelihood(d.model.nodes[n]) for d in draws) for n in observed},
-        "sample_stats": {
-            "lp": _stack(d.model.log_prob_sum() for d in draws),
-            "log_q": _stack(d.log_q for d in draws),
-        },
+        "posterior": drawn(scored.values, kept),
+        "posterior_predictive": drawn(predicted.values, observed),
+        "log_likelihood": drawn(scored.pointwise, observed),
+        "sample_stats": drawn(stats, list(stats)),
         "observed_data": {n: _array(sites[n]["value"]) for n in observed},
     }
 
 
-def _log_likelihood(site: Site) -> Tensor:
-    """The log density of each observation, without the scale of its plates."""
-    density: Tensor = scale_and_mask(site["unscaled_log_prob"], mask=site["mask"])
-    return density
+def _predictive(target: Target) -> Runner:
+    """The model without its data."""
+    call: Call = target.call.with_program(poutine.uncondition(target.call.program))
+    return Runner(call, target.nesting, ways=("vmap", "plate", "loop"))
 
 
-def _numel(value: Any) -> int:
-    """The number of elements; ``pyro.factor`` observes a tensor of none."""
-    return value.numel() if isinstance(value, Tensor) else 1
+def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
+    if not num:
+        return {}
+    found: Run = _predictive(target)({}, num)
+    kept, observed = _kinds(sites)
+    return {
+        "prior": {n: _array(found.values[n])[None] for n in kept},
+        "prior_predictive": {n: _array(found.values[n])[None] for n in observed},
+    }
 
 
-def _array(value: Any) -> np.ndarray[Any, Any]:
+def _kinds(sites: Mapping[str, Site]) -> tuple[list[str], list[str]]:
+    """The latent and deterministic sites, and the observed ones; ``pyro.factor`` observes a tensor of no elements."""
+    kept = [n for n, s in sites.items() if is_latent(s) or s["infer"].get("_deterministic")]
+    return kept, [n for n, s in sites.items() if n not in kept and torch.as_tensor(s["value"]).numel()]
+
+
+def _array(value: Any) -> Array:
     return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
-
-
-def _stack(values: Iterator[Any]) -> np.ndarray[Any, Any]:
-    return np.stack([_array(v) for v in values])[None]
 
 
 def _dims(name: str, site: Site) -> list[str]:
@@ -157,9 +159,21 @@ def _dims(name: str, site: Site) -> list[str]:
     return [frames.get(i - ndim, f"{name}_dim_{i}") for i in range(ndim)]
 
 
+def _divergences(mcmc: MCMC, shape: tuple[int, int]) -> dict[str, Array]:
+    """Which draws diverged, where MCMC says so and all draws are kept."""
+    chains: Any = mcmc._diagnostics
+    noted = [d["divergences"] for d in chains if d and "divergences" in d]
+    if len(noted) != shape[0] or shape[1] != mcmc.num_samples:
+        return {}
+    diverging = np.zeros(shape, dtype=bool)
+    for chain, draws in enumerate(noted):
+        diverging[chain, [int(i) for i in draws]] = True
+    return {"diverging": diverging}
+
+
 def _constant_data(
     model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], observed: Mapping[str, Any]
-) -> dict[str, Any]:
+) -> dict[str, Array]:
     """Tensor arguments by the names that the model gives them, without those that are observed as they are."""
     try:
         arguments = inspect.signature(model).bind(*args, **kwargs).arguments
@@ -169,11 +183,19 @@ def _constant_data(
     return {n: a for n, a in found.items() if not any(a.shape == o.shape and _equal(a, o) for o in observed.values())}
 
 
-def _equal(first: np.ndarray[Any, Any], second: np.ndarray[Any, Any]) -> bool:
+def _equal(first: Array, second: Array) -> bool:
     return bool(np.array_equal(first, second, equal_nan=first.dtype.kind == second.dtype.kind == "f"))
 
 
-def _attributes(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+# --------------------------------------------------------------------------------------------------------- attributes
+
+
+def _name(guide: Any) -> str:
+    name: str = getattr(guide, "__name__", type(guide).__name__)
+    return name
+
+
+def _method(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     versions = {
         "inference_library": "pyro_latent",
         "inference_library_version": importlib.metadata.version("pyro-latent"),
@@ -182,35 +204,32 @@ def _attributes(guide: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[s
     }
     if isinstance(guide, AutoConjugate):
         return {"method": "coordinate ascent (AutoConjugate)", "elbo": guide.elbo(*args, **kwargs)} | versions
-    return {"method": getattr(guide, "__name__", type(guide).__name__)} | versions
+    if isinstance(guide, MCMC):
+        return {"method": f"MCMC ({type(guide.kernel).__name__})"} | versions
+    return {"method": _name(guide)} | versions
 
 
-def _container(datasets: dict[str, Any], attributes: dict[str, Any]) -> Any:
-    """The structure that holds the groups: ArviZ's own in 0.x, xarray's tree in 1.x."""
-    import arviz
-    import xarray
+def _convergence(guide: Any, result: Any) -> dict[str, Any]:
+    """Whether a driver converged, and a chain's largest split R̂; in numbers, which files keep."""
+    found: dict[str, Any] = {}
+    if result is not None:
+        found |= {"converged": int(result.converged), "num_steps": int(result.num_steps)}
+    if isinstance(guide, MCMC) and guide._samples and guide.num_samples >= 4:
+        r_hats = [split_gelman_rubin(v.double(), 0, 1) for v in guide._samples.values() if v.is_floating_point()]
+        found["r_hat_max"] = max((float(r.max()) for r in r_hats), default=math.nan)
+    return found
 
-    if int(arviz.__version__.split(".")[0]) >= 1:
-        return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=attributes), **datasets})
-    return arviz.InferenceData(attrs=attributes, **datasets)
 
-
-def _dataset(
-    arrays: Mapping[str, np.ndarray[Any, Any]],
-    drawn: bool,
-    dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Any],
-    attributes: Mapping[str, Any],
-) -> Any:
-    """Arrays with names and labels for their dimensions; a log likelihood has its site's dims but for the event's."""
-    import xarray
-
-    variables = {}
-    for name, array in arrays.items():
-        lead = ["chain", "draw"] if drawn else []
-        given = list(dims.get(name, ()))[: array.ndim - len(lead)]
-        given += [f"{name}_dim_{i}" for i in range(len(given), array.ndim - len(lead))]
-        variables[name] = ([*lead, *given], array)
-    dataset = xarray.Dataset(variables, attrs=dict(attributes))
-    labels = {d: coords.get(str(d), np.arange(n)) for d, n in dataset.sizes.items()}
-    return dataset.assign_coords(labels)
+def _quality(stats: Mapping[str, Array]) -> dict[str, Any]:
+    """The ELBO and Pareto k̂ that the draws give, where there are enough."""
+    if "log_q" not in stats or stats["lp"].size < LEAST_DRAWS:
+        return {}
+    weights = torch.from_numpy(stats["lp"] - stats["log_q"]).flatten()
+    k = pareto_k(weights, 1e-9 * max(1.0, float(np.abs(stats["lp"]).max())))
+    error = float(weights.std()) / math.sqrt(len(weights))
+    return {
+        "elbo_estimate": float(weights.mean()),
+        "elbo_estimate_error": error,
+        "pareto_k": k.label,
+        "pareto_k_meaning": k.verdict,
+    }

@@ -133,8 +133,9 @@ class AutoConjugate(AutoGuide):
         point: latent sites that get a point estimate, the mode of their coordinate optimum (MAP), as do sites with
             ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
             Every ``pyro.param`` of the model is a point estimate too, by maximum likelihood.
-        local: names of plates, such as ``["documents"]``, whose sites belong to the data at hand: they are fitted anew
-            to new data, and first in each sweep. Plates of observed sites, and subsampled ones, are so anyway.
+
+    Blocks in subsampled plates, in plates of observed sites, and those whose site has ``infer={"local": True}`` (the
+    proportions of a document, say) belong to the data at hand: they are fitted anew to new data, and first in a sweep.
 
     Raises:
         ModelError, DataError, NotConjugateError: at the first call, which records the model.
@@ -150,7 +151,6 @@ class AutoConjugate(AutoGuide):
         init: Init = None,
         restarts: int = 1,
         point: Sequence[str] = (),
-        local: Sequence[str] = (),
     ) -> None:
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
             raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
@@ -159,9 +159,6 @@ class AutoConjugate(AutoGuide):
         self._init = init
         self.restarts = restarts
         self.point = tuple(point)
-        if isinstance(local, str):
-            raise TypeError(f"Expected local to be names of plates, such as [{local!r}]; got a string.")
-        self.local = tuple(local)
         self._keys: tuple[BlockKey, ...] = ()
         self._layout: dict[str, Any] = {}
         self._program: Program | None = None
@@ -272,7 +269,7 @@ class AutoConjugate(AutoGuide):
             before=known.recording if known is not None and fitted and not predict else None,
             **kwargs,
         )
-        program = Program(recording, self._joint, self.local)
+        program = Program(recording, self._joint)
         call = _Call.of(args, kwargs)
         if fitted:
             state, layout = self._adopted(program, predict)

@@ -342,7 +342,18 @@ class RecordMessenger(Messenger):
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
         check_plates(name, batch, plates, frozenset(), "latent")
         origin = self.origins.get(name)
-        site = LatentSite(name, family_class(base), batch, fn.event_shape, plates, msg["scale"], mask, update, origin)
+        site = LatentSite(
+            name,
+            family_class(base),
+            batch,
+            fn.event_shape,
+            plates,
+            msg["scale"],
+            mask,
+            update,
+            origin,
+            local=bool(msg["infer"].get("local")),
+        )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
         self.latents[name] = site

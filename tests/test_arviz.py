@@ -14,11 +14,13 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer import MCMC, NUTS
+from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.arviz import to_arviz
+from pyro_latent.arviz import loo, to_arviz
+from pyro_latent.diagnostics import runs
 from pyro_latent.errors import ModelError
 from pyro_latent.models import gmm, normal_gamma
 
@@ -241,6 +243,118 @@ def test_a_guide_that_leaves_out_a_latent_is_an_error_with_its_name(old_faithful
 def test_a_number_of_draws_below_one_is_an_error(x: Tensor, exact: AutoConjugate, num_samples: Any) -> None:
     with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got"):
         to_arviz(normal_gamma.model, exact, x, num_samples=num_samples)
+
+
+def test_the_corrected_loo_of_an_exact_posterior_is_arvizs(x: Tensor, exact: AutoConjugate) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=500)
+    assert loo(idata).elpd_loo == az.loo(idata).elpd_loo
+
+
+def test_draws_in_batches_have_the_densities_of_draws_one_by_one() -> None:
+    features = torch.randn(12, 2, dtype=torch.float64)
+    target = features @ features.new_tensor([1.0, -2.0])
+    guide = AutoConjugate(regression)
+    CAVI(regression, guide).run(features, target)
+    batched = to_arviz(regression, guide, features, target, num_samples=20)
+    values = {n: torch.from_numpy(batched.posterior[n].values[0]) for n in ("precision", "weights")}
+    for i in range(20):
+        held = {n: v[i] for n, v in values.items()}
+        trace = poutine.trace(poutine.condition(regression, data=held)).get_trace(features, target)
+        trace.compute_log_prob()
+        assert float(batched.sample_stats["lp"].values[0, i]) == pytest.approx(float(trace.log_prob_sum()), rel=1e-12)
+        pointwise = trace.nodes["target"]["log_prob"].numpy()
+        np.testing.assert_allclose(batched.log_likelihood["target"].values[0, i], pointwise, rtol=1e-12)
+        assert float(batched.posterior["norm"].values[0, i]) == pytest.approx(float(held["weights"].square().sum()))
+
+
+def test_small_batches_make_the_same_groups(x: Tensor, exact: AutoConjugate, monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = to_arviz(normal_gamma.model, exact, x, num_samples=30)
+    monkeypatch.setattr(runs, "BATCH_ELEMENTS", 500)
+    parts = to_arviz(normal_gamma.model, exact, x, num_samples=30)
+    evidence = normal_gamma.log_evidence(x).item()
+    for idata in (whole, parts):
+        stats = idata.sample_stats
+        np.testing.assert_allclose((stats.lp - stats.log_q).values, evidence, rtol=1e-11)
+        assert idata.posterior_predictive["obs"].shape == (1, 30, 20)
+
+
+def test_predictions_in_a_batch_are_independent_given_their_draw() -> None:
+    """Were one noise shared by a batch, residuals of different draws or points would agree."""
+    features = torch.randn(12, 2, dtype=torch.float64)
+    guide = AutoConjugate(regression)
+    CAVI(regression, guide).run(features, torch.zeros(12).double())
+    idata = to_arviz(regression, guide, features, torch.zeros(12).double(), num_samples=1000)
+    mean = idata.posterior["weights"].values[0] @ features.T.numpy()
+    noise = (idata.posterior_predictive["target"].values[0] - mean) * idata.posterior["precision"].values[0][
+        :, None
+    ] ** 0.5
+    assert scipy.stats.kstest(noise.flatten(), "norm").pvalue > 1e-3
+    between = np.corrcoef(noise.T) - np.eye(12)
+    assert np.abs(between).max() < 5 / np.sqrt(1000)
+
+
+def test_draws_from_the_prior_follow_it(x: Tensor, exact: AutoConjugate) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=5, prior_samples=1000)
+    assert idata.prior["precision"].shape == (1, 1000) and idata.prior_predictive["obs"].shape == (1, 1000, 20)
+    assert scipy.stats.kstest(idata.prior["precision"].values[0], "gamma", (1.0, 0, 1.0)).pvalue > 1e-3
+    assert scipy.stats.kstest(idata.prior_predictive["obs"].values[0, :, 3], "t", (2.0, 0.0, 2**0.5)).pvalue > 1e-3
+    assert idata.prior_predictive["obs"].dims == ("chain", "draw", "data")
+
+
+def test_mcmc_keeps_its_chains_and_draws(x: Tensor) -> None:
+    mcmc = MCMC(NUTS(normal_gamma.model), 40, warmup_steps=30, num_chains=1, disable_progbar=True)
+    mcmc.run(x)
+    idata = to_arviz(normal_gamma.model, mcmc, x)
+    for site, values in mcmc.get_samples(group_by_chain=True).items():
+        np.testing.assert_array_equal(idata.posterior[site].values, values.numpy())
+    mean, precision = idata.posterior["mean"].values, idata.posterior["precision"].values
+    expected = scipy.stats.norm.logpdf(x.numpy(), mean[..., None], precision[..., None] ** -0.5)
+    np.testing.assert_allclose(idata.log_likelihood["obs"].values, expected, rtol=1e-12)
+    assert "log_q" not in idata.sample_stats and idata.sample_stats["diverging"].dtype == bool
+    assert idata.posterior.attrs["method"] == "MCMC (NUTS)" and idata.posterior.attrs["r_hat_max"] > 0
+
+
+def test_discrete_sites_that_mcmc_sums_out_are_drawn_from_their_posterior(old_faithful: Tensor) -> None:
+    def model(data: Tensor) -> None:
+        gap = pyro.sample("gap", dist.Normal(data.new_tensor(2.0), 1.0))
+        with pyro.plate("data", len(data)):
+            z = pyro.sample("z", dist.Categorical(data.new_tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            pyro.sample("obs", dist.Normal(2.0 + gap * z, 0.7), obs=data)
+
+    data = old_faithful[:10, 0]
+    mcmc = MCMC(NUTS(model), 200, warmup_steps=50, disable_progbar=True)
+    mcmc.run(data)
+    posterior = to_arviz(model, mcmc, data).posterior
+    gap = torch.from_numpy(posterior["gap"].values[0])[:, None]
+    odds = (0.6 / 0.4) * (dist.Normal(2.0 + gap, 0.7).log_prob(data) - dist.Normal(2.0, 0.7).log_prob(data)).exp()
+    expected = (odds / (1 + odds)).mean(0).numpy()
+    np.testing.assert_allclose(posterior["z"].values[0].mean(0), expected, atol=5 * (0.25 / 200) ** 0.5)
+
+
+def test_attributes_say_how_good_the_draws_are_and_whether_the_driver_converged(x: Tensor) -> None:
+    guide = AutoConjugate(normal_gamma.model)
+    result = CAVI(normal_gamma.model, guide).run(x)
+    attributes = to_arviz(normal_gamma.model, guide, x, result=result).posterior.attrs
+    assert attributes["converged"] == 1 and attributes["num_steps"] == result.num_steps
+    error = attributes["elbo_estimate_error"]
+    assert attributes["elbo_estimate"] == pytest.approx(attributes["elbo"], abs=5 * error)
+    assert attributes["pareto_k_meaning"] in {"good", "usable, with importance weights"}
+
+
+def test_exactness_is_an_attribute_that_a_file_keeps(x: Tensor, exact: AutoConjugate, tmp_path: Path) -> None:
+    idata = to_arviz(normal_gamma.model, exact, x, num_samples=60)
+    idata.to_netcdf(str(tmp_path / "fit.nc"))
+    assert az.from_netcdf(str(tmp_path / "fit.nc")).posterior.attrs["pareto_k"] == "exact"
+
+
+@pytest.mark.parametrize("make", [AutoNormal, AutoMultivariateNormal], ids=lambda m: m.__name__)
+def test_the_groups_of_an_autoguide_agree_with_each_other(x: Tensor, make: Any) -> None:
+    guide = make(normal_gamma.model)
+    idata = to_arviz(normal_gamma.model, guide, x, num_samples=25)
+    mean, precision = (idata.posterior[n].values for n in ("mean", "precision"))
+    prior = scipy.stats.norm.logpdf(mean, 0, precision**-0.5) + scipy.stats.gamma.logpdf(precision, 1.0)
+    lp = prior + idata.log_likelihood["obs"].values.sum(-1)
+    np.testing.assert_allclose(idata.sample_stats["lp"].values, lp, rtol=1e-6)
 
 
 def test_importing_the_library_does_not_import_arviz() -> None:

@@ -11,7 +11,7 @@ for given responsibilities, responsibilities × features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -107,20 +107,12 @@ def _precise(term: ExpectedTerm, like: Tensor) -> list[tuple[Tensor, tuple[int, 
 class Program:
     """The ELBO of a recorded model under blocks.
 
-    Args:
-        recording: the model.
-        joint: the sites of each joint block.
-        local: plates, beside those of observed sites, whose blocks belong to the data at hand.
-
     Raises:
         NotConjugateError: if a site is not conditionally conjugate, or couples the elements of a block.
     """
 
-    def __init__(
-        self, recording: Recording, joint: tuple[tuple[str, ...], ...] = (), local: Collection[str] = ()
-    ) -> None:
+    def __init__(self, recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> None:
         self.recording = recording
-        self._local = frozenset(local)
         self.blocks = make_blocks(recording, joint)
         self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
         self.discrete = list(recording.discrete.values())
@@ -206,10 +198,14 @@ class Program:
         )
 
     def is_local(self, key: BlockKey) -> bool:
-        """Whether a block lies in a subsampled plate; where none is, in a plate of the data, or one declared local."""
+        """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, in a plate of
+        the data, or the model says so.
+        """
         if self.recording.is_subsample:
             return self.in_subsample(key)
-        data = self._local | {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
+        if any(s.local for s in self.blocks[key].sites):
+            return True
+        data = {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
         return any(p.name in data for s in self.blocks[key].sites for p in s.plates)
 
     def in_subsample(self, key: BlockKey) -> bool:

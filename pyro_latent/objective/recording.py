@@ -37,6 +37,7 @@ class LatentSite:
 
     ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
+    ``local``: the model says that it belongs to the data at hand.
     """
 
     name: str
@@ -51,6 +52,7 @@ class LatentSite:
     point: Tensor | None = None
     constraint: Any = None
     is_param: bool = False
+    local: bool = False
 
     @property
     def shape(self) -> torch.Size:

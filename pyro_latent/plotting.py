@@ -1,0 +1,390 @@
+"""Pictures of posteriors: races, bounds, densities, mixtures over their data, topics, the path of coordinate ascent.
+
+Each function returns a matplotlib ``Figure``, which shows itself in a notebook and is written by
+``figure.savefig(path)``. matplotlib is imported when one is called, and its global state stays as it is. What ArviZ
+draws, it draws: forests, predictive checks, and comparisons of models, in ArviZ 0.x and 1.x.
+"""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    from .compare import Comparison
+    from .race import Race
+
+Array = np.ndarray[Any, Any]
+
+#: Okabe and Ito's palette, which colour-blind readers tell apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
+
+STYLE: dict[str, Any] = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.frameon": False,
+}
+
+#: How many panels a picture of densities has at most.
+PANELS = 12
+
+
+@contextmanager
+def _styled() -> Iterator[None]:
+    import matplotlib
+
+    style: Any = STYLE
+    with matplotlib.rc_context(style):
+        yield
+
+
+def _figure(width: float, height: float) -> Figure:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def _numpy(value: Any) -> Array:
+    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
+
+
+def colours(names: Sequence[str]) -> dict[str, str]:
+    """A colour for each name, in their order."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+# --------------------------------------------------------------------------------------------------------------- races
+
+
+def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
+    """Nats below the best ELBO against the clock, both logarithmic; of each method the best learning rate is bold.
+
+    Args:
+        race: what :func:`pyro_latent.race.race` returned.
+        title: above the axes.
+    """
+    with _styled():
+        figure = _figure(5.6, 3.2)
+        axes = figure.subplots()
+        _draw_gaps(axes, race)
+        thin = len(race.runners) > len(race.chosen())
+        axes.set_title(title + (" (thin: other learning rates)" if thin else ""))
+        figure.canvas.draw()  # lays the figure out while the style holds
+    return figure
+
+
+def _draw_gaps(axes: Axes, race: Race) -> None:
+    chosen, floor = race.chosen(), race.floor
+    colour = colours([r.group for r in race.runners.values()])
+    for r in race.runners.values():
+        gaps = [max(race.best - lap.elbo, floor) for lap in r.laps]
+        bold = chosen[r.group] is r
+        width, level, mark = (1.6, 3, "o") if bold else (0.5, 2, "")
+        look: Any = {"color": colour[r.group], "linewidth": width, "zorder": level, "marker": mark}
+        axes.plot([lap.seconds for lap in r.laps], gaps, markevery=[-1], markersize=4, **look)
+    if floor < 1.0:
+        axes.axhline(1.0, color="0.5", linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
+        axes.text(1.01, 1.0, "1 nat", transform=axes.get_yaxis_transform(), va="center", color="0.4")
+    axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
+    axes.text(
+        1.01, floor / math.sqrt(2), "Monte Carlo\nerror", transform=axes.get_yaxis_transform(), va="center", color="0.4"
+    )
+    axes.set(xscale="log", yscale="log", xlabel=f"seconds, on {race.device}", ylabel="nats below the best")
+    axes.set_ylim(bottom=floor / 2)
+    _label_lines(
+        axes, [(r.laps[-1].seconds, max(race.best - r.laps[-1].elbo, floor), n) for n, r in chosen.items()], colour
+    )
+
+
+def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str]], colour: Mapping[str, str]) -> None:
+    """A legend in the order of the lines' ends, from the top."""
+    from matplotlib.lines import Line2D
+
+    ordered = sorted(ends, key=lambda end: -end[1])
+    handles = [Line2D([], [], color=colour[n], linewidth=1.6, label=n) for _, _, n in ordered]
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.12, 1.0), borderaxespad=0, handlelength=1.2)
+
+
+# ---------------------------------------------------------------------------------------------------------- comparisons
+
+
+def plot_bounds(comparison: Comparison) -> Figure:
+    """ELBO and importance-weighted evidence of each guide, with two standard errors, and what k̂ says of it."""
+    entries = {name: e for name, e in comparison.entries.items() if e.score is not None}
+    with _styled():
+        figure = _figure(5.6, 0.6 + 0.42 * max(len(entries), 1))
+        axes = figure.subplots()
+        for place, entry in enumerate(entries.values()):
+            s = entry.score
+            assert s is not None
+            axes.errorbar(s.elbo, place + 0.12, xerr=2 * s.elbo_error, fmt="o", color=PALETTE[0], markersize=4)
+            axes.errorbar(s.evidence, place - 0.12, xerr=2 * s.evidence_error, fmt="s", color=PALETTE[1], markersize=4)
+            axes.text(1.01, place, f"k̂ {s.k}", transform=axes.get_yaxis_transform(), va="center", color="0.35")
+        axes.set_yticks(range(len(entries)), list(entries))
+        axes.set(xlabel="nats, ± 2 standard errors", ylim=(len(entries) - 0.5, -0.5))
+        axes.set_title("ELBO (circle) and importance-weighted evidence (square)")
+        axes.ticklabel_format(axis="x", useOffset=False)
+        figure.canvas.draw()
+    return figure
+
+
+def plot_densities(comparison: Comparison, sites: Sequence[str] | None = None, *, panels: int = PANELS) -> Figure:
+    """The posterior density of each element of the sites, by method, the reference filled.
+
+    Args:
+        comparison: what :func:`pyro_latent.compare.compare` returned.
+        sites: which; all that have numbers by default.
+        panels: how many elements at most, in the order of the sites.
+    """
+    chosen = list(_elements(comparison, sites))[:panels]
+    columns = min(4, max(1, len(chosen)))
+    rows = math.ceil(len(chosen) / columns)
+    colour = colours(list(comparison.entries))
+    with _styled():
+        figure = _figure(1.9 * columns, 1.5 * rows + 0.35)
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for axes, (site, index) in zip(grid, chosen, strict=False):
+            _draw_densities(axes, comparison, site, index, colour)
+        for axes in grid[len(chosen) :]:
+            axes.set_axis_off()
+        handles = grid[0].get_legend_handles_labels()
+        figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
+        figure.canvas.draw()
+    return figure
+
+
+def _elements(comparison: Comparison, sites: Sequence[str] | None) -> Iterator[tuple[str, tuple[int, ...]]]:
+    entry = comparison.entries[comparison.reference]
+    for site in sites if sites is not None else comparison.sites:
+        sd = entry.moments[site].sd
+        symmetric = sd.ndim >= 2 and sd.shape[-1] == sd.shape[-2] and bool((sd == sd.mT).all())
+        for index in np.ndindex(*sd.shape):
+            if not (symmetric and index[-1] < index[-2]):
+                yield site, index
+
+
+def _draw_densities(
+    axes: Axes, comparison: Comparison, site: str, index: tuple[int, ...], colour: Mapping[str, str]
+) -> None:
+    for number, (name, entry) in enumerate(comparison.entries.items()):
+        values = _numpy(entry.draws.values[site].movedim(0, -1)[index]).astype(float)
+        grid, height = density(values)
+        if name == comparison.reference:
+            axes.fill_between(grid, height, color=colour[name], alpha=0.2, linewidth=0)
+        axes.plot(grid, height, color=colour[name], linestyle=DASHES[number % len(DASHES)], linewidth=1.2, label=name)
+    axes.set_title(f"{site}[{', '.join(map(str, index))}]" if index else site)
+    axes.set(yticks=[], ylim=(0, None))
+    axes.spines["left"].set_visible(False)
+
+
+def density(values: Array, points: int = 200) -> tuple[Array, Array]:
+    """A kernel estimate of the density of draws: where, and how high. Draws that do not vary make a spike."""
+    from scipy.stats import gaussian_kde
+
+    low, high = np.quantile(values, [0.002, 0.998])
+    margin = 0.15 * (high - low)
+    if high <= low:
+        centre, width = float(low), max(abs(float(low)) * 1e-3, 1e-6)
+        return np.array([centre - width, centre, centre + width]), np.array([0.0, 1.0 / width, 0.0])
+    lowest, highest = max(low - margin, values.min()), min(high + margin, values.max())
+    grid = np.linspace(lowest, highest, points)
+    return grid, gaussian_kde(values)(grid)
+
+
+# ------------------------------------------------------------------------------------------------------------- mixtures
+
+
+def plot_mixture(
+    data: Any, fits: Mapping[str, tuple[Any, Any]], *, labels: Sequence[str] = (), deviations: float = 2.0
+) -> Figure:
+    """Points in two columns, and the ellipse of each component of each fit.
+
+    Args:
+        data: the points, ``[N, D]``; the first two columns are drawn.
+        fits: by method, means ``[K, D]`` and covariances ``[K, D, D]``.
+        labels: of the two axes.
+        deviations: how many standard deviations an ellipse is wide to each side.
+    """
+    from matplotlib.lines import Line2D
+
+    points = _numpy(data)
+    if points.ndim != 2 or points.shape[1] < 2:
+        raise ValueError(
+            f"Expected data of shape [N, D] with D >= 2; got {list(points.shape)}. Draw one column otherwise."
+        )
+    with _styled():
+        figure = _figure(3.6, 3.0)
+        axes = figure.subplots()
+        axes.scatter(points[:, 0], points[:, 1], s=5, color="0.75", linewidths=0)
+        handles = []
+        for number, (name, (means, covariances)) in enumerate(fits.items()):
+            look: Any = {
+                "color": PALETTE[number],
+                "linestyle": DASHES[number % 4],
+                "linewidth": 2.2 - 0.7 * min(number, 2),
+            }
+            for mean, covariance in zip(_numpy(means), _numpy(covariances), strict=True):
+                axes.add_patch(ellipse(mean[:2], covariance[:2, :2], deviations, **look))
+            handles.append(Line2D([], [], label=name, **look))
+        names = labels or ("first column", "second column")
+        axes.set(xlabel=names[0], ylabel=names[1], title=f"Components ({deviations:g} s.d.)")
+        axes.legend(handles=handles, loc="upper left", fontsize=7, handlelength=1.6, borderaxespad=0)
+        figure.canvas.draw()
+    return figure
+
+
+def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> Any:
+    """The outline of a normal in two dimensions, so many standard deviations from its mean."""
+    from matplotlib.patches import Ellipse
+
+    values, vectors = np.linalg.eigh(covariance)
+    width, height = 2 * deviations * np.sqrt(values)
+    angle = math.degrees(math.atan2(vectors[1, 0], vectors[0, 0]))
+    return Ellipse((float(mean[0]), float(mean[1])), width, height, angle=angle, fill=False, **look)
+
+
+# --------------------------------------------------------------------------------------------------------------- topics
+
+
+def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns: int = 4) -> Figure:
+    """The likeliest words of each topic.
+
+    Args:
+        topics: word weights, ``[K, V]``, not negative; each row is divided by its sum.
+        vocabulary: the V words.
+        top: how many words of each.
+        columns: of panels.
+
+    Raises:
+        ValueError: if there are not as many words as columns of ``topics``.
+    """
+    weights = _numpy(topics).astype(float)
+    if weights.ndim != 2 or weights.shape[1] != len(vocabulary):
+        raise ValueError(
+            f"Expected topics of shape [K, {len(vocabulary)}], one column a word; got {list(weights.shape)}."
+        )
+    shares = weights / weights.sum(1, keepdims=True)
+    columns = min(columns, len(shares))
+    rows = math.ceil(len(shares) / columns)
+    with _styled():
+        figure = _figure(1.7 * columns, 0.16 * top * rows + 0.35 * rows)
+        grid = figure.subplots(rows, columns, squeeze=False).flatten()
+        for number, (axes, row) in enumerate(zip(grid, shares, strict=False)):
+            best = np.argsort(-row)[:top]
+            axes.barh(range(len(best)), row[best], color=PALETTE[0], height=0.7)
+            axes.set_yticks(range(len(best)), [vocabulary[i] for i in best])
+            axes.invert_yaxis()
+            axes.tick_params(axis="y", length=0)
+            axes.xaxis.set_major_locator(_few_ticks())
+            axes.set_title(f"topic {number}")
+        for axes in grid[len(shares) :]:
+            axes.set_axis_off()
+        figure.canvas.draw()
+    return figure
+
+
+def _few_ticks() -> Any:
+    from matplotlib.ticker import MaxNLocator
+
+    return MaxNLocator(2)
+
+
+# ----------------------------------------------------------------------------------------------------------------- path
+
+
+def plot_path(
+    path: Any,
+    log_density: Callable[[Array, Array], Any],
+    *,
+    labels: Sequence[str] = ("z_1", "z_2"),
+    margin: float = 0.6,
+) -> Figure:
+    """The way that coordinate ascent took over the contours of a density in two dimensions.
+
+    Args:
+        path: the means after each update of one coordinate, ``[T, 2]``.
+        log_density: of two arrays of coordinates, elementwise.
+        labels: of the axes.
+        margin: how much wider than the path the picture is, on each side, as a share of the path's extent.
+    """
+    steps = _numpy(path)
+    if steps.ndim != 2 or steps.shape[1] != 2:
+        raise ValueError(f"Expected a path of shape [T, 2]; got {list(steps.shape)}.")
+    extent = max(float(np.ptp(steps, axis=0).max()), 1e-9)
+    centre = (steps.max(0) + steps.min(0)) / 2
+    half = extent * (0.5 + margin)
+    x, y = (np.linspace(c - half, c + half, 160) for c in centre)
+    height = _numpy(log_density(*np.meshgrid(x, y)))
+    with _styled():
+        figure = _figure(3.4, 3.2)
+        axes = figure.subplots()
+        levels = height.max() - 0.5 * np.array([4.0, 3.0, 2.0, 1.0, 0.25]) ** 2
+        axes.contour(x, y, height, levels=levels, colors="0.7", linewidths=0.8, linestyles="solid")
+        axes.plot(steps[:, 0], steps[:, 1], "-", color=PALETTE[1], linewidth=1.0)
+        axes.plot(steps[:, 0], steps[:, 1], "o", color=PALETTE[1], markersize=2.5)
+        axes.plot(*steps[0], "o", color=PALETTE[1], markersize=5, fillstyle="none")
+        axes.plot(*steps[-1], "x", color=PALETTE[0], markersize=6)
+        axes.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
+        axes.set_title(f"Coordinate ascent, {len(steps) - 1} updates")
+        figure.canvas.draw()
+    return figure
+
+
+# ---------------------------------------------------------------------------------------------------------------- ArviZ
+
+
+def plot_forest(data: Mapping[str, Any], sites: Sequence[str] | None = None, **options: Any) -> Any:
+    """Intervals of every element by method, by ArviZ.
+
+    Args:
+        data: by method, what :func:`~pyro_latent.to_arviz` made.
+        sites: which; all by default.
+        options: for ArviZ's own function.
+
+    Returns:
+        Axes (ArviZ 0.x) or a ``PlotCollection`` (1.x).
+    """
+    import arviz
+
+    if _is_tree(arviz):
+        return arviz.plot_forest(dict(data), var_names=sites, backend="matplotlib", **options)
+    return arviz.plot_forest(list(data.values()), model_names=list(data), var_names=sites, combined=True, **options)
+
+
+def plot_predictive(data: Any, **options: Any) -> Any:
+    """Data against draws of the posterior predictive, by ArviZ."""
+    arviz: Any = importlib.import_module("arviz")
+    if _is_tree(arviz):
+        return arviz.plot_ppc_dist(data, backend="matplotlib", **options)
+    return arviz.plot_ppc(data, **options)
+
+
+def plot_models(data: Mapping[str, Any], **options: Any) -> Any:
+    """Models by their leave-one-out density, by ArviZ; each of ``data`` is what :func:`~pyro_latent.to_arviz` made."""
+    import arviz
+
+    found = arviz.compare(dict(data))
+    if _is_tree(arviz):
+        return arviz.plot_compare(found, backend="matplotlib", **options)
+    return arviz.plot_compare(found, **options)
+
+
+def _is_tree(arviz: Any) -> bool:
+    return int(arviz.__version__.split(".")[0]) >= 1

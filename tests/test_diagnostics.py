@@ -1,0 +1,499 @@
+"""Diagnostics: Pareto k̂, evidence, calibration, draws in batches, and mixture components in one order."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import arviz
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from pyro import poutine
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer.autoguide import (
+    AutoDelta,
+    AutoGuideList,
+    AutoIAFNormal,
+    AutoLowRankMultivariateNormal,
+    AutoMultivariateNormal,
+    AutoNormal,
+)
+from scipy.stats import multivariate_normal
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.diagnostics import (
+    ParetoK,
+    Target,
+    align,
+    calibrate,
+    draw,
+    evidence,
+    find_components,
+    moments,
+    pareto_k,
+    score,
+)
+from pyro_latent.diagnostics.calibration import simulated, with_data
+from pyro_latent.diagnostics.draws import log_joint
+from pyro_latent.diagnostics.moments import features_of, relabelled
+from pyro_latent.diagnostics.runs import Call, Runner, run, seeded
+from pyro_latent.errors import DataError, ModelError
+from pyro_latent.models import gmm, normal_gamma
+
+Model = Callable[..., Any]
+
+
+@pytest.fixture
+def x() -> Tensor:
+    """Thirty points, float64."""
+    return 3.0 + 2.0 * torch.randn(30, dtype=torch.float64)
+
+
+def fitted(model: Model, *args: Any, **options: Any) -> AutoConjugate:
+    """Coordinate ascent to convergence."""
+    guide = AutoConjugate(model, **options)
+    CAVI(model, guide).run(*args)
+    return guide
+
+
+def exact_normal_gamma(model: Model, x: Tensor, **kwargs: Any) -> AutoConjugate:
+    """The exact posterior of the Normal-Gamma model."""
+    guide = AutoConjugate(model, blocks=[("mean", "precision")])
+    CAVI(model, guide).run(x, **kwargs)
+    return guide
+
+
+def standard_normal(dim: int) -> tuple[Model, Callable[[float], Model]]:
+    """A model whose posterior is a standard normal in so many dimensions, and its guide at a given sd."""
+
+    def model() -> None:
+        pyro.sample("z", dist.Normal(torch.zeros(dim).double(), 1.0).to_event(1))
+
+    def guide_at(scale: float) -> Model:
+        return lambda: pyro.sample("z", dist.Normal(torch.zeros(dim).double(), scale).to_event(1))
+
+    return model, guide_at
+
+
+# ------------------------------------------------------------------------------------------------------------ Pareto k̂
+
+
+@pytest.mark.parametrize("df", [1.5, 3.0, 10.0, 1000.0])
+def test_k_is_that_of_arviz(df: float) -> None:
+    z = torch.randn(4000, dtype=torch.float64)
+    log_weights = torch.distributions.StudentT(df).log_prob(z) - torch.distributions.Normal(0.0, 1.0).log_prob(z)
+    assert pareto_k(log_weights).k == pytest.approx(float(arviz.psislw(log_weights.numpy())[1]), abs=1e-6)
+
+
+def test_k_is_exact_for_exact_posteriors(x: Tensor) -> None:
+    found = score(normal_gamma.model, exact_normal_gamma(normal_gamma.model, x), x)
+    truth = normal_gamma.log_evidence(x).item()
+    assert (found.k.label, found.k.verdict) == ("exact", "exact posterior")
+    assert found.elbo == pytest.approx(truth, rel=1e-12) and found.evidence == pytest.approx(truth, rel=1e-12)
+    assert found.elbo_error < 1e-10 and found.ess == pytest.approx(1000, rel=1e-9)
+
+
+def test_k_is_exact_in_single_precision_too(x: Tensor) -> None:
+    single = x.float()
+    assert score(normal_gamma.model, exact_normal_gamma(normal_gamma.model, single), single).k.label == "exact"
+
+
+def test_k_of_a_good_guide_is_below_a_half_and_of_a_guide_at_a_tenth_of_the_sd_in_five_dimensions_above_07() -> None:
+    model, guide_at = standard_normal(5)
+    for seed in range(5):
+        good, bad = (score(model, guide_at(s), num_samples=4000, seed=seed).k for s in (1.1, 0.1))
+        assert good.k < 0.5 and good.verdict == "good"
+        assert bad.k > 0.7 and bad.verdict.startswith("poor")
+
+
+@pytest.mark.parametrize(
+    ("k", "draws", "verdict"),
+    [
+        (0.2, 1000, "good"),
+        (0.6, 10_000, "usable, with importance weights"),
+        (0.71, 10_000, "poor: do not rely on it"),
+        (0.6, 100, "poor: do not rely on it"),  # 1 - 1 / log10(100) = 0.5
+        (-float("inf"), 100, "exact posterior"),
+    ],
+)
+def test_the_verdict_follows_the_threshold_for_the_number_of_draws(k: float, draws: int, verdict: str) -> None:
+    assert ParetoK(k, draws).verdict == verdict
+
+
+def test_weights_over_a_thousand_orders_of_magnitude_are_poor() -> None:
+    found = pareto_k(1e4 * torch.randn(1000, dtype=torch.float64))
+    assert found.k > 1 and found.verdict.startswith("poor")
+
+
+def test_weights_that_hardly_vary_are_nearly_exact_whatever_their_tail() -> None:
+    tail = (1 - (torch.arange(4000).double() + 0.5) / 4000) ** -0.9  # quantiles of a tail of shape 0.9
+    heavy, light = pareto_k(tail.log()), pareto_k((1 + 1e-6 * tail).log())
+    assert heavy.k > 0.7 and light.k == pytest.approx(heavy.k, abs=0.01)
+    assert heavy.verdict.startswith("poor") and light.verdict == "nearly exact: the weights hardly vary"
+
+
+def test_weights_that_are_not_finite_have_no_k() -> None:
+    found = pareto_k(torch.cat([torch.zeros(99), torch.tensor([float("-inf")])]))
+    assert found.k == float("inf") and found.verdict == "some weights are not finite"
+
+
+def test_too_few_weights_are_an_error() -> None:
+    with pytest.raises(DataError, match=r"Expected log weights of shape \[S\] with S >= 50; got shape \[49\]"):
+        pareto_k(torch.zeros(49))
+    with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 50; got 10"):
+        score(normal_gamma.model, normal_gamma.guide, torch.randn(5), num_samples=10)
+
+
+# ------------------------------------------------------------------------------------------------- draws, in batches
+
+
+def coupled(features: Tensor, y: Tensor) -> None:
+    """A matrix product, and a sum over all elements, which a further dimension on the left would break."""
+    weights = pyro.sample("weights", dist.Normal(features.new_zeros(features.shape[1]), 1.0).to_event(1))
+    norm = pyro.deterministic("norm", weights.square().sum())
+    with pyro.plate("rows", len(features)):
+        pyro.sample("y", dist.Normal(features @ weights, 1.0 + norm), obs=y)
+
+
+def indexed(labels: Tensor, y: Tensor) -> None:
+    """Picks along the first dimension: with as many draws as levels, a batch picks draws, without an error."""
+    with pyro.plate("levels", 4):
+        level = pyro.sample("level", dist.Normal(y.new_tensor(0.0), 1.0))
+    with pyro.plate("rows", len(y)):
+        pyro.sample("y", dist.Normal(level[labels], 1.0), obs=y)
+
+
+def branching(y: Tensor) -> None:
+    """A branch on a latent's value, which no batch can follow."""
+    z = pyro.sample("z", dist.Normal(y.new_tensor(0.0), 1.0))
+    pyro.sample("y", dist.Normal(z if float(z) > 0 else 3.0 * z, 1.0).expand([len(y)]).to_event(1), obs=y)
+
+
+Y = torch.linspace(-1.0, 2.0, 6, dtype=torch.float64)
+TRICKY: dict[str, tuple[Model, tuple[Any, ...]]] = {
+    "matrix product": (coupled, (torch.linspace(-1, 1, 12, dtype=torch.float64).reshape(6, 2), Y)),
+    "indexing": (indexed, (torch.tensor([0, 1, 2, 3, 0, 1]), Y)),
+    "branch": (branching, (Y,)),
+}
+
+
+@pytest.mark.parametrize("name", TRICKY)
+def test_densities_in_batches_are_those_of_single_runs(name: str) -> None:
+    model, args = TRICKY[name]
+    guide = AutoNormal(model)
+    guide(*args)
+    with seeded(0):
+        target = Target.of(model, args, {})
+        found = draw(target, guide, 4)
+        for i in range(4):
+            held = {n: v[i] for n, v in found.values.items()}
+            single = poutine.trace(poutine.condition(model, data=held)).get_trace(*args)
+            assert float(found.log_p[i]) == pytest.approx(float(single.log_prob_sum()), rel=1e-10)
+
+
+def test_a_program_that_allows_no_batch_runs_one_by_one_and_the_others_do_not() -> None:
+    ways = {}
+    for name, (model, args) in TRICKY.items():
+        call = Call(model, args, {})
+        runner = Runner(call, 1, ways=("vmap", "plate", "loop"))
+        latent = next(n for n in ("weights", "level", "z") if n in run(call, {}).values)
+        values = run(call, {}).values[latent]
+        runner({latent: torch.randn(20, *values.shape, dtype=torch.float64)}, 20)
+        ways[name] = runner.ways[0]
+    assert ways["matrix product"] == ways["indexing"] == "vmap"
+
+
+def test_a_mixture_is_scored_with_its_components_summed_out(old_faithful: Tensor) -> None:
+    guide = fitted(gmm.model, old_faithful, 2, blocks=[("mean", "precision")])
+    with seeded(0):
+        found = draw(Target.of(gmm.model, (old_faithful, 2), {}), guide, 50)
+    assert found.summed == ("component",)
+    priors = gmm.default_priors(old_faithful, 2)
+    scale = torch.linalg.inv(priors["covariance_prior"])
+    for i in (0, 17, 49):
+        weights, mean, precision = (found.values[n][i] for n in ("weights", "mean", "precision"))
+        points = torch.stack(
+            [
+                weights[k].log()
+                + dist.MultivariateNormal(mean[k], precision_matrix=precision[k]).log_prob(old_faithful)
+                for k in (0, 1)
+            ]
+        )
+        expected = (
+            torch.logsumexp(points, 0).sum()
+            + dist.Dirichlet(priors["weight_concentration_prior"]).log_prob(weights)
+            + dist.Wishart(priors["degrees_of_freedom_prior"], covariance_matrix=scale).log_prob(precision).sum()
+            + dist.MultivariateNormal(priors["mean_prior"], precision_matrix=precision).log_prob(mean).sum()
+        )
+        assert float(found.log_p[i]) == pytest.approx(float(expected), rel=1e-10)
+
+
+def test_the_score_of_a_guide_for_enumeration_is_that_of_trace_enum_elbo(old_faithful: Tensor) -> None:
+    gmm.guide(old_faithful, 2)
+    found = score(gmm.model, gmm.guide, old_faithful, 2, num_samples=2000)
+    elbo = TraceEnum_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
+    other = np.array([-elbo.loss(gmm.model, gmm.guide, old_faithful, 2) for _ in range(4)])
+    assert found.elbo == pytest.approx(other.mean(), abs=4 * np.hypot(found.elbo_error, other.std() / 2))
+
+
+def test_a_scale_on_enumerated_sites_applies_after_the_sum(old_faithful: Tensor) -> None:
+    def scaled(data: Tensor) -> None:
+        with pyro.plate("components", 2):
+            loc = pyro.sample("loc", dist.Normal(data.new_tensor(3.0), 2.0))
+        with pyro.plate("data", len(data)), poutine.scale(scale=0.5):
+            z = pyro.sample("z", dist.Categorical(data.new_tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            pyro.sample("obs", dist.Normal(loc[..., z] if loc.dim() == 1 else loc, 1.0), obs=data)
+
+    data = old_faithful[:20, 0]
+    loc = torch.tensor([[2.0, 4.5]], dtype=torch.float64)
+    found = log_joint(Target.of(scaled, (data,), {}), {"loc": loc})
+    points = dist.Normal(loc[0], 1.0).log_prob(data[:, None]) + data.new_tensor([0.4, 0.6]).log()
+    expected = 0.5 * torch.logsumexp(points, -1).sum() + dist.Normal(data.new_tensor(3.0), 2.0).log_prob(loc).sum()
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
+def test_a_scale_for_each_element_counts_it_so_often(old_faithful: Tensor) -> None:
+    """A point with the count 2 is two points: their enumerated sum, each on its own."""
+
+    def counted(data: Tensor, counts: Tensor) -> None:
+        with pyro.plate("components", 2):
+            loc = pyro.sample("loc", dist.Normal(data.new_tensor(3.0), 2.0))
+        with pyro.plate("data", len(data)), poutine.scale(scale=counts):
+            z = pyro.sample("z", dist.Categorical(data.new_tensor([0.4, 0.6])), infer={"enumerate": "parallel"})
+            pyro.sample("obs", dist.Normal(loc[..., z] if loc.dim() == 1 else loc, 1.0), obs=data)
+
+    data, counts = old_faithful[:9, 0], torch.arange(9) % 3 + 1
+    loc = torch.tensor([[2.0, 4.5]], dtype=torch.float64)
+    once = data.repeat_interleave(counts)
+    found = log_joint(Target.of(counted, (data, counts.double()), {}), {"loc": loc})
+    expected = log_joint(Target.of(counted, (once, torch.ones(len(once)).double()), {}), {"loc": loc})
+    assert float(found) == pytest.approx(float(expected), rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    "make", [AutoNormal, AutoMultivariateNormal, AutoLowRankMultivariateNormal, AutoIAFNormal], ids=lambda m: m.__name__
+)
+def test_any_autoguide_is_scored_as_trace_elbo_scores_it(x: Tensor, make: Any) -> None:
+    guide = make(normal_gamma.model)
+    svi = SVI(normal_gamma.model, guide, pyro.optim.Adam({"lr": 0.02}), Trace_ELBO())
+    for _ in range(100):
+        svi.step(x)
+    found = score(normal_gamma.model, guide, x, num_samples=2000)
+    elbo = Trace_ELBO(num_particles=500, vectorize_particles=True, max_plate_nesting=1)
+    other = np.array([-elbo.loss(normal_gamma.model, guide, x) for _ in range(4)])
+    assert found.elbo == pytest.approx(other.mean(), abs=4 * np.hypot(found.elbo_error, other.std() / 2))
+
+
+def test_one_seed_is_one_score_and_the_global_state_stays(x: Tensor) -> None:
+    normal_gamma.guide(x)
+    before = torch.get_rng_state()
+    first, again = (score(normal_gamma.model, normal_gamma.guide, x, seed=3) for _ in range(2))
+    assert first == again and torch.equal(torch.get_rng_state(), before)
+    assert score(normal_gamma.model, normal_gamma.guide, x, seed=4) != first
+
+
+# -------------------------------------------------------------------------------------------------- what does not fit
+
+
+def test_a_guide_without_density_is_an_error_with_its_sites(x: Tensor) -> None:
+    points = AutoDelta(normal_gamma.model)
+    with pytest.raises(ModelError, match=r"with a density; got a point at \['mean', 'precision'\]"):
+        score(normal_gamma.model, points, x)
+    half = AutoGuideList(normal_gamma.model)
+    half.append(AutoDelta(poutine.block(normal_gamma.model, expose=["mean"])))
+    half.append(AutoNormal(poutine.block(normal_gamma.model, hide=["mean"])))
+    with pytest.raises(ModelError, match=r"with a density; got a point at \['mean'\]"):
+        score(normal_gamma.model, half, x)
+
+
+def test_sites_that_differ_are_errors_with_their_names(x: Tensor) -> None:
+    def less(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 1.0))
+
+    def more(x: Tensor) -> None:
+        less(x)
+        pyro.sample("precision", dist.Gamma(x.new_tensor(1.0), 1.0))
+        pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 1.0))
+
+    def longer(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(x.new_zeros(3), 1.0).to_event(1))
+        pyro.sample("precision", dist.Gamma(x.new_tensor(1.0), 1.0))
+
+    with pytest.raises(ModelError, match=r"one that leaves out \['precision'\]"):
+        score(normal_gamma.model, less, x)
+    with pytest.raises(ModelError, match=r"\['mean', 'precision'\]; got \['slope'\] besides"):
+        score(normal_gamma.model, more, x)
+    with pytest.raises(ModelError, match=r"'mean' of shape \[\], as the model has it.*got \[3\]"):
+        score(normal_gamma.model, longer, x)
+    with pytest.raises(ModelError, match=r"takes the model's arguments; got one that does not.*'num_components'"):
+        score(normal_gamma.model, gmm.guide, x)
+
+
+def test_a_subsampling_plate_is_an_error_with_its_name(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x), subsample_size=10) as index:
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=x[index])
+
+    with pytest.raises(ModelError, match="over all of its data; got plate 'data' with 10 of 30"):
+        score(model, AutoNormal(model), x)
+
+
+# ----------------------------------------------------------------------------------------------------------- evidence
+
+
+def test_evidence_estimates_agree_with_the_exact_value_where_they_can(x: Tensor) -> None:
+    truth = normal_gamma.log_evidence(x).item()
+    joint = evidence(normal_gamma.model, exact_normal_gamma(normal_gamma.model, x), x)
+    assert joint.exact is not None and joint.exact.value == pytest.approx(truth, rel=1e-12)
+    assert joint.best is joint.exact
+    mean_field = evidence(normal_gamma.model, fitted(normal_gamma.model, x), x)
+    assert mean_field.exact is None
+    assert mean_field.elbo.value < truth
+    assert mean_field.importance.value == pytest.approx(truth, abs=4 * mean_field.importance.error)
+    assert mean_field.best.value == pytest.approx(truth, abs=0.05)
+    assert "naive Monte Carlo" in str(mean_field)
+
+
+# -------------------------------------------------------------------------------------------------------- calibration
+
+
+def correlated(features: Tensor, target: Tensor) -> None:
+    """Regression on two inputs: correlated ones give weights that mean field takes for independent."""
+    first = pyro.sample("first", dist.Normal(features.new_tensor(0.0), 1.0))
+    second = pyro.sample("second", dist.Normal(features.new_tensor(0.0), 1.0))
+    with pyro.plate("rows", len(features)):
+        pyro.sample("target", dist.Normal(features[:, 0] * first + features[:, 1] * second, 1.0), obs=target)
+
+
+def correlated_features() -> Tensor:
+    common = torch.randn(20, 1, dtype=torch.float64)
+    return torch.cat([common, common + 0.6 * torch.randn(20, 1, dtype=torch.float64)], 1)
+
+
+def test_exact_posteriors_are_calibrated() -> None:
+    x = torch.zeros(10, dtype=torch.float64)
+    prior: Any = {"prior_concentration": 3.0, "prior_rate": 2.0}
+    found = calibrate(normal_gamma.model, x, fit=exact_normal_gamma, num_simulations=150, num_samples=60, **prior)
+    for site in ("mean", "precision"):
+        assert float(found.uniformity(site)) > 0.01 and float(found.symmetry(site)) > 0.01
+        assert float(found.dispersion(site)) == pytest.approx(1.0, abs=3 * (0.8 / 150) ** 0.5)
+        assert found.verdict(site) == "calibrated"
+
+
+def test_mean_field_is_found_overconfident_where_inputs_are_correlated() -> None:
+    def quick(model: Model, *args: Any) -> AutoConjugate:
+        guide = AutoConjugate(model)
+        CAVI(model, guide).run(*args, tol=1e-6)
+        return guide
+
+    features = correlated_features()
+    found = calibrate(correlated, features, torch.zeros(20).double(), fit=quick, num_simulations=120, num_samples=60)
+    covariance = torch.linalg.inv(features.T @ features + torch.eye(2).double())
+    narrow = (1 / torch.linalg.inv(covariance).diagonal() / covariance.diagonal()).sqrt()  # q's sd over the true one
+    assert bool((narrow < 0.75).all())
+    for site in ("first", "second"):
+        assert found.verdict(site) == "overconfident"
+        assert float(found.symmetry(site)) > 0.01  # narrow, and not biased
+    assert "overconfident" in str(found)
+
+
+def test_a_biased_guide_is_found_biased() -> None:
+    def shifted(model: Model, x: Tensor) -> Model:
+        data: Any = poutine.trace(model).get_trace(x).nodes["obs"]["value"]
+        n, total = len(data), data.sum()
+        sd = (1 / (1.0 + n)) ** 0.5
+        return lambda x: pyro.sample("mean", dist.Normal(total / (1 + n) + 1.5 * sd, sd))
+
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=x)
+
+    assert calibrate(model, torch.zeros(5).double(), fit=shifted, num_samples=40).verdict("mean") == "biased"
+
+
+def test_simulated_data_takes_the_place_of_the_observed(x: Tensor) -> None:
+    call = Call(normal_gamma.model, (x,), {})
+    truth, data = simulated(call)
+    assert set(truth) == {"mean", "precision"} and set(data) == {"obs"}
+    assert not torch.equal(data["obs"], x)
+    trace: Any = poutine.trace(with_data(normal_gamma.model, data)).get_trace(x)
+    assert trace.nodes["obs"]["is_observed"] and torch.equal(trace.nodes["obs"]["value"], data["obs"])
+
+
+def test_sites_to_calibrate_are_continuous_latents(old_faithful: Tensor) -> None:
+    with pytest.raises(
+        ModelError, match=r"continuous latent sites, of \['weights', 'precision', 'mean'\]; got \['component'\]"
+    ):
+        calibrate(gmm.model, old_faithful, 2, sites=["component"])
+
+
+# ------------------------------------------------------------------------------------------------- moments, components
+
+
+def test_moments_are_those_of_the_posterior(x: Tensor) -> None:
+    guide = exact_normal_gamma(normal_gamma.model, x)
+    with seeded(0):
+        found = moments(draw(Target.of(normal_gamma.model, (x,), {}), guide, 4000))
+    known = guide.posterior()
+    for site in ("mean", "precision"):
+        assert float(found[site].mean) == pytest.approx(float(known[site].mean), abs=4 * float(found[site].error))
+        assert float(found[site].sd) == pytest.approx(float(known[site].stddev), rel=0.06)
+
+
+def test_components_are_the_plate_of_their_parameters(old_faithful: Tensor) -> None:
+    found = find_components(Target.of(gmm.model, (old_faithful, 3), {}))
+    assert found is not None
+    assert (found.plate, found.size, found.labels) == ("components", 3, ("component",))
+    assert found.axes == {"weights": (-1,), "precision": (-3,), "mean": (-2,)}
+    assert find_components(Target.of(normal_gamma.model, (old_faithful[:, 0],), {})) is None
+    with pytest.raises(ModelError, match=r"one of \['components'\]; got 'data'"):
+        find_components(Target.of(gmm.model, (old_faithful, 3), {}), "data")
+
+
+def test_relabelling_leaves_every_density_as_it_is(old_faithful: Tensor) -> None:
+    guide = fitted(gmm.model, old_faithful, 3, blocks=[("mean", "precision")])
+    with seeded(0):
+        target = Target.of(gmm.model, (old_faithful, 3), {})
+        plate = find_components(target)
+        assert plate is not None
+        found = draw(target, guide, 5)
+        labels = torch.randint(3, (5, 272))
+        order = torch.stack([torch.randperm(3) for _ in range(5)])
+        values = found.values | {"component": labels}
+        moved = relabelled(values, plate, order)
+        torch.testing.assert_close(log_joint(target, moved), log_joint(target, values), rtol=1e-12, atol=0.0)
+        torch.testing.assert_close(moved["weights"], values["weights"].gather(1, order))
+
+
+def test_a_chain_that_swaps_labels_is_aligned_draw_by_draw(old_faithful: Tensor) -> None:
+    guide = fitted(gmm.model, old_faithful, 2, blocks=[("mean", "precision")])
+    with seeded(0):
+        target = Target.of(gmm.model, (old_faithful, 2), {})
+        plate = find_components(target)
+        assert plate is not None
+        found = draw(target, guide, 200)
+        order = torch.stack([torch.randperm(2) for _ in range(200)])
+    chain = type(found)(relabelled(found.values, plate, order), found.log_p, None)
+    once = align({"guide": found, "chain": chain}, plate)["chain"]
+    torch.testing.assert_close(features_of(once.values, plate), features_of(found.values, plate))
+    alone = align({"chain": chain}, plate)["chain"]
+    spread = features_of(alone.values, plate).std(0)
+    torch.testing.assert_close(spread.sort(0).values, features_of(found.values, plate).std(0).sort(0).values)
+
+
+def test_a_gaussian_posterior_has_the_evidence_of_its_marginal(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean, 1.5), obs=x)
+
+    found = score(model, fitted(model, x), x)
+    marginal = multivariate_normal(np.zeros(30), 2.25 * np.eye(30) + 4.0 * np.ones((30, 30)))
+    assert found.evidence == pytest.approx(marginal.logpdf(x.numpy()), rel=1e-10)
+    assert found.k.label == "exact"
