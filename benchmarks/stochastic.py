@@ -5,6 +5,7 @@ The mixture has 100,000 points; LDA is Reuters with 20 topics, with scikit-learn
 
 from __future__ import annotations
 
+import functools
 import itertools
 import time
 from collections.abc import Callable, Iterator
@@ -78,7 +79,6 @@ def mixture_rows() -> Iterator[list[str]]:
     best = AutoConjugate(mixture, init=start)
     CAVI(mixture, best).run(train, N, tol=1e-9, max_steps=500)
     goal = mixture_score(best, held) - 1e-3
-    batches = [(part,) for part in train.split(BATCH)]
     drivers: dict[str, dict[str, Any]] = {
         "sweeps": {},
         f"minibatches of {BATCH:,}": {"step_size": RobbinsMonro(10, 0.6)},
@@ -87,13 +87,10 @@ def mixture_rows() -> Iterator[list[str]]:
     for name, settings in drivers.items():
         guide = AutoConjugate(mixture, init=start)
         driver = CAVI(mixture, guide, **settings)
-        parts = batches if "step_size" in settings else [(part,) for part in train.split(10 * BATCH)]
-        step: Step = (
-            (lambda d=driver, p=parts: d.run_batches(p, size=N, tol=0.0))
-            if settings
-            else (lambda d=driver: d.step(train, N))
-        )
-        yield [name, race(step, lambda g=guide: mixture_score(g, held), goal)]
+        parts = [(part,) for part in train.split(BATCH if "step_size" in settings else 10 * BATCH)]
+        step = functools.partial(driver.run_batches, parts, size=N, tol=0.0)
+        one: Step = step if settings else functools.partial(driver.step, train, N)
+        yield [name, race(one, functools.partial(mixture_score, guide, held), goal)]
 
 
 def lda_rows() -> Iterator[list[str]]:
@@ -107,7 +104,7 @@ def lda_rows() -> Iterator[list[str]]:
     alpha, xi = 0.1, 0.01
     start = torch.tensor(np.random.default_rng(0).gamma(100.0, 0.01, (TOPICS, counts.shape[1])))
     model = handlers.closed_form(lda.model, lda.updates)
-    options = {"doc_topic_prior": alpha, "topic_word_prior": xi}
+    options: dict[str, Any] = {"doc_topic_prior": alpha, "topic_word_prior": xi}
 
     def score(topic_word: Tensor) -> float:
         topics = topic_word / topic_word.sum(-1, keepdim=True)

@@ -472,13 +472,14 @@ def test_the_structured_fit_is_the_best_that_gradients_find(
 @pytest.mark.parametrize("name", ["beta", "gamma", "dirichlet", "normal", "normal-gamma"])
 def test_the_fisher_information_is_the_covariance_of_the_statistics(name: str) -> None:
     one = torch.ones((), dtype=torch.float64)
-    made = {
+    laws: dict[str, Any] = {
         "beta": dist.Beta(2.5 * one, 4.0),
         "gamma": dist.Gamma(3.0 * one, 2.0),
         "dirichlet": dist.Dirichlet(one * torch.tensor([1.5, 2.5, 4.0], dtype=torch.float64)),
         "normal": dist.Normal(0.4 * one, 1.5),
         "normal-gamma": NormalGamma(0.3 * one, 2.0 * one, 3.0 * one, 1.5 * one),
-    }[name]
+    }
+    made = laws[name]
 
     def model() -> None:
         if name == "normal-gamma":

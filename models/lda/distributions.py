@@ -1,0 +1,142 @@
+"""Two distributions of a word under topics, which never lay out a row of word probabilities for each token.
+
+``Categorical(topics[z])`` and ``Categorical(weights @ topics)`` say the same, in arrays of tokens × vocabulary; these
+read only the probabilities of the words that are there.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from pyro.distributions.torch_distribution import TorchDistribution
+from torch import Tensor
+
+__all__ = ["MixedWord", "TopicWord"]
+
+
+class TopicWord(TorchDistribution):
+    """A word of an assigned topic: Categorical(topics[assignment]).
+
+    Args:
+        topics: word probabilities of each topic, shape ``[K, V]``; with more dimensions ``[..., 1, K, V]``, those in
+            front belong to the batch.
+        assignment: topics, integers from 0 to K − 1, of the batch's shape.
+    """
+
+    arg_constraints = {
+        "topics": constraints.independent(constraints.simplex, 1),
+        "assignment": constraints.nonnegative_integer,
+    }
+    has_enumerate_support = False
+
+    def __init__(self, topics: Tensor, assignment: Tensor, validate_args: bool | None = None) -> None:
+        self.topics, self.assignment = topics, assignment
+        batch_shape = torch.broadcast_shapes(topics.shape[:-2], assignment.shape)
+        super().__init__(batch_shape, torch.Size(), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        return constraints.integer_interval(0, self.topics.shape[-1] - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        topics, assignment, value = self._aligned(torch.as_tensor(value))
+        return topics[(*_places(topics), assignment, value)].log()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            topics, assignment, _ = self._aligned(torch.zeros(shape, dtype=torch.int64, device=self.topics.device))
+            rows = (*_places(topics), assignment)
+            return _draw(topics.reshape(-1, topics.shape[-1]), _flat_rows(rows, topics.shape[:-1]).expand(shape))
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> TopicWord:
+        assignment = self.assignment.expand(torch.Size(batch_shape))
+        return TopicWord(self.topics, assignment, validate_args=False)
+
+    def _aligned(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Topics whose batch dimensions stand over those of the assignment and of the value."""
+        ndim = max(value.dim(), len(self.batch_shape))
+        batch = self.topics.shape[:-2]
+        topics = self.topics.reshape(*[1] * (ndim - len(batch)), *batch, *self.topics.shape[-2:])
+        return topics, self.assignment, value
+
+
+class MixedWord(TorchDistribution):
+    """A word of topics mixed in given proportions: Categorical(weights @ topics).
+
+    Args:
+        weights: proportions of the topics, shape ``[..., K]``, of the batch's shape in front.
+        topics: word probabilities of each topic, shape ``[K, V]``, or ``[..., 1, K, V]``.
+    """
+
+    arg_constraints = {
+        "weights": constraints.simplex,
+        "topics": constraints.independent(constraints.simplex, 1),
+    }
+    has_enumerate_support = False
+
+    def __init__(self, weights: Tensor, topics: Tensor, validate_args: bool | None = None) -> None:
+        self.weights, self.topics = weights, topics
+        batch_shape = torch.broadcast_shapes(weights.shape[:-1], topics.shape[:-2])
+        super().__init__(batch_shape, torch.Size(), validate_args=validate_args)
+
+    @constraints.dependent_property(is_discrete=True, event_dim=0)
+    def support(self) -> Any:
+        return constraints.integer_interval(0, self.topics.shape[-1] - 1)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        value = torch.as_tensor(value)
+        if self.topics.dim() == 2:
+            chosen = self.topics.mT[value]
+        else:
+            ndim = max(value.dim(), len(self.batch_shape))
+            batch = self.topics.shape[:-2]
+            topics = self.topics.reshape(*[1] * (ndim - len(batch)), *batch, *self.topics.shape[-2:]).mT
+            chosen = topics[(*_places(topics), value)]
+        return torch.linalg.vecdot(self.weights, chosen).log()
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        with torch.no_grad():
+            cumulated = self.weights.cumsum(-1)
+            cumulated = (cumulated / cumulated[..., -1:]).expand(*shape, -1)
+            uniform = torch.rand(*shape, 1, dtype=cumulated.dtype, device=cumulated.device)
+            assignment = torch.searchsorted(cumulated.contiguous(), uniform, right=True).squeeze(-1)
+            assignment = assignment.clamp(max=cumulated.shape[-1] - 1)
+            return TopicWord(self.topics, assignment, validate_args=False).sample()
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> MixedWord:
+        weights = self.weights.expand(*torch.Size(batch_shape), self.weights.shape[-1])
+        return MixedWord(weights, self.topics, validate_args=False)
+
+
+def _places(stacked: Tensor) -> list[Tensor]:
+    """Indices of the batch dimensions of ``[..., rows, columns]`` matrices, which broadcast over those."""
+    batch = stacked.shape[:-2]
+    return [
+        torch.arange(n, device=stacked.device).reshape([n if i == j else 1 for j in range(len(batch))])
+        for i, n in enumerate(batch)
+    ]
+
+
+def _flat_rows(places: tuple[Tensor, ...], sizes: torch.Size) -> Tensor:
+    """The number of a row of stacked matrices, counted through them all."""
+    flat = places[0]
+    for place, size in zip(places[1:], sizes[1:], strict=True):
+        flat = flat * size + place
+    return flat
+
+
+def _draw(rows: Tensor, chosen: Tensor) -> Tensor:
+    """A column from each chosen row of probabilities ``[rows, columns]``, by the inverse of its distribution function.
+
+    The functions of all rows, each raised by its number, make one ascending sequence to search in.
+    """
+    cumulated = rows.double().cumsum(-1)
+    cumulated = cumulated / cumulated[:, -1:]
+    raised = cumulated + torch.arange(len(rows), device=rows.device).unsqueeze(1)
+    uniform = torch.rand(chosen.shape, dtype=torch.float64, device=rows.device)
+    found = torch.searchsorted(raised.flatten(), chosen + uniform, right=True) - chosen * rows.shape[1]
+    return found.clamp(0, rows.shape[1] - 1)

@@ -1,0 +1,224 @@
+"""Latent Dirichlet allocation as Pyro programs: the model, with or without its topic assignments, and two guides.
+
+    beta_k ~ Dirichlet(topic_word_prior),   theta_d ~ Dirichlet(doc_topic_prior)
+    z_dn ~ Categorical(theta_d),            word_dn ~ Categorical(beta_k) for k = z_dn
+
+Tokens of one word in one document are alike, so they are one entry of the plate ``tokens``, whose log density counts
+as often as the word occurs.
+
+``model`` has the site ``z``, which coordinate ascent sums out. With ``marginal=True`` the words are Categorical(theta_d
+@ beta), the same likelihood without ``z``: for ``SVI`` with ``Trace_ELBO``, since Pyro's own enumeration takes no scale
+for each token.
+
+Source: [4] (106)-(109), Blei, Ng and Jordan 2003 for the model; Srivastava and Sutton 2017, "Autoencoding
+variational inference for topic models", for the amortised guide.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any, TypeAlias, cast
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from pyro.nn import PyroModule, PyroParam
+from torch import Tensor, nn
+from torch.distributions import constraints
+
+from pyro_latent.errors import DataError
+
+from .corpus import Corpus
+from .distributions import MixedWord, TopicWord
+
+__all__ = ["AmortizedGuide", "complete_priors", "guide", "model"]
+
+Prior: TypeAlias = float | Tensor | None
+
+
+def model(
+    corpus: Corpus,
+    num_topics: int,
+    *,
+    doc_topic_prior: Prior = None,
+    topic_word_prior: Prior = None,
+    marginal: bool = False,
+) -> None:
+    """Latent Dirichlet allocation; sites ``beta``, ``theta``, ``z`` (unless ``marginal``) and ``word``.
+
+    ``beta`` is in plate ``topics`` of size K, with event shape ``[V]``. ``theta`` is in plate ``documents``, with event
+    shape ``[K]``. ``z``, marked for parallel enumeration, and ``word`` are in plate ``tokens``, of one element for each
+    entry of the corpus, and are scaled by the counts. For a minibatch plate ``documents`` has the size of the whole,
+    and all of its documents' sites are scaled up by the same factor.
+
+    Args:
+        corpus: the documents.
+        num_topics: K, at least 1.
+        doc_topic_prior: α, concentration of the topics in a document, a number or shape ``[K]``, positive; default 1/K.
+        topic_word_prior: ξ, concentration of the words in a topic, a number or shape ``[V]``, positive; default 1/K.
+        marginal: whether to sum the topic assignments out.
+
+    Raises:
+        DataError: if ``corpus`` is not a :class:`Corpus`, or has no tokens.
+        ValueError: if K or a prior is not as above.
+
+    Source: [4] (106)-(108).
+    """
+    alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    if len(corpus.doc) == 0:
+        raise DataError("Expected a corpus with at least one token; got empty documents only.")
+    with pyro.plate("topics", num_topics):
+        beta = pyro.sample("beta", dist.Dirichlet(xi))
+    with _documents(corpus):
+        theta = pyro.sample("theta", dist.Dirichlet(alpha), infer=cast(Any, {"local": True}))
+    topics, weights = _over_tokens(beta), theta[..., corpus.doc, :]
+    with _tokens(corpus), poutine.scale(scale=corpus.count):
+        if marginal:
+            pyro.sample("word", MixedWord(weights, topics), obs=corpus.word)
+        else:
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("word", TopicWord(topics, z), obs=corpus.word)
+
+
+def _documents(corpus: Corpus) -> Any:
+    """The plate of documents: a minibatch is a subsample of the whole."""
+    if corpus.is_whole:
+        return pyro.plate("documents", corpus.num_documents)
+    return pyro.plate("documents", corpus.total_documents, subsample=corpus.index)
+
+
+def _tokens(corpus: Corpus) -> Any:
+    """The plate of entries: those of a minibatch count for as many as the whole has, by its share of the documents."""
+    entries = len(corpus.doc)
+    if corpus.is_whole:
+        return pyro.plate("tokens", entries)
+    whole: Any = entries * _upscaling(corpus)
+    return pyro.plate("tokens", whole, subsample=torch.arange(entries, device=corpus.doc.device))
+
+
+def _upscaling(corpus: Corpus) -> float:
+    return corpus.total_documents / corpus.num_documents
+
+
+def _over_tokens(beta: Tensor) -> Tensor:
+    """Topics ``[K, V]``; draws by several particles get a dimension that stands for the plate of tokens."""
+    return beta if beta.dim() == 2 else beta.unsqueeze(-3)
+
+
+def guide(
+    corpus: Corpus, num_topics: int, *, doc_topic_prior: Prior = None, topic_word_prior: Prior = None, **_: Any
+) -> None:
+    """Mean-field guide q(beta) q(theta) with parameters for each document, for ``SVI`` on the marginal model.
+
+    Parameters: ``topic_word`` λ, shape ``[K, V]``, and ``doc_topic`` γ, shape ``[D, K]`` for the D documents of the
+    whole corpus; a minibatch reads and trains its own rows. λ starts at the prior plus counts drawn from torch's random
+    state, γ at the prior plus an even share of an average document.
+
+    Args:
+        corpus: the documents.
+        num_topics: K.
+        doc_topic_prior, topic_word_prior: the model's.
+
+    Source: [4] (109).
+    """
+    alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    _guide_topics(corpus, num_topics, xi)
+    share = corpus.num_tokens / corpus.num_documents / num_topics
+    start = functools.partial(torch.Tensor.repeat, alpha + share, corpus.total_documents, 1)
+    gamma = pyro.param("doc_topic", start, constraint=constraints.positive)
+    with _documents(corpus):
+        pyro.sample("theta", dist.Dirichlet(gamma if corpus.is_whole else gamma[corpus.index]))
+
+
+def _guide_topics(corpus: Corpus, num_topics: int, xi: Tensor) -> None:
+    start = functools.partial(_topic_word_start, corpus, num_topics, xi)
+    lambda_ = pyro.param("topic_word", start, constraint=constraints.positive)
+    with pyro.plate("topics", num_topics):
+        pyro.sample("beta", dist.Dirichlet(lambda_))
+
+
+def _topic_word_start(corpus: Corpus, num_topics: int, xi: Tensor) -> Tensor:
+    """The prior plus each word's counts, dealt out to the topics by random proportions."""
+    totals = corpus.count.new_zeros(corpus.num_words).index_add_(0, corpus.word, corpus.count) * _upscaling(corpus)
+    shares = corpus.count.new_empty(num_topics, corpus.num_words).exponential_()
+    return xi + totals * shares / shares.sum(0)
+
+
+class AmortizedGuide(PyroModule):
+    """Guide q(beta) q(theta | words) whose document proportions come from a network, for ``SVI`` on the marginal model.
+
+    The network reads a document's relative word frequencies, through one hidden layer, and gives the concentrations of
+    its topics; so its size does not grow with the number of documents, and new ones need no fitting.
+
+    Args:
+        corpus: whose vocabulary and dtype it takes, and whose counts its topics start from.
+        num_topics: K.
+        hidden: units of the hidden layer.
+        doc_topic_prior, topic_word_prior: the model's.
+    """
+
+    prior: Tensor
+    topic_word: Any
+
+    def __init__(
+        self,
+        corpus: Corpus,
+        num_topics: int,
+        hidden: int = 64,
+        *,
+        doc_topic_prior: Prior = None,
+        topic_word_prior: Prior = None,
+    ) -> None:
+        super().__init__()
+        alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+        options: dict[str, Any] = {"dtype": corpus.count.dtype, "device": corpus.count.device}
+        self.num_topics = num_topics
+        self.words = nn.EmbeddingBag(corpus.num_words, hidden, mode="sum", **options)
+        self.output = nn.Sequential(nn.Softplus(), nn.Linear(hidden, num_topics, **options), nn.Softplus())
+        self.register_buffer("prior", alpha)
+        self.topic_word = PyroParam(_topic_word_start(corpus, num_topics, xi), constraints.positive)
+
+    def concentration(self, corpus: Corpus) -> Tensor:
+        """γ of each document, shape ``[D, K]``: the prior, plus a share of its length for each topic."""
+        lengths = corpus.lengths.clamp(min=1.0)
+        hidden = self.words(corpus.word, corpus.starts[:-1], per_sample_weights=corpus.count / lengths[corpus.doc])
+        shares: Tensor = self.output(hidden)
+        return self.prior + shares * lengths.unsqueeze(1) / self.num_topics
+
+    def forward(self, corpus: Corpus, num_topics: int, **_: Any) -> None:
+        """Sample ``beta`` and ``theta``; the arguments are the model's."""
+        if num_topics != self.num_topics:
+            raise ValueError(f"Expected {self.num_topics} topics, as the guide was made for; got {num_topics}.")
+        with pyro.plate("topics", num_topics):
+            pyro.sample("beta", dist.Dirichlet(self.topic_word))
+        with _documents(corpus):
+            pyro.sample("theta", dist.Dirichlet(self.concentration(corpus)))
+
+
+def complete_priors(
+    corpus: Corpus, num_topics: int, doc_topic_prior: Prior = None, topic_word_prior: Prior = None
+) -> tuple[Tensor, Tensor]:
+    """α of shape ``[K]`` and ξ of shape ``[V]``, in the corpus's dtype and on its device; 1 / K where none is given.
+
+    Raises:
+        DataError: if ``corpus`` is not a :class:`Corpus`.
+        ValueError: if K is not an integer of at least 1, or a prior is not positive or has another shape.
+    """
+    if not isinstance(corpus, Corpus):
+        raise DataError(f"Expected a Corpus; got {type(corpus).__name__}. Write as_corpus(data).")
+    if isinstance(num_topics, bool) or not isinstance(num_topics, int) or num_topics < 1:
+        raise ValueError(f"Expected num_topics to be an integer >= 1; got {num_topics!r}.")
+    return (
+        _concentration("doc_topic_prior", doc_topic_prior, num_topics, 1 / num_topics, corpus.count),
+        _concentration("topic_word_prior", topic_word_prior, corpus.num_words, 1 / num_topics, corpus.count),
+    )
+
+
+def _concentration(name: str, value: Prior, size: int, default: float, like: Tensor) -> Tensor:
+    found = torch.as_tensor(default if value is None else value, dtype=like.dtype, device=like.device)
+    if list(found.shape) not in ([], [size]):
+        raise ValueError(f"Expected {name} to be a number or of shape [{size}]; got shape {list(found.shape)}.")
+    if not bool(((found > 0) & found.isfinite()).all()):
+        raise ValueError(f"Expected {name} to be positive and finite; got {value}.")
+    return found.expand(size).contiguous()

@@ -1,0 +1,150 @@
+"""The closed-form coordinate updates of LDA, as plain functions; they use nothing of the engine, and can judge it.
+
+``updates`` goes to ``handlers.closed_form(lda.model, lda.updates)``. Each takes the current posteriors by site and the
+model's own arguments, and returns its site's new posterior. In the notes' words φ is q(z), γ is q(theta), λ is q(beta).
+
+Source: [4] (110)-(118), or (131)-(139) by writing out the ELBO.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from .corpus import Corpus
+from .kernels import document_step
+from .model import Prior, complete_priors
+
+__all__ = [
+    "expected_log",
+    "fast_updates",
+    "update_beta",
+    "update_theta",
+    "update_theta_to_convergence",
+    "update_z",
+    "updates",
+]
+
+#: A document has converged when its concentrations move by less than this on average, or after so many steps.
+_TOLERANCE, _MOST_STEPS = 1e-4, 500
+
+
+def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Any) -> dist.Categorical:
+    """φ_nk ∝ exp(E log θ_dk + E log β_kw), for each entry n, of word w in document d.
+
+    Args:
+        q: current posteriors; ``q["theta"]`` and ``q["beta"]`` are read.
+        corpus: the documents.
+        num_topics: K.
+        **priors: the model's; not used.
+
+    Returns:
+        A Categorical of batch shape ``[entries]``.
+
+    Source: [4] (113), (139).
+    """
+    theta, beta = expected_log(q["theta"].concentration), expected_log(q["beta"].concentration)
+    return dist.Categorical(probs=torch.softmax(theta[corpus.doc] + beta.mT[corpus.word], -1))
+
+
+def update_theta(
+    q: Mapping[Any, Any],
+    corpus: Corpus,
+    num_topics: int,
+    *,
+    doc_topic_prior: Prior = None,
+    topic_word_prior: Prior = None,
+    **_: Any,
+) -> dist.Dirichlet:
+    """γ_dk = α_k + Σ_n φ_dnk, over the tokens of a document.
+
+    Args:
+        q: current posteriors; ``q["z"]`` is read.
+        corpus: the documents.
+        num_topics: K.
+        doc_topic_prior, topic_word_prior: the model's.
+
+    Returns:
+        A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
+
+    Source: [4] (117), (136).
+    """
+    alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    share = corpus.count.unsqueeze(1) * q["z"].probs
+    return dist.Dirichlet(alpha + share.new_zeros(corpus.num_documents, num_topics).index_add_(0, corpus.doc, share))
+
+
+def update_beta(
+    q: Mapping[Any, Any],
+    corpus: Corpus,
+    num_topics: int,
+    *,
+    doc_topic_prior: Prior = None,
+    topic_word_prior: Prior = None,
+    **_: Any,
+) -> dist.Dirichlet:
+    """λ_kv = ξ_v + Σ_dn φ_dnk 1[w_dn = v], over all tokens; those of a minibatch stand for the whole corpus.
+
+    Args:
+        q: current posteriors; ``q["z"]`` is read.
+        corpus: the documents.
+        num_topics: K.
+        doc_topic_prior, topic_word_prior: the model's.
+
+    Returns:
+        A Dirichlet of batch shape ``[K]`` and event shape ``[V]``.
+
+    Source: [4] (118), (133).
+    """
+    _alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    share = corpus.count.unsqueeze(1) * q["z"].probs * (corpus.total_documents / corpus.num_documents)
+    return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
+
+
+def expected_log(concentration: Tensor) -> Tensor:
+    """E log x of Dirichlets, ψ(a_k) − ψ(Σ a), over the last dimension; of the concentration's shape."""
+    return torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))
+
+
+def update_theta_to_convergence(
+    q: Mapping[Any, Any],
+    corpus: Corpus,
+    num_topics: int,
+    *,
+    doc_topic_prior: Prior = None,
+    topic_word_prior: Prior = None,
+    **_: Any,
+) -> dist.Dirichlet:
+    """γ and φ of each document in turn, (113) and (117), until γ stays: the whole document step by the fast kernel.
+
+    It is as good as rounds of the two updates without end, and takes the place of up to a hundred of them:
+    ``CAVI(model, guide, local_steps=2)`` then sweeps over documents at their optimum, with ``z`` derived.
+
+    Args:
+        q: current posteriors; ``q["theta"]``, where it starts, and ``q["beta"]`` are read.
+        corpus: the documents.
+        num_topics: K.
+        doc_topic_prior, topic_word_prior: the model's.
+
+    Returns:
+        A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
+
+    Source: [4] (113), (117).
+    """
+    alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    start, topics = q["theta"].concentration, q["beta"].concentration
+    step = document_step(
+        corpus, topics, alpha, start=start, tol=_TOLERANCE, max_steps=_MOST_STEPS, statistics=False, bound=False
+    )
+    return dist.Dirichlet(step.gamma)
+
+
+updates: dict[str, Callable[..., Any]] = {"z": update_z, "theta": update_theta, "beta": update_beta}
+"""The closed-form updates by site."""
+
+fast_updates: dict[str, Callable[..., Any]] = {"theta": update_theta_to_convergence}
+"""The document step by its kernel; the other sites by the engine."""
