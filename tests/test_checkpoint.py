@@ -20,6 +20,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, RobbinsMonro
 from pyro_latent.checkpoint import read_checkpoint, write_checkpoint
+from pyro_latent.infer.monte_carlo_em import MonteCarloEM
 
 
 def mixture(x: Tensor, size: int | None = None) -> None:
@@ -97,6 +98,48 @@ def test_a_run_that_was_killed_ends_where_the_unkilled_one_does(name: str, step:
     pyro.clear_param_store()
     torch.testing.assert_close(resumed.elbo, whole.elbo, rtol=1e-11, atol=1e-11)
     assert (resumed.num_steps, resumed.converged) == (whole.num_steps, whole.converged)
+
+
+def hierarchical(x: Tensor) -> None:
+    """A continuous latent for each row: the E-step of Monte Carlo EM is a chain."""
+    spread = pyro.param("spread", x.new_tensor(1.0), constraint=constraints.positive)
+    with pyro.plate("rows", len(x)):
+        z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), spread))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+class Interrupted(MonteCarloEM):
+    """A run that is killed in a step."""
+
+    left = 3
+
+    def step(self, *args: Any, **kwargs: Any) -> float:
+        self.left -= 1
+        if self.left < 0:
+            raise Killed
+        return super().step(*args, **kwargs)
+
+
+@pytest.mark.parametrize("model", [likelihood, hierarchical])
+def test_monte_carlo_em_that_was_killed_ends_where_the_unkilled_one_does(
+    model: Callable[..., Any], tmp_path: Path
+) -> None:
+    x, path = clusters(12), tmp_path / "run.pt"
+    settings: dict[str, Any] = {"num_samples": 5, "warmup": 10, "burn_in": 2, "max_tree_depth": 3}
+    torch.manual_seed(7)
+    whole = MonteCarloEM(model, **settings).run(x, max_steps=5)
+    pyro.clear_param_store()
+    torch.manual_seed(7)
+    with pytest.raises(Killed):
+        Interrupted(model, **settings).run(x, max_steps=5, checkpoint=path, checkpoint_every=2)
+    pyro.clear_param_store()
+    torch.manual_seed(99)
+    resumed = MonteCarloEM(model, **settings).run(x, max_steps=5, checkpoint=path)
+    torch.testing.assert_close(resumed.q_function, whole.q_function, rtol=1e-9, atol=1e-9)
+    for name, values in whole.params.items():
+        torch.testing.assert_close(resumed.params[name], values, rtol=1e-9, atol=1e-9)
+    with pytest.raises(CheckpointError, match="other data or with other settings"):
+        MonteCarloEM(model, **settings).run(x + 1, max_steps=5, checkpoint=path)
 
 
 SCRIPT = """

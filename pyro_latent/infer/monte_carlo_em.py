@@ -13,6 +13,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -22,8 +24,10 @@ from pyro.infer import NUTS, infer_discrete
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ModelError
+from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from ..errors import CheckpointError, ModelError
 from .particles import Particles
+from .place import fingerprint
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,6 +82,7 @@ class MonteCarloEM:
         self.gradient_steps = gradient_steps
         self.max_tree_depth = max_tree_depth
         self._sampler: Callable[[], dict[str, Tensor]] | None = None
+        self._chain: _Chain | None = None
         self._particles: Particles | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -87,20 +92,93 @@ class MonteCarloEM:
             self._sampler = self._make_sampler(args, kwargs)
         return self._m_step(self._particles, self._sampler())
 
-    def run(self, *args: Any, max_steps: int = 50, progress: bool = False, **kwargs: Any) -> MonteCarloEMResult:
-        """``max_steps`` steps from the parameters' values in the store; the arguments are the model's."""
-        self._particles = self._sampler = None
-        q_function, history = [], []
-        for _ in tqdm(range(max_steps), disable=not progress, desc="Monte Carlo EM"):
+    def run(
+        self,
+        *args: Any,
+        max_steps: int = 50,
+        progress: bool = False,
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_every: int = 5,
+        **kwargs: Any,
+    ) -> MonteCarloEMResult:
+        """``max_steps`` steps from the parameters' values in the store; the arguments are the model's.
+
+        Args:
+            args, kwargs: the model's arguments.
+            max_steps: the number of steps.
+            progress: whether to show a progress bar.
+            checkpoint: a file that the run is written to, and goes on from where it exists: a run that was killed ends
+                where it would have ended.
+            checkpoint_every: the number of steps between writes.
+
+        Raises:
+            CheckpointError: if the file is of other data or settings.
+        """
+        self._particles = self._sampler = self._chain = None
+        task = {"data": fingerprint(args, kwargs), "settings": self._settings()}
+        q_function: list[float] = []
+        history: list[dict[str, Tensor]] = []
+        if checkpoint is not None and Path(checkpoint).exists():
+            q_function, history = self._resume(checkpoint, task, args, kwargs)
+        steps = range(len(history), max_steps)
+        for _ in tqdm(steps, initial=len(history), total=max_steps, disable=not progress, desc="Monte Carlo EM"):
             q_function.append(-self.step(*args, **kwargs))
             history.append({name: pyro.param(name).detach().clone() for name in self._names(args, kwargs)})
+            if checkpoint is not None and (len(history) % checkpoint_every == 0 or len(history) == max_steps):
+                self._write(checkpoint, task, q_function, history)
         params = {name: torch.stack([values[name] for values in history]) for name in history[0]}
         return MonteCarloEMResult(torch.tensor(q_function, dtype=torch.float64), params)
 
+    # Checkpoints.
+
+    def _settings(self) -> list[int]:
+        return [self.num_samples, self.burn_in, self.warmup, self.gradient_steps, self.max_tree_depth]
+
+    def _write(
+        self,
+        path: str | PathLike[str],
+        task: dict[str, Any],
+        q_function: list[float],
+        history: list[dict[str, Tensor]],
+    ) -> None:
+        store = pyro.get_param_store()
+        content = {
+            "task": task,
+            "q_function": q_function,
+            "history": history,
+            "params": {name: store._params[name].detach() for name in history[-1]},
+            "chain": None if self._chain is None else self._chain.state(),
+            "random": random_state(),
+        }
+        write_checkpoint(path, "MonteCarloEM", content)
+
+    def _resume(
+        self, path: str | PathLike[str], task: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[list[float], list[dict[str, Tensor]]]:
+        content = read_checkpoint(path, "MonteCarloEM")
+        if content["task"] != task:
+            raise CheckpointError(
+                f"Expected a checkpoint of this run in {str(path)!r}; got one on other data or with other settings. "
+                "Delete it to start anew, or name another file."
+            )
+        self._particles = Particles(self.model, None, args, kwargs)  # it puts the parameters into the store
+        with torch.no_grad():
+            for name, value in content["params"].items():
+                pyro.get_param_store()._params[name].copy_(value)
+        self._sampler = self._make_sampler(args, kwargs, content["chain"])
+        if self._chain is None:
+            self._sampler()  # the first draws check themselves by further ones, and the killed run had made them
+        restore_random_state(content["random"])
+        return content["q_function"], content["history"]
+
     # The E-step.
 
-    def _make_sampler(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], dict[str, Tensor]]:
-        """What draws ``num_samples`` values of the latents at the parameters as they are."""
+    def _make_sampler(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], chain: dict[str, Any] | None = None
+    ) -> Callable[[], dict[str, Tensor]]:
+        """What draws ``num_samples`` values of the latents at the parameters as they are; a chain goes on from its
+        state.
+        """
         assert self._particles is not None
         discrete, latent = sorted(self._particles.marked), sorted(self._particles.latents)
         if not latent or discrete not in ([], latent):
@@ -108,7 +186,10 @@ class MonteCarloEM:
                 f"Expected latents of one kind, discrete or not; got {latent}, of which {discrete} are marked for "
                 "enumeration. Use EM, or sum the discrete ones out by hand."
             )
-        return self._exact_draws(args, kwargs) if discrete else self._nuts_draws(args, kwargs)
+        if discrete:
+            return self._exact_draws(args, kwargs)
+        self._chain = _Chain(self, args, kwargs, chain)
+        return self._chain.draws
 
     def _exact_draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], dict[str, Tensor]]:
         assert self._particles is not None
@@ -116,20 +197,6 @@ class MonteCarloEM:
         guide = poutine.block(posterior, hide_fn=lambda msg: msg["type"] != "sample" or msg["is_observed"])
         drawn = Particles(self.model, guide, args, kwargs)
         return lambda: drawn.draw(self.num_samples).values
-
-    def _nuts_draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], dict[str, Tensor]]:
-        kernel = NUTS(self.model, max_tree_depth=self.max_tree_depth)
-        kernel.setup(self.warmup, *args, **kwargs)
-        kernel.initial_params = _run_chain(kernel, kernel.initial_params, self.warmup)[-1]
-
-        def draws() -> dict[str, Tensor]:
-            kernel.clear_cache()  # it holds the potential at the parameters of the last E-step
-            chain = _run_chain(kernel, kernel.initial_params, self.burn_in + self.num_samples)
-            kernel.initial_params = chain[-1]
-            free = {n: torch.stack([z[n] for z in chain[self.burn_in :]]) for n in chain[-1]}
-            return {name: kernel.transforms[name].inv(value) for name, value in free.items()}
-
-        return draws
 
     # The M-step.
 
@@ -163,6 +230,43 @@ class MonteCarloEM:
         if not names:
             raise ModelError("Expected a model with pyro.param sites; got none. Use MCMC for a model without.")
         return names
+
+
+class _Chain:
+    """A chain of NUTS that goes on from one E-step to the next, and from a saved state."""
+
+    def __init__(
+        self, driver: MonteCarloEM, args: tuple[Any, ...], kwargs: dict[str, Any], state: dict[str, Any] | None
+    ) -> None:
+        self._steps = (driver.burn_in, driver.num_samples)
+        if state is None:
+            self._kernel = NUTS(driver.model, max_tree_depth=driver.max_tree_depth)
+            self._kernel.setup(driver.warmup, *args, **kwargs)
+            self._kernel.initial_params = _run_chain(self._kernel, self._kernel.initial_params, driver.warmup)[-1]
+            return
+        fixed: dict[str, Any] = {"adapt_step_size": False, "adapt_mass_matrix": False}
+        depth = driver.max_tree_depth
+        self._kernel = NUTS(driver.model, step_size=state["step_size"], max_tree_depth=depth, **fixed)
+        self._kernel.setup(0, *args, **kwargs)
+        self._kernel.mass_matrix_adapter.inverse_mass_matrix = dict(state["inverse_mass_matrix"])
+        self._kernel.initial_params = dict(state["place"])
+
+    def state(self) -> dict[str, Any]:
+        """Where the chain is, and what it has adapted to, in plain types and tensors."""
+        return {
+            "place": dict(self._kernel.initial_params),
+            "step_size": float(self._kernel.step_size),
+            "inverse_mass_matrix": [(names, m) for names, m in self._kernel.inverse_mass_matrix.items()],
+        }
+
+    def draws(self) -> dict[str, Tensor]:
+        """``num_samples`` values of the latents at the parameters as they are."""
+        burn_in, count = self._steps
+        self._kernel.clear_cache()  # it holds the potential at the parameters of the last E-step
+        chain = _run_chain(self._kernel, self._kernel.initial_params, burn_in + count)
+        self._kernel.initial_params = chain[-1]
+        free = {n: torch.stack([z[n] for z in chain[burn_in:]]) for n in chain[-1]}
+        return {name: self._kernel.transforms[name].inv(value) for name, value in free.items()}
 
 
 def _run_chain(kernel: Any, start: dict[str, Tensor], steps: int) -> list[dict[str, Tensor]]:
