@@ -45,3 +45,24 @@ def test_the_elbo_is_that_of_the_cpu(model: Callable[..., Any], args: tuple[Any,
     found = CAVI(model, there).run(*on_gpu, tol=1e-12).elbo[-1]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     assert all(buffer.is_cuda for buffer in there.buffers())
+
+
+def mixture(x: Tensor, size: int) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
+    with pyro.plate("components", 2):
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 10.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("settings", [{"step_size": 0.5}, {"memoised": True}], ids=str)
+def test_steps_on_minibatches_are_those_of_the_cpu(settings: dict[str, Any]) -> None:
+    data = rows(400, 1)[:, 0] + 6 * (torch.arange(400) % 2)
+    start = {"mean": torch.tensor([-1.0, 1.0], dtype=torch.float64)}
+    here, there = AutoConjugate(mixture, init=start), AutoConjugate(mixture, init=start)
+    batches = [(part,) for part in data.split(100)]
+    on_gpu = [(part.cuda(),) for part in data.split(100)]
+    expected = CAVI(mixture, here, **settings).run_batches(batches, epochs=3, tol=0.0, size=400)
+    found = CAVI(mixture, there, **settings).run_batches(on_gpu, epochs=3, tol=0.0, size=400)
+    torch.testing.assert_close(found.elbo, expected.elbo, rtol=1e-9, atol=0)
