@@ -168,6 +168,7 @@ class AutoConjugate(AutoGuide):
         self._reading: tuple[Any, Prepared] | None = None
         self._best = 0
         self._revision = 0
+        self._is_loaded = False
         #: Whether q is q(β) q(z | β), the sites of a data plate given a draw of the others, as structured inference
         #: fits it; drivers set it.
         self.structured = False
@@ -202,6 +203,11 @@ class AutoConjugate(AutoGuide):
     def revision(self) -> int:
         """A number that changes with the state."""
         return self._revision
+
+    @property
+    def has_program(self) -> bool:
+        """Whether the model has been recorded since the guide was made or loaded."""
+        return self._program is not None
 
     @property
     def pending_starts(self) -> dict[str, Tensor]:
@@ -269,6 +275,11 @@ class AutoConjugate(AutoGuide):
             before=known.recording if known is not None and fitted and not predict else None,
             **kwargs,
         )
+        unknown = [name for name in self.point if name not in recording.latents]
+        if unknown and not predict:
+            raise ModelError(
+                f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
+            )
         program = Program(recording, self._joint)
         call = _Call.of(args, kwargs)
         if fitted:
@@ -294,6 +305,9 @@ class AutoConjugate(AutoGuide):
         call.
         """
         now = _param_versions(program)
+        if self._is_loaded:  # what was loaded goes before what the store happens to hold
+            self._is_loaded, self._params_seen = False, now
+            return state
         store = pyro.get_param_store()
         for key, block in program.blocks.items():
             name = block.sites[0].name
@@ -419,7 +433,7 @@ class AutoConjugate(AutoGuide):
             outer = _draws_shape(program, values)
             state, means = _given(program, state, values, local, outer.numel())
             for key in local:
-                nesting = program.recording.max_plate_nesting - len(program.blocks[key].batch_shape)
+                nesting = _guide_nesting(program) - len(program.blocks[key].sites[0].batch_shape)
                 lead = (*outer, *[1] * nesting) if outer else ()
                 natural = Natural(**{n: t.reshape(*lead, *t.shape[1:]) for n, t in state[key].items()})
                 self._sample_block(program.blocks[key], natural, plates, values)
@@ -434,7 +448,7 @@ class AutoConjugate(AutoGuide):
             return values
         drawn: dict[str, Tensor] = {}
         for site in sites:
-            probs = responsibilities(program, means, [site], drawn)[site.name]
+            probs = responsibilities(program, means, [site], drawn, _guide_nesting(program))[site.name]
             probs = (
                 probs[0] if len(probs) == 1 else _beside_plates(probs, outer or _draws_shape(program, drawn), program)
             )
@@ -479,6 +493,8 @@ class AutoConjugate(AutoGuide):
 
         They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
         """
+        if isinstance(quantiles, int | float):
+            raise TypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
         wrong = [q for q in quantiles if not 0 < q < 1]
         if wrong:
             raise ValueError(f"Expected quantiles in (0, 1); got {wrong}.")
@@ -570,6 +586,7 @@ class AutoConjugate(AutoGuide):
                     self.register_buffer(local, torch.empty_like(tensor))
             self._program = self._call = None
             self._starts = {}
+            self._is_loaded = True
             self._revision += 1
         super()._load_from_state_dict(state_dict, prefix, *args)
 
@@ -631,9 +648,17 @@ def _plate(plate: Plate) -> pyro.plate:
     return pyro.plate(plate.name, plate.size, dim=plate.dim)
 
 
+def _guide_nesting(program: Program) -> int:
+    """The depth of the plates that the guide itself has sites in."""
+    sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+    used = [p for s in sites for p in s.plates]
+    used += [p for plates in program.recording.hidden.values() for p in plates]
+    return max((-p.dim for p in used), default=0)
+
+
 def _draws_shape(program: Program, values: dict[str, Tensor]) -> torch.Size:
     """The dimensions that values have to the left of all plates: particles."""
-    nesting = program.recording.max_plate_nesting
+    nesting = _guide_nesting(program)
     outer = torch.Size()
     for name, value in values.items():
         event = program.recording.scored[name].event_dim
@@ -666,7 +691,7 @@ def _beside_plates(probs: Tensor, outer: torch.Size, program: Program) -> Tensor
     plates.
     """
     plates = probs.shape[1:-1]
-    nesting = program.recording.max_plate_nesting
+    nesting = _guide_nesting(program)
     return probs.reshape(*outer, *[1] * (nesting - len(plates)), *plates, probs.shape[-1])
 
 

@@ -136,6 +136,7 @@ class RecordMessenger(Messenger):
         self.is_alone = False  # whether no scan went before
         self.subsamples: dict[str, Tensor] = {}
         self.redraws = False
+        self.declares_size = False
         self.like = like
         self.max_plate_nesting = max_plate_nesting
         self.point = point
@@ -170,6 +171,7 @@ class RecordMessenger(Messenger):
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
+        self.declares_size |= msg["fn"].subsample_size is not None or msg["value"] is not None
         if msg["value"] is not None or msg["done"]:
             return
         if msg["name"] in self.subsamples:
@@ -235,10 +237,19 @@ class RecordMessenger(Messenger):
             return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
         matrix = isinstance(base_constraint(fn.support), type(constraints.positive_definite))
         symbol = Expression.latent(msg["name"], value, ends_in_simplex(fn.support), is_matrix=matrix)
-        origin = self.origins.get(msg["name"])
+        origin = self._origin(msg["name"], shape)
         if origin is not None:
             symbol = symbol + Expression.constant(origin)
         return RandomTensor(value, symbol)
+
+    def _origin(self, name: str, shape: torch.Size) -> Tensor | None:
+        """The constant that a location is measured from; for data of another size, its mean over what has changed."""
+        origin = self.origins.get(name)
+        if origin is None or origin.ndim > len(shape):
+            return origin
+        last = shape[len(shape) - origin.ndim :]
+        changed = [i for i, (n, size) in enumerate(zip(origin.shape, last, strict=True)) if n not in (1, size)]
+        return origin.mean(changed, keepdim=True) if changed else origin
 
     def _is_point(self, msg: Any) -> bool:
         return msg["infer"].get("estimate") == "point" or msg["name"] in self.point
@@ -311,7 +322,10 @@ class RecordMessenger(Messenger):
                 continue
             if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
                 continue  # one latent for each observation: its own data is no common origin
-            self.found_origins[site] = mean_over(value, factor.axes)
+            parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
+            gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
+            origin = mean_over(value, factor.axes)
+            self.found_origins[site] = origin.mean(gone, keepdim=True) if gone else origin
             return
 
     def _plate(self, frame: Any) -> Plate:
@@ -341,7 +355,7 @@ class RecordMessenger(Messenger):
         shape = msg["value"].shape
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
         check_plates(name, batch, plates, frozenset(), "latent")
-        origin = self.origins.get(name)
+        origin = self._origin(name, shape)
         site = LatentSite(
             name,
             family_class(base),
@@ -392,6 +406,11 @@ class RecordMessenger(Messenger):
             len(fn.event_shape),
             parents,
         )
+
+
+def _is_part(frame: Any) -> bool:
+    """Whether a plate holds a part of the data only."""
+    return frame.vectorized and frame.full_size is not None and frame.size != frame.full_size
 
 
 #: Distributions with an argument that moves with the data.
@@ -513,7 +532,8 @@ def record(
         like = _data_like(scan.observations, scan.like.double() if torch.float64 in scan.dtypes else scan.like)
         found = scan.found_origins if origins is None else origins
         messenger = RecordMessenger(like, scan.nesting, found, point, rescale)
-        messenger.marked, messenger.subsamples, messenger.redraws = scan.marked, scan.subsamples, scan.redraws
+        messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
+        messenger.redraws, messenger.declares_size = scan.redraws, scan.declares_size
         _run(model, args, kwargs, messenger)
     like = messenger.like
     if known is None:
@@ -531,6 +551,7 @@ def record(
         hidden,
         messenger.redraws,
         rescale,
+        messenger.declares_size,
     )
 
 
@@ -547,6 +568,10 @@ def _scanned(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     guess = _first_guess(args, kwargs)
     try:
         return _scan(model, args, kwargs, guess)
+    except ZeroDivisionError as error:
+        raise DataError(
+            f"Expected data in every plate; got a plate of size 0 ({error}). Leave empty batches out."
+        ) from None
     except RuntimeError as error:
         if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
             raise

@@ -100,6 +100,60 @@ def test_a_run_that_was_killed_ends_where_the_unkilled_one_does(name: str, step:
     assert (resumed.num_steps, resumed.converged) == (whole.num_steps, whole.converged)
 
 
+@pytest.mark.parametrize("own_generator", [False, True])
+def test_a_run_killed_at_the_end_of_a_pass_goes_on_with_the_next(own_generator: bool, tmp_path: Path) -> None:
+    x, path = clusters(), tmp_path / "run.pt"
+
+    def run(**more: Any) -> Any:
+        generator = torch.Generator().manual_seed(5) if own_generator else None
+        loader = DataLoader(TensorDataset(x), batch_size=60, shuffle=True, generator=generator)
+        driver = CAVI(mixture, AutoConjugate(mixture), step_size=RobbinsMonro())
+        return driver.run_batches(loader, epochs=3, size=400, **more)
+
+    torch.manual_seed(7)
+    whole = run()
+    for kill, every in ((8, 7), (11, 5)):
+        torch.manual_seed(7)
+        path.unlink(missing_ok=True)
+        with pytest.raises(Killed):
+            run(checkpoint=path, checkpoint_every=every, callback=killer(kill))
+        torch.manual_seed(99)
+        torch.testing.assert_close(run(checkpoint=path, checkpoint_every=every).elbo, whole.elbo, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("name", ["coordinate ascent", "em", "stochastic", "memoised"])
+def test_a_finished_run_that_is_started_again_returns_what_it_reached(name: str, tmp_path: Path) -> None:
+    x = clusters()
+    torch.manual_seed(7)
+    first = RUNS[name](x, {"checkpoint": tmp_path / "run.pt"})
+    pyro.clear_param_store()
+    again = RUNS[name](x, {"checkpoint": tmp_path / "run.pt"})
+    pyro.clear_param_store()
+    assert torch.equal(again.elbo, first.elbo)
+
+
+def test_loaded_parameters_go_before_those_in_the_store(tmp_path: Path) -> None:
+    x = clusters()
+    driver = EM(likelihood)
+    driver.run(x)
+    fitted = driver.guide.params()["mean"]
+    driver.save(tmp_path / "em.pt")
+    pyro.clear_param_store()
+    pyro.param("mean", x.new_tensor([-1.0, 0.0, 1.0]))
+    other = EM(likelihood)
+    other.load(tmp_path / "em.pt")
+    other.step(x)
+    torch.testing.assert_close(other.guide.params()["mean"], fitted, atol=1e-3, rtol=0)
+    pyro.clear_param_store()
+
+
+def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
+    x, path = clusters(), tmp_path / "run.pt"
+    CAVI(mixture, AutoConjugate(mixture), step_size=0.5).run_batches(batches(x), size=400, checkpoint=path)
+    with pytest.raises(CheckpointError, match="on the same data"):
+        CAVI(mixture, AutoConjugate(mixture), step_size=0.5).run_batches(batches(x + 50), size=400, checkpoint=path)
+
+
 def hierarchical(x: Tensor) -> None:
     """A continuous latent for each row: the E-step of Monte Carlo EM is a chain."""
     spread = pyro.param("spread", x.new_tensor(1.0), constraint=constraints.positive)

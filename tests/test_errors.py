@@ -1066,3 +1066,17 @@ def test_the_coercion_hook_is_gone_after_success_and_failure(x: Tensor) -> None:
     with pytest.raises(NotConjugateError):
         CAVI(scale_is_tau, AutoConjugate(scale_is_tau)).step(x)
     assert COERCIONS == []
+
+
+def test_point_names_latent_sites() -> None:
+    x = torch.randn(20).double()
+    with pytest.raises(ModelError, match=r"Expected point to name continuous latent sites of .*; got \['typo'\]"):
+        CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model, point=["typo"])).step(x)
+
+
+def test_quantiles_are_a_list() -> None:
+    x = torch.randn(20).double()
+    guide = AutoConjugate(normal_gamma.model)
+    CAVI(normal_gamma.model, guide).step(x)
+    with pytest.raises(TypeError, match=r"a list of quantiles, such as \[0.5\]"):
+        guide.quantiles(0.5)  # type: ignore[arg-type]

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
 from ..errors import CheckpointError, ElboDecreaseError, ModelError
 from ..guide import AutoConjugate
-from ..objective import BlockKey, Bound, Program, State
+from ..objective import Block, BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
 from .natural_gradient import draws_of
 from .place import Place, fingerprint
@@ -52,6 +52,15 @@ class CAVIResult:
     restarts: Tensor
 
 
+def _place(block: Block) -> tuple[bool, int, bool, int]:
+    """Where a block comes by default: parameters last; the most elements first, and of as many, locations first.
+
+    A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
+    lose the start that the data gave them.
+    """
+    return (block.is_param, -block.batch_shape.numel(), block.family.location is None, -block.numel)
+
+
 class _Memory(NamedTuple):
     """What the last step left for the next one, and for which recording and state it holds."""
 
@@ -68,8 +77,8 @@ class CAVI:
         model: a Pyro model.
         guide: an :class:`~pyro_latent.AutoConjugate` of that model.
         order: the sites in the order of their updates; a discrete site's name stands for the elimination of all
-            discrete sites. By default the blocks with the most elements come first, after the discrete sites;
-            parameters come last.
+            discrete sites. By default the blocks with the most elements come first, after the discrete sites, and of
+            as many elements locations before scales; parameters come last.
         local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others;
             by default once, and on minibatches up to 100 times.
         local_tol: stop these early once no mean parameter of theirs changes by more than this; by default never, and
@@ -185,7 +194,8 @@ class CAVI:
         if isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
         exact = self._steps is None
-        place = Place(self, checkpoint, checkpoint_every, {"data": fingerprint(args, kwargs)})
+        task = {} if checkpoint is None else {"data": fingerprint(args, kwargs)}
+        place = Place(self, checkpoint, checkpoint_every, task)
         history = place.history
         converged = exact and _has_settled(history, tol)
         with (
@@ -198,6 +208,8 @@ class CAVI:
                 converged = exact and _has_settled(history, tol)
                 place.write()
         place.write(last=True)
+        if history and not self.guide.has_program:  # a finished run was loaded
+            self.guide.program(*args, **kwargs)
         return self._result(history, converged)
 
     def run_batches(
@@ -243,7 +255,8 @@ class CAVI:
             raise TypeError(
                 "Expected batches that can be iterated over again, such as a list or a DataLoader; got an iterator."
             )
-        place = Place(self, checkpoint, checkpoint_every, {"data": fingerprint((), kwargs)})
+        task = {} if checkpoint is None else {"data": [_data_of(batches), fingerprint(kwargs)]}
+        place = Place(self, checkpoint, checkpoint_every, task)
         history, ends = place.history, place.ends
         converged = self._passed(history, ends, tol)
         total = epochs * len(batches) if isinstance(batches, Sized) else None
@@ -262,15 +275,20 @@ class CAVI:
                 ends.append(len(history))
                 converged = self._passed(history, ends, tol)
         place.write(last=True)
+        if history and not self.guide.has_program:
+            args, more = _arguments(next(iter(batches)))
+            self.guide.program(*args, **(more | kwargs))
         return self._result(history, converged)
 
-    def step_piece(self, piece: Hashable, *args: Any, **kwargs: Any) -> float:
+    def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
         """With ``memoised=True``, one step on a piece of the data; the exact −ELBO of all pieces seen so far.
 
         Args:
-            piece: what the piece is known by, such as its number; it must stand for the same data at each pass.
+            piece: what the piece is known by, a number or a name; it must stand for the same data at each pass.
             args, kwargs: the model's arguments for that piece.
         """
+        if not isinstance(piece, int | str):
+            raise TypeError(f"Expected a piece to be known by an integer or a string; got {piece!r}.")
         if not isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
         return -max(self._steps.step(self, piece, Call(args, kwargs)))
@@ -300,7 +318,7 @@ class CAVI:
         program, state = self.guide.reading(*args, **kwargs)
         local = [key for key in program.blocks if program.is_local(key)]
         values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
-        drawn = at_draws(program, state, values, draws)
+        drawn = at_draws(program, state, values, draws, Call(args, kwargs))
         settle(self, drawn, local, LOCAL_STEPS, LOCAL_TOL)
         elbo = structured_elbo(program, state, program.means(state), drawn, local)
         return float(elbo.mean()), float(elbo.std() / math.sqrt(draws))
@@ -354,10 +372,12 @@ class CAVI:
         values = torch.tensor(history, dtype=torch.float64)
         if not history:
             return CAVIResult(torch.empty(0, dtype=torch.float64), False, 0, torch.empty(0, dtype=torch.float64))
-        best = int(values[-1].argmax())
+        best = self.guide.best
         if values.shape[1] > 1:
             self.guide.collapse(best)
             self._memory = None
+            if self._steps is not None:
+                self._steps.keep(best)
         self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone())
 
@@ -370,7 +390,7 @@ class CAVI:
             return self._steps.step(self, Call(args, kwargs))
         prepared = self.guide.prepare(args, kwargs)
         program = prepared.program
-        _check_whole(program)
+        check_whole(program)
         before = self._memory
         if before is not None and not (before.program is program and before.revision == self.guide.revision):
             before = None
@@ -381,6 +401,7 @@ class CAVI:
         bound = sweep.bound()
         elbo = self._checked(sweep, bound, before, state)
         self.guide.commit(prepared, sweep.state)
+        self.guide.structured = False
         self.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
         self._memory = _Memory(program, self.guide.revision, bound, elbo)
         return elbo
@@ -396,8 +417,7 @@ class CAVI:
     def sites(self, program: Program) -> list[BlockKey | None]:
         """The blocks in the order of their updates; None stands for the discrete sites."""
         if self.order is None:
-            largest = sorted(program.blocks.values(), key=lambda b: (b.is_param, -b.numel))
-            return [block.key for block in largest]
+            return [block.key for block in sorted(program.blocks.values(), key=_place)]
         places = {s.name: block.key for block in program.blocks.values() for s in block.sites}
         unknown = [name for name in self.order if name not in places and name not in program.recording.discrete]
         missing = [name for name in places if name not in self.order]
@@ -466,7 +486,12 @@ def _described(step_size: float | StepSize) -> str:
     return repr(step_size) if isinstance(step_size, int | float | RobbinsMonro) else "a function"
 
 
-def _check_whole(program: Program) -> None:
+def check_whole(program: Program) -> None:
+    """Coordinate ascent sees all of the data at once.
+
+    Raises:
+        ModelError: if a plate holds a part of them.
+    """
     part = next((p for s in program.recording.scored.values() for p in s.plates if p.is_subsample), None)
     if part is not None:
         raise ModelError(
@@ -474,6 +499,14 @@ def _check_whole(program: Program) -> None:
             f"{part.full_size}. Leave out subsample_size, or write CAVI(model, guide, step_size=RobbinsMonro()) or "
             "CAVI(model, guide, memoised=True)."
         )
+
+
+def _data_of(batches: Iterable[Any]) -> list[Any]:
+    """What batches are known by in a checkpoint: their number, and their data as far as it is at hand."""
+    dataset = getattr(batches, "dataset", batches)
+    held = getattr(dataset, "tensors", dataset)
+    plain = fingerprint(held) if isinstance(held, tuple | list) else [type(held).__name__]
+    return [len(batches) if isinstance(batches, Sized) else None, plain]
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -18,7 +18,7 @@ from ..errors import ModelError
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
-from .cavi import CAVI, CAVIResult
+from .cavi import CAVI, CAVIResult, check_whole
 from .sweep import Call, Sweep
 
 _M_STEP_PASSES = 100
@@ -164,6 +164,7 @@ class EM(CAVI):
         It is exact for discrete latents and for one conjugate block; several blocks are visited once each.
         """
         program = self.guide.program(*args, **kwargs)
+        check_whole(program)
         sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.pending_starts)
         latent = [key for key in self.sites(program) if key is not None and not program.blocks[key].is_point]
         for key in latent:

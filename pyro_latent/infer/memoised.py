@@ -7,7 +7,7 @@ ascent on the ELBO of all the data, which they know exactly and never lower (Hug
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch import Tensor
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
 from ..objective import BlockKey, Program, Summary, summarize
+from .place import fingerprint
 from .stochastic import settle
 from .sweep import ROUNDING, Call, Sweep
 
@@ -41,11 +42,11 @@ class MemoisedSteps:
     """The steps of memoised inference: the pieces seen so far, and the total of their summaries."""
 
     def __init__(self) -> None:
-        self.pieces: dict[Hashable, Piece] = {}
+        self.pieces: dict[int | str, Piece] = {}
         self._total: Summary | None = None
         self._level: tuple[int, list[float]] | None = None
 
-    def step(self, driver: CAVI, name: Hashable, call: Call) -> list[float]:
+    def step(self, driver: CAVI, name: int | str, call: Call) -> list[float]:
         """One step on the named piece; the exact ELBO, for each start, of all pieces seen so far.
 
         Raises:
@@ -55,7 +56,7 @@ class MemoisedSteps:
         """
         prepared = driver.guide.prepare(call.args, call.kwargs, rescale=False)
         program, known = prepared.program, self.pieces.get(name)
-        mark = _mark(program)
+        mark = _mark(program, call)
         self._check(program, name, known, mark)
         if self._level is not None and self._level[0] not in (_LOADED, driver.guide.revision):
             self._level = None  # somebody else has moved the guide
@@ -68,7 +69,7 @@ class MemoisedSteps:
             sweep.visit(None)
         found = summarize(program, sweep.state, sweep.means, sweep.held)
         total = found if self._total is None else self._total.plus(found)
-        total = total if known is None else total.plus(known.summary, -1.0)
+        total = total if known is None else total.minus(known.summary)
         summands = total.summands(program)
         for key in order:
             if key not in local:
@@ -80,12 +81,14 @@ class MemoisedSteps:
         self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
         self._total = total
         driver.guide.commit(prepared, sweep.state)
+        driver.guide.structured = False
         driver.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
         self._level = (driver.guide.revision, elbo)
         return elbo
 
-    def _check(self, program: Program, name: Hashable, known: Piece | None, mark: list[Any]) -> None:
-        if self.pieces and name not in self.pieces and not program.recording.is_subsample:
+    def _check(self, program: Program, name: int | str, known: Piece | None, mark: list[Any]) -> None:
+        whole = not program.recording.is_subsample and not program.recording.declares_size
+        if self.pieces and name not in self.pieces and whole:
             raise ModelError(
                 f"Expected a plate that says how much data there is in all, for this is piece {len(self.pieces) + 1}; "
                 'got none. Write pyro.plate("data", size, subsample_size=len(piece)).'
@@ -98,7 +101,7 @@ class MemoisedSteps:
             )
         if known is not None and known.mark != mark:
             raise DataError(
-                f"Expected the data of piece {name!r} as in the pass before, {known.mark}; got {mark}. Give pieces in "
+                f"Expected the data of piece {name!r} as in the pass before; got other data. Give pieces in "
                 "a fixed order, as a DataLoader with shuffle=False does, and as data: a subsample that a plate draws "
                 "is another one at each pass."
             )
@@ -114,6 +117,14 @@ class MemoisedSteps:
             raise ElboDecreaseError(
                 f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats. The guide is as before the step."
             )
+
+    def keep(self, start: int) -> None:
+        """Forget all starts but one."""
+        for name, piece in self.pieces.items():
+            local = {k: n.map(lambda t: t[start : start + 1]) for k, n in piece.local.items()}
+            self.pieces[name] = Piece(piece.summary.of(start), local, piece.mark)
+        self._total = None if self._total is None else self._total.of(start)
+        self._level = None
 
     def to_state(self) -> dict[str, Any]:
         """What is remembered, in plain types and tensors."""
@@ -145,12 +156,9 @@ def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey])
     return value, size
 
 
-def _mark(program: Program) -> list[Any]:
-    """What the data of a piece is known by: by site its shape and its sum."""
-    return [
-        [name, list(value.shape), float(torch.nan_to_num(value.double()).sum())]
-        for name, value in program.recording.observations.items()
-    ]
+def _mark(program: Program, call: Call) -> list[Any]:
+    """What the data of a piece is known by: digests of the arguments, and of the observed data."""
+    return fingerprint(*call.args, *call.kwargs.values(), program.recording.observations)
 
 
 __all__ = ["MemoisedSteps", "Piece"]

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -27,6 +29,7 @@ class Place:
         self.ends: list[int] = []  # the number of steps at the end of each pass
         self._pass_random: dict[str, Tensor] | None = None
         self._resumed: dict[str, Tensor] | None = None
+        self._shuffler: torch.Generator | None = None
         if path is not None and Path(path).exists():
             self._read(path)
 
@@ -40,38 +43,62 @@ class Place:
         self.driver.restore(content)
         self.history, self.ends = content["history"], content["ends"]
         self._pass_random = content["pass_random"]
-        self._resumed = content["random"]
+        self._resumed = content["now_random"]
 
     def write(self, last: bool = False) -> None:
         """Write the run to its file, if it is time."""
         if self.path is None or not self.history or not (last or len(self.history) % self.every == 0):
             return
         place = {"task": self.task, "history": self.history, "ends": self.ends, "pass_random": self._pass_random}
+        place["now_random"] = self._random()
         write_checkpoint(self.path, type(self.driver).__name__, self.driver.content() | place)
 
     def rest(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The batches of this pass that are left, with their numbers, in the order that the killed run had."""
         done = len(self.history) - (self.ends[-1] if self.ends else 0)
-        if self._resumed is not None and done and self._pass_random is not None:
-            restore_random_state(self._pass_random)
-        else:
-            self._pass_random = random_state()
+        self._shuffler = getattr(batches, "generator", None)  # a DataLoader's own
+        if self._resumed is not None and self._pass_random is not None:
+            self._restore(self._pass_random if done else self._resumed)
+        if self._resumed is None or not done:
+            self._pass_random = self._random()
         for number, batch in enumerate(batches):
-            if number == done and self._resumed is not None:
-                if done:
-                    restore_random_state(self._resumed)
-                self._resumed = None
+            if number == done:
+                self._go_on(bool(done))
             if number >= done:
                 yield number, batch
+        self._go_on(True)  # if the run was killed at the very end of a pass
+
+    def _go_on(self, restore: bool) -> None:
+        """Where the killed run ended, take on its random state."""
+        if self._resumed is not None and restore:
+            self._restore(self._resumed)
+        self._resumed = None
+
+    def _random(self) -> dict[str, Tensor]:
+        own = {} if self._shuffler is None else {"shuffler": self._shuffler.get_state()}
+        return random_state() | own
+
+    def _restore(self, state: Mapping[str, Tensor]) -> None:
+        restore_random_state(state)
+        if self._shuffler is not None and "shuffler" in state:
+            self._shuffler.set_state(state["shuffler"])
+
+
+def digest(value: Tensor) -> str:
+    """A hash of a tensor's bytes: equal for equal data only."""
+    plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
+    data = plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
+    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
 
 
 def fingerprint(*values: Any) -> list[Any]:
-    """What data is known by in a checkpoint: shapes and sums of tensors, plain values, and names of the rest."""
+    """What data is known by in a checkpoint: shapes and digests of arrays, plain values, and names of the rest."""
     found: list[Any] = []
     for value in values:
         if isinstance(value, Tensor):
-            total = float(torch.nan_to_num(value.detach().double()).sum()) if value.numel() else 0.0
-            found.append([list(value.shape), str(value.dtype), total])
+            found.append([list(value.shape), str(value.dtype), digest(value)])
+        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+            found.append([list(value.shape), str(value.dtype), digest(torch.from_numpy(np.ascontiguousarray(value)))])
         elif isinstance(value, Mapping):
             found.append([[str(k), fingerprint(v)] for k, v in value.items()])
         elif isinstance(value, tuple | list):
@@ -83,4 +110,4 @@ def fingerprint(*values: Any) -> list[Any]:
     return found
 
 
-__all__ = ["Place", "fingerprint"]
+__all__ = ["Place", "digest", "fingerprint"]

@@ -61,27 +61,35 @@ class StochasticSteps:
         step_size = self.step_size(self.count)
         order = [key for key in driver.sites(program) if key is not None]
         local = [key for key in order if program.is_local(key)]
+        if not 0 < step_size <= 1:
+            raise ValueError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
+        summary = self._summary
         if self.draws:
             sweep, elbo = self._structured(driver, prepared, call, order, local, step_size)
         else:
             sweep = Sweep(program, prepared.state, call, None, prepared.starts)
             settle(driver, sweep, local)
             elbo = sweep.held_bound().elbo
-            self._global_steps(sweep, [key for key in order if key not in local], step_size)
+            summary = self._global_steps(sweep, [key for key in order if key not in local], step_size)
         values = sweep.check_proper([elbo])
         if not all(value == value and abs(value) < float("inf") for value in values):
             raise ElboDecreaseError(f"Expected a finite ELBO; got {values}. The guide is as before the step.")
         self.count += 1
+        self._summary = summary
         self._last = call
         driver.guide.commit(prepared, sweep.state)
         driver.guide.structured = self.draws > 0
         self._rank(driver, values)
         return values
 
-    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: float) -> None:
+    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: float) -> Summary | None:
+        """Step the globals; returns the averaged summary that the parameters were set by."""
         program = sweep.program
         points = [key for key in keys if program.blocks[key].is_point]
         summary = self._summary
+        if points and any(set(points) & v.parents for v in program.derived):
+            for key in points:
+                program.optimum(key, sweep.means, sweep.summands)  # raises, and names the operation
         if points:
             if sweep.is_stale:
                 sweep.visit(None)
@@ -95,7 +103,7 @@ class StochasticSteps:
                 sweep.visit(key)
             else:
                 sweep.blend(key, sweep.updated(block), step_size)
-        self._summary = summary
+        return summary
 
     def _structured(
         self,
@@ -109,7 +117,7 @@ class StochasticSteps:
         program = prepared.program
         _check_structured(program, prepared.state, local)
         draws = {k: draws_of(program.blocks[k], prepared.state[k], self.draws) for k in order if k not in local}
-        drawn = at_draws(program, prepared.state, draws, self.draws, prepared.starts)
+        drawn = at_draws(program, prepared.state, draws, self.draws, call, prepared.starts)
         settle(driver, drawn, local)
         plain = Sweep(program, prepared.state, call, hold=False)
         elbo = structured_elbo(program, plain.state, plain.means, drawn, local).mean(0, keepdim=True)
@@ -128,11 +136,16 @@ class StochasticSteps:
 
     def _check(self, program: Program, call: Call) -> None:
         other = self._last is not None and not _same_data(self._last, call)
-        if other and not program.recording.is_subsample:
+        if other and not program.recording.is_subsample and not program.recording.declares_size:
             raise ModelError(
                 "Expected a plate that says how much data there is in all, for the model is given other data than in "
                 'the last step; got none. Write pyro.plate("data", size, subsample_size=len(x)).'
             )
+
+    def keep(self, start: int) -> None:
+        """Forget all starts but one."""
+        self._summary = None if self._summary is None else self._summary.of(start)
+        self._average = self._average[start : start + 1]
 
     def to_state(self) -> dict[str, Any]:
         """What is remembered, in plain types and tensors."""
@@ -189,6 +202,7 @@ def at_draws(
     state: State,
     draws: Mapping[BlockKey, Draws],
     count: int,
+    call: Call,
     starts: Mapping[str, Tensor] | None = None,
 ) -> Sweep:
     """A sweep over the local blocks, with the globals at draws from their posterior: one start for each draw."""
@@ -196,7 +210,7 @@ def at_draws(
     means: Means = {k: b.family.mean(spread[k]) for k, b in program.blocks.items() if k not in draws}
     means |= {key: drawn.statistics.map(Tensor.detach) for key, drawn in draws.items()}
     held = {n: p.expand(count, *p.shape[1:]) for n, p in (starts or {}).items()}
-    return Sweep(program, spread, Call((), {}), None, held, means)
+    return Sweep(program, spread, call, None, held, means)
 
 
 def _step_towards(block: Block, old: Natural, found: Natural, draws: Draws, step_size: float) -> Natural:

@@ -108,13 +108,18 @@ def discrete_distribution(site: DiscreteSite, probs: Tensor) -> Any:
 
 
 def responsibilities(
-    program: Program, means: Means, sites: Sequence[DiscreteSite], clamped: Mapping[str, Tensor] | None = None
+    program: Program,
+    means: Means,
+    sites: Sequence[DiscreteSite],
+    clamped: Mapping[str, Tensor] | None = None,
+    nesting: int | None = None,
 ) -> dict[str, Tensor]:
     """By discrete site, its posterior probabilities given values of others: ``[starts, plates..., values]``.
 
-    They are the gradient of log Z in probes added to the sites' log factors.
+    They are the gradient of log Z in probes added to the sites' log factors. ``nesting``: how many dimensions of the
+    clamped values may be plates, by default those of the model; what is on their left are draws.
     """
-    nesting = program.recording.max_plate_nesting
+    nesting = program.recording.max_plate_nesting if nesting is None else nesting
     extra = [
         _clamp(s, clamped[s.name], program.ndim, nesting) for s in program.discrete if clamped and s.name in clamped
     ]

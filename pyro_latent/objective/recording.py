@@ -106,7 +106,7 @@ class Recording:
 
     ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
     and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
-    scales of sites in subsampled plates hold the plates' own.
+    scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how much data there is.
     """
 
     latents: dict[str, LatentSite]
@@ -119,6 +119,7 @@ class Recording:
     hidden: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
     redraws: bool = False
     rescaled: bool = True
+    declares_size: bool = False
 
     @property
     def is_subsample(self) -> bool:

@@ -49,6 +49,16 @@ class Summary:
             constants[key] = constants[key] + weight * constant if key in constants else weight * constant
         return Summary(constants, self.number + weight * other.number, self.magnitude + abs(weight) * other.magnitude)
 
+    def minus(self, other: Summary) -> Summary:
+        """``self − other``, where other is one of the parts that self is the sum of."""
+        found = self.plus(other, -1.0)
+        return Summary(found.constants, found.number, self.magnitude - other.magnitude)
+
+    def of(self, start: int) -> Summary:
+        """That of one start alone."""
+        constants = {key: constant[start : start + 1] for key, constant in self.constants.items()}
+        return Summary(constants, self.number[start : start + 1], self.magnitude[start : start + 1])
+
     def times(self, weight: float) -> Summary:
         """``weight · self``."""
         constants = {key: weight * constant for key, constant in self.constants.items()}
@@ -145,7 +155,7 @@ def _scattered(
     means: Means,
 ) -> Summand:
     """Add elements up where gathers read them, so that the moments are read whole."""
-    fresh = max(labels) + 1
+    fresh = max((*labels, *labels_of(moments))) + 1
     names = {key: fresh + i for i, key in enumerate(gathers)}
     sizes = _gathered_sizes(moments, means)
     shape = [*tensor.shape[1 : 1 + kept], *(sizes[key] for key in gathers)]
