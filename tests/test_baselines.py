@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from pathlib import Path
 from typing import Any
@@ -254,6 +255,35 @@ def test_a_model_whose_latents_are_all_summed_out_has_its_evidence_exactly(sampl
     assert found.standard_error < 1e-6
 
 
+def two_clusters(x: Tensor) -> None:
+    """Two clusters, the one at a latent place: each point's label is marked for enumeration."""
+    place = pyro.sample("place", dist.Normal(x.new_zeros(()), 2.0))
+    with pyro.plate("data", len(x)):
+        label = pyro.sample("label", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(place * label, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("vectorized", [True, False])
+def test_with_the_prior_as_proposal_marked_sites_are_summed_out_too(vectorized: bool, sample: Tensor) -> None:
+    """Each weight is the likelihood with every one of the 2⁵ labellings added up."""
+    exact = naive_monte_carlo(all_discrete, sample, num_samples=3)
+    assert exact.log_evidence == importance_sampling(all_discrete, lambda x: None, sample, num_samples=3).log_evidence
+    found = naive_monte_carlo(two_clusters, sample, num_samples=20, keep_samples=True, vectorized=vectorized)
+    assert set(found.samples) == {"place"}
+    x = sample.numpy()
+    for place, weight in zip(found.samples["place"].tolist(), found.log_weights.tolist(), strict=True):
+        terms = []
+        for labels in itertools.product((0, 1), repeat=5):
+            chosen = np.array(labels)
+            terms.append(np.log(np.where(chosen, 0.3, 0.7)).sum() + scipy.stats.norm.logpdf(x, place * chosen).sum())
+        assert weight == pytest.approx(scipy.special.logsumexp(terms), rel=1e-10)
+
+
+def impossible(x: Tensor) -> None:
+    place = pyro.sample("place", dist.Uniform(x.new_zeros(()), 1.0))
+    pyro.sample("x", dist.Uniform(place + 10, place + 20).expand([len(x)]).to_event(1), obs=x)
+
+
 @pytest.mark.parametrize(
     ("model", "guide", "words"),
     [
@@ -261,6 +291,7 @@ def test_a_model_whose_latents_are_all_summed_out_has_its_evidence_exactly(sampl
         (lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), None, "Expected a model with an observed site"),
         (normal_gamma.model, stranger, r"Expected a guide whose sites the model has; got \['meen'\]"),
         (not_a_number, None, "Expected finite log densities; got NaN for 1000 of"),
+        (impossible, None, "Expected a draw under which the data are possible; got a density of zero for all of 1000"),
     ],
 )
 def test_a_model_that_has_no_such_estimate_is_named(model: Any, guide: Any, words: str, sample: Tensor) -> None:
@@ -348,3 +379,10 @@ def test_models_that_sampled_em_does_not_fit_are_named(sample: Tensor) -> None:
         MonteCarloEM(mixed).step(sample)
     with pytest.raises(ValueError, match="Expected num_samples of at least 1; got 0"):
         MonteCarloEM(mixed, num_samples=0)
+    for name in ("burn_in", "warmup"):
+        with pytest.raises(ValueError, match=f"Expected {name} of at least 0; got -1"):
+            MonteCarloEM(mixed, **{name: -1})
+    for name in ("max_steps", "checkpoint_every"):
+        options: dict[str, Any] = {name: 0}
+        with pytest.raises(ValueError, match=f"Expected {name} of at least 1; got 0"):
+            MonteCarloEM(mixed).run(sample, **options)

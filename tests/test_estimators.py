@@ -475,7 +475,7 @@ def scaled_guide(x: Tensor) -> None:
         ),
         (AnalyticKLELBO(), model, laplace_guide, "got none from SoftLaplace to Normal at site 'z'. Register one"),
         (AnalyticKLELBO(), gamma_model, AutoNormal(gamma_model), "got 'rate_unconstrained', which is auxiliary"),
-        (AnalyticKLELBO(), model, scaled_guide, "Expected one scale of site 'z' in model and guide; got 1 and 0.5"),
+        (AnalyticKLELBO(), model, scaled_guide, "Expected one scale of site 'z' in model and guide; got 1.0 and 0.5"),
         (PathwiseELBO(), lambda x: None, lambda x: None, "Expected a loss that depends on a parameter; got none"),
     ],
     ids=["A discrete", "B discrete", "no closed form", "auxiliary", "scale", "no parameter"],
@@ -494,6 +494,23 @@ def test_plain_arguments_are_checked(data: Tensor) -> None:
         estimator_variance(model, guide, data, num_samples=1)
     with pytest.raises(TypeError, match=r"Expected a Pyro ELBO with a differentiable_loss; got .* as 'graph'"):
         estimator_variance(model, guide, data, estimators={"graph": TraceGraph_ELBO()})
+    with pytest.raises(TypeError, match=r"Expected estimators by name, in a dict; got list. Write {'A': PathwiseELBO"):
+        estimator_variance(model, guide, data, estimators=[PathwiseELBO()])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected a Pyro ELBO as 'A'; got a class. Write PathwiseELBO\(\)\."):
+        estimator_variance(model, guide, data, estimators={"A": PathwiseELBO})
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_default_estimators_that_do_not_fit_are_left_out_and_named(data: Tensor) -> None:
+    x = data[:2, 0].abs()
+    report = estimator_variance(gamma_model, AutoNormal(gamma_model), x, num_samples=5)
+    assert [s.name for s in report.estimators] == ["pathwise (A)", "score function"]
+    last = str(report).splitlines()[-1]
+    assert last.startswith("closed-form KL (B) is left out: Expected only the model's sites in the guide")
+    with pytest.raises(KeyError, match=r"got 'closed-form KL \(B\)'\. It is left out: Expected only the model's"):
+        report["closed-form KL (B)"]
+    with pytest.raises(ModelError, match="Expected a loss that depends on a parameter; got none"):
+        estimator_variance(lambda x: None, lambda x: None, x)
 
 
 # -------------------------------------------------------------------------------------------------------------- example
@@ -513,3 +530,18 @@ def test_the_example_finds_the_loss_of_a_vanish_where_q_becomes_the_posterior(tm
     assert landing[-1] < 1e-3 * linear.guide_variance("B, closed-form KL")[-1]
     score, pathwise = (digits.guide_variance(name)[0] for name in ("score function", "A, pathwise"))
     assert score > 100 * pathwise
+
+
+@pytest.mark.parametrize(("what", "value"), [("scale", torch.tensor(2.0)), ("mask", torch.tensor(False))])
+def test_a_scale_or_mask_of_one_side_only_is_an_error_for_the_closed_form(what: str, value: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.poutine.scale(scale=value) if what == "scale" else pyro.poutine.mask(mask=value):
+            z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    def guide(x: Tensor) -> None:
+        pyro.sample("z", dist.Normal(pyro.param("where", torch.tensor(0.3)), 1.0))
+
+    with pytest.raises(ModelError, match=f"Expected one {what} of site 'z' in model and guide"):
+        AnalyticKLELBO().loss(model, guide, torch.tensor(1.0))
+    pyro.clear_param_store()

@@ -173,6 +173,12 @@ def test_data_that_have_no_density_are_named() -> None:
         density.fit(torch.randn(5, 3))
     with pytest.raises(DataError, match="Expected finite data"):
         density.fit(torch.full((5, 2), math.nan))
+    with pytest.raises(DataError, match=r"Expected points of shape \[N, 2\]; got shape \[2\]"):
+        density.fit(torch.randn(2))
+    for name in ("max_steps", "batch_size", "check_every"):
+        options: dict[str, Any] = {name: 0}
+        with pytest.raises(ValueError, match=f"Expected {name} of at least 1; got 0"):
+            density.fit(torch.randn(5, 2), **options)
     with pytest.raises(DataError, match=r"Expected columns that vary; got column \[1\] constant"):
         density.fit(torch.tensor([[1.0, 2.0], [2.0, 2.0]]))
     with pytest.raises(

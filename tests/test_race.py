@@ -159,6 +159,9 @@ def test_what_is_no_method_is_an_error(x: Tensor) -> None:
         race(MODEL, {"m": driver}, x)  # type: ignore[dict-item]
     with pytest.raises(TypeError, match="for 'm'; got AutoConjugate"):
         race(MODEL, {"m": lambda: AutoConjugate(MODEL)}, x)
+    for guide in (AutoConjugate(MODEL), AutoNormal(MODEL)):
+        with pytest.raises(TypeError, match=f"a CAVI or an SVI for 'm'; got {type(guide).__name__}"):
+            race(MODEL, {"m": guide}, x)
     with pytest.raises(ValueError, match="at least one method; got none"):
         race(MODEL, {}, x)
     with pytest.raises(ValueError, match="max_steps to be an integer of at least 1; got 0"):

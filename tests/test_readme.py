@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+import pyro_latent.models.lda  # noqa: F401 (it registers a rule, which must be there before a page is run)
 from pyro_latent.families import FAMILIES
 from pyro_latent.rules import RULES
 

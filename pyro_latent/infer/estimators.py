@@ -18,7 +18,7 @@ Source: ``docs/sources.md``, [4] (149)-(154); Kingma and Welling 2014; Roeder, W
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
@@ -230,17 +230,24 @@ def _require_no_auxiliary(model_trace: Any, guide_trace: Any) -> None:
 def _kl(guide_site: Site, model_site: Site) -> Tensor:
     """KL(q ‖ p) of a site by its closed form, with the site's scale and mask, summed."""
     name, q, p = model_site["name"], guide_site["fn"], model_site["fn"]
-    scales = guide_site["scale"], model_site["scale"]
-    if all(isinstance(scale, int | float) for scale in scales) and scales[0] != scales[1]:
-        raise ModelError(
-            f"Expected one scale of site {name!r} in model and guide; got {scales[1]:g} and {scales[0]:g}. "
-            "Put plates and poutine.scale around it in both."
-        )
+    for what in ("scale", "mask"):
+        if not _equal(guide_site[what], model_site[what]):
+            raise ModelError(
+                f"Expected one {what} of site {name!r} in model and guide; got {model_site[what]} and "
+                f"{guide_site[what]}. Put plates, poutine.scale and poutine.mask around it in both."
+            )
     if _is_delta(guide_site):
         divergence = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
     else:
         divergence = _closed_form(name, q, p)
-    return scale_and_mask(divergence, scales[0], guide_site["mask"]).sum()
+    return scale_and_mask(divergence, guide_site["scale"], guide_site["mask"]).sum()
+
+
+def _equal(q: Any, p: Any) -> bool:
+    """Whether two scales or masks, numbers or tensors or none, are the same everywhere."""
+    if q is p:
+        return True
+    return q is not None and p is not None and bool((torch.as_tensor(q) == torch.as_tensor(p)).all())
 
 
 def _closed_form(name: str, q: Any, p: Any) -> Tensor:
@@ -278,7 +285,7 @@ def _score_function_terms(traces: tuple[Any, Any], weights: dict[str, Tensor]) -
     That of log q itself, at constant z, has mean zero, and is left out.
     """
     model_trace, guide_trace = traces
-    log_joint: Any = sum(site["log_prob_sum"] for _, site in _sample_sites(model_trace))
+    log_joint: Any = sum((site["log_prob_sum"] for _, site in _sample_sites(model_trace)), torch.zeros(()))
     value, surrogate = log_joint, log_joint
     for name, site in _sample_sites(guide_trace):
         value = value - site["log_prob_sum"]
@@ -319,15 +326,22 @@ class EstimatorStatistics:
 
 @dataclass(frozen=True)
 class EstimatorReport:
-    """What :func:`estimator_variance` measured; it prints as a table, and is indexed by the estimators' names."""
+    """What :func:`estimator_variance` measured; it prints as a table, and is indexed by the estimators' names.
+
+    Attributes:
+        estimators: the statistics of each.
+        left_out: of the default estimators, those that do not fit the guide, and why.
+    """
 
     estimators: tuple[EstimatorStatistics, ...]
+    left_out: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> EstimatorStatistics:
         for statistics in self.estimators:
             if statistics.name == name:
                 return statistics
-        raise KeyError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}.")
+        why = f" It is left out: {self.left_out[name]}" if name in self.left_out else ""
+        raise KeyError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}.{why}")
 
     def __str__(self) -> str:
         """Variances: a row for the loss, for each parameter (summed over its elements), and for all parameters."""
@@ -340,7 +354,8 @@ class EstimatorReport:
         rows.append(["gradient, all", *(f"{s.total_variance:.4g}" for s in self.estimators)])
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
-        return "\n".join([*lines, f"({first.num_samples:,} estimates each)"])
+        left_out = [f"{name} is left out: {why}" for name, why in self.left_out.items()]
+        return "\n".join([*lines, f"({first.num_samples:,} estimates each)", *left_out])
 
 
 def estimator_variance(
@@ -359,31 +374,56 @@ def estimator_variance(
     Args:
         model: any Pyro model; the other arguments are its own.
         guide: its guide, with parameters in either.
-        estimators: by name, Pyro ELBOs with a ``differentiable_loss``; default A, B and the score function.
+        estimators: by name, Pyro ELBOs with a ``differentiable_loss``; default those of A, B and the score function
+            that fit the guide.
         num_samples: S, the number of estimates, at least 2.
 
     Raises:
         ValueError: if ``num_samples`` is below 2, or there is no estimator.
         TypeError: if an estimator is no ELBO that can be differentiated.
-        ModelError: if there is no parameter to differentiate by, or an estimator does not fit the guide.
+        ModelError: if there is no parameter to differentiate by, or an estimator that was named does not fit the guide.
 
     Source: [4] (149), (152), (153), whose variances §3.1 and §3.2 compare in words.
     """
-    if estimators is None:
-        estimators = {
-            "pathwise (A)": PathwiseELBO(),
-            "closed-form KL (B)": AnalyticKLELBO(),
-            "score function": ScoreFunctionELBO(),
-        }
+    chosen = _default_estimators() if estimators is None else estimators
+    _check_estimators(chosen, num_samples)
+    found: list[EstimatorStatistics] = []
+    misfits: dict[str, ModelError] = {}
+    for name, elbo in chosen.items():
+        loss = partial(elbo.differentiable_loss, model, guide, *args, **kwargs)
+        try:
+            found.append(_statistics(name, loss, num_samples))
+        except ModelError as error:
+            if estimators is not None:
+                raise
+            misfits[name] = error
+    if not found:
+        raise next(iter(misfits.values()))
+    return EstimatorReport(tuple(found), {name: str(error) for name, error in misfits.items()})
+
+
+def _default_estimators() -> dict[str, Any]:
+    return {
+        "pathwise (A)": PathwiseELBO(),
+        "closed-form KL (B)": AnalyticKLELBO(),
+        "score function": ScoreFunctionELBO(),
+    }
+
+
+def _check_estimators(estimators: Any, num_samples: int) -> None:
+    if not isinstance(estimators, Mapping):
+        raise TypeError(
+            f"Expected estimators by name, in a dict; got {type(estimators).__name__}. Write {{'A': PathwiseELBO()}}."
+        )
     if num_samples < 2 or not estimators:
         raise ValueError(
             f"Expected num_samples >= 2 and at least one estimator; got {num_samples} and {len(estimators)}."
         )
     for name, elbo in estimators.items():
+        if isinstance(elbo, type):
+            raise TypeError(f"Expected a Pyro ELBO as {name!r}; got a class. Write {elbo.__name__}().")
         if not hasattr(elbo, "differentiable_loss"):
             raise TypeError(f"Expected a Pyro ELBO with a differentiable_loss; got {elbo!r} as {name!r}.")
-    losses = {n: partial(elbo.differentiable_loss, model, guide, *args, **kwargs) for n, elbo in estimators.items()}
-    return EstimatorReport(tuple(_statistics(name, loss, num_samples) for name, loss in losses.items()))
 
 
 def _estimate(loss: Callable[[], Any]) -> tuple[Tensor, dict[str, Tensor]]:

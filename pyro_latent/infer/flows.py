@@ -37,6 +37,17 @@ from tqdm.auto import tqdm
 
 from ..errors import DataError, ModelError
 
+__all__ = [
+    "ElementwiseAffine",
+    "ElementwiseSpline",
+    "FlowDensity",
+    "FlowFit",
+    "FlowGuide",
+    "FlowPosterior",
+    "make_flow",
+    "push",
+]
+
 
 class ElementwiseAffine(TransformModule):
     """x = loc + exp(log_scale) z, with both parameters trained: alone, it makes the mean-field Gaussian.
@@ -406,9 +417,20 @@ class FlowDensity(PyroModule):
 
         Raises:
             DataError: if the data is not as above.
+            ValueError: if ``max_steps``, ``batch_size`` or ``check_every`` is below 1.
             ModelError: if the likelihood is no longer finite; the parameters are then those of the last check.
         """
+        counts = {"max_steps": max_steps, "batch_size": batch_size, "check_every": check_every}
+        for name, value in counts.items():
+            if value is not None and value < 1:
+                raise ValueError(f"Expected {name} of at least 1; got {value}.")
         self._check(data, held_out)
+        for x in (data, held_out):
+            if x is not None and x.dim() != 2:
+                raise DataError(
+                    f"Expected points of shape [N, {self.dim}]; got shape {list(x.shape)}. Write x.reshape(-1, "
+                    f"{self.dim})."
+                )
         self._standardise(data)
         optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps)

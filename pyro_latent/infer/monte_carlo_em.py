@@ -29,6 +29,8 @@ from ..errors import CheckpointError, ModelError
 from .particles import Particles
 from .place import fingerprint
 
+__all__ = ["MonteCarloEM", "MonteCarloEMResult"]
+
 
 @dataclass(frozen=True, eq=False)
 class MonteCarloEMResult:
@@ -59,6 +61,7 @@ class MonteCarloEM:
         max_tree_depth: of NUTS; a draw costs at most 2 to this power gradients.
 
     Raises:
+        ValueError: if ``num_samples`` or ``gradient_steps`` is below 1, or ``burn_in`` or ``warmup`` below 0.
         ModelError: at the first step, if the model has no parameter, no latent, or latents of both kinds.
     """
 
@@ -72,9 +75,8 @@ class MonteCarloEM:
         gradient_steps: int = 20,
         max_tree_depth: int = 5,
     ) -> None:
-        for name, value in {"num_samples": num_samples, "gradient_steps": gradient_steps}.items():
-            if value < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {value}.")
+        _check_least(1, num_samples=num_samples, gradient_steps=gradient_steps)
+        _check_least(0, burn_in=burn_in, warmup=warmup)
         self.model = model
         self.num_samples = num_samples
         self.burn_in = burn_in
@@ -112,8 +114,10 @@ class MonteCarloEM:
             checkpoint_every: the number of steps between writes.
 
         Raises:
+            ValueError: if ``max_steps`` or ``checkpoint_every`` is below 1.
             CheckpointError: if the file is of other data or settings.
         """
+        _check_least(1, max_steps=max_steps, checkpoint_every=checkpoint_every)
         self._particles = self._sampler = self._chain = None
         task = {"data": fingerprint(args, kwargs), "settings": self._settings()}
         q_function: list[float] = []
@@ -230,6 +234,12 @@ class MonteCarloEM:
         if not names:
             raise ModelError("Expected a model with pyro.param sites; got none. Use MCMC for a model without.")
         return names
+
+
+def _check_least(least: int, **values: int) -> None:
+    for name, value in values.items():
+        if value < least:
+            raise ValueError(f"Expected {name} of at least {least}; got {value}.")
 
 
 class _Chain:
