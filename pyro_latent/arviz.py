@@ -16,15 +16,18 @@ import numpy as np
 import pyro
 import torch
 from pyro import poutine
-from pyro.infer import MCMC
+from pyro.infer import MCMC, SVI
+from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from .arviz_core import Array, container, loo
-from .diagnostics.draws import Target, guide_values, mcmc_values, with_discrete
-from .diagnostics.importance import LEAST_DRAWS, check_count, pareto_k
-from .diagnostics.runs import Call, Run, Runner, Values, is_latent, sample_sites, seeded
+from .diagnostics.draws import Draws, Target, guide_values, mcmc_values, with_discrete
+from .diagnostics.importance import LEAST_DRAWS, check_count, rounding_of, score_draws
+from .diagnostics.runs import Call, Run, Runner, Values, is_latent, quiet_redraws, sample_sites, seeded
+from .errors import ModelError
 from .guide import AutoConjugate
+from .infer import CAVI
 
 __all__ = ["loo", "to_arviz"]
 
@@ -51,14 +54,16 @@ def to_arviz(
     it), ``sample_stats`` (``lp``, the log joint density, and ``log_q``, the guide's, in nats; for MCMC ``diverging``),
     ``observed_data``, and ``constant_data`` (tensors among the arguments that are not observed); with ``prior_samples``
     also ``prior`` and ``prior_predictive``. Attributes of the posterior say by which method and versions, the exact
-    ELBO of an :class:`~pyro_latent.AutoConjugate`, and the ELBO and Pareto k̂ that these draws give.
+    ELBO of an :class:`~pyro_latent.AutoConjugate`, the ELBO and Pareto k̂ that these draws give, and up to which
+    differences (``rounding``, in nats) their weights count as equal.
 
     Draws are made and scored in batches where the model and the guide allow it, else one by one.
 
     Args:
         model: a Pyro model.
-        guide: its guide, fitted, which samples every latent site; or an ``MCMC`` that has run, whose enumerated
-            discrete sites are then drawn from their exact posterior. The positional arguments after it are the model's.
+        guide: its guide, fitted, which samples every latent site; a :class:`~pyro_latent.CAVI` or an ``SVI`` that has
+            run, for its guide; or an ``MCMC`` that has run, whose enumerated discrete sites are then drawn from their
+            exact posterior. The positional arguments after it are the model's.
         num_samples: the number of draws; of MCMC, at most so many.
         prior_samples: the number of draws from the prior, which has to be proper; 0: no such groups.
         seed: of the draws. The global random state stays as it is.
@@ -71,7 +76,9 @@ def to_arviz(
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
 
     Raises:
-        ValueError: if ``num_samples`` is not a positive integer, or labels are not as many as a dimension is long.
+        TypeError: if the guide is none of these.
+        ValueError: if ``num_samples`` is not a positive integer, ``dims`` names what is no site or constant data, or
+            labels are not as many as a dimension is long.
         ModelError: if the guide leaves a latent site out, or has others than the model, or a plate subsamples.
 
     Example::
@@ -81,19 +88,47 @@ def to_arviz(
     """
     check_count("num_samples", num_samples, 1)
     check_count("prior_samples", prior_samples, 0)
+    guide = _guide_of(guide)
     with seeded(seed):
         target = Target.of(model, args, kwargs)
         values, log_q, chains = _posterior(target, guide, num_samples)
-        sites = sample_sites(target.call.trace())
+        with quiet_redraws():
+            sites = sample_sites(target.call.trace())
         groups = _groups(target, values, log_q, sites, chains)
         groups |= _prior(target, prior_samples, sites)
     if log_q is None:
         groups["sample_stats"] |= _divergences(guide, groups["sample_stats"]["lp"].shape)
     groups["constant_data"] = _constant_data(model, args, kwargs, groups["observed_data"])
+    _check_dims(dims or {}, [*sites, *groups["constant_data"]])
     named = {name: _dims(name, site) for name, site in sites.items()} | dict(dims or {})
-    attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(groups["sample_stats"])
+    attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(groups["sample_stats"], values)
     counts = {"num_samples": len(next(iter(values.values()))), "seed": seed}
     return container(groups, named, coords or {}, attributes | counts)
+
+
+def _guide_of(method: Any) -> Any:
+    """The guide that a driver has fitted; any other guide, and MCMC, as it is.
+
+    Raises:
+        TypeError: if it is none.
+        ModelError: if an SVI has not run.
+    """
+    guide: Any = method.guide if isinstance(method, CAVI | SVI) else method
+    if not (callable(guide) or isinstance(guide, MCMC)):
+        raise TypeError(
+            f"Expected a guide, CAVI, SVI or MCMC after the model; got {type(guide).__name__}. Write "
+            "to_arviz(model, guide, *args)."
+        )
+    remembers = isinstance(guide, AutoGuide) and not isinstance(guide, AutoCallable | AutoConjugate)
+    if isinstance(method, SVI) and remembers and guide.prototype_trace is None:
+        raise ModelError("Expected an SVI that has run; got a new one. Call svi.step(*args) first, many times.")
+    return guide
+
+
+def _check_dims(dims: Mapping[str, Sequence[str]], known: Sequence[str]) -> None:
+    unknown = [name for name in dims if name not in known]
+    if unknown:
+        raise ValueError(f"Expected dims of {known}; got {unknown}. Name sites, or constant data.")
 
 
 def _posterior(target: Target, guide: Any, num: int) -> tuple[Values, Tensor | None, int]:
@@ -134,7 +169,8 @@ def _predictive(target: Target) -> Runner:
 def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
     if not num:
         return {}
-    found: Run = _predictive(target)({}, num)
+    with quiet_redraws():
+        found: Run = _predictive(target)({}, num)
     kept, observed = _kinds(sites)
     return {
         "prior": {n: _array(found.values[n])[None] for n in kept},
@@ -220,16 +256,19 @@ def _convergence(guide: Any, result: Any) -> dict[str, Any]:
     return found
 
 
-def _quality(stats: Mapping[str, Array]) -> dict[str, Any]:
-    """The ELBO and Pareto k̂ that the draws give, where there are enough."""
-    if "log_q" not in stats or stats["lp"].size < LEAST_DRAWS:
+def _quality(stats: Mapping[str, Array], values: Values) -> dict[str, Any]:
+    """The rounding of the draws' weights, and the ELBO and Pareto k̂ that they give, where there are enough."""
+    if "log_q" not in stats:
         return {}
-    weights = torch.from_numpy(stats["lp"] - stats["log_q"]).flatten()
-    k = pareto_k(weights, 1e-9 * max(1.0, float(np.abs(stats["lp"]).max())))
-    error = float(weights.std()) / math.sqrt(len(weights))
-    return {
-        "elbo_estimate": float(weights.mean()),
-        "elbo_estimate_error": error,
-        "pareto_k": k.label,
-        "pareto_k_meaning": k.verdict,
+    log_p, log_q = (torch.from_numpy(stats[n]).flatten() for n in ("lp", "log_q"))
+    draws = Draws(values, log_p, log_q)
+    found: dict[str, Any] = {"rounding": rounding_of(draws)}
+    if stats["lp"].size < LEAST_DRAWS:
+        return found
+    score = score_draws(draws)
+    return found | {
+        "elbo_estimate": score.elbo,
+        "elbo_estimate_error": score.elbo_error,
+        "pareto_k": score.k.label,
+        "pareto_k_meaning": score.k.verdict,
     }

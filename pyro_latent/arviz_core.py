@@ -18,7 +18,8 @@ Array = np.ndarray[Any, Any]
 FIXED = ("observed_data", "constant_data")
 
 
-#: Weights that vary by no more than this, relative to log p, are those of the exact posterior.
+#: Weights that vary by no more than this, relative to log p, are those of the exact posterior, where the data do not
+#: say how much of it is rounding.
 ROUNDING = 1e-9
 
 
@@ -105,7 +106,7 @@ def loo(data: Any, var_name: str | None = None, pointwise: bool | None = None) -
     import arviz
 
     stats = data["sample_stats"]
-    if "log_q" not in stats or is_exact(stats["lp"].values, stats["log_q"].values):
+    if "log_q" not in stats or is_exact(stats["lp"].values, stats["log_q"].values, _rounding(data)):
         return arviz.loo(data, var_name=var_name, pointwise=pointwise)
     if hasattr(arviz, "loo_approximate_posterior"):
         given = {"var_name": var_name, "pointwise": pointwise}
@@ -118,7 +119,19 @@ def loo(data: Any, var_name: str | None = None, pointwise: bool | None = None) -
     return arviz.loo(data, var_name=var_name, pointwise=pointwise)
 
 
-def is_exact(log_p: Array, log_q: Array) -> bool:
-    """Whether log p − log q is the same for every draw: the posterior is then exact."""
+def _rounding(data: Any) -> float | None:
+    found = data["posterior"].attrs.get("rounding")
+    return None if found is None else float(found)
+
+
+def is_exact(log_p: Array, log_q: Array, rounding: float | None = None) -> bool:
+    """Whether log p − log q is the same for every draw: the posterior is then exact.
+
+    Args:
+        log_p, log_q: of each draw.
+        rounding: differences up to this are none, in nats; by default those of float64.
+    """
     weights = np.asarray(log_p, dtype=np.float64) - np.asarray(log_q, dtype=np.float64)
-    return bool(np.ptp(weights) <= ROUNDING * max(1.0, float(np.abs(log_p).max())))
+    if rounding is None:
+        rounding = ROUNDING * max(1.0, float(np.abs(log_p).max()))
+    return bool(np.ptp(weights) <= rounding)

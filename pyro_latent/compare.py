@@ -227,7 +227,7 @@ def compare(
 
     Raises:
         ModelError: naming the method, and the site, the argument or the plate that does not fit.
-        TypeError: if a method is none of these.
+        TypeError: if a method is none of these, or ``methods`` no dict.
 
     Example::
 
@@ -238,6 +238,11 @@ def compare(
     """
     check_count("num_samples", num_samples, LEAST_DRAWS)
     check_count("max_steps", max_steps, 1)
+    if not isinstance(methods, Mapping):
+        raise TypeError(
+            f"Expected methods by name, in a dict; got {type(methods).__name__}. Write "
+            "{'cavi': AutoConjugate(model)}."
+        )
     if not methods:
         raise ValueError("Expected at least one method; got none. Write {'cavi': AutoConjugate(model)}.")
     if reference is not None and reference not in methods:

@@ -15,6 +15,7 @@ from typing import Any
 import pyro
 import torch
 from pyro.infer import SVI
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .compare import Stopwatch
@@ -153,7 +154,7 @@ def race(
         kwargs: the model's keyword arguments.
 
     Raises:
-        TypeError: if a method makes no driver.
+        TypeError: if a method makes no driver, or ``methods`` is no dict.
         DataError: if there is no such device.
         ModelError: if a guide's sites are not the model's, or it has no density.
 
@@ -172,6 +173,11 @@ def race(
         ("warmup", warmup, 0),
     ):
         check_count(name, value, least)
+    if not isinstance(methods, Mapping):
+        raise TypeError(
+            f"Expected methods by name, in a dict; got {type(methods).__name__}. Write "
+            "{'CAVI': lambda: CAVI(model, guide)}."
+        )
     if not methods:
         raise ValueError("Expected at least one method; got none. Write {'CAVI': lambda: CAVI(model, guide)}.")
     args, kwargs = on_device((args, kwargs), device)
@@ -214,8 +220,10 @@ class _Course:
 
     @staticmethod
     def _made(name: str, make: Make) -> Any:
-        driver = make() if callable(make) else make
-        if not hasattr(driver, "step") or not hasattr(driver, "guide") or not callable(make):
+        # A guide can be called as well, but it is the model's arguments that it wants.
+        made = callable(make) and not isinstance(make, AutoGuide)
+        driver = make() if made else make
+        if not made or not hasattr(driver, "step") or not hasattr(driver, "guide"):
             raise TypeError(
                 f"Expected a function that makes a CAVI or an SVI for {name!r}; got {type(driver).__name__}. Write "
                 f"{{{name!r}: lambda: SVI(model, guide, optim, loss)}}, so that each run starts afresh."

@@ -349,7 +349,7 @@ def test_a_gaussian_guide_scores_and_samples_as_any_guide() -> None:
 def test_what_gives_no_moments_is_named() -> None:
     x = torch.tensor([4.0], dtype=torch.float64)
     draws = {"first": torch.randn(50).double(), "second": torch.randn(50).double()}
-    with pytest.raises(DataError, match="Expected an importance sample with its draws; got one without"):
+    with pytest.raises(DataError, match="keep_samples=True where it is made, in naive_monte_carlo or importance"):
         moment_matching(two_modes.model, naive_monte_carlo(two_modes.model, x, num_samples=10), x)
     with pytest.raises(DataError, match="Expected draws of the latent sites"):
         moment_matching(two_modes.model, {"first": draws["first"]}, x)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +15,13 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
-from pyro.infer import MCMC, NUTS
+from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.arviz import loo, to_arviz
-from pyro_latent.diagnostics import runs
+from pyro_latent.diagnostics import runs, score
 from pyro_latent.errors import ModelError
 from pyro_latent.models import gmm, normal_gamma
 
@@ -245,9 +246,61 @@ def test_a_number_of_draws_below_one_is_an_error(x: Tensor, exact: AutoConjugate
         to_arviz(normal_gamma.model, exact, x, num_samples=num_samples)
 
 
+def test_a_driver_stands_for_its_guide(x: Tensor) -> None:
+    cavi = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model))
+    cavi.run(x)
+    svi = SVI(normal_gamma.model, AutoNormal(normal_gamma.model), pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    with pytest.raises(ModelError, match=r"Expected an SVI that has run; got a new one. Call svi.step"):
+        to_arviz(normal_gamma.model, svi, x)
+    svi.step(x)
+    for driver in (cavi, svi):
+        found, expected = (to_arviz(normal_gamma.model, g, x, num_samples=50) for g in (driver, driver.guide))
+        assert found.posterior.equals(expected.posterior)
+        assert found.posterior.attrs["method"] == expected.posterior.attrs["method"]
+
+
+def test_a_forgotten_model_is_an_error(x: Tensor, exact: AutoConjugate) -> None:
+    for arguments in ((exact, x), (exact, x, x), (normal_gamma.model, x)):
+        with pytest.raises(TypeError, match=r"CAVI, SVI or MCMC after the model; got Tensor. Write to_arviz\("):
+            to_arviz(*arguments)
+
+
+def test_dims_of_what_is_not_there_are_an_error(x: Tensor, exact: AutoConjugate) -> None:
+    with pytest.raises(ValueError, match=r"Expected dims of \['precision', 'mean', 'obs'\]; got \['unknown'\]"):
+        to_arviz(normal_gamma.model, exact, x, num_samples=2, dims={"unknown": ["a"], "obs": ["b"]})
+    features, target = torch.randn(5, 2).double(), torch.randn(5).double()
+    guide = AutoNormal(regression)
+    dims = {"features": ["row", "column"], "weights": ["column"]}
+    found = to_arviz(regression, guide, features, target, num_samples=2, dims=dims)
+    assert found.constant_data["features"].dims == ("row", "column")
+
+
+@pytest.mark.filterwarnings("error:Singular sample detected")
+def test_draws_of_a_wishart_prior_do_not_warn(old_faithful: Tensor) -> None:
+    guide = AutoConjugate(gmm.model)
+    CAVI(gmm.model, guide).run(old_faithful, 3)
+    found = to_arviz(gmm.model, guide, old_faithful, 3, num_samples=2, prior_samples=50)
+    assert found.prior.sizes["draw"] == 50
+
+
 def test_the_corrected_loo_of_an_exact_posterior_is_arvizs(x: Tensor, exact: AutoConjugate) -> None:
     idata = to_arviz(normal_gamma.model, exact, x, num_samples=500)
     assert loo(idata).elpd_loo == az.loo(idata).elpd_loo
+
+
+def test_an_exact_posterior_is_known_as_one_in_single_precision(x: Tensor, tmp_path: Path) -> None:
+    guide = AutoConjugate(normal_gamma.model, blocks=[("mean", "precision")])
+    CAVI(normal_gamma.model, guide).run(x.float())
+    idata = to_arviz(normal_gamma.model, guide, x.float(), num_samples=500)
+    expected = score(normal_gamma.model, guide, x.float(), num_samples=500)
+    attributes = idata.posterior.attrs
+    assert attributes["pareto_k"] == expected.k.label == "exact"
+    assert attributes["elbo_estimate"] == pytest.approx(expected.elbo, abs=attributes["rounding"])
+    idata.to_netcdf(str(tmp_path / "fit.nc"))
+    for data in (idata, az.from_netcdf(str(tmp_path / "fit.nc"))):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", UserWarning)
+            assert loo(data).elpd_loo == pytest.approx(az.loo(data).elpd_loo)
 
 
 def test_draws_in_batches_have_the_densities_of_draws_one_by_one() -> None:

@@ -22,6 +22,7 @@ from pyro_latent.compare import Comparison, compare, own_parameters
 from pyro_latent.diagnostics import score
 from pyro_latent.errors import ModelError
 from pyro_latent.models import gmm, normal_gamma
+from pyro_latent.race import race
 
 Model = Callable[..., Any]
 MODEL = normal_gamma.model
@@ -296,6 +297,10 @@ def test_equal_data_in_another_tensor_is_the_same_data_and_a_wrapped_model_the_s
 def test_what_is_no_method_is_an_error(x: Tensor) -> None:
     with pytest.raises(TypeError, match="a guide, AutoConjugate, CAVI, SVI or MCMC for 'm'; got dict"):
         compare(MODEL, {"m": {}}, x)
+    with pytest.raises(TypeError, match=r"Expected methods by name, in a dict; got list. Write {'cavi': Auto"):
+        compare(MODEL, [exact()], x)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"Expected methods by name, in a dict; got list. Write {'CAVI': lambda"):
+        race(MODEL, [exact], x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one method; got none"):
         compare(MODEL, {}, x)
     with pytest.raises(ValueError, match=r"reference to be one of \['m'\]; got 'n'"):

@@ -533,7 +533,7 @@ def test_the_example_finds_the_loss_of_a_vanish_where_q_becomes_the_posterior(tm
 
 
 @pytest.mark.parametrize(("what", "value"), [("scale", torch.tensor(2.0)), ("mask", torch.tensor(False))])
-def test_a_scale_or_mask_of_one_side_only_is_an_error_for_the_closed_form(what: str, value: Tensor) -> None:
+def test_a_scale_or_mask_of_one_side_only_is_an_error_for_the_closed_form(what: str, value: Any) -> None:
     def model(x: Tensor) -> None:
         with pyro.poutine.scale(scale=value) if what == "scale" else pyro.poutine.mask(mask=value):
             z = pyro.sample("z", dist.Normal(0.0, 1.0))

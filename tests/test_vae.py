@@ -42,6 +42,7 @@ from pyro_latent.models.vae import (
     read_idx,
     training,
 )
+from pyro_latent.models.vae.discrete import VQVAE, DiscreteVAE
 
 KINDS: list[dict[str, Any]] = [
     {},
@@ -268,10 +269,17 @@ def test_svi_with_pyros_own_estimator_and_optimiser_trains_the_programs(digits: 
 
 
 def test_svi_learns_the_noise_and_the_posterior_of_the_weights() -> None:
-    vae = make({"likelihood": "gaussian", "weight_prior": 1.0})
+    """Pictures of two factors, whose noise has standard deviation 0.2."""
+    vae = VAE((6, 5), 2, hidden=(16,), likelihood="gaussian", weight_prior=1.0)
+    images = (torch.randn(300, 2) @ torch.randn(2, 30) + 0.2 * torch.randn(300, 30)).reshape(300, 6, 5)
     before = parameters(vae)
-    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), VAE_ELBO()).step(pictures(vae))
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 2e-2}), VAE_ELBO())
+    for _ in range(300):
+        svi.step(images)
     assert all(not torch.equal(value, before[name]) for name, value in parameters(vae).items())
+    assert vae.noise_log_scale.exp().item() == pytest.approx(0.2, rel=0.15)
+    weight_kl = VAE_ELBO().terms(vae.model, vae.guide, images).weight_kl
+    assert weight_kl is not None and 0 < weight_kl.item() < math.inf
 
 
 def test_a_second_vae_is_not_trained_by_mistake_on_the_firsts_parameters() -> None:
@@ -320,6 +328,17 @@ def test_wrong_arguments_are_errors(arguments: dict[str, Any], message: str) -> 
         VAE(**{"input_shape": (6, 5), **arguments})
 
 
+@pytest.mark.parametrize("make_vae", [VAE, DiscreteVAE, VQVAE])
+def test_one_number_for_a_sequence_is_an_error_that_writes_it(make_vae: Any) -> None:
+    with pytest.raises(TypeError, match=r"Expected hidden to be a sequence.*; got 64. Write hidden=\(64,\)"):
+        make_vae((30,) if make_vae is VAE else 30, hidden=64)
+
+
+def test_a_number_of_pixels_for_a_shape_is_an_error_that_writes_it() -> None:
+    with pytest.raises(TypeError, match=r"Expected input_shape to be .*; got 64. Write input_shape=\(64,\)"):
+        VAE(64, latent_dim=2)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize(
     ("kind", "images", "message"),
     [
@@ -328,7 +347,13 @@ def test_wrong_arguments_are_errors(arguments: dict[str, Any], message: str) -> 
         ({}, torch.rand(0, 6, 5), r"got shape \[0, 6, 5\]"),
         ({}, torch.rand(4, 6, 5).double(), r"Expected images of the VAE's dtype torch.float32; got torch.float64"),
         ({}, 255 * torch.rand(4, 6, 5), r"Expected images in \[0, 1\] for likelihood='bernoulli'; got values from"),
-        ({}, torch.full((4, 6, 5), torch.nan), r"Expected images in \[0, 1\].*from nan to nan"),
+        (
+            {},
+            torch.full((4, 6, 5), 1e3).where(torch.arange(5) > 0, torch.nan),
+            r"Expected images without NaN; got 24 NaN among 120 values. Fill in missing pixels",
+        ),
+        ({"likelihood": "gaussian"}, torch.full((4, 6, 5), torch.nan), r"Expected images without NaN"),
+        ({}, torch.zeros(4, 6, 5).byte(), r"got torch.uint8. Write images.float\(\) / 255\."),
         ({"likelihood": "gaussian"}, torch.full((4, 6, 5), torch.inf), r"Expected finite images"),
         ({"likelihood": "categorical", "levels": 4}, torch.rand(4, 6, 5), r"Expected integer grey levels"),
         (
@@ -618,11 +643,47 @@ def test_the_users_optimiser_is_used_and_a_bar_is_shown(digits: Tensor, capsys: 
 
 def test_wrong_arguments_of_fit_are_errors(digits: Tensor) -> None:
     vae = VAE((8, 8), 2, hidden=(8,))
-    for bad in ({"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"checkpoint_every": 0}):
-        with pytest.raises(ValueError, match="Expected epochs >= 0, batch_size >= 1"):
+    for bad in ({"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"checkpoint_every": 0}):
+        with pytest.raises(ValueError, match="Expected epochs >= 1, batch_size >= 1"):
             fit(vae, digits, **bad)
+    with pytest.raises(ValueError, match="Expected epochs >= 0, batch_size >= 1"):
+        fit(vae, digits, epochs=-1, checkpoint="unwritten")
     with pytest.raises(ValueError, match="Expected kl_weight >= 0 and finite; got -1"):
         fit(vae, digits, kl_weight=lambda step: -1.0)
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "kind"),
+    [
+        (torch.optim.Adam([torch.zeros(1)]), "Adam"),
+        (pyro.optim.Adam({"lr": 1e-3}), "PyroOptim"),
+        (lambda parameters: None, "NoneType"),
+    ],
+    ids=["made", "Pyro's", "nothing"],
+)
+def test_what_makes_no_torch_optimiser_is_an_error_that_writes_one(optimizer: Any, kind: str, digits: Tensor) -> None:
+    words = rf"optimizer to be a function of the parameters; got {kind}. Write lambda parameters: torch.optim.Adam\("
+    vae = VAE((8, 8), 2, hidden=(8,))
+    before = parameters(vae)
+    with pytest.raises(TypeError, match=words):
+        fit(vae, digits, optimizer=optimizer)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(vae).items())
+
+
+def test_a_loss_that_is_not_finite_is_an_error_that_fits_every_optimiser(digits: Tensor) -> None:
+    vae = VAE((8, 8), 2, hidden=(8,))
+    with pytest.raises(NonFiniteLossError, match="Lower the learning rate, or scale the images"):
+        fit(vae, digits, optimizer=lambda parameters: torch.optim.SGD(parameters, 1e30))
+
+
+def test_a_checkpoint_of_more_epochs_is_read_as_it_is(digits: Tensor, tmp_path: Path) -> None:
+    path, first = tmp_path / "run.pt", VAE((8, 8), 2, hidden=(8,))
+    whole = fit(first, digits[:100], epochs=3, checkpoint=path)
+    content, second = path.read_bytes(), VAE((8, 8), 2, hidden=(8,))
+    assert fit(second, digits[:100], epochs=2, checkpoint=path) == whole
+    expected = parameters(first)
+    assert all(torch.equal(value, expected[name]) for name, value in parameters(second).items())
+    assert path.read_bytes() == content
 
 
 @pytest.mark.parametrize("steps_between_looks", [1, 4, 50])
@@ -684,30 +745,41 @@ class Killed(BaseException):
     """Stands for the end of the process."""
 
 
-def fit_with_checkpoint(path: Path | None, images: Tensor, epochs: int = 4, kill_at: int | None = None) -> VAE:
-    def schedule(step: int) -> float:
-        if step == kill_at:
-            raise Killed
-        return min(1.0, step / 5)
-
+def fit_with_checkpoint(path: Path | None, images: Tensor, epochs: int = 4) -> VAE:
     pyro.set_rng_seed(0)
     vae = VAE((8, 8), 2, hidden=(8,), weight_prior=1.0)
-    fit(vae, images, epochs=epochs, kl_weight=schedule, checkpoint=path, validation=images[:50])
+    fit(vae, images, epochs=epochs, kl_weight=anneal_linearly(5), checkpoint=path, validation=images[:50])
     return vae
 
 
+def die_at(step: int, patch: pytest.MonkeyPatch) -> None:
+    """Let the process end where this step would begin."""
+    original = training._Training._terms
+
+    def dying(self: Any, batch: Tensor) -> Any:
+        if self.step == step:
+            raise Killed
+        return original(self, batch)
+
+    patch.setattr(training._Training, "_terms", dying)
+
+
 @pytest.mark.parametrize("kill_at", [0, 1, 3, 5, 11])
-def test_a_killed_run_resumed_ends_where_the_unkilled_one_does(kill_at: int, tmp_path: Path, digits: Tensor) -> None:
+def test_a_killed_run_resumed_ends_where_the_unkilled_one_does(
+    kill_at: int, tmp_path: Path, digits: Tensor, monkeypatch: pytest.MonkeyPatch
+) -> None:
     images = digits[:300]
     expected = fit_with_checkpoint(None, images)
     path = tmp_path / "run.pt"
-    with pytest.raises(Killed):
-        fit_with_checkpoint(path, images, kill_at=kill_at)
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        die_at(kill_at, patch)
+        fit_with_checkpoint(path, images)
     torch.manual_seed(1234)  # the resumed process starts anywhere
     found = fit_with_checkpoint(path, images)
     for name, value in parameters(expected).items():
         assert torch.equal(parameters(found)[name], value), name
-    again = fit(found, images, epochs=4, checkpoint=path, validation=images[:50])  # complete: nothing is left to do
+    options: dict[str, Any] = {"kl_weight": anneal_linearly(5), "validation": images[:50]}
+    again = fit(found, images, epochs=4, checkpoint=path, **options)  # complete: nothing is left to do
     assert len(again) == 4 and len(again.validation_elbo) == 4
     assert all(torch.equal(parameters(found)[name], value) for name, value in parameters(expected).items())
 
@@ -718,11 +790,15 @@ from pyro_latent.models.vae import VAE, fit, load_digits
 torch.set_num_threads(1)
 pyro.set_rng_seed(0)
 vae = VAE((8, 8), 2, hidden=(8,))
-def schedule(step):
-    time.sleep(float(sys.argv[2]))
-    print(step, flush=True)
-    return 1.0
-fit(vae, load_digits()[0][:500], epochs=4, kl_weight=schedule, checkpoint=sys.argv[1] or None)
+class Slow(torch.optim.Adam):
+    steps = 0
+    def step(self, closure=None):
+        time.sleep(float(sys.argv[2]))
+        print(Slow.steps, flush=True)
+        Slow.steps += 1
+        return super().step(closure)
+make = lambda p: Slow(p, 1e-3)
+fit(vae, load_digits()[0][:500], epochs=4, optimizer=make, checkpoint=sys.argv[1] or None)
 torch.save(vae.state_dict(), sys.argv[3])
 """
 
@@ -753,6 +829,11 @@ def test_a_process_that_is_killed_by_a_signal_resumes(tmp_path: Path) -> None:
         ({"free_bits": 0.1}, "free_bits = 0.1"),
         ({"images": 1}, "checksum"),
         ({"optimizer": lambda p: torch.optim.SGD(p, 1e-3)}, "optimizer = SGD"),
+        ({"optimizer": lambda p: torch.optim.Adam(p, 1e-3)}, "learning_rate = None"),
+        ({"learning_rate": 1e-2}, r"learning_rate = 0\.01 .* got one with 0\.001"),
+        ({"kl_weight": 0.5}, r"kl_weight = 0\.5 .* got one with 1\.0"),
+        ({"kl_weight": anneal_linearly(20)}, r"kl_weight = \[0\.0, 0\.05, 0\.5, 1\.0, 1\.0\]"),
+        ({"validation": torch.zeros(2, 8, 8)}, r"validation = 0 .* got one with None"),
     ],
     ids=str,
 )

@@ -336,6 +336,11 @@ def _whole_numbers(tokens: Sequence[Sequence[Any]], num_words: int | None, unkno
 
 
 def _check_vocabulary(vocabulary: Sequence[str] | None, found: int, num_words: int | None) -> None:
+    if num_words is not None and num_words != found:
+        raise DataError(
+            f"Expected counts of {num_words} words; got {found} columns. Count the words of the same vocabulary, in "
+            "the same order."
+        )
     if vocabulary is not None and len(vocabulary) != found:
         raise DataError(
             f"Expected a vocabulary of as many words as the counts have columns, {found}; got {len(vocabulary)} words."
@@ -343,11 +348,6 @@ def _check_vocabulary(vocabulary: Sequence[str] | None, found: int, num_words: i
     if vocabulary is not None and len(set(vocabulary)) != found:
         twice = next(w for i, w in enumerate(vocabulary) if w in vocabulary[:i])
         raise DataError(f"Expected a vocabulary without repetitions; got {twice!r} twice.")
-    if num_words is not None and num_words != found:
-        raise DataError(
-            f"Expected counts of {num_words} words; got {found} columns. Count the words of the same vocabulary, in "
-            "the same order."
-        )
 
 
 def _checked_size(corpus: Corpus, vocabulary: Sequence[str] | None, num_words: int | None) -> Corpus:

@@ -41,6 +41,7 @@ class TopicWord(TorchDistribution):
         return constraints.integer_interval(0, self.topics.shape[-1] - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """log β_zw in nats, of the shape of ``value`` (words, integers below V) broadcast with the batch's."""
         topics, assignment, value = self._aligned(torch.as_tensor(value))
         return topics[(*_places(topics), assignment, value)].log()
 
@@ -87,6 +88,7 @@ class MixedWord(TorchDistribution):
         return constraints.integer_interval(0, self.topics.shape[-1] - 1)
 
     def log_prob(self, value: Tensor) -> Tensor:
+        """log Σ_k θ_k β_kw in nats, of the shape of ``value`` (words, integers below V) broadcast with the batch's."""
         value = torch.as_tensor(value)
         if self.topics.dim() == 2:
             chosen = self.topics.mT[value]

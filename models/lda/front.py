@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import inspect
 import math
+import numbers
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import pyro
 import pyro.distributions as dist
@@ -148,7 +149,10 @@ class LDA:
         dtype: torch.dtype | None = None,
         device: Any = None,
         progress: bool = False,
+        **unknown: NoReturn,
     ) -> None:
+        if unknown:
+            raise TypeError(_unknown_message(list(unknown)))
         self.num_topics = num_topics
         self.doc_topic_prior = doc_topic_prior
         self.topic_word_prior = topic_word_prior
@@ -184,7 +188,7 @@ class LDA:
         """
         unknown = sorted(set(params) - set(_parameter_names()))
         if unknown:
-            raise ValueError(f"Expected parameters among {', '.join(_parameter_names())}; got {', '.join(unknown)}.")
+            raise ValueError(_unknown_message(unknown))
         for name, value in params.items():
             setattr(self, name, value)
         return self
@@ -258,7 +262,11 @@ class LDA:
         Args:
             X: documents, as in :meth:`fit`; the vocabulary must be the same each time.
             y: ignored.
-            vocabulary: the words, with the first documents.
+            vocabulary: the words, with the first documents, or the same ones again.
+
+        Raises:
+            DataError: if the data is not as :func:`as_corpus` wants it, or of another vocabulary than the first.
+            ValueError: if a parameter is out of its range, or there are topics so far, but not ``num_topics``.
         """
         self._check()
         known = getattr(self, "_state", None)
@@ -268,7 +276,7 @@ class LDA:
             self._stream = self._generator(corpus)
             known = self._initial(corpus, self._stream)
         else:
-            corpus = self._read(X)
+            corpus = self._read_on(X, vocabulary)
         if not hasattr(self, "_stream"):
             self._stream = self._generator(corpus)
         whole = replace(corpus, total_documents=max(self.total_samples, corpus.num_documents))
@@ -278,6 +286,17 @@ class LDA:
         self._forget()
         self._state = replace(known, gamma=None)
         return self
+
+    def _read_on(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
+        """Further documents of a stream: over the same words, for as many topics."""
+        found = len(self._fitted.topic_word)
+        if found != self.num_topics:
+            raise ValueError(
+                f"Expected num_topics={found} of the topics so far; got {self.num_topics}. Call fit to begin anew."
+            )
+        corpus = self._read(X, vocabulary)
+        self._vocabulary = corpus.vocabulary
+        return corpus
 
     def _initial(self, corpus: Corpus, generator: torch.Generator | None) -> _State:
         """Topics drawn from Gamma(100, rate 100), as in scikit-learn, so that no two are alike; or those of CVB0."""
@@ -383,10 +402,12 @@ class LDA:
 
     @property
     def components_(self) -> Tensor:
+        """λ, concentrations of the words in each topic, shape ``[K, V]``."""
         return self._fitted.topic_word
 
     @property
     def doc_topic_(self) -> Tensor:
+        """γ, concentrations of the topics in each document of :meth:`fit`, shape ``[D, K]``."""
         gamma = self._fitted.gamma
         if gamma is None:
             raise ModelError("Expected the documents of fit; got a stream by partial_fit. Call transform(counts).")
@@ -394,39 +415,48 @@ class LDA:
 
     @property
     def doc_topic_prior_(self) -> Tensor:
+        """α, prior concentrations of the topics in a document, shape ``[K]``: as given, or learned."""
         return self._fitted.alpha
 
     @property
     def topic_word_prior_(self) -> Tensor:
+        """ξ, prior concentrations of the words in a topic, shape ``[V]``: as given, or learned."""
         return self._fitted.xi
 
     @property
     def bounds_(self) -> list[tuple[int, float]]:
+        """(passes, ELBO in nats) wherever a batch fit evaluated it."""
         return self._fitted.bounds
 
     @property
     def n_iter_(self) -> int:
+        """Passes over the documents."""
         return self._fitted.passes
 
     @property
     def n_batch_iter_(self) -> int:
+        """Minibatches seen."""
         return self._fitted.batches
 
     @property
     def converged_(self) -> bool:
+        """Whether the fit stopped because ``tol`` was reached."""
         return self._fitted.converged
 
     @property
     def n_features_in_(self) -> int:
+        """V, the number of words."""
         return self._fitted.topic_word.shape[1]
 
     @property
     def vocabulary_(self) -> tuple[str, ...] | None:
+        """The V words in the order of the columns, or None where they are not known."""
         state = self._fitted
         return self._vocabulary if state is not None else None
 
     @property
     def bound_(self) -> float:
+        """The ELBO of the documents of :meth:`fit` and its topics, in nats."""
         self._whole()
         return self._bound
 
@@ -437,10 +467,12 @@ class LDA:
 
     @property
     def model_args_(self) -> tuple[Corpus, int]:
-        return self._whole(), self.num_topics
+        """The arguments of ``lda.model``: the corpus of the fit, and K of the topics found."""
+        return self._whole(), len(self._fitted.topic_word)
 
     @property
     def model_kwargs_(self) -> dict[str, Any]:
+        """The keyword arguments of ``lda.model``: α ``[K]`` and ξ ``[V]``."""
         return {"doc_topic_prior": self.doc_topic_prior_, "topic_word_prior": self.topic_word_prior_}
 
     @cached_property
@@ -472,9 +504,16 @@ class LDA:
             raise DataError("Expected a corpus with at least one token; got empty documents only.")
         return math.exp(-_bound(self._infer(corpus), self._fitted) / corpus.num_tokens)
 
-    def _read(self, X: Any) -> Corpus:
+    def _read(self, X: Any, vocabulary: Sequence[str] | None = None) -> Corpus:
+        """Documents over the words of the fit, which may be named only now."""
         state = self._fitted
-        corpus = as_corpus(X, vocabulary=self._vocabulary, num_words=state.topic_word.shape[1])
+        given = X.vocabulary if vocabulary is None and isinstance(X, Corpus) else vocabulary
+        if given is not None and self._vocabulary not in (None, tuple(given)):
+            raise DataError(
+                "Expected the vocabulary of the first documents; got another. Count the words in that order."
+            )
+        known = self._vocabulary if given is None else given
+        corpus = as_corpus(X, vocabulary=known, num_words=state.topic_word.shape[1])
         return corpus.to(state.topic_word.device, state.topic_word.dtype)
 
     def _infer(self, corpus: Corpus) -> DocumentStep:
@@ -518,8 +557,8 @@ class LDA:
         return {n: _shown(v) for n, v in self.get_params().items() if n not in _FREE_ON_RESUMING}
 
     def _generator(self, corpus: Corpus) -> torch.Generator | None:
-        if isinstance(self.random_state, int):
-            return torch.Generator(corpus.count.device).manual_seed(self.random_state)
+        if isinstance(self.random_state, int | numbers.Integral):
+            return torch.Generator(corpus.count.device).manual_seed(int(self.random_state))
         return self.random_state
 
     def _check(self) -> None:
@@ -538,7 +577,14 @@ class LDA:
                 raise ValueError(f"Expected {name} to be {listed}; got {getattr(self, name)!r}.")
         if self.learn_priors and self.learning_method != "batch":
             raise ValueError(f'Expected learning_method="batch" to learn priors; got "{self.learning_method}".')
-        if not (self.random_state is None or isinstance(self.random_state, int | torch.Generator)):
+        if self.learning_decay == 0.5:
+            raise ValueError(
+                "Expected learning_decay above 0.5, up to 1; got 0.5. The squares of smaller step sizes add up to "
+                "infinity, so that minibatches never settle: take 0.7."
+            )
+        if self.dtype not in (None, torch.float32, torch.float64):
+            raise ValueError(f"Expected dtype to be torch.float32 or torch.float64; got {self.dtype}.")
+        if not (self.random_state is None or isinstance(self.random_state, numbers.Integral | torch.Generator)):
             raise TypeError(f"Expected random_state to be a seed or a torch.Generator; got {self.random_state!r}.")
 
 
@@ -554,7 +600,7 @@ _REAL = {
     "tol": (0.0, math.inf),
     "mean_change_tol": (0.0, math.inf),
     "learning_offset": (0.0, math.inf),
-    "learning_decay": (0.0, 1.0),
+    "learning_decay": (0.5, 1.0),
 }
 _CHOICES = {
     "learning_method": ("batch", "online", "cvb0"),
@@ -563,8 +609,18 @@ _CHOICES = {
 }
 
 
+#: Parameters that scikit-learn has under other names.
+_RENAMED = {"n_components": "num_topics", "verbose": "progress"}
+
+
 def _parameter_names() -> list[str]:
-    return list(inspect.signature(LDA).parameters)
+    return [n for n, p in inspect.signature(LDA).parameters.items() if p.kind is not p.VAR_KEYWORD]
+
+
+def _unknown_message(names: Sequence[str]) -> str:
+    """What is wrong with these parameters, and what they are called here."""
+    hints = [f"scikit-learn's {n} is {_RENAMED[n]} here." for n in names if n in _RENAMED]
+    return " ".join([f"Expected parameters among {', '.join(_parameter_names())}; got {', '.join(names)}.", *hints])
 
 
 def _shown(value: Any) -> str:
@@ -581,11 +637,19 @@ def _bound(step: DocumentStep, state: _State) -> float:
 
 
 def _with_learned_priors(state: _State) -> _State:
-    """α and ξ at the maximum of the ELBO, given the documents and the topics."""
+    """α and ξ at the maximum of the ELBO, given the documents and the topics.
+
+    Where there is one topic, or one word, its share is always 1: the ELBO does not depend on its concentration, which
+    stays.
+    """
     assert state.gamma is not None
-    alpha = dirichlet_concentration(expected_log(state.gamma).mean(0), state.alpha)
-    xi = symmetric_concentration(expected_log(state.topic_word).mean(0), float(state.xi.mean()))
-    return replace(state, alpha=alpha, xi=torch.full_like(state.xi, xi))
+    alpha, xi = state.alpha, state.xi
+    if len(alpha) > 1:
+        alpha = dirichlet_concentration(expected_log(state.gamma).mean(0), alpha)
+    if len(xi) > 1:
+        shared = symmetric_concentration(expected_log(state.topic_word).mean(0), float(xi.mean()))
+        xi = torch.full_like(xi, shared)
+    return replace(state, alpha=alpha, xi=xi)
 
 
 def _marginal(corpus: Corpus, num_topics: int, **priors: Any) -> None:

@@ -36,6 +36,8 @@ from torch import Tensor, nn
 
 from pyro_latent.errors import DataError
 
+from .network import check_iterable
+
 __all__ = [
     "VQVAE",
     "DiscreteVAE",
@@ -118,6 +120,7 @@ class _CodeAutoencoder(PyroModule):
 
     def __init__(self, num_pixels: int, num_variables: int, num_categories: int, code_dim: int, hidden: Sequence[int]):
         super().__init__()
+        check_iterable("hidden", hidden)
         sizes = {"num_pixels": num_pixels, "num_variables": num_variables, "code_dim": code_dim}
         for name, size in {**sizes, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}.items():
             if size < 1:
@@ -149,7 +152,9 @@ class _CodeAutoencoder(PyroModule):
                 "Flatten each image, and divide by the largest grey level."
             )
         if is_validation_enabled() and not bool(((images >= 0) & (images <= 1)).all()):
-            raise DataError("Expected grey levels in [0, 1]; got others. Divide by the largest grey level.")
+            found = "NaN" if bool(images.isnan().any()) else "others"
+            fix = "Fill in missing pixels" if found == "NaN" else "Divide by the largest grey level"
+            raise DataError(f"Expected grey levels in [0, 1]; got {found}. {fix}.")
 
     def _plate(self, images: Tensor, num_data: int | None) -> Any:
         """A plate over the images of a minibatch of ``num_data``, all of them if None."""

@@ -14,6 +14,7 @@ Source: [4] (146)-(148), (154), (155)-(162), (167)-(168); Kingma and Welling 201
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias, get_args
@@ -29,7 +30,7 @@ from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, ModelError
 
-from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of
+from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
 
 __all__ = ["VAE", "Likelihood", "Reduction"]
 
@@ -96,6 +97,7 @@ class VAE(PyroModule):
         name: a prefix of the parameters' names in Pyro's store, for more than one VAE there.
 
     Raises:
+        TypeError: if ``input_shape`` or ``hidden`` is one number.
         ValueError: if an argument is not as above.
 
     Source: [4] (167)-(168), and (155)-(162) with ``weight_prior``.
@@ -123,7 +125,10 @@ class VAE(PyroModule):
     ) -> None:
         super().__init__(name)
         _check_choice("network", network, get_args(Network))
-        hidden = DEFAULT_HIDDEN[network] if hidden is None else tuple(hidden)
+        hidden = DEFAULT_HIDDEN[network] if hidden is None else hidden
+        check_iterable("input_shape", input_shape)
+        check_iterable("hidden", hidden)
+        hidden = tuple(hidden)
         _check_arguments(input_shape, latent_dim, hidden, likelihood, network, levels, weight_prior, reduction)
         self.input_shape = tuple(input_shape)
         self.latent_dim = latent_dim
@@ -337,6 +342,11 @@ class VAE(PyroModule):
         """
         self.check_images(images)
         low, high = (float(v) for v in images.aminmax())
+        if math.isnan(low):
+            raise DataError(
+                f"Expected images without NaN; got {int(images.isnan().sum()):,} NaN among {images.numel():,} values. "
+                "Fill in missing pixels, or leave out their images."
+            )
         most = {"bernoulli": 1.0, "gaussian": torch.inf, "categorical": (self.levels or 1) - 1.0}[self.likelihood]
         least = -torch.inf if self.likelihood == "gaussian" else 0.0
         if not (least <= low and high <= most) or low == -torch.inf or high == torch.inf:
@@ -366,10 +376,9 @@ def _check_images(vae: VAE, images: Tensor) -> None:
             f"Expected integer grey levels for likelihood='categorical'; got dtype {images.dtype}. Write images.long()."
         )
     if vae.likelihood != "categorical" and images.dtype != wanted.dtype:
-        raise DataError(
-            f"Expected images of the VAE's dtype {wanted.dtype}; got {images.dtype}. Write images.to({wanted.dtype}), "
-            "or vae.double()."
-        )
+        cast = "images.float()" if wanted.dtype == torch.float32 else f"images.to({wanted.dtype})"
+        fix = f"{cast} / 255" if images.dtype == torch.uint8 else f"images.to({wanted.dtype}), or vae.double()"
+        raise DataError(f"Expected images of the VAE's dtype {wanted.dtype}; got {images.dtype}. Write {fix}.")
     if images.device != wanted.device:
         raise DataError(
             f"Expected images on the VAE's device {wanted.device}; got {images.device}. Write vae.to(images.device)."

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
@@ -107,6 +107,16 @@ class Decoder(nn.Module):
         channels, height, width = channels_of(self.input_shape)
         values = values.reshape(-1, channels, self.levels, height, width).movedim(2, -1)
         return values.reshape(*batch, *self.input_shape, self.levels)
+
+
+def check_iterable(name: str, value: object) -> None:
+    """One number is no sequence of them.
+
+    Raises:
+        TypeError: with how to write it.
+    """
+    if not isinstance(value, Iterable):
+        raise TypeError(f"Expected {name} to be a sequence of integers; got {value!r}. Write {name}=({value!r},).")
 
 
 def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from typing import Any, NoReturn, TypeAlias
 
 import pyro
 import torch
+from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
@@ -103,7 +104,8 @@ def fit(
     Args:
         vae: trained in place, on its device.
         images: ``[N, *input_shape]``, of the VAE's dtype and device.
-        epochs: how often each image is seen, those of a resumed run counted in.
+        epochs: how often each image is seen, those of a resumed run counted in; at least 1, or, with ``checkpoint``, 0,
+            which only writes the start.
         batch_size: M; the last minibatch of an epoch may be smaller.
         learning_rate: of Adam, the default optimiser.
         optimizer: takes the parameters and makes a torch optimiser, such as
@@ -115,7 +117,8 @@ def fit(
         free_bits: nats of each latent dimension that cost nothing.
         validation: held-out images; their ELBO is in the history, estimated from the same draws each epoch.
         checkpoint: a file. It is written before the first epoch and after every ``checkpoint_every``; where it exists
-            the run goes on from it, with its random state and its optimiser's settings. Delete it to begin anew.
+            the run goes on from it, with its random state and its optimiser's settings. A file of as many epochs or
+            more is read as it is, and nothing is trained. Delete it to begin anew.
         checkpoint_every: epochs between two writes.
         progress: show a bar.
 
@@ -126,13 +129,15 @@ def fit(
         DataError: if the images do not fit the VAE.
         NonFiniteLossError: if a term of the loss is not finite.
         CheckpointError: if the file is of another VAE, other images or other arguments.
-        ValueError: if an argument is not as above.
+        TypeError: if ``optimizer`` makes no torch optimiser.
+        ValueError: if another argument is not as above.
 
     Source: [4] Algorithm 5, with M = 100 and L = 1 as it advises.
     """
-    if epochs < 0 or batch_size < 1 or checkpoint_every < 1 or not learning_rate > 0:
+    least = 1 if checkpoint is None else 0
+    if epochs < least or batch_size < 1 or checkpoint_every < 1 or not learning_rate > 0:
         raise ValueError(
-            "Expected epochs >= 0, batch_size >= 1, checkpoint_every >= 1 and learning_rate > 0; got "
+            f"Expected epochs >= {least}, batch_size >= 1, checkpoint_every >= 1 and learning_rate > 0; got "
             f"{epochs}, {batch_size}, {checkpoint_every} and {learning_rate}."
         )
     vae.check_values(images)
@@ -140,9 +145,10 @@ def fit(
         vae.check_values(validation)
     elbo = VAE_ELBO(estimator, free_bits=free_bits, num_particles=num_particles)
     parameters = list(vae.parameters())
-    made = _adam(parameters, learning_rate) if optimizer is None else optimizer(parameters)
+    made = _adam(parameters, learning_rate) if optimizer is None else _own(optimizer, parameters)
     schedule = kl_weight if callable(kl_weight) else _constant(kl_weight)
-    training = _Training(vae, images, validation, batch_size, elbo, made, schedule)
+    rate = learning_rate if optimizer is None else None
+    training = _Training(vae, images, validation, batch_size, elbo, made, schedule, learning_rate=rate)
     if checkpoint is not None:
         training.start(Path(checkpoint))
     # The values were checked once, above; Pyro would check every minibatch of every step.
@@ -167,6 +173,18 @@ def _adam(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.opt
     return torch.optim.Adam(parameters, learning_rate, fused=fused)
 
 
+def _own(optimizer: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
+    """The user's optimiser; Pyro's can be called too, but that would be a step."""
+    fits = callable(optimizer) and not isinstance(optimizer, PyroOptim)
+    made: Any = optimizer(parameters) if fits else optimizer
+    if not fits or not isinstance(made, torch.optim.Optimizer):
+        raise TypeError(
+            f"Expected optimizer to be a function of the parameters; got {type(made).__name__}. Write "
+            "lambda parameters: torch.optim.Adam(parameters, 1e-3)."
+        )
+    return made
+
+
 @dataclass
 class _Training:
     """A training under way: all of its state, and one epoch of it."""
@@ -180,6 +198,7 @@ class _Training:
     schedule: Schedule
     history: History = field(default_factory=History)
     step: int = 0
+    learning_rate: float | None = None  #: None: the optimiser has its own
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
@@ -245,8 +264,8 @@ class _Training:
         state = f"not finite in {', '.join(lost)}" if lost else "as before the step"
         raise NonFiniteLossError(
             f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {self.step} (epoch "
-            f"{len(self.history)}), both counted from 0. The parameters are {state}. Lower learning_rate, or scale the "
-            "images."
+            f"{len(self.history)}), both counted from 0. The parameters are {state}. Lower the learning rate, or scale "
+            "the images."
         )
 
     def _snapshot(self) -> dict[str, Any]:
@@ -309,9 +328,17 @@ class _Training:
         settings = {name: getattr(vae, name) for name in names}
         settings |= {"dtype": str(vae.prior_loc.dtype), "images": len(self.images), "batch_size": self.batch_size}
         settings["checksum"] = _checksum(self.images)
-        settings["optimizer"] = type(self.optimizer).__name__
+        settings["validation"] = None if self.validation is None else _checksum(self.validation)
+        settings |= {"optimizer": type(self.optimizer).__name__, "learning_rate": self.learning_rate}
+        settings["kl_weight"] = _looked_up(self.schedule)
         settings |= {"closed_form": elbo.closed_form, "free_bits": elbo.free_bits, "num_particles": elbo.num_particles}
         return settings
+
+
+def _looked_up(schedule: Schedule) -> float | list[float]:
+    """What tells one schedule from another: its number if it is constant, else its values along the way."""
+    values = [float(schedule(step)) for step in (0, 1, 10, 100, 1000)]
+    return values if len(set(values)) > 1 else values[0]
 
 
 def _row(terms: Terms) -> Tensor:

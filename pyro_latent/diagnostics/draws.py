@@ -8,7 +8,6 @@ enumeration, and NUTS, which cannot sample them, are all scored for the same lat
 from __future__ import annotations
 
 import inspect
-import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from .runs import (
     is_delta,
     is_latent,
     max_plate_nesting,
+    quiet_redraws,
     run,
     sample_sites,
     within_draws,
@@ -98,8 +98,7 @@ class Target:
             ModelError: if a plate subsamples, or nothing is latent.
         """
         call = Call(model, args, kwargs)
-        with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", "Singular sample detected")  # torch redraws those Wishart samples itself
+        with quiet_redraws():
             trace = call.trace()
         check_no_subsample(trace)
         latents = {n: s for n, s in sample_sites(trace).items() if is_latent(s)}

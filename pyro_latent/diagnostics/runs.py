@@ -296,6 +296,14 @@ def seeded(seed: int) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def quiet_redraws() -> Iterator[None]:
+    """No warning of singular draws from a Wishart prior, which torch draws anew by itself."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Singular sample detected")
+        yield
+
+
 def check_no_subsample(trace: Any) -> None:
     """All plates have to be full: a density over a part of the data is another one at each run.
 

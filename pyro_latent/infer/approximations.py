@@ -33,6 +33,8 @@ from ..errors import DataError, ModelError
 from .baselines import ImportanceSample
 from .particles import samples_of
 
+__all__ = ["GaussianGuide", "laplace", "moment_matching"]
+
 #: By how many nats the density may still rise where the climb to a mode ends, by its quadratic.
 _NEWTON_TOLERANCE = {torch.float64: 1e-8, torch.float32: 1e-3}
 _FEW_DRAWS = 10
@@ -199,8 +201,8 @@ def moment_matching(
 
     Args:
         model: a Pyro model with continuous latents.
-        samples: draws of the posterior: an ``MCMC`` that has run; the result of ``importance_sampling(...,
-            keep_samples=True)``, weighted; or by site, ``[S] + shape``.
+        samples: draws of the posterior: an ``MCMC`` that has run; the result of ``importance_sampling`` or
+            ``naive_monte_carlo`` with ``keep_samples=True``, weighted; or by site, ``[S] + shape``.
         *args, **kwargs: the model's arguments.
         covariance: ``"full"``, or ``"diagonal"`` for the best factorised q: the product of the marginals' Gaussians.
 
@@ -232,8 +234,8 @@ def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
         return samples, None
     if not samples.samples:
         raise DataError(
-            "Expected an importance sample with its draws; got one without. Write importance_sampling(..., "
-            "keep_samples=True)."
+            "Expected an importance sample with its draws; got one without. Write keep_samples=True where it is made, "
+            "in naive_monte_carlo or importance_sampling."
         )
     return samples.samples, samples.weights
 

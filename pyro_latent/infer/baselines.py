@@ -18,10 +18,13 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro import poutine
 from torch import Tensor
 
 from ..errors import ModelError
 from .particles import Draws, Particles
+
+__all__ = ["ImportanceSample", "importance_sampling", "naive_monte_carlo"]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -100,6 +103,8 @@ def naive_monte_carlo(
     The squared error of its logarithm is (E w² / (E w)² - 1) / S, and that ratio is a product over independent
     dimensions: S has to grow exponentially with the dimension of z.
 
+    Discrete sites that the model marks for enumeration are summed out, not drawn.
+
     Args:
         model: a Pyro model.
         *args, **kwargs: its arguments.
@@ -110,7 +115,7 @@ def naive_monte_carlo(
         keep_samples: whether the result has the draws.
 
     Raises:
-        ModelError: if the model observes nothing or subsamples its data, or if a weight is NaN.
+        ModelError: if the model observes nothing or subsamples its data, or if a weight is NaN, or all are zero.
 
     Source: [2], "the problem of high dimension".
     """
@@ -155,11 +160,27 @@ def importance_sampling(
     _check_count("num_samples", num_samples)
     if batch_size is not None:
         _check_count("batch_size", batch_size)
-    particles = Particles(model, guide, args, kwargs, vectorized)
+    particles = Particles(model, _prior(model) if guide is None else guide, args, kwargs, vectorized)
     sizes = _batches(num_samples, batch_size or num_samples)
     parts = [_weighted(particles.draw(size), keep_samples) for size in sizes]
     samples = {name: torch.cat([p.samples[name] for p in parts]) for name in parts[0].samples}
-    return ImportanceSample(torch.cat([p.log_weights for p in parts]), samples)
+    log_weights = torch.cat([p.log_weights for p in parts])
+    if bool((log_weights == -math.inf).all()):
+        raise ModelError(
+            f"Expected a draw under which the data are possible; got a density of zero for all of {num_samples}. Take "
+            "more draws, a guide in place of the prior, or look for data outside their support."
+        )
+    return ImportanceSample(log_weights, samples)
+
+
+def _prior(model: Callable[..., Any]) -> Callable[..., Any]:
+    """The model's own latent sites, but for those that it marks for enumeration: they are left to be summed out."""
+
+    def hidden(msg: Any) -> bool:
+        return bool(msg["type"] != "sample" or msg["is_observed"] or msg["infer"].get("enumerate"))
+
+    found: Callable[..., Any] = poutine.block(model, hide_fn=hidden)
+    return found
 
 
 def _weighted(draws: Draws, keep_samples: bool) -> ImportanceSample:
