@@ -378,12 +378,15 @@ class LDA:
         )
 
     def _finish(self, corpus: Corpus, state: _State) -> LDA:
-        """The documents once more, so that they belong to the final topics."""
+        """The documents once more, so that they belong to the final topics; then the priors, if learned, to them."""
         step = self._documents(corpus, state, state.gamma, statistics=False)
+        after = replace(state, gamma=step.gamma)
+        if self.learn_priors and state.passes > _PASSES_BEFORE_PRIORS:
+            after = _with_learned_priors(after)
         self._forget()
         self.__dict__.pop("_stream", None)
-        self._state = replace(state, gamma=step.gamma)
-        self._bound, self._corpus = _bound(step, state), corpus
+        self._state = after
+        self._bound, self._corpus = _bound(step, after), corpus
         return self
 
     def _forget(self) -> None:
