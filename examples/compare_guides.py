@@ -60,6 +60,7 @@ from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.arviz import to_arviz
 from pyro_latent.distributions import NormalWishart
 from pyro_latent.models import gmm
+from pyro_latent.plotting import STYLE
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 DECAY = 0.1
@@ -441,19 +442,6 @@ COLOURS = {
 }
 AXES = {"eruptions": "duration of the eruption (min)", "waiting": "time to the next one (min)"}
 HALO = [withStroke(linewidth=2, foreground="white")]
-STYLE: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 8,
-    "axes.titlelocation": "left",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "legend.frameon": False,
-}
 
 
 def draw_picture(task: Task, fits: Sequence[Fit], path: Path) -> None:

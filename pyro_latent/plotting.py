@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .arviz_core import is_tree
+
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
@@ -28,7 +30,7 @@ Array = np.ndarray[Any, Any]
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
 
-STYLE: dict[str, Any] = {
+STYLE: Any = {
     "font.size": 8,
     "axes.spines.top": False,
     "axes.spines.right": False,
@@ -50,8 +52,7 @@ PANELS = 12
 def _styled() -> Iterator[None]:
     import matplotlib
 
-    style: Any = STYLE
-    with matplotlib.rc_context(style):
+    with matplotlib.rc_context(STYLE):
         yield
 
 
@@ -363,7 +364,7 @@ def plot_forest(data: Mapping[str, Any], sites: Sequence[str] | None = None, **o
     """
     import arviz
 
-    if _is_tree(arviz):
+    if is_tree(arviz):
         return arviz.plot_forest(dict(data), var_names=sites, backend="matplotlib", **options)
     return arviz.plot_forest(list(data.values()), model_names=list(data), var_names=sites, combined=True, **options)
 
@@ -371,7 +372,7 @@ def plot_forest(data: Mapping[str, Any], sites: Sequence[str] | None = None, **o
 def plot_predictive(data: Any, **options: Any) -> Any:
     """Data against draws of the posterior predictive, by ArviZ."""
     arviz: Any = importlib.import_module("arviz")
-    if _is_tree(arviz):
+    if is_tree(arviz):
         return arviz.plot_ppc_dist(data, backend="matplotlib", **options)
     return arviz.plot_ppc(data, **options)
 
@@ -381,10 +382,6 @@ def plot_models(data: Mapping[str, Any], **options: Any) -> Any:
     import arviz
 
     found = arviz.compare(dict(data))
-    if _is_tree(arviz):
+    if is_tree(arviz):
         return arviz.plot_compare(found, backend="matplotlib", **options)
     return arviz.plot_compare(found, **options)
-
-
-def _is_tree(arviz: Any) -> bool:
-    return int(arviz.__version__.split(".")[0]) >= 1

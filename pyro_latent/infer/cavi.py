@@ -31,7 +31,7 @@ from .natural_gradient import draws_of
 from .place import Place, fingerprint
 from .step_size import RobbinsMonro, StepSize, as_step_size
 from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, at_draws, settle, structured_elbo
-from .sweep import ROUNDING, Call, Sweep
+from .sweep import ROUNDING, Call, Sweep, check_finite
 
 
 @dataclass(frozen=True)
@@ -438,8 +438,7 @@ class CAVI:
         """
         values = sweep.check_proper([bound.elbo, bound.magnitude])
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
-        if not all(math.isfinite(e) for e in elbo):
-            raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+        check_finite(elbo)
         if before is not None:
             slack = [ROUNDING[sweep.program.recording.dtype] * m for m in magnitude]
             falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]

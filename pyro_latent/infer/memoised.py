@@ -16,10 +16,10 @@ from torch import Tensor
 
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, Summary, summarize
+from ..objective import BlockKey, Program, Summand, Summary, summarize
 from .place import fingerprint
 from .stochastic import settle
-from .sweep import ROUNDING, Call, Sweep
+from .sweep import ROUNDING, Call, Sweep, check_finite
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -74,7 +74,7 @@ class MemoisedSteps:
         for key in order:
             if key not in local:
                 sweep.set(key, program.optimum(key, sweep.means, (), summands))
-        bound, size = _bound(program, sweep, total, [key for key in order if key not in local])
+        bound, size = _bound(program, sweep, total, summands, [key for key in order if key not in local])
         values = sweep.check_proper([bound, size])
         elbo, sizes = values[: len(bound)], values[len(bound) :]
         self._check_rise(program, elbo, sizes, known is not None)
@@ -107,8 +107,7 @@ class MemoisedSteps:
             )
 
     def _check_rise(self, program: Program, elbo: list[float], sizes: list[float], seen: bool) -> None:
-        if not all(value == value and abs(value) < float("inf") for value in elbo):
-            raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+        check_finite(elbo)
         if self._level is None or not seen:
             return
         slack = [ROUNDING[program.recording.dtype] * s for s in sizes]
@@ -146,11 +145,13 @@ class MemoisedSteps:
         self._level = None if state["level"] is None else (_LOADED, list(state["level"]))
 
 
-def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
-    """The ELBO of all pieces for each start, and the size of what it sums."""
+def _bound(
+    program: Program, sweep: Sweep, total: Summary, summands: list[Summand], keys: list[BlockKey]
+) -> tuple[Tensor, Tensor]:
+    """The ELBO of all pieces for each start, and the size of what it sums; ``summands`` are those of the total."""
     value, size = program.entropy_terms(sweep.state, sweep.means, keys)
     value, size = value + total.number, size + total.magnitude
-    for summand in (*program.whole_summands, *total.summands(program)):
+    for summand in (*program.whole_summands, *summands):
         part = summand.value(sweep.means).double()
         value, size = value + part, size + part.abs()
     return value, size

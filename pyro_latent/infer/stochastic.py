@@ -20,13 +20,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from ..errors import ElboDecreaseError, ModelError
+from ..errors import ModelError
 from ..families import Natural
 from ..guide import Prepared
-from ..objective import Block, BlockKey, Means, Program, State, Summary, summarize
+from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary, summarize
 from .natural_gradient import Draws, covariance_term, draws_of
 from .step_size import StepSize
-from .sweep import Call, Sweep
+from .sweep import Call, Sweep, check_finite
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -72,8 +72,7 @@ class StochasticSteps:
             elbo = sweep.held_bound().elbo
             summary = self._global_steps(sweep, [key for key in order if key not in local], step_size)
         values = sweep.check_proper([elbo])
-        if not all(value == value and abs(value) < float("inf") for value in values):
-            raise ElboDecreaseError(f"Expected a finite ELBO; got {values}. The guide is as before the step.")
+        check_finite(values)
         self.count += 1
         self._summary = summary
         self._last = call
@@ -90,15 +89,15 @@ class StochasticSteps:
         if points and any(set(points) & v.parents for v in program.derived):
             for key in points:
                 program.optimum(key, sweep.means, sweep.summands)  # raises, and names the operation
-        if points:
-            if sweep.is_stale:
-                sweep.visit(None)
+        averaged: list[Summand] = []
+        if points and program.recording.is_subsample:
             seen = summarize(program, sweep.state, sweep.means, sweep.held)
             summary = seen if summary is None else summary.times(1 - step_size).plus(seen, step_size)
+            averaged = summary.summands(program)
         for key in keys:
             block = program.blocks[key]
-            if block.is_point and summary is not None and program.recording.is_subsample:
-                sweep.set(key, program.optimum(key, sweep.means, (), summary.summands(program)))
+            if block.is_point and program.recording.is_subsample:
+                sweep.set(key, program.optimum(key, sweep.means, (), averaged))
             elif block.is_point:
                 sweep.visit(key)
             else:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..errors import NaturalDomainError
+from ..errors import ElboDecreaseError, NaturalDomainError
 from ..families import Natural
 from ..objective import (
     Block,
@@ -27,6 +28,16 @@ from ..objective import (
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def check_finite(elbo: Sequence[float]) -> None:
+    """Raise where the ELBO of a start is no number.
+
+    Raises:
+        ElboDecreaseError: if it is not.
+    """
+    if not all(math.isfinite(value) for value in elbo):
+        raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
 
 
 class Call(NamedTuple):
@@ -189,4 +200,4 @@ def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
     return float(torch.stack(changes).max())
 
 
-__all__ = ["ROUNDING", "Call", "Sweep"]
+__all__ = ["ROUNDING", "Call", "Sweep", "check_finite"]
