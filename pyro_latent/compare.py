@@ -381,14 +381,13 @@ class _Job:
         )
 
     def _run_cavi(self, cavi: CAVI) -> _Fitted:
-        watch = Stopwatch()
-
-        def stop(step: int, elbo: float) -> None:
-            if watch.seconds() > self.max_seconds:
-                raise KeyboardInterrupt  # run() then ends after this sweep, and returns what was reached
-
-        call = self.target.call
-        result = cavi.run(*call.args, max_steps=self.max_steps, callback=stop, **call.kwargs)
+        watch, call = Stopwatch(), self.target.call
+        result = cavi.run(
+            *call.args,
+            max_steps=self.max_steps,
+            callback=lambda *_: watch.seconds() > self.max_seconds,  # True ends the run after this sweep
+            **call.kwargs,
+        )
         kind = "coordinate ascent, AutoConjugate"
         return _Fitted(cavi.guide, cavi.model, kind, watch.seconds(), result.num_steps, result.converged)
 

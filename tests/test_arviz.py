@@ -88,12 +88,17 @@ def test_predictive_draws_follow_the_exact_predictive_density_and_not_the_data(x
         assert scipy.stats.kstest(predicted.values[0, :, point], "t", shape).pvalue > 1e-3
 
 
+def elpd(found: Any) -> float:
+    """What ArviZ 0.x calls ``elpd_loo`` and 1.x ``elpd``."""
+    return float(getattr(found, "elpd_loo" if hasattr(found, "elpd_loo") else "elpd"))
+
+
 def test_loo_is_the_exact_leave_one_out_density(x: Tensor, exact: AutoConjugate) -> None:
     without = [torch.cat([x[:i], x[i + 1 :]]) for i in range(len(x))]
     evidence = normal_gamma.log_evidence(x)
     expected = sum((evidence - normal_gamma.log_evidence(rest)).item() for rest in without)
     found = az.loo(to_arviz(normal_gamma.model, exact, x, num_samples=4000))
-    assert found.elpd_loo == pytest.approx(expected, abs=0.05)
+    assert elpd(found) == pytest.approx(expected, abs=0.05)
 
 
 def test_the_seed_fixes_the_draws_and_the_global_state_stays(x: Tensor, exact: AutoConjugate) -> None:
@@ -231,7 +236,8 @@ def test_arviz_1_gets_a_tree_of_the_same_groups(
     assert type(tree).__name__ == "DataTree"
     assert set(tree.children) == GROUPS
     for group in GROUPS:
-        assert tree[group].to_dataset().equals(old[group]), group
+        expected = old[group].to_dataset() if hasattr(old[group], "to_dataset") else old[group]
+        assert tree[group].to_dataset().equals(expected), group
     assert tree.attrs["elbo"] == tree["posterior"].attrs["elbo"]
 
 
@@ -285,7 +291,7 @@ def test_draws_of_a_wishart_prior_do_not_warn(old_faithful: Tensor) -> None:
 
 def test_the_corrected_loo_of_an_exact_posterior_is_arvizs(x: Tensor, exact: AutoConjugate) -> None:
     idata = to_arviz(normal_gamma.model, exact, x, num_samples=500)
-    assert loo(idata).elpd_loo == az.loo(idata).elpd_loo
+    assert elpd(loo(idata)) == elpd(az.loo(idata))
 
 
 def test_an_exact_posterior_is_known_as_one_in_single_precision(x: Tensor, tmp_path: Path) -> None:
@@ -300,7 +306,7 @@ def test_an_exact_posterior_is_known_as_one_in_single_precision(x: Tensor, tmp_p
     for data in (idata, az.from_netcdf(str(tmp_path / "fit.nc"))):
         with warnings.catch_warnings():
             warnings.simplefilter("error", UserWarning)
-            assert loo(data).elpd_loo == pytest.approx(az.loo(data).elpd_loo)
+            assert elpd(loo(data)) == pytest.approx(elpd(az.loo(data)))
 
 
 def test_draws_in_batches_have_the_densities_of_draws_one_by_one() -> None:

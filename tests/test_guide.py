@@ -909,6 +909,15 @@ def test_control_c_before_the_first_sweep_returns_nothing(x: Tensor) -> None:
     assert (result.num_steps, result.converged, result.elbo.shape) == (0, False, (0,))
 
 
+def test_a_callback_that_returns_true_ends_the_run(x: Tensor) -> None:
+    guide = AutoConjugate(mixture)
+    result = CAVI(mixture, guide).run(x, max_steps=50, tol=0, callback=lambda step, elbo: step == 3)
+    again = AutoConjugate(mixture)
+    expected = CAVI(mixture, again).run(x, max_steps=3, tol=0)
+    assert result.num_steps == 3 and not result.converged
+    assert torch.equal(result.elbo, expected.elbo)
+
+
 def test_the_callback_sees_every_sweep(x: Tensor) -> None:
     seen: list[tuple[int, float]] = []
     result = CAVI(gaussian, AutoConjugate(gaussian)).run(

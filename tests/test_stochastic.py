@@ -340,6 +340,15 @@ def test_batches_need_a_driver_for_them() -> None:
         CAVI(mixture, AutoConjugate(mixture)).step(x[:100], 600)
 
 
+@pytest.mark.parametrize("batch", [(torch.zeros(5, 2),), {"x": torch.zeros(5, 2)}, torch.zeros(5, 2)])
+def test_a_forgotten_size_is_named_with_what_to_write(batch: Any) -> None:
+    guide = AutoConjugate(mixture)
+    driver = CAVI(mixture, guide, step_size=0.5)
+    with pytest.raises(TypeError, match=r"arguments \(x.*, size.*missing.*'size'.*run_batches\(batches, size="):
+        driver.run_batches([batch])
+    assert not guide.has_program
+
+
 # Memoised.
 
 

@@ -11,6 +11,7 @@ then eliminates the discrete sites at the new blocks. The ELBO that this reports
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
 from dataclasses import dataclass
@@ -177,7 +178,7 @@ class CAVI:
             max_steps: the largest number of sweeps.
             tol: the relative tolerance; 0 never stops early.
             progress: whether to show a progress bar with the ELBO.
-            callback: called after each sweep with the number of sweeps and the ELBO.
+            callback: called after each sweep with the number of sweeps and the ELBO; if it returns True the run ends.
             checkpoint: a file that the run is written to, and goes on from where it exists: a run that was killed ends
                 where it would have ended.
             checkpoint_every: the number of sweeps between writes.
@@ -198,16 +199,10 @@ class CAVI:
         place = Place(self, checkpoint, checkpoint_every, task)
         history = place.history
         converged = exact and _has_settled(history, tol)
-        with (
-            tqdm(total=max_steps, initial=len(history), disable=not progress, desc="CAVI") as bar,
-            contextlib.suppress(KeyboardInterrupt),
-        ):
+        with _recording(place, max_steps, progress, callback) as record:
             while len(history) < max_steps and not converged:
-                history.append(self._step(args, kwargs))
-                _report(bar, callback, history)
+                record(self._step(args, kwargs))
                 converged = exact and _has_settled(history, tol)
-                place.write()
-        place.write(last=True)
         if history and not self.guide.has_program:  # a finished run was loaded
             self.guide.program(*args, **kwargs)
         return self._result(history, converged)
@@ -260,24 +255,17 @@ class CAVI:
         history, ends = place.history, place.ends
         converged = self._passed(history, ends, tol)
         total = epochs * len(batches) if isinstance(batches, Sized) else None
-        with (
-            tqdm(total=total, initial=len(history), disable=not progress, desc="CAVI") as bar,
-            contextlib.suppress(KeyboardInterrupt),
-        ):
+        with _recording(place, total, progress, callback) as record:
             while len(ends) < epochs and not converged:
                 for number, batch in place.rest(batches):
-                    args, more = _arguments(batch)
-                    history.append(self._batch_step(number, args, more | kwargs))
-                    _report(bar, callback, history)
-                    place.write()
+                    record(self._batch_step(number, *self._arguments(batch, kwargs)))
                 if not history or (ends and ends[-1] == len(history)):
-                    raise ModelError("Expected batches of data; got none.")
+                    raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.")
                 ends.append(len(history))
                 converged = self._passed(history, ends, tol)
-        place.write(last=True)
         if history and not self.guide.has_program:
-            args, more = _arguments(next(iter(batches)))
-            self.guide.program(*args, **(more | kwargs))
+            args, kwargs = self._arguments(next(iter(batches)), kwargs)
+            self.guide.program(*args, **kwargs)
         return self._result(history, converged)
 
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
@@ -292,6 +280,19 @@ class CAVI:
         if not isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
         return -max(self._steps.step(self, piece, Call(args, kwargs)))
+
+    def _arguments(self, batch: Any, shared: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """A batch, with what all batches share, as the model's positional and keyword arguments."""
+        args: tuple[Any, ...] = ()
+        kwargs = dict(shared)
+        if isinstance(batch, Mapping):
+            kwargs = dict(batch) | kwargs
+        elif isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
+            args = tuple(batch)
+        else:
+            args = (batch,)
+        _check_arguments(self.model, args, kwargs)
+        return args, kwargs
 
     def _batch_step(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
         if isinstance(self._steps, MemoisedSteps):
@@ -508,20 +509,52 @@ def _data_of(batches: Iterable[Any]) -> list[Any]:
     return [len(batches) if isinstance(batches, Sized) else None, plain]
 
 
-def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
-    """A batch as the model's positional and keyword arguments."""
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, tuple | list) and not hasattr(batch, "_fields"):
-        return tuple(batch), {}
-    return (batch,), {}
+def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A batch and what all batches share are the model's arguments.
+
+    Raises:
+        TypeError: if Python could not call the model with them.
+    """
+    try:
+        signature = inspect.signature(model)
+    except ValueError:  # of a program in C there is none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        raise TypeError(
+            f"Expected batches, with the keyword arguments that they share, to be the model's arguments {signature}; "
+            f"got a batch of {len(args)} with {sorted(kwargs) or 'no'} keywords: {error}. Give what all batches share "
+            "by keyword, as in run_batches(batches, size=1000)."
+        ) from None
 
 
-def _report(bar: Any, callback: Callable[[int, float], Any] | None, history: list[list[float]]) -> None:
-    bar.update()
-    bar.set_postfix_str(f"ELBO {max(history[-1]):.6f}", refresh=False)
-    if callback is not None:
-        callback(len(history), max(history[-1]))
+@contextlib.contextmanager
+def _recording(
+    place: Place, total: int | None, progress: bool, callback: Callable[[int, float], Any] | None
+) -> Iterator[Callable[[list[float]], None]]:
+    """What takes down each step's ELBOs: in the history, the checkpoint, the bar, and for the callback.
+
+    Ctrl-C, or a callback that returns True, ends the run there; the checkpoint is written at the end.
+    """
+    history = place.history
+    with tqdm(total=total, initial=len(history), disable=not progress, desc="CAVI") as bar:
+
+        def record(elbo: list[float]) -> None:
+            history.append(elbo)
+            place.write()
+            bar.update()
+            bar.set_postfix_str(f"ELBO {max(elbo):.6f}", refresh=False)
+            if callback is not None and callback(len(history), max(elbo)) is True:
+                raise _AskedToEnd
+
+        with contextlib.suppress(KeyboardInterrupt, _AskedToEnd):
+            yield record
+    place.write(last=True)
+
+
+class _AskedToEnd(Exception):
+    """A callback ends a run."""
 
 
 def _check_tolerance(tol: Any) -> None:
