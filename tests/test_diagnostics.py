@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from typing import Any
 
@@ -84,9 +85,14 @@ def standard_normal(dim: int) -> tuple[Model, Callable[[float], Model]]:
 
 @pytest.mark.parametrize("df", [1.5, 3.0, 10.0, 1000.0])
 def test_k_is_that_of_arviz(df: float) -> None:
-    z = torch.randn(4000, dtype=torch.float64)
+    z = torch.randn(3600, dtype=torch.float64)  # 3√S is whole: ArviZ 0.x rounds the tail's size up, 1.x down
     log_weights = torch.distributions.StudentT(df).log_prob(z) - torch.distributions.Normal(0.0, 1.0).log_prob(z)
-    assert pareto_k(log_weights).k == pytest.approx(float(arviz.psislw(log_weights.numpy())[1]), abs=1e-6)
+    weights = log_weights.numpy()
+    if hasattr(arviz, "psislw"):
+        expected = float(arviz.psislw(weights)[1])
+    else:  # ArviZ 1.x; its sign is that of a log likelihood
+        expected = float(importlib.import_module("arviz_stats.base").array_stats.psislw(-weights[None])[1].squeeze())
+    assert pareto_k(log_weights).k == pytest.approx(expected, abs=1e-6)
 
 
 def test_k_is_exact_for_exact_posteriors(x: Tensor) -> None:
