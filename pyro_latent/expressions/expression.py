@@ -22,7 +22,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .terms import Axis, Constant, Factor, Gather, Replay, Term, Variable, as_axis, axis_labels, fresh_label
+from .terms import (
+    Axis,
+    Constant,
+    Factor,
+    Gather,
+    Replay,
+    Term,
+    Variable,
+    as_axis,
+    axis_labels,
+    broadcast_shapes,
+    fresh_label,
+)
 
 #: The matrix functions, and the inverse of each.
 _INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inverse": "gram"}
@@ -163,7 +175,7 @@ class Expression:
 
     def __add__(self, other: Any) -> Expression:
         other = self._lift(other)
-        shape = torch.broadcast_shapes(self.shape, other.shape)
+        shape = broadcast_shapes(self.shape, other.shape)
         if self.opacity or other.opacity:
             return self._opaque("add", other, shape=shape)
         if self.pieces and other.is_constant:
@@ -186,7 +198,7 @@ class Expression:
 
     def __mul__(self, other: Any) -> Expression:
         other = self._lift(other)
-        shape = torch.broadcast_shapes(self.shape, other.shape)
+        shape = broadcast_shapes(self.shape, other.shape)
         if self.opacity or other.opacity:
             return self._opaque("mul", other, shape=shape)
         if self.pieces or other.pieces:
@@ -209,7 +221,7 @@ class Expression:
         if isinstance(exponent, Expression | Tensor):
             exponent = self._lift(exponent)
             if not exponent.is_constant or exponent.shape.numel() != 1:
-                return self._opaque("pow", exponent, shape=torch.broadcast_shapes(self.shape, exponent.shape))
+                return self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
             exponent = float(exponent.value())
         if self.opacity:
             return self
@@ -246,7 +258,7 @@ class Expression:
         shape = pieces[0][1].shape if shape is None else shape
         if blocked is not None:
             return Expression(shape, self.like, opacity=blocked.opacity)
-        shape = torch.broadcast_shapes(shape, *(mask.shape for mask, _ in pieces), *(p.shape for _, p in pieces))
+        shape = broadcast_shapes(shape, *(mask.shape for mask, _ in pieces), *(p.shape for _, p in pieces))
         return Expression(shape, self.like, pieces=pieces)
 
     # Functions.
@@ -525,7 +537,7 @@ class Expression:
         flat = index.reshape([n for n in index.shape if n != 1])
         mapping: dict[int, Axis] = {d: d + 1 for d in range(-self.ndim, -1)}
         mapping[-1] = as_axis(flat, labels, self.shape[-1])
-        return self.polynomial()._relabelled(mapping, torch.broadcast_shapes(self.shape[:-1], index.shape))
+        return self.polynomial()._relabelled(mapping, broadcast_shapes(self.shape[:-1], index.shape))
 
     @property
     def is_normalized(self) -> bool:
@@ -568,7 +580,7 @@ class Expression:
     def quadratic_form(self, matrix: Expression) -> Expression:
         """xᵀ M x over the last dimension, for a symmetric M."""
         source, middle = self.polynomial(), matrix.polynomial()
-        shape = torch.broadcast_shapes(self.shape[:-1], matrix.shape[:-2])
+        shape = broadcast_shapes(self.shape[:-1], matrix.shape[:-2])
         if source.opacity or middle.opacity:
             return source._opaque("quadratic form", middle, shape=shape)
         parts = [source._with([t]) for t in source.terms]
@@ -582,7 +594,7 @@ class Expression:
     @staticmethod
     def where(condition: Tensor, a: Expression, b: Expression) -> Expression:
         """``a`` where the constant condition holds, ``b`` elsewhere."""
-        shape = torch.broadcast_shapes(condition.shape, a.shape, b.shape)
+        shape = broadcast_shapes(condition.shape, a.shape, b.shape)
         blocked = a.opacity or b.opacity
         if blocked:
             return Expression(shape, a.like, opacity=blocked)
@@ -664,7 +676,7 @@ def _index_axes(index: Any, shape: Sequence[int], device: torch.device) -> tuple
     """The axes of the source dimensions under ``source[index]``, and the shape of the result."""
     items = _plain_items(index, shape, device)
     tensors = [k for k, item in enumerate(items) if isinstance(item, Tensor) and item.ndim]
-    block = list(torch.broadcast_shapes(*(items[k].shape for k in tensors)))
+    block = list(broadcast_shapes(*(items[k].shape for k in tensors)))
     between = items[tensors[0] : tensors[-1] + 1] if tensors else []
     adjacent = all(isinstance(item, Tensor) for item in between)  # an integer between two index tensors selects first
     out: list[int] = list(block) if tensors and not adjacent else []

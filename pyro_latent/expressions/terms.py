@@ -14,6 +14,7 @@ import itertools
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -59,7 +60,17 @@ def same_axes(a: Iterable[Axis], b: Iterable[Axis]) -> bool:
 
 def unique_labels(axes: Iterable[Axis]) -> tuple[int, ...]:
     """The labels of the axes, in order of first appearance."""
-    return tuple(dict.fromkeys(label for axis in axes for label in axis_labels(axis)))
+    found: dict[int, None] = {}
+    for axis in axes:
+        if type(axis) is int:
+            found[axis] = None
+        else:
+            found.update(dict.fromkeys(axis_labels(axis)))
+    return tuple(found)
+
+
+#: torch.broadcast_shapes works in Python, and a recording asks for few different ones many times.
+broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
 
 
 def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor, tuple[int, ...]]:
@@ -67,12 +78,11 @@ def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor,
 
     The first ``lead`` dimensions of the tensor have no axis and stay in front.
     """
-    keep = [i for i, axis in enumerate(axes) if axis is not None]
-    if len(keep) < len(axes):
+    if None in axes:
         for i in reversed(range(len(axes))):
             if axes[i] is None:
                 tensor = tensor.select(lead + i, 0)
-        axes = tuple(axes[i] for i in keep)
+        axes = tuple(axis for axis in axes if axis is not None)
     labels = unique_labels(axes)
     gathers = [i for i, axis in enumerate(axes) if isinstance(axis, Gather)]
     count = sum(len(axis_labels(axis)) for axis in axes)
@@ -175,7 +185,7 @@ class Factor:
     function: str = "x"
     power: float = 1.0
 
-    @property
+    @cached_property
     def labels(self) -> tuple[int, ...]:
         return unique_labels(self.axes)
 
@@ -194,7 +204,7 @@ class Term:
         found.update(label for f in self.factors for label in f.labels)
         object.__setattr__(self, "labels", frozenset(found))
 
-    @property
+    @cached_property
     def summed(self) -> frozenset[int]:
         return frozenset(label for label in self.labels if label > 0)
 
