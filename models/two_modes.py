@@ -100,7 +100,7 @@ def log_evidence(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.
     rule, exact to about ten digits.
     """
     _check(x, prior_scale=prior_scale, noise_scale=noise_scale)
-    first, log_prior = _nodes(x, prior_scale)
+    first, log_prior = _nodes(x, prior_scale, noise_scale / (math.sqrt(len(x)) * prior_scale))
     spread = (first.square() * prior_scale**2 + noise_scale**2 / len(x)).sqrt()
     log_density = dist.Normal(torch.zeros_like(spread), spread).log_prob(x.double().mean())
     return torch.logsumexp(log_prior + log_density, 0) + _log_rest(x, noise_scale)
@@ -114,9 +114,9 @@ def banana_log_evidence(
     Given first, the mean of x is N(curvature · first², prior_scale² + noise_scale² / n).
     """
     _check(x, prior_scale=prior_scale, noise_scale=noise_scale)
-    first, log_prior = _nodes(x, prior_scale)
-    spread = first.new_tensor(math.sqrt(prior_scale**2 + noise_scale**2 / len(x)))
-    log_density = dist.Normal(curvature * first.square(), spread).log_prob(x.double().mean())
+    spread = math.sqrt(prior_scale**2 + noise_scale**2 / len(x))
+    first, log_prior = _nodes(x, prior_scale, min(prior_scale, math.sqrt(spread / max(abs(curvature), 1e-300))))
+    log_density = dist.Normal(curvature * first.square(), first.new_tensor(spread)).log_prob(x.double().mean())
     return torch.logsumexp(log_prior + log_density, 0) + _log_rest(x, noise_scale)
 
 
@@ -152,12 +152,17 @@ def _update(q: Mapping[Any, Any], other: str, x: Tensor, prior_scale: float, noi
     return dist.Normal(scale * x.sum() * mean / noise_scale**2 / precision, precision.rsqrt())
 
 
-def _nodes(x: Tensor, prior_scale: float) -> tuple[Tensor, Tensor]:
-    """Nodes of the trapezoid rule over twelve prior deviations each way, and the log of prior times weight."""
-    half = _WIDTHS * prior_scale
-    first = torch.linspace(-half, half, _NODES, dtype=torch.float64, device=x.device)
+def _nodes(x: Tensor, prior_scale: float, width: float) -> tuple[Tensor, Tensor]:
+    """Nodes of the trapezoid rule over twelve prior deviations each way, and the log of prior times weight.
+
+    They are equally spaced in t, where first = width · sinh t: a likelihood that turns within ``width`` of zero is seen
+    as well as the prior, however far apart the two scales are.
+    """
+    half = math.asinh(_WIDTHS * prior_scale / width)
+    t = torch.linspace(-half, half, _NODES, dtype=torch.float64, device=x.device)
+    first = width * t.sinh()
     prior = dist.Normal(first.new_zeros(()), first.new_tensor(prior_scale))
-    return first, prior.log_prob(first) + math.log(2 * half / (_NODES - 1))
+    return first, prior.log_prob(first) + (width * t.cosh()).log() + math.log(2 * half / (_NODES - 1))
 
 
 def _log_rest(x: Tensor, noise_scale: float) -> Tensor:

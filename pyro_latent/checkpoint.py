@@ -8,7 +8,6 @@ checkpoint; it is read with ``torch.load(..., weights_only=True)``.
 from __future__ import annotations
 
 import os
-import pickle
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -64,14 +63,17 @@ def read_checkpoint(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         found = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise
-    except (pickle.UnpicklingError, EOFError, RuntimeError, OSError, ValueError) as error:
+    except Exception as error:  # what torch and pickle raise on a damaged file has no common class
         raise CheckpointError(
-            f"Expected a checkpoint in {str(path)!r}; got a file that does not load: {error}"
+            f"Expected a checkpoint in {str(path)!r}; got a file that does not load: {error}. "
+            "Name another file, to start anew."
         ) from None
     if not isinstance(found, dict) or found.get("format") != _FORMAT:
-        raise CheckpointError(f"Expected a checkpoint in {str(path)!r}; got another file.")
-    if found["kind"] != kind:
-        raise CheckpointError(f"Expected a checkpoint of {kind} in {str(path)!r}; got one of {found['kind']}.")
+        raise CheckpointError(f"Expected a checkpoint in {str(path)!r}; got another file. Name another, to start anew.")
+    if found.get("kind") != kind:
+        raise CheckpointError(
+            f"Expected a checkpoint of {kind} in {str(path)!r}; got one of {found.get('kind')}. Name another file."
+        )
     content: dict[str, Any] = found["content"]
     return content
 

@@ -159,6 +159,31 @@ def test_evidence_equals_quadrature_over_the_plane(name: str, model: Any, eviden
     assert total.item() == pytest.approx(evidence(x).item(), abs=1e-7)
 
 
+@pytest.mark.parametrize(("noise_scale", "center"), [(1e-1, 0.0), (1e-3, 0.0), (1e-4, 0.0), (1e-4, 2.0), (1e-6, -0.3)])
+def test_evidence_equals_adaptive_quadrature_for_sharp_likelihoods(noise_scale: float, center: float) -> None:
+    """The mean of x is the product of two normals plus noise; given the first it is normal."""
+    x = torch.tensor([center], dtype=torch.float64)
+
+    def integrand(log_first: float) -> float:
+        first = math.exp(log_first)
+        density = scipy.stats.norm.pdf(center, 0.0, math.hypot(first * 1.5, noise_scale))
+        return 2 * first * float(scipy.stats.norm.pdf(first, 0.0, 1.5) * density)
+
+    total, _ = scipy.integrate.quad(integrand, math.log(1e-14), math.log(20.0), epsabs=0, epsrel=1e-12, limit=500)
+    assert two_modes.log_evidence(x, noise_scale=noise_scale).item() == pytest.approx(math.log(total), abs=1e-9)
+
+
+@pytest.mark.parametrize("curvature", [0.0, -2.0, 1e4])
+def test_the_bananas_evidence_equals_adaptive_quadrature(curvature: float) -> None:
+    def integrand(first: float) -> float:
+        spread = math.hypot(2.0, 0.5)
+        return float(scipy.stats.norm.pdf(first, 0, 2) * scipy.stats.norm.pdf(1.0, curvature * first**2, spread))
+
+    total, _ = scipy.integrate.quad(integrand, 0, 30, points=[0.005, 0.02, 0.1, 1.0], epsabs=0, epsrel=1e-12, limit=500)
+    found = two_modes.banana_log_evidence(torch.ones(1, dtype=torch.float64), curvature=curvature)
+    assert found.item() == pytest.approx(math.log(2 * total), abs=1e-9)
+
+
 @pytest.mark.parametrize("name", DATA)
 def test_the_modes_are_those_that_an_optimizer_finds(name: str) -> None:
     x = torch.tensor(DATA[name], dtype=torch.float64)

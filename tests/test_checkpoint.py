@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -256,6 +257,11 @@ def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
         EM(likelihood).run(x, max_steps=5, checkpoint=path)
 
 
+def _written(path: Path) -> Path:
+    write_checkpoint(path, "CAVI", {})
+    return path
+
+
 def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "some.pt"
     write_checkpoint(path, "CAVI", {"a": torch.ones(2)})
@@ -263,8 +269,16 @@ def test_files_that_are_no_checkpoints_are_refused(tmp_path: Path) -> None:
     path.write_bytes(whole[: len(whole) // 2])
     with pytest.raises(CheckpointError, match="does not load"):
         read_checkpoint(path, "CAVI")
+    for cut in range(0, len(whole), 7):
+        for damaged in (whole[:cut], whole[:cut] + b"\x00\xff" + whole[cut + 2 :], b"junk" + whole[:cut]):
+            path.write_bytes(damaged)
+            with contextlib.suppress(CheckpointError):  # some bytes of a file do not matter
+                read_checkpoint(path, "CAVI")
     torch.save({"a": 1}, path)
     with pytest.raises(CheckpointError, match="got another file"):
+        read_checkpoint(path, "CAVI")
+    torch.save({"format": torch.load(_written(path), weights_only=True)["format"]}, path)
+    with pytest.raises(CheckpointError, match=r"of CAVI .*got one of None"):
         read_checkpoint(path, "CAVI")
     with pytest.raises(CheckpointError, match="folder"):
         write_checkpoint(tmp_path / "none" / "a.pt", "CAVI", {})
