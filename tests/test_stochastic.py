@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,7 @@ from pyro.optim import ClippedAdam
 from sklearn.decomposition import LatentDirichletAllocation
 from torch import Tensor
 from torch.distributions import constraints
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_latent import CAVI, EM, AutoConjugate, RobbinsMonro, handlers
 from pyro_latent.distributions import NormalGamma
@@ -326,6 +327,55 @@ def test_other_data_without_a_declared_size_is_an_error() -> None:
     driver.step(x[:100])
     with pytest.raises(ModelError, match="how much data there is in all"):
         driver.step(x[100:200])
+
+
+def in_list(model: Any) -> Any:
+    return lambda data: model(data[0])
+
+
+def in_mapping(model: Any) -> Any:
+    return lambda data: model(data["x"])
+
+
+def as_array(model: Any) -> Any:
+    return lambda data: model(torch.from_numpy(data))
+
+
+@pytest.mark.parametrize(
+    ("wrap", "pack"),
+    [(in_list, lambda x: [x]), (in_mapping, lambda x: {"x": x}), (as_array, lambda x: x.numpy())],
+)
+def test_other_data_is_seen_in_any_argument(wrap: Any, pack: Any) -> None:
+    x = clusters()
+    model = wrap(normal_gamma.model)
+    driver = CAVI(model, AutoConjugate(model), step_size=0.5)
+    driver.step(pack(x[:100]))
+    driver.step(pack(x[:100].clone()))
+    with pytest.raises(ModelError, match="how much data there is in all"):
+        driver.step(pack(x[100:200]))
+
+
+class Stream(IterableDataset[Tensor]):
+    """Data that nobody knows the length of."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+    def __iter__(self) -> Iterator[Tensor]:
+        return iter(self.x)
+
+
+@pytest.mark.parametrize("driver", [{"step_size": RobbinsMonro(1, 0.7)}, {"memoised": True}])
+def test_a_stream_is_as_good_as_a_dataset(driver: dict[str, Any], tmp_path: Path) -> None:
+    x = clusters()
+    fits = []
+    for loader in (DataLoader(TensorDataset(x), batch_size=100), DataLoader(Stream(x), batch_size=100)):
+        guide = AutoConjugate(mixture)
+        result = CAVI(mixture, guide, **driver).run_batches(
+            loader, epochs=2, size=len(x), progress=True, checkpoint=tmp_path / f"{len(fits)}.pt"
+        )
+        fits.append(result.elbo)
+    assert torch.equal(*fits)
 
 
 def test_batches_need_a_driver_for_them() -> None:

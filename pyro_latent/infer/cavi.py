@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from typing import Any, NamedTuple
@@ -254,7 +254,8 @@ class CAVI:
         place = Place(self, checkpoint, checkpoint_every, task)
         history, ends = place.history, place.ends
         converged = self._passed(history, ends, tol)
-        total = epochs * len(batches) if isinstance(batches, Sized) else None
+        length = _length(batches)
+        total = None if length is None else epochs * length
         with _recording(place, total, progress, callback) as record:
             while len(ends) < epochs and not converged:
                 for number, batch in place.rest(batches):
@@ -482,8 +483,10 @@ def _steps(
 
 
 def _described(step_size: float | StepSize) -> str:
-    """What a step size is known by in a checkpoint."""
-    return repr(step_size) if isinstance(step_size, int | float | RobbinsMonro) else "a function"
+    """What a step size is known by in a checkpoint: of a function, its first values and a few later ones."""
+    if isinstance(step_size, int | float | RobbinsMonro):
+        return repr(step_size)
+    return repr([float(step_size(t)) for t in (*range(20), 100, 1_000, 10_000)])
 
 
 def check_whole(program: Program) -> None:
@@ -506,7 +509,15 @@ def _data_of(batches: Iterable[Any]) -> list[Any]:
     dataset = getattr(batches, "dataset", batches)
     held = getattr(dataset, "tensors", dataset)
     plain = fingerprint(held) if isinstance(held, tuple | list) else [type(held).__name__]
-    return [len(batches) if isinstance(batches, Sized) else None, plain]
+    return [_length(batches), plain]
+
+
+def _length(batches: Iterable[Any]) -> int | None:
+    """The number of batches, or None where nobody knows, as for a DataLoader over a stream."""
+    try:
+        return len(batches)  # type: ignore[arg-type]
+    except TypeError:
+        return None
 
 
 def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

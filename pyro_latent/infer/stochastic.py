@@ -25,6 +25,7 @@ from ..families import Natural
 from ..guide import Prepared
 from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary, summarize
 from .natural_gradient import Draws, covariance_term, draws_of
+from .place import fingerprint
 from .step_size import StepSize
 from .sweep import Call, Sweep, check_finite
 
@@ -175,8 +176,11 @@ def settle(
 
 
 def _same_data(before: Call, now: Call) -> bool:
-    tensors = [[v for v in (*c.args, *c.kwargs.values()) if isinstance(v, Tensor)] for c in (before, now)]
-    return len(tensors[0]) == len(tensors[1]) and all(a is b for a, b in zip(*tensors, strict=True))
+    """Whether two steps saw the same arguments: the same objects, or else equal data."""
+    given = [[*c.args, *c.kwargs.values()] for c in (before, now)]
+    if len(given[0]) == len(given[1]) and all(a is b for a, b in zip(*given, strict=True)):
+        return True
+    return fingerprint(*given[0]) == fingerprint(*given[1])
 
 
 # Structured inference.
