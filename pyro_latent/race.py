@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
 import pyro
@@ -70,8 +70,9 @@ class Runner:
         return self.laps[-1].seconds
 
     def seconds_within(self, gap: float, best: float) -> float:
-        """The clock at the first checkpoint within ``gap`` nats of ``best``; infinite if there is none."""
-        return next((lap.seconds for lap in self.laps if lap.elbo >= best - gap), math.inf)
+        """The clock at the checkpoint from which all are within ``gap`` nats of ``best``; infinite if there is none."""
+        late = next((i for i, lap in enumerate(reversed(self.laps)) if lap.elbo < best - gap), len(self.laps))
+        return self.laps[-late].seconds if late else math.inf
 
 
 @dataclass(frozen=True)
@@ -203,11 +204,12 @@ class _Course:
     def run(self, name: str, make: Make) -> Runner:
         """One method, from its start to the end of its budget."""
         with self._alone():
-            driver = self._made(name, make)
+            thrown_away = self._made(name, make)
             for _ in range(self.warmup):
-                self._step(driver)
+                self._step(thrown_away)
         with self._alone():
             driver = self._made(name, make)
+            _check_fresh(name, driver, thrown_away)
             laps, settled = self._laps(driver, name)
             return Runner(name, laps, self._score(driver, name, self.final_samples), settled)
 
@@ -257,14 +259,29 @@ class _Course:
             return score_draws(draw(self.target, driver.guide, num, repr(name)))
 
 
+def _check_fresh(name: str, driver: Any, before: Any) -> None:
+    """A run does not go on from the throwaway one.
+
+    Raises:
+        TypeError: if it does.
+    """
+    if driver is before or (isinstance(driver.guide, torch.nn.Module) and driver.guide is before.guide):
+        what = "driver" if driver is before else "guide"
+        raise TypeError(
+            f"Expected a function that makes a fresh driver with a fresh guide for {name!r} each time; got the same "
+            f"{what} twice. Write lambda: CAVI(model, AutoConjugate(model)), with all that it needs made inside."
+        )
+
+
 def _device_name(target: Target) -> str:
-    tensors = [v for v in (*target.call.args, *target.call.kwargs.values()) if isinstance(v, Tensor)]
+    tensors: list[Tensor] = []
+    _mapped(lambda tensor: tensors.append(tensor), (target.call.args, target.call.kwargs))
     device = tensors[0].device if tensors else torch.device("cpu")
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
 def on_device(value: Any, device: str | torch.device | None) -> Any:
-    """The same arguments with every tensor in them, also inside lists, tuples and dicts, on a device.
+    """The same arguments with every tensor in them, also inside lists, tuples, dicts and dataclasses, on a device.
 
     Raises:
         DataError: if there is no such device.
@@ -273,7 +290,21 @@ def on_device(value: Any, device: str | torch.device | None) -> Any:
         return value
     if torch.device(device).type == "cuda" and not torch.cuda.is_available():
         raise DataError(f"Expected a CUDA device for device={str(device)!r}; got none here. Leave out device=.")
-    return torch.utils._pytree.tree_map(lambda v: v.to(device) if isinstance(v, Tensor) else v, value)
+    return _mapped(lambda tensor: tensor.to(device), value)
+
+
+def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+    """The function of every tensor, in the same containers."""
+
+    def leaf(item: Any) -> Any:
+        if isinstance(item, Tensor):
+            return function(item)
+        if is_dataclass(item) and not isinstance(item, type):
+            found = {f.name: _mapped(function, getattr(item, f.name)) for f in fields(item) if f.init}
+            return replace(item, **found)
+        return item
+
+    return torch.utils._pytree.tree_map(leaf, value)
 
 
 # ------------------------------------------------------------------------------------------------------------- methods

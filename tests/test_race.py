@@ -17,8 +17,8 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate, plotting
 from pyro_latent.diagnostics import score
 from pyro_latent.errors import DataError, ModelError
-from pyro_latent.models import gmm, normal_gamma
-from pyro_latent.race import Race, on_device, race, start_like, svi_grid
+from pyro_latent.models import gmm, lda, normal_gamma
+from pyro_latent.race import Lap, Race, Runner, on_device, race, start_like, svi_grid
 
 MODEL = normal_gamma.model
 
@@ -46,6 +46,35 @@ def test_the_exact_posterior_wins_and_its_last_score_is_the_evidence(x: Tensor) 
     assert found["exact"].seconds_within(1e-6, truth) == found["exact"].laps[0].seconds
     assert found["AutoNormal, rate 0.01"].seconds_within(1e-6, truth) == float("inf")
     assert "never" in str(found) and "exact" in str(found)
+
+
+def test_seconds_within_a_gap_count_from_where_a_run_stays_there() -> None:
+    laps = [Lap(step, float(step), elbo, 0.0) for step, elbo in enumerate([-9.0, -1.0, -5.0, -1.5, -0.5])]
+    runner = Runner("SVI", laps, _score(), False)
+    assert runner.seconds_within(1.0, -0.4) == 4.0
+    assert runner.seconds_within(2.0, -0.4) == 3.0
+    assert runner.seconds_within(20.0, -0.4) == 0.0
+    assert runner.seconds_within(0.05, -0.4) == float("inf")
+
+
+def _score() -> Any:
+    """A score that nobody looks at."""
+    return None
+
+
+@pytest.mark.parametrize("what", ["driver", "guide"])
+def test_a_run_does_not_go_on_from_the_throwaway_one(x: Tensor, what: str) -> None:
+    driver, guide = cavi()(), AutoConjugate(MODEL)
+    makes = {"driver": lambda: driver, "guide": lambda: CAVI(MODEL, guide)}
+    with pytest.raises(TypeError, match=f"for 'CAVI' each time; got the same {what} twice"):
+        race(MODEL, {"CAVI": makes[what]}, x, max_steps=3)
+
+
+def test_tensors_move_wherever_they_are() -> None:
+    corpus = lda.as_corpus(torch.tensor([[1.0, 2.0], [0.0, 3.0]]))
+    (moved,), found = on_device(((corpus,), {"a": [torch.ones(1)]}), "meta")
+    assert {moved.doc.device.type, moved.count.device.type, found["a"][0].device.type} == {"meta"}
+    assert (moved.num_words, moved.total_documents, corpus.count.device.type) == (2, 2, "cpu")
 
 
 def test_checkpoints_are_a_third_apart_and_the_clock_only_rises(x: Tensor) -> None:

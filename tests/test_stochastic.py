@@ -368,7 +368,7 @@ class Stream(IterableDataset[Tensor]):
 @pytest.mark.parametrize("driver", [{"step_size": RobbinsMonro(1, 0.7)}, {"memoised": True}])
 def test_a_stream_is_as_good_as_a_dataset(driver: dict[str, Any], tmp_path: Path) -> None:
     x = clusters()
-    fits = []
+    fits: list[Tensor] = []
     for loader in (DataLoader(TensorDataset(x), batch_size=100), DataLoader(Stream(x), batch_size=100)):
         guide = AutoConjugate(mixture)
         result = CAVI(mixture, guide, **driver).run_batches(
