@@ -10,8 +10,7 @@ from __future__ import annotations
 import html
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,13 +24,15 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
 from .diagnostics import Components, Difference, Draws, Moments, Score, Target, align, difference, draw, moments
-from .diagnostics.draws import check_same_data, check_same_model
-from .diagnostics.importance import LEAST_DRAWS, check_count, score_draws
+from .diagnostics.arguments import check_same_data
+from .diagnostics.draws import check_same_model
+from .diagnostics.importance import LEAST_DRAWS, score_draws
 from .diagnostics.moments import find_components
 from .diagnostics.pages import figure_html, page, table_html
+from .diagnostics.parameters import Parameters
 from .diagnostics.runs import seeded
 from .diagnostics.tables import text_table
-from .errors import ModelError
+from .errors import ModelError, PyroLatentError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
 
@@ -216,18 +217,24 @@ def compare(
         model: a Pyro model.
         methods: by name, any of: a fitted guide or autoguide; an :class:`~pyro_latent.AutoConjugate`, fitted or new; a
             :class:`~pyro_latent.CAVI` or an ``SVI``, which are run within the budget; an ``MCMC``, which is run if it
-            has not been. The positional arguments after it are the model's.
+            has not been. An ``SVI`` of an ``AutoLaplaceApproximation`` is scored by the Gaussian around its maximum.
+            The positional arguments after it are the model's.
         reference: the method to measure from; by default the first MCMC, else the first method.
         num_samples: draws of each method; of MCMC, at most so many.
         max_steps, max_seconds: the budget of each method that is fitted here, but MCMC, which has its own length.
-        components: the plate of the mixture's components, where the model has several; found by itself otherwise.
+        components: the plate of the mixture's components, where the model has several, or it is not found by itself.
         same_data: whether to check that fitted methods saw this data. False for guides that saw minibatches.
         seed: of the draws, and of the fits, so that the call repeats itself.
         kwargs: the model's keyword arguments.
 
     Raises:
-        ModelError: naming the method, and the site, the argument or the plate that does not fit.
+        ModelError: naming the method, and the site, the argument or the plate that does not fit; also where a fit
+            fails.
         TypeError: if a method is none of these, or ``methods`` no dict.
+
+    Each method begins with the parameters in Pyro's store, and in the model's modules, as they are at the call, and is
+    scored with its own. Afterwards they are as before, but for what the fits made or changed: of each parameter, what
+    the first fit that did so left. Autoguides keep their own parameters in themselves.
 
     Example::
 
@@ -236,8 +243,8 @@ def compare(
         print(result)
         result.save_html("posteriors.html")
     """
-    check_count("num_samples", num_samples, LEAST_DRAWS)
-    check_count("max_steps", max_steps, 1)
+    num_samples = check_count("num_samples", num_samples, LEAST_DRAWS)
+    max_steps = check_count("max_steps", max_steps, 1)
     if not isinstance(methods, Mapping):
         raise TypeError(
             f"Expected methods by name, in a dict; got {type(methods).__name__}. Write "
@@ -246,17 +253,21 @@ def compare(
     if not methods:
         raise ValueError("Expected at least one method; got none. Write {'cavi': AutoConjugate(model)}.")
     if reference is not None and reference not in methods:
-        raise ValueError(f"Expected reference to be one of {list(methods)}; got {reference!r}.")
+        raise ValueError(
+            f"Expected reference to be one of {list(methods)}; got {reference!r}. Name one of these, or leave it out."
+        )
+    for name, method in methods.items():
+        _check_method(name, method)
     _check_own_guides(methods)
-    with seeded(seed):
+    store = pyro.get_param_store()
+    with store.scope(store.get_state()) as start, seeded(seed):
         target = Target.of(model, args, kwargs)
-    plate = find_components(target, components)
-    job = _Job(target, num_samples, max_steps, max_seconds, same_data, seed)
-    # What is fitted already comes first: a fit here may change the parameters in Pyro's store that it reads.
-    order = sorted(methods, key=lambda name: _is_driver(methods[name]))
-    with torch.random.fork_rng():
-        done = {name: job.entry(name, methods[name]) for name in order}
-    entries = _aligned({name: done[name] for name in methods}, plate)
+        target.check_drawn()
+        plate = find_components(target, components)
+    parameters = Parameters(start, [getattr(method, "guide", method) for method in methods.values()])
+    job = _Job(target, num_samples, max_steps, max_seconds, same_data, seed, parameters)
+    with torch.random.fork_rng(), parameters.kept():
+        entries = _aligned({name: job.named(name, method) for name, method in methods.items()}, plate)
     chosen = reference or next((n for n, m in methods.items() if isinstance(m, MCMC)), next(iter(methods)))
     against = entries[chosen].moments
     differences = {name: difference(entry.moments, against) for name, entry in entries.items()}
@@ -282,8 +293,21 @@ def is_fitted(guide: AutoConjugate) -> bool:
         return False
 
 
+def _check_method(name: str, method: Any) -> None:
+    """A method is one that :func:`compare` knows.
+
+    Raises:
+        TypeError: naming it.
+    """
+    if not isinstance(method, CAVI | SVI | MCMC) and not callable(method):
+        raise TypeError(
+            f"Expected a guide, AutoConjugate, CAVI, SVI or MCMC for {name!r}; got {type(method).__name__}. Write "
+            f"{{{name!r}: AutoConjugate(model)}}, for instance."
+        )
+
+
 def _check_own_guides(methods: Mapping[str, Any]) -> None:
-    """Two SVIs of one guide function would go on from each other's parameters.
+    """Two SVIs of one guide would leave parameters that are of one of them only.
 
     Raises:
         ModelError: naming both.
@@ -334,20 +358,35 @@ class _Job:
     max_seconds: float
     same_data: bool
     seed: int
+    parameters: Parameters
+
+    def named(self, name: str, method: Any) -> Entry:
+        """One entry; what goes wrong there is an error with the method's name."""
+        try:
+            return self.entry(name, method)
+        except PyroLatentError as error:
+            if repr(name) in str(error):
+                raise
+            raise type(error)(f"{error} That was method {name!r}.") from error
+        except Exception as error:
+            raise ModelError(
+                f"Expected a method that runs on this model and its data; got {type(error).__name__} from {name!r}: "
+                f"{error} Run it by itself to see where."
+            ) from error
 
     def entry(self, name: str, method: Any) -> Entry:
         """Fit a method if need be, and score it."""
         torch.manual_seed(self.seed)
-        with own_parameters(getattr(method, "guide", method)):
+        with self.parameters.of(getattr(method, "guide", method), keep=_is_driver(method)):
             done = self._fitted(name, method)
             if self.same_data:
-                check_same_data(self.target, done.guide, repr(name))
+                check_same_data(self.target.call, done.guide, repr(name))
             with seeded(self.seed):
                 draws = draw(self.target, done.guide, self.num_samples, repr(name))
                 check_same_model(self.target, done.model, {n: v[0] for n, v in draws.values.items()}, repr(name))
-        exact = None
-        if isinstance(done.guide, AutoConjugate):
-            exact = done.guide.elbo(*self.target.call.args, **self.target.call.kwargs)
+            exact = None
+            if isinstance(done.guide, AutoConjugate):
+                exact = done.guide.elbo(*self.target.call.args, **self.target.call.kwargs)
         return Entry(
             kind=done.kind,
             draws=draws,
@@ -374,11 +413,7 @@ class _Job:
         if isinstance(method, AutoGuide):
             _check_called(name, method)
             return _Fitted(method, method.model, type(method).__name__)
-        if callable(method):
-            return _Fitted(method, None, f"guide {getattr(method, '__name__', type(method).__name__)}")
-        raise TypeError(
-            f"Expected a guide, AutoConjugate, CAVI, SVI or MCMC for {name!r}; got {type(method).__name__}."
-        )
+        return _Fitted(method, None, f"guide {getattr(method, '__name__', type(method).__name__)}")
 
     def _run_cavi(self, cavi: CAVI) -> _Fitted:
         watch, call = Stopwatch(), self.target.call
@@ -436,23 +471,3 @@ def _r_hat(draws: Draws) -> float | None:
 
 def _split_r_hat(values: Tensor, chains: int) -> float:
     return float(split_gelman_rubin(values.unflatten(0, (chains, -1)), 0, 1).max())
-
-
-@contextmanager
-def own_parameters(guide: Any) -> Iterator[None]:
-    """An autoguide reads its own parameters, and not those that another of its class left in Pyro's store.
-
-    Two ``AutoNormal`` guides have the same names there. Each keeps its parameters in itself too, and uses these where
-    the store has none of the name.
-    """
-    if not isinstance(guide, AutoGuide) or isinstance(guide, AutoConjugate):
-        yield
-        return
-    store, prefix = pyro.get_param_store(), f"{guide._pyro_name}."
-    state: Any = store.get_state()
-    inner: Any = {part: {n: v for n, v in state[part].items() if not n.startswith(prefix)} for part in state}
-    with store.scope(inner):  # it holds at the end what was made inside
-        yield
-    made = {n for n in inner["params"] if n not in state["params"] and not n.startswith(prefix)}
-    new: Any = {part: {n: v for n, v in inner[part].items() if n in made} for part in inner}
-    store.set_state(new)  # the model's own parameters outlive the scope

@@ -1,8 +1,13 @@
-"""Exceptions whose messages carry the fix.
+"""Exceptions whose messages carry the fix, and the check of a count, which every layer makes.
 
 Every error of the library derives from :class:`PyroLatentError`, and says what was expected, what came, at
 which site, and what to write instead.
 """
+
+from __future__ import annotations
+
+from numbers import Integral
+from typing import Any
 
 
 class PyroLatentError(Exception):
@@ -39,3 +44,21 @@ class MissingRuleError(NotConjugateError):
 
 class CheckpointError(PyroLatentError, ValueError):
     """A checkpoint cannot be written or read, or is of another driver, model or data."""
+
+
+def check_count(name: str, value: Any, least: int = 1) -> int:
+    """An argument that counts something, as a plain integer; NumPy's integers count too, and ``bool`` does not.
+
+    Args:
+        name: what the argument is called.
+        value: what came.
+        least: the smallest count that makes sense.
+
+    Raises:
+        ValueError: if it is no integer, or below ``least``; with what to write.
+    """
+    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+        return int(value)
+    whole = isinstance(value, float) and value.is_integer() and value >= least
+    advice = f"{name}={int(value)}" if whole else f"{name}={least} or more"
+    raise ValueError(f"Expected {name} to be an integer of at least {least}; got {value!r}. Write {advice}.")

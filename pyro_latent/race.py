@@ -20,10 +20,11 @@ from torch import Tensor
 
 from .compare import Stopwatch
 from .diagnostics import Score, Target, draw
-from .diagnostics.importance import LEAST_DRAWS, check_count, score_draws
+from .diagnostics.importance import LEAST_DRAWS, score_draws
+from .diagnostics.parameters import Snapshot
 from .diagnostics.runs import seeded
 from .diagnostics.tables import text_table
-from .errors import DataError
+from .errors import DataError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
 
@@ -64,6 +65,11 @@ class Runner:
     def group(self) -> str:
         """The method without its learning rate."""
         return self.name.split(RATE)[0]
+
+    @property
+    def rate(self) -> str:
+        """The learning rate as it stands in the name; empty if there is none."""
+        return self.name.partition(RATE)[2]
 
     @property
     def seconds(self) -> float:
@@ -159,7 +165,8 @@ def race(
         DataError: if there is no such device.
         ModelError: if a guide's sites are not the model's, or it has no density.
 
-    Pyro's parameter store is empty for each method, and afterwards as before.
+    Pyro's parameter store is empty for each method, and afterwards as before. So are the parameters of the model's
+    modules, which are as at the call for each; a guide with modules is made afresh by its function.
 
     Example::
 
@@ -182,9 +189,11 @@ def race(
     if not methods:
         raise ValueError("Expected at least one method; got none. Write {'CAVI': lambda: CAVI(model, guide)}.")
     args, kwargs = on_device((args, kwargs), device)
-    with seeded(seed):
+    with pyro.get_param_store().scope() as made, seeded(seed):
         target = Target.of(model, args, kwargs)
-    course = _Course(target, max_steps, max_seconds, tol, num_samples, final_samples, warmup, seed)
+    target.check_drawn()
+    start = Snapshot(made["params"].items())
+    course = _Course(target, start, max_steps, max_seconds, tol, num_samples, final_samples, warmup, seed)
     return Race({name: course.run(name, make) for name, make in methods.items()}, _device_name(target))
 
 
@@ -193,6 +202,7 @@ class _Course:
     """What is the same for every method."""
 
     target: Target
+    start: Snapshot
     max_steps: int
     max_seconds: float
     tol: float
@@ -215,10 +225,13 @@ class _Course:
 
     @contextlib.contextmanager
     def _alone(self) -> Iterator[None]:
-        """An empty parameter store and a random state of its own."""
+        """An empty parameter store, the model's modules as they were, and a random state of its own."""
         with pyro.get_param_store().scope(), torch.random.fork_rng():
             torch.manual_seed(self.seed)
-            yield
+            try:
+                yield
+            finally:
+                self.start.restore()
 
     @staticmethod
     def _made(name: str, make: Make) -> Any:

@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO, TraceEnum_ELBO
-from pyro.infer.autoguide import AutoDelta, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, handlers, plotting
-from pyro_latent.compare import Comparison, compare, own_parameters
+from pyro_latent.compare import Comparison, compare
 from pyro_latent.diagnostics import score
-from pyro_latent.errors import ModelError
-from pyro_latent.models import gmm, normal_gamma
+from pyro_latent.diagnostics.parameters import own_parameters
+from pyro_latent.errors import ModelError, NotConjugateError
+from pyro_latent.models import gmm, lda, normal_gamma
 from pyro_latent.race import race
 
 Model = Callable[..., Any]
@@ -154,6 +157,107 @@ def test_the_models_parameters_outlive_a_fit_and_a_guides_do_not(x: Tensor) -> N
     assert pyro.param("scale").item() != 1.0
 
 
+def unknown_scale(x: Tensor) -> None:
+    """A Normal whose scale is a parameter, far from the data's at the start."""
+    scale = pyro.param("scale", lambda: x.new_tensor(100.0), constraint=dist.constraints.positive)
+    mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 5.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("obs", dist.Normal(mean, scale), obs=x)
+
+
+class Shifted(pyro.nn.PyroModule):
+    """A Normal whose mean a parameter of a module moves."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.shift: Any = pyro.nn.PyroParam(torch.zeros(1).double())
+
+    def forward(self, x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean + self.shift, 2.0), obs=x)
+
+
+def with_module() -> Model:
+    """The same by ``pyro.module``."""
+    layer = torch.nn.Linear(1, 1).double()
+
+    def model(x: Tensor) -> None:
+        pyro.module("layer", layer)
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 5.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Normal(mean + layer(x.new_ones(1)), 2.0), obs=x)
+
+    return model
+
+
+@pytest.mark.parametrize("make", [lambda: unknown_scale, Shifted, with_module], ids=["param", "PyroModule", "module"])
+def test_equal_methods_of_a_model_with_parameters_have_equal_scores(x: Tensor, make: Any) -> None:
+    model = make()
+    found = compare(model, {n: svi(model, AutoNormal(model)) for n in "ab"}, x, max_steps=40, num_samples=100)
+    assert found["a"].score == found["b"].score
+    pyro.clear_param_store()
+    contest = race(model, {n: lambda: svi(model, AutoNormal(model)) for n in "ab"}, x, max_steps=10)
+    assert [lap.elbo for lap in contest["a"].laps] == [lap.elbo for lap in contest["b"].laps]
+    assert list(pyro.get_param_store()) == []
+
+
+def test_parameters_are_afterwards_those_of_the_first_fit(x: Tensor) -> None:
+    def left_by(rates: list[float]) -> float:
+        pyro.clear_param_store()
+        methods = {str(rate): svi(unknown_scale, AutoNormal(unknown_scale), rate) for rate in rates}
+        compare(unknown_scale, methods, x, max_steps=30, num_samples=50)
+        assert list(pyro.get_param_store()) == ["scale"]
+        return pyro.param("scale").item()
+
+    first, other = left_by([0.05]), left_by([0.01])
+    assert 100 > other > first == left_by([0.05, 0.01]) and left_by([0.01, 0.05]) == other
+
+
+@pytest.mark.parametrize("order", [["fitted", "svi"], ["svi", "fitted"]], ids=str)
+def test_a_fitted_guide_is_scored_with_the_parameters_of_its_own_fit(x: Tensor, order: list[str]) -> None:
+    def guide(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(pyro.param("loc", x.mean()), 0.4))
+
+    pyro.param("scale", x.new_tensor(2.0), constraint=dist.constraints.positive)
+    guide(x)
+    alone = score(unknown_scale, guide, x, num_samples=200)
+    methods = {"fitted": guide, "svi": svi(unknown_scale, AutoNormal(unknown_scale), 0.1)}
+    found = compare(unknown_scale, {n: methods[n] for n in order}, x, max_steps=30, num_samples=200)
+    assert found["fitted"].score == alone
+    assert found["svi"].steps == 30 and pyro.param("scale").item() != 2.0  # the fit went on from there
+
+
+def test_a_failed_comparison_leaves_parameters_as_they_were(x: Tensor) -> None:
+    pyro.param("scale", x.new_tensor(2.0), constraint=dist.constraints.positive)
+    methods = {"svi": svi(unknown_scale, AutoNormal(unknown_scale)), "new": AutoNormal(unknown_scale)}
+    with pytest.raises(ModelError, match="a fitted guide for 'new'"):
+        compare(unknown_scale, methods, x, max_steps=5, num_samples=50)
+    assert {n: v.item() for n, v in pyro.get_param_store().items()} == {"scale": 2.0}
+
+
+def test_a_laplace_approximation_is_the_gaussian_around_the_maximum(x: Tensor) -> None:
+    """Of a Gaussian posterior it is the posterior itself."""
+    loc, scale = normal_mean_posterior(x)
+    methods = {"laplace": svi(normal_mean, AutoLaplaceApproximation(normal_mean), 0.1)}
+    found = compare(normal_mean, methods, x, max_steps=400)["laplace"]
+    assert found.kind == "SVI, AutoLaplaceApproximation" and found.steps == 400
+    assert float(found.moments["mean"].mean) == pytest.approx(float(loc), abs=4 * float(found.moments["mean"].error))
+    assert float(found.moments["mean"].sd) == pytest.approx(float(scale), rel=0.06)
+    truth = dist.MultivariateNormal(x.new_zeros(30), 2.25 * torch.eye(30).double() + 4.0).log_prob(x).item()
+    assert found.score is not None and found.score.evidence == pytest.approx(truth, abs=1e-3)
+
+
+def test_a_laplace_approximation_away_from_a_maximum_is_an_error(x: Tensor) -> None:
+    def saddle(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.StudentT(x.new_tensor(1.0), 0.0, 1.0))
+        pyro.factor("far", 0.0 * mean)
+
+    start = AutoLaplaceApproximation(saddle, init_loc_fn=lambda site: torch.tensor(3.0).double())
+    with pytest.raises(ModelError, match=r"Hessian is not negative definite \('l'\). Take more steps"):
+        compare(saddle, {"l": svi(saddle, start, 1e-6)}, x, max_steps=1, num_samples=50)
+
+
 @pytest.mark.parametrize("kind", ["CAVI", "SVI"])
 def test_a_budget_in_seconds_or_steps_ends_a_fit(x: Tensor, kind: str) -> None:
     def method() -> Any:
@@ -201,6 +305,51 @@ def test_svi_with_enumeration_stands_beside_coordinate_ascent(old_faithful: Tens
     assert first.elbo > other.elbo and found.worst_difference("svi") < 3.0
 
 
+def same_family(data: Tensor) -> None:
+    """Two components, summed out by the distribution itself."""
+    weights = pyro.sample("weights", dist.Dirichlet(data.new_ones(2)))
+    with pyro.plate("k", 2):
+        mean = pyro.sample("mean", dist.Normal(data.new_tensor(0.0), 10.0))
+    with pyro.plate("data", len(data)):
+        mixed = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(mean, 1.0))
+        pyro.sample("obs", mixed, obs=data)
+
+
+def guide_at(first: float, second: float, counts: list[float]) -> Model:
+    def guide(data: Tensor) -> None:
+        pyro.sample("weights", dist.Dirichlet(data.new_tensor(counts)))
+        with pyro.plate("k", 2):
+            pyro.sample("mean", dist.Normal(data.new_tensor([first, second]), 0.15))
+
+    return guide
+
+
+@pytest.mark.parametrize("components", [None, "k"])
+def test_components_of_a_mixture_that_sums_itself_are_aligned(components: str | None) -> None:
+    data = torch.cat([torch.randn(60) - 3, torch.randn(40) + 3]).double()
+    methods = {"one": guide_at(-3.0, 3.0, [61.0, 41.0]), "swapped": guide_at(3.0, -3.0, [41.0, 61.0])}
+    found = compare(same_family, methods, data, components=components)
+    assert found.components is not None and found.components.axes == {"weights": (-1,), "mean": (-1,)}
+    for site, d in found.differences["swapped"].items():
+        assert float((d.mean / d.error).abs().max()) < 4.5, site
+
+
+def test_one_component_is_no_mixture(x: Tensor) -> None:
+    """With a single component the model is the Normal with an unknown mean, and so is its evidence."""
+
+    def model(x: Tensor, size: int) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(size)))
+        with pyro.plate("components", size):
+            mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("obs", dist.Normal(mean[z], 1.5), obs=x)
+
+    found = compare(model, {"cavi": AutoConjugate(model)}, x, 1)["cavi"].score
+    truth = dist.MultivariateNormal(x.new_zeros(30), 2.25 * torch.eye(30).double() + 4.0).log_prob(x).item()
+    assert found is not None and found.evidence == pytest.approx(truth, abs=1e-6)
+
+
 def test_an_unknown_plate_of_components_is_an_error(old_faithful: Tensor) -> None:
     with pytest.raises(ModelError, match=r"one of \['components'\]; got 'rows'"):
         compare(gmm.model, {"cavi": mixture(old_faithful, False)}, old_faithful, 2, components="rows")
@@ -239,9 +388,9 @@ def cases(x: Tensor) -> dict[str, tuple[Callable[[], Any], str]]:
         "conjugate, other sites": (lambda: on(normal_mean, x), r"leaves out \['precision'\] \('m'\)"),
         "conjugate, other data": (
             lambda: on(MODEL, changed),
-            "'m' was fitted to; got another argument 0: 1 of 30 elements",
+            "'m' was fitted to; got another argument 'x': 1 of 30 elements",
         ),
-        "conjugate, less data": (lambda: on(MODEL, x[:9]), r"another argument 0: shape \[30\] in place of \[9\]"),
+        "conjugate, less data": (lambda: on(MODEL, x[:9]), r"another argument 'x': shape \[30\] in place of \[9\]"),
         "autoguide, other model": (
             lambda: called(AutoNormal(other_prior), x),
             "whose model gives 'precision' a log density",
@@ -259,7 +408,7 @@ def cases(x: Tensor) -> dict[str, tuple[Callable[[], Any], str]]:
             lambda: svi(other_prior, normal_gamma.guide),
             "whose model gives 'precision' a log density",
         ),
-        "MCMC, other data": (lambda: chain(MODEL, changed), "'m' was fitted to; got another argument 0"),
+        "MCMC, other data": (lambda: chain(MODEL, changed), "'m' was fitted to; got another argument 'x'"),
         "MCMC, other model": (lambda: chain(other_prior, x), "whose model gives 'precision' a log density"),
         "MCMC, other sites": (
             lambda: chain(normal_mean, x),
@@ -274,6 +423,65 @@ def test_a_method_that_does_not_fit_is_an_error_that_names_the_difference(x: Ten
     make, words = cases(x)[case]
     with pytest.raises(ModelError, match=words):
         compare(MODEL, {"m": make()}, x, max_steps=2, num_samples=50)
+
+
+def corpora() -> tuple[lda.Corpus, lda.Corpus]:
+    counts = torch.tensor([[1.0, 2.0, 0.0], [0.0, 3.0, 1.0]])
+    return lda.as_corpus(counts), lda.as_corpus(counts + 1)
+
+
+OTHER_DATA: dict[str, tuple[Any, Any, str]] = {
+    "dataclass": (*corpora(), r"'data': doc: shape \[6\] in place of \[4\]"),
+    "array": (np.arange(3.0), np.array([0.0, 5.0, 2.0]), "'data': 1 of 3 elements differ"),
+    "list": ([1.0, 2.0], [1.0, 3.0], "'data': item 1: 3.0 in place of 2.0"),
+    "shorter list": ([1.0, 2.0], [1.0], "'data': 1 items in place of 2"),
+    "dict": ({"a": (torch.zeros(2),)}, {"a": (torch.ones(2),)}, "'data': 'a': item 0: 2 of 2 elements differ"),
+    "other keys": ({"a": 1}, {"b": 1}, r"'data': keys \['b'\] in place of \['a'\]"),
+    "other type": ([1.0, 2.0], torch.ones(2), "'data': Tensor in place of list"),
+    "words": (np.array(["a", "b"]), np.array(["a", "c"]), "'data': 1 of 2 elements differ"),
+}
+
+
+@pytest.mark.parametrize("case", OTHER_DATA)
+def test_other_data_is_seen_in_any_container(x: Tensor, case: str) -> None:
+    before, now, words = OTHER_DATA[case]
+
+    def model(data: Any) -> None:
+        normal_mean(x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(before)
+    with pytest.raises(ModelError, match=words):
+        compare(model, {"m": guide}, now, num_samples=50)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [*corpora(), np.array([np.nan, 1.0]), [1, {"a": None, "b": float("nan")}], torch.eye(2).to_sparse(), object()],
+    ids=lambda d: type(d).__name__,
+)
+def test_equal_data_in_any_container_is_the_same_data(x: Tensor, data: Any) -> None:
+    def model(data: Any) -> None:
+        normal_mean(x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(data)
+    again = copy.deepcopy(data)
+    assert compare(model, {"m": guide}, again, num_samples=50)["m"].score is not None
+
+
+def test_an_argument_is_the_same_by_name_by_place_and_by_default(x: Tensor) -> None:
+    def model(x: Tensor, size: int = 30, prior: float = 2.0) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), prior))
+        with pyro.plate("data", size):
+            pyro.sample("obs", dist.Normal(mean, 1.5), obs=x)
+
+    named, batches = AutoConjugate(model), AutoConjugate(model)
+    CAVI(model, named).run(x=x, prior=2.0)
+    CAVI(model, batches, step_size=1.0).run_batches([(x,)], size=30)
+    assert compare(model, {"named": named, "batches": batches}, x, 30, num_samples=50)["named"].score is not None
+    with pytest.raises(ModelError, match=r"another argument 'prior': 3\.0 in place of 2\.0"):
+        compare(model, {"named": named}, x, prior=3.0, num_samples=50)
 
 
 def test_guides_that_saw_minibatches_are_let_through_when_told(x: Tensor) -> None:
@@ -294,6 +502,58 @@ def test_equal_data_in_another_tensor_is_the_same_data_and_a_wrapped_model_the_s
     assert compare(MODEL, {"hidden": hidden}, x)["hidden"].score is not None
 
 
+def test_a_failure_inside_a_method_names_it(x: Tensor) -> None:
+    def broken(x: Tensor) -> None:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(ModelError, match="got RuntimeError from 'bad': out of luck") as found:
+        compare(MODEL, {"good": exact(), "bad": svi(MODEL, broken)}, x, num_samples=50)
+    assert isinstance(found.value.__cause__, RuntimeError)
+
+
+def test_errors_of_the_library_name_the_method_and_keep_their_class(x: Tensor) -> None:
+    def logistic(x: Tensor) -> None:
+        slope = pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("obs", dist.Bernoulli(logits=slope * x), obs=(x > 3).to(x))
+
+    methods = {"svi": svi(logistic, AutoNormal(logistic)), "by rules": AutoConjugate(logistic)}
+    with pytest.raises(NotConjugateError, match="That was method 'by rules'"):
+        compare(logistic, methods, x, max_steps=2, num_samples=50)
+
+
+def test_nothing_to_draw_is_an_error(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(x.new_tensor(0.5)), infer={"enumerate": "parallel"})
+            pyro.sample("obs", dist.Normal(z, 1.0), obs=x)
+
+    words = r"got only \['z'\], marked for enumeration. Leave out infer={'enumerate': 'parallel'}"
+    for call in (
+        lambda: compare(model, {"m": AutoConjugate(model)}, x),
+        lambda: race(model, {"m": lambda: CAVI(model, AutoConjugate(model))}, x),
+        lambda: score(model, AutoConjugate(model), x),
+    ):
+        with pytest.raises(ModelError, match=words):
+            call()
+
+
+@pytest.mark.gpu
+def test_a_comparison_on_the_gpu_is_that_on_the_cpu(x: Tensor, old_faithful: Tensor) -> None:
+    def methods() -> dict[str, Any]:
+        chain = MCMC(NUTS(MODEL), 60, warmup_steps=60, disable_progbar=True)
+        return {"joint": exact(), "cavi": AutoConjugate(MODEL), "svi": svi(MODEL, AutoNormal(MODEL)), "nuts": chain}
+
+    here, there = (compare(MODEL, methods(), data, max_steps=60) for data in (x, x.cuda()))
+    for name in ("joint", "cavi"):
+        first, other = here[name].score, there[name].score
+        assert first is not None and other is not None
+        assert other.elbo == pytest.approx(first.elbo, abs=5 * (first.elbo_error + other.elbo_error) + 1e-8)
+    assert there.worst_difference("joint") < 1.0 and "exact" in str(there)
+    two = compare(gmm.model, {"a": AutoConjugate(gmm.model), "b": AutoConjugate(gmm.model)}, old_faithful.cuda(), 2)
+    assert two.components is not None and len(two.html()) > 10_000
+
+
 def test_what_is_no_method_is_an_error(x: Tensor) -> None:
     with pytest.raises(TypeError, match="a guide, AutoConjugate, CAVI, SVI or MCMC for 'm'; got dict"):
         compare(MODEL, {"m": {}}, x)
@@ -303,7 +563,7 @@ def test_what_is_no_method_is_an_error(x: Tensor) -> None:
         race(MODEL, [exact], x)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="at least one method; got none"):
         compare(MODEL, {}, x)
-    with pytest.raises(ValueError, match=r"reference to be one of \['m'\]; got 'n'"):
+    with pytest.raises(ValueError, match=r"reference to be one of \['m'\]; got 'n'. Name one"):
         compare(MODEL, {"m": exact()}, x, reference="n")
     same = normal_gamma.guide
     with pytest.raises(ModelError, match="the same one in 'a' and 'b'"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -22,11 +23,15 @@ from pyro.infer.autoguide import (
     AutoMultivariateNormal,
     AutoNormal,
 )
-from scipy.stats import multivariate_normal
+from scipy.stats import beta, ks_2samp, kstest, multivariate_normal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.diagnostics import (
+    Calibration,
+    Components,
+    Draws,
+    Evidence,
     ParetoK,
     Target,
     align,
@@ -40,6 +45,7 @@ from pyro_latent.diagnostics import (
 )
 from pyro_latent.diagnostics.calibration import simulated, with_data
 from pyro_latent.diagnostics.draws import log_joint
+from pyro_latent.diagnostics.evidence import Estimate
 from pyro_latent.diagnostics.moments import features_of, relabelled
 from pyro_latent.diagnostics.runs import Call, Runner, run, seeded
 from pyro_latent.errors import DataError, ModelError
@@ -93,6 +99,25 @@ def test_k_is_that_of_arviz(df: float) -> None:
     else:  # ArviZ 1.x; its sign is that of a log likelihood
         expected = float(importlib.import_module("arviz_stats.base").array_stats.psislw(-weights[None])[1].squeeze())
     assert pareto_k(log_weights).k == pytest.approx(expected, abs=1e-6)
+
+
+def test_k_takes_arrays_and_tensors_that_have_gradients() -> None:
+    log_weights = torch.randn(200, dtype=torch.float64, requires_grad=True)
+    found = pareto_k(log_weights)
+    assert found == pareto_k(log_weights.detach().numpy()) and 0 < found.k < 1
+    with pytest.raises(DataError, match=r"S >= 50; got shape \[\]. Draw more"):
+        pareto_k(np.array(1.0))
+
+
+@pytest.mark.gpu
+def test_k_of_weights_on_the_gpu_is_that_on_the_cpu(x: Tensor) -> None:
+    log_weights = torch.randn(2000, dtype=torch.float64)
+    assert pareto_k(log_weights.cuda()).k == pytest.approx(pareto_k(log_weights).k, rel=1e-12)
+    model = normal_gamma.model
+    found = evidence(model, fitted(model, x.cuda()), x.cuda())
+    assert found.importance.value == pytest.approx(normal_gamma.log_evidence(x).item(), abs=5 * found.importance.error)
+    prior: Any = {"prior_concentration": 3.0, "prior_rate": 2.0}
+    assert calibrate(model, x.cuda(), num_simulations=5, num_samples=20, **prior).p_values["mean"].shape == (5,)
 
 
 def test_k_is_exact_for_exact_posteriors(x: Tensor) -> None:
@@ -316,6 +341,58 @@ def test_a_guide_without_density_is_an_error_with_its_sites(x: Tensor) -> None:
         score(normal_gamma.model, half, x)
 
 
+def test_draws_outside_of_the_support_are_an_error_with_their_share(x: Tensor) -> None:
+    """A Normal at one sd above 0 is below 0 with a probability of 16%."""
+
+    def normal(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(x.mean(), 0.1))
+        pyro.sample("precision", dist.Normal(x.new_tensor(0.2), 0.2))
+
+    words = r"'precision' inside the model's support, Greater.*; got (\d+)% of its draws outside .the guide.. Draw"
+    with pytest.raises(ModelError, match=words) as found:
+        score(normal_gamma.model, normal, x)
+    share = re.search(words, str(found.value))
+    assert share is not None and abs(int(share[1]) - 16) < 10
+    always = poutine.condition(normal, data={})
+    with pyro.validation_enabled(False), pytest.raises(ModelError, match=words):
+        score(normal_gamma.model, always, x)
+
+
+def test_a_support_that_depends_on_another_site_is_that_of_each_draw(x: Tensor) -> None:
+    def model(x: Tensor) -> None:
+        width = pyro.sample("width", dist.Gamma(x.new_tensor(20.0), 2.0))
+        pyro.sample("place", dist.Uniform(-width, width))
+
+    def guide(x: Tensor, far: float = 0.0) -> None:
+        pyro.sample("width", dist.Gamma(x.new_tensor(20.0), 2.0))
+        pyro.sample("place", dist.Uniform(x.new_tensor(-1.0) + far, 1.0 + far))
+
+    assert np.isfinite(score(model, guide, x).elbo)
+    with pytest.raises(ModelError, match=r"'place' inside the model's support, Interval.*100% of its draws outside"):
+        score(model, lambda x: guide(x, far=100.0), x)
+
+
+def test_a_fit_that_diverged_is_an_error_that_says_so(x: Tensor) -> None:
+    def lost(x: Tensor) -> None:
+        pyro.sample("mean", dist.Normal(x.new_tensor(float("inf")), 1.0, validate_args=False))
+        pyro.sample("precision", dist.Gamma(x.new_tensor(1.0), 1.0))
+
+    with pytest.raises(ModelError, match=r"finite draws of 'mean'; got 100% with infinite.*smaller learning rate"):
+        score(normal_gamma.model, lost, x)
+
+
+@pytest.mark.parametrize("value", [np.int64(60), 60])
+def test_counts_are_integers_of_any_kind(x: Tensor, value: Any) -> None:
+    normal_gamma.guide(x)
+    assert score(normal_gamma.model, normal_gamma.guide, x, num_samples=value).k.num_draws == 60
+
+
+@pytest.mark.parametrize("value", [True, 60.0, np.float64(60), np.int64(10), "60"], ids=repr)
+def test_counts_that_are_none_are_errors(x: Tensor, value: Any) -> None:
+    with pytest.raises(ValueError, match=r"an integer of at least 50; got .*\. Write num_samples=[56]0"):
+        score(normal_gamma.model, normal_gamma.guide, x, num_samples=value)
+
+
 def test_sites_that_differ_are_errors_with_their_names(x: Tensor) -> None:
     def less(x: Tensor) -> None:
         pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 1.0))
@@ -365,7 +442,34 @@ def test_evidence_estimates_agree_with_the_exact_value_where_they_can(x: Tensor)
     assert "naive Monte Carlo" in str(mean_field)
 
 
+@pytest.mark.parametrize(("k", "way"), [(0.5, "importance"), (0.66, "importance"), (0.69, "elbo"), (0.9, "elbo")])
+def test_the_best_estimate_is_the_weighted_one_only_where_its_k_allows(k: float, way: str) -> None:
+    """Of 1,000 draws the threshold is 1 − 1/3."""
+    parts = {name: Estimate(name, value, 0.1) for name, value in (("naive", -9.0), ("elbo", -2.0))}
+    weighted = Estimate("importance", -1.0, 0.1, ParetoK(k, 1000))
+    assert Evidence(parts["naive"], weighted, parts["elbo"], None).best.way == way
+    exactly = Estimate("exact", -1.5, 0.0)
+    assert Evidence(parts["naive"], weighted, parts["elbo"], exactly).best is exactly
+
+
 # -------------------------------------------------------------------------------------------------------- calibration
+
+
+@pytest.mark.filterwarnings("ignore:ks_2samp")  # scipy's, of a p-value too small to count exactly
+def test_verdicts_of_many_elements_allow_for_as_many_tests() -> None:
+    """Bonferroni: the least of E p-values is held against a level that is E times smaller."""
+    even = (np.arange(200) + 0.4) / 200
+    lopsided = even**1.4
+    narrow = beta(0.4, 0.55).ppf(even)  # both too narrow and a little lopsided
+    uniform, symmetric = kstest(lopsided, "uniform").pvalue, ks_2samp(narrow, 1 - narrow).pvalue
+
+    def verdict(p: Any, elements: int) -> str:
+        columns = np.stack([p, *[even] * (elements - 1)], 1)
+        return Calibration({"site": torch.from_numpy(columns)}, 100).verdict("site")
+
+    assert 0.01 / 30 < uniform < 0.01 and 0.01 / 30 < symmetric < 0.01
+    assert [verdict(lopsided, n) for n in (1, 30)] == ["biased", "calibrated"]
+    assert [verdict(narrow, n) for n in (1, 30)] == ["biased", "overconfident"]
 
 
 def correlated(features: Tensor, target: Tensor) -> None:
@@ -462,6 +566,30 @@ def test_components_are_the_plate_of_their_parameters(old_faithful: Tensor) -> N
         find_components(Target.of(gmm.model, (old_faithful, 3), {}), "data")
 
 
+def test_a_plate_is_of_components_only_if_their_order_does_not_matter() -> None:
+    data = torch.randn(20, dtype=torch.float64)
+
+    def model(data: Tensor, centres: list[float]) -> None:
+        weights = pyro.sample("weights", dist.Dirichlet(data.new_ones(2)))
+        with pyro.plate("k", 2):
+            mean = pyro.sample("mean", dist.Normal(data.new_tensor(centres), 1.0))
+        with pyro.plate("sides", 2):
+            pyro.sample("side", dist.Normal(data.new_tensor([0.0, 9.0]), 1.0))
+        with pyro.plate("data", len(data)):
+            mixed = dist.MixtureSameFamily(dist.Categorical(weights), dist.Normal(mean, 1.0))
+            pyro.sample("obs", mixed, obs=data)
+
+    with seeded(0):
+        same, other = (Target.of(model, (data, centres), {}) for centres in ([0.0, 0.0], [-3.0, 3.0]))
+        found = find_components(same)
+        assert found is not None and (found.plate, found.features, found.labels) == ("k", ("mean",), ())
+        assert find_components(other) is None
+        named = find_components(other, "sides")
+        assert named is not None and named.features == ("side",)
+        with pytest.raises(ModelError, match=r"one of \['k', 'sides'\]; got 'data'. Name one of these"):
+            find_components(other, "data")
+
+
 def test_relabelling_leaves_every_density_as_it_is(old_faithful: Tensor) -> None:
     guide = fitted(gmm.model, old_faithful, 3, blocks=[("mean", "precision")])
     with seeded(0):
@@ -491,6 +619,20 @@ def test_a_chain_that_swaps_labels_is_aligned_draw_by_draw(old_faithful: Tensor)
     alone = align({"chain": chain}, plate)["chain"]
     spread = features_of(alone.values, plate).std(0)
     torch.testing.assert_close(spread.sort(0).values, features_of(found.values, plate).std(0).sort(0).values)
+
+
+def test_components_are_told_apart_by_parameters_in_units_of_their_spread() -> None:
+    """A parameter that says nothing, in large units, must not outweigh one that tells the components apart."""
+    plate = Components("k", 2, {"centre": (-1,), "noise": (-1,)}, ("centre", "noise"), ())
+
+    def drawn(order: list[int]) -> Draws:
+        centre = torch.tensor([0.0, 0.5]) + 0.1 * torch.randn(200, 2)
+        values = {"centre": centre[:, order].double(), "noise": 1000 * torch.randn(200, 2).double()}
+        return Draws(values, torch.zeros(200).double(), torch.zeros(200).double())
+
+    for order in ([0, 1], [1, 0]) * 5:
+        found = align({"pivot": drawn([0, 1]), "other": drawn(order)}, plate)["other"].values["centre"]
+        assert float(found[:, 0].mean()) < 0.1 < float(found[:, 1].mean())
 
 
 def test_a_gaussian_posterior_has_the_evidence_of_its_marginal(x: Tensor) -> None:

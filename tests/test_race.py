@@ -114,6 +114,25 @@ def test_the_clock_runs_inside_step_only(x: Tensor) -> None:
     assert 0.15 <= run.seconds < 0.3
 
 
+def test_the_throwaway_run_is_as_long_as_it_is_told(x: Tensor) -> None:
+    made: list[Any] = []
+
+    class Counted(CAVI):
+        count = 0
+
+        def step(self, *args: Any, **kwargs: Any) -> float:
+            self.count += 1
+            return super().step(*args, **kwargs)
+
+    def make() -> Counted:
+        made.append(Counted(MODEL, AutoConjugate(MODEL)))
+        return made[-1]
+
+    for warmup in (0, 4):
+        race(MODEL, {"CAVI": make}, x, max_steps=2, tol=-1.0, warmup=warmup)
+    assert [driver.count for driver in made] == [0, 2, 4, 2]
+
+
 def test_the_store_and_the_random_state_are_as_before(x: Tensor) -> None:
     pyro.param("mine", torch.tensor(2.0))
     before = torch.get_rng_state()
@@ -239,7 +258,12 @@ def test_the_picture_has_a_line_for_each_run_at_its_clock_and_gap(x: Tensor, tmp
         assert list(line.get_xdata()) == [lap.seconds for lap in run.laps]
         assert list(line.get_ydata()) == [max(found.best - lap.elbo, found.floor) for lap in run.laps]
     legend = axes.get_legend()
-    assert legend is not None and {t.get_text() for t in legend.get_texts()} == {"CAVI", "AutoNormal"}
+    assert legend is not None
+    texts = [t.get_text() for t in legend.get_texts()]
+    assert texts == ["AutoNormal, rate", "1e-05", "0.05 (best)", "CAVI"]
+    shown = {t.get_text(): h for t, h in zip(legend.get_texts(), legend.get_lines(), strict=True)}
+    assert [shown[n].get_color() for n in ("CAVI", "1e-05", "0.05 (best)")] == [line.get_color() for line in lines[:3]]
+    assert sum(lines[1].get_color()) > sum(lines[2].get_color())  # a higher rate is darker
     figure.savefig(tmp_path / "race.png")
 
 

@@ -21,11 +21,10 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, check_count
 from ..guide import AutoConjugate
 from ..infer import CAVI
 from .draws import Target, guide_values
-from .importance import check_count
 from .runs import Call, Values, is_latent, sample_sites, seeded
 from .tables import text_table
 
@@ -140,8 +139,8 @@ def calibrate(
 
         print(calibrate(model, x, fit=exact))
     """
-    check_count("num_simulations", num_simulations, 2)
-    check_count("num_samples", num_samples, 1)
+    num_simulations = check_count("num_simulations", num_simulations, 2)
+    num_samples = check_count("num_samples", num_samples, 1)
     with seeded(seed):
         target = Target.of(model, args, kwargs)
         chosen = _sites(target, sites)
@@ -153,7 +152,7 @@ def _sites(target: Target, sites: Sequence[str] | None) -> list[str]:
     continuous = [n for n, s in target.latents.items() if s["value"].is_floating_point()]
     unknown = [n for n in sites or () if n not in continuous]
     if unknown:
-        raise ModelError(f"Expected continuous latent sites, of {continuous}; got {unknown}.")
+        raise ModelError(f"Expected continuous latent sites, of {continuous}; got {unknown}. Write sites={continuous}.")
     return list(sites) if sites is not None else continuous
 
 
@@ -185,7 +184,9 @@ def simulated(call: Call) -> tuple[Values, Values]:
     sites = sample_sites(trace)
     data = {n: s["value"] for n, s in sites.items() if s["infer"].get("was_observed") and s["value"].numel()}
     if not data:
-        raise ModelError("Expected a model that observes data, to simulate it; got none.")
+        raise ModelError(
+            "Expected a model that observes data, to simulate it; got one without. Pass obs= at the sites of its data."
+        )
     latents = {n: s["value"] for n, s in sites.items() if is_latent(s) and not s["infer"].get("was_observed")}
     return latents, data
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -18,28 +18,30 @@ import torch
 from opt_einsum import shared_intermediates
 from pyro import poutine
 from pyro.infer import MCMC
+from pyro.infer.autoguide import AutoLaplaceApproximation
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.packed import pack, scale_and_mask
 from torch import Tensor
 
 from ..errors import ModelError
+from ..infer.particles import check_density, is_delta
 from .runs import (
     Call,
     Program,
-    Run,
     Runner,
     Values,
     beside_plates,
     check_no_subsample,
     close,
-    is_delta,
     is_latent,
+    is_mixture,
     max_plate_nesting,
     quiet_redraws,
     run,
     sample_sites,
     within_draws,
 )
+from .support import check_support
 
 
 @dataclass(frozen=True)
@@ -83,12 +85,14 @@ class Target:
         latents: by name, the sites that are neither observed nor deterministic.
         marked: the discrete ones among them that the model marks for enumeration.
         nesting: the batch dimensions that its plates take up.
+        mixtures: by name, its sites with a ``MixtureSameFamily``.
     """
 
     call: Call
     latents: Mapping[str, Any]
     marked: tuple[str, ...]
     nesting: int
+    mixtures: Mapping[str, Any] = field(default_factory=dict)
 
     @staticmethod
     def of(model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Target:
@@ -101,16 +105,34 @@ class Target:
         with quiet_redraws():
             trace = call.trace()
         check_no_subsample(trace)
-        latents = {n: s for n, s in sample_sites(trace).items() if is_latent(s)}
+        sites = sample_sites(trace)
+        latents = {n: s for n, s in sites.items() if is_latent(s)}
         if not latents:
-            raise ModelError("Expected a model with latent sites; got none that is not observed.")
+            raise ModelError(
+                "Expected a model with latent sites; got none that is not observed. Leave out obs= at the sites to "
+                "infer."
+            )
         marked = tuple(n for n, s in latents.items() if s["infer"].get("enumerate") and s["fn"].has_enumerate_support)
-        return Target(call, latents, marked, max_plate_nesting(trace))
+        mixtures = {n: s for n, s in sites.items() if is_mixture(s)}
+        return Target(call, latents, marked, max_plate_nesting(trace), mixtures)
 
     @property
     def scored(self) -> dict[str, Any]:
         """The latents that a guide has to sample."""
         return {n: s for n, s in self.latents.items() if n not in self.marked}
+
+    def check_drawn(self) -> None:
+        """There has to be something to draw.
+
+        Raises:
+            ModelError: if all latents are summed out.
+        """
+        if not self.scored:
+            raise ModelError(
+                f"Expected a latent site that is not summed out, to draw; got only {list(self.marked)}, marked for "
+                "enumeration. Leave out infer={'enumerate': 'parallel'} to have them drawn; or take the evidence, "
+                "which is exact here, from TraceEnum_ELBO."
+            )
 
     def shape(self, name: str) -> torch.Size:
         """The shape of a latent's value in one run."""
@@ -132,13 +154,21 @@ def draw(target: Target, guide: Any, num: int, name: str = "the guide") -> Draws
         name: how errors call the guide.
 
     Raises:
-        ModelError: if the guide's sites are not the model's, or it has no density.
+        ModelError: if the guide's sites are not the model's, it has no density, or it draws values that the model does
+            not allow.
     """
     if isinstance(guide, MCMC):
         values, chains = mcmc_values(target, guide, num, name)
         return Draws(values, log_joint(target, values), None, target.marked, chains)
     values, log_q = guide_values(target, guide, num, name, marginal=True)
-    return Draws(values, log_joint(target, values), log_q, target.marked)
+    try:
+        log_p = log_joint(target, values)
+    except Exception:
+        check_support(target.call, values, name)  # which may be why
+        raise
+    if not bool((log_p - log_q).isfinite().all()):
+        check_support(target.call, values, name)
+    return Draws(values, log_p, log_q, target.marked)
 
 
 # ------------------------------------------------------------------------------------------------------------- guides
@@ -153,16 +183,19 @@ def guide_values(
         marginal: whether to leave out the sites that the model marks for enumeration. The guide must not make other
             sites depend on them: its density would then be that given those values.
     """
+    if marginal:
+        target.check_drawn()
     wanted = target.scored if marginal else dict(target.latents)
     _check_arguments_fit(guide, target.call, name)
+    guide = with_curvature(guide, target.call, name)
     program = _enumerating(guide, target) if marginal and target.marked else guide
     call = Call(program, target.call.args, target.call.kwargs)
     trace = call.trace()
     check_sites(target, wanted, sample_sites(trace), name)
     nesting = max(target.nesting, max_plate_nesting(trace))
-    deltas = frozenset(n for n, s in sample_sites(trace).items() if is_delta(s))
+    deltas = frozenset(n for n, s in sample_sites(trace).items() if is_delta(s["fn"]))
     found = Runner(call, nesting, fixed=deltas)({}, num)
-    check_density(found, deltas & wanted.keys(), name)
+    check_density({n: found.values[n] for n in deltas & wanted.keys()}, name)
     return {n: found.values[n] for n in wanted}, found.log_prob
 
 
@@ -176,6 +209,25 @@ def _check_arguments_fit(guide: Program, call: Call, name: str) -> None:
         ) from None
     except ValueError:  # no signature to read
         return
+
+
+def with_curvature(guide: Program, call: Call, name: str) -> Program:
+    """What ``AutoLaplaceApproximation`` stands for: it finds a point, around which the Hessian makes a Gaussian.
+
+    Raises:
+        ModelError: if the point is no maximum.
+    """
+    if not isinstance(guide, AutoLaplaceApproximation):
+        return guide
+    try:
+        with torch.enable_grad():
+            gaussian: Program = guide.laplace_approximation(*call.args, **call.kwargs)
+    except torch.linalg.LinAlgError:
+        raise ModelError(
+            f"Expected a Laplace approximation at a maximum; got a point whose Hessian is not negative definite ({name}"
+            "). Take more steps, or begin elsewhere by init_loc_fn."
+        ) from None
+    return gaussian
 
 
 def _enumerating(guide: Program, target: Target) -> Program:
@@ -214,22 +266,6 @@ def check_sites(target: Target, wanted: Mapping[str, Any], found: Mapping[str, A
             )
 
 
-def check_density(found: Run, points: frozenset[str], name: str) -> None:
-    """A guide needs a density: a point estimate is the same in every draw.
-
-    Raises:
-        ModelError: naming the sites.
-    """
-    fixed = [
-        n for n in sorted(points) if len(found.values[n]) > 1 and bool((found.values[n] == found.values[n][:1]).all())
-    ]
-    if fixed:
-        raise ModelError(
-            f"Expected a guide with a density; got a point at {fixed} ({name}), which has no ELBO that another "
-            "guide's can be compared with. Use AutoNormal in place of AutoDelta, or leave out point=."
-        )
-
-
 # --------------------------------------------------------------------------------------------------------------- MCMC
 
 
@@ -244,6 +280,7 @@ def mcmc_values(target: Target, mcmc: MCMC, num: int, name: str = "the MCMC") ->
     samples = mcmc._samples
     if samples is None:
         raise ModelError(f"Expected an MCMC that has run; got a new one ({name}). Call mcmc.run(data).")
+    target.check_drawn()
     wanted = target.scored
     missing, extra = sorted(wanted.keys() - samples.keys()), sorted(samples.keys() - wanted.keys())
     if missing or extra:
@@ -259,7 +296,8 @@ def mcmc_values(target: Target, mcmc: MCMC, num: int, name: str = "the MCMC") ->
             )
     chains, length = next(iter(samples.values())).shape[:2]
     kept = torch.linspace(0, length - 1, min(length, max(1, num // chains))).round().long()
-    return {n: samples[n][:, kept].flatten(0, 1) for n in wanted}, chains
+    device = {n: s["value"].device for n, s in wanted.items()}  # chains in parallel leave their draws on the CPU
+    return {n: samples[n][:, kept].flatten(0, 1).to(device[n]) for n in wanted}, chains
 
 
 def with_discrete(target: Target, values: Values) -> Values:
@@ -358,6 +396,8 @@ def summed(trace: Any) -> Tensor:
             continue
         scales.append(site["scale"])
         coupled.setdefault(ordinal, []).append(_masked(packed))
+    if not coupled:  # components of one number each: nothing is left to sum
+        return contract_to_tensor(plain, sums, target)
     scale = _packed_scale(_common(scales), trace)
     kept = target | frozenset(scale._pyro_dims)
     with shared_intermediates() as cache:
@@ -410,7 +450,8 @@ def check_same_model(target: Target, model: Any, values: Values, name: str) -> N
         there = run(target.call.with_program(model), {n: here.values[n] for n in target.latents})
     except Exception as error:
         raise ModelError(
-            f"Expected a method of this model; got {name}, whose own model fails on its data: {error}"
+            f"Expected a method of this model; got {name}, whose own model fails on this data: {error} Fit it to this "
+            "model."
         ) from error
     if here.log_probs.keys() != there.log_probs.keys():
         extra = sorted(there.log_probs.keys() - here.log_probs.keys())
@@ -433,57 +474,9 @@ def _equal_densities(first: Tensor, second: Tensor) -> bool:
     return first.shape == second.shape and close(first, second.to(first))
 
 
-# -------------------------------------------------------------------------------------------------------- what it saw
-
-
-def check_same_data(target: Target, guide: Any, name: str) -> None:
-    """What a guide was fitted to has to be what it is compared on, where it remembers that.
-
-    An ``AutoConjugate`` and an ``MCMC`` know the arguments of their fit; other guides keep nothing of their data.
-
-    Raises:
-        ModelError: naming the argument that differs, and how.
-    """
-    call = getattr(guide, "_call", None)
-    if isinstance(guide, MCMC):
-        if guide._args is not None:
-            _check_arguments(target, guide._args, guide._kwargs or {}, name)
-    elif call is not None:
-        _check_arguments(target, call.args, call.kwargs, name)
-
-
-def _check_arguments(target: Target, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
-    here: dict[Any, Any] = dict(enumerate(target.call.args)) | dict(target.call.kwargs)
-    there: dict[Any, Any] = dict(enumerate(args)) | dict(kwargs)
-    if here.keys() != there.keys():
-        raise ModelError(
-            f"Expected the arguments that {name} was fitted with, {list(there)}; got {list(here)}. Fit it to these."
-        )
-    for key, value in here.items():
-        difference = _difference(there[key], value)
-        if difference:
-            shown = f"argument {key}" if isinstance(key, int) else f"argument {key!r}"
-            raise ModelError(
-                f"Expected the data that {name} was fitted to; got another {shown}: {difference}. Fit it to this data, "
-                "or pass same_data=False where it saw minibatches."
-            )
-
-
-def _difference(before: Any, now: Any) -> str:
-    """In words, how two arguments differ; empty if they do not. What is not a tensor or a number is taken as equal."""
-    if isinstance(before, Tensor) and isinstance(now, Tensor):
-        if before.shape != now.shape:
-            return f"shape {list(now.shape)} in place of {list(before.shape)}"
-        differ = (before.cpu() != now.cpu()) & ~(before.cpu().isnan() & now.cpu().isnan())
-        return f"{int(differ.sum()):,} of {differ.numel():,} elements differ" if bool(differ.any()) else ""
-    plain = isinstance(before, int | float | str | bool) and isinstance(now, int | float | str | bool)
-    return f"{now!r} in place of {before!r}" if plain and before != now else ""
-
-
 __all__ = [
     "Draws",
     "Target",
-    "check_same_data",
     "draw",
     "guide_values",
     "log_joint",

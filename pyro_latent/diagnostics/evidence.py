@@ -13,10 +13,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from ..errors import check_count
 from ..guide import AutoConjugate
 from ..infer.baselines import naive_monte_carlo
 from .draws import Target, draw
-from .importance import LEAST_DRAWS, ParetoK, check_count, pareto_k, score_draws
+from .importance import LEAST_DRAWS, ParetoK, pareto_k, score_draws
 from .runs import seeded
 from .tables import text_table
 
@@ -93,7 +94,7 @@ def evidence(
 
         print(evidence(model, guide, x))
     """
-    check_count("num_samples", num_samples, LEAST_DRAWS)
+    num_samples = check_count("num_samples", num_samples, LEAST_DRAWS)
     with seeded(seed):
         prior = naive_monte_carlo(model, *args, num_samples=num_samples, **kwargs)
         scored = score_draws(draw(Target.of(model, args, kwargs), guide, num_samples))

@@ -14,11 +14,12 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, check_count
 from .draws import Draws, Target, draw
 from .runs import seeded
 
@@ -83,11 +84,12 @@ class ParetoK:
         return f"{self.label} ({self.verdict})"
 
 
-def pareto_k(log_weights: Tensor, rounding: float = 0.0) -> ParetoK:
+def pareto_k(log_weights: Tensor | np.ndarray[Any, Any], rounding: float = 0.0) -> ParetoK:
     """k̂ of importance weights.
 
     Args:
-        log_weights: ``[S]``, log p − log q of each draw, up to a constant; S at least 50.
+        log_weights: ``[S]``, log p − log q of each draw, up to a constant; S at least 50. A tensor on any device, or an
+            array.
         rounding: differences up to this are none, in nats.
 
     Raises:
@@ -95,12 +97,12 @@ def pareto_k(log_weights: Tensor, rounding: float = 0.0) -> ParetoK:
 
     Source: Vehtari et al. 2024, with the tail of min(S / 5, 3 √S) weights.
     """
-    if log_weights.ndim != 1 or len(log_weights) < LEAST_DRAWS:
+    weights = torch.as_tensor(log_weights).detach().double().cpu()  # Pyro's Pareto fit makes its tensors on the CPU
+    num = len(weights) if weights.ndim == 1 else 0
+    if num < LEAST_DRAWS:
         raise DataError(
-            f"Expected log weights of shape [S] with S >= {LEAST_DRAWS}; got shape {list(log_weights.shape)}. "
-            "Draw more."
+            f"Expected log weights of shape [S] with S >= {LEAST_DRAWS}; got shape {list(weights.shape)}. Draw more."
         )
-    num, weights = len(log_weights), log_weights.double()
     if not bool(weights.isfinite().all()):
         return ParetoK(math.inf, num, NON_FINITE)
     if float(weights.max() - weights.min()) <= rounding:
@@ -194,14 +196,8 @@ def score(
 
         print(score(model, guide, x).k)  # "0.31 (good)"
     """
-    check_count("num_samples", num_samples, LEAST_DRAWS)
+    num_samples = check_count("num_samples", num_samples, LEAST_DRAWS)
     with seeded(seed):
         target = Target.of(model, args, kwargs)
     with seeded(seed):
         return score_draws(draw(target, guide, num_samples))
-
-
-def check_count(name: str, value: Any, least: int) -> None:
-    """An integer of at least ``least``."""
-    if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise ValueError(f"Expected {name} to be an integer of at least {least}; got {value!r}.")

@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import ModelError
-from .draws import Draws, Target
-from .runs import Values
+from ..infer.particles import innermost
+from .draws import Draws, Target, log_joint
+from .runs import Values, close
 
 
 @dataclass(frozen=True)
@@ -102,12 +103,13 @@ class Components:
 def find_components(target: Target, plate: str | None = None) -> Components | None:
     """The plate of a model's mixture components, or None if it has none.
 
-    It is a plate that holds continuous latents, and is as large as a Categorical latent outside of it has values. A
-    simplex of as many entries (weights, rows of a transition matrix) runs over components too.
+    It is a plate that holds continuous latents, and is as large as a Categorical latent outside of it has values; or
+    one as large as a ``MixtureSameFamily`` has components, if a permutation along it leaves the joint density as it is.
+    A simplex of as many entries (weights, rows of a transition matrix) runs over components too.
 
     Args:
         target: the model.
-        plate: the plate's name, where the model has several.
+        plate: the name of a plate with continuous latents, where the model has several, or it is not found.
 
     Raises:
         ModelError: if there is no such plate.
@@ -117,23 +119,43 @@ def find_components(target: Target, plate: str | None = None) -> Components | No
         f.name: f.size
         for s in target.latents.values()
         for f in s["cond_indep_stack"]
-        if f.vectorized and not s["fn"].has_enumerate_support and f.size in labels.values()
+        if f.vectorized and not s["fn"].has_enumerate_support
     }
     inside = {f.name for n in labels for f in target.latents[n]["cond_indep_stack"]}
-    found = [p for p in sizes if p not in inside]
-    if plate is not None and plate not in found:
-        raise ModelError(f"Expected a plate of mixture components, one of {found}; got {plate!r}.")
-    if not found:
-        return None
-    chosen = plate or found[0]
+    found = [p for p, size in sizes.items() if p not in inside and size in labels.values()]
+    if plate is not None and plate not in sizes:
+        raise ModelError(
+            f"Expected a plate of mixture components, which holds continuous latent sites, one of {list(sizes)}; got "
+            f"{plate!r}. Name one of these, or leave out components=."
+        )
+    chosen = plate or next(iter(found), None)
+    if chosen is None:
+        return _of_mixtures(target, sizes)
     return _components(target, chosen, sizes[chosen], tuple(n for n, k in labels.items() if k == sizes[chosen]))
 
 
+def _of_mixtures(target: Target, sizes: Mapping[str, int]) -> Components | None:
+    """The plate that a ``MixtureSameFamily`` takes its components from."""
+    for site in target.mixtures.values():
+        size = innermost(site["fn"]).mixture_distribution.logits.shape[-1]
+        inside = {f.name for f in site["cond_indep_stack"]}
+        for plate in (p for p, k in sizes.items() if 1 < k == size and p not in inside):
+            found = _components(target, plate, size, ())
+            if _is_exchangeable(target, found):
+                return found
+    return None
+
+
+def _is_exchangeable(target: Target, components: Components) -> bool:
+    """Whether another order of the components leaves the joint density as it is, at a draw from the prior."""
+    one = {n: s["value"][None] for n, s in target.latents.items()}
+    moved = relabelled(one, components, torch.arange(components.size).roll(1))
+    here, there = log_joint(target, {n: torch.cat([v, moved[n]]) for n, v in one.items()})
+    return bool(here.isfinite()) and close(here, there)
+
+
 def _is_label(site: Mapping[str, Any]) -> bool:
-    distribution = site["fn"]
-    while hasattr(distribution, "base_dist"):
-        distribution = distribution.base_dist
-    return type(distribution).__name__ == "Categorical" and not site["fn"].event_shape
+    return type(innermost(site["fn"])).__name__ == "Categorical" and not site["fn"].event_shape
 
 
 def _components(target: Target, plate: str, size: int, labels: tuple[str, ...]) -> Components:

@@ -28,6 +28,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
+from ..infer.particles import innermost
 
 Program = Callable[..., Any]
 Values = dict[str, Tensor]
@@ -113,12 +114,9 @@ def is_latent(site: Mapping[str, Any]) -> bool:
     return not site["is_observed"] and not site["infer"].get("_deterministic")
 
 
-def is_delta(site: Mapping[str, Any]) -> bool:
-    """Whether a site's distribution is a point, under whatever wraps it."""
-    distribution = site["fn"]
-    while hasattr(distribution, "base_dist") and not isinstance(distribution, pyro.distributions.Delta):
-        distribution = distribution.base_dist
-    return isinstance(distribution, pyro.distributions.Delta)
+def is_mixture(site: Mapping[str, Any]) -> bool:
+    """Whether a site's distribution is a ``MixtureSameFamily``."""
+    return isinstance(innermost(site["fn"]), torch.distributions.MixtureSameFamily)
 
 
 def max_plate_nesting(*traces: Any) -> int:

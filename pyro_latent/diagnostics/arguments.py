@@ -1,0 +1,130 @@
+"""Whether a method was fitted to the arguments that it is compared on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer import MCMC
+from torch import Tensor
+
+from ..errors import ModelError
+from .runs import Call
+
+Array = np.ndarray[Any, Any]
+
+PLAIN = int | float | complex | str | bytes | bool | None
+
+
+def check_same_data(here: Call, guide: Any, name: str) -> None:
+    """What a guide was fitted to has to be what it is compared on, where it remembers that.
+
+    An ``AutoConjugate`` and an ``MCMC`` know the arguments of their fit; other guides keep nothing of their data.
+
+    Args:
+        here: the model with the arguments of the comparison.
+        guide: what was fitted.
+        name: how errors call it.
+
+    Raises:
+        ModelError: naming the argument that differs, and how.
+    """
+    call = getattr(guide, "_call", None)
+    if isinstance(guide, MCMC):
+        if guide._args is not None:
+            _check_arguments(here, guide._args, guide._kwargs or {}, name)
+    elif call is not None:
+        _check_arguments(here, call.args, call.kwargs, name)
+
+
+def _check_arguments(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+    here, there = _bound(call.program, call.args, call.kwargs), _bound(call.program, args, kwargs)
+    if here.keys() != there.keys():
+        raise ModelError(
+            f"Expected the arguments that {name} was fitted with, {list(there)}; got {list(here)}. Fit it to these."
+        )
+    for key, value in here.items():
+        found = difference_of(there[key], value)
+        if found:
+            raise ModelError(
+                f"Expected the data that {name} was fitted to; got another argument {key!r}: {found}. Fit it to this "
+                "data, or pass same_data=False where it saw minibatches."
+            )
+
+
+def _bound(program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+    """Arguments by the parameter that takes them, with defaults; or as they are given, if they do not fit."""
+    takes = program.forward if isinstance(program, torch.nn.Module) else program
+    try:
+        found = inspect.signature(takes).bind(*args, **kwargs)
+    except (TypeError, ValueError):
+        return dict(enumerate(args)) | dict(kwargs)
+    found.apply_defaults()
+    return dict(found.arguments)
+
+
+def difference_of(before: Any, now: Any) -> str:
+    """In words, how two arguments differ, also inside lists, tuples, dicts and dataclasses; empty if they do not.
+
+    Arrays are compared by their values, whatever holds them. What is no array, container or plain value is taken as
+    equal.
+    """
+    if before is now:
+        return ""
+    if _is_array(before) and _is_array(now):
+        return _of_arrays(_array(before), _array(now))
+    if isinstance(before, PLAIN) and isinstance(now, PLAIN):
+        same = before == now or (before != before and now != now)  # NaN is another NaN here
+        return "" if same else f"{now!r} in place of {before!r}"
+    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
+        if len(before) != len(now):
+            return f"{len(now)} items in place of {len(before)}"
+        return _first((f"item {i}", *pair) for i, pair in enumerate(zip(before, now, strict=True)))
+    if isinstance(before, Mapping) and isinstance(now, Mapping):
+        if before.keys() != now.keys():
+            return f"keys {list(now)} in place of {list(before)}"
+        return _first((repr(k), before[k], now[k]) for k in before)
+    if _is_record(before) and type(before) is type(now):
+        return _first((f.name, getattr(before, f.name), getattr(now, f.name)) for f in fields(before))
+    other = type(before) is not type(now) and (_is_known(before) or _is_known(now))
+    return f"{type(now).__name__} in place of {type(before).__name__}" if other else ""
+
+
+def _first(parts: Iterable[tuple[str, Any, Any]]) -> str:
+    """The first part that differs, with where it is."""
+    for where, before, now in parts:
+        found = difference_of(before, now)
+        if found:
+            return f"{where}: {found}"
+    return ""
+
+
+def _is_array(value: Any) -> bool:
+    return hasattr(value, "__array__") and not isinstance(value, type)  # tensors, NumPy's arrays, pandas' tables
+
+
+def _is_record(value: Any) -> bool:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_known(value: Any) -> bool:
+    return _is_array(value) or _is_record(value) or isinstance(value, PLAIN | list | tuple | Mapping)
+
+
+def _array(value: Any) -> Array:
+    if not isinstance(value, Tensor):
+        return np.asarray(value)
+    plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
+    plain = plain.float() if plain.dtype is torch.bfloat16 else plain  # which NumPy has not
+    return plain.cpu().numpy()
+
+
+def _of_arrays(before: Array, now: Array) -> str:
+    if before.shape != now.shape:
+        return f"shape {list(now.shape)} in place of {list(before.shape)}"
+    differ = np.asarray((before != now) & ~((before != before) & (now != now)), dtype=bool)  # NaN is another NaN here
+    return f"{int(differ.sum()):,} of {differ.size:,} elements differ" if differ.any() else ""
