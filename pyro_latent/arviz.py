@@ -9,7 +9,7 @@ from __future__ import annotations
 import importlib.metadata
 import inspect
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,14 @@ from pyro import poutine
 from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.ops.stats import split_gelman_rubin
-from torch import Tensor
+from torch import Tensor, nn
 
-from .arviz_core import Array, container, loo
+from .arviz_core import Array, check_coords, check_dims, container, loo
+from .diagnostics.arguments import check_same_data
 from .diagnostics.draws import Draws, Target, guide_values, mcmc_values, with_discrete
-from .diagnostics.importance import LEAST_DRAWS, check_count, rounding_of, score_draws
-from .diagnostics.runs import Call, Run, Runner, Values, is_latent, quiet_redraws, sample_sites, seeded
-from .errors import ModelError
+from .diagnostics.importance import LEAST_DRAWS, rounding_of, score_draws
+from .diagnostics.runs import Call, Run, Runner, is_latent, quiet_redraws, sample_sites, seeded
+from .errors import ModelError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
 
@@ -45,6 +46,7 @@ def to_arviz(
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
     result: Any = None,
+    same_data: bool = True,
     **kwargs: Any,
 ) -> Any:
     """Draws from a posterior, with what ArviZ needs to plot, summarise, criticise and compare them.
@@ -52,10 +54,12 @@ def to_arviz(
     The groups are ``posterior`` (every latent and deterministic site; one chain of independent draws, or the chains of
     MCMC), ``posterior_predictive``, ``log_likelihood`` (of each observation given every latent; 0 where a mask hides
     it), ``sample_stats`` (``lp``, the log joint density, and ``log_q``, the guide's, in nats; for MCMC ``diverging``),
-    ``observed_data``, and ``constant_data`` (tensors among the arguments that are not observed); with ``prior_samples``
-    also ``prior`` and ``prior_predictive``. Attributes of the posterior say by which method and versions, the exact
-    ELBO of an :class:`~pyro_latent.AutoConjugate`, the ELBO and Pareto k̂ that these draws give, and up to which
-    differences (``rounding``, in nats) their weights count as equal.
+    ``observed_data``, and ``constant_data`` (dense tensors and numeric arrays among the arguments, also inside dicts,
+    lists and tuples, which are not observed: ``X``, ``data.X`` for ``data["X"]``, ``parts.0`` for ``parts[0]``); with
+    ``prior_samples`` also ``prior`` and ``prior_predictive``. Attributes of the posterior say by which method and
+    versions, the exact ELBO of an :class:`~pyro_latent.AutoConjugate`, the ELBO and Pareto k̂ that these draws give (as
+    ``diagnostics.score`` with this seed does, but with no discrete site summed out), and up to which differences
+    (``rounding``, in nats) their weights count as equal.
 
     Draws are made and scored in batches where the model and the guide allow it, else one by one.
 
@@ -68,42 +72,48 @@ def to_arviz(
         prior_samples: the number of draws from the prior, which has to be proper; 0: no such groups.
         seed: of the draws. The global random state stays as it is.
         coords: by dimension, the labels along it.
-        dims: by site, the names of its dimensions. By default those of a site's plates, and ``<site>_dim_<i>``.
+        dims: by site or constant, a list of names of its dimensions, the first ones or all. By default those of a
+            site's plates, and ``<site>_dim_<i>``.
         result: what the driver's ``run`` returned, for the attributes ``converged`` (1 or 0) and ``num_steps``.
+        same_data: whether to check that the arguments are those of the fit, which an ``AutoConjugate`` and an ``MCMC``
+            remember. False for a guide that saw minibatches.
         kwargs: the model's keyword arguments.
 
     Returns:
         An ``InferenceData`` (ArviZ 0.x) or a ``DataTree`` (ArviZ 1.x).
 
     Raises:
-        TypeError: if the guide is none of these.
-        ValueError: if ``num_samples`` is not a positive integer, ``dims`` names what is no site or constant data, or
-            labels are not as many as a dimension is long.
-        ModelError: if the guide leaves a latent site out, or has others than the model, or a plate subsamples.
+        TypeError: if the guide is none of these, ``result`` no result of a run, or names of dimensions are no list.
+        ValueError: if ``num_samples`` is not a positive integer, ``dims`` names what is no site or constant data or has
+            more names than dimensions, ``coords`` names no dimension, or labels are not as many as a dimension is long.
+        ModelError: if the guide leaves a latent site out, has others than the model, has a point in place of a density,
+            or was fitted to other data; or if a plate subsamples.
 
     Example::
 
         idata = to_arviz(model, guide, x, coords={"data": names})
         arviz.summary(idata, kind="stats")
     """
-    check_count("num_samples", num_samples, 1)
-    check_count("prior_samples", prior_samples, 0)
+    num_samples = check_count("num_samples", num_samples)
+    prior_samples = check_count("prior_samples", prior_samples, 0)
+    _check_result(result)
     guide = _guide_of(guide)
     with seeded(seed):
         target = Target.of(model, args, kwargs)
-        values, log_q, chains = _posterior(target, guide, num_samples)
+        if same_data:
+            check_same_data(target.call, guide, _name(guide))
         with quiet_redraws():
             sites = sample_sites(target.call.trace())
-        groups = _groups(target, values, log_q, sites, chains)
+        constants = _constant_data(target.call, sites)
+        named = _names(sites, constants, dims or {}, coords or {})
+    with seeded(seed):
+        draws, groups = _posterior(target, guide, num_samples, sites)
         groups |= _prior(target, prior_samples, sites)
-    if log_q is None:
+    if draws.log_q is None:
         groups["sample_stats"] |= _divergences(guide, groups["sample_stats"]["lp"].shape)
-    groups["constant_data"] = _constant_data(model, args, kwargs, groups["observed_data"])
-    _check_dims(dims or {}, [*sites, *groups["constant_data"]])
-    named = {name: _dims(name, site) for name, site in sites.items()} | dict(dims or {})
-    attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(groups["sample_stats"], values)
-    counts = {"num_samples": len(next(iter(values.values()))), "seed": seed}
-    return container(groups, named, coords or {}, attributes | counts)
+    attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(draws)
+    counts = {"num_samples": len(draws.log_p), "seed": seed}
+    return container(groups | {"constant_data": constants}, named, coords or {}, attributes | counts)
 
 
 def _guide_of(method: Any) -> Any:
@@ -125,39 +135,68 @@ def _guide_of(method: Any) -> Any:
     return guide
 
 
-def _check_dims(dims: Mapping[str, Sequence[str]], known: Sequence[str]) -> None:
-    unknown = [name for name in dims if name not in known]
-    if unknown:
-        raise ValueError(f"Expected dims of {known}; got {unknown}. Name sites, or constant data.")
+def _check_result(result: Any) -> None:
+    if result is not None and not (hasattr(result, "converged") and hasattr(result, "num_steps")):
+        raise TypeError(
+            f"Expected result to be what a driver's run returned; got {type(result).__name__}. Write "
+            "result=cavi.run(*args)."
+        )
 
 
-def _posterior(target: Target, guide: Any, num: int) -> tuple[Values, Tensor | None, int]:
-    """Draws of every latent, the log density of a guide, and the number of chains."""
+def _names(
+    sites: Mapping[str, Site],
+    constants: Mapping[str, Array],
+    dims: Mapping[str, Sequence[str]],
+    coords: Mapping[str, Any],
+) -> dict[str, list[str]]:
+    """The names of the dimensions of every site and constant, those of the user first.
+
+    Raises:
+        TypeError, ValueError: if ``dims`` or ``coords`` do not fit.
+    """
+    shapes: dict[str, tuple[int, ...]] = {n: tuple(np.shape(s["value"])) for n, s in sites.items()}
+    shapes |= {n: max(shapes.get(n, ()), a.shape, key=len) for n, a in constants.items()}  # an argument and its site
+    check_dims(dims, shapes)
+    own = {n: _dims(n, s) for n, s in sites.items()}
+    named = {n: own.get(n, [f"{n}_dim_{i}" for i in range(len(shape))]) for n, shape in shapes.items()}
+    named |= {n: [*given, *(f"{n}_dim_{i}" for i in range(len(given), len(shapes[n])))] for n, given in dims.items()}
+    check_coords(coords, {"chain", "draw"}.union(*named.values()))
+    return named
+
+
+def _posterior(target: Target, guide: Any, num: int, sites: Mapping[str, Site]) -> tuple[Draws, Groups]:
+    """Draws of every latent, scored, and the groups that are made of them."""
     if isinstance(guide, MCMC):
         values, chains = mcmc_values(target, guide, num)
-        return with_discrete(target, values), None, chains
-    values, log_q = guide_values(target, guide, num, _name(guide))
-    return values, log_q, 1
+        values, log_q = with_discrete(target, values), None
+    else:
+        (values, log_q), chains = guide_values(target, guide, num, _name(guide)), 1
+    made = len(next(iter(values.values())))
+    scored = Runner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, made)
+    draws = Draws(values, scored.log_prob, log_q, chains=chains)
+    return draws, _groups(draws, scored, _predictive(target)(values, made), sites)
 
 
-def _groups(target: Target, values: Values, log_q: Tensor | None, sites: Mapping[str, Site], chains: int) -> Groups:
+def _groups(draws: Draws, scored: Run, predicted: Run, sites: Mapping[str, Site]) -> Groups:
     """The groups that are made of draws, each array ``[chain, draw] + shape``, and the observed data."""
-    num = len(next(iter(values.values())))
-    scored = Runner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, num)
-    predicted = _predictive(target)(values, num)
     kept, observed = _kinds(sites)
 
     def drawn(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Array]:
-        return {n: _array(found[n]).reshape(chains, num // chains, *found[n].shape[1:]) for n in names}
+        lead = (draws.chains, len(draws.log_p) // draws.chains)
+        return {n: _array(found[n]).reshape(*lead, *found[n].shape[1:]) for n in names}
 
-    stats = {"lp": scored.log_prob} | ({} if log_q is None else {"log_q": log_q})
+    stats = {"lp": draws.log_p} | ({} if draws.log_q is None else {"log_q": draws.log_q})
     return {
         "posterior": drawn(scored.values, kept),
         "posterior_predictive": drawn(predicted.values, observed),
         "log_likelihood": drawn(scored.pointwise, observed),
         "sample_stats": drawn(stats, list(stats)),
-        "observed_data": {n: _array(sites[n]["value"]) for n in observed},
+        "observed_data": _observed(sites),
     }
+
+
+def _observed(sites: Mapping[str, Site]) -> dict[str, Array]:
+    return {n: _array(sites[n]["value"]) for n in _kinds(sites)[1]}
 
 
 def _predictive(target: Target) -> Runner:
@@ -207,16 +246,34 @@ def _divergences(mcmc: MCMC, shape: tuple[int, int]) -> dict[str, Array]:
     return {"diverging": diverging}
 
 
-def _constant_data(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], observed: Mapping[str, Any]
-) -> dict[str, Array]:
-    """Tensor arguments by the names that the model gives them, without those that are observed as they are."""
+def _constant_data(call: Call, sites: Mapping[str, Site]) -> dict[str, Array]:
+    """Arrays among the arguments by the names that the model gives them, without those that are observed."""
+    model, observed = call.program, _observed(sites).values()
     try:
-        arguments = inspect.signature(model).bind(*args, **kwargs).arguments
-    except (TypeError, ValueError):
+        bound = inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind(
+            *call.args, **call.kwargs
+        )
+    except (TypeError, ValueError):  # no signature to read
         return {}
-    found = {name: _array(value) for name, value in arguments.items() if isinstance(value, Tensor)}
-    return {n: a for n, a in found.items() if not any(a.shape == o.shape and _equal(a, o) for o in observed.values())}
+    arguments: dict[str, Any] = {}
+    for name, value in bound.arguments.items():
+        rest = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+        arguments |= value if rest else {name: value}  # **rest are arguments with names of their own
+    found = {name: array for key, value in arguments.items() for name, array in _arrays(key, value)}
+    return {n: a for n, a in found.items() if not any(a.shape == o.shape and _equal(a, o) for o in observed)}
+
+
+def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+    """The dense tensors and numeric arrays in a value, with names: ``data.X`` for ``data["X"]``."""
+    if isinstance(value, Tensor):
+        if value.layout is torch.strided:
+            yield name, _array(value)
+    elif isinstance(value, np.ndarray):
+        if value.dtype.kind in "biuf":
+            yield name, value
+    elif isinstance(value, Mapping | list | tuple):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _arrays(f"{name}.{key}", inner)
 
 
 def _equal(first: Array, second: Array) -> bool:
@@ -256,14 +313,12 @@ def _convergence(guide: Any, result: Any) -> dict[str, Any]:
     return found
 
 
-def _quality(stats: Mapping[str, Array], values: Values) -> dict[str, Any]:
+def _quality(draws: Draws) -> dict[str, Any]:
     """The rounding of the draws' weights, and the ELBO and Pareto k̂ that they give, where there are enough."""
-    if "log_q" not in stats:
+    if draws.log_q is None:
         return {}
-    log_p, log_q = (torch.from_numpy(stats[n]).flatten() for n in ("lp", "log_q"))
-    draws = Draws(values, log_p, log_q)
     found: dict[str, Any] = {"rounding": rounding_of(draws)}
-    if stats["lp"].size < LEAST_DRAWS:
+    if len(draws.log_p) < LEAST_DRAWS:
         return found
     score = score_draws(draws)
     return found | {

@@ -7,7 +7,7 @@ corrects for an approximate posterior where ArviZ can. ArviZ and xarray are impo
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -43,6 +43,8 @@ def container(
 
     Raises:
         ValueError: if there are not as many labels as the dimension is long.
+
+    What ``dims`` and ``coords`` name is not looked up here: see :func:`check_dims` and :func:`check_coords`.
     """
     import arviz
     import xarray
@@ -55,6 +57,47 @@ def container(
     if is_tree(arviz):
         return xarray.DataTree.from_dict({"/": xarray.Dataset(attrs=dict(attributes)), **datasets})
     return arviz.InferenceData(attrs=dict(attributes), **datasets)
+
+
+def check_dims(dims: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequence[int]]) -> None:
+    """The names of dimensions that a user gives have to fit the variables that there are.
+
+    Args:
+        dims: by variable, the names.
+        shapes: by variable, its shape, without chain and draw.
+
+    Raises:
+        TypeError: if the names of a variable are no sequence, or one string.
+        ValueError: if there is no such variable, or there are more names than dimensions.
+    """
+    unknown = [name for name in dims if name not in shapes]
+    if unknown:
+        raise ValueError(f"Expected dims of {list(shapes)}; got {unknown}. Name sites, or constant data.")
+    for name, given in dims.items():
+        if isinstance(given, str) or not isinstance(given, Sequence):
+            advice = repr([given]) if isinstance(given, str) else "['name']"
+            raise TypeError(
+                f"Expected a list of names of the dimensions of {name!r}; got {given!r}. "
+                f"Write dims={{{name!r}: {advice}}}."
+            )
+        if len(given) > len(shapes[name]):
+            raise ValueError(
+                f"Expected names for the dimensions of {name!r}, of shape {list(shapes[name])}; got {list(given)}. "
+                f"Leave out {len(given) - len(shapes[name])} of them: chain and draw are named by themselves."
+            )
+
+
+def check_coords(coords: Mapping[str, Any], known: Collection[str]) -> None:
+    """Labels have to be along a dimension that there is.
+
+    Raises:
+        ValueError: if one is not in ``known``.
+    """
+    unknown = [name for name in coords if name not in known]
+    if unknown:
+        raise ValueError(
+            f"Expected coords along {sorted(known)}; got {unknown}. Name one of these, or name dimensions by dims=."
+        )
 
 
 def is_tree(arviz: Any) -> bool:

@@ -16,7 +16,8 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import MCMC, NUTS, SVI, Trace_ELBO
-from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoMultivariateNormal, AutoNormal
+from pyro.nn import PyroModule, PyroSample
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
@@ -97,8 +98,8 @@ def test_loo_is_the_exact_leave_one_out_density(x: Tensor, exact: AutoConjugate)
     without = [torch.cat([x[:i], x[i + 1 :]]) for i in range(len(x))]
     evidence = normal_gamma.log_evidence(x)
     expected = sum((evidence - normal_gamma.log_evidence(rest)).item() for rest in without)
-    found = az.loo(to_arviz(normal_gamma.model, exact, x, num_samples=4000))
-    assert elpd(found) == pytest.approx(expected, abs=0.05)
+    found = [elpd(az.loo(to_arviz(normal_gamma.model, exact, x, num_samples=4000, seed=seed))) for seed in range(8)]
+    assert np.mean(found) == pytest.approx(expected, abs=0.045)  # four standard errors: one has a deviation of 0.031
 
 
 def test_the_seed_fixes_the_draws_and_the_global_state_stays(x: Tensor, exact: AutoConjugate) -> None:
@@ -162,6 +163,62 @@ def test_arguments_that_are_not_observed_are_constant_data_and_deterministic_sit
     assert list(idata.observed_data.data_vars) == ["target"]
     squares = (idata.posterior["weights"].values ** 2).sum(-1)
     np.testing.assert_allclose(idata.posterior["norm"].values, squares, rtol=1e-12)
+
+
+class Regression(PyroModule):
+    """A regression whose ``__call__`` hides the names of its arguments."""
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.weights: Any = PyroSample(dist.Normal(torch.zeros(dim).double(), 1.0).to_event(1))
+
+    def forward(self, features: Tensor, target: Tensor) -> None:
+        mean = features @ self.weights
+        with pyro.plate("rows", len(features)):
+            pyro.sample("target", dist.Normal(mean, 1.0), obs=target)
+
+
+def test_a_module_names_its_constant_data_as_its_forward_does() -> None:
+    features = torch.randn(6, 2, dtype=torch.float64)
+    model = Regression(2)
+    idata = to_arviz(model, AutoNormal(model), features, features.sum(1), num_samples=2)
+    assert list(idata.constant_data.data_vars) == ["features"]
+    np.testing.assert_array_equal(idata.constant_data["features"].values, features.numpy())
+
+
+def test_arrays_inside_arguments_are_constant_data_by_their_place() -> None:
+    features = torch.randn(6, 2, dtype=torch.float64)
+    data = {"features": features, "target": features.sum(1), "note": "no array"}
+
+    def model(data: dict[str, Any], offsets: list[Any], **more: Any) -> None:
+        regression(data["features"], data["target"] + 0 * offsets[0].sum())
+
+    arguments: Any = [features[:, 0], [np.arange(3), np.array(["text"])], features.to_sparse()]
+    idata = to_arviz(model, AutoNormal(model), data, arguments, speed=features[0], num_samples=2)
+    expected = {
+        "data.features": features.numpy(),
+        "offsets.0": features[:, 0].numpy(),
+        "offsets.1.0": np.arange(3),
+        "speed": features[0].numpy(),
+    }
+    assert set(idata.constant_data.data_vars) == expected.keys()
+    for name, array in expected.items():
+        np.testing.assert_array_equal(idata.constant_data[name].values, array)
+
+
+def test_a_constant_has_the_names_of_the_dimensions_that_it_is_given_and_a_file_keeps_it(tmp_path: Path) -> None:
+    features = torch.randn(6, 2, dtype=torch.float64)
+
+    def model(data: dict[str, Tensor]) -> None:
+        regression(data["features"], data["target"])
+
+    data = {"features": features, "target": features.sum(1)}
+    dims = {"data.features": ["rows", "column"]}
+    idata = to_arviz(model, AutoNormal(model), data, num_samples=2, dims=dims, coords={"column": ["a", "b"]})
+    idata.to_netcdf(str(tmp_path / "fit.nc"))
+    loaded = az.from_netcdf(str(tmp_path / "fit.nc"))
+    assert loaded["constant_data"]["data.features"].dims == ("rows", "column")
+    assert loaded["constant_data"]["column"].values.tolist() == ["a", "b"]
 
 
 def test_log_likelihood_is_zero_behind_a_mask_and_free_of_scale(x: Tensor) -> None:
@@ -246,6 +303,12 @@ def test_a_guide_that_leaves_out_a_latent_is_an_error_with_its_name(old_faithful
         to_arviz(gmm.model, gmm.guide, old_faithful, 2, num_samples=2)
 
 
+def test_numpy_counts_are_counts(x: Tensor, exact: AutoConjugate) -> None:
+    counts: dict[str, Any] = {"num_samples": np.int64(3), "prior_samples": np.int32(2)}
+    idata = to_arviz(normal_gamma.model, exact, x, **counts)
+    assert idata.posterior.sizes["draw"] == 3 and idata.prior.sizes["draw"] == 2
+
+
 @pytest.mark.parametrize("num_samples", [0, -1, 2.5, True])
 def test_a_number_of_draws_below_one_is_an_error(x: Tensor, exact: AutoConjugate, num_samples: Any) -> None:
     with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got"):
@@ -279,6 +342,68 @@ def test_dims_of_what_is_not_there_are_an_error(x: Tensor, exact: AutoConjugate)
     dims = {"features": ["row", "column"], "weights": ["column"]}
     found = to_arviz(regression, guide, features, target, num_samples=2, dims=dims)
     assert found.constant_data["features"].dims == ("row", "column")
+
+
+def test_names_and_labels_that_do_not_fit_say_what_was_expected(x: Tensor, exact: AutoConjugate) -> None:
+    def call(**options: Any) -> None:
+        to_arviz(normal_gamma.model, exact, x, num_samples=2, **options)
+
+    with pytest.raises(
+        TypeError, match=r"list of names of the dimensions of 'obs'; got 'day'. Write dims={'obs': \['d"
+    ):
+        call(dims={"obs": "day"})
+    with pytest.raises(ValueError, match=r"'obs', of shape \[20\]; got \['a', 'b', 'c'\]. Leave out 2 of them"):
+        call(dims={"obs": ["a", "b", "c"]})
+    with pytest.raises(
+        ValueError, match=r"Expected coords along \['chain', 'data', 'draw'\]; got \['Data'\]. Name one"
+    ):
+        call(coords={"Data": list("abc")})
+    with pytest.raises(ValueError, match=r"Expected 20 labels along 'data'; got 3"):
+        call(coords={"data": list("abc")})
+    with pytest.raises(TypeError, match=r"Expected result to be what a driver's run returned; got str. Write result="):
+        call(result="x")
+
+
+def test_other_data_than_those_of_the_fit_are_an_error_where_the_fit_remembers_them(x: Tensor) -> None:
+    guide = AutoConjugate(normal_gamma.model)
+    CAVI(normal_gamma.model, guide).run(x)
+    mcmc = MCMC(NUTS(normal_gamma.model), 8, warmup_steps=2, disable_progbar=True)
+    mcmc.run(x)
+    for method, name in ((guide, "AutoConjugate"), (mcmc, "MCMC")):
+        for other, words in ((x[:5], r"shape \[5\] in place of \[20\]"), (x + 1, "20 of 20 elements differ")):
+            with pytest.raises(ModelError, match=f"Expected the data that {name} was fitted to; got .*{words}"):
+                to_arviz(normal_gamma.model, method, other, num_samples=4)
+    mixed = to_arviz(normal_gamma.model, mcmc, x[:5], num_samples=4, same_data=False)
+    assert mixed.observed_data["obs"].shape == (5,)
+
+
+def test_a_point_estimate_is_an_error_that_says_what_to_give(x: Tensor) -> None:
+    point = AutoConjugate(normal_gamma.model, point=["precision"])
+    CAVI(normal_gamma.model, point).run(x)
+    for guide, sites in ((AutoDelta(normal_gamma.model), "'mean', 'precision'"), (point, "'precision'")):
+        with pytest.raises(ModelError, match=rf"Expected a guide with a density; got a point at \[{sites}\]") as caught:
+            to_arviz(normal_gamma.model, guide, x)
+        assert "compared" not in str(caught.value) and "Use AutoNormal in place of AutoDelta" in str(caught.value)
+
+
+def test_the_elbo_and_k_of_the_draws_are_those_of_score(x: Tensor) -> None:
+    guide = AutoConjugate(normal_gamma.model)
+    CAVI(normal_gamma.model, guide).run(x)
+    expected = score(normal_gamma.model, guide, x, num_samples=200, seed=5)
+    attributes = to_arviz(normal_gamma.model, guide, x, num_samples=200, seed=5).posterior.attrs
+    assert attributes["elbo_estimate"] == pytest.approx(expected.elbo, rel=1e-12)
+    assert attributes["elbo_estimate_error"] == pytest.approx(expected.elbo_error, rel=1e-9)
+    assert attributes["pareto_k"] == expected.k.label and attributes["pareto_k_meaning"] == expected.k.verdict
+
+
+def test_an_argument_and_a_site_of_one_name_share_their_dimensions() -> None:
+    def model(obs: Tensor, size: int) -> None:
+        mean = pyro.sample("mean", dist.Normal(obs.new_zeros(()), 1.0))
+        with pyro.plate("data", size):
+            pyro.sample("obs", dist.Normal(mean, 1.0), obs=obs.expand(size))
+
+    idata = to_arviz(model, AutoNormal(model), torch.tensor(2.0), 3, num_samples=2, dims={"obs": ["day"]})
+    assert idata.observed_data["obs"].dims == ("day",) and idata.constant_data["obs"].dims == ()
 
 
 @pytest.mark.filterwarnings("error:Singular sample detected")
@@ -373,6 +498,43 @@ def test_mcmc_keeps_its_chains_and_draws(x: Tensor) -> None:
     assert idata.posterior.attrs["method"] == "MCMC (NUTS)" and idata.posterior.attrs["r_hat_max"] > 0
 
 
+def funnel() -> None:
+    """Neal's funnel: a long step falls off where it is narrow."""
+    depth = pyro.sample("depth", dist.Normal(0.0, 3.0))
+    pyro.sample("place", dist.Normal(torch.zeros(4), (depth / 2).exp()).to_event(1))
+    pyro.sample("seen", dist.Normal(depth, 3.0), obs=torch.tensor(-4.0))
+
+
+@pytest.fixture
+def funnel_chain() -> MCMC:
+    mcmc = MCMC(NUTS(funnel, step_size=0.9, adapt_step_size=False), 60, warmup_steps=5, disable_progbar=True)
+    mcmc.run()
+    return mcmc
+
+
+def test_the_draws_at_which_a_chain_diverged_are_marked(funnel_chain: MCMC) -> None:
+    """Those that Pyro counts, no more and no fewer; of thinned draws it cannot be said."""
+    noted: Any = funnel_chain.diagnostics()["divergences"]
+    diverged = noted["chain 0"]
+    assert 0 < len(diverged) < 60
+    marks = to_arviz(funnel, funnel_chain).sample_stats["diverging"]
+    assert marks.shape == (1, 60) and np.flatnonzero(marks.values[0]).tolist() == sorted(diverged)
+    assert "diverging" not in to_arviz(funnel, funnel_chain, num_samples=30).sample_stats
+
+
+def test_the_largest_r_hat_is_that_of_half_chains(x: Tensor) -> None:
+    """R̂² = (n - 1) / n + B / (n W), of means and variances of half chains of n draws (Gelman et al. 2013, 11.4)."""
+    mcmc = MCMC(NUTS(normal_gamma.model), 40, warmup_steps=10, disable_progbar=True)
+    mcmc.run(x)
+    attributes = to_arviz(normal_gamma.model, mcmc, x, num_samples=10).posterior.attrs
+    columns = np.stack([v.numpy() for v in mcmc.get_samples().values()], -1)
+    halves = columns.reshape(2, 20, -1)
+    within = halves.var(1, ddof=1).mean(0)
+    r_hat = np.sqrt(19 / 20 + halves.mean(1).var(0, ddof=1) / within)
+    assert attributes["r_hat_max"] == pytest.approx(r_hat.max(), rel=1e-9)
+    assert abs(r_hat[0] - r_hat[1]) > 1e-6  # so that it is the largest that is kept
+
+
 def test_discrete_sites_that_mcmc_sums_out_are_drawn_from_their_posterior(old_faithful: Tensor) -> None:
     def model(data: Tensor) -> None:
         gap = pyro.sample("gap", dist.Normal(data.new_tensor(2.0), 1.0))
@@ -397,7 +559,6 @@ def test_attributes_say_how_good_the_draws_are_and_whether_the_driver_converged(
     assert attributes["converged"] == 1 and attributes["num_steps"] == result.num_steps
     error = attributes["elbo_estimate_error"]
     assert attributes["elbo_estimate"] == pytest.approx(attributes["elbo"], abs=5 * error)
-    assert attributes["pareto_k_meaning"] in {"good", "usable, with importance weights"}
 
 
 def test_exactness_is_an_attribute_that_a_file_keeps(x: Tensor, exact: AutoConjugate, tmp_path: Path) -> None:

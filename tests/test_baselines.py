@@ -13,15 +13,15 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 from torch.distributions import constraints
 
 from examples import naive_monte_carlo as example
 from pyro_latent import CAVI, EM, AutoConjugate
-from pyro_latent.errors import ModelError
+from pyro_latent.errors import ModelError, check_count
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling, naive_monte_carlo
-from pyro_latent.infer.monte_carlo_em import MonteCarloEM
+from pyro_latent.infer.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
 from pyro_latent.infer.particles import Particles
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
 
@@ -146,6 +146,43 @@ def test_a_product_of_marginals_wastes_the_share_that_the_correlation_says() -> 
     assert abs(squares.mean().item() - 1 / share) < 4 * error < 0.02
     assert found.effective_sample_size / found.num_samples == pytest.approx(share, rel=0.02)
     assert abs(found.log_evidence - exact) < 4 * found.standard_error
+
+
+def two_normals(x: Tensor) -> None:
+    """The auditor's case: z ~ N(0, 1), x ~ N(z, 1), so that x ~ N(0, 2)."""
+    z = pyro.sample("z", dist.Normal(x.new_zeros(()), 1.0))
+    pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+@pytest.mark.parametrize("vectorized", [None, False])
+@pytest.mark.parametrize("num_samples", [1, 100])
+def test_a_guide_without_density_is_no_proposal(sample: Tensor, num_samples: int, vectorized: bool | None) -> None:
+    """At a point every weight is the same, whatever the evidence: an answer with no error, and far off."""
+    options: dict[str, Any] = {"num_samples": num_samples, "vectorized": vectorized}
+    with pytest.raises(ModelError, match=r"Expected a guide with a density; got a point at \['z'\] \(AutoDelta\)"):
+        importance_sampling(two_normals, AutoDelta(two_normals), torch.tensor(3.0), **options)
+    point = AutoConjugate(normal_gamma.model, point=["precision"])
+    CAVI(normal_gamma.model, point).run(sample)
+    with pytest.raises(ModelError, match=r"got a point at \['precision'\] \(AutoConjugate\).* leave out point="):
+        importance_sampling(normal_gamma.model, point, sample, **options)
+
+
+def test_one_draw_of_a_guide_with_a_density_is_enough() -> None:
+    """An autoguide's sites are Deltas of auxiliary ones: they move from draw to draw."""
+    x = torch.tensor(3.0, dtype=torch.float64)
+    found = importance_sampling(two_normals, AutoNormal(two_normals), x, num_samples=1)
+    assert found.num_samples == 1 and math.isfinite(found.log_evidence)
+
+
+def test_a_point_that_the_model_itself_has_is_no_fault() -> None:
+    def model(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.Delta(x.new_tensor(2.0)))
+        z = pyro.sample("z", dist.Normal(x.new_zeros(()), scale))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    x = torch.tensor(1.0, dtype=torch.float64)
+    found = naive_monte_carlo(model, x, num_samples=5000)
+    assert abs(found.log_evidence - scipy.stats.norm.logpdf(1.0, 0, 5**0.5)) < 4 * found.standard_error
 
 
 # ----------------------------------------------------------------------------------------------------- many particles
@@ -300,8 +337,13 @@ def test_a_model_that_has_no_such_estimate_is_named(model: Any, guide: Any, word
 
 
 def test_bad_numbers_and_values_are_named(sample: Tensor) -> None:
-    with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got 0"):
-        naive_monte_carlo(normal_gamma.model, sample, num_samples=0)
+    for name, count in itertools.product(("num_samples", "batch_size"), (0, 2.5, True)):
+        wrong: dict[str, Any] = {name: count}
+        with pytest.raises(ValueError, match=f"Expected {name} to be an integer of at least 1; got {count}. Write"):
+            naive_monte_carlo(normal_gamma.model, sample, **wrong)
+    counts: dict[str, Any] = {"num_samples": np.int64(5), "batch_size": np.int64(2)}
+    found = naive_monte_carlo(normal_gamma.model, sample, **counts)
+    assert found.num_samples == 5
     particles = Particles(normal_gamma.model, None, (sample,), {})
     with pytest.raises(ModelError, match=r"Expected values of the latent sites \['mean', 'precision'\]"):
         particles.log_joint({"mean": torch.zeros(2)})
@@ -377,12 +419,43 @@ def test_models_that_sampled_em_does_not_fit_are_named(sample: Tensor) -> None:
 
     with pytest.raises(ModelError, match=r"Expected latents of one kind, discrete or not; got \['mean', 'z'\]"):
         MonteCarloEM(mixed).step(sample)
-    with pytest.raises(ValueError, match="Expected num_samples of at least 1; got 0"):
-        MonteCarloEM(mixed, num_samples=0)
-    for name in ("burn_in", "warmup"):
-        with pytest.raises(ValueError, match=f"Expected {name} of at least 0; got -1"):
-            MonteCarloEM(mixed, **{name: -1})
+    for name, least in {"num_samples": 1, "burn_in": 0, "warmup": 0, "gradient_steps": 1, "max_tree_depth": 1}.items():
+        for wrong in (least - 1, 2.5, True):
+            options: dict[str, Any] = {name: wrong}
+            with pytest.raises(ValueError, match=f"Expected {name} to be an integer of at least {least}; got {wrong}"):
+                MonteCarloEM(mixed, **options)
     for name in ("max_steps", "checkpoint_every"):
-        options: dict[str, Any] = {name: 0}
-        with pytest.raises(ValueError, match=f"Expected {name} of at least 1; got 0"):
+        options = {name: 0}
+        with pytest.raises(ValueError, match=f"Expected {name} to be an integer of at least 1; got 0. Write {name}=1"):
             MonteCarloEM(mixed).run(sample, **options)
+
+
+def test_an_average_is_over_at_least_one_step() -> None:
+    result = MonteCarloEMResult(torch.zeros(3).double(), {"loc": torch.tensor([1.0, 2.0, 4.0])})
+    assert result.average(2)["loc"].item() == 3.0
+    with pytest.raises(ValueError, match=r"Expected last to be an integer of at least 1; got 0\. Write last=1 or more"):
+        result.average(0)
+
+
+@pytest.mark.parametrize("count", [3, np.int64(3), np.uint8(3)])
+def test_a_count_is_a_plain_integer_whoever_made_it(count: Any) -> None:
+    assert check_count("n", count) == 3 and type(check_count("n", count)) is int
+
+
+@pytest.mark.parametrize(
+    ("count", "least", "advice"),
+    [
+        (0, 1, "at least 1; got 0. Write n=1 or more."),
+        (-1, 0, "at least 0; got -1. Write n=0 or more."),
+        (1e3, 1, "at least 1; got 1000.0. Write n=1000."),
+        (1.0, 2, "at least 2; got 1.0. Write n=2 or more."),
+        (math.inf, 1, "at least 1; got inf. Write n=1 or more."),
+        (True, 1, "at least 1; got True. Write n=1 or more."),
+        (np.True_, 1, "at least 1; got .*True.*. Write n=1 or more."),
+        ("3", 1, "at least 1; got '3'. Write n=1 or more."),
+        (None, 1, "at least 1; got None. Write n=1 or more."),
+    ],
+)
+def test_what_is_no_count_is_named_with_what_to_write(count: Any, least: int, advice: str) -> None:
+    with pytest.raises(ValueError, match=f"Expected n to be an integer of {advice}"):
+        check_count("n", count, least)

@@ -603,7 +603,9 @@ def test_an_error_in_the_middle_of_a_run_leaves_the_guide_at_the_last_whole_step
 
 @pytest.mark.parametrize("options", [{"m_step": "newton"}, {"gradient_steps": 0}])
 def test_em_says_what_options_it_expects(options: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match=r"Expected (m_step to be|gradient_steps of at least 1).*got (0|'newton')"):
+    with pytest.raises(
+        ValueError, match=r"Expected (m_step to be|gradient_steps to be an integer of at least 1).*got (0|'newton')"
+    ):
         EM(mixture, **options)
 
 

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors"},
+    {"errors", "tables"},
     {"checkpoint", "distributions", "reparam_distributions", "reparam_rows", "reparameterization"},
     {"families"},
     {"expressions"},

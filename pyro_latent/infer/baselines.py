@@ -21,8 +21,8 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..errors import ModelError
-from .particles import Draws, Particles
+from ..errors import ModelError, check_count
+from .particles import Draws, Particles, check_density
 
 __all__ = ["ImportanceSample", "importance_sampling", "naive_monte_carlo"]
 
@@ -116,6 +116,7 @@ def naive_monte_carlo(
 
     Raises:
         ModelError: if the model observes nothing or subsamples its data, or if a weight is NaN, or all are zero.
+        ValueError: if ``num_samples`` or ``batch_size`` is no integer of at least 1.
 
     Source: [2], "the problem of high dimension".
     """
@@ -148,21 +149,25 @@ def importance_sampling(
 
     Args:
         model: a Pyro model.
-        guide: any Pyro guide or autoguide of it, fitted; None: the prior, which is :func:`naive_monte_carlo`.
+        guide: any Pyro guide or autoguide of it, fitted, with a density at every site, which a point estimate has not;
+            None: the prior, which is :func:`naive_monte_carlo`.
         *args, **kwargs: the arguments of both.
         num_samples, batch_size, vectorized, keep_samples: as in :func:`naive_monte_carlo`.
 
     Raises:
-        ModelError: as in :func:`naive_monte_carlo`, and if the guide has a site that the model has not.
+        ModelError: as in :func:`naive_monte_carlo`, and if the guide has a site that the model has not, or draws one at
+            a point (``AutoDelta``, ``AutoConjugate(point=…)``).
+        ValueError: if ``num_samples`` or ``batch_size`` is no integer of at least 1.
 
     Source: Owen 2013, §9.1-9.3; [2], the derivation of the ELBO from the same mean.
     """
-    _check_count("num_samples", num_samples)
-    if batch_size is not None:
-        _check_count("batch_size", batch_size)
+    num_samples = check_count("num_samples", num_samples)
+    size = num_samples if batch_size is None else check_count("batch_size", batch_size)
     particles = Particles(model, _prior(model) if guide is None else guide, args, kwargs, vectorized)
-    sizes = _batches(num_samples, batch_size or num_samples)
-    parts = [_weighted(particles.draw(size), keep_samples) for size in sizes]
+    first, *rest = _batches(num_samples, size)
+    draws = particles.draw(first)
+    _check_density(particles, draws, guide)
+    parts = [_weighted(draws, keep_samples), *(_weighted(particles.draw(n), keep_samples) for n in rest)]
     samples = {name: torch.cat([p.samples[name] for p in parts]) for name in parts[0].samples}
     log_weights = torch.cat([p.log_weights for p in parts])
     if bool((log_weights == -math.inf).all()):
@@ -183,6 +188,12 @@ def _prior(model: Callable[..., Any]) -> Callable[..., Any]:
     return found
 
 
+def _check_density(particles: Particles, draws: Draws, guide: Any) -> None:
+    """Beside one run's values, so that a single draw is enough."""
+    beside = {n: torch.cat([value[None], draws.values[n]]) for n, value in particles.points.items()}
+    check_density(beside, getattr(guide, "__name__", type(guide).__name__))
+
+
 def _weighted(draws: Draws, keep_samples: bool) -> ImportanceSample:
     log_weights = draws.log_joint - draws.log_proposal
     if bool(log_weights.isnan().any()):
@@ -195,8 +206,3 @@ def _weighted(draws: Draws, keep_samples: bool) -> ImportanceSample:
 
 def _batches(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected {name} to be an integer of at least 1; got {value!r}.")

@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ElboDecreaseError, ModelError
+from ..errors import CheckpointError, ElboDecreaseError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..objective import Block, BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
@@ -121,7 +121,7 @@ class CAVI:
         if guide.model is not model:
             raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
         if local_steps is not None:
-            _check_count("local_steps", local_steps)
+            local_steps = check_count("local_steps", local_steps)
         if local_tol is not None and not (isinstance(local_tol, int | float) and local_tol >= 0):
             raise ValueError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
@@ -189,9 +189,9 @@ class CAVI:
         Raises:
             CheckpointError: if the file is of another model, other data or other settings.
         """
-        _check_count("max_steps", max_steps)
+        check_count("max_steps", max_steps)
         _check_tolerance(tol)
-        _check_count("checkpoint_every", checkpoint_every)
+        check_count("checkpoint_every", checkpoint_every)
         if isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
         exact = self._steps is None
@@ -238,9 +238,9 @@ class CAVI:
             DataError: with ``memoised``, if the batches are not the same in each pass.
             CheckpointError: if the file is of another model, other data or other settings.
         """
-        _check_count("epochs", epochs)
+        check_count("epochs", epochs)
         _check_tolerance(tol)
-        _check_count("checkpoint_every", checkpoint_every)
+        check_count("checkpoint_every", checkpoint_every)
         if self._steps is None:
             raise ModelError(
                 "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "
@@ -316,7 +316,7 @@ class CAVI:
             args, kwargs: the model's arguments.
             draws: the number of draws of β.
         """
-        _check_count("draws", draws)
+        draws = check_count("draws", draws)
         program, state = self.guide.reading(*args, **kwargs)
         local = [key for key in program.blocks if program.is_local(key)]
         values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
@@ -575,11 +575,6 @@ def _check_tolerance(tol: Any) -> None:
 
 def _has_settled(history: list[list[float]], tol: float) -> bool:
     return tol > 0 and len(history) > 1 and _settled(history[-2], history[-1], tol)
-
-
-def _check_count(name: str, value: Any) -> None:
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise ValueError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
 
 
 def _settled(before: list[float], after: list[float], tol: float) -> bool:

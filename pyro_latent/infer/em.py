@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ..errors import ModelError
+from ..errors import ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
@@ -41,6 +41,9 @@ class EM(CAVI):
         init, restarts: as in :class:`~pyro_latent.AutoConjugate`; by default the parameters start at their own values.
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
+
+    Raises:
+        ValueError: if ``m_step`` is none of these, or ``gradient_steps`` no integer of at least 1.
     """
 
     def __init__(
@@ -56,12 +59,10 @@ class EM(CAVI):
     ) -> None:
         if m_step not in ("closed_form", "conditional", "gradient"):
             raise ValueError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
-        if gradient_steps < 1:
-            raise ValueError(f"Expected gradient_steps of at least 1; got {gradient_steps}.")
         super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
         self.m_step = m_step
         self.optimizer = optimizer
-        self.gradient_steps = gradient_steps
+        self.gradient_steps = check_count("gradient_steps", gradient_steps)
         self._held: tuple[Program, Held | None] | None = None
 
     def _run(self, sweep: Sweep) -> None:

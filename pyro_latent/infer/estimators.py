@@ -22,7 +22,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
@@ -34,7 +33,9 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..errors import ModelError
+from ..errors import ModelError, check_count
+from ..tables import text_table
+from .particles import is_delta
 
 __all__ = [
     "AnalyticKLELBO",
@@ -83,7 +84,7 @@ class StickingTheLandingELBO(PathwiseELBO):
     def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for site in _latent_sites(guide_trace):
-            if not _is_delta(site):
+            if not is_delta(site["fn"]):
                 log_q = site["fn"].log_prob(site["value"].detach(), *site["args"], **site["kwargs"])
                 surrogate = surrogate - scale_and_mask(log_q, site["scale"], site["mask"]).sum()
         return loss, surrogate
@@ -187,7 +188,7 @@ class _DetachedDraws(Messenger):
     """Draws latent sites as constants; a ``Delta`` keeps its value."""
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or site_is_subsample(msg) or _is_delta(msg):
+        if msg["done"] or msg["is_observed"] or site_is_subsample(msg) or is_delta(msg["fn"]):
             return
         with torch.no_grad():
             msg["value"] = msg["fn"](*msg["args"], **msg["kwargs"]).detach()
@@ -200,13 +201,6 @@ def _sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
 
 def _latent_sites(trace: Any) -> Iterator[Site]:
     return (site for _, site in _sample_sites(trace) if not site["is_observed"])
-
-
-def _is_delta(site: Any) -> bool:
-    fn = site["fn"]
-    while isinstance(fn, torch.distributions.Independent):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
 
 
 def _require_reparameterized(guide_trace: Any, estimator: str) -> None:
@@ -236,7 +230,7 @@ def _kl(guide_site: Site, model_site: Site) -> Tensor:
                 f"Expected one {what} of site {name!r} in model and guide; got {model_site[what]} and "
                 f"{guide_site[what]}. Put plates, poutine.scale and poutine.mask around it in both."
             )
-    if _is_delta(guide_site):
+    if is_delta(guide_site["fn"]):
         divergence = guide_site["unscaled_log_prob"] - model_site["unscaled_log_prob"]
     else:
         divergence = _closed_form(name, q, p)
@@ -275,7 +269,7 @@ def _weights(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
     for trace, sign in ((model_trace, 1), (guide_trace, -1)):
         for _, site in _sample_sites(trace):
             terms.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
-    sites = [site for site in _latent_sites(guide_trace) if not _is_delta(site)]
+    sites = [site for site in _latent_sites(guide_trace) if not is_delta(site["fn"])]
     return {site["name"]: torch.as_tensor(terms.sum_to(site["cond_indep_stack"])) for site in sites}
 
 
@@ -340,8 +334,8 @@ class EstimatorReport:
         for statistics in self.estimators:
             if statistics.name == name:
                 return statistics
-        why = f" It is left out: {self.left_out[name]}" if name in self.left_out else ""
-        raise KeyError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}.{why}")
+        advice = f"It is left out: {self.left_out[name]}" if name in self.left_out else "Name one of these."
+        raise KeyError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}. {advice}")
 
     def __str__(self) -> str:
         """Variances: a row for the loss, for each parameter (summed over its elements), and for all parameters."""
@@ -352,10 +346,8 @@ class EstimatorReport:
             sums = (float(s.gradient_variance[name].sum()) for s in self.estimators)
             rows.append([f"gradient, {name}", *(f"{total:.4g}" for total in sums)])
         rows.append(["gradient, all", *(f"{s.total_variance:.4g}" for s in self.estimators)])
-        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
-        lines = ["  ".join([r[0].ljust(widths[0]), *map(str.rjust, r[1:], widths[1:])]) for r in rows]
         left_out = [f"{name} is left out: {why}" for name, why in self.left_out.items()]
-        return "\n".join([*lines, f"({first.num_samples:,} estimates each)", *left_out])
+        return "\n".join([text_table(rows), f"({first.num_samples:,} estimates each)", *left_out])
 
 
 def estimator_variance(
@@ -379,14 +371,15 @@ def estimator_variance(
         num_samples: S, the number of estimates, at least 2.
 
     Raises:
-        ValueError: if ``num_samples`` is below 2, or there is no estimator.
+        ValueError: if ``num_samples`` is no integer of at least 2, or there is no estimator.
         TypeError: if an estimator is no ELBO that can be differentiated.
         ModelError: if there is no parameter to differentiate by, or an estimator that was named does not fit the guide.
 
     Source: [4] (149), (152), (153), whose variances §3.1 and §3.2 compare in words.
     """
     chosen = _default_estimators() if estimators is None else estimators
-    _check_estimators(chosen, num_samples)
+    num_samples = check_count("num_samples", num_samples, 2)
+    _check_estimators(chosen)
     found: list[EstimatorStatistics] = []
     misfits: dict[str, ModelError] = {}
     for name, elbo in chosen.items():
@@ -410,20 +403,21 @@ def _default_estimators() -> dict[str, Any]:
     }
 
 
-def _check_estimators(estimators: Any, num_samples: int) -> None:
+def _check_estimators(estimators: Any) -> None:
     if not isinstance(estimators, Mapping):
         raise TypeError(
             f"Expected estimators by name, in a dict; got {type(estimators).__name__}. Write {{'A': PathwiseELBO()}}."
         )
-    if num_samples < 2 or not estimators:
-        raise ValueError(
-            f"Expected num_samples >= 2 and at least one estimator; got {num_samples} and {len(estimators)}."
-        )
+    if not estimators:
+        raise ValueError("Expected at least one estimator; got none. Write {'A': PathwiseELBO()}, or leave it out.")
     for name, elbo in estimators.items():
         if isinstance(elbo, type):
             raise TypeError(f"Expected a Pyro ELBO as {name!r}; got a class. Write {elbo.__name__}().")
         if not hasattr(elbo, "differentiable_loss"):
-            raise TypeError(f"Expected a Pyro ELBO with a differentiable_loss; got {elbo!r} as {name!r}.")
+            raise TypeError(
+                f"Expected a Pyro ELBO with a differentiable_loss; got {elbo!r} as {name!r}. Write PathwiseELBO(), "
+                "AnalyticKLELBO(), StickingTheLandingELBO() or ScoreFunctionELBO()."
+            )
 
 
 def _estimate(loss: Callable[[], Any]) -> tuple[Tensor, dict[str, Tensor]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ModelError
+from ..errors import CheckpointError, ModelError, check_count
 from .particles import Particles
 from .place import fingerprint
 
@@ -45,7 +45,12 @@ class MonteCarloEMResult:
     params: dict[str, Tensor]
 
     def average(self, last: int) -> dict[str, Tensor]:
-        """The mean of each parameter over the last steps, which is nearer to the maximum than any one of them."""
+        """The mean of each parameter over the last steps, which is nearer to the maximum than any one of them.
+
+        Raises:
+            ValueError: if ``last`` is no integer of at least 1.
+        """
+        last = check_count("last", last)
         return {name: value[-last:].mean(0) for name, value in self.params.items()}
 
 
@@ -61,7 +66,8 @@ class MonteCarloEM:
         max_tree_depth: of NUTS; a draw costs at most 2 to this power gradients.
 
     Raises:
-        ValueError: if ``num_samples`` or ``gradient_steps`` is below 1, or ``burn_in`` or ``warmup`` below 0.
+        ValueError: if ``num_samples``, ``gradient_steps`` or ``max_tree_depth`` is no integer of at least 1, or
+            ``burn_in`` or ``warmup`` none of at least 0.
         ModelError: at the first step, if the model has no parameter, no latent, or latents of both kinds.
     """
 
@@ -75,14 +81,12 @@ class MonteCarloEM:
         gradient_steps: int = 20,
         max_tree_depth: int = 5,
     ) -> None:
-        _check_least(1, num_samples=num_samples, gradient_steps=gradient_steps)
-        _check_least(0, burn_in=burn_in, warmup=warmup)
         self.model = model
-        self.num_samples = num_samples
-        self.burn_in = burn_in
-        self.warmup = warmup
-        self.gradient_steps = gradient_steps
-        self.max_tree_depth = max_tree_depth
+        self.num_samples = check_count("num_samples", num_samples)
+        self.burn_in = check_count("burn_in", burn_in, 0)
+        self.warmup = check_count("warmup", warmup, 0)
+        self.gradient_steps = check_count("gradient_steps", gradient_steps)
+        self.max_tree_depth = check_count("max_tree_depth", max_tree_depth)
         self._sampler: Callable[[], dict[str, Tensor]] | None = None
         self._chain: _Chain | None = None
         self._particles: Particles | None = None
@@ -114,10 +118,11 @@ class MonteCarloEM:
             checkpoint_every: the number of steps between writes.
 
         Raises:
-            ValueError: if ``max_steps`` or ``checkpoint_every`` is below 1.
+            ValueError: if ``max_steps`` or ``checkpoint_every`` is no integer of at least 1.
             CheckpointError: if the file is of other data or settings.
         """
-        _check_least(1, max_steps=max_steps, checkpoint_every=checkpoint_every)
+        check_count("max_steps", max_steps)
+        check_count("checkpoint_every", checkpoint_every)
         self._particles = self._sampler = self._chain = None
         task = {"data": fingerprint(args, kwargs), "settings": self._settings()}
         q_function: list[float] = []
@@ -234,12 +239,6 @@ class MonteCarloEM:
         if not names:
             raise ModelError("Expected a model with pyro.param sites; got none. Use MCMC for a model without.")
         return names
-
-
-def _check_least(least: int, **values: int) -> None:
-    for name, value in values.items():
-        if value < least:
-            raise ValueError(f"Expected {name} of at least {least}; got {value}.")
 
 
 class _Chain:

@@ -67,6 +67,8 @@ class Particles:
         latents: the sites that are drawn or given, by name.
         marked: the names of the model's latent sites that are marked for enumeration.
         nesting: the number of batch dimensions, those of plates and others.
+        points: by site that the guide draws from a ``Delta`` and the model does not, its value in one run: a point
+            estimate, unless further draws differ, as an autoguide's do.
     """
 
     def __init__(
@@ -181,6 +183,8 @@ class Particles:
         if not self.latents:  # nothing to draw: every run gives the same
             self._vectorized, self._checked = False, True
         self._guide_sites = {name: _site(s) for name, s in samples_of(guide_trace)}
+        deltas = {n: s["value"] for n, s in samples_of(guide_trace) if is_delta(s["fn"])}
+        self.points = {n: v for n, v in deltas.items() if n in self.latents and not is_delta(latent[n]["fn"])}
         first = next(iter(self.latents), None)
         self._dtype = torch.float64 if first is None else latent[first]["value"].dtype
 
@@ -216,7 +220,7 @@ class Particles:
         for i in range(_CHECKED):
             given = poutine.Trace()
             for name, site in samples_of(trace):
-                if name in self._guide_sites and not _is_delta(site["fn"]):
+                if name in self._guide_sites and not is_delta(site["fn"]):
                     value = _by_draw(site["value"], self._guide_sites[name], _CHECKED)[i]
                     given.add_node(name, name=name, type="sample", is_observed=False, value=value, infer=site["infer"])
             try:
@@ -266,6 +270,25 @@ def samples_of(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
             yield name, site
 
 
+def check_density(points: Mapping[str, Tensor], name: str) -> None:
+    """A proposal needs a density: the draws of a point estimate are all the same, and say nothing about its weight.
+
+    Args:
+        points: by site that a guide draws from a ``Delta``, its draws, ``[S] + shape``; of one draw nothing is said.
+        name: how errors call the guide.
+
+    Raises:
+        ModelError: naming the sites whose draws are all the same.
+    """
+    fixed = [n for n in sorted(points) if len(points[n]) > 1 and bool((points[n] == points[n][:1]).all())]
+    if fixed:
+        raise ModelError(
+            f"Expected a guide with a density; got a point at {fixed} ({name}): its draws are all the same there, so "
+            "they have no weights p / q. Use AutoNormal in place of AutoDelta, leave out point=, or give what "
+            "guide.laplace_approximation(*args) returns."
+        )
+
+
 def _check_traces(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     if not any(site["is_observed"] for _, site in samples_of(model_trace)):
         raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
@@ -294,10 +317,16 @@ def _num_batch_dims(site: Mapping[str, Any]) -> int:
     return max([len(site["fn"].batch_shape), *plates])
 
 
-def _is_delta(fn: Any) -> bool:
-    while hasattr(fn, "base_dist") and not hasattr(fn, "transforms"):
-        fn = fn.base_dist
-    return isinstance(fn, dist.Delta)
+def is_delta(distribution: Any) -> bool:
+    """Whether a distribution is a point, under whatever wraps it."""
+    return isinstance(innermost(distribution), dist.Delta)
+
+
+def innermost(distribution: Any) -> Any:
+    """A distribution without what wraps it: independence, expansion, masks, transforms."""
+    while hasattr(distribution, "base_dist") and not isinstance(distribution, dist.Delta):
+        distribution = distribution.base_dist
+    return distribution
 
 
 def _by_draw(value: Tensor, site: Site, count: int | None) -> Tensor:
@@ -310,7 +339,10 @@ def _by_draw(value: Tensor, site: Site, count: int | None) -> Tensor:
 def _over_batch(log_prob: Tensor, count: int | None, nesting: int) -> Tensor:
     """The sum over all dimensions but that of the draws, which is the one before the ``nesting`` last."""
     if count is not None and log_prob.dim() > nesting + 1:
-        raise ValueError(f"Expected at most {nesting + 1} batch dimensions; got shape {list(log_prob.shape)}.")
+        raise ValueError(
+            f"Expected at most {nesting + 1} batch dimensions; got shape {list(log_prob.shape)}. Write "
+            "vectorized=False."
+        )
     if count is None or log_prob.dim() <= nesting:
         return log_prob.double().sum()
     return log_prob.double().reshape(len(log_prob), -1).sum(-1)
