@@ -23,6 +23,7 @@ The model is [4] (106)-(112).
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -30,10 +31,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
-
 from .corpus import Corpus, as_corpus
-from .kernels import _compiled, _use_numba
+from .jit import compile_function
+from .kernels import _use_numba
+from .model import Prior, complete_priors
 
 __all__ = ["CollapsedFit", "CollapsedState", "collapsed_fit", "collapsed_pass", "collapsed_start"]
 
@@ -77,8 +78,8 @@ def collapsed_fit(
     data: Any,
     num_topics: int,
     *,
-    doc_topic_prior: float | Tensor | None = None,
-    topic_word_prior: float | Tensor | None = None,
+    doc_topic_prior: Prior = None,
+    topic_word_prior: Prior = None,
     max_iter: int = 100,
     tol: float = 5e-3,
     block_size: int = 32,
@@ -106,11 +107,10 @@ def collapsed_fit(
 
     Source: Asuncion et al. 2009, CVB0.
     """
-    _check_numbers(num_topics, max_iter, tol, block_size)
-    state = collapsed_start(data, num_topics, generator) if state is None else state
-    corpus = state.corpus
-    alpha = _prior(doc_topic_prior, num_topics, num_topics, "doc_topic_prior", corpus.count)
-    xi = _prior(topic_word_prior, num_topics, corpus.num_words, "topic_word_prior", corpus.count)
+    _check_numbers(max_iter, tol, block_size)
+    corpus = as_corpus(data) if state is None else state.corpus
+    alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    state = collapsed_start(corpus, num_topics, generator) if state is None else state
     changes: list[float] = []
     while len(changes) < max_iter:
         changes.append(collapsed_pass(state, alpha, xi, block_size))
@@ -137,11 +137,7 @@ def collapsed_start(data: Any, num_topics: int, generator: torch.Generator | Non
         DataError: as :func:`as_corpus` does, and for a minibatch.
     """
     corpus = as_corpus(data)
-    if not corpus.is_whole:
-        raise DataError(
-            f"Expected a whole corpus; got a minibatch of {corpus.num_documents} of {corpus.total_documents} documents"
-            ". Fit the whole, or take the documents as a corpus of their own with corpus.select(index)."
-        )
+    corpus.check_whole()
     count = corpus.count
     responsibilities = count.new_empty(len(count), num_topics).exponential_(generator=generator)
     responsibilities /= responsibilities.sum(-1, keepdim=True)
@@ -226,7 +222,7 @@ def _numba_pass(state: CollapsedState, alpha: Tensor, xi: Tensor, block_size: in
     return float(_sweep(*arrays, block_size))
 
 
-@_compiled
+@compile_function
 def _sweep(starts, word, count, responsibilities, document_counts, word_counts, totals, alpha, xi, block_size):  # type: ignore[no-untyped-def]
     """Block by block: first its documents' responsibilities, then the words' counts. Returns Σ count abs(change)."""
     num_documents, num_topics, total = len(starts) - 1, len(alpha), 0.0
@@ -245,7 +241,7 @@ def _sweep(starts, word, count, responsibilities, document_counts, word_counts, 
     return total
 
 
-@_compiled
+@compile_function
 def _update_document(word, count, responsibilities, change, in_document, word_counts, totals, alpha, xi, new):  # type: ignore[no-untyped-def]
     """One document's words in turn; ``change`` is set to count × change of r, for the words' counts."""
     zero, one, total = alpha.dtype.type(0), alpha.dtype.type(1), 0.0
@@ -270,19 +266,11 @@ def _update_document(word, count, responsibilities, change, in_document, word_co
 # ------------------------------------------------------------------------------------------------------------- checks
 
 
-def _prior(prior: float | Tensor | None, num_topics: int, size: int, name: str, like: Tensor) -> Tensor:
-    """A prior as a vector of positive concentrations, of the counts' dtype and device."""
-    value = torch.as_tensor(1 / num_topics if prior is None else prior, dtype=like.dtype, device=like.device)
-    if value.shape not in {torch.Size([]), torch.Size([size])}:
-        raise ValueError(f"Expected {name} to be a number or of shape [{size}]; got shape {list(value.shape)}.")
-    if not bool(((value > 0) & value.isfinite()).all()):
-        raise ValueError(f"Expected {name} to be positive and finite; got {value.min().item():g} among its values.")
-    return value.expand(size).contiguous()
-
-
-def _check_numbers(num_topics: int, max_iter: int, tol: float, block_size: int) -> None:
-    for name, value in (("num_topics", num_topics), ("max_iter", max_iter), ("block_size", block_size)):
-        if value < 1:
-            raise ValueError(f"Expected {name} to be at least 1; got {value}.")
+def _check_numbers(max_iter: int, tol: float, block_size: int) -> None:
+    for name, value in (("max_iter", max_iter), ("block_size", block_size)):
+        if isinstance(value, bool) or not isinstance(value, int | numbers.Integral) or value < 1:
+            raise ValueError(f"Expected {name} to be an integer >= 1; got {value!r}. Write {name}=1 or more.")
     if not 0 <= tol < math.inf:
-        raise ValueError(f"Expected tol to be non-negative and finite; got {tol}.")
+        raise ValueError(
+            f"Expected tol to be non-negative and finite; got {tol}. Write tol=0.0 for passes up to max_iter."
+        )

@@ -1,0 +1,26 @@
+"""Numba, where it is installed, and how this package compiles with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+njit: Any
+try:
+    from numba import njit
+except ImportError:
+    njit = None
+
+__all__ = ["compile_function", "njit"]
+
+
+def compile_function(function: Callable[..., Any], *, fastmath: bool = True) -> Callable[..., Any]:
+    """The function compiled by Numba, where it is installed: without Python's lock; kept on disk where that can be."""
+    if njit is None:
+        return function
+    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
+    try:
+        compiled: Callable[..., Any] = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder that can be written to
+        compiled = njit(**options)(function)
+    return compiled
