@@ -15,7 +15,7 @@ import pyro
 import sklearn
 import torch
 
-from . import dirichlet_newton, headline, lda, mixtures, normal_gamma, stochastic, vae
+from . import dirichlet_newton, headline, lda, lda_quality, mixtures, normal_gamma, stochastic, vae
 
 BENCHMARKS = {
     "normal_gamma": normal_gamma.run,
@@ -23,6 +23,7 @@ BENCHMARKS = {
     "dirichlet_newton": dirichlet_newton.run,
     "headline": headline.run,
     "lda": lda.run,
+    "lda-quality": lda_quality.run,
     "stochastic": stochastic.run,
     "vae": vae.run,
 }

@@ -21,7 +21,7 @@ from pyro.infer import SVI, Predictive, Trace_ELBO
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, check_updates, handlers
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import lda
 from pyro_latent.models.lda import Corpus, as_corpus, kernels
 
@@ -94,6 +94,17 @@ def test_lists_of_words_and_of_numbers_make_the_same_corpus() -> None:
     assert as_corpus([[], []], num_words=5).num_words == 5
 
 
+def test_rows_of_numbers_are_tokens_where_that_is_said_or_they_can_be_no_counts() -> None:
+    """Of one length they may be either; not if the vocabulary has another size, or the lengths differ."""
+    tokens = [[0, 2], [1, 1]]
+    expected = [[1, 0, 1], [0, 2, 0]]
+    assert as_corpus(tokens, num_words=3).to_dense().tolist() == expected
+    assert as_corpus(tokens, vocabulary=["a", "b", "c"]).to_dense().tolist() == expected
+    assert as_corpus([*tokens, []]).to_dense().tolist() == [*expected, [0, 0, 0]]
+    square = as_corpus([[0, 1], [1, 1]], vocabulary=["a", "b"], num_words=2)
+    assert square.to_dense().tolist() == [[1, 1], [0, 2]]
+
+
 @pytest.mark.parametrize(
     ("data", "options", "message"),
     [
@@ -114,6 +125,8 @@ def test_lists_of_words_and_of_numbers_make_the_same_corpus() -> None:
         (COUNTS, {"vocabulary": list("abca")}, "without repetitions; got 'a' twice"),
         (COUNTS, {"num_words": 7}, "Expected counts of 7 words; got 4 columns"),
         ([["a"], ["b"]], {"vocabulary": ["a"]}, r"Expected tokens of the vocabulary \(1 words\); got 'b'"),
+        (COUNTS.tolist(), {}, "Expected lists of tokens; got rows of 4 numbers each, which may be counts"),
+        (list(COUNTS), {"vocabulary": list("abcd")}, "Expected lists of tokens; got rows of 4 numbers each"),
         ([["a", 3]], {}, "Expected all tokens to be words"),
         ([[1.5]], {}, "Expected tokens that are words or integers; got 1.5"),
         ([[7]], {"num_words": 5}, "Expected tokens from 0 to 4; got 7"),
@@ -153,8 +166,43 @@ def test_a_selection_is_the_rows_of_the_matrix(corpus: Corpus) -> None:
     torch.testing.assert_close(chosen.to_dense(), corpus.to_dense()[rows])
     assert chosen.is_whole and not corpus.minibatch(rows).is_whole
     assert corpus.minibatch(rows).index.tolist() == rows and corpus.minibatch(rows).total_documents == 30
-    with pytest.raises(DataError, match="Expected documents from 0 to 29"):
-        corpus.select([30])
+    part = corpus.minibatch(rows).select([3, 0])
+    assert part.is_whole and part.total_documents == 2
+    torch.testing.assert_close(part.to_dense(), corpus.to_dense()[[29, 5]])
+
+
+@pytest.mark.parametrize("kind", ["torch", "numpy", "list"])
+def test_a_mask_selects_the_documents_where_it_is_true(corpus: Corpus, kind: str) -> None:
+    mask = torch.arange(30) % 7 == 3
+    given: Any = {"torch": mask, "numpy": mask.numpy(), "list": mask.tolist()}[kind]
+    torch.testing.assert_close(corpus.select(given).to_dense(), corpus.to_dense()[mask])
+    assert corpus.minibatch(given).index.tolist() == [3, 10, 17, 24]
+
+
+@pytest.mark.parametrize("index", [range(2, 5), np.array([2, 3, 4], dtype=np.uint8), (np.int32(2), 3, torch.tensor(4))])
+def test_places_are_integers_of_any_kind(corpus: Corpus, index: Any) -> None:
+    assert corpus.minibatch(index).index.tolist() == [2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ([3, 30], "Expected documents from 0 to 29; got 30"),
+        ([-1], "Expected documents from 0 to 29; got -1"),
+        ([0.0, 1.0], r"Expected places of documents, or a mask; got numbers of torch\.float64"),
+        (["first"], r"Expected places of documents, or a mask; got \['first'\]"),
+        ([[0], [1, 2]], "Expected places of documents, or a mask"),
+        ([], r"Expected at least one document, in one dimension; got shape \[0\]"),
+        (3, r"Expected at least one document, in one dimension; got shape \[\]"),
+        (torch.ones(30, 1, dtype=torch.bool), r"in one dimension; got shape \[30, 1\]"),
+        ([True, False], "Expected a mask of 30 documents, at least one of them True; got 2, 1 of them True"),
+        (torch.zeros(30, dtype=torch.bool), "got 30, 0 of them True"),
+    ],
+)
+def test_what_names_no_documents_is_refused(corpus: Corpus, index: Any, message: str) -> None:
+    for method in (corpus.select, corpus.minibatch):
+        with pytest.raises(DataError, match=message):
+            method(index)
 
 
 def test_minibatches_are_a_partition(corpus: Corpus) -> None:
@@ -429,11 +477,10 @@ def test_the_document_step_is_the_textbooks(compiled: bool, shape: tuple[int, in
 
 
 @needs_numba
-@pytest.mark.parametrize("tile", [1, 3000, 2**18])
-def test_compiled_and_torch_kernels_agree(tile: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """γ, statistics, bound and number of steps, to 1e-10, whatever the size of a tile."""
-    monkeypatch.setattr(kernels, "_TILE_BYTES", tile)
-    corpus = synthetic(80, 400, 7, 150)
+@pytest.mark.parametrize("length", [5, 20, 150])
+def test_compiled_and_torch_kernels_agree(length: int) -> None:
+    """γ, statistics, bound and number of steps, to 1e-10, for documents of less and of more than a block."""
+    corpus = synthetic(80, 400, 7, length)
     lambda_, gamma = random_state(corpus, 7)
     alpha = torch.full((7,), 0.1, dtype=DOUBLE)
     one, other = (lda.document_step(corpus, lambda_ / 20, alpha, start=gamma, compiled=c) for c in (True, False))
@@ -444,7 +491,10 @@ def test_compiled_and_torch_kernels_agree(tile: int, monkeypatch: pytest.MonkeyP
 
 
 @needs_numba
-def test_results_do_not_depend_on_the_number_of_threads() -> None:
+def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    from pyro_latent.models.lda import compiled_step
+
+    monkeypatch.setattr(compiled_step, "_LEAST_FOR_THREADS", 0)
     corpus = synthetic(80, 400, 7, 150)
     lambda_, gamma = random_state(corpus, 7)
     before, found = torch.get_num_threads(), []
@@ -619,7 +669,7 @@ def test_tokens_are_split_within_their_documents() -> None:
     with pytest.raises(DataError, match="whole counts"):
         lda.split_tokens(as_corpus(np.full((2, 2), 0.5), fractional=True))
     with pytest.raises(DataError, match="on both sides"):
-        lda.split_tokens(as_corpus([[0], [1]]))
+        lda.split_tokens(as_corpus([[0], [1]], num_words=2))
 
 
 def test_a_split_takes_every_token_with_one_probability() -> None:
@@ -657,6 +707,21 @@ def test_document_completion_is_the_held_out_log_probability(corpus: Corpus) -> 
 def test_topics_that_cannot_predict_are_refused(corpus: Corpus, topics: Tensor, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         lda.document_completion(corpus, topics, ALPHA[:2])
+
+
+def test_document_completion_takes_the_priors_of_the_model(corpus: Corpus) -> None:
+    """A number stands for all topics, none for 1 / K."""
+    topics = dist.Dirichlet(torch.ones(corpus.num_words, dtype=DOUBLE)).sample((4,))
+
+    def found(*prior: Any) -> float:
+        return lda.document_completion(corpus, topics, *prior, generator=torch.Generator().manual_seed(3)).per_word
+
+    assert found(0.3) == found([0.3] * 4) == found(torch.full((4,), 0.3, dtype=DOUBLE)) != found(0.25)
+    assert found() == found(0.25)
+    with pytest.raises(ValueError, match=r"Expected doc_topic_prior to be a number or of shape \[4\]; got shape \[3\]"):
+        found(torch.ones(3))
+    with pytest.raises(ValueError, match=r"Expected doc_topic_prior to be positive and finite; got -1\.0"):
+        found(-1.0)
 
 
 def test_coherence_is_the_mean_npmi_of_pairs() -> None:
@@ -726,6 +791,107 @@ def test_the_amortised_guide_reads_documents_it_has_not_seen(corpus: Corpus) -> 
     assert gamma.shape == (25, 4) and gamma.min() > 0.3
     with pytest.raises(ValueError, match="Expected 4 topics, as the guide was made for; got 5"):
         guide(corpus, 5)
+
+
+def test_the_amortised_guide_keeps_to_its_words(corpus: Corpus) -> None:
+    guide = lda.AmortizedGuide(corpus, 4, 8)
+    for words in (24, 26):
+        with pytest.raises(DataError, match=f"Expected documents over the 25 words .*; got {words} words"):
+            guide(as_corpus(np.ones((3, words))), 4)
+    names = [f"w{i}" for i in range(25)]
+    guide(as_corpus(corpus, vocabulary=names), 4)  # where one has no names, their number is all that is known
+    named = lda.AmortizedGuide(as_corpus(corpus, vocabulary=names), 4, 8)
+    named(corpus, 4)
+    with pytest.raises(DataError, match=r"Expected documents over the 25 words .*; got 25 others"):
+        named(as_corpus(corpus, vocabulary=names[::-1]), 4)
+
+
+# ------------------------------------------------------------------------------------------- batches of empty documents
+
+
+def with_empty_documents(corpus: Corpus, num_documents: int) -> Corpus:
+    """So many documents that have words, and three that have none, at the end."""
+    dense = corpus.to_dense()[corpus.lengths > 0][:num_documents]
+    return as_corpus(torch.cat([dense, dense.new_zeros(3, corpus.num_words)]))
+
+
+@pytest.mark.parametrize("fast", [False, True])
+def test_pieces_of_empty_documents_change_nothing_but_their_own_proportions(corpus: Corpus, fast: bool) -> None:
+    """Memoised: the three in pieces of their own, and in one with the last document: λ and the ELBO of every pass."""
+    data = with_empty_documents(corpus, 10)
+    model = handlers.closed_form(lda.model, lda.fast_updates) if fast else lda.model
+    found = []
+    for pieces in ([range(5), range(5, 10), [10], [11], [12]], [range(5), range(5, 13)]):
+        guide = AutoConjugate(model, init={"beta": dist.Dirichlet(random_state(corpus)[0])})
+        driver = CAVI(model, guide, memoised=True, local_steps=200, local_tol=1e-10)
+        batches = [(data.minibatch(piece), 4) for piece in pieces]
+        elbo = driver.run_batches(batches, epochs=4, tol=0.0, **PRIORS).elbo
+        found.append((guide.posterior()["beta"].concentration, elbo[len(pieces) - 1 :: len(pieces)]))
+    (topics, elbo), (other_topics, other_elbo) = found
+    torch.testing.assert_close(topics, other_topics, rtol=1e-7, atol=1e-7)
+    torch.testing.assert_close(elbo, other_elbo, rtol=1e-10, atol=0.0)
+
+
+@pytest.mark.parametrize("options", [{"memoised": True}, {"step_size": 0.5}])
+def test_a_start_is_not_spent_on_documents_without_words(corpus: Corpus, options: dict[str, Any]) -> None:
+    data = with_empty_documents(corpus, 10)
+    guide = AutoConjugate(lda.model, init=0)
+    driver = CAVI(lda.model, guide, **options)
+    with pytest.raises(DataError, match="data in the first batch, which the start of 'z' is made for"):
+        driver.run_batches([(data.minibatch([11]), 4), (data.minibatch(range(10)), 4)])
+    assert not guide.has_program
+    driver.run_batches([(data.minibatch(range(10)), 4), (data.minibatch([11]), 4)], epochs=3)
+    topics = guide.posterior()["beta"].concentration
+    assert float((topics[0] - topics[1]).abs().max()) > 1
+
+
+@pytest.mark.parametrize("updates", [{}, lda.updates, lda.fast_updates], ids=["derived", "written", "fast"])
+def test_steps_of_one_document_average_to_the_step_of_all_with_empty_documents_among_them(
+    corpus: Corpus, updates: Any
+) -> None:
+    """λ and the estimate of the ELBO, mean over all documents; of an empty one λ is (1 − ρ) λ + ρ ξ, and γ is α."""
+    data = with_empty_documents(corpus, 5)
+    model = handlers.closed_form(lda.model, updates) if updates else lda.model
+    lambda_, _ = random_state(corpus)
+
+    def step(part: Corpus) -> tuple[Tensor, Tensor, float]:
+        start = {"beta": dist.Dirichlet(lambda_), "theta": dist.Dirichlet(torch.ones(len(part), 4, dtype=DOUBLE))}
+        guide = AutoConjugate(model, init=start)
+        driver = CAVI(model, guide, step_size=0.3, local_steps=1000, local_tol=1e-10, order=["z", "theta", "beta"])
+        elbo = -driver.step(part, 4, **PRIORS)
+        return guide.posterior()["beta"].concentration, guide.posterior()["theta"].concentration, elbo
+
+    each = [step(data.minibatch([place])) for place in range(len(data))]
+    topics, _, elbo = step(data)
+    torch.testing.assert_close(torch.stack([t for t, _, _ in each]).mean(0), topics, rtol=1e-6, atol=1e-6)
+    assert np.mean([e for _, _, e in each]) == pytest.approx(elbo, rel=1e-7)
+    for found, proportions, _ in each[-3:]:
+        torch.testing.assert_close(found, 0.7 * lambda_ + 0.3 * 0.2)
+        torch.testing.assert_close(proportions, ALPHA.expand(1, 4))
+
+
+@pytest.mark.parametrize("kind", ["own parameters", "amortised"])
+def test_gradients_of_an_empty_minibatch_are_those_of_the_priors(kind: str, corpus: Corpus) -> None:
+    """Its marginal likelihood is 1: the loss is that of beta and theta alone."""
+    data = with_empty_documents(corpus, 5)
+    guide: Guide = lda.guide if kind == "own parameters" else lda.AmortizedGuide(data, 4, 8)
+    guide(data, 4, **PRIORS)
+    part = data.minibatch([len(data) - 1])
+    trace = poutine.trace(guide).get_trace(part, 4, **PRIORS)
+    model = poutine.trace(poutine.replay(lda.model, trace)).get_trace(part, 4, marginal=True, **PRIORS)
+    model.compute_log_prob()
+    assert model.nodes["word"]["log_prob_sum"].item() == 0.0
+    assert math.isfinite(SVI(lda.model, guide, pyro.optim.SGD({"lr": 1e-6}), Trace_ELBO()).step(part, 4, marginal=True))
+
+
+def test_the_fast_document_step_refuses_topics_that_are_alike(corpus: Corpus) -> None:
+    """From the prior, where a guide starts, they would stay so; one topic is no such case."""
+    fast = handlers.closed_form(lda.model, lda.fast_updates)
+    with pytest.raises(ModelError, match="Expected topics that differ; got 4 equal ones, which would stay equal"):
+        CAVI(fast, AutoConjugate(fast)).step(corpus, 4)
+    with pytest.raises(ModelError, match="Expected topics that differ"):
+        CAVI(fast, AutoConjugate(fast), step_size=0.5).step(corpus.minibatch([1, 2]), 4)
+    assert math.isfinite(CAVI(fast, AutoConjugate(fast)).step(corpus, 1))
 
 
 @pytest.mark.parametrize("compiled", [pytest.param(True, marks=needs_numba), False])

@@ -7,9 +7,11 @@ length. :func:`as_corpus` makes one of a count matrix (dense or sparse, NumPy, S
 from __future__ import annotations
 
 import hashlib
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from numbers import Real
 from typing import Any
 
 import numpy as np
@@ -18,7 +20,12 @@ from torch import Tensor
 
 from pyro_latent.errors import DataError
 
-__all__ = ["Corpus", "as_corpus"]
+from .frames import column_names, frame_counts
+
+__all__ = ["Corpus", "as_corpus", "check_not_counts"]
+
+#: What to write for documents of a corpus.
+_PLACES = "Number documents from 0, or give a mask of all; for one document write [number]."
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,10 +104,16 @@ class Corpus:
         return self.total_documents == self.num_documents
 
     def select(self, index: Tensor | Sequence[int]) -> Corpus:
-        """The documents at ``index`` (integers, shape ``[B]``) as a corpus of their own, in that order."""
-        chosen = torch.as_tensor(index, dtype=torch.int64, device=self.doc.device)
-        if chosen.dim() != 1 or bool(((chosen < 0) | (chosen >= self.num_documents)).any()):
-            raise DataError(f"Expected documents from 0 to {self.num_documents - 1}, in one dimension; got {index}.")
+        """Some documents as a corpus of their own.
+
+        Args:
+            index: their places, integers, shape ``[B]``, B at least 1, in the order wanted, where a place that occurs
+                twice makes two documents; or a mask, Booleans, shape ``[D]``.
+
+        Raises:
+            DataError: if it is neither, or there is no such document.
+        """
+        chosen = self._places(index)
         lengths = self.starts.diff()[chosen]
         doc = torch.repeat_interleave(lengths)
         first = lengths.cumsum(0) - lengths
@@ -110,15 +123,58 @@ class Corpus:
             doc, self.word[entries], self.count[entries], len(chosen), self.num_words, own, len(chosen), self.vocabulary
         )
 
+    def _places(self, index: Tensor | Sequence[int]) -> Tensor:
+        """The places of documents, int64, shape ``[B]``, of places or of a mask."""
+        try:
+            given = torch.as_tensor(index if isinstance(index, Tensor) else np.asarray(index), device=self.doc.device)
+        except (TypeError, ValueError) as error:
+            raise DataError(f"Expected places of documents, or a mask; got {index!r} ({error}). {_PLACES}") from None
+        if given.dim() != 1 or len(given) == 0:
+            shape = list(given.shape)
+            raise DataError(f"Expected at least one document, in one dimension; got shape {shape}. {_PLACES}")
+        if given.dtype == torch.bool:
+            return self._places_of_mask(given)
+        if given.is_floating_point() or given.is_complex():
+            raise DataError(f"Expected places of documents, or a mask; got numbers of {given.dtype}. {_PLACES}")
+        outside = (given < 0) | (given >= self.num_documents)
+        if bool(outside.any()):
+            raise DataError(
+                f"Expected documents from 0 to {self.num_documents - 1}; got {int(given[outside][0])}. {_PLACES}"
+            )
+        return given.long()
+
+    def _places_of_mask(self, mask: Tensor) -> Tensor:
+        if len(mask) != self.num_documents or not bool(mask.any()):
+            raise DataError(
+                f"Expected a mask of {self.num_documents} documents, at least one of them True; got {len(mask)}, "
+                f"{int(mask.sum())} of them True. {_PLACES}"
+            )
+        return mask.nonzero().squeeze(1)
+
     def minibatch(self, index: Tensor | Sequence[int]) -> Corpus:
-        """The documents at ``index`` as a part that stands for the whole: models scale it up.
+        """Some documents as a part that stands for the whole: models scale it up.
 
         Args:
-            index: places in this corpus, integers, shape ``[B]``.
+            index: places in this corpus, or a mask, as in :meth:`select`.
+
+        Raises:
+            DataError: as :meth:`select` does.
         """
-        chosen = torch.as_tensor(index, dtype=torch.int64, device=self.doc.device)
+        chosen = self._places(index)
         part = self.select(chosen)
         return replace(part, index=self.index[chosen], total_documents=self.total_documents)
+
+    def check_whole(self) -> None:
+        """That this is all of the data, for what does not scale a part up.
+
+        Raises:
+            DataError: if it is a minibatch.
+        """
+        if not self.is_whole:
+            raise DataError(
+                f"Expected a whole corpus; got a minibatch of {self.num_documents} of {self.total_documents} documents"
+                ". Fit the whole, or take the documents as a corpus of their own with corpus.select(index)."
+            )
 
     def minibatches(self, size: int, generator: torch.Generator | None = None) -> Iterator[Corpus]:
         """All documents once, ``size`` at a time (the last part may be smaller), in an order drawn at random.
@@ -173,11 +229,13 @@ def as_corpus(
 
     Args:
         data: counts of shape ``[D, V]``: a SciPy sparse matrix or array, a NumPy array, a torch tensor (dense, COO or
-            CSR); or a sequence of documents, each a sequence of tokens, which are strings or integers from 0. A
-            ``Corpus`` is returned as it is, but for dtype and device.
-        vocabulary: the words, in the order of their numbers. Tokens that are strings need it, or get one: all their
-            words, sorted.
-        num_words: V for tokens that are integers; default one more than the largest.
+            CSR), a data frame such as pandas', also of sparse columns, whose columns are named by their words or not
+            named at all; or a sequence of documents, each a sequence of tokens, which are strings or integers from 0. A
+            ``Corpus`` is returned as it is, but for dtype and device. Rows of numbers that may be either, tokens or
+            counts, are an error without ``num_words``: lists of equal length, that of the vocabulary if there is one.
+        vocabulary: the words, in the order of their numbers; default the columns' names. Tokens that are strings need
+            it, or get one: all their words, sorted.
+        num_words: V for tokens that are integers; default one more than the largest. It says that they are tokens.
         fractional: whether counts may be other than whole numbers: weights, such as expected counts.
         unknown: for a token outside the vocabulary, ``"error"`` or ``"ignore"``.
         dtype: of the counts; default that of floating data of 32 or 64 bits, else float64.
@@ -185,18 +243,60 @@ def as_corpus(
 
     Raises:
         DataError: if there is no document or no word; if a count is negative, not finite, or not whole; if a token is
-            unknown; or if the vocabulary has another size than the data or a word twice.
-        TypeError: if ``data`` is none of these.
+            unknown; if rows of numbers may be counts as well as tokens; or if the vocabulary has another size than the
+            data, a word twice, or is not the columns' names.
+        TypeError: if ``data`` is none of these, or the vocabulary has no order.
     """
     if unknown not in ("error", "ignore"):
-        raise ValueError(f'Expected unknown to be "error" or "ignore"; got {unknown!r}.')
+        raise ValueError(
+            f'Expected unknown to be "error" or "ignore"; got {unknown!r}. Write "ignore" to drop such tokens.'
+        )
+    words = _ordered(vocabulary)
     if isinstance(data, Corpus):
-        return _checked_size(data, vocabulary, num_words).to(device, dtype)
-    if isinstance(data, Sequence) and not isinstance(data, str | bytes):
-        entries = _from_tokens(data, vocabulary, num_words, unknown)
+        return _checked_size(data, words, num_words).to(device, dtype)
+    documents = _documents(data)
+    if documents is not None:
+        entries = _from_tokens(documents, words, num_words, unknown)
     else:
-        entries = _from_matrix(data, vocabulary, num_words)
+        entries = _from_matrix(frame_counts(data), _of_columns(words, column_names(data)), num_words)
     return _finished(*entries, fractional, dtype, device)
+
+
+def _ordered(vocabulary: Any) -> tuple[str, ...] | None:
+    """The words in the order of their numbers.
+
+    Raises:
+        TypeError: for a dictionary, such as scikit-learn's ``vocabulary_``, or a string.
+    """
+    if isinstance(vocabulary, Mapping | str | bytes | set | frozenset):
+        raise TypeError(
+            f"Expected a vocabulary as a list of words, in the order of the columns; got {type(vocabulary).__name__}. "
+            "With scikit-learn's CountVectorizer write vectorizer.get_feature_names_out()."
+        )
+    return None if vocabulary is None else tuple(map(str, vocabulary))
+
+
+def _of_columns(vocabulary: tuple[str, ...] | None, names: tuple[str, ...] | None) -> tuple[str, ...] | None:
+    """The words of a matrix: those that are given, or the columns' names."""
+    if vocabulary is None:
+        return names
+    if names is None or vocabulary == names or len(vocabulary) != len(names):
+        return vocabulary
+    word, name = next((w, n) for w, n in zip(vocabulary, names, strict=True) if w != n)
+    raise DataError(
+        f"Expected the vocabulary to be the names of the columns; got {word!r} for the column {name!r}. Leave it out, "
+        "or write data.to_numpy() for columns without names."
+    )
+
+
+def _documents(data: Any) -> Sequence[Any] | None:
+    """Documents as a list, also those of a column of a data frame; None for a matrix."""
+    if isinstance(data, str | bytes):
+        return None
+    if isinstance(data, Sequence):
+        return data
+    of_counts = isinstance(data, Tensor) or hasattr(data, "tocoo") or getattr(data, "ndim", 0) != 1
+    return None if of_counts or np.asarray(data).dtype.kind in "bifuc" else list(data)
 
 
 Entries = tuple[Tensor, Tensor, Tensor, int, int, tuple[str, ...] | None]
@@ -211,10 +311,10 @@ def _from_matrix(data: Any, vocabulary: Sequence[str] | None, num_words: int | N
         rows, columns = (torch.from_numpy(i.astype(np.int64)) for i in (matrix.row, matrix.col))
         count = torch.from_numpy(_numeric(matrix.data))
     else:
-        dense = _numeric(_as_array(data))
-        if dense.ndim != 2:
-            raise DataError(_shape_message(dense.shape))
-        rows, columns, count = _tensor_entries(torch.from_numpy(dense))
+        data = _numeric(_as_array(data))
+        if data.ndim != 2:
+            raise DataError(_shape_message(data.shape))
+        rows, columns, count = _tensor_entries(torch.from_numpy(data))
     if len(data.shape) != 2:
         raise DataError(_shape_message(data.shape))
     num_documents, found_words = (int(n) for n in data.shape)
@@ -243,7 +343,9 @@ def _numeric(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         DataError: if they are not real numbers.
     """
     if array.dtype == np.float32:
-        return array
+        return np.require(array, requirements="W")  # torch takes no array that is read only
+    if array.dtype.kind == "O" and all(isinstance(value, Real) for value in array.flat):
+        return array.astype(np.float64)
     if array.dtype.kind not in "bifu":
         raise DataError(f"Expected counts that are real numbers; got dtype {array.dtype}. Write counts.astype(float).")
     return array.astype(np.float64)
@@ -254,7 +356,7 @@ def _tensor_entries(data: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if data.dim() != 2:
         raise DataError(_shape_message(tuple(data.shape)))
     if data.is_complex():
-        raise DataError(f"Expected counts that are real numbers; got dtype {data.dtype}.")
+        raise DataError(f"Expected counts that are real numbers; got dtype {data.dtype}. Write counts.real.")
     data = data.detach()
     data = data if data.dtype in (torch.float32, torch.float64) else data.double()
     if data.layout == torch.strided:
@@ -284,6 +386,9 @@ def _from_tokens(
         numbered = [[_number(token, numbers, unknown) for token in document] for document in tokens]
         size = len(vocabulary)
     else:
+        _check_integers(tokens)
+        if num_words is None:
+            check_not_counts(tokens, None if vocabulary is None else len(vocabulary))
         size, numbered = _whole_numbers(tokens, len(vocabulary) if vocabulary is not None else num_words, unknown)
     _check_vocabulary(vocabulary, size, num_words)
     known = [[n for n in document if n >= 0] for document in numbered]
@@ -300,9 +405,31 @@ def _from_tokens(
     )
 
 
+def check_not_counts(data: Any, num_words: int | None) -> None:
+    """That documents as lists of numbers cannot be meant as rows of a count matrix, such as ``counts.tolist()``.
+
+    Args:
+        data: what :func:`as_corpus` takes; all but lists of numbers pass.
+        num_words: V, where it is known: rows of counts have this length.
+
+    Raises:
+        DataError: if all lists are of this length, or of one length where V is not known.
+    """
+    rows = _documents(data) or []
+    lengths = {len(row) if isinstance(row, Sequence | np.ndarray | Tensor) else 0 for row in rows}
+    alike = len(lengths) == 1 and lengths != {0} and num_words in (None, *lengths)
+    if alike and not any(isinstance(token, str) for row in rows for token in row):
+        raise DataError(
+            f"Expected lists of tokens; got rows of {lengths.pop()} numbers each, which may be counts of words. Write "
+            "numpy.asarray(data) for counts, or as_corpus(data, num_words=V) for tokens from 0 to V - 1."
+        )
+
+
 def _word(token: Any) -> str:
     if not isinstance(token, str):
-        raise DataError(f"Expected all tokens to be words, or all to be integers; got {token!r} among words.")
+        raise DataError(
+            f"Expected all tokens to be words, or all to be integers; got {token!r} among words. Write str(token)."
+        )
     return token
 
 
@@ -317,11 +444,16 @@ def _number(token: Any, numbers: Mapping[str, int], unknown: str) -> int:
     return -1 if found is None else found
 
 
-def _whole_numbers(tokens: Sequence[Sequence[Any]], num_words: int | None, unknown: str) -> tuple[int, list[list[int]]]:
-    """The vocabulary's size, and tokens that are integers; −1 for one to ignore."""
+def _check_integers(tokens: Sequence[Sequence[Any]]) -> None:
     bad = next((t for d in tokens for t in d if isinstance(t, bool) or not hasattr(t, "__index__")), None)
     if bad is not None:
-        raise DataError(f"Expected tokens that are words or integers; got {bad!r}.")
+        raise DataError(
+            f"Expected tokens that are words or integers; got {bad!r}. For counts of words write an array or a tensor."
+        )
+
+
+def _whole_numbers(tokens: Sequence[Sequence[Any]], num_words: int | None, unknown: str) -> tuple[int, list[list[int]]]:
+    """The vocabulary's size, and tokens that are integers; −1 for one to ignore."""
     numbered = [[int(token) for token in document] for document in tokens]
     largest = max((max(document) for document in numbered if document), default=-1)
     size = largest + 1 if num_words is None else num_words
@@ -343,11 +475,14 @@ def _check_vocabulary(vocabulary: Sequence[str] | None, found: int, num_words: i
         )
     if vocabulary is not None and len(vocabulary) != found:
         raise DataError(
-            f"Expected a vocabulary of as many words as the counts have columns, {found}; got {len(vocabulary)} words."
+            f"Expected a vocabulary of as many words as the counts have columns, {found}; got {len(vocabulary)} words. "
+            "Give the words that were counted, in the order of the columns."
         )
     if vocabulary is not None and len(set(vocabulary)) != found:
-        twice = next(w for i, w in enumerate(vocabulary) if w in vocabulary[:i])
-        raise DataError(f"Expected a vocabulary without repetitions; got {twice!r} twice.")
+        twice = Counter(vocabulary).most_common(1)[0][0]
+        raise DataError(
+            f"Expected a vocabulary without repetitions; got {twice!r} twice. Add the columns of equal words up."
+        )
 
 
 def _checked_size(corpus: Corpus, vocabulary: Sequence[str] | None, num_words: int | None) -> Corpus:
@@ -372,7 +507,7 @@ def _finished(
 ) -> Corpus:
     """Entries in order, equal ones added up, zeros dropped, and all of them checked."""
     if num_documents < 1:
-        raise DataError("Expected at least one document; got none.")
+        raise DataError("Expected at least one document; got none. Check what was read.")
     if num_words < 1:
         raise DataError("Expected a vocabulary of at least one word; got none. Give num_words for empty documents.")
     _check_counts(rows, columns, count, fractional)

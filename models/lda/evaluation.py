@@ -15,6 +15,7 @@ from pyro_latent.errors import DataError
 
 from .corpus import Corpus
 from .kernels import ExpectedTopics, document_step
+from .model import Prior, complete_priors
 from .updates import expected_log
 
 __all__ = [
@@ -107,7 +108,7 @@ class Completion(NamedTuple):
 def document_completion(
     corpus: Corpus,
     topics: Tensor,
-    doc_topic_prior: Tensor,
+    doc_topic_prior: Prior = None,
     *,
     fraction: float = 0.5,
     generator: torch.Generator | None = None,
@@ -124,22 +125,24 @@ def document_completion(
         corpus: documents that the topics were not fitted to, with whole counts.
         topics: β, word probabilities of each topic, shape ``[K, V]``, rows summing to 1: a fitted λ divided by its
             sums.
-        doc_topic_prior: α, shape ``[K]``.
+        doc_topic_prior: α, a number or shape ``[K]``; default 1 / K.
         fraction: of a document's tokens, how many are observed, in (0, 1).
         generator: of the split, on the corpus's device; default torch's global one.
         tol, max_steps: of the inference, as in ``document_step``.
 
     Raises:
         DataError: if counts are not whole, or no token is held out.
-        ValueError: if ``topics`` are no probabilities of the corpus's words, or one of its words has none.
+        ValueError: if ``topics`` are no probabilities of the corpus's words, or one of its words has none; or if α is
+            not positive or has another shape.
     """
     _check_topics(topics, corpus)
+    alpha, _xi = complete_priors(corpus, len(topics), doc_topic_prior)
     observed, held_out = split_tokens(corpus, fraction, generator)
     by_word = topics.to(corpus.count).mT.contiguous()
     step = document_step(
         observed,
         ExpectedTopics(by_word, corpus.count.new_zeros(corpus.num_words)),
-        doc_topic_prior.to(corpus.count),
+        alpha,
         tol=tol,
         max_steps=max_steps,
         statistics=False,
@@ -154,7 +157,8 @@ def document_completion(
 def _check_topics(topics: Tensor, corpus: Corpus) -> None:
     if topics.dim() != 2 or topics.shape[1] != corpus.num_words:
         raise ValueError(
-            f"Expected topics of shape [topics, {corpus.num_words}], as the corpus has words; got {list(topics.shape)}."
+            f"Expected topics of shape [topics, {corpus.num_words}], as the corpus has words; got "
+            f"{list(topics.shape)}. Count the documents in the words of the topics, in the same order."
         )
     if not bool((topics >= 0).all()) or float((topics.sum(1) - 1).abs().max()) > 1e-3:
         raise ValueError("Expected topics whose rows are probabilities; got others. Divide them by their sums.")
@@ -177,9 +181,12 @@ def split_tokens(
         DataError: if counts are not whole, or no document has a token on each side.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"Expected a fraction in (0, 1); got {fraction}.")
+        raise ValueError(f"Expected a fraction in (0, 1); got {fraction}. Write 0.5 for one half.")
     if not torch.equal(corpus.count, corpus.count.round()):
-        raise DataError("Expected whole counts, which are tokens that can be split; got fractional ones.")
+        raise DataError(
+            "Expected whole counts, which are tokens that can be split; got fractional ones. Take the counts that the "
+            "weights were made of."
+        )
     entry = torch.repeat_interleave(corpus.count.long())
     doc = corpus.doc[entry]
     draws = torch.rand(len(entry), generator=generator, dtype=torch.float64, device=entry.device)
@@ -191,7 +198,10 @@ def split_tokens(
     kept = torch.bincount(entry[observed], minlength=len(corpus.doc)).to(corpus.count)
     parts = _with_counts(corpus, kept), _with_counts(corpus, corpus.count - kept)
     if min(part.num_tokens for part in parts) == 0:
-        raise DataError(f"Expected documents with tokens on both sides of the split at {fraction}; got none.")
+        raise DataError(
+            f"Expected documents with tokens on both sides of the split at {fraction}; got none. Take longer "
+            "documents, or fraction=0.5."
+        )
     return parts
 
 
@@ -213,7 +223,10 @@ def _with_counts(corpus: Corpus, count: Tensor) -> Corpus:
 def top_words(topics: Tensor, num: int = 10) -> Tensor:
     """The most probable words of each topic, best first, int64, shape ``[K, num]``; ``topics`` is ``[K, V]``."""
     if not 1 <= num <= topics.shape[1]:
-        raise ValueError(f"Expected a number of words from 1 to {topics.shape[1]}; got {num}.")
+        raise ValueError(
+            f"Expected a number of words from 1 to {topics.shape[1]}; got {num}. Write one of these: there are "
+            f"{topics.shape[1]} words in all."
+        )
     return topics.topk(num, dim=1).indices
 
 
@@ -231,10 +244,16 @@ def coherence_npmi(top: Tensor, corpus: Corpus) -> Tensor:
     Source: Bouma 2009; Lau, Newman and Baldwin 2014, §3.
     """
     if top.dim() != 2 or top.shape[1] < 2:
-        raise ValueError(f"Expected at least 2 words of each topic, shape [K, num]; got shape {list(top.shape)}.")
+        raise ValueError(
+            f"Expected at least 2 words of each topic, shape [K, num]; got shape {list(top.shape)}. Write "
+            "top_words(topics, 10)."
+        )
     words, places = torch.unique(top.to(corpus.word.device), return_inverse=True)
     if int(words[-1]) >= corpus.num_words or int(words[0]) < 0:
-        raise ValueError(f"Expected words from 0 to {corpus.num_words - 1}; got {int(words[0])} to {int(words[-1])}.")
+        raise ValueError(
+            f"Expected words from 0 to {corpus.num_words - 1}; got {int(words[0])} to {int(words[-1])}. Count the "
+            "documents in the words of the topics, in the same order."
+        )
     number = torch.full((corpus.num_words,), -1, device=words.device)
     number[words] = torch.arange(len(words), device=words.device)
     kept = number[corpus.word] >= 0

@@ -117,4 +117,6 @@ def _check(mass: Tensor, statistics: Tensor, start: Tensor) -> None:
             f"{float(mass):.6g}. Vectors that are all equal have no finite concentration: keep the one that there is."
         )
     if not bool((start > 0).all()):
-        raise ValueError(f"Expected a positive start; got {start.tolist()}.")
+        raise ValueError(
+            f"Expected a positive start; got {start.tolist()}. Start at ones, or at the last concentration."
+        )

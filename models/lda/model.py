@@ -17,6 +17,8 @@ variational inference for topic models", for the amortised guide.
 from __future__ import annotations
 
 import functools
+import numbers
+from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
 import pyro
@@ -50,7 +52,8 @@ def model(
     ``beta`` is in plate ``topics`` of size K, with event shape ``[V]``. ``theta`` is in plate ``documents``, with event
     shape ``[K]``. ``z``, marked for parallel enumeration, and ``word`` are in plate ``tokens``, of one element for each
     entry of the corpus, and are scaled by the counts. For a minibatch plate ``documents`` has the size of the whole,
-    and all of its documents' sites are scaled up by the same factor.
+    and all of its documents' sites are scaled up by the same factor. A minibatch of empty documents has one element in
+    plate ``tokens``, which is masked; it cannot be the first of a fit that starts at random assignments of tokens.
 
     Args:
         corpus: the documents.
@@ -60,25 +63,28 @@ def model(
         marginal: whether to sum the topic assignments out.
 
     Raises:
-        DataError: if ``corpus`` is not a :class:`Corpus`, or has no tokens.
+        DataError: if ``corpus`` is not a :class:`Corpus`, or is a whole one without tokens.
         ValueError: if K or a prior is not as above.
 
     Source: [4] (106)-(108).
     """
     alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
-    if len(corpus.doc) == 0:
-        raise DataError("Expected a corpus with at least one token; got empty documents only.")
+    if len(corpus.doc) == 0 and corpus.is_whole:
+        raise DataError(
+            "Expected a corpus with at least one token; got empty documents only. Check how the words were counted."
+        )
     with pyro.plate("topics", num_topics):
         beta = pyro.sample("beta", dist.Dirichlet(xi))
     with _documents(corpus):
         theta = pyro.sample("theta", dist.Dirichlet(alpha), infer=cast(Any, {"local": True}))
-    topics, weights = _over_tokens(beta), theta[..., corpus.doc, :]
-    with _tokens(corpus), poutine.scale(scale=corpus.count):
+    entries = with_an_entry(corpus)
+    topics, weights = _over_tokens(beta), theta[..., entries.doc, :]
+    with _tokens(entries), _counted(corpus):
         if marginal:
-            pyro.sample("word", MixedWord(weights, topics), obs=corpus.word)
+            pyro.sample("word", MixedWord(weights, topics), obs=entries.word)
         else:
             z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-            pyro.sample("word", TopicWord(topics, z), obs=corpus.word)
+            pyro.sample("word", TopicWord(topics, z), obs=entries.word)
 
 
 def _documents(corpus: Corpus) -> Any:
@@ -95,6 +101,22 @@ def _tokens(corpus: Corpus) -> Any:
         return pyro.plate("tokens", entries)
     whole: Any = entries * _upscaling(corpus)
     return pyro.plate("tokens", whole, subsample=torch.arange(entries, device=corpus.doc.device))
+
+
+def with_an_entry(corpus: Corpus) -> Corpus:
+    """The corpus; where it has no entry, with one of count 0, so that the model of empty documents has all sites."""
+    if len(corpus.doc) > 0:
+        return corpus
+    zero = torch.zeros(1, dtype=torch.int64, device=corpus.doc.device)
+    return replace(corpus, doc=zero, word=zero, count=corpus.count.new_zeros(1))
+
+
+def _counted(corpus: Corpus) -> Any:
+    """The sites of an entry weigh as much as its count; that of empty documents nothing, which Pyro has a mask for."""
+    if len(corpus.doc) == 0:
+        nowhere: Any = torch.zeros(1, dtype=torch.bool, device=corpus.count.device)
+        return poutine.mask(mask=nowhere)
+    return poutine.scale(scale=corpus.count)
 
 
 def _upscaling(corpus: Corpus) -> float:
@@ -156,10 +178,15 @@ class AmortizedGuide(PyroModule):
         num_topics: K.
         hidden: units of the hidden layer.
         doc_topic_prior, topic_word_prior: the model's.
+
+    Raises:
+        DataError: when it reads documents over another vocabulary.
+        ValueError: when it is called for another number of topics.
     """
 
     prior: Tensor
     topic_word: Any
+    vocabulary: tuple[str, ...] | None
 
     def __init__(
         self,
@@ -173,7 +200,7 @@ class AmortizedGuide(PyroModule):
         super().__init__()
         alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
         options: dict[str, Any] = {"dtype": corpus.count.dtype, "device": corpus.count.device}
-        self.num_topics = num_topics
+        self.num_topics, self.vocabulary = num_topics, corpus.vocabulary
         self.words = nn.EmbeddingBag(corpus.num_words, hidden, mode="sum", **options)
         self.output = nn.Sequential(nn.Softplus(), nn.Linear(hidden, num_topics, **options), nn.Softplus())
         self.register_buffer("prior", alpha)
@@ -181,15 +208,30 @@ class AmortizedGuide(PyroModule):
 
     def concentration(self, corpus: Corpus) -> Tensor:
         """γ of each document, shape ``[D, K]``: the prior, plus a share of its length for each topic."""
+        self._check(corpus)
         lengths = corpus.lengths.clamp(min=1.0)
         hidden = self.words(corpus.word, corpus.starts[:-1], per_sample_weights=corpus.count / lengths[corpus.doc])
         shares: Tensor = self.output(hidden)
         return self.prior + shares * lengths.unsqueeze(1) / self.num_topics
 
+    def _check(self, corpus: Corpus) -> None:
+        """That the documents are over the words that the network reads."""
+        known = self.words.num_embeddings
+        renamed = None not in (self.vocabulary, corpus.vocabulary) and self.vocabulary != corpus.vocabulary
+        if corpus.num_words != known or renamed:
+            raise DataError(
+                f"Expected documents over the {known} words that the guide was made for; got {corpus.num_words} "
+                f"{'others' if renamed else 'words'}. Count these words, in their order: as_corpus(data, "
+                "vocabulary=..., num_words=...)."
+            )
+
     def forward(self, corpus: Corpus, num_topics: int, **_: Any) -> None:
         """Sample ``beta`` and ``theta``; the arguments are the model's."""
         if num_topics != self.num_topics:
-            raise ValueError(f"Expected {self.num_topics} topics, as the guide was made for; got {num_topics}.")
+            raise ValueError(
+                f"Expected {self.num_topics} topics, as the guide was made for; got {num_topics}. Make a guide "
+                "for as many."
+            )
         with pyro.plate("topics", num_topics):
             pyro.sample("beta", dist.Dirichlet(self.topic_word))
         with _documents(corpus):
@@ -207,8 +249,8 @@ def complete_priors(
     """
     if not isinstance(corpus, Corpus):
         raise DataError(f"Expected a Corpus; got {type(corpus).__name__}. Write as_corpus(data).")
-    if isinstance(num_topics, bool) or not isinstance(num_topics, int) or num_topics < 1:
-        raise ValueError(f"Expected num_topics to be an integer >= 1; got {num_topics!r}.")
+    if isinstance(num_topics, bool) or not isinstance(num_topics, int | numbers.Integral) or num_topics < 1:
+        raise ValueError(f"Expected num_topics to be an integer >= 1; got {num_topics!r}. Write num_topics=1 or more.")
     return (
         _concentration("doc_topic_prior", doc_topic_prior, num_topics, 1 / num_topics, corpus.count),
         _concentration("topic_word_prior", topic_word_prior, corpus.num_words, 1 / num_topics, corpus.count),
@@ -218,7 +260,14 @@ def complete_priors(
 def _concentration(name: str, value: Prior, size: int, default: float, like: Tensor) -> Tensor:
     found = torch.as_tensor(default if value is None else value, dtype=like.dtype, device=like.device)
     if list(found.shape) not in ([], [size]):
-        raise ValueError(f"Expected {name} to be a number or of shape [{size}]; got shape {list(found.shape)}.")
-    if not bool(((found > 0) & found.isfinite()).all()):
-        raise ValueError(f"Expected {name} to be positive and finite; got {value}.")
+        raise ValueError(
+            f"Expected {name} to be a number or of shape [{size}]; got shape {list(found.shape)}. Write one number for "
+            "all, or leave it out for 1 / num_topics."
+        )
+    wrong = ~((found > 0) & found.isfinite())
+    if bool(wrong.any()):
+        raise ValueError(
+            f"Expected {name} to be positive and finite; got {found[wrong].flatten()[0].item()}. Leave it out for "
+            "1 / num_topics."
+        )
     return found.expand(size).contiguous()

@@ -61,7 +61,10 @@ def merge_topics(counts: Tensor, num_topics: int) -> Tensor:
         Counts of the same sum, shape ``[num_topics, V]``.
     """
     if not 1 <= num_topics <= len(counts):
-        raise ValueError(f"Expected to keep from 1 to {len(counts)} topics; got {num_topics}.")
+        raise ValueError(
+            f"Expected to keep from 1 to {len(counts)} topics; got {num_topics}. Topics can only be "
+            "merged: start with more."
+        )
     products = counts @ counts.mT  # of a merged topic, the sums of its parts' products
     members = torch.eye(len(counts), dtype=counts.dtype, device=counts.device)
     for _ in range(len(counts) - num_topics):

@@ -15,9 +15,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from pyro_latent.errors import ModelError
+
 from .corpus import Corpus
 from .kernels import document_step
-from .model import Prior, complete_priors
+from .model import Prior, complete_priors, with_an_entry
 
 __all__ = [
     "expected_log",
@@ -43,10 +45,11 @@ def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: An
         **priors: the model's; not used.
 
     Returns:
-        A Categorical of batch shape ``[entries]``.
+        A Categorical of batch shape ``[entries]``, or ``[1]`` for a minibatch of empty documents, which counts nothing.
 
     Source: [4] (113), (139).
     """
+    corpus = with_an_entry(corpus)
     theta, beta = expected_log(q["theta"].concentration), expected_log(q["beta"].concentration)
     return dist.Categorical(probs=torch.softmax(theta[corpus.doc] + beta.mT[corpus.word], -1))
 
@@ -74,6 +77,7 @@ def update_theta(
     Source: [4] (117), (136).
     """
     alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    corpus = with_an_entry(corpus)
     share = corpus.count.unsqueeze(1) * q["z"].probs
     return dist.Dirichlet(alpha + share.new_zeros(corpus.num_documents, num_topics).index_add_(0, corpus.doc, share))
 
@@ -101,6 +105,7 @@ def update_beta(
     Source: [4] (118), (133).
     """
     _alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    corpus = with_an_entry(corpus)
     share = corpus.count.unsqueeze(1) * q["z"].probs * (corpus.total_documents / corpus.num_documents)
     return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
 
@@ -133,10 +138,20 @@ def update_theta_to_convergence(
     Returns:
         A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
 
+    Raises:
+        ModelError: if all topics are equal, as they are at the prior, where a guide starts them. The updates of ``z``
+            and ``theta`` by themselves start at random responsibilities, which this step does not read.
+
     Source: [4] (113), (117).
     """
     alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
     start, topics = q["theta"].concentration, q["beta"].concentration
+    if num_topics > 1 and len(corpus.doc) > 0 and bool((topics == topics[0]).all()):
+        raise ModelError(
+            f"Expected topics that differ; got {num_topics} equal ones, which would stay equal. Start them apart, "
+            'with documents that have words: AutoConjugate(model, init={"beta": Dirichlet(topic_word)}), where '
+            "topic_word [K, V] is drawn, or that of lda.collapsed_topics."
+        )
     step = document_step(
         corpus, topics, alpha, start=start, tol=_TOLERANCE, max_steps=_MOST_STEPS, statistics=False, bound=False
     )

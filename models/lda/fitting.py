@@ -1,0 +1,226 @@
+"""How ``LDA`` fits: what a pass over the documents does by each method, and what a fit keeps from pass to pass.
+
+A batch pass brings every document to convergence, then moves the topics; an online pass does so a minibatch at a time,
+and moves the topics part of the way; a collapsed pass is one of CVB0. All three are functions of a state, so that a fit
+can stop after any pass and go on from what it kept.
+
+Source: [4] (113)-(118), (133)-(145); Hoffman, Blei and Bach 2010 for minibatches; Asuncion et al. 2009 for CVB0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm.auto import tqdm
+
+from .collapsed import CollapsedState, collapsed_fit, collapsed_start
+from .corpus import Corpus
+from .evaluation import dirichlet_bound
+from .hyperparameters import dirichlet_concentration, symmetric_concentration
+from .kernels import DocumentStep, document_step, expected_topics
+from .model import complete_priors
+from .parameters import Parameters
+from .starts import collapsed_topics, near_one
+from .updates import expected_log
+
+__all__ = ["State", "bound", "documents", "finished", "first_topics", "initial", "online_step", "passes"]
+
+#: With learned priors, passes before the first is learned: earlier, all documents still look alike.
+_PASSES_BEFORE_PRIORS = 10
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a fit is, after a number of passes.
+
+    Attributes:
+        topic_word: λ, shape ``[K, V]``.
+        alpha, xi: the priors, shapes ``[K]`` and ``[V]``.
+        gamma: γ of the last pass, shape ``[D, K]``.
+        passes, batches: passes made, and minibatches seen.
+        converged: whether the tolerance was reached.
+        bounds: (pass, ELBO) where it was worked out.
+        responsibilities, document_counts, word_counts: what CVB0 goes on from, and changes in place; see
+            ``CollapsedState``.
+    """
+
+    topic_word: Tensor
+    alpha: Tensor
+    xi: Tensor
+    gamma: Tensor | None = None
+    passes: int = 0
+    batches: int = 0
+    converged: bool = False
+    bounds: list[tuple[int, float]] = field(default_factory=list)
+    responsibilities: Tensor | None = None
+    document_counts: Tensor | None = None
+    word_counts: Tensor | None = None
+
+
+def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator | None) -> State:
+    """Where the passes of a fit start: for CVB0 at random responsibilities, else at topics."""
+    if parameters.learning_method != "cvb0":
+        return first_topics(parameters, corpus, generator)
+    alpha, xi = _priors(parameters, corpus)
+    start = collapsed_start(corpus, parameters.num_topics, generator)
+    return _with_counts(State(xi.expand(parameters.num_topics, -1), alpha, xi), start)
+
+
+def first_topics(parameters: Parameters, corpus: Corpus, generator: torch.Generator | None) -> State:
+    """Topics drawn from Gamma(100, rate 100), as in scikit-learn: no two are alike; or those of CVB0, merged."""
+    alpha, xi = _priors(parameters, corpus)
+    if parameters.topic_start == "collapsed":
+        return State(collapsed_topics(corpus, alpha, xi, generator), alpha, xi)
+    return State(near_one((corpus.num_words, len(alpha)), corpus.count, generator).mT, alpha, xi)
+
+
+def _priors(parameters: Parameters, corpus: Corpus) -> tuple[Tensor, Tensor]:
+    return complete_priors(corpus, parameters.num_topics, parameters.doc_topic_prior, parameters.topic_word_prior)
+
+
+def passes(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> Iterator[State]:
+    """The state after each pass over the documents."""
+    one = _PASS[parameters.learning_method]
+    with tqdm(total=parameters.max_iter, initial=state.passes, disable=not parameters.progress, desc="LDA") as bar:
+        while state.passes < parameters.max_iter and not state.converged:
+            state = one(parameters, corpus, state, generator)
+            bar.update()
+            if state.bounds:
+                bar.set_postfix_str(f"ELBO {state.bounds[-1][1]:.2f}", refresh=False)
+            yield state
+
+
+def finished(parameters: Parameters, corpus: Corpus, state: State) -> tuple[State, float]:
+    """The documents once more, so that they belong to the final topics; the priors, if learned, to them; the ELBO."""
+    step = documents(parameters, corpus, state, state.gamma, statistics=False)
+    after = replace(state, gamma=step.gamma, responsibilities=None, document_counts=None, word_counts=None)
+    if parameters.learn_priors and state.passes > _PASSES_BEFORE_PRIORS:
+        after = _with_learned_priors(after)
+    return after, bound(step, after)
+
+
+# ------------------------------------------------------------------------------------------------------------- a pass
+
+
+def _batch_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> State:
+    """All documents to convergence, then the topics, then, if asked for, the priors."""
+    number = state.passes + 1
+    evaluate = parameters.evaluate_every > 0 and number % parameters.evaluate_every == 0
+    start = state.gamma
+    if parameters.document_start == "random" or start is None:
+        start = near_one((corpus.num_documents, len(state.alpha)), corpus.count, generator)
+    step = documents(parameters, corpus, state, start, bound=evaluate)
+    assert step.statistics is not None
+    bounds = [*state.bounds, (number, bound(step, state))] if evaluate else state.bounds
+    after = replace(
+        state,
+        topic_word=state.xi + step.statistics,
+        gamma=step.gamma,
+        passes=number,
+        converged=evaluate and _settled(bounds, parameters.tol),
+        bounds=bounds,
+    )
+    return _with_learned_priors(after) if parameters.learn_priors and number > _PASSES_BEFORE_PRIORS else after
+
+
+def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
+    """Whether the last two ELBOs differ by no more than this share, up or down; never at a tolerance of 0.
+
+    Where documents start anew in each pass the ELBO may fall, which is no sign that it has reached its place.
+    """
+    if len(bounds) < 2 or tol == 0:
+        return False
+    (_, before), (_, last) = bounds[-2:]
+    return abs(last - before) <= tol * abs(last)
+
+
+def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> State:
+    """All minibatches once, in an order drawn at random."""
+    for part in corpus.minibatches(parameters.batch_size, generator):
+        state = online_step(parameters, part, state, generator)
+    return replace(state, passes=state.passes + 1)
+
+
+def online_step(parameters: Parameters, part: Corpus, state: State, generator: torch.Generator | None) -> State:
+    """A natural-gradient step: λ moves towards the update that the whole corpus would give."""
+    start = near_one((part.num_documents, len(state.alpha)), part.count, generator)
+    step = documents(parameters, part, state, start, bound=False)
+    assert step.statistics is not None
+    batches = state.batches + 1
+    rate = (parameters.learning_offset + batches) ** -parameters.learning_decay
+    upscaling = part.total_documents / part.num_documents
+    topic_word = torch.lerp(state.topic_word, state.xi + upscaling * step.statistics, rate)
+    return replace(state, topic_word=topic_word, batches=batches)
+
+
+def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator | None) -> State:
+    """A pass of CVB0, with the tolerance of ``collapsed_fit``."""
+    assert state.responsibilities is not None and state.document_counts is not None and state.word_counts is not None
+    found = collapsed_fit(
+        corpus,
+        len(state.alpha),
+        doc_topic_prior=state.alpha,
+        topic_word_prior=state.xi,
+        max_iter=1,
+        state=CollapsedState(corpus, state.responsibilities, state.document_counts, state.word_counts),
+    )
+    after = replace(state, topic_word=found.lambda_, gamma=found.gamma, passes=state.passes + 1)
+    return _with_counts(replace(after, converged=found.converged), found.state)
+
+
+Pass = Callable[[Parameters, Corpus, State, torch.Generator | None], State]
+_PASS: dict[str, Pass] = {"batch": _batch_pass, "online": _online_pass, "cvb0": _collapsed_pass}
+
+
+# ---------------------------------------------------------------------------------------------------------- its parts
+
+
+def documents(
+    parameters: Parameters, corpus: Corpus, state: State, start: Tensor | None, **options: Any
+) -> DocumentStep:
+    """Each document to convergence under the topics of a state."""
+    return document_step(
+        corpus,
+        expected_topics(state.topic_word),
+        state.alpha,
+        start=start,
+        tol=parameters.mean_change_tol,
+        max_steps=parameters.max_doc_update_iter,
+        **options,
+    )
+
+
+def bound(step: DocumentStep, state: State) -> float:
+    """The ELBO of the documents of a step, with the topics' part."""
+    assert step.word_bound is not None
+    parts = dirichlet_bound(step.gamma, state.alpha) + dirichlet_bound(state.topic_word, state.xi)
+    return float(step.word_bound + parts)
+
+
+def _with_counts(state: State, counts: CollapsedState) -> State:
+    return replace(
+        state,
+        responsibilities=counts.responsibilities,
+        document_counts=counts.document_counts,
+        word_counts=counts.word_counts,
+    )
+
+
+def _with_learned_priors(state: State) -> State:
+    """α and ξ at the maximum of the ELBO, given the documents and the topics.
+
+    Where there is one topic, or one word, its share is always 1: the ELBO does not depend on its concentration, which
+    stays.
+    """
+    assert state.gamma is not None
+    alpha, xi = state.alpha, state.xi
+    if len(alpha) > 1:
+        alpha = dirichlet_concentration(expected_log(state.gamma).mean(0), alpha)
+    if len(xi) > 1:
+        shared = symmetric_concentration(expected_log(state.topic_word).mean(0), float(xi.mean()))
+        xi = torch.full_like(xi, shared)
+    return replace(state, alpha=alpha, xi=xi)
