@@ -19,7 +19,7 @@ from ..families import Natural
 from ..objective import BlockKey, Program, Summand, Summary, summarize
 from .place import fingerprint
 from .stochastic import settle
-from .sweep import ROUNDING, Call, Sweep, check_finite
+from .sweep import ROUNDING, Call, Sweep, check_finite, check_start
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -56,6 +56,7 @@ class MemoisedSteps:
         """
         prepared = driver.guide.prepare(call.args, call.kwargs, rescale=False)
         program, known = prepared.program, self.pieces.get(name)
+        check_start(program, prepared.starts)
         mark = _mark(program, call)
         self._check(program, name, known, mark)
         if self._level is not None and self._level[0] not in (_LOADED, driver.guide.revision):

@@ -27,7 +27,7 @@ from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary
 from .natural_gradient import Draws, covariance_term, draws_of
 from .place import fingerprint
 from .step_size import StepSize
-from .sweep import Call, Sweep, check_finite
+from .sweep import Call, Sweep, check_finite, check_start
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -58,6 +58,7 @@ class StochasticSteps:
         """One step; an estimate of the ELBO for each start, at the globals before the step."""
         prepared = driver.guide.prepare(call.args, call.kwargs)
         program = prepared.program
+        check_start(program, prepared.starts)
         self._check(program, call)
         step_size = self.step_size(self.count)
         order = [key for key in driver.sites(program) if key is not None]

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ElboDecreaseError, NaturalDomainError
+from ..errors import DataError, ElboDecreaseError, NaturalDomainError
 from ..families import Natural
 from ..objective import (
     Block,
@@ -38,6 +38,21 @@ def check_finite(elbo: Sequence[float]) -> None:
     """
     if not all(math.isfinite(value) for value in elbo):
         raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+
+
+def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
+    """Raise where the start of discrete sites, which tells equal components apart, would be spent on no data.
+
+    Raises:
+        DataError: if every element of these sites is masked.
+    """
+    masks = {site.name: site.mask for site in program.discrete if site.name in starts}
+    if masks and not any(mask is None or bool(mask.any()) for mask in masks.values()):
+        raise DataError(
+            f"Expected data in the first batch, which the start of {', '.join(map(repr, masks))} is made for; got a "
+            "batch without any. Give a batch with data first, or a start of the other sites: AutoConjugate(model, "
+            "init={...})."
+        )
 
 
 class Call(NamedTuple):
@@ -200,4 +215,4 @@ def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
     return float(torch.stack(changes).max())
 
 
-__all__ = ["ROUNDING", "Call", "Sweep", "check_finite"]
+__all__ = ["ROUNDING", "Call", "Sweep", "check_finite", "check_start"]
