@@ -188,9 +188,11 @@ def draw_latent_plane(vae: VAE, images: Images, path: Path, side: int = 15) -> N
     figure = Figure(figsize=(9.4, 4.6), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=(1.15, 1))
     points = left.scatter(*means.T.numpy(), c=images.classes.numpy(), cmap="tab10", vmin=-0.5, vmax=9.5, s=12)
-    figure.colorbar(points, ax=left, ticks=range(10), label="digit")
+    figure.colorbar(points, cax=left.inset_axes((1.03, 0, 0.04, 1)), ticks=range(10), label="digit")
     left.set(xlabel="z₁", ylabel="z₂", title="Posterior means of held-out images", aspect="equal")
     show(right, decoded, side, "Decoded at quantiles of the prior, 3 % to 97 %")
+    right.set_axis_on()
+    right.set(xticks=[], yticks=[], xlabel="z₁, from left to right", ylabel="z₂, upwards")
     figure.savefig(path, dpi=110)
 
 

@@ -3,9 +3,11 @@ against a loop in plain PyTorch, its checkpoints against a run that nobody kille
 
 from __future__ import annotations
 
+import copy
 import gzip
 import math
 import os
+import pickle
 import signal
 import struct
 import subprocess
@@ -21,11 +23,14 @@ import pytest
 import scipy.stats
 import torch
 from pyro import poutine
+from pyro.distributions import transforms
+from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from examples import vae_digits
 from pyro_latent.errors import CheckpointError, DataError, ModelError
+from pyro_latent.infer.flows import make_flow
 from pyro_latent.models import vae as package
 from pyro_latent.models.vae import (
     VAE,
@@ -297,8 +302,11 @@ def test_a_second_vae_is_not_trained_by_mistake_on_the_firsts_parameters() -> No
 
 def test_particles_of_a_bayesian_convolution_are_an_error() -> None:
     vae = make({"network": "conv", "hidden": (4,), "weight_prior": 1.0})
-    with pytest.raises(ModelError, match=r"Expected one draw of the weights at a time for network='conv'"):
+    words = r"Expected one draw of the weights at a time for network='conv'; got several.* Write num_particles=1"
+    with pytest.raises(ModelError, match=words):
         VAE_ELBO(num_particles=2).loss(vae.model, vae.guide, pictures(vae))
+    with pytest.raises(ModelError, match=words):
+        fit(vae, pictures(vae), num_particles=2)
 
 
 def test_other_programs_are_an_error() -> None:
@@ -390,6 +398,8 @@ def test_sizes_that_do_not_fit_are_errors() -> None:
         VAE_ELBO("C")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Expected free_bits >= 0 and finite; got -1"):
         VAE_ELBO(free_bits=-1.0)
+    with pytest.raises(ValueError, match=r"Expected num_particles to be an integer of at least 1; got 0"):
+        VAE_ELBO(num_particles=0)
 
 
 # ------------------------------------------------------------------------------------------------------------- bounds
@@ -437,6 +447,28 @@ def test_bounds_of_concentrated_weights_are_those_of_the_point_estimate() -> Non
         assert abs(found.mean - expected.mean) < 0.05
 
 
+def test_the_bound_of_bayesian_convolutions_draws_weights_for_each_z() -> None:
+    """A latent that the decoder ignores, one pixel whose logit is the last bias: E_q(w) p(x | w) by quadrature.
+
+    With one draw of the weights for all z the bound would be log p(x | w) of that draw.
+    """
+    vae: Any = VAE((1, 1), 1, hidden=(2,), network="conv", weight_prior=1.0).double()
+    with torch.no_grad():
+        for weight in (*vae.encoder.parameters(), *vae.decoder.parameters()):
+            weight.zero_()
+        names = [name for name, _ in vae.decoder.named_parameters()]
+        for name, log_scale in zip(names, vae.weight_log_scales, strict=True):
+            log_scale.fill_(math.log(2.0) if name == names[-1] else -30.0)
+    logits = np.linspace(-16, 16, 20_001)
+    density = scipy.stats.norm.pdf(logits, 0, 2) * (logits[1] - logits[0])
+    images = torch.tensor([[[0.25]], [[0.9]]]).double()
+    shares = images.numpy()[:, 0]
+    log_probs = shares * -np.logaddexp(0, -logits) + (1 - shares) * -np.logaddexp(0, logits)
+    expected = np.log((np.exp(log_probs) * density).sum(1))
+    (bound,) = importance_weighted_bounds(vae, images, 2000)
+    np.testing.assert_allclose(bound.values.numpy(), expected, atol=0.06)
+
+
 def test_the_bound_of_a_bayesian_decoder_integrates_the_weights() -> None:
     """A latent that the decoder ignores, one pixel: log p(x) = log N(x; m, s² + σ²), over the posterior of the bias."""
     vae: Any = VAE((1,), 1, hidden=(), likelihood="gaussian", weight_prior=1.0).double()
@@ -453,11 +485,24 @@ def test_the_bound_of_a_bayesian_decoder_integrates_the_weights() -> None:
     np.testing.assert_allclose(bound.values.numpy(), expected, atol=0.02)
 
 
+def test_one_number_of_draws_is_one_bound() -> None:
+    vae, images, exact = linear_gaussian()
+    (bound,) = importance_weighted_bounds(vae, images, 5)
+    assert bound.num_samples == 5
+    np.testing.assert_allclose(bound.values.numpy(), exact, rtol=1e-10)
+
+
 def test_wrong_counts_of_draws_are_errors() -> None:
     vae = make({})
-    for bad in ((), (0,), (5, -1)):
-        with pytest.raises(ValueError, match="Expected num_samples and chunk_size of 1 or more"):
+    with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got 0"):
+        importance_weighted_bounds(vae, pictures(vae), 0)
+    for bad in ((0,), (5, -1)):
+        with pytest.raises(ValueError, match="Expected num_samples to be an integer of at least 1; got"):
             importance_weighted_bounds(vae, pictures(vae), bad)
+    with pytest.raises(ValueError, match="Expected one number of draws or more"):
+        importance_weighted_bounds(vae, pictures(vae), ())
+    with pytest.raises(ValueError, match="Expected chunk_size to be an integer of at least 1; got 0"):
+        diagnose(vae, pictures(vae), chunk_size=0)
 
 
 # ----------------------------------------------------------------------------------------------------------- diagnosis
@@ -481,6 +526,15 @@ def test_the_diagnosis_is_the_elbo_taken_apart_and_names_collapsed_dimensions() 
     assert "1 of 2 latent dimensions are active" in str(found)
 
 
+def test_the_threshold_says_which_dimensions_are_active() -> None:
+    vae, images, _ = linear_gaussian()
+    activity = vae.encoder(images)[0].detach().var(0)
+    between = float(activity.mean())
+    with pytest.warns(PosteriorCollapseWarning):
+        found = diagnose(vae, images, threshold=between)
+    assert found.active.tolist() == (activity > between).tolist() and int(found.active.sum()) == 1
+
+
 def test_no_warning_where_every_dimension_is_active() -> None:
     vae, images, _ = linear_gaussian()
     with warnings.catch_warnings():
@@ -490,14 +544,195 @@ def test_no_warning_where_every_dimension_is_active() -> None:
         diagnose(vae, images[:1])
 
 
+# -------------------------------------------------------------------------------------------------- flows as posterior
+
+FLOWS: list[tuple[str, int | None]] = [
+    *((kind, None) for kind in ("planar", "radial", "affine_coupling", "affine_autoregressive", "spline")),
+    *((kind, 5) for kind in ("planar", "affine_coupling", "affine_autoregressive", "spline_autoregressive")),
+]
+
+
+def with_flow(kind: str, context_dim: int | None, shape: Sequence[int] = (6, 5), **options: Any) -> VAE:
+    flow = make_flow(kind, 3, length=2, hidden=(8,), context_dim=context_dim)
+    return VAE(shape, 3, hidden=(16,), flow=flow, context_dim=context_dim, **options)
+
+
+@pytest.mark.parametrize("particles", [1, 3])
+@pytest.mark.parametrize(("kind", "context_dim"), FLOWS)
+def test_estimator_a_of_a_flow_is_pyros_own(kind: str, context_dim: int | None, particles: int) -> None:
+    vae = with_flow(kind, context_dim).double()
+    images = pictures(vae)
+    options: dict[str, Any] = {"num_particles": particles, "vectorize_particles": particles > 1}
+    found = []
+    for elbo in (VAE_ELBO("A", num_particles=particles), Trace_ELBO(max_plate_nesting=1, **options)):
+        pyro.set_rng_seed(3)
+        vae.zero_grad()
+        loss = elbo.differentiable_loss(vae.model, vae.guide, images, batch_size=7)
+        loss.backward()
+        assert all(p.grad is not None for p in vae.parameters())
+        found.append([loss.detach(), *(p.grad.clone() for p in vae.parameters() if p.grad is not None)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-9)
+
+
+def elementwise_affine(loc: Sequence[float], scale: Sequence[float]) -> Any:
+    """z ↦ loc + scale z: the Gaussian through it is a Gaussian."""
+    affine = torch.distributions.AffineTransform(torch.tensor(loc).double(), torch.tensor(scale).double(), event_dim=1)
+    return torch.distributions.ComposeTransform([affine])
+
+
+def test_a_flow_that_completes_the_exact_posterior_makes_every_bound_log_p_of_x() -> None:
+    """The encoder is off by an affine map of z, which is the flow."""
+    vae, images, exact = linear_gaussian()
+    loc, scale = [0.4, -0.3], [1.7, 0.6]
+    vae.flow = elementwise_affine(loc, scale)
+    with torch.no_grad():  # the encoder's Gaussian becomes f⁻¹ of what it was
+        head = vae.encoder.head
+        head.weight[:2] /= torch.tensor(scale).double()[:, None]
+        head.bias[:2] = (head.bias[:2] - torch.tensor(loc).double()) / torch.tensor(scale).double()
+        head.bias[2:] -= torch.tensor(scale).double().log()
+    for bound in importance_weighted_bounds(vae, images, (1, 7)):
+        np.testing.assert_allclose(bound.values.numpy(), exact, rtol=1e-10)
+    assert VAE_ELBO("A").loss(vae.model, vae.guide, images) == pytest.approx(-exact.sum(), rel=1e-10)
+
+
+def test_the_diagnosis_of_a_flow_estimates_what_a_gaussian_has_in_closed_form() -> None:
+    """q is a Gaussian again, with a dimension whose mean does not vary, so KL and variance of the mean are known."""
+    vae, images, _ = linear_gaussian(exact=False)
+    with torch.no_grad():
+        vae.encoder.head.weight[1] = 0.0
+    vae.flow = elementwise_affine([0.4, -0.3], [1.5, 0.8])
+    with torch.no_grad():
+        base = vae.encoder(images)
+    loc = np.array([0.4, -0.3]) + np.array([1.5, 0.8]) * base[0].numpy()
+    scale = np.array([1.5, 0.8]) * base[1].numpy()
+    kl = -0.5 * (1 + np.log(scale**2) - loc**2 - scale**2).sum(1).mean()
+    with pytest.warns(PosteriorCollapseWarning, match="Latent dimensions 1 of 2"):
+        found = [diagnose(vae, images.repeat(20, 1), num_samples=3) for _ in range(5)]
+    assert np.mean([each.kl for each in found]) == pytest.approx(kl, abs=0.03)
+    activity = torch.stack([each.activity for each in found]).mean(0).numpy()
+    np.testing.assert_allclose(activity, loc.var(0), rtol=0.02, atol=2e-3)
+    assert bool(found[0].kl_per_dimension.isnan().all()) and found[0].collapsed == [1]
+    assert found[0].elbo == found[0].reconstruction - found[0].kl
+
+
+@pytest.mark.parametrize(("kind", "context_dim"), [("affine_coupling", None), ("affine_autoregressive", 5)])
+def test_a_vae_with_a_flow_trains_all_of_it_and_resumes(
+    kind: str, context_dim: int | None, digits: Tensor, tmp_path: Path
+) -> None:
+    ends = []
+    for stops in ([4], [2, 4]):
+        pyro.set_rng_seed(0)
+        vae = with_flow(kind, context_dim, (8, 8))
+        start = parameters(vae)
+        for epochs in stops:
+            history = fit(
+                vae,
+                digits[:300],
+                epochs=epochs,
+                estimator="A",
+                validation=digits[300:400],
+                checkpoint=tmp_path / f"{len(stops)}.pt",
+            )
+        ends.append(parameters(vae))
+    assert all(not torch.equal(value, start[name]) for name, value in ends[0].items())
+    assert all(torch.equal(value, ends[0][name]) for name, value in ends[1].items())
+    assert history.elbo[-1] > history.elbo[0] + 1
+    one = importance_weighted_bounds(vae, digits[300:400], (1,))[0]
+    assert history.validation_elbo[-1] == pytest.approx(one.mean, abs=0.5)
+    with pytest.raises(CheckpointError, match=r"Expected a checkpoint with flow = \['.*Planar"):
+        fit(with_flow("planar", context_dim, (8, 8)), digits[:300], estimator="A", checkpoint=tmp_path / "1.pt")
+    wider = make_flow(kind, 3, length=2, hidden=(9,), context_dim=context_dim)
+    other = VAE((8, 8), 3, hidden=(16,), flow=wider, context_dim=context_dim)
+    with pytest.raises(CheckpointError, match="Expected a checkpoint with parameters of the same shapes"):
+        fit(other, digits[:300], estimator="A", checkpoint=tmp_path / "1.pt")
+
+
+def test_svi_trains_the_flow_too(digits: Tensor) -> None:
+    vae = with_flow("planar", 5, (8, 8))
+    before = parameters(vae)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), Trace_ELBO())
+    losses = [svi.step(digits[:200]) for _ in range(30)]
+    assert losses[-1] < 0.95 * losses[0]
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(vae).items())
+
+
+def test_a_closed_form_is_not_to_be_had_of_a_flow() -> None:
+    vae = with_flow("planar", None)
+    images = pictures(vae)
+    with pytest.raises(ValueError, match=r"Expected estimator='A' for a VAE with a flow.*; got 'B'. Write fit\("):
+        fit(vae, images)
+    with pytest.raises(ModelError, match=r"Expected a closed form of KL\(FlowedGaussian .*Write VAE_ELBO\('A'\)"):
+        VAE_ELBO("B").loss(vae.model, vae.guide, images)
+    with pytest.raises(ModelError, match=r"(?s)Expected q\(z \| x\) to be a product .*for free_bits; got a flow"):
+        fit(vae, images, estimator="A", free_bits=0.1)
+    q = vae.posterior(images)
+    first, _ = q.sample(), q.sample()
+    with pytest.raises(ValueError, match=r"Expected the last draw of q.*no inverse in closed form"):
+        q.log_prob(first)
+
+
+@pytest.mark.parametrize(
+    ("flow", "context_dim", "kind", "message"),
+    [
+        ("planar", None, TypeError, "Expected flow to be a transform or a conditional one; got str. Write flow=make_"),
+        (None, 4, ValueError, "Expected a conditional flow with context_dim=4; got no flow"),
+        (make_flow("planar", 2), None, ValueError, "Expected a flow of vectors of latent_dim=3 elements; got one that"),
+        (make_flow("planar", 3), 4, ValueError, "Expected no context_dim with a flow that has no context; got"),
+        (make_flow("planar", 3, context_dim=4), None, ValueError, "Expected context_dim with a conditional flow; got"),
+        (make_flow("planar", 3, context_dim=4), 5, ValueError, "Expected a flow .* and a context of 5 elements; got"),
+        (make_flow("planar", 3, context_dim=4), 0, ValueError, "Expected context_dim to be an integer of at least 1"),
+    ],
+)
+def test_a_flow_that_does_not_fit_is_an_error(flow: Any, context_dim: int | None, kind: Any, message: str) -> None:
+    with pytest.raises(kind, match=message):
+        VAE((6, 5), 3, flow=flow, context_dim=context_dim)
+
+
+# ------------------------------------------------------------------------------------------------------ copies of a VAE
+
+
+@pytest.mark.parametrize(
+    "make_one",
+    [
+        None,
+        lambda: make_flow("affine_coupling", 3),
+        lambda: transforms.planar(3),
+        lambda: transforms.affine_autoregressive(3, [8]),
+        lambda: ComposeTransformModule([transforms.affine_coupling(3, [8]), transforms.radial(3)]),
+    ],
+    ids=["Gaussian", "made", "Pyro's planar", "Pyro's autoregressive", "a chain of Pyro's"],
+)
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda vae: pickle.loads(pickle.dumps(vae))], ids=["copy", "pickle"])
+def test_a_used_vae_is_copied_and_pickled(copied: Any, make_one: Any) -> None:
+    """After fit, SVI and a draw with its graph: the copy scores as the original, and shares nothing with it."""
+    vae = make({} if make_one is None else {"flow": make_one()})
+    images = pictures(vae)
+    fit(vae, images, epochs=1, estimator="A")
+    SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-3}), Trace_ELBO()).step(images)
+    VAE_ELBO("A").differentiable_loss(vae.model, vae.guide, images)
+    other = copied(vae)
+    losses = []
+    for each in (vae, other):
+        pyro.set_rng_seed(1)
+        losses.append(VAE_ELBO("A").loss(each.model, each.guide, images))
+    assert losses[0] == losses[1]
+    before = parameters(vae)
+    fit(other, images, epochs=1, estimator="A")
+    assert all(torch.equal(value, before[name]) for name, value in parameters(vae).items())
+    assert all(not torch.equal(value, before[name]) for name, value in parameters(other).items())
+
+
 # ------------------------------------------------------------------------------------------- annealing and free bits
 
 
 def test_annealing_rises_in_a_line_to_one() -> None:
     schedule = anneal_linearly(4, start=0.2)
     assert [schedule(step) for step in range(6)] == pytest.approx([0.2, 0.4, 0.6, 0.8, 1.0, 1.0])
-    with pytest.raises(ValueError, match="Expected num_steps >= 1"):
+    with pytest.raises(ValueError, match="Expected num_steps to be an integer of at least 1; got 0"):
         anneal_linearly(0)
+    with pytest.raises(ValueError, match=r"Expected start in \[0, 1\]; got 2"):
+        anneal_linearly(4, start=2.0)
 
 
 def test_the_weight_and_the_free_bits_change_the_loss_as_defined() -> None:
@@ -583,6 +818,30 @@ def test_fit_is_algorithm_5_in_plain_pytorch(digits: Tensor) -> None:
         torch.testing.assert_close(mine, theirs, rtol=1e-7, atol=1e-9)
 
 
+def test_the_history_of_the_batch_mean_is_that_of_the_sum_for_one_image(digits: Tensor) -> None:
+    """At a learning rate that moves nothing, from the same draws: all but the loss agree, and the loss is over N."""
+    found = {}
+    for reduction in ("sum", "mean"):
+        pyro.set_rng_seed(0)
+        vae = make({"hidden": (8,), "weight_prior": 1.0, "reduction": reduction}, (8, 8), 2).double()
+        images = digits[:250].double()
+        found[reduction] = fit(vae, images, learning_rate=1e-30, epochs=1, validation=images[:130], batch_size=60)
+    one, other = found["sum"], found["mean"]
+    for name in ("elbo", "reconstruction", "kl", "weight_kl", "validation_elbo"):
+        np.testing.assert_allclose(getattr(one, name), getattr(other, name), rtol=1e-12)
+    assert other.loss[0] == pytest.approx(one.loss[0] / 250, rel=1e-12)
+    assert other.loss[0] == pytest.approx(-other.elbo[0], rel=1e-12)
+
+
+def test_checkpoints_are_written_after_every_so_many_epochs(
+    digits: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[int] = []
+    monkeypatch.setattr(training._Training, "save", lambda self, path: written.append(len(self.history)))
+    fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=7, checkpoint=tmp_path / "run.pt", checkpoint_every=3)
+    assert written == [0, 3, 6, 7]
+
+
 def test_a_trained_vae_beats_every_model_with_independent_pixels(digits: Tensor) -> None:
     """Held-out images: their exact log p(x) under the best such model, and a lower bound of ours."""
     seen, held_out = digits[:1400], digits[1400:]
@@ -643,10 +902,14 @@ def test_the_users_optimiser_is_used_and_a_bar_is_shown(digits: Tensor, capsys: 
 
 def test_wrong_arguments_of_fit_are_errors(digits: Tensor) -> None:
     vae = VAE((8, 8), 2, hidden=(8,))
-    for bad in ({"epochs": 0}, {"epochs": -1}, {"batch_size": 0}, {"learning_rate": 0.0}, {"checkpoint_every": 0}):
-        with pytest.raises(ValueError, match="Expected epochs >= 1, batch_size >= 1"):
+    wrong: list[dict[str, Any]] = [{"epochs": 0}, {"epochs": -1}, {"epochs": 1.5}, {"batch_size": 0}]
+    wrong += [{"batch_size": 10.5}, {"num_particles": 0}, {"num_particles": 1.5}]
+    for bad in [*wrong, {"learning_rate": 0.0}, {"checkpoint_every": 0}]:
+        (name,) = bad
+        least = "> 0" if name == "learning_rate" else "to be an integer of at least 1"
+        with pytest.raises(ValueError, match=rf"Expected {name} {least}; got .*\. Write {name}="):
             fit(vae, digits, **bad)
-    with pytest.raises(ValueError, match="Expected epochs >= 0, batch_size >= 1"):
+    with pytest.raises(ValueError, match="Expected epochs to be an integer of at least 0; got -1"):
         fit(vae, digits, epochs=-1, checkpoint="unwritten")
     with pytest.raises(ValueError, match="Expected kl_weight >= 0 and finite; got -1"):
         fit(vae, digits, kl_weight=lambda step: -1.0)
@@ -827,13 +1090,17 @@ def test_a_process_that_is_killed_by_a_signal_resumes(tmp_path: Path) -> None:
         ({"reduction": "mean"}, "reduction = mean"),
         ({"batch_size": 50}, "batch_size = 50"),
         ({"free_bits": 0.1}, "free_bits = 0.1"),
-        ({"images": 1}, "checksum"),
+        ({"images": lambda x: x[100:200]}, "the same images .* got one with others"),
+        ({"images": lambda x: x[:100].flip(0)}, "the same images"),
+        ({"images": lambda x: x[:100].flip(1)}, "the same images"),
+        ({"images": lambda x: x[:100].transpose(1, 2)}, "the same images"),
+        ({"images": lambda x: x[:99]}, "the same images"),
         ({"optimizer": lambda p: torch.optim.SGD(p, 1e-3)}, "optimizer = SGD"),
         ({"optimizer": lambda p: torch.optim.Adam(p, 1e-3)}, "learning_rate = None"),
         ({"learning_rate": 1e-2}, r"learning_rate = 0\.01 .* got one with 0\.001"),
-        ({"kl_weight": 0.5}, r"kl_weight = 0\.5 .* got one with 1\.0"),
-        ({"kl_weight": anneal_linearly(20)}, r"kl_weight = \[0\.0, 0\.05, 0\.5, 1\.0, 1\.0\]"),
-        ({"validation": torch.zeros(2, 8, 8)}, r"validation = 0 .* got one with None"),
+        ({"kl_weight": 0.5}, r"kl_weight = 0\.5 at step 0 .* got one with 1\.0"),
+        ({"kl_weight": anneal_linearly(20)}, r"kl_weight = 0\.0 at step 0 .* got one with 1\.0"),
+        ({"validation": torch.zeros(2, 8, 8)}, r"the same validation .* got one with no validation images"),
     ],
     ids=str,
 )
@@ -844,9 +1111,44 @@ def test_a_checkpoint_of_another_run_is_an_error(
     fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=1, checkpoint=path)
     network = {name: change.pop(name) for name in ("latent_dim", "hidden", "reduction") if name in change}
     vae = VAE((8, 8), **{"latent_dim": 2, "hidden": (8,), **network})
-    images = digits[100:200] if change.pop("images", 0) else digits[:100]
+    images = change.pop("images", lambda x: x[:100])(digits)
+    before = parameters(vae)
     with pytest.raises(CheckpointError, match=f"Expected a checkpoint with {message}.*Delete the file"):
         fit(vae, images, epochs=2, checkpoint=path, **change)
+    assert all(torch.equal(value, before[name]) for name, value in parameters(vae).items())
+
+
+def test_a_checkpoint_knows_a_schedule_by_its_values_at_each_of_the_first_steps(digits: Tensor, tmp_path: Path) -> None:
+    path, run = tmp_path / "run.pt", {"batch_size": 10, "checkpoint": tmp_path / "run.pt"}
+
+    def dipped(step: int) -> float:
+        return 0.5 if step == 5 else 1.0
+
+    fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=1, kl_weight=dipped, **run)  # type: ignore[arg-type]
+    with pytest.raises(CheckpointError, match=r"kl_weight = 1\.0 at step 5 .*; got one with 0\.5"):
+        fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=2, **run)  # type: ignore[arg-type]
+    path.unlink()
+    table = [0.5] * 10 + [1.0] * 10  # a schedule with no values past its end is not asked for any
+    fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=1, kl_weight=table.__getitem__, **run)  # type: ignore[arg-type]
+    history = fit(VAE((8, 8), 2, hidden=(8,)), digits[:100], epochs=2, kl_weight=table.__getitem__, **run)  # type: ignore[arg-type]
+    assert history.kl_weight == [0.5, 1.0]
+
+
+@pytest.mark.parametrize(("option", "other"), [("lr", 1e-1), ("weight_decay", 0.5), ("betas", (0.5, 0.9))])
+def test_a_checkpoint_of_an_optimiser_with_other_options_is_an_error(
+    option: str, other: Any, tmp_path: Path, digits: Tensor
+) -> None:
+    path = tmp_path / "run.pt"
+
+    def run(epochs: int, **options: Any) -> None:
+        options = {"lr": 1e-3, **options}
+        vae = VAE((8, 8), 2, hidden=(8,))
+        fit(vae, digits[:100], epochs=epochs, checkpoint=path, optimizer=lambda p: torch.optim.AdamW(p, **options))
+
+    run(1)
+    run(2)
+    with pytest.raises(CheckpointError, match=rf"Expected a checkpoint with an optimiser of {option} = .*; got one"):
+        run(3, **{option: other})
 
 
 # -------------------------------------------------------------------------------------------------------------- images
@@ -886,10 +1188,11 @@ GOOD = idx_bytes(0x08, np.arange(60, dtype=np.uint8).reshape(3, 4, 5))
         (GOOD[:9], "Expected a header of 16 bytes in .*; got 9 bytes"),
         (GOOD[:-1], r"Expected 76 bytes for shape \[3, 4, 5\] in .*; got 75 bytes"),
         (GOOD + b"\0", r"Expected 76 bytes for shape \[3, 4, 5\] in .*; got 77 bytes"),
+        (b"\0\0\x08\x41" + b"\0\0\0\1" * 65 + b"\7", "Expected an IDX file of at most 64 dimensions in .*; got 65"),
         (gzip.compress(GOOD)[:-9], "Expected a whole gzip file in .*; got .* bytes that do not unpack"),
         (gzip.compress(GOOD[:-1]), r"Expected 76 bytes .* got 75 bytes"),
     ],
-    ids=range(9),
+    ids=range(10),
 )
 def test_a_damaged_idx_file_is_an_error_with_its_bytes(content: bytes, message: str, tmp_path: Path) -> None:
     path = tmp_path / "images"
@@ -918,6 +1221,8 @@ def test_digits_are_scikit_learns_in_the_unit_interval(digits: Tensor) -> None:
 
     np.testing.assert_allclose(digits.numpy() * 16, theirs().images, rtol=1e-6)
     assert digits.shape == (1797, 8, 8) and float(digits.max()) == 1.0
+    first, again, other = (binarize(digits, torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert torch.equal(first, again) and not torch.equal(first, other)
     white = torch.stack([binarize(digits[:50], torch.Generator().manual_seed(i)) for i in range(200)])
     assert set(white.unique().tolist()) == {0.0, 1.0}
     assert float((white.mean(0) - digits[:50]).abs().max()) < 5 * 0.5 / math.sqrt(200)
@@ -986,3 +1291,15 @@ def test_on_a_gpu_training_resumes_and_scores(kind: dict[str, Any], tmp_path: Pa
     assert len(history) == 3 and all(map(math.isfinite, history.elbo + history.validation_elbo))
     one, many = importance_weighted_bounds(vae, images, (1, 20))
     assert one.values.is_cuda and bool((one.values <= many.values + 1e-4).all())
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize(("kind", "context_dim"), FLOWS)
+def test_on_a_gpu_a_flow_trains_and_scores(kind: str, context_dim: int | None) -> None:
+    vae = with_flow(kind, context_dim).cuda()
+    images = torch.rand(300, 6, 5).cuda()
+    history = fit(vae, images, epochs=2, estimator="A", validation=images[:50])
+    assert all(map(math.isfinite, history.elbo + history.validation_elbo))
+    one, many = importance_weighted_bounds(vae, images, (1, 20))
+    assert one.values.is_cuda and bool((one.values <= many.values + 1e-4).all())
+    assert math.isfinite(diagnose(vae, images, threshold=-1.0).kl)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,8 +18,9 @@ from pyro import poutine
 from pyro.infer import SVI
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, ModelError
 from pyro_latent.infer.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
+from pyro_latent.models.vae import NonFiniteLossError
 from pyro_latent.models.vae.discrete import (
     VQVAE,
     DiscreteVAE,
@@ -146,6 +149,7 @@ def test_straight_through_is_one_hot_forward_and_soft_backward() -> None:
     soft.load_state_dict(hard.state_dict())
     weights = torch.randn(5, 2, 3, dtype=torch.float64)
     for vae in (hard, soft):
+        pyro.clear_param_store()
         z = draw(vae, images, 0.7)
         values.append(z.detach())
         gradients.append(torch.autograd.grad((weights * z).sum(), bias(vae))[0])
@@ -245,6 +249,25 @@ def test_a_quantizer_takes_the_nearest_code_and_its_losses_move_one_side_each() 
     torch.testing.assert_close(by_vector, -2 * difference)
 
 
+@pytest.mark.parametrize("commitment", [0.0, 0.25, 2.0])
+def test_the_programs_loss_is_the_papers(commitment: float, digits: Tensor) -> None:
+    """-log p(x | code) + |sg[e] - q|² + β |e - sg[q]|² (van den Oord et al. 2017, (3)); its gradient by each side."""
+    images = digits[:20].double()
+    vae = VQVAE(64, 4, 16, gradient="straight_through", commitment=commitment).double()
+    encoded = vae._encode(images)
+    nearest = vae.quantizer.codebook[vae.codes(images)]
+    reconstruction = -vae.likelihood(encoded + (nearest - encoded).detach()).log_prob(images).sum()
+    expected = reconstruction + (encoded.detach() - nearest).square().sum()
+    expected = expected + commitment * (encoded - nearest.detach()).square().sum()
+    parameters = list(vae.parameters())
+    found = PathwiseELBO().differentiable_loss(vae.model, vae.guide, images)
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0)
+    for one, other in zip(
+        torch.autograd.grad(found, parameters), torch.autograd.grad(expected, parameters), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-9, atol=1e-11)
+
+
 def test_unused_codes_restart_at_vectors_and_used_ones_stay(digits: Tensor) -> None:
     vae = VQVAE(64, 4, 16)
     with torch.no_grad():
@@ -332,14 +355,87 @@ def test_the_prior_of_the_program_draws_one_hot_vectors() -> None:
 # -------------------------------------------------------------------------------------------------------------- errors
 
 
+@pytest.mark.parametrize("make", [DiscreteVAE, VQVAE])
+def test_a_second_autoencoder_is_not_trained_by_mistake_on_the_firsts_parameters(make: Any, digits: Tensor) -> None:
+    """SVI on the second would move the first's parameters, which are those that Pyro's store has."""
+
+    def train_once(vae: Any) -> None:
+        SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), PathwiseELBO()).step(digits[:50])
+
+    first, second, named = make(64), make(64), make(64, name="named")
+    train_once(first)
+    with pytest.raises(ModelError, match=rf"(?s)Expected this {make.__name__}'s own parameter .*clear_param_store"):
+        train_once(second)
+    for program in (second.model, second.guide) if make is DiscreteVAE else (second.model,):
+        with pytest.raises(ModelError, match="own parameter"):
+            program(digits[:50])
+        with torch.no_grad():
+            program(digits[:50])  # a look is allowed
+    before = {name: value.detach().clone() for name, value in named.named_parameters()}
+    train_once(named)
+    assert all(not torch.equal(value, before[name]) for name, value in named.named_parameters())
+
+
+@pytest.mark.parametrize("make", [DiscreteVAE, VQVAE])
+def test_svi_goes_on_from_the_states_of_parameters_optimiser_and_generator(
+    make: Any, digits: Tensor, tmp_path: Path
+) -> None:
+    """What the page says to save: six steps, and three with three more in another session, end alike bit for bit."""
+
+    def run(vae: Any, num_steps: int, saved: dict[str, Any] | None = None) -> Any:
+        pyro.clear_param_store()
+        optimizer = pyro.optim.Adam({"lr": 1e-2})
+        if saved is not None:
+            vae.load_state_dict(saved["vae"])
+            optimizer.set_state(saved["optimizer"])
+            torch.set_rng_state(saved["random"])
+        svi = SVI(vae.model, vae.guide, optimizer, PathwiseELBO())
+        for _ in range(num_steps):
+            svi.step(digits[torch.randint(len(digits), (50,))], num_data=len(digits))
+        return optimizer.get_state()
+
+    first = make(64, hidden=(16,))
+    second, third = copy.deepcopy(first), make(64, hidden=(16,))
+    pyro.set_rng_seed(1)
+    run(first, 6)
+    pyro.set_rng_seed(1)
+    state = run(second, 3)
+    content = {"vae": second.state_dict(), "optimizer": state, "random": torch.get_rng_state()}
+    torch.save(content, tmp_path / "run.pt")
+    run(third, 3, torch.load(tmp_path / "run.pt"))
+    assert all(torch.equal(one, other) for one, other in zip(first.parameters(), third.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("network", ["encoder", "decoder"])
+@pytest.mark.parametrize("make", [DiscreteVAE, VQVAE])
+def test_a_network_that_overflows_stops_svi_before_the_step(make: Any, network: str, digits: Tensor) -> None:
+    vae = make(64)
+    svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": 1e-2}), PathwiseELBO())
+    svi.step(digits[:50])
+    before = {name: value.detach().clone() for name, value in vae.named_parameters()}
+    hook = getattr(vae, network).register_forward_hook(lambda module, inputs, output: output / 0)
+    words = f"Expected finite outputs of the {network}; got NaN or infinity. The parameters are as before the step"
+    with pytest.raises(NonFiniteLossError, match=words):
+        svi.step(digits[:50])
+    assert all(torch.equal(value, before[name]) for name, value in vae.named_parameters())
+    hook.remove()
+    with torch.no_grad():
+        getattr(vae, network)[0].bias.fill_(math.nan)
+    with pytest.raises(NonFiniteLossError, match=rf"The parameters are not finite in {network}\.0\.bias"):
+        svi.step(digits[:50])
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: TemperatureSchedule(floor=0.0), "Expected 0 < floor <= start and rate >= 0; got"),
         (lambda: TemperatureSchedule(start=0.1, floor=0.5), "Expected 0 < floor <= start"),
         (lambda: TemperatureSchedule(rate=-1.0), "rate=-1.0"),
-        (lambda: DiscreteVAE(64, num_categories=1), "Expected num_categories >= 2; got 1"),
-        (lambda: DiscreteVAE(64, hidden=(0,)), r"Expected hidden\[0\] >= 1; got 0"),
+        (lambda: DiscreteVAE(64, num_categories=1), "Expected num_categories to be an integer of at least 2; got 1"),
+        (lambda: DiscreteVAE(64, hidden=(0,)), r"Expected hidden\[0\] to be an integer of at least 1; got 0"),
+        (lambda: VQVAE(64, code_dim=2.5), r"Expected code_dim to be an integer of at least 1; got 2.5"),  # type: ignore[arg-type]
+        (lambda: tiny()[0].elbo(tiny()[1], 0), "Expected num_samples to be an integer of at least 1; got 0"),
+        (lambda: VQVAE(4, 2, 3).sample(0), "Expected num_samples to be an integer of at least 1; got 0"),
         (lambda: DiscreteVAE(64, relaxation="soft"), "Expected relaxation to be one of"),  # type: ignore[arg-type]
         (lambda: VQVAE(64, gradient="copy"), "Expected gradient to be one of"),  # type: ignore[arg-type]
         (lambda: VQVAE(64, commitment=-1.0), "Expected commitment >= 0; got -1.0"),
@@ -354,7 +450,8 @@ def test_wrong_arguments_are_named(make: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(5, 3), r"Expected floating images of shape \[N, 4\]; got torch.float32 \[5, 3\]. Flatten"),
+        (torch.zeros(5, 3), r"Expected floating images of shape \[N, 4\] with .*; got torch.float32 \[5, 3\]. Flatten"),
+        (torch.zeros(0, 4), r"Expected floating images of shape \[N, 4\] with N >= 1; got torch.float32 \[0, 4\]"),
         (torch.zeros(5, 4, dtype=torch.uint8), "got torch.uint8"),
         (torch.full((5, 4), 16.0), r"Expected grey levels in \[0, 1\]; got others. Divide"),
         (torch.full((5, 4), math.nan), "Expected grey levels"),

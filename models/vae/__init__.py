@@ -8,7 +8,8 @@ from .evaluation import Bound, Diagnosis, PosteriorCollapseWarning, diagnose, im
 from .images import binarize, load_digits, load_mnist, read_idx
 from .model import VAE, BernoulliImages
 from .objective import VAE_ELBO, Terms
-from .training import History, NonFiniteLossError, anneal_linearly, fit
+from .store import NonFiniteLossError
+from .training import History, anneal_linearly, fit
 
 __all__ = [
     "VAE",

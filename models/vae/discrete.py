@@ -31,12 +31,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro.infer.util import is_validation_enabled
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, check_count
 
 from .network import check_iterable
+from .store import NonFiniteLossError, StoredModule
 
 __all__ = [
     "VQVAE",
@@ -115,18 +116,18 @@ def _mlp(sizes: Sequence[int]) -> nn.Sequential:
     return nn.Sequential(*layers[:-1])
 
 
-class _CodeAutoencoder(PyroModule):
+class _CodeAutoencoder(StoredModule):
     """What both kinds share: the decoder from V code vectors, checks, and the images' likelihood."""
 
-    def __init__(self, num_pixels: int, num_variables: int, num_categories: int, code_dim: int, hidden: Sequence[int]):
-        super().__init__()
+    def __init__(
+        self, num_pixels: int, num_variables: int, num_categories: int, code_dim: int, hidden: Sequence[int], name: str
+    ) -> None:
+        super().__init__(name)
         check_iterable("hidden", hidden)
         sizes = {"num_pixels": num_pixels, "num_variables": num_variables, "code_dim": code_dim}
-        for name, size in {**sizes, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}.items():
-            if size < 1:
-                raise ValueError(f"Expected {name} >= 1; got {size}. Give the number of units.")
-        if num_categories < 2:
-            raise ValueError(f"Expected num_categories >= 2; got {num_categories}. One category says nothing.")
+        for argument, size in {**sizes, **{f"hidden[{i}]": size for i, size in enumerate(hidden)}}.items():
+            check_count(argument, size)
+        check_count("num_categories", num_categories, 2)
         self.num_pixels, self.num_variables, self.num_categories = num_pixels, num_variables, num_categories
         self.code_dim = code_dim
         self.encoder = _mlp([num_pixels, *hidden, num_variables * code_dim])
@@ -135,21 +136,34 @@ class _CodeAutoencoder(PyroModule):
     def _encode(self, images: Tensor) -> Tensor:
         """``[N, V, code_dim]``."""
         self._check(images)
-        encoded: Tensor = self.encoder(images)
+        encoded: Tensor = self._finite("encoder", self.encoder(images))
         return encoded.unflatten(-1, (self.num_variables, self.code_dim))
 
     def likelihood(self, codes: Tensor) -> Any:
         """p(x | z): Bernoulli pixels, event shape ``[P]``, of code vectors ``[..., V, code_dim]``.
 
         A grey level scores its expected log probability as a share of white pixels.
+
+        Raises:
+            NonFiniteLossError: while Pyro's validation is on, if an output of the decoder is not finite.
         """
-        return dist.Bernoulli(logits=self.decoder(codes.flatten(-2)), validate_args=False).to_event(1)
+        logits = self._finite("decoder", self.decoder(codes.flatten(-2)))
+        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+
+    def _finite(self, network: str, outputs: Tensor) -> Tensor:
+        """The outputs, checked before a step is made of them."""
+        if is_validation_enabled() and not bool(outputs.isfinite().all()):
+            raise NonFiniteLossError(
+                f"Expected finite outputs of the {network}; got NaN or infinity. The parameters are {self._health()}. "
+                "Lower the learning rate, or clip the gradient by pyro.optim.ClippedAdam."
+            )
+        return outputs
 
     def _check(self, images: Tensor) -> None:
-        if not images.is_floating_point() or images.dim() != 2 or images.shape[-1] != self.num_pixels:
+        if not images.is_floating_point() or tuple(images.shape[1:]) != (self.num_pixels,) or not len(images):
             raise DataError(
-                f"Expected floating images of shape [N, {self.num_pixels}]; got {images.dtype} {list(images.shape)}. "
-                "Flatten each image, and divide by the largest grey level."
+                f"Expected floating images of shape [N, {self.num_pixels}] with N >= 1; got {images.dtype} "
+                f"{list(images.shape)}. Flatten each image, and divide by the largest grey level."
             )
         if is_validation_enabled() and not bool(((images >= 0) & (images <= 1)).all()):
             found = "NaN" if bool(images.isnan().any()) else "others"
@@ -164,6 +178,7 @@ class _CodeAutoencoder(PyroModule):
     @torch.no_grad()
     def sample(self, num_samples: int) -> Tensor:
         """Means of images of codes drawn from the prior, ``[num_samples, P]`` in [0, 1]."""
+        check_count("num_samples", num_samples)
         weight = next(self.parameters())
         codes = torch.randint(self.num_categories, (num_samples, self.num_variables), device=weight.device)
         mean: Tensor = self.likelihood(self.code_vectors(codes)).mean
@@ -197,6 +212,7 @@ class DiscreteVAE(_CodeAutoencoder):
         hidden: widths of the encoder's hidden layers; the decoder's are these, reversed.
         relaxation: ``"gumbel_softmax"``, ``"straight_through"`` or ``"exact"``; the module's page says what each is.
             The first two are reparameterised, for any ELBO; ``"exact"`` needs the score function.
+        name: a prefix of the parameters' names in Pyro's store, for more than one autoencoder there.
 
     Raises:
         ValueError: if a size or ``relaxation`` is not as above.
@@ -210,8 +226,9 @@ class DiscreteVAE(_CodeAutoencoder):
         *,
         hidden: Sequence[int] = (128,),
         relaxation: Relaxation = "gumbel_softmax",
+        name: str = "",
     ) -> None:
-        super().__init__(num_pixels, num_variables, num_categories, num_categories, hidden)
+        super().__init__(num_pixels, num_variables, num_categories, num_categories, hidden, name)
         if relaxation not in get_args(Relaxation):
             raise ValueError(
                 f"Expected relaxation to be one of {get_args(Relaxation)}; got {relaxation!r}. Choose one."
@@ -236,9 +253,13 @@ class DiscreteVAE(_CodeAutoencoder):
 
         Raises:
             DataError: if the images are not as above.
+            ModelError: if Pyro's store has another autoencoder's parameters under the names of this one's.
+            NonFiniteLossError: while Pyro's validation is on, if a network's output is not finite; ``SVI`` has then
+                taken no step.
             ValueError: if the temperature is not positive.
         """
         self._check(images)
+        self._check_store("decoder", self.decoder)
         prior = dist.OneHotCategorical(logits=images.new_zeros(self.num_variables, self.num_categories)).to_event(1)
         with self._plate(images, num_data):
             z = pyro.sample("z", prior if self.relaxation == "exact" else prior.mask(False))
@@ -252,6 +273,7 @@ class DiscreteVAE(_CodeAutoencoder):
         form, so that the ELBO is E log p(x | relaxed z) minus it (Jang, Gu and Poole 2017, §3).
         """
         logits = self._encode(images)
+        self._check_store("encoder", self.encoder)
         with self._plate(images, num_data):
             if self.relaxation == "exact":
                 pyro.sample("z", dist.OneHotCategorical(logits=logits).to_event(1))
@@ -269,7 +291,12 @@ class DiscreteVAE(_CodeAutoencoder):
         """The discrete model's bound on log p(x), in nats, ``[N]``: unrelaxed, whatever the training was.
 
         E log p(x | z) over ``num_samples`` draws of categories, minus the exact KL(q(z | x) ‖ uniform).
+
+        Raises:
+            DataError: if the images do not fit.
+            ValueError: if ``num_samples`` is not positive.
         """
+        check_count("num_samples", num_samples)
         logits = self._encode(images)
         q = dist.OneHotCategorical(logits=logits)
         draws = [self.likelihood(q.sample()).log_prob(images) for _ in range(num_samples)]
@@ -401,6 +428,7 @@ class VQVAE(_CodeAutoencoder):
         hidden: widths of the encoder's hidden layers; the decoder's are these, reversed.
         gradient: ``"rotation"`` or ``"straight_through"``.
         commitment: the weight of the commitment loss; 0.25 in the paper.
+        name: a prefix of the parameters' names in Pyro's store, for more than one autoencoder there.
 
     Raises:
         ValueError: if an argument is not as above.
@@ -416,8 +444,9 @@ class VQVAE(_CodeAutoencoder):
         hidden: Sequence[int] = (128,),
         gradient: CodeGradient = "rotation",
         commitment: float = 0.25,
+        name: str = "",
     ) -> None:
-        super().__init__(num_pixels, num_variables, num_categories, code_dim, hidden)
+        super().__init__(num_pixels, num_variables, num_categories, code_dim, hidden, name)
         if not 0 <= commitment < math.inf:
             raise ValueError(f"Expected commitment >= 0; got {commitment}. The paper has 0.25.")
         self.commitment = commitment
@@ -427,6 +456,7 @@ class VQVAE(_CodeAutoencoder):
     def model(self, images: Tensor, num_data: int | None = None) -> None:
         """p(x | code) and the codebook's losses; the arguments are those of :meth:`DiscreteVAE.model`."""
         quantized = self.quantizer(self._encode(images))
+        self._check_store("decoder", self.decoder)
         losses = quantized.codebook_loss + self.commitment * quantized.commitment_loss
         with self._plate(images, num_data):
             pyro.sample("x", self.likelihood(quantized.values), obs=images)

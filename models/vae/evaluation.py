@@ -12,16 +12,20 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, check_count
 
 from .model import VAE
+
+#: How many draws of z the moments of a posterior that has no closed forms are taken from.
+_DRAWS_OF_A_FLOW = 50
 
 __all__ = ["Bound", "Diagnosis", "PosteriorCollapseWarning", "diagnose", "importance_weighted_bounds"]
 
@@ -58,9 +62,9 @@ class Diagnosis:
     Attributes:
         elbo: ``reconstruction - kl``.
         reconstruction: E_q log p(x | z), estimated by draws.
-        kl: KL(q(z | x) ‖ p(z)), exact.
-        kl_per_dimension: its share of each latent dimension, ``[latent_dim]``.
-        activity: variance over the images of the posterior's mean, ``[latent_dim]``.
+        kl: KL(q(z | x) ‖ p(z)): exact for a Gaussian; with a flow estimated by draws.
+        kl_per_dimension: its share of each latent dimension, ``[latent_dim]``. With a flow NaN: there are no shares.
+        activity: variance over the images of the posterior's mean, ``[latent_dim]``; with a flow estimated.
         active: ``activity`` above the threshold, ``[latent_dim]``.
     """
 
@@ -87,7 +91,7 @@ class Diagnosis:
 
 
 def importance_weighted_bounds(
-    vae: VAE, images: Tensor, num_samples: Sequence[int] = (1, 50, 500), *, chunk_size: int = 10_000
+    vae: VAE, images: Tensor, num_samples: int | Sequence[int] = (1, 50, 500), *, chunk_size: int = 10_000
 ) -> list[Bound]:
     """Importance-weighted bounds on log p(x), from one set of draws for all of ``num_samples``.
 
@@ -97,7 +101,7 @@ def importance_weighted_bounds(
     Args:
         vae: the model.
         images: ``[N, *input_shape]``.
-        num_samples: k of each bound.
+        num_samples: k of each bound; one number for one bound.
         chunk_size: draws of z (of all images together) that are decoded at once; memory grows with it.
 
     Returns:
@@ -105,11 +109,12 @@ def importance_weighted_bounds(
 
     Raises:
         DataError: if the images do not fit the model.
-        ValueError: if a number is not positive.
+        ValueError: if a number is no positive integer.
 
     Source: Burda et al. 2016, (8).
     """
-    _check_positive(*num_samples, chunk_size)
+    num_samples = num_samples if isinstance(num_samples, Iterable) else (num_samples,)
+    _check_draws(num_samples, chunk_size)
     vae.check_values(images)
     most = max(num_samples)
     parts: dict[int, list[Tensor]] = {k: [] for k in num_samples}
@@ -134,7 +139,8 @@ def diagnose(
         vae: the model; with a posterior over weights, of each draw of z with its own draw of them.
         images: ``[N, *input_shape]``, N >= 2.
         threshold: on the variance; 0.01 in the source.
-        num_samples: draws of z for each image, for the reconstruction.
+        num_samples: draws of z for each image, for the reconstruction. With a flow, 50 more are drawn for the
+            KL divergence and for the posterior's mean, which no decoder has to see.
         chunk_size: as in :func:`importance_weighted_bounds`.
 
     Raises:
@@ -143,29 +149,46 @@ def diagnose(
 
     Source: Burda et al. 2016, §5.2 (active units).
     """
-    _check_positive(num_samples, chunk_size)
+    _check_draws([num_samples], chunk_size)
     vae.check_values(images)
     if len(images) < 2:
         raise DataError("Expected two images or more, over which a posterior mean can vary; got 1. Give a data set.")
-    means, divergences, reconstructions = [], [], []
+    moments, reconstructions = [], []
     with torch.no_grad():
         for batch in images.split(max(1, chunk_size // num_samples)):
             posterior = vae.posterior(batch)
-            means.append(posterior.base_dist.loc)
-            prior = vae.prior(posterior.batch_shape)
-            divergences.append(kl_divergence(posterior.base_dist, prior.base_dist))
+            moments.append(_exact_moments(vae, posterior) if vae.flow is None else _drawn_moments(vae, posterior))
             reconstructions.append(_pixel_log_prob(vae, batch, posterior.sample((num_samples,))).mean(0))
-    activity = torch.cat(means).var(0)
-    each = torch.cat(divergences).mean(0)
+    means, errors, divergences = (torch.cat(parts) for parts in zip(*moments, strict=True))
+    activity = means.var(0) - errors.mean(0)
+    each = divergences.mean(0)
     reconstruction, kl = float(torch.cat(reconstructions).mean()), float(each.sum())
-    found = Diagnosis(reconstruction - kl, reconstruction, kl, each, activity, activity > threshold)
+    shares = each if vae.flow is None else torch.full_like(activity, math.nan)
+    found = Diagnosis(reconstruction - kl, reconstruction, kl, shares, activity, activity > threshold)
     _warn_of_collapse(found)
     return found
 
 
-def _check_positive(*values: int) -> None:
-    if len(values) < 2 or min(values) < 1:
-        raise ValueError(f"Expected num_samples and chunk_size of 1 or more; got {list(values[:-1])} and {values[-1]}.")
+def _exact_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean of q(z | x), the variance of that estimate, which is 0, and KL(q ‖ p) of each dimension; ``[M, J]`` each."""
+    gaussian = posterior.base_dist
+    prior = vae.prior(posterior.batch_shape)
+    return gaussian.loc, torch.zeros_like(gaussian.loc), kl_divergence(gaussian, prior.base_dist)
+
+
+def _drawn_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """The same by draws, the KL divergence being of all dimensions, ``[M, 1]``."""
+    z = posterior.sample((_DRAWS_OF_A_FLOW,))
+    divergence = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
+    return z.mean(0), z.var(0) / len(z), divergence.unsqueeze(-1)
+
+
+def _check_draws(num_samples: Sequence[int], chunk_size: int) -> None:
+    if not num_samples:
+        raise ValueError("Expected one number of draws or more in num_samples; got (). Write num_samples=(1, 50, 500).")
+    for number in num_samples:
+        check_count("num_samples", number)
+    check_count("chunk_size", chunk_size)
 
 
 def _warn_of_collapse(found: Diagnosis) -> None:

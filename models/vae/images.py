@@ -25,6 +25,8 @@ __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 
 #: The third byte of the magic number.
 _TYPES = {0x08: ">u1", 0x09: ">i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
+#: What torch's tensors may have; the format's byte goes up to 255.
+_MOST_DIMENSIONS = 64
 _PARTS = {"train": "train", "test": "t10k"}
 
 
@@ -69,7 +71,7 @@ def load_mnist(
         DataError: if a file is not a whole IDX file, or images and labels do not fit together.
     """
     if part not in _PARTS:
-        raise ValueError(f"Expected part to be 'train' or 'test'; got {part!r}.")
+        raise ValueError(f"Expected part to be 'train' or 'test'; got {part!r}. Write load_mnist(folder, 'test').")
     images = read_idx(_find(Path(folder), f"{_PARTS[part]}-images", "idx3-ubyte"))
     labels = read_idx(_find(Path(folder), f"{_PARTS[part]}-labels", "idx1-ubyte"))
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or images.dtype != torch.uint8:
@@ -85,7 +87,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
 
     Raises:
         FileNotFoundError: if there is no such file.
-        DataError: if the magic number is wrong, or the file is cut short or too long.
+        DataError: if the magic number is wrong, the dimensions are over 64, or the file is cut short or too long.
     """
     content = _content(Path(path))
     magic = content[:4]
@@ -93,6 +95,11 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         raise DataError(
             f"Expected an IDX file in {str(path)!r}, whose first bytes are 00 00, a type (08 to 0e) and the number of "
             f"dimensions; got {magic.hex(' ') or 'nothing'}. Name the file as it was downloaded, .gz or unpacked."
+        )
+    if magic[3] > _MOST_DIMENSIONS:
+        raise DataError(
+            f"Expected an IDX file of at most {_MOST_DIMENSIONS} dimensions in {str(path)!r}; got {magic[3]}. Download "
+            "the file again."
         )
     start = 4 + 4 * magic[3]
     if len(content) < start:
@@ -104,7 +111,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
         raise _wrong_length(path, f"{expected} bytes for shape {shape}", len(content))
     # torch takes native byte order only, and must own what it may write to.
     values = np.frombuffer(content, dtype, offset=start).astype(dtype.newbyteorder("="))
-    return torch.from_numpy(values.reshape(shape))
+    return torch.from_numpy(values).reshape(shape)
 
 
 def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor:

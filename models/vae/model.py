@@ -2,6 +2,8 @@
 
     z_n ~ N(0, I),  x_n | z_n ~ p(x | decoder(z_n)),  q(z_n | x_n) = N(loc(x_n), diag scale(x_n)²)
 
+With ``flow`` the Gaussian of q goes through that flow.
+
 Pixels are Bernoulli (the decoder gives logits), Gaussian (it gives locations; one scale for all pixels is learned) or
 Categorical over grey levels. With ``weight_prior`` the decoder's weights are latent too, w ~ N(0, weight_prior²), with
 a posterior q(w) = N(m, diag s²): full variational Bayes.
@@ -23,14 +25,16 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.nn import PyroModule, pyro_method
+from pyro.nn import pyro_method
 from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError, ModelError
+from pyro_latent.errors import DataError, ModelError, check_count
 
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
+from .posterior import FlowedGaussian, check_flow, forget_last_draw
+from .store import StoredModule
 
 __all__ = ["VAE", "Likelihood", "Reduction"]
 
@@ -74,7 +78,7 @@ class BernoulliImages(_Independent):
         return -errors.sum(tuple(range(-self.reinterpreted_batch_ndims, 0)))
 
 
-class VAE(PyroModule):
+class VAE(StoredModule):
     """A variational autoencoder; ``model`` and ``guide`` are Pyro programs with sites ``z`` and ``images``.
 
     Both sites are in the plate ``data``; ``z`` has event shape ``[latent_dim]`` and ``images`` the images' shape. With
@@ -94,13 +98,18 @@ class VAE(PyroModule):
             get a posterior; None: a point estimate.
         reduction: ``"sum"`` makes the loss an estimate of -ELBO of all N images, N / M times the sum over a minibatch
             of M, [4] (154). ``"mean"`` divides all of it by N, the KL divergence of the weights too.
+        flow: a torch transform of vectors of ``latent_dim`` elements, such as ``make_flow("planar", latent_dim)`` of
+            ``pyro_latent.infer.flows``; q(z | x) is then the encoder's Gaussian sent through it. A module is trained
+            with the VAE. There is no KL divergence in closed form: use ``Trace_ELBO``, or estimator ``"A"``.
+        context_dim: for a conditional flow, made with that ``context_dim``: the encoder gives it a context of so many
+            elements for each image.
         name: a prefix of the parameters' names in Pyro's store, for more than one VAE there.
 
     Raises:
-        TypeError: if ``input_shape`` or ``hidden`` is one number.
+        TypeError: if ``input_shape`` or ``hidden`` is one number, or ``flow`` no transform.
         ValueError: if an argument is not as above.
 
-    Source: [4] (167)-(168), and (155)-(162) with ``weight_prior``.
+    Source: [4] (167)-(168), and (155)-(162) with ``weight_prior``; [2], normalizing flows, with ``flow``.
     """
 
     encoder: Encoder
@@ -121,6 +130,8 @@ class VAE(PyroModule):
         levels: int | None = None,
         weight_prior: float | None = None,
         reduction: Reduction = "sum",
+        flow: Any = None,
+        context_dim: int | None = None,
         name: str = "",
     ) -> None:
         super().__init__(name)
@@ -130,6 +141,9 @@ class VAE(PyroModule):
         check_iterable("hidden", hidden)
         hidden = tuple(hidden)
         _check_arguments(input_shape, latent_dim, hidden, likelihood, network, levels, weight_prior, reduction)
+        if context_dim is not None:
+            check_count("context_dim", context_dim)
+        check_flow(flow, latent_dim, context_dim)
         self.input_shape = tuple(input_shape)
         self.latent_dim = latent_dim
         self.hidden = hidden
@@ -138,7 +152,9 @@ class VAE(PyroModule):
         self.levels = levels
         self.weight_prior = weight_prior
         self.reduction: Reduction = reduction
-        self.encoder = Encoder(input_shape, latent_dim, hidden, network)
+        self.flow = flow
+        self.context_dim = context_dim
+        self.encoder = Encoder(input_shape, latent_dim, hidden, network, context_dim)
         self.decoder = Decoder(input_shape, latent_dim, hidden, network, levels or 1)
         self.register_buffer("prior_loc", torch.zeros(latent_dim), persistent=False)
         self.register_buffer("prior_scale", torch.ones(latent_dim), persistent=False)
@@ -207,23 +223,11 @@ class VAE(PyroModule):
                 z: Tensor = pyro.sample("z", self.posterior(batch))
         return z
 
-    @staticmethod
-    def _check_store(attribute: str, network: nn.Module) -> None:
-        """Pyro's store keeps what it first had under a name: an optimiser would train another module's parameters.
-
-        Raises:
-            ModelError: if the store has another module's parameters under the names of this one's.
-        """
-        if not torch.is_grad_enabled():
-            return  # what is only looked at reads the module's own parameters
-        store = pyro.get_param_store()
-        name, parameter = next(network.named_parameters())
-        taken = [key for key in store if key.endswith(f"{attribute}$$${name}")]
-        if taken and store.param_name(parameter) is None:
-            raise ModelError(
-                f"Expected this VAE's own parameter under {taken[0]!r} in Pyro's store; got another module's. "
-                "Write pyro.clear_param_store() first, or give each VAE a name=."
-            )
+    def __getstate__(self) -> dict[str, Any]:
+        """What is copied and pickled: all but what the flow's layers remember of their last draw."""
+        if self.flow is not None:
+            forget_last_draw(self.flow)
+        return super().__getstate__()
 
     # ------------------------------------------------------------------------------------------------- distributions
 
@@ -233,8 +237,15 @@ class VAE(PyroModule):
         return _Independent(dist.Normal(self.prior_loc.expand(shape), self.prior_scale.expand(shape)), 1)
 
     def posterior(self, images: Tensor) -> Any:
-        """q(z | x) of images ``[..., *input_shape]``: a diagonal Gaussian of event shape ``[latent_dim]``."""
-        return _Independent(dist.Normal(*self.encoder(self._features(images))), 1)
+        """q(z | x) of images ``[..., *input_shape]``: a diagonal Gaussian, or one through the flow.
+
+        Its event shape is ``[latent_dim]``. Its KL divergence has a closed form only without a flow.
+        """
+        loc, scale, *context = self.encoder(self._features(images))
+        gaussian = _Independent(dist.Normal(loc, scale), 1)
+        if self.flow is None:
+            return gaussian
+        return FlowedGaussian(gaussian, self.flow.condition(*context) if context else self.flow)
 
     def pixels(self, z: Tensor, weights: Weights = None) -> Any:
         """p(x | z) of latent vectors ``[..., latent_dim]``: a distribution of event shape ``input_shape``.
@@ -249,7 +260,7 @@ class VAE(PyroModule):
         if self.network == "conv" and any(w.dim() > self.decoder.get_parameter(n).dim() for n, w in weights.items()):
             raise ModelError(
                 "Expected one draw of the weights at a time for network='conv'; got several, as vectorised particles "
-                "make. Write num_particles=1, or vectorize_particles=False."
+                "make. Write num_particles=1; an estimator of Pyro's own takes vectorize_particles=False too."
             )
         return self._likelihood(torch.func.functional_call(self.decoder, dict(weights), (z,)))
 
@@ -309,7 +320,8 @@ class VAE(PyroModule):
         if total < len(images) or (batch_size is not None and num_images is not None):
             raise ValueError(
                 f"Expected num_images >= the {len(images)} images of the minibatch, or batch_size alone; got "
-                f"num_images={num_images}, batch_size={batch_size}."
+                f"num_images={num_images}, batch_size={batch_size}. Write num_images=N with a minibatch of the N, or "
+                "batch_size=M with all of them."
             )
         device: Any = images.device  # Pyro's annotation asks for its name, which would lose the index
         if batch_size is not None and batch_size < len(images):
@@ -387,7 +399,9 @@ def _check_images(vae: VAE, images: Tensor) -> None:
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(f"Expected {name} to be {' or '.join(map(repr, allowed))}; got {value!r}.")
+        raise ValueError(
+            f"Expected {name} to be {' or '.join(map(repr, allowed))}; got {value!r}. Write {name}={allowed[0]!r}."
+        )
 
 
 def _check_arguments(
@@ -405,7 +419,8 @@ def _check_arguments(
     sizes = {"input_shape": input_shape, "latent_dim": [latent_dim], "hidden": hidden}
     for name, values in sizes.items():
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-            raise ValueError(f"Expected {name} of integers >= 1; got {values}.")
+            example = {"input_shape": "(28, 28)", "latent_dim": "2", "hidden": "(400,)"}[name]
+            raise ValueError(f"Expected {name} of integers >= 1; got {values}. Write {name}={example}, say.")
     if not input_shape:
         raise ValueError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
     if network == "conv":
@@ -415,7 +430,10 @@ def _check_arguments(
     if (likelihood == "categorical") != (levels is not None) or (levels is not None and levels < 2):
         raise ValueError(
             f"Expected levels >= 2 with likelihood='categorical' and no levels with another; got levels={levels!r} "
-            f"with likelihood={likelihood!r}."
+            f"with likelihood={likelihood!r}. Write likelihood='categorical', levels=16, or leave out levels."
         )
     if weight_prior is not None and not 0 < weight_prior < float("inf"):
-        raise ValueError(f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}.")
+        raise ValueError(
+            f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}. Write "
+            "weight_prior=1.0, or None for a point estimate."
+        )

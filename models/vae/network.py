@@ -38,16 +38,24 @@ class Linear(nn.Linear):
 
 
 class Encoder(nn.Module):
-    """q(z | x): images ``[..., *input_shape]`` to location and scale, each ``[..., latent_dim]``.
+    """q(z | x): images ``[..., *input_shape]`` to location and scale, each ``[..., latent_dim]``, and a context.
 
     Args:
         input_shape: the shape of one image: ``[pixels]``, ``[height, width]`` or ``[channels, height, width]``.
         latent_dim: the dimension of z.
         hidden: units of each hidden layer, or output channels of each convolution (3 × 3, stride 2).
         network: ``"mlp"`` or ``"conv"``.
+        context_dim: with one, a third output of so many elements, for a conditional flow.
     """
 
-    def __init__(self, input_shape: Sequence[int], latent_dim: int, hidden: Sequence[int], network: Network) -> None:
+    def __init__(
+        self,
+        input_shape: Sequence[int],
+        latent_dim: int,
+        hidden: Sequence[int],
+        network: Network,
+        context_dim: int | None = None,
+    ) -> None:
         super().__init__()
         self.input_shape = tuple(input_shape)
         self.channels = channels_of(input_shape) if network == "conv" else None
@@ -56,17 +64,18 @@ class Encoder(nn.Module):
         else:
             body, width = _layers(math.prod(input_shape), hidden), [math.prod(input_shape), *hidden][-1]
         self.body = body
-        self.head = Linear(width, 2 * latent_dim)
+        self.sizes = [latent_dim, latent_dim, *([] if context_dim is None else [context_dim])]
+        self.head = Linear(width, sum(self.sizes))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(self, images: Tensor) -> tuple[Tensor, ...]:
         batch = images.shape[: images.dim() - len(self.input_shape)]
         if self.channels is None:
             features = self.body(images.reshape(*batch, -1))
         else:
             planes = images.reshape(-1, *self.channels)
             features = self.body(planes).reshape(*batch, -1)
-        loc, log_scale = self.head(features).chunk(2, -1)
-        return loc, log_scale.exp()
+        loc, log_scale, *context = self.head(features).split(self.sizes, -1)
+        return loc, log_scale.exp(), *context
 
 
 class Decoder(nn.Module):

@@ -27,12 +27,14 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyro_latent.errors import ModelError
+from pyro_latent.errors import ModelError, check_count
 
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
 
 Estimator: TypeAlias = Literal["A", "B"]
 Program: TypeAlias = Callable[..., Any]
+
+_DEFAULTS = {"kl_weight": 1.0, "free_bits": 0.0}
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,7 @@ class VAE_ELBO(ELBO):
         estimator: ``"B"``: KL divergences in closed form, [4] (153), (162); ``"A"``: at the draws, (152), (161).
         kl_weight: what KL(q(z | x) ‖ p(z)) counts in the loss.
         free_bits: nats for each latent dimension that cost nothing: the loss has the larger of this and the
-            dimension's KL divergence, averaged over the minibatch.
+            dimension's KL divergence, averaged over the minibatch. Not with a flow.
         num_particles: L, draws of z (and of the weights) for each image.
 
     Raises:
@@ -99,13 +101,17 @@ class VAE_ELBO(ELBO):
         self,
         estimator: Estimator = "B",
         *,
-        kl_weight: float = 1.0,
-        free_bits: float = 0.0,
+        kl_weight: float = _DEFAULTS["kl_weight"],
+        free_bits: float = _DEFAULTS["free_bits"],
         num_particles: int = 1,
     ) -> None:
+        check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
         if estimator not in ("A", "B"):
-            raise ValueError(f"Expected estimator to be 'A' or 'B'; got {estimator!r}.")
+            raise ValueError(
+                f"Expected estimator to be 'A' or 'B'; got {estimator!r}. Write 'B' for KL divergences in closed form, "
+                "'A' to take them at the draws."
+            )
         self.closed_form = estimator == "B"
         self.kl_weight = kl_weight
         self.free_bits = _not_negative("free_bits", free_bits)
@@ -153,6 +159,11 @@ class VAE_ELBO(ELBO):
             kl = self._scaled_sum(divergence, guide)
             return kl, kl if self.kl_weight == 1 else kl * self.kl_weight
         images, dimensions = divergence.shape[-2:]
+        if dimensions != guide["fn"].event_shape[-1]:
+            raise ModelError(
+                "Expected q(z | x) to be a product over the dimensions of z, for free_bits; got a flow, whose KL "
+                "divergence has no share of each. Write free_bits=0.0, and kl_weight=anneal_linearly(steps)."
+            )
         each = guide["scale"] * divergence.reshape(-1, dimensions).sum(0) / self.num_particles
         floor = guide["scale"] * images * self.free_bits
         return each.sum(), each.clamp(min=floor).sum() * self.kl_weight
@@ -169,7 +180,7 @@ class VAE_ELBO(ELBO):
             except NotImplementedError:
                 raise ModelError(
                     f"Expected a closed form of KL({type(q).__name__} ‖ {type(p).__name__}) at site {guide['name']!r}; "
-                    "torch has none. Write VAE_ELBO('A'), which takes it at the draw."
+                    "got none from torch. Write VAE_ELBO('A'), or fit(..., estimator='A'), which takes it at the draw."
                 ) from None
         else:
             divergence = q.log_prob(guide["value"]) - p.log_prob(guide["value"])
@@ -209,5 +220,5 @@ class VAE_ELBO(ELBO):
 
 def _not_negative(name: str, value: float) -> float:
     if not 0 <= value < math.inf:
-        raise ValueError(f"Expected {name} >= 0 and finite; got {value}.")
+        raise ValueError(f"Expected {name} >= 0 and finite; got {value}. Write {name}={_DEFAULTS[name]}, the default.")
     return value

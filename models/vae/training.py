@@ -13,6 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
@@ -23,10 +24,13 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from pyro_latent.errors import CheckpointError, PyroLatentError
+from pyro_latent.errors import CheckpointError, check_count
+from pyro_latent.infer.place import fingerprint
 
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
+from .posterior import layers_of
+from .store import NonFiniteLossError
 
 __all__ = ["History", "NonFiniteLossError", "anneal_linearly", "fit"]
 
@@ -36,11 +40,13 @@ OptimizerFactory: TypeAlias = Callable[[Iterable[nn.Parameter]], torch.optim.Opt
 #: Steps between two looks at the loss, by device: a GPU waits for each look, which costs nothing on a CPU.
 _STEPS_BETWEEN_LOOKS = {"cpu": 1, "cuda": 50}
 
+#: A schedule is known in a checkpoint by its values at these steps.
+_STEPS_COMPARED = (*range(20), *(m * 10**e for e in range(1, 6) for m in (2, 3, 5, 7, 10)))
+
+#: Of an optimiser's groups: what is no option of it, and what changes how it computes, not what.
+_NOT_OPTIONS = ("params", "param_names", "foreach", "fused", "capturable", "differentiable")
+
 _TERMS = ("reconstruction", "KL divergence of z", "KL divergence of the weights")
-
-
-class NonFiniteLossError(PyroLatentError, ArithmeticError):
-    """A term of the loss is not finite; the parameters are those before the step."""
 
 
 @dataclass
@@ -75,8 +81,9 @@ def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
 
     Source: Bowman et al. 2016, §3.1.
     """
-    if num_steps < 1 or not 0 <= start <= 1:
-        raise ValueError(f"Expected num_steps >= 1 and start in [0, 1]; got {num_steps} and {start}.")
+    check_count("num_steps", num_steps)
+    if not 0 <= start <= 1:
+        raise ValueError(f"Expected start in [0, 1]; got {start}. Write start=0.0 to begin without the KL divergence.")
     return lambda step: min(1.0, start + (1 - start) * step / num_steps)
 
 
@@ -110,15 +117,18 @@ def fit(
         learning_rate: of Adam, the default optimiser.
         optimizer: takes the parameters and makes a torch optimiser, such as
             ``lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=1e-2)``.
-        estimator: ``"B"`` has KL divergences in closed form, [4] (153), (162); ``"A"`` takes them at the draws.
+        estimator: ``"B"`` has KL divergences in closed form, [4] (153), (162); ``"A"`` takes them at the draws, and is
+            the one for a VAE with a flow.
         num_particles: L, draws of z for each image.
         kl_weight: what KL(q(z | x) ‖ p(z)) counts in the loss: a number, or a function of the step (0, 1, …) such as
             :func:`anneal_linearly`.
-        free_bits: nats of each latent dimension that cost nothing.
+        free_bits: nats of each latent dimension that cost nothing; not with a flow.
         validation: held-out images; their ELBO is in the history, estimated from the same draws each epoch.
         checkpoint: a file. It is written before the first epoch and after every ``checkpoint_every``; where it exists
-            the run goes on from it, with its random state and its optimiser's settings. A file of as many epochs or
-            more is read as it is, and nothing is trained. Delete it to begin anew.
+            the run goes on from it, with its random state and its optimiser's state. A file of as many epochs or
+            more is read as it is, and nothing is trained. Delete it to begin anew. Other images (or another order of
+            them), other options of the optimiser, another VAE or another argument are an error; a function for
+            ``kl_weight`` is known by its values at the first 20 steps and at some later ones, as far as the runs go.
         checkpoint_every: epochs between two writes.
         progress: show a bar.
 
@@ -129,26 +139,33 @@ def fit(
         DataError: if the images do not fit the VAE.
         NonFiniteLossError: if a term of the loss is not finite.
         CheckpointError: if the file is of another VAE, other images or other arguments.
+        ModelError: if there are free bits with a flow, or several particles of the weights of convolutions.
         TypeError: if ``optimizer`` makes no torch optimiser.
         ValueError: if another argument is not as above.
 
     Source: [4] Algorithm 5, with M = 100 and L = 1 as it advises.
     """
     least = 1 if checkpoint is None else 0
-    if epochs < least or batch_size < 1 or checkpoint_every < 1 or not learning_rate > 0:
-        raise ValueError(
-            f"Expected epochs >= {least}, batch_size >= 1, checkpoint_every >= 1 and learning_rate > 0; got "
-            f"{epochs}, {batch_size}, {checkpoint_every} and {learning_rate}."
-        )
+    check_count("epochs", epochs, least)
+    check_count("batch_size", batch_size)
+    check_count("checkpoint_every", checkpoint_every)
+    if not learning_rate > 0:
+        raise ValueError(f"Expected learning_rate > 0; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
     if validation is not None:
         vae.check_values(validation)
+    if vae.flow is not None and estimator == "B":
+        raise ValueError(
+            "Expected estimator='A' for a VAE with a flow, whose KL divergence has no closed form; got 'B'. Write "
+            "fit(..., estimator='A')."
+        )
     elbo = VAE_ELBO(estimator, free_bits=free_bits, num_particles=num_particles)
     parameters = list(vae.parameters())
     made = _adam(parameters, learning_rate) if optimizer is None else _own(optimizer, parameters)
     schedule = kl_weight if callable(kl_weight) else _constant(kl_weight)
     rate = learning_rate if optimizer is None else None
     training = _Training(vae, images, validation, batch_size, elbo, made, schedule, learning_rate=rate)
+    training.num_steps = epochs * math.ceil(len(images) / batch_size)
     if checkpoint is not None:
         training.start(Path(checkpoint))
     # The values were checked once, above; Pyro would check every minibatch of every step.
@@ -198,7 +215,11 @@ class _Training:
     schedule: Schedule
     history: History = field(default_factory=History)
     step: int = 0
+    num_steps: int = 0  #: in all, for the values of the schedule that a checkpoint has
     learning_rate: float | None = None  #: None: the optimiser has its own
+
+    def __post_init__(self) -> None:
+        self.options = _options(self.optimizer)  # as it was made: a checkpoint would put its own in their place
 
     # ----------------------------------------------------------------------------------------------------------- steps
 
@@ -260,12 +281,10 @@ class _Training:
     def _fail(self, row: Tensor) -> NoReturn:
         values = zip(("loss", *_TERMS), row.tolist(), strict=False)
         wrong = [f"{name} {value:g}" for name, value in values if not math.isfinite(value)]
-        lost = [name for name, p in self.vae.named_parameters() if not bool(p.isfinite().all())]
-        state = f"not finite in {', '.join(lost)}" if lost else "as before the step"
         raise NonFiniteLossError(
             f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {self.step} (epoch "
-            f"{len(self.history)}), both counted from 0. The parameters are {state}. Lower the learning rate, or scale "
-            "the images."
+            f"{len(self.history)}), both counted from 0. The parameters are {self.vae._health()}. Lower the "
+            "learning rate, or scale the images."
         )
 
     def _snapshot(self) -> dict[str, Any]:
@@ -287,7 +306,7 @@ class _Training:
 
     def _validate(self, images: Tensor) -> float:
         """``reconstruction - kl`` for each image, from the same draws each time; the random state stays as it was."""
-        elbo = VAE_ELBO()
+        elbo = VAE_ELBO("B" if self.vae.flow is None else "A")
         devices = [images.device] if images.device.type == "cuda" else []
         total = torch.zeros((), dtype=torch.float64, device=images.device)
         with torch.random.fork_rng(devices), torch.no_grad():
@@ -306,11 +325,13 @@ class _Training:
             self.save(path)
             return
         found = read_checkpoint(path, "vae.fit")
-        for name, value in self._settings().items():
-            if found["settings"].get(name) != value:
+        for name, value in self._settings.items():
+            different = _difference(name, value, found["settings"].get(name))
+            if different:
+                wanted, got = different
                 raise CheckpointError(
-                    f"Expected a checkpoint with {name} = {value} in {str(path)!r}; got one with "
-                    f"{found['settings'].get(name)}. Delete the file, or name another."
+                    f"Expected a checkpoint with {wanted} in {str(path)!r}; got one with {got}. Delete the file, or "
+                    "name another."
                 )
         self._restore(found)
         self.history = History(**found["history"])
@@ -318,27 +339,59 @@ class _Training:
     def save(self, path: Path) -> None:
         """Write all that a resumed run needs."""
         state = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random_state()}
-        content = {**state, "step": self.step, "history": asdict(self.history), "settings": self._settings()}
+        content = {**state, "step": self.step, "history": asdict(self.history), "settings": self._settings}
         write_checkpoint(path, "vae.fit", content)
 
+    @cached_property
     def _settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first."""
         vae, elbo = self.vae, self.elbo
         names = ("input_shape", "latent_dim", "hidden", "likelihood", "network", "levels", "weight_prior", "reduction")
         settings = {name: getattr(vae, name) for name in names}
-        settings |= {"dtype": str(vae.prior_loc.dtype), "images": len(self.images), "batch_size": self.batch_size}
-        settings["checksum"] = _checksum(self.images)
-        settings["validation"] = None if self.validation is None else _checksum(self.validation)
+        settings |= {"context_dim": vae.context_dim, "flow": None if vae.flow is None else layers_of(vae.flow)}
+        settings["parameters"] = {name: list(value.shape) for name, value in vae.named_parameters()}
+        settings |= {"dtype": str(vae.prior_loc.dtype), "batch_size": self.batch_size}
+        settings |= {"images": fingerprint(self.images), "validation": fingerprint(self.validation)}
         settings |= {"optimizer": type(self.optimizer).__name__, "learning_rate": self.learning_rate}
-        settings["kl_weight"] = _looked_up(self.schedule)
+        settings["options"] = self.options
+        settings["kl_weight"] = [float(self.schedule(step)) for step in _STEPS_COMPARED if step < self.num_steps]
         settings |= {"closed_form": elbo.closed_form, "free_bits": elbo.free_bits, "num_particles": elbo.num_particles}
         return settings
 
 
-def _looked_up(schedule: Schedule) -> float | list[float]:
-    """What tells one schedule from another: its number if it is constant, else its values along the way."""
-    values = [float(schedule(step)) for step in (0, 1, 10, 100, 1000)]
-    return values if len(set(values)) > 1 else values[0]
+def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What the optimiser was made with: its rate, its weight decay, … of each group of parameters."""
+    return [
+        {name: _plain(value) for name, value in group.items() if name not in _NOT_OPTIONS}
+        for group in optimizer.param_groups
+    ]
+
+
+def _plain(value: Any) -> Any:
+    """A number for a tensor with one, and a list for a tuple."""
+    if isinstance(value, Tensor):
+        return value.tolist()
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _difference(name: str, wanted: Any, found: Any) -> tuple[str, str] | None:
+    """What to call a setting as it is and as the checkpoint has it; None where they are the same."""
+    if name == "kl_weight" and isinstance(found, list):
+        steps = zip(_STEPS_COMPARED, wanted, found, strict=False)  # the longer run has values at more steps
+        return next(((f"{name} = {one} at step {step}", f"{two}") for step, one, two in steps if one != two), None)
+    if name == "options" and isinstance(found, list) and len(found) == len(wanted):
+        # Only options that both have: another release of torch may know more of them.
+        pairs = ((key, one[key], two[key]) for one, two in zip(wanted, found, strict=True) for key in one.keys() & two)
+        unlike = sorted((f"an optimiser of {key} = {one}", f"{two}") for key, one, two in pairs if one != two)
+        return unlike[0] if unlike else None
+    if wanted == found:
+        return None
+    if name in ("images", "validation"):
+        ours, theirs = (f"no {name} images" if each == [None] else "" for each in (wanted, found))
+        return ours or f"the same {name}", theirs or ("some" if ours else "others")
+    if name == "parameters":
+        return "parameters of the same shapes", "others"
+    return f"{name} = {wanted}", f"{found}"
 
 
 def _row(terms: Terms) -> Tensor:
@@ -346,12 +399,6 @@ def _row(terms: Terms) -> Tensor:
     weights = [] if terms.weight_kl is None else [terms.weight_kl]
     with torch.no_grad():
         return torch.stack([terms.loss, terms.reconstruction, terms.kl, *weights])
-
-
-def _checksum(images: Tensor) -> int:
-    """The bits of the pixels added up as integers: the same on every device, whatever the order."""
-    bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[images.element_size()]
-    return int(images.contiguous().view(bits).sum(dtype=torch.int64))
 
 
 def _copied(value: Any) -> Any:
