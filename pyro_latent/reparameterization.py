@@ -192,7 +192,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     text = page.read_text(encoding="utf-8")
     if text.count(BEGIN) != 1 or text.count(END) != 1:
         raise SystemExit(
-            f"Expected the lines {BEGIN!r} and {END!r} once each in {page}. Add them where the table goes."
+            f"Expected the lines {BEGIN!r} and {END!r} once each in {page}; got {text.count(BEGIN)} and "
+            f"{text.count(END)}. Add them where the table goes."
         )
     before, rest = text.split(BEGIN)
     page.write_text(f"{before}{BEGIN}\n{table}\n{END}{rest.split(END)[1]}", encoding="utf-8")

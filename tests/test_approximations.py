@@ -290,6 +290,30 @@ def test_laplace_refuses_a_saddle_and_a_climb_that_is_too_short() -> None:
         laplace(normal_gamma.model, 100 * x, max_steps=1)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_laplace_refuses_a_part_of_the_data(seed: int) -> None:
+    """Whether the plate draws the part or is given one."""
+    x = torch.randn(20, dtype=torch.float64)
+
+    def drawing(x: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", len(x), subsample_size=5) as rows:
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x[rows])
+
+    def given(x: Tensor, size: int) -> None:
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(()), 1.0))
+        with pyro.plate("data", size, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+    pyro.set_rng_seed(seed)
+    with pytest.raises(ModelError, match=r"got plate 'data' with 5 of 20\. Pass the whole data"):
+        laplace(drawing, x)
+    with pytest.raises(ModelError, match=r"got plate 'data' with 20 of 40\. Pass the whole data"):
+        laplace(given, x, 40)
+    exact = scipy.stats.multivariate_normal.logpdf(x.numpy(), np.zeros(20), np.eye(20) + 1)
+    assert laplace(given, x, 20).log_evidence == pytest.approx(exact, rel=1e-9)
+
+
 def test_laplace_leaves_the_parameter_store_alone() -> None:
     pyro.param("other", torch.ones(2))
     x = torch.tensor([4.0], dtype=torch.float64)
@@ -311,6 +335,12 @@ def test_moments_of_a_weighted_sample_are_those_by_numpy() -> None:
     np.testing.assert_allclose(guide.loc.numpy(), np.average(points, axis=1, weights=sample.weights), atol=1e-12)
     diagonal = moment_matching(two_modes.model, sample, x, covariance="diagonal")
     np.testing.assert_allclose(diagonal.covariance_matrix.numpy(), np.diag(np.diag(expected)), rtol=1e-8)
+
+
+def test_draws_may_be_arrays() -> None:
+    x, draws = torch.tensor([4.0], dtype=torch.float64), np.random.default_rng(0).normal(size=(2, 100))
+    guide = moment_matching(two_modes.model, {"first": draws[0], "second": draws[1]}, x)
+    np.testing.assert_allclose(guide.covariance_matrix.numpy(), np.cov(draws, bias=True), rtol=1e-10)
 
 
 def test_matched_moments_cover_both_modes_and_recover_the_evidence() -> None:
@@ -386,6 +416,14 @@ def test_what_gives_no_moments_is_named() -> None:
         moment_matching(two_modes.model, {n: d / 0 for n, d in draws.items()}, x)
     with pytest.raises(ValueError, match="Expected covariance to be 'full' or 'diagonal'; got 'none'"):
         moment_matching(two_modes.model, draws, x, covariance="none")  # type: ignore[arg-type]
+    with pytest.raises(DataError, match=r"Expected draws of the latent sites, .* with \[0\] draws"):
+        moment_matching(two_modes.model, {n: d[:0] for n, d in draws.items()}, x)
+    with pytest.raises(TypeError, match="Expected an MCMC, an ImportanceSample or draws by site; got list"):
+        moment_matching(two_modes.model, [draws], x)  # type: ignore[arg-type]
+    with pytest.raises(
+        ValueError, match=r"Expected covariance_matrix to be symmetric; got entries that differ by 0\.5"
+    ):
+        GaussianGuide(two_modes.model, LOC, torch.tensor([[1.0, 0.5], [0.0, 1.0]]).double())
     with pytest.raises(ValueError, match="Expected covariance_matrix to be positive definite"):
         GaussianGuide(two_modes.model, LOC, -torch.eye(2).double())
     with pytest.raises(ModelError, match="Expected moments of the model's 2 unconstrained latent dimensions; got 1"):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +11,11 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.infer.flows import FlowDensity, FlowGuide, FlowPosterior, make_flow
 from pyro_latent.models import gmm, normal_gamma
 
 pytestmark = pytest.mark.gpu
@@ -66,3 +70,37 @@ def test_steps_on_minibatches_are_those_of_the_cpu(settings: dict[str, Any]) -> 
     expected = CAVI(mixture, here, **settings).run_batches(batches, epochs=3, tol=0.0, size=400)
     found = CAVI(mixture, there, **settings).run_batches(on_gpu, epochs=3, tol=0.0, size=400)
     torch.testing.assert_close(found.elbo, expected.elbo, rtol=1e-9, atol=0)
+
+
+FLOWS = ("planar", "radial", "affine_coupling", "affine_autoregressive", "spline_coupling", "spline_autoregressive")
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_fits_and_scores_there_as_on_the_cpu(kind: str) -> None:
+    """A few steps from the same parameters: after many, rounding alone would tell the two apart."""
+    data = rows(200, 2)
+    torch.manual_seed(0)
+    here = FlowDensity(2, kind, length=3, hidden=(8,))
+    there = copy.deepcopy(here)
+    expected = here.fit(data, max_steps=5, held_out=data[:50])
+    found = there.fit(data.cuda(), max_steps=5, held_out=data[:50].cuda())
+    torch.testing.assert_close(found.log_likelihood, expected.log_likelihood, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found.held_out, expected.held_out, rtol=1e-8, atol=1e-8)
+    assert all(value.is_cuda for value in there.state_dict().values())
+    if kind in ("affine_coupling", "spline_coupling"):
+        assert there.sample(7).is_cuda
+
+
+@pytest.mark.parametrize("kind", FLOWS)
+def test_a_flow_guide_and_a_flow_posterior_stay_there(kind: str) -> None:
+    x = rows(50, 1)[:, 0].cuda()
+    guide = FlowGuide(normal_gamma.model, kind, length=2, hidden=(8,))
+    svi = SVI(normal_gamma.model, guide, pyro.optim.Adam({"lr": 0.01}), Trace_ELBO())
+    assert all(math.isfinite(svi.step(x)) for _ in range(5))
+    assert all(p.is_cuda for p in guide.parameters())
+    state = torch.cuda.get_rng_state()
+    assert all(value.is_cuda for value in guide.median(x).values())
+    assert torch.equal(torch.cuda.get_rng_state(), state)
+    loc = rows(4, 2).cuda()
+    q = FlowPosterior(loc, loc.exp(), make_flow(kind, 2, length=2).double().cuda())
+    assert q.log_prob(q.rsample()).is_cuda

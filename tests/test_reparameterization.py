@@ -191,6 +191,30 @@ def test_elliptical_is_scipys_of_that_radius(radius: Any, reference: Any) -> Non
     np.testing.assert_allclose(ours.log_prob(points).numpy(), reference.logpdf(points.numpy()), rtol=1e-10)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("dim", [1, 2, 5])
+def test_elliptical_has_scipys_density_at_its_centre(dim: int, dtype: torch.dtype) -> None:
+    """Where the density of the radius over the area of the sphere is 0 / 0."""
+    loc, tril = torch.ones(dim, dtype=dtype), 2 * torch.eye(dim, dtype=dtype)
+    normal = scipy.stats.multivariate_normal(np.ones(dim), 4 * np.eye(dim))
+    student = scipy.stats.multivariate_t(np.ones(dim), 4 * np.eye(dim), 5.0)
+    power = dist.transforms.PowerTransform(torch.tensor(0.5, dtype=dtype))
+    chi = dist.TransformedDistribution(dist.Chi2(torch.tensor(float(dim), dtype=dtype)), [power])
+    for radius, reference in ((chi, normal), (student_radius(dim, torch.tensor(5.0, dtype=dtype)), student)):
+        centre = loc.clone().requires_grad_()
+        found = Elliptical(loc, tril, radius).log_prob(centre)
+        assert found.item() == pytest.approx(reference.logpdf(np.ones(dim)), abs=1e-12 if dtype.itemsize == 8 else 1e-4)
+        assert bool(torch.autograd.grad(found, centre)[0].isfinite().all())
+
+
+def test_gompertz_says_that_its_moments_have_no_closed_form() -> None:
+    for moment in ("mean", "variance"):
+        with pytest.raises(
+            NotImplementedError, match=r"Expected a moment in closed form; got Gompertz.*Write d\.sample"
+        ):
+            getattr(Gompertz(tensor(1.0)), moment)
+
+
 def test_elliptical_draws_have_the_law_of_every_projection() -> None:
     draws = Elliptical(LOC, TRIL, student_radius(3, tensor(5.0))).rsample((20_000,)).numpy()
     for direction in np.array([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, -1, 0.5]]):

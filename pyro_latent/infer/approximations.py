@@ -20,6 +20,7 @@ import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from pyro import poutine
 from pyro.infer import MCMC
@@ -55,7 +56,7 @@ class GaussianGuide(AutoMultivariateNormal):
         log_evidence: Laplace's estimate of log p(x), in nats, where the guide is Laplace's; else None.
 
     Raises:
-        ValueError: if the shapes do not fit each other, or the matrix is not positive definite.
+        ValueError: if the shapes do not fit each other, or the matrix is not symmetric or not positive definite.
         ModelError: at the first call, if the model has not D unconstrained latent dimensions.
     """
 
@@ -64,6 +65,12 @@ class GaussianGuide(AutoMultivariateNormal):
             raise ValueError(
                 f"Expected loc of shape [D] and covariance_matrix of shape [D, D]; got {list(loc.shape)} and "
                 f"{list(covariance_matrix.shape)}. Flatten the latents, in the order of the model."
+            )
+        asymmetry = float((covariance_matrix - covariance_matrix.mT).abs().max())
+        if asymmetry > torch.finfo(covariance_matrix.dtype).eps ** 0.5 * float(covariance_matrix.abs().max()):
+            raise ValueError(
+                f"Expected covariance_matrix to be symmetric; got entries that differ by {asymmetry:.3g} from those "
+                "across the diagonal. Write L @ L.mT if it is a factor L, or (C + C.mT) / 2."
             )
         factor, failed = torch.linalg.cholesky_ex(covariance_matrix)
         if bool(failed) or not bool(factor.isfinite().all()):
@@ -126,24 +133,38 @@ def laplace(
         max_steps: L-BFGS iterations.
 
     Raises:
-        ModelError: if no mode is found, or where the climb ends the curvature is not that of one.
+        ModelError: if a plate subsamples its data, if no mode is found, or where the climb ends the curvature is not
+            that of one.
 
     Source: [1]; Bishop 2006 (4.131)-(4.137).
     """
     guide = _ModeGuide(model, init_loc_fn=init_loc_fn)
     with poutine.block():
         guide(*args, **kwargs)
+    _check_whole(_traces(guide, args, kwargs)[1])
     _climb(guide, args, kwargs, max_steps)
     loss = _negative_log_density(guide, args, kwargs)
     curvature = hessian(loss, guide.loc).detach()
     eigenvalues = torch.linalg.eigvalsh(curvature)
     _check_mode(torch.autograd.grad(_negative_log_density(guide, args, kwargs), guide.loc)[0], curvature, eigenvalues)
-    result = GaussianGuide(model, guide.loc.detach(), torch.linalg.inv(curvature))
+    inverse = torch.linalg.inv(curvature)
+    result = GaussianGuide(model, guide.loc.detach(), (inverse + inverse.mT) / 2)
     with poutine.block():
         result(*args, **kwargs)
     log_volume = len(eigenvalues) / 2 * math.log(2 * math.pi) - eigenvalues.log().sum().item() / 2
     result.log_evidence = log_volume - loss.item()
     return result
+
+
+def _check_whole(trace: poutine.Trace) -> None:
+    """A density over a part of the data is another one at each run, and has no mode to climb to."""
+    for _, site in samples_of(trace):
+        for frame in site["cond_indep_stack"]:
+            if frame.full_size is not None and frame.size != frame.full_size:
+                raise ModelError(
+                    f"Expected a model over all of its data; got plate {frame.name!r} with {frame.size} of "
+                    f"{frame.full_size}. Pass the whole data, with no subsample_size."
+                )
 
 
 def _climb(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], max_steps: int) -> None:
@@ -182,15 +203,20 @@ def _check_mode(gradient: Tensor, curvature: Tensor, eigenvalues: Tensor) -> Non
 
 def _negative_log_density(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """-log p(x, z) at the guide's location, with the Jacobian of unconstrained space."""
+    guide_trace, model_trace = _traces(guide, args, kwargs)
+    return torch.as_tensor(guide_trace.log_prob_sum() - model_trace.log_prob_sum())
+
+
+def _traces(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
+    """Of the guide, and of the model at its values."""
     with poutine.block(hide_types=["sample"]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
-    return guide_trace.log_prob_sum() - model_trace.log_prob_sum()
+        return guide_trace, poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
 def moment_matching(
     model: Callable[..., Any],
-    samples: MCMC | ImportanceSample | Mapping[str, Tensor],
+    samples: MCMC | ImportanceSample | Mapping[str, Tensor | np.ndarray[Any, Any]],
     *args: Any,
     covariance: Literal["full", "diagonal"] = "full",
     **kwargs: Any,
@@ -202,18 +228,21 @@ def moment_matching(
     Args:
         model: a Pyro model with continuous latents.
         samples: draws of the posterior: an ``MCMC`` that has run; the result of ``importance_sampling`` or
-            ``naive_monte_carlo`` with ``keep_samples=True``, weighted; or by site, ``[S] + shape``.
+            ``naive_monte_carlo`` with ``keep_samples=True``, weighted; or by site, ``[S] + shape``, tensors or arrays.
         *args, **kwargs: the model's arguments.
         covariance: ``"full"``, or ``"diagonal"`` for the best factorised q: the product of the marginals' Gaussians.
 
     Raises:
         DataError: if sites or shapes are not the model's, a draw is not finite, or there are too few for a covariance.
+        TypeError: if ``samples`` is none of these.
         ValueError: if ``covariance`` is neither.
 
     Source: [1], "if we minimised KL(p ‖ q)"; Bishop 2006 (10.16)-(10.17), §10.7.
     """
     if covariance not in ("full", "diagonal"):
-        raise ValueError(f"Expected covariance to be 'full' or 'diagonal'; got {covariance!r}.")
+        raise ValueError(
+            f"Expected covariance to be 'full' or 'diagonal'; got {covariance!r}. Write 'diagonal' for a factorised q."
+        )
     values, weights = _weighted_draws(samples)
     draws = _unconstrained(model, values, args, kwargs)
     weights = torch.full_like(draws[:, 0], 1 / len(draws)) if weights is None else weights.to(draws)
@@ -230,8 +259,13 @@ def moment_matching(
 def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
     if isinstance(samples, MCMC):
         return samples.get_samples(), None
+    if isinstance(samples, Mapping):
+        return {name: torch.as_tensor(value) for name, value in samples.items()}, None
     if not isinstance(samples, ImportanceSample):
-        return samples, None
+        raise TypeError(
+            f"Expected an MCMC, an ImportanceSample or draws by site; got {type(samples).__name__}. Write "
+            '{"mean": draws}, with the draws along the first dimension.'
+        )
     if not samples.samples:
         raise DataError(
             "Expected an importance sample with its draws; got one without. Write keep_samples=True where it is made, "
@@ -249,10 +283,11 @@ def _unconstrained(
     sites = {name: site for name, site in samples_of(trace) if not site["is_observed"]}
     shapes = {n: list(s["value"].shape) for n, s in sites.items()}
     found = {n: list(v.shape[1:]) for n, v in values.items()}
-    if found != shapes or len({len(v) for v in values.values()}) != 1:
+    counts = {len(v) if v.dim() else 0 for v in values.values()}
+    if found != shapes or len(counts) != 1 or 0 in counts:
         raise DataError(
             f"Expected draws of the latent sites, with shapes {shapes} after one number of draws; got {found}, with "
-            f"{sorted({len(v) for v in values.values()})} draws. Give all latents, the draws along the first dimension."
+            f"{sorted(counts)} draws. Give all latents, the draws along the first dimension."
         )
     flat = [biject_to(s["fn"].support).inv(values[n]).reshape(len(values[n]), -1) for n, s in sites.items()]
     draws = torch.cat(flat, -1).detach()

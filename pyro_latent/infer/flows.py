@@ -18,8 +18,9 @@ Source: ``docs/sources.md`` [2], "normalizing flows"; Rezende and Mohamed 2015 (
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import functools
+from collections.abc import Callable, Iterator, Sequence
+from os import PathLike
 from typing import Any
 
 import pyro
@@ -33,9 +34,10 @@ from pyro.infer.autoguide.initialization import InitMessenger, init_to_median
 from pyro.nn import PyroModule
 from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
-from tqdm.auto import tqdm
+from torch.distributions.utils import _sum_rightmost
 
-from ..errors import DataError, ModelError
+from ..errors import CheckpointError, DataError, check_count
+from .flow_fit import FlowFit, FlowTraining, Settings
 
 __all__ = [
     "ElementwiseAffine",
@@ -44,6 +46,7 @@ __all__ = [
     "FlowFit",
     "FlowGuide",
     "FlowPosterior",
+    "Reverse",
     "make_flow",
     "push",
 ]
@@ -101,6 +104,64 @@ class ElementwiseSpline(TransformModule):
         return self.spline.log_abs_det_jacobian(x, y).sum(-1)
 
 
+class Reverse(TransformModule):
+    """The coordinates from the last to the first: between layers that treat them unlike.
+
+    It has no tensors, so it acts on every device; the permutation of Pyro's ``permute`` stays where it was made.
+    """
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+    volume_preserving = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+
+    def _call(self, x: Tensor) -> Tensor:
+        return x.flip(-1)
+
+    def _inverse(self, y: Tensor) -> Tensor:
+        return y.flip(-1)
+
+    def log_abs_det_jacobian(self, x: Tensor, y: Tensor) -> Tensor:
+        return x.new_zeros(x.shape[:-1])
+
+
+class _Flow(ComposeTransformModule):
+    """Pyro's chain, which can be copied and pickled after use."""
+
+    def __getstate__(self) -> Any:
+        _forget(self)
+        return super().__getstate__()
+
+
+class _ConditionalFlow(ConditionalComposeTransformModule):
+    """The same for layers with a context."""
+
+    def __getstate__(self) -> Any:
+        _forget(self)
+        return dict(vars(self))
+
+
+def _parts(flow: Any) -> Iterator[Any]:
+    """A transform, or a module that has some, and all that it is made of."""
+    yield flow
+    inner = [*getattr(flow, "parts", ()), *getattr(flow, "transforms", ())]
+    for part in [*inner, *(flow.children() if isinstance(flow, torch.nn.Module) else ())]:
+        yield from _parts(part)
+
+
+def _forget(flow: Any) -> None:
+    """Drop what transforms remember of their last draw: it belongs to a graph, which cannot be copied."""
+    for part in _parts(flow):
+        if "_cached_x_y" in vars(part):
+            part._cached_x_y = None, None
+        for name, value in vars(part).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(part)[name] = None
+
+
 def _quiet(layer: Any) -> Any:
     """The layer with its free splines near the identity: Pyro draws them so wild that a fit starts with spikes."""
     for name, parameter in layer.named_parameters():
@@ -132,7 +193,7 @@ _CONDITIONAL_LAYERS: dict[str, Callable[[int, int, Sequence[int]], Any]] = {
     ),
 }
 _COUPLED = ("affine_coupling", "spline_coupling", "affine_autoregressive", "spline_autoregressive")
-_NO_INVERSE = "has no inverse in closed form; use 'affine_coupling', 'spline_coupling' or 'spline_autoregressive'."
+_NO_INVERSE = "has no inverse in closed form. Use 'affine_coupling', 'spline_coupling' or 'spline_autoregressive'."
 
 
 def make_flow(
@@ -152,7 +213,9 @@ def make_flow(
 
     Returns:
         A ``ComposeTransformModule``: a torch transform and a module, with the parameters of all layers in float32;
-        ``.double()`` makes them float64. With a context, a ``ConditionalComposeTransformModule``.
+        ``.double()`` makes them float64, and ``.to(device)`` moves all of it. With a context, a
+        ``ConditionalComposeTransformModule``. A copy or a pickle of either has no memory of its last draw, nor has the
+        original then.
 
     Raises:
         ValueError: if an argument is not as above.
@@ -161,10 +224,9 @@ def make_flow(
     """
     known = _LAYERS if context_dim is None else _CONDITIONAL_LAYERS
     if kind not in known:
-        raise ValueError(f"Expected kind to be one of {sorted(known)}; got {kind!r}.")
+        raise ValueError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
     for name, value in {"dim": dim, "length": length, "context_dim": 1 if context_dim is None else context_dim}.items():
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-            raise ValueError(f"Expected {name} to be an integer of at least 1; got {value!r}.")
+        check_count(name, value)
     if kind in _COUPLED and dim < 2:
         raise ValueError(
             f"Expected dim of at least 2 for {kind!r}, which couples coordinates; got {dim}. Use 'spline'."
@@ -172,12 +234,12 @@ def make_flow(
     layers: list[Any] = []
     for k in range(length):
         if k and kind in _COUPLED:
-            layers.append(T.permute(dim, torch.arange(dim - 1, -1, -1)))
+            layers.append(Reverse())
         if context_dim is None:
             layers.append(_LAYERS[kind](dim, hidden))
         else:
             layers.append(_CONDITIONAL_LAYERS[kind](dim, context_dim, hidden))
-    return ComposeTransformModule(layers) if context_dim is None else ConditionalComposeTransformModule(layers)
+    return _Flow(layers) if context_dim is None else _ConditionalFlow(layers)
 
 
 def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,7 +257,8 @@ def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     terms = []
     for part in getattr(flow, "parts", [flow]):
         moved = part(z)
-        terms.append(part.log_abs_det_jacobian(z, moved))
+        term = part.log_abs_det_jacobian(z, moved)
+        terms.append(_sum_rightmost(term, max(term.dim() - z.dim() + 1, 0)))  # by coordinate, of an elementwise map
         z = moved
     return z, torch.stack(torch.broadcast_tensors(*terms), -1)
 
@@ -205,7 +268,8 @@ class FlowGuide(AutoNormalizingFlow):
 
     The noise N(0, I) goes through the flow and then through a trained location and scale for each coordinate, so that
     the mean-field Gaussian is the special case without a flow, and a posterior far from zero, or in other units, is
-    within reach. The parameters are of the latents' dtype and device. Fit it by ``SVI``, as any autoguide.
+    within reach. The parameters are of the latents' dtype and device. Fit it by ``SVI``, as any autoguide. A deep copy
+    shares the model; a pickle leaves it out, as that of any autoguide, so pickle a guide that has been called.
 
     Args:
         model: a Pyro model with continuous latents.
@@ -231,10 +295,15 @@ class FlowGuide(AutoNormalizingFlow):
         init_scale: float = 0.5,
     ) -> None:
         if not init_scale > 0:
-            raise ValueError(f"Expected init_scale to be positive; got {init_scale}.")
+            raise ValueError(
+                f"Expected init_scale to be positive; got {init_scale}. Write init_scale=0.5, the default."
+            )
         if isinstance(flow, str) and flow not in _LAYERS:
-            raise ValueError(f"Expected flow to be one of {sorted(_LAYERS)}, or a function; got {flow!r}.")
-        make = flow if callable(flow) else lambda dim: make_flow(flow, dim, length=length, hidden=hidden)
+            raise ValueError(
+                f"Expected flow to be one of {sorted(_LAYERS)}, or a function; got {flow!r}. Try 'affine_coupling' "
+                "first, or write lambda dim: make_flow(...)."
+            )
+        make = flow if callable(flow) else functools.partial(make_flow, flow, length=length, hidden=hidden)
         super().__init__(InitMessenger(init_loc_fn)(model), make)
         self._init_scale = init_scale
 
@@ -243,24 +312,56 @@ class FlowGuide(AutoNormalizingFlow):
         loc = self._init_loc()
         flow = self._init_transform_fn(self.latent_dim)
         parts = [*getattr(flow, "parts", [flow]), ElementwiseAffine(loc, self._init_scale)]
-        self.transform = ComposeTransformModule(parts).to(loc)
-        self._prototype_tensor = loc
+        self.transform = _Flow(parts).to(loc)
+
+    @property
+    def _parameter(self) -> Tensor:
+        flow: Any = self.transform
+        found: Tensor = next(flow.parameters())
+        return found
+
+    def get_base_dist(self) -> Any:
+        """N(0, I), where the parameters are now."""
+        like = self._parameter
+        return dist.Normal(like.new_zeros(1), like.new_ones(1)).expand([self.latent_dim]).to_event(1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        model = self._model
+        try:
+            return dict(super().__getstate__())  # Pyro's takes the model away from the guide itself
+        finally:
+            self._model = model
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> FlowGuide:
+        _forget(self)
+        memo[id(self.prototype_trace)] = self.prototype_trace  # is read only, and may hold a graph
+        new: FlowGuide = type(self).__new__(type(self))
+        memo[id(self)] = new
+        new.__setstate__(copy.deepcopy(self.__getstate__(), memo))
+        new._model = self._model
+        return new
 
     @torch.no_grad()
     def quantiles(
         self, quantiles: Sequence[float] | Tensor, *args: Any, num_samples: int = 10_000, **kwargs: Any
     ) -> dict[str, Tensor]:
-        """Marginal quantiles of every latent, ``[quantiles] + shape``, from draws of the flow."""
+        """Marginal quantiles of every latent, ``[quantiles] + shape``, from draws of the flow.
+
+        The draws have a seed of their own: torch's random state stays as it is, and two calls find the same.
+        """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        draws = self.get_posterior(*args, **kwargs).sample((num_samples,))
+        place = self._parameter.device
+        with torch.random.fork_rng([place] if place.type == "cuda" else []):
+            torch.manual_seed(0)
+            draws = self.get_posterior(*args, **kwargs).sample((num_samples,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         found = torch.stack([torch.quantile(draws, level, 0) for level in levels])
         # Bijections of one coordinate keep its quantiles; others (a simplex) are not monotone in each, nor quantiles.
         return {name: torch.stack([dict(self._sites(row))[name] for row in found]) for name, _ in self._sites(found[0])}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The marginal median of every latent, from draws of the flow."""
+        """The marginal median of every latent, as :meth:`quantiles`."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     def _sites(self, latent: Tensor) -> list[tuple[str, Tensor]]:
@@ -297,12 +398,14 @@ class FlowPosterior(dist.TransformedDistribution):
     ) -> None:
         if loc.dim() == 0 or loc.shape != scale.shape:
             raise ValueError(
-                f"Expected loc and scale of one shape [..., D]; got {list(loc.shape)} and {list(scale.shape)}."
+                f"Expected loc and scale of one shape [..., D]; got {list(loc.shape)} and {list(scale.shape)}. Write "
+                "loc, scale = torch.broadcast_tensors(loc, scale)."
             )
         conditional = hasattr(flow, "condition")
         if conditional != (context is not None):
             wanted = "a context for a conditional flow" if conditional else "no context for a flow without one"
-            raise ValueError(f"Expected {wanted}; got {'none' if context is None else list(context.shape)}.")
+            fix = "Write context=" if conditional else "Leave it out, or write make_flow(..., context_dim=)"
+            raise ValueError(f"Expected {wanted}; got {'none' if context is None else list(context.shape)}. {fix}.")
         self.flow = flow.condition(context) if conditional else flow
         super().__init__(dist.Normal(loc, scale).to_event(1), [self.flow], validate_args=validate_args)
 
@@ -318,21 +421,6 @@ class FlowPosterior(dist.TransformedDistribution):
             raise ValueError(
                 f"Expected the last draw of this distribution; got another value, and its flow {_NO_INVERSE}"
             ) from None
-
-
-@dataclass(frozen=True, eq=False)
-class FlowFit:
-    """What :meth:`FlowDensity.fit` did.
-
-    Attributes:
-        log_likelihood: of the batch at each step, the mean per point in nats, float64 ``[steps]``.
-        held_out: of the held-out points, mean per point in nats, at the steps in ``checked``; empty without any.
-        checked: the steps at which the held-out points were scored.
-    """
-
-    log_likelihood: Tensor
-    held_out: Tensor
-    checked: list[int]
 
 
 class FlowDensity(PyroModule):
@@ -368,14 +456,30 @@ class FlowDensity(PyroModule):
         # Without torch's own checks, so that a fit that diverges ends in the error of fit.
         return dist.TransformedDistribution(noise.to_event(1), [self.flow.inv, units], validate_args=False)
 
+    def terms(self, x: Tensor) -> Tensor:
+        """log p(x) by terms, ``[..., 2 + K]``: minus log spread, each layer's log-determinant, and log p_z(f(x))."""
+        z, layers = push(self.flow, (x - self.shift) / self.spread)
+        noise = dist.Normal(torch.zeros_like(z), torch.ones_like(z), validate_args=False).log_prob(z).sum(-1)
+        units = -self.spread.log().sum().expand(noise.shape)
+        return torch.cat([units.unsqueeze(-1), layers, noise.unsqueeze(-1)], -1)
+
+    def __getstate__(self) -> dict[str, Any]:
+        _forget(self)
+        return dict(super().__getstate__())
+
     def forward(self, data: Tensor) -> Tensor:
         """The Pyro model: site ``x`` in plate ``data``; ``data`` is ``[N, D]``."""
         with pyro.plate("data", len(data)):
             return pyro.sample("x", self.distribution, obs=data)
 
     def log_prob(self, x: Tensor) -> Tensor:
-        """log p(x) in nats, ``[...]``, for x ``[..., D]``."""
+        """log p(x) in nats, ``[...]``, for x ``[..., D]`` of the density's dtype and device.
+
+        Raises:
+            DataError: if x is not as above, or not finite.
+        """
         self._check(x)
+        _check_like("x", x, self.shift)
         return self.distribution.log_prob(x)
 
     @torch.no_grad()
@@ -383,8 +487,9 @@ class FlowDensity(PyroModule):
         """Draws, ``[num_samples, D]``, from torch's random state.
 
         Raises:
-            ValueError: if the flow has no inverse.
+            ValueError: if the flow has no inverse, or ``num_samples`` is no integer of at least 1.
         """
+        num_samples = check_count("num_samples", num_samples)
         try:
             return self.distribution.sample((num_samples,))
         except (KeyError, NotImplementedError):
@@ -400,6 +505,8 @@ class FlowDensity(PyroModule):
         held_out: Tensor | None = None,
         check_every: int = 25,
         progress: bool = False,
+        checkpoint: str | PathLike[str] | None = None,
+        checkpoint_every: int = 100,
     ) -> FlowFit:
         """Maximum likelihood by Adam, the rate falling to zero along a cosine; the module takes the data's dtype.
 
@@ -407,23 +514,31 @@ class FlowDensity(PyroModule):
         kept.
 
         Args:
-            data: the points, ``[N, D]``, finite and floating; no column constant.
+            data: the points, ``[N, D]``, N at least 2, finite and floating; no column constant.
             max_steps: steps of Adam.
             learning_rate: its rate at the start.
             batch_size: points a step, drawn with replacement from torch's random state; all of them by default.
-            held_out: points that are scored, not fitted, ``[M, D]``.
+            held_out: points that are scored, not fitted, ``[M, D]``, of the data's dtype and device.
             check_every: steps between two scores of these.
             progress: whether to show a bar.
+            checkpoint: a file. It is written before the first step and after every ``checkpoint_every``; where it
+                exists the fit goes on from it, with its random state: a run that was killed ends where it would have
+                ended. Delete it to begin anew.
+            checkpoint_every: steps between two writes.
 
         Raises:
             DataError: if the data is not as above.
-            ValueError: if ``max_steps``, ``batch_size`` or ``check_every`` is below 1.
-            ModelError: if the likelihood is no longer finite; the parameters are then those of the last check.
+            ValueError: if ``max_steps``, ``batch_size``, ``check_every`` or ``checkpoint_every`` is below 1.
+            CheckpointError: if the file is of another flow, other data or other arguments; the density is then as it
+                was.
+            ModelError: if the likelihood or a parameter is no longer finite, naming the step and the first term of
+                :meth:`terms` that is not; the parameters are then the last that had a finite one, those before the
+                step that spoiled them. Looked for every ``check_every`` steps, and before a checkpoint is written.
         """
-        counts = {"max_steps": max_steps, "batch_size": batch_size, "check_every": check_every}
+        counts = {"max_steps": max_steps, "check_every": check_every, "checkpoint_every": checkpoint_every}
+        counts |= {} if batch_size is None else {"batch_size": batch_size}
         for name, value in counts.items():
-            if value is not None and value < 1:
-                raise ValueError(f"Expected {name} of at least 1; got {value}.")
+            check_count(name, value)
         self._check(data, held_out)
         for x in (data, held_out):
             if x is not None and x.dim() != 2:
@@ -431,31 +546,41 @@ class FlowDensity(PyroModule):
                     f"Expected points of shape [N, {self.dim}]; got shape {list(x.shape)}. Write x.reshape(-1, "
                     f"{self.dim})."
                 )
+        if held_out is not None:
+            _check_like("held_out", held_out, data)
+        for name, x, least in (("data", data, 2), ("held_out", held_out, 1)):
+            if x is not None and len(x) < least:
+                raise DataError(f"Expected {name} of at least {least} points; got {len(x)}. Give more points.")
+        settings = Settings(max_steps, learning_rate, batch_size, check_every)
+        training = self._prepared(data, held_out, settings, checkpoint)
+        return training.run(checkpoint, checkpoint_every, progress)
+
+    def _prepared(
+        self, data: Tensor, held_out: Tensor | None, settings: Settings, checkpoint: str | PathLike[str] | None
+    ) -> FlowTraining:
+        """The fit where it begins or goes on; where the checkpoint is refused, the density stays as it was."""
+        before = self.state_dict()
         self._standardise(data)
-        optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, max_steps)
-        record = _Record(self, held_out)
-        for step in tqdm(range(max_steps), disable=not progress, desc="flow"):
-            loss = -self.distribution.log_prob(_batch(data, batch_size)).mean()
-            record.values.append(-loss.detach())
-            if step % check_every == 0:
-                record.check(step)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-        record.check(max_steps)
-        return record.finish()
+        training = FlowTraining(self, data, held_out, settings)
+        if checkpoint is not None:
+            try:
+                training.start(checkpoint)
+            except CheckpointError:
+                self.to(before["shift"])
+                self.load_state_dict(before)
+                raise
+        return training
 
     def _standardise(self, data: Tensor) -> None:
         """Take the dtype, device, mean and standard deviation of the data."""
-        self.to(data)
-        self.shift, self.spread = data.mean(0), data.std(0, correction=0)
-        if not bool((self.spread > 0).all()):
-            constant = [i for i, s in enumerate(self.spread.tolist()) if s == 0]
+        spread = data.std(0, correction=0)
+        if not bool((spread > 0).all()):
+            constant = [i for i, s in enumerate(spread.tolist()) if s == 0]
             raise DataError(
                 f"Expected columns that vary; got column {constant} constant. A flow has a density: drop constants."
             )
+        self.to(data)
+        self.shift, self.spread = data.mean(0), spread
 
     def _check(self, *points: Tensor | None) -> None:
         for x in points:
@@ -463,41 +588,17 @@ class FlowDensity(PyroModule):
                 continue
             if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.dim:
                 found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-                raise DataError(f"Expected a floating tensor of shape [..., {self.dim}]; got {found}.")
+                raise DataError(
+                    f"Expected a floating tensor of shape [..., {self.dim}]; got {found}. Write "
+                    "torch.as_tensor(x).float(), and make the FlowDensity with the number of columns."
+                )
             if not bool(x.isfinite().all()):
                 raise DataError("Expected finite data; got NaN or infinity. Drop those rows: x[x.isfinite().all(-1)].")
 
 
-class _Record:
-    """The likelihoods of a fit, and the parameters to keep: the best by held-out points, else the last."""
-
-    def __init__(self, density: FlowDensity, held_out: Tensor | None) -> None:
-        self.density, self.held_out = density, held_out
-        self.values: list[Tensor] = []
-        self.scores: list[float] = []
-        self.steps: list[int] = []
-        self._good = copy.deepcopy(density.state_dict())
-
-    @torch.no_grad()
-    def check(self, step: int) -> None:
-        """Score the held-out points; on the host only here, so that steps do not wait for the device."""
-        if not bool(torch.stack(self.values).isfinite().all()):
-            self.density.load_state_dict(self._good)
-            raise ModelError(
-                f"Expected a finite likelihood; got {self.values[-1].item()} by step {step}. Lower learning_rate."
-            )
-        if self.held_out is not None:
-            self.scores.append(self.density.distribution.log_prob(self.held_out).mean().item())
-            self.steps.append(step)
-        if self.held_out is None or self.scores[-1] == max(self.scores):
-            self._good = copy.deepcopy(self.density.state_dict())
-
-    def finish(self) -> FlowFit:
-        """Leave the density with the parameters that are kept."""
-        self.density.load_state_dict(self._good)
-        held_out = torch.tensor(self.scores, dtype=torch.float64)
-        return FlowFit(torch.stack(self.values).double().cpu(), held_out, self.steps)
-
-
-def _batch(data: Tensor, size: int | None) -> Tensor:
-    return data if size is None else data[torch.randint(len(data), (size,), device=data.device)]
+def _check_like(name: str, x: Tensor, like: Tensor) -> None:
+    if x.dtype != like.dtype or x.device != like.device:
+        raise DataError(
+            f"Expected {name} in {like.dtype} on {like.device}; got {x.dtype} on {x.device}. Write {name}.to"
+            f"(dtype={like.dtype}, device={str(like.device)!r})."
+        )
