@@ -29,6 +29,7 @@ from pyro_latent.compare import Comparison, compare
 from pyro_latent.diagnostics import calibrate, evidence
 
 DATA = Path(__file__).parent / "data" / "old_faithful.csv"
+UNITS = {"intercept": "min", "slope": "min per min", "precision": "min⁻²"}
 
 
 def separate(duration: Tensor, waiting: Tensor) -> None:
@@ -80,7 +81,7 @@ def main(arguments: Sequence[str] | None = None) -> Comparison:
     print(found)
     options.out.mkdir(parents=True, exist_ok=True)
     found.save_html(options.out / "posteriors.html")
-    plotting.plot_densities(found).savefig(options.out / "densities.png")
+    plotting.plot_densities(found, units=UNITS).savefig(options.out / "densities.png")
     idata = {name: to_arviz(separate, getattr(m, "guide", m), *data) for name, m in given.items()}
     forest = plotting.plot_forest(idata, ["intercept"], figsize=(5, 2.2), textsize=8)
     np.ravel(forest)[0].figure.savefig(options.out / "forest.png", bbox_inches="tight")

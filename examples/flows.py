@@ -112,6 +112,8 @@ def draw_posteriors(x: Tensor, found: dict[str, dict[str, Posterior]], path: Pat
                 draws = found[name][label].sample.samples
                 axes.plot(draws["first"][:400], draws["second"][:400], ".", color="#D55E00", markersize=2)
                 axes.set(aspect="equal", xlim=(-5, 5), ylim=(-5, 5), title=f"{name}: {label}")
+                axes.set(xlabel="first", ylabel="second")
+                axes.label_outer()
         figure.savefig(path, dpi=130)
 
 
@@ -198,13 +200,14 @@ def draw_densities(shown: dict[str, tuple[FlowDensity, Tensor]], path: Path) -> 
         draw_density(left, *shown["Old Faithful"], "Old Faithful")
         left.set(xlabel="duration of the eruption (min)", ylabel="time to the next one (min)")
         draw_density(right, *shown["half circles"], "two half circles")
+        right.set(xlabel="first column", ylabel="second column")
         figure.savefig(path, dpi=130)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Posterior]]:
     """Fit, print and draw; returns the posteriors by model and guide."""
     parser = argparse.ArgumentParser(description="Normalizing flows beside Gaussians.")
-    parser.add_argument("--steps", type=int, default=800, help="steps of each fit (default: 800)")
+    parser.add_argument("--steps", type=int, default=600, help="steps of each fit (default: 600)")
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the pictures")
     options = parser.parse_args(arguments)
     options.out.mkdir(parents=True, exist_ok=True)

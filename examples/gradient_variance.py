@@ -238,10 +238,10 @@ def draw_picture(digits: Course, linear: Course, path: Path) -> None:
 def draw(
     axes: Axes, course: Course, variance: Callable[[str], list[float]], colours: Mapping[str, str], what: str
 ) -> None:
-    """One variance of every estimator against the steps."""
+    """One variance of every estimator against the steps, in nats²: parameters have no unit."""
     for name, colour in colours.items():
         axes.plot(course.steps, variance(name), "o-", markersize=2.5, linewidth=1.2, color=colour, label=name)
-    axes.set(xscale="symlog", yscale="log", xlabel="steps of training", ylabel="variance")
+    axes.set(xscale="symlog", yscale="log", xlabel="steps of training", ylabel="variance (nats²)")
     axes.set_title(f"{course.name}: {what}")
     axes.set_xlim(left=0)
 

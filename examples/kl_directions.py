@@ -165,7 +165,7 @@ def draw_path(paths: dict[float, Tensor], precisions: dict[float, Tensor], path:
     """Left one path over the density, right the distances of all with the predicted lines."""
     shown = sorted(paths)[1]
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 2.9), layout="constrained")
+        figure = Figure(figsize=(7.4, 2.9), layout="constrained")
         left, right = figure.subplots(1, 2)
         covariance = torch.linalg.inv(precisions[shown])
         for deviations in (1, 2, 3):
@@ -184,7 +184,7 @@ def draw_path(paths: dict[float, Tensor], precisions: dict[float, Tensor], path:
             right.plot(sweeps, distance[0] * rate ** (sweeps - 1), color=colour, linewidth=0.8)
         right.set(yscale="log", xlabel="sweep", ylabel="|mean of second - its end|", title="lines: predicted by ρ²")
         right.set_ylim(bottom=1e-8)
-        right.legend(fontsize=7)
+        right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
         figure.savefig(path, dpi=160)
 
 

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .arviz_core import is_tree
+from .errors import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -75,7 +76,9 @@ def colours(names: Sequence[str]) -> dict[str, str]:
 
 
 def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
-    """Nats below the best ELBO against the clock, both logarithmic; of each method the best learning rate is bold.
+    """Nats below the best ELBO against the clock, both logarithmic.
+
+    Of each method the best learning rate is bold, and a higher one darker.
 
     Args:
         race: what :func:`pyro_latent.race.race` returned.
@@ -85,20 +88,18 @@ def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
         figure = _figure(5.6, 3.2)
         axes = figure.subplots()
         _draw_gaps(axes, race)
-        thin = len(race.runners) > len(race.chosen())
-        axes.set_title(title + (" (thin: other learning rates)" if thin else ""))
+        axes.set_title(title)
         figure.canvas.draw()  # lays the figure out while the style holds
     return figure
 
 
 def _draw_gaps(axes: Axes, race: Race) -> None:
     chosen, floor = race.chosen(), race.floor
-    colour = colours([r.group for r in race.runners.values()])
+    colour = _shades(race)
     for r in race.runners.values():
         gaps = [max(race.best - lap.elbo, floor) for lap in r.laps]
-        bold = chosen[r.group] is r
-        width, level, mark = (1.6, 3, "o") if bold else (0.5, 2, "")
-        look: Any = {"color": colour[r.group], "linewidth": width, "zorder": level, "marker": mark}
+        width, level, mark = (1.8, 3, "o") if chosen[r.group] is r else (0.8, 2, "")
+        look: Any = {"color": colour[r.name], "linewidth": width, "zorder": level, "marker": mark}
         axes.plot([lap.seconds for lap in r.laps], gaps, markevery=[-1], markersize=4, **look)
     if floor < 1.0:
         axes.axhline(1.0, color="0.5", linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
@@ -109,18 +110,43 @@ def _draw_gaps(axes: Axes, race: Race) -> None:
     )
     axes.set(xscale="log", yscale="log", xlabel=f"seconds, on {race.device}", ylabel="nats below the best")
     axes.set_ylim(bottom=floor / 2)
-    _label_lines(
-        axes, [(r.laps[-1].seconds, max(race.best - r.laps[-1].elbo, floor), n) for n, r in chosen.items()], colour
-    )
+    handles = _handles(race, colour)
+    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.12, 1.0), borderaxespad=0, handlelength=1.2)
 
 
-def _label_lines(axes: Axes, ends: Sequence[tuple[float, float, str]], colour: Mapping[str, str]) -> None:
-    """A legend in the order of the lines' ends, from the top."""
+def _shades(race: Race) -> dict[str, Any]:
+    """A colour for each run: one for each method, from light to dark with its learning rate."""
+    from matplotlib.colors import to_rgb
+
+    found: dict[str, Any] = {}
+    for group, colour in colours([r.group for r in race.runners.values()]).items():
+        names = _by_rate(race, group)
+        for name, depth in zip(names, np.linspace(-0.5, 0.45, len(names)) if len(names) > 1 else [0.0], strict=True):
+            towards = np.ones(3) if depth < 0 else np.zeros(3)
+            found[name] = tuple((1 - abs(depth)) * np.array(to_rgb(colour)) + abs(depth) * towards)
+    return found
+
+
+def _by_rate(race: Race, group: str) -> list[str]:
+    """The runs of one method, the smallest learning rate first."""
+    found = [r for r in race.runners.values() if r.group == group]
+    return [r.name for r in sorted(found, key=lambda r: float(r.rate or 0))]
+
+
+def _handles(race: Race, colour: Mapping[str, Any]) -> list[Any]:
+    """What the legend lists: the methods, the one that ends lowest last, each with its learning rates."""
     from matplotlib.lines import Line2D
 
-    ordered = sorted(ends, key=lambda end: -end[1])
-    handles = [Line2D([], [], color=colour[n], linewidth=1.6, label=n) for _, _, n in ordered]
-    axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.12, 1.0), borderaxespad=0, handlelength=1.2)
+    handles = []
+    for group, best in sorted(race.chosen().items(), key=lambda item: item[1].laps[-1].elbo):
+        names = _by_rate(race, group)
+        if len(names) > 1:
+            handles.append(Line2D([], [], linestyle="", label=f"{group}, rate"))
+        for name in names:
+            bold = name == best.name
+            label = race[name].rate + (" (best)" if bold else "") if len(names) > 1 else name
+            handles.append(Line2D([], [], color=colour[name], linewidth=1.8 if bold else 0.8, label=label))
+    return handles
 
 
 # ---------------------------------------------------------------------------------------------------------- comparisons
@@ -146,13 +172,20 @@ def plot_bounds(comparison: Comparison) -> Figure:
     return figure
 
 
-def plot_densities(comparison: Comparison, sites: Sequence[str] | None = None, *, panels: int = PANELS) -> Figure:
+def plot_densities(
+    comparison: Comparison,
+    sites: Sequence[str] | None = None,
+    *,
+    panels: int = PANELS,
+    units: Mapping[str, str] | None = None,
+) -> Figure:
     """The posterior density of each element of the sites, by method, the reference filled.
 
     Args:
         comparison: what :func:`pyro_latent.compare.compare` returned.
         sites: which; all that have numbers by default.
         panels: how many elements at most, in the order of the sites.
+        units: what is written below the panels, by site.
     """
     chosen = list(_elements(comparison, sites))[:panels]
     columns = min(4, max(1, len(chosen)))
@@ -163,6 +196,7 @@ def plot_densities(comparison: Comparison, sites: Sequence[str] | None = None, *
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for axes, (site, index) in zip(grid, chosen, strict=False):
             _draw_densities(axes, comparison, site, index, colour)
+            axes.set_xlabel((units or {}).get(site, ""))
         for axes in grid[len(chosen) :]:
             axes.set_axis_off()
         handles = grid[0].get_legend_handles_labels()
@@ -219,9 +253,13 @@ def plot_mixture(
 
     Args:
         data: the points, ``[N, D]``; the first two columns are drawn.
-        fits: by method, means ``[K, D]`` and covariances ``[K, D, D]``.
-        labels: of the two axes.
+        fits: by method, means ``[K, D]`` and covariances ``[K, D, D]``, or variances ``[K, D]``. From the eighth on
+            colours come again, with other dashes.
+        labels: of the two axes, both or none.
         deviations: how many standard deviations an ellipse is wide to each side.
+
+    Raises:
+        ValueError: if a shape is not as above, or there are not two labels.
     """
     from matplotlib.lines import Line2D
 
@@ -230,25 +268,42 @@ def plot_mixture(
         raise ValueError(
             f"Expected data of shape [N, D] with D >= 2; got {list(points.shape)}. Draw one column otherwise."
         )
+    if isinstance(labels, str) or len(labels) not in (0, 2):
+        raise ValueError(f'Expected two labels; got {labels!r}. Write labels=("duration (min)", "waiting time (min)").')
+    components = {name: _components(name, *fit) for name, fit in fits.items()}
     with _styled():
-        figure = _figure(3.6, 3.0)
+        figure = _figure(4.4, 3.0)
         axes = figure.subplots()
         axes.scatter(points[:, 0], points[:, 1], s=5, color="0.75", linewidths=0)
         handles = []
-        for number, (name, (means, covariances)) in enumerate(fits.items()):
+        for number, (name, (means, covariances)) in enumerate(components.items()):
             look: Any = {
-                "color": PALETTE[number],
+                "color": PALETTE[number % len(PALETTE)],
                 "linestyle": DASHES[number % 4],
                 "linewidth": 2.2 - 0.7 * min(number, 2),
             }
-            for mean, covariance in zip(_numpy(means), _numpy(covariances), strict=True):
+            for mean, covariance in zip(means, covariances, strict=True):
                 axes.add_patch(ellipse(mean[:2], covariance[:2, :2], deviations, **look))
             handles.append(Line2D([], [], label=name, **look))
         names = labels or ("first column", "second column")
         axes.set(xlabel=names[0], ylabel=names[1], title=f"Components ({deviations:g} s.d.)")
-        axes.legend(handles=handles, loc="upper left", fontsize=7, handlelength=1.6, borderaxespad=0)
+        place: Any = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}  # beside the data, not on them
+        axes.legend(handles=handles, fontsize=7, handlelength=1.6, borderaxespad=0, **place)
         figure.canvas.draw()
     return figure
+
+
+def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
+    """Means ``[K, D]`` and covariances ``[K, D, D]``, the latter also from variances."""
+    centres, spreads = _numpy(means), _numpy(covariances)
+    if centres.ndim == 2 and spreads.shape == centres.shape:
+        spreads = spreads[:, :, None] * np.eye(centres.shape[1])
+    if centres.ndim != 2 or centres.shape[1] < 2 or spreads.shape != (*centres.shape, centres.shape[1]):
+        raise ValueError(
+            f"Expected means [K, D], D >= 2, and covariances [K, D, D] of {name!r}; got {list(centres.shape)} and "
+            f"{list(spreads.shape)}. Give one matrix, or one row of variances, for each mean."
+        )
+    return centres, spreads
 
 
 def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> Any:
@@ -274,31 +329,48 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
         columns: of panels.
 
     Raises:
-        ValueError: if there are not as many words as columns of ``topics``.
+        ValueError: if there are not as many words as columns of ``topics``, if there is no topic, or a weight is
+            negative or not finite, or all of a row are 0, or ``top`` or ``columns`` is below 1.
     """
-    weights = _numpy(topics).astype(float)
-    if weights.ndim != 2 or weights.shape[1] != len(vocabulary):
-        raise ValueError(
-            f"Expected topics of shape [K, {len(vocabulary)}], one column a word; got {list(weights.shape)}."
-        )
-    shares = weights / weights.sum(1, keepdims=True)
-    columns = min(columns, len(shares))
+    shares = _shares(topics, vocabulary)
+    top, columns = check_count("top", top), min(check_count("columns", columns), len(shares))
     rows = math.ceil(len(shares) / columns)
+    best = [np.argsort(-row)[:top] for row in shares]
+    longest = max(len(str(vocabulary[i])) for words in best for i in words)
     with _styled():
-        figure = _figure(1.7 * columns, 0.16 * top * rows + 0.35 * rows)
+        figure = _figure((1.0 + 0.065 * longest) * columns, 0.16 * top * rows + 0.35 * rows + 0.15)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for number, (axes, row) in enumerate(zip(grid, shares, strict=False)):
-            best = np.argsort(-row)[:top]
-            axes.barh(range(len(best)), row[best], color=PALETTE[0], height=0.7)
-            axes.set_yticks(range(len(best)), [vocabulary[i] for i in best])
+        for number, (axes, row, words) in enumerate(zip(grid, shares, best, strict=False)):
+            axes.barh(range(len(words)), row[words], color=PALETTE[0], height=0.7)
+            axes.set_yticks(range(len(words)), [vocabulary[i] for i in words])
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
             axes.xaxis.set_major_locator(_few_ticks())
             axes.set_title(f"topic {number}")
         for axes in grid[len(shares) :]:
             axes.set_axis_off()
+        figure.supxlabel("probability of the word in the topic", fontsize=8)
         figure.canvas.draw()
     return figure
+
+
+def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
+    """Word weights over the sum of their row, ``[K, V]``."""
+    weights = _numpy(topics).astype(float)
+    if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != len(vocabulary):
+        raise ValueError(
+            f"Expected topics of shape [K, {len(vocabulary)}], one column a word; got "
+            f"{list(weights.shape)}. Give at least one topic, and the vocabulary that they were fitted with."
+        )
+    sums = weights.sum(1, keepdims=True)
+    if not (np.isfinite(weights).all() and (weights >= 0).all() and (sums > 0).all()):
+        raise ValueError(
+            f"Expected word weights that are not negative, and not all 0 in a topic; got {weights.min():.3g} at the "
+            f"least, and {sums.min():.3g} as the least sum. Give probabilities or counts, not logarithms: "
+            "log_weights.exp()."
+        )
+    found: Array = weights / sums
+    return found
 
 
 def _few_ticks() -> Any:
@@ -327,7 +399,10 @@ def plot_path(
     """
     steps = _numpy(path)
     if steps.ndim != 2 or steps.shape[1] != 2:
-        raise ValueError(f"Expected a path of shape [T, 2]; got {list(steps.shape)}.")
+        raise ValueError(
+            f"Expected a path of shape [T, 2]; got {list(steps.shape)}. Write torch.stack(means), one mean of two "
+            "coordinates for each update."
+        )
     extent = max(float(np.ptp(steps, axis=0).max()), 1e-9)
     centre = (steps.max(0) + steps.min(0)) / 2
     half = extent * (0.5 + margin)
@@ -361,9 +436,13 @@ def plot_forest(data: Mapping[str, Any], sites: Sequence[str] | None = None, **o
 
     Returns:
         Axes (ArviZ 0.x) or a ``PlotCollection`` (1.x).
+
+    Raises:
+        TypeError: if ``data`` is not by method.
     """
     import arviz
 
+    _check_named(data)
     if is_tree(arviz):
         return arviz.plot_forest(dict(data), var_names=sites, backend="matplotlib", **options)
     return arviz.plot_forest(list(data.values()), model_names=list(data), var_names=sites, combined=True, **options)
@@ -378,10 +457,24 @@ def plot_predictive(data: Any, **options: Any) -> Any:
 
 
 def plot_models(data: Mapping[str, Any], **options: Any) -> Any:
-    """Models by their leave-one-out density, by ArviZ; each of ``data`` is what :func:`~pyro_latent.to_arviz` made."""
+    """Models by their leave-one-out density, by ArviZ; each of ``data`` is what :func:`~pyro_latent.to_arviz` made.
+
+    Raises:
+        TypeError: if ``data`` is not by method.
+    """
     import arviz
 
+    _check_named(data)
     found = arviz.compare(dict(data))
     if is_tree(arviz):
         return arviz.plot_compare(found, backend="matplotlib", **options)
     return arviz.plot_compare(found, **options)
+
+
+def _check_named(data: Any) -> None:
+    # ArviZ's own containers are mappings too, of groups.
+    if not isinstance(data, Mapping) or hasattr(data, "posterior"):
+        raise TypeError(
+            f"Expected a dictionary of what to_arviz made, by method; got {type(data).__name__}. Write "
+            '{"CAVI": data}.'
+        )

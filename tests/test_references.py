@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -406,6 +407,19 @@ def test_users_scripts_reach_the_reference(script: users.Script, of_means: float
 def test_users_scripts_change_in_a_dozen_lines() -> None:
     """The driver, its imports, and the prior; docs/users-scripts.md quotes the numbers."""
     assert [users.lines_changed(script) for script in users.SCRIPTS] == [(11, 6), (9, 6), (9, 7)]
+
+
+def test_users_scripts_have_every_line_that_the_page_shows_of_them() -> None:
+    root = Path(__file__).parent.parent
+    scripts = root / "examples" / "users_scripts"
+    old, new = "", ""
+    for script in users.SCRIPTS:
+        old += (scripts / f"{script.name}.py").read_text(encoding="utf-8")
+        new += (scripts / f"{script.name}_conjugate.py").read_text(encoding="utf-8")
+    page = (root / "docs" / "users-scripts.md").read_text(encoding="utf-8")
+    shown = [line for part in page.split("```diff\n")[1:] for line in part.split("```")[0].splitlines() if line]
+    assert len(shown) > 15
+    assert [x for x in shown if x[1:] not in {"-": old, "+": new}[x[0]].splitlines()] == []
 
 
 def test_users_scripts_report_a_table() -> None:
