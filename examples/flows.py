@@ -31,8 +31,8 @@ from torch import Tensor
 from pyro_latent import EM
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling
 from pyro_latent.infer.flows import FlowDensity, FlowGuide
-from pyro_latent.infer.particles import Particles
 from pyro_latent.models import gmm, two_modes
+from pyro_latent.particles import Particles
 
 DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}

@@ -26,8 +26,8 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.infer.approximations import laplace, moment_matching
-from pyro_latent.infer.particles import Particles
 from pyro_latent.models import bivariate_gaussian, two_modes
+from pyro_latent.particles import Particles
 
 SITES = ("first", "second")
 COLOURS = {"KL(q ‖ p)": "#0072B2", "KL(p ‖ q)": "#D55E00", "Laplace": "#009E73"}  # the fourth is in the table only

@@ -23,12 +23,12 @@ from torch import Tensor, nn
 
 from .arviz_core import Array, check_coords, check_dims, container, loo
 from .diagnostics.arguments import check_same_data
-from .diagnostics.draws import Draws, Target, guide_values, mcmc_values, with_discrete
+from .diagnostics.draws import guide_values, mcmc_values, with_discrete
 from .diagnostics.importance import LEAST_DRAWS, rounding_of, score_draws
-from .diagnostics.runs import Call, Run, Runner, is_latent, quiet_redraws, sample_sites, seeded
 from .errors import ModelError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
+from .particles import Call, Draws, Run, Runner, Target, is_latent, quiet_redraws, sample_sites, seeded
 
 __all__ = ["loo", "to_arviz"]
 

@@ -23,18 +23,18 @@ from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from .diagnostics import Components, Difference, Draws, Moments, Score, Target, align, difference, draw, moments
+from .diagnostics import Components, Difference, Moments, Score, align, difference, draw, moments
 from .diagnostics.arguments import check_same_data
 from .diagnostics.draws import check_same_model
 from .diagnostics.importance import LEAST_DRAWS, score_draws
 from .diagnostics.moments import find_components
 from .diagnostics.pages import figure_html, page, table_html
 from .diagnostics.parameters import Parameters
-from .diagnostics.runs import seeded
-from .diagnostics.tables import text_table
 from .errors import ModelError, PyroLatentError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
+from .particles import Draws, Target, seeded
+from .tables import text_table
 
 #: How many elements of a site are listed one by one; of a larger one, the table has the extremes.
 LISTED = 12

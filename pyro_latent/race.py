@@ -19,14 +19,14 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from .compare import Stopwatch
-from .diagnostics import Score, Target, draw
+from .diagnostics import Score, draw
 from .diagnostics.importance import LEAST_DRAWS, score_draws
 from .diagnostics.parameters import Snapshot
-from .diagnostics.runs import seeded
-from .diagnostics.tables import text_table
 from .errors import DataError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
+from .particles import Target, seeded
+from .tables import text_table
 
 #: What makes a fresh driver: an object with ``step(*args, **kwargs)``, which returns a loss, and a ``guide``.
 Make = Callable[[], Any]

@@ -22,9 +22,10 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.arviz import loo, to_arviz
-from pyro_latent.diagnostics import runs, score
+from pyro_latent.diagnostics import score
 from pyro_latent.errors import ModelError
 from pyro_latent.models import gmm, normal_gamma
+from pyro_latent.particles import runs
 
 az = pytest.importorskip("arviz")
 

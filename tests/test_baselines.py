@@ -22,8 +22,8 @@ from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.errors import ModelError, check_count
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling, naive_monte_carlo
 from pyro_latent.infer.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
-from pyro_latent.infer.particles import Particles
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
+from pyro_latent.particles import Particles
 
 
 @pytest.fixture(autouse=True)
@@ -235,7 +235,7 @@ def test_marked_discrete_sites_that_the_guide_leaves_out_are_summed_out() -> Non
         for k in (0, 1):
             expected += scipy.stats.wishart.logpdf(precision[s, k], 2, scatter)
             expected += scipy.stats.multivariate_normal.logpdf(mean[s, k], center, np.linalg.inv(precision[s, k]))
-        assert draws.log_joint[s].item() == pytest.approx(expected, rel=1e-8)
+        assert draws.log_p[s].item() == pytest.approx(expected, rel=1e-8)
 
 
 def test_mixtures_evidence_lies_above_the_bound_and_agrees_between_guides() -> None:
@@ -324,9 +324,13 @@ def impossible(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "guide", "words"),
     [
-        (subsampled, None, "Expected a plate over all of the data; got plate 'data' with 2 of 5"),
+        (subsampled, None, "Expected a model over all of its data; got plate 'data' with 2 of 5"),
         (lambda x: pyro.sample("z", dist.Normal(0.0, 1.0)), None, "Expected a model with an observed site"),
-        (normal_gamma.model, stranger, r"Expected a guide whose sites the model has; got \['meen'\]"),
+        (
+            normal_gamma.model,
+            stranger,
+            r"Expected the latent sites of the model, \['mean', 'precision'\]; got \['meen'\] besides",
+        ),
         (not_a_number, None, "Expected finite log densities; got NaN for 1000 of"),
         (impossible, None, "Expected a draw under which the data are possible; got a density of zero for all of 1000"),
     ],

@@ -44,12 +44,11 @@ from pyro_latent.diagnostics import (
     score,
 )
 from pyro_latent.diagnostics.calibration import simulated, with_data
-from pyro_latent.diagnostics.draws import log_joint
 from pyro_latent.diagnostics.evidence import Estimate
 from pyro_latent.diagnostics.moments import features_of, relabelled
-from pyro_latent.diagnostics.runs import Call, Runner, run, seeded
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import gmm, normal_gamma
+from pyro_latent.particles import Call, Runner, log_joint, run, seeded
 
 Model = Callable[..., Any]
 

@@ -24,6 +24,7 @@ LAYERS = (
     {"objective"},
     {"handlers"},
     {"guide"},
+    {"particles"},
     {"infer"},
     {"arviz", "arviz_core", "checks", "compare", "diagnostics", "plotting", "race"},
 )

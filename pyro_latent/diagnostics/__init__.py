@@ -1,7 +1,8 @@
 """Whether to believe a posterior: importance weights, simulation-based calibration, evidence, moments."""
 
+from ..particles import Draws, Target
 from .calibration import Calibration, calibrate, fit_conjugate
-from .draws import Draws, Target, draw
+from .draws import draw
 from .evidence import Evidence, evidence
 from .importance import ParetoK, Score, pareto_k, score
 from .moments import Components, Difference, Moments, align, difference, find_components, moments

@@ -13,7 +13,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from ..errors import ModelError
-from .runs import Call
+from ..particles import Call
 
 Array = np.ndarray[Any, Any]
 

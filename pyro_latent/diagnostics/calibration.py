@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,9 @@ from torch import Tensor
 from ..errors import ModelError, check_count
 from ..guide import AutoConjugate
 from ..infer import CAVI
-from .draws import Target, guide_values
-from .runs import Call, Values, is_latent, sample_sites, seeded
-from .tables import text_table
+from ..particles import Call, Target, Values, is_latent, sample_sites, seeded
+from ..tables import text_table
+from .draws import guide_values
 
 Fit = Callable[..., Callable[..., Any]]
 
@@ -163,7 +163,7 @@ def _simulate(target: Target, fit: Fit, num: int, sites: Sequence[str]) -> Value
     model = with_data(call.program, data)
     with torch.enable_grad():
         guide = fit(model, *call.args, **call.kwargs)
-    here = Target(call.with_program(model), target.latents, target.marked, target.nesting)
+    here = replace(target, call=call.with_program(model))
     drawn, _ = guide_values(here, guide, num, marginal=True)
     return {n: _share_below(drawn[n], truth[n]) for n in sites}
 

@@ -16,10 +16,10 @@ from typing import Any
 from ..errors import check_count
 from ..guide import AutoConjugate
 from ..infer.baselines import naive_monte_carlo
-from .draws import Target, draw
+from ..particles import Target, seeded
+from ..tables import text_table
+from .draws import draw
 from .importance import LEAST_DRAWS, ParetoK, pareto_k, score_draws
-from .runs import seeded
-from .tables import text_table
 
 
 @dataclass(frozen=True)

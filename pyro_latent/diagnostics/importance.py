@@ -20,8 +20,8 @@ from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
 from ..errors import DataError, check_count
-from .draws import Draws, Target, draw
-from .runs import seeded
+from ..particles import Draws, Target, seeded
+from .draws import draw
 
 #: Below this, relative to their size, differences between log weights are rounding. By the dtype of the densities.
 ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-5}

@@ -19,9 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import ModelError
-from ..infer.particles import innermost
-from .draws import Draws, Target, log_joint
-from .runs import Values, close
+from ..particles import Draws, Target, Values, close, innermost, log_joint
 
 
 @dataclass(frozen=True)

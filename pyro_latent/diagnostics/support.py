@@ -10,7 +10,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from ..errors import ModelError
-from .runs import Call, Values
+from ..particles import Call, Values
 
 #: How many draws are looked at, one by one.
 LOOKED_AT = 200

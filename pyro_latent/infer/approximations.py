@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..errors import DataError, ModelError
+from ..particles import check_no_subsample, sample_sites
 from .baselines import ImportanceSample
-from .particles import samples_of
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
 
@@ -141,7 +141,7 @@ def laplace(
     guide = _ModeGuide(model, init_loc_fn=init_loc_fn)
     with poutine.block():
         guide(*args, **kwargs)
-    _check_whole(_traces(guide, args, kwargs)[1])
+    check_no_subsample(_traces(guide, args, kwargs)[1])
     _climb(guide, args, kwargs, max_steps)
     loss = _negative_log_density(guide, args, kwargs)
     curvature = hessian(loss, guide.loc).detach()
@@ -154,17 +154,6 @@ def laplace(
     log_volume = len(eigenvalues) / 2 * math.log(2 * math.pi) - eigenvalues.log().sum().item() / 2
     result.log_evidence = log_volume - loss.item()
     return result
-
-
-def _check_whole(trace: poutine.Trace) -> None:
-    """A density over a part of the data is another one at each run, and has no mode to climb to."""
-    for _, site in samples_of(trace):
-        for frame in site["cond_indep_stack"]:
-            if frame.full_size is not None and frame.size != frame.full_size:
-                raise ModelError(
-                    f"Expected a model over all of its data; got plate {frame.name!r} with {frame.size} of "
-                    f"{frame.full_size}. Pass the whole data, with no subsample_size."
-                )
 
 
 def _climb(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], max_steps: int) -> None:
@@ -280,7 +269,7 @@ def _unconstrained(
     """Draws in unconstrained space, flattened in the order of the model, ``[S, D]``."""
     with poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)
-    sites = {name: site for name, site in samples_of(trace) if not site["is_observed"]}
+    sites = {name: site for name, site in sample_sites(trace).items() if not site["is_observed"]}
     shapes = {n: list(s["value"].shape) for n, s in sites.items()}
     found = {n: list(v.shape[1:]) for n, v in values.items()}
     counts = {len(v) if v.dim() else 0 for v in values.values()}

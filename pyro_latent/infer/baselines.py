@@ -18,11 +18,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from ..errors import ModelError, check_count
-from .particles import Draws, Particles, check_density
+from ..particles import Draws, Particles
 
 __all__ = ["ImportanceSample", "importance_sampling", "naive_monte_carlo"]
 
@@ -109,9 +108,9 @@ def naive_monte_carlo(
         model: a Pyro model.
         *args, **kwargs: its arguments.
         num_samples: S.
-        batch_size: how many draws are in memory at once; all by default.
+        batch_size: how many draws are made and scored at a time; all by default, in parts that fit into memory.
         vectorized: True: a batch is one run of the model, in one more plate to the left; False: a run a draw, for
-            models that do not bear that; None: the first if a few draws then have the densities that they have alone.
+            models that do not bear that; None: whatever is fast and gives draws the densities that they have alone.
         keep_samples: whether the result has the draws.
 
     Raises:
@@ -163,11 +162,8 @@ def importance_sampling(
     """
     num_samples = check_count("num_samples", num_samples)
     size = num_samples if batch_size is None else check_count("batch_size", batch_size)
-    particles = Particles(model, _prior(model) if guide is None else guide, args, kwargs, vectorized)
-    first, *rest = _batches(num_samples, size)
-    draws = particles.draw(first)
-    _check_density(particles, draws, guide)
-    parts = [_weighted(draws, keep_samples), *(_weighted(particles.draw(n), keep_samples) for n in rest)]
+    particles = Particles(model, guide, args, kwargs, vectorized)
+    parts = [_weighted(particles.draw(n), keep_samples) for n in _batches(num_samples, size)]
     samples = {name: torch.cat([p.samples[name] for p in parts]) for name in parts[0].samples}
     log_weights = torch.cat([p.log_weights for p in parts])
     if bool((log_weights == -math.inf).all()):
@@ -178,24 +174,8 @@ def importance_sampling(
     return ImportanceSample(log_weights, samples)
 
 
-def _prior(model: Callable[..., Any]) -> Callable[..., Any]:
-    """The model's own latent sites, but for those that it marks for enumeration: they are left to be summed out."""
-
-    def hidden(msg: Any) -> bool:
-        return bool(msg["type"] != "sample" or msg["is_observed"] or msg["infer"].get("enumerate"))
-
-    found: Callable[..., Any] = poutine.block(model, hide_fn=hidden)
-    return found
-
-
-def _check_density(particles: Particles, draws: Draws, guide: Any) -> None:
-    """Beside one run's values, so that a single draw is enough."""
-    beside = {n: torch.cat([value[None], draws.values[n]]) for n, value in particles.points.items()}
-    check_density(beside, getattr(guide, "__name__", type(guide).__name__))
-
-
 def _weighted(draws: Draws, keep_samples: bool) -> ImportanceSample:
-    log_weights = draws.log_joint - draws.log_proposal
+    log_weights = draws.log_weights
     if bool(log_weights.isnan().any()):
         raise ModelError(
             f"Expected finite log densities; got NaN for {int(log_weights.isnan().sum())} of {len(log_weights)} draws "

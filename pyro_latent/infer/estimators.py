@@ -34,8 +34,8 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from ..errors import ModelError, check_count
+from ..particles import is_delta
 from ..tables import text_table
-from .particles import is_delta
 
 __all__ = [
     "AnalyticKLELBO",

@@ -11,7 +11,7 @@ Source: ``docs/sources.md`` [4] §3, where it is the alternative that the VAE is
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
 from ..errors import CheckpointError, ModelError, check_count
-from .particles import Particles
+from ..particles import LogJoint, Runner, Target
 from .place import fingerprint
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
@@ -89,14 +89,14 @@ class MonteCarloEM:
         self.max_tree_depth = check_count("max_tree_depth", max_tree_depth)
         self._sampler: Callable[[], dict[str, Tensor]] | None = None
         self._chain: _Chain | None = None
-        self._particles: Particles | None = None
+        self._log_joint: LogJoint | None = None
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One E-step and one M-step; returns minus the estimate of Q, in nats, as ``SVI.step`` returns its loss."""
-        if self._particles is None or self._sampler is None:
-            self._particles = Particles(self.model, None, args, kwargs)
-            self._sampler = self._make_sampler(args, kwargs)
-        return self._m_step(self._particles, self._sampler())
+        if self._log_joint is None or self._sampler is None:
+            self._log_joint = self._make_log_joint(args, kwargs)
+            self._sampler = self._make_sampler(self._log_joint.target)
+        return self._m_step(self._log_joint, self._sampler())
 
     def run(
         self,
@@ -123,7 +123,7 @@ class MonteCarloEM:
         """
         check_count("max_steps", max_steps)
         check_count("checkpoint_every", checkpoint_every)
-        self._particles = self._sampler = self._chain = None
+        self._log_joint = self._sampler = self._chain = None
         task = {"data": fingerprint(args, kwargs), "settings": self._settings()}
         q_function: list[float] = []
         history: list[dict[str, Tensor]] = []
@@ -170,11 +170,11 @@ class MonteCarloEM:
                 f"Expected a checkpoint of this run in {str(path)!r}; got one on other data or with other settings. "
                 "Delete it to start anew, or name another file."
             )
-        self._particles = Particles(self.model, None, args, kwargs)  # it puts the parameters into the store
+        self._log_joint = self._make_log_joint(args, kwargs)  # it puts the parameters into the store
         with torch.no_grad():
             for name, value in content["params"].items():
                 pyro.get_param_store()._params[name].copy_(value)
-        self._sampler = self._make_sampler(args, kwargs, content["chain"])
+        self._sampler = self._make_sampler(self._log_joint.target, content["chain"])
         if self._chain is None:
             self._sampler()  # the first draws check themselves by further ones, and the killed run had made them
         restore_random_state(content["random"])
@@ -182,48 +182,54 @@ class MonteCarloEM:
 
     # The E-step.
 
-    def _make_sampler(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], chain: dict[str, Any] | None = None
-    ) -> Callable[[], dict[str, Tensor]]:
+    def _make_log_joint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint:
+        target = Target.of(self.model, args, kwargs, inferred=False)
+        target.check_observed()
+        return LogJoint(target, once=True)
+
+    def _make_sampler(self, target: Target, chain: dict[str, Any] | None = None) -> Callable[[], dict[str, Tensor]]:
         """What draws ``num_samples`` values of the latents at the parameters as they are; a chain goes on from its
         state.
         """
-        assert self._particles is not None
-        discrete, latent = sorted(self._particles.marked), sorted(self._particles.latents)
+        discrete, latent = sorted(target.marked), sorted(target.latents)
         if not latent or discrete not in ([], latent):
             raise ModelError(
                 f"Expected latents of one kind, discrete or not; got {latent}, of which {discrete} are marked for "
                 "enumeration. Use EM, or sum the discrete ones out by hand."
             )
         if discrete:
-            return self._exact_draws(args, kwargs)
-        self._chain = _Chain(self, args, kwargs, chain)
+            return self._exact_draws(target)
+        self._chain = _Chain(self, target.call.args, target.call.kwargs, chain)
         return self._chain.draws
 
-    def _exact_draws(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[], dict[str, Tensor]]:
-        assert self._particles is not None
-        posterior = infer_discrete(self.model, first_available_dim=-2 - self._particles.nesting)
-        guide = poutine.block(posterior, hide_fn=lambda msg: msg["type"] != "sample" or msg["is_observed"])
-        drawn = Particles(self.model, guide, args, kwargs)
-        return lambda: drawn.draw(self.num_samples).values
+    def _exact_draws(self, target: Target) -> Callable[[], dict[str, Tensor]]:
+        posterior = infer_discrete(self.model, first_available_dim=-2 - target.nesting)
+        runner = Runner(target.call.with_program(posterior), target.nesting, once=True)
+
+        @torch.no_grad()
+        def draws() -> dict[str, Tensor]:
+            found = runner({}, self.num_samples)
+            return {name: found.values[name] for name in target.latents}
+
+        return draws
 
     # The M-step.
 
-    def _m_step(self, particles: Particles, values: dict[str, Tensor]) -> float:
+    def _m_step(self, log_joint: LogJoint, values: dict[str, Tensor]) -> float:
         """Raise the estimate of Q over unconstrained parameters; returns minus its value at the end."""
-        names = self._names(particles.args, particles.kwargs)
+        names = self._names(log_joint.target.call.args, log_joint.target.call.kwargs)
         leaves = [pyro.get_param_store()._params[name] for name in names]
         optimizer = torch.optim.LBFGS(leaves, max_iter=self.gradient_steps, line_search_fn="strong_wolfe")
 
         def closure() -> Tensor:
             optimizer.zero_grad()
-            loss = -particles.log_joint(values).mean()
+            loss = -log_joint(values).mean()
             loss.backward()
             return loss
 
         optimizer.step(closure)
         with torch.no_grad():
-            loss = -particles.log_joint(values).mean().item()
+            loss = -log_joint(values).mean().item()
         optimizer.zero_grad()
         if not torch.isfinite(torch.tensor(loss)):
             raise ModelError(
@@ -232,7 +238,7 @@ class MonteCarloEM:
             )
         return loss
 
-    def _names(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[str]:
+    def _names(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
         trace = poutine.trace(poutine.block(self.model, hide_types=["sample"]), param_only=True)
         names = list(trace.get_trace(*args, **kwargs).nodes)
         names = [name for name in names if name in pyro.get_param_store()]
@@ -245,7 +251,7 @@ class _Chain:
     """A chain of NUTS that goes on from one E-step to the next, and from a saved state."""
 
     def __init__(
-        self, driver: MonteCarloEM, args: tuple[Any, ...], kwargs: dict[str, Any], state: dict[str, Any] | None
+        self, driver: MonteCarloEM, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: dict[str, Any] | None
     ) -> None:
         self._steps = (driver.burn_in, driver.num_samples)
         if state is None:

@@ -23,12 +23,12 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
-from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
-from ..infer.particles import innermost
+from .elimination import DRAWS, summed
+from .sites import is_latent, sample_sites
 
 Program = Callable[..., Any]
 Values = dict[str, Tensor]
@@ -82,10 +82,6 @@ class Run(NamedTuple):
         """The sum over sites: ``[S]``, float64."""
         return torch.stack([p.double().reshape(len(p), -1).sum(1) for p in self.log_probs.values()]).sum(0)
 
-    def at(self, draw: int) -> Run:
-        """One of many."""
-        return Run(*({n: t[draw] for n, t in part.items()} for part in self))
-
     @staticmethod
     def stacked(runs: Iterable[Run]) -> Run:
         """Single runs as many."""
@@ -104,43 +100,17 @@ def _joined(runs: Sequence[Run], join: Callable[[list[Tensor]], Tensor]) -> Run:
 # ------------------------------------------------------------------------------------------------------------ one run
 
 
-def sample_sites(trace: Any) -> dict[str, Any]:
-    """The sample sites of a trace, without those of plates."""
-    return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
-
-
-def is_latent(site: Mapping[str, Any]) -> bool:
-    """Whether a site is a latent: not observed, and not deterministic."""
-    return not site["is_observed"] and not site["infer"].get("_deterministic")
-
-
-def is_mixture(site: Mapping[str, Any]) -> bool:
-    """Whether a site's distribution is a ``MixtureSameFamily``."""
-    return isinstance(innermost(site["fn"]), torch.distributions.MixtureSameFamily)
-
-
-def max_plate_nesting(*traces: Any) -> int:
-    """The number of batch dimensions that the plates of these traces take up."""
-    frames = [f for t in traces for s in sample_sites(t).values() for f in s["cond_indep_stack"] if f.vectorized]
-    return max((-f.dim for f in frames), default=0)
-
-
 def run(call: Call, held: Mapping[str, Tensor]) -> Run:
     """One run with the sites ``held`` at their values, and the others drawn."""
-    return read(trace_with(call, held))
-
-
-def trace_with(call: Call, held: Mapping[str, Tensor]) -> Any:
-    """The trace of such a run."""
-    return call.with_program(poutine.condition(call.program, data=dict(held))).trace()
+    return read(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
 
 
 def read(trace: Any) -> Run:
     """Values and densities of a trace."""
     trace.compute_log_prob()
-    sites = {n: s for n, s in sample_sites(trace).items() if isinstance(s["value"], Tensor)}
+    sites = sample_sites(trace)
     return Run(
-        {n: s["value"] for n, s in sites.items()},
+        {n: s["value"] for n, s in sites.items() if isinstance(s["value"], Tensor)},
         {n: s["log_prob"] for n, s in sites.items()},
         {n: scale_and_mask(s["unscaled_log_prob"], mask=s["mask"]) for n, s in sites.items()},
     )
@@ -155,50 +125,76 @@ class Runner:
 
     Attributes:
         call: the program and its arguments.
-        nesting: the batch dimensions that its plates, and those of a program beside it, take up.
-        ways: what to try, in this order.
+        nesting: the batch dimensions that it takes up, and those of a program beside it.
+        ways: what to try, in this order. Without "loop", a program that no other way fits is an error.
+        fixed: sites that are functions of others (Deltas): a check computes them anew and does not hold them.
+        marginal: whether sites that are marked for enumeration and not held are summed out. A run is then one log
+            density, under the name ``""``, and no values.
+        once: whether to check the first batch only: for an optimiser's closure, which asks a hundred times.
     """
 
     call: Call
     nesting: int
     ways: Sequence[Way] = WAYS
     fixed: frozenset[str] = frozenset()
-    """Sites that are functions of others (Deltas): a check computes them anew and does not hold them."""
-    _single: Run | None = field(default=None, repr=False)
-    _drawn: frozenset[str] = frozenset()
+    marginal: bool = False
+    once: bool = False
+    _single: Run | None = field(default=None, init=False, repr=False)
+    _size: int = field(default=1, init=False, repr=False)
+    _drawn: frozenset[str] = field(default=frozenset(), init=False, repr=False)
+    _batch_dims: dict[str, int] = field(default_factory=dict, init=False, repr=False)
+    _trusted: bool = field(default=False, init=False, repr=False)
 
     def __call__(self, held: Mapping[str, Tensor], num: int) -> Run:
-        """``num`` runs; each tensor of ``held`` is ``[num] + shape``."""
-        held = dict(held)
-        trace = trace_with(self.call, {n: t[0] for n, t in held.items()})
-        self._single = read(trace)
-        self._drawn = frozenset(n for n, s in sample_sites(trace).items() if is_latent(s)) - self.fixed
-        size = self._batch(self._single)
-        parts = [{n: t[i : i + size] for n, t in held.items()} for i in range(0, num, size)]
-        counts = [min(size, num - i) for i in range(0, num, size)]
-        return Run.concatenated([self._run(part, count) for part, count in zip(parts, counts, strict=True)])
+        """``num`` runs; each tensor of ``held`` is ``[num] + shape``.
 
-    @staticmethod
-    def _batch(single: Run) -> int:
-        numel = sum(t.numel() for part in single for t in part.values())
-        return max(1, BATCH_ELEMENTS // max(numel, 1))
+        Raises:
+            ModelError: if no way is left.
+        """
+        return Run.concatenated(list(self._parts(dict(held), num)))
+
+    def log_prob(self, held: Mapping[str, Tensor], num: int) -> Tensor:
+        """The log density of so many runs, ``[num]``, float64, which keeps nothing else; differentiable."""
+        return torch.cat([part.log_prob for part in self._parts(dict(held), num)])
+
+    def _parts(self, held: Values, num: int) -> Iterator[Run]:
+        if self._single is None or not self.once:
+            self._look({n: t[0] for n, t in held.items()})
+        for i in range(0, num, self._size):
+            yield self._run({n: t[i : i + self._size] for n, t in held.items()}, min(self._size, num - i))
+
+    @torch.no_grad()
+    def _look(self, held: Values) -> None:
+        """One run: what the program is like, and how many runs a batch may have."""
+        trace = self._trace(held)
+        self._single = self._read(trace)
+        sites = sample_sites(trace)
+        self._batch_dims = {n: len(s["fn"].batch_shape) for n, s in sites.items()}
+        self._drawn = frozenset(n for n, s in sites.items() if is_latent(s)) - self.fixed
+        numel = sum(s["log_prob"].numel() + torch.as_tensor(s["value"]).numel() for s in sites.values())
+        self._size = max(1, BATCH_ELEMENTS // max(2 * numel, 1))
 
     def _run(self, held: Values, num: int) -> Run:
-        for way in self.ways if num > 1 else ("loop",):
-            if way == "loop":
-                break
+        batches = [way for way in self.ways if way != "loop"] if num > 1 else []
+        for way in batches:
             found = self._attempt(way, held, num)
-            if found is not None and all(self._agrees(found.at(i), held, i) for i in (0, num - 1)):
-                self.ways = (way, "loop")
+            if found is None:
+                continue
+            if self._trusted or all(self._agrees(way, found, held, i) for i in (0, num - 1)):
+                self.ways = (way, *(w for w in self.ways if w == "loop"))
+                self._trusted = self.once
                 return found
-        return Run.stacked(run(self.call, {n: t[i] for n, t in held.items()}) for i in range(num))
+        if batches and "loop" not in self.ways:
+            raise ModelError(
+                "Expected a model that bears one more plate to the left, for vectorized=True; got other densities "
+                "there, or an error. Index plated sites with pyro.ops.indexing.Vindex, or leave vectorized=None."
+            )
+        return Run.stacked(self._one({n: t[i] for n, t in held.items()}) for i in range(num))
 
     def _attempt(self, way: Way, held: Values, num: int) -> Run | None:
         """A batch, or None where the program does not allow it: it may then raise anything."""
         with warnings.catch_warnings():
-            warnings.simplefilter(
-                "ignore"
-            )  # torch's, of operations that it batches slowly; a pass for each draw is slower
+            warnings.simplefilter("ignore")  # of operations that vmap batches slowly; a pass a draw is slower
             try:
                 return self._by_plate(held, num) if way == "plate" else self._by_vmap(held, num)
             except Exception:
@@ -206,50 +202,56 @@ class Runner:
 
     def _by_vmap(self, held: Values, num: int) -> Run:
         def one(_: Tensor, values: Values) -> Run:
-            return run(self.call, values)
+            return self._one(values)
 
         with pyro.validation_enabled(False), OutOfPlaceDraws():
             return torch.vmap(one, randomness="different")(torch.arange(num), held)
 
-    def _by_plate(self, held: Values, num: int) -> Run:
+    def _by_plate(self, held: Values, num: int) -> Run | None:
         assert self._single is not None
-        call = self.call.with_program(within_draws(self.call.program, num, self.nesting))
-        found = run(call, {n: self._beside_plates(n, t, num) for n, t in held.items()})
+        placed = {n: self._beside_plates(n, t) for n, t in held.items()}
+        found = self._read(self._trace(placed, num))
+        if any(t.numel() != num * self._single.values[n].numel() for n, t in found.values.items() if n in self._drawn):
+            return None  # one draw for all: the program hides its sites from plates, as infer_discrete does
         parts = [
             {n: _unplated(t, num, shapes[n].shape) for n, t in part.items()}
             for part, shapes in zip(found, self._single, strict=True)
         ]
         return Run(*parts)
 
-    def _beside_plates(self, name: str, value: Tensor, num: int) -> Tensor:
+    def _beside_plates(self, name: str, value: Tensor) -> Tensor:
         """``[num] + shape`` with as many dimensions of 1 after the first as puts it to the left of all plates."""
-        assert self._single is not None
-        batch = self._single.log_probs[name].ndim if name in self._single.log_probs else 0
-        return beside_plates(value, batch, self.nesting)
+        between = self.nesting - self._batch_dims.get(name, 0)
+        return value.reshape(len(value), *[1] * between, *value.shape[1:])
 
-    def _agrees(self, found: Run, held: Values, draw: int) -> bool:
+    @torch.no_grad()
+    def _agrees(self, way: Way, found: Run, held: Values, draw: int) -> bool:
         """Whether a single run with these values has these densities."""
-        values = {n: found.values[n] for n in self._drawn}
-        single = run(self.call, values | {n: t[draw] for n, t in held.items()})
-        names = found.log_probs.keys()
-        return names == single.log_probs.keys() and all(
-            close(found.log_probs[n], single.log_probs[n]) and close(found.values[n], single.values[n]) for n in names
-        )
+        values = {n: found.values[n] for n in self._drawn if n in found.values} | held
+        try:
+            single = self._one({n: t[draw] for n, t in values.items()})
+        except Exception:
+            if not self._drawn:
+                raise
+            # It has a density at its own draws only, as a flow without inverse: vmap is a single run by construction.
+            return way == "vmap" or "loop" not in self.ways
+        pairs = zip(found, single, strict=True)
+        return all(a.keys() == b.keys() and all(close(a[n][draw], b[n]) for n in a) for a, b in pairs)
 
+    def _one(self, held: Values) -> Run:
+        return self._read(self._trace(held))
 
-def beside_plates(value: Tensor, batch_dim: int, nesting: int) -> Tensor:
-    """A site's draws ``[S] + shape`` with S to the left of ``nesting`` plates, of which it has ``batch_dim``."""
-    return value.reshape(len(value), *[1] * (nesting - batch_dim), *value.shape[1:])
+    def _trace(self, held: Values, num: int | None = None) -> Any:
+        """A run with sites held; with ``num``, inside a plate of so many draws, to the left of its own plates."""
+        program = poutine.condition(self.call.program, data=held)
+        if num is not None:
+            program = pyro.plate(DRAWS, num, dim=-1 - self.nesting)(program)
+        if self.marginal:
+            program = poutine.enum(program, first_available_dim=-2 - self.nesting)
+        return self.call.with_program(program).trace()
 
-
-def within_draws(program: Program, num: int, nesting: int) -> Program:
-    """The program inside a plate of draws, to the left of its own plates."""
-
-    def draws(*args: Any, **kwargs: Any) -> Any:
-        with pyro.plate("_draws", num, dim=-1 - nesting):
-            return program(*args, **kwargs)
-
-    return draws
+    def _read(self, trace: Any) -> Run:
+        return Run({}, {"": summed(trace)}, {}) if self.marginal else read(trace)
 
 
 def _unplated(tensor: Tensor, num: int, shape: torch.Size) -> Tensor:
@@ -300,19 +302,3 @@ def quiet_redraws() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular sample detected")
         yield
-
-
-def check_no_subsample(trace: Any) -> None:
-    """All plates have to be full: a density over a part of the data is another one at each run.
-
-    Raises:
-        ModelError: naming the plate.
-    """
-    for name, site in trace.nodes.items():
-        if site["type"] == "sample" and site_is_subsample(site):
-            size, subsample = site["fn"].size, site["fn"].subsample_size
-            if subsample is not None and subsample != size:
-                raise ModelError(
-                    f"Expected a model over all of its data; got plate {name!r} with {subsample} of {size}. Pass the "
-                    "whole data, with no subsample_size."
-                )
