@@ -16,6 +16,7 @@ import sklearn
 import torch
 
 from . import dirichlet_newton, headline, lda, lda_quality, mixtures, normal_gamma, stochastic, vae
+from .timing import write_report
 
 BENCHMARKS = {
     "normal_gamma": normal_gamma.run,
@@ -38,18 +39,13 @@ def main() -> None:
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", "Singular sample detected")
     today = datetime.date.today().isoformat()
-    parts = [
+    heading = (
         f"# Benchmarks, {today}\n\nCPU ({platform.machine()}), {torch.get_num_threads()} threads; Python "
         f"{platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, scikit-learn "
         f"{sklearn.__version__}. Numbers are medians of runs taken in turn, with the quartiles in brackets."
-    ]
-    for name in options.names or BENCHMARKS:
-        parts.append(BENCHMARKS[name]())
-        print(parts[-1], "\n", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{today}-{'-'.join(options.names) or 'cpu'}.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print(f"Wrote {path}.")
+    )
+    parts = (BENCHMARKS[name]() for name in options.names or BENCHMARKS)
+    write_report(heading, parts, options.out / f"{today}-{'-'.join(options.names) or 'cpu'}.md")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,9 @@ from __future__ import annotations
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 
 @dataclass(frozen=True)
@@ -61,6 +62,17 @@ def interleaved(
 def ratios(slow: Sequence[float], fast: Sequence[float]) -> Spread:
     """How many times as long ``slow`` takes, round by round."""
     return Spread.of([s / f for s, f in zip(slow, fast, strict=True)])
+
+
+def write_report(heading: str, parts: Iterable[str], path: Path) -> None:
+    """Print each part as it is made, and write them under the heading."""
+    made = [heading]
+    for part in parts:
+        made.append(part)
+        print(part, "\n", flush=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text("\n\n".join(made) + "\n", encoding="utf-8")
+    print(f"Wrote {path}.")
 
 
 def markdown(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

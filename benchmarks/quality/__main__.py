@@ -12,6 +12,7 @@ from pathlib import Path
 import pyro
 import torch
 
+from ..timing import write_report
 from . import baselines, compare, estimators, flows, vae
 from .seeds import SEEDS
 
@@ -33,19 +34,19 @@ def main() -> None:
     warnings.filterwarnings("ignore", "Latent dimensions .* have collapsed")
     warnings.filterwarnings("ignore", "Singular sample detected")
     today = datetime.date.today().isoformat()
-    parts = [
+    heading = (
         f"# Figures of the documentation, {today}\n\nCPU ({platform.machine()}), one thread; Python "
         f"{platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}. Numbers are medians over "
         f"{len(SEEDS)} seeds, with the least and the greatest in brackets."
-    ]
-    for name in options.names or PAGES:
-        start = time.process_time()
-        parts.append(f"# docs/{name}.md\n\n{PAGES[name]()}\n\n({time.process_time() - start:.0f} s of CPU)")
-        print(parts[-1], "\n", flush=True)
-    options.out.mkdir(parents=True, exist_ok=True)
-    path = options.out / f"{today}-{'-'.join(['quality', *options.names])}.md"
-    path.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
-    print(f"Wrote {path}.")
+    )
+    parts = (page(name) for name in options.names or PAGES)
+    write_report(heading, parts, options.out / f"{today}-{'-'.join(['quality', *options.names])}.md")
+
+
+def page(name: str) -> str:
+    """The figures of one page, and what they cost."""
+    start = time.process_time()
+    return f"# docs/{name}.md\n\n{PAGES[name]()}\n\n({time.process_time() - start:.0f} s of CPU)"
 
 
 if __name__ == "__main__":
