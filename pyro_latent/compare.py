@@ -245,13 +245,7 @@ def compare(
     """
     num_samples = check_count("num_samples", num_samples, LEAST_DRAWS)
     max_steps = check_count("max_steps", max_steps, 1)
-    if not isinstance(methods, Mapping):
-        raise TypeError(
-            f"Expected methods by name, in a dict; got {type(methods).__name__}. Write "
-            "{'cavi': AutoConjugate(model)}."
-        )
-    if not methods:
-        raise ValueError("Expected at least one method; got none. Write {'cavi': AutoConjugate(model)}.")
+    check_methods(methods, "{'cavi': AutoConjugate(model)}")
     if reference is not None and reference not in methods:
         raise ValueError(
             f"Expected reference to be one of {list(methods)}; got {reference!r}. Name one of these, or leave it out."
@@ -291,6 +285,19 @@ def is_fitted(guide: AutoConjugate) -> bool:
         return bool(guide.state)
     except ModelError:
         return False
+
+
+def check_methods(methods: Any, example: str) -> None:
+    """Methods are given by name, and there is one.
+
+    Raises:
+        TypeError: if they are no mapping; with the example to write.
+        ValueError: if it is empty.
+    """
+    if not isinstance(methods, Mapping):
+        raise TypeError(f"Expected methods by name, in a dict; got {type(methods).__name__}. Write {example}.")
+    if not methods:
+        raise ValueError(f"Expected at least one method; got none. Write {example}.")
 
 
 def _check_method(name: str, method: Any) -> None:

@@ -46,6 +46,11 @@ class CheckpointError(PyroLatentError, ValueError):
     """A checkpoint cannot be written or read, or is of another driver, model or data."""
 
 
+def is_count(value: Any, least: int = 1) -> bool:
+    """Whether a value is an integer, NumPy's among them but not ``bool``, and at least this large."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
 def check_count(name: str, value: Any, least: int = 1) -> int:
     """An argument that counts something, as a plain integer; NumPy's integers count too, and ``bool`` does not.
 
@@ -57,7 +62,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     Raises:
         ValueError: if it is no integer, or below ``least``; with what to write.
     """
-    if isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least:
+    if is_count(value, least):
         return int(value)
     whole = isinstance(value, float) and value.is_integer() and value >= least
     advice = f"{name}={int(value)}" if whole else f"{name}={least} or more"

@@ -18,7 +18,7 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from .compare import Stopwatch
+from .compare import Stopwatch, check_methods
 from .diagnostics import Score, draw
 from .diagnostics.importance import LEAST_DRAWS, score_draws
 from .diagnostics.parameters import Snapshot
@@ -181,13 +181,7 @@ def race(
         ("warmup", warmup, 0),
     ):
         check_count(name, value, least)
-    if not isinstance(methods, Mapping):
-        raise TypeError(
-            f"Expected methods by name, in a dict; got {type(methods).__name__}. Write "
-            "{'CAVI': lambda: CAVI(model, guide)}."
-        )
-    if not methods:
-        raise ValueError("Expected at least one method; got none. Write {'CAVI': lambda: CAVI(model, guide)}.")
+    check_methods(methods, "{'CAVI': lambda: CAVI(model, guide)}")
     args, kwargs = on_device((args, kwargs), device)
     with pyro.get_param_store().scope() as made, seeded(seed):
         target = Target.of(model, args, kwargs)

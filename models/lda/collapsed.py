@@ -23,13 +23,14 @@ The model is [4] (106)-(112).
 from __future__ import annotations
 
 import math
-import numbers
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from pyro_latent.errors import is_count
 
 from .corpus import Corpus, as_corpus
 from .jit import compile_function
@@ -268,7 +269,7 @@ def _update_document(word, count, responsibilities, change, in_document, word_co
 
 def _check_numbers(max_iter: int, tol: float, block_size: int) -> None:
     for name, value in (("max_iter", max_iter), ("block_size", block_size)):
-        if isinstance(value, bool) or not isinstance(value, int | numbers.Integral) or value < 1:
+        if not is_count(value):
             raise ValueError(f"Expected {name} to be an integer >= 1; got {value!r}. Write {name}=1 or more.")
     if not 0 <= tol < math.inf:
         raise ValueError(

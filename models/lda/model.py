@@ -17,7 +17,6 @@ variational inference for topic models", for the amortised guide.
 from __future__ import annotations
 
 import functools
-import numbers
 from dataclasses import replace
 from typing import Any, TypeAlias, cast
 
@@ -29,7 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, is_count
 
 from .corpus import Corpus
 from .distributions import MixedWord, TopicWord
@@ -249,7 +248,7 @@ def complete_priors(
     """
     if not isinstance(corpus, Corpus):
         raise DataError(f"Expected a Corpus; got {type(corpus).__name__}. Write as_corpus(data).")
-    if isinstance(num_topics, bool) or not isinstance(num_topics, int | numbers.Integral) or num_topics < 1:
+    if not is_count(num_topics):
         raise ValueError(f"Expected num_topics to be an integer >= 1; got {num_topics!r}. Write num_topics=1 or more.")
     return (
         _concentration("doc_topic_prior", doc_topic_prior, num_topics, 1 / num_topics, corpus.count),

@@ -11,6 +11,8 @@ from typing import Any, Literal, NoReturn, Self
 import torch
 from torch import Tensor
 
+from pyro_latent.errors import is_count
+
 from .corpus import Corpus
 from .model import Prior
 
@@ -166,7 +168,7 @@ class Parameters:
     def _check_numbers(self) -> None:
         for name, least in _WHOLE.items():
             value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | numbers.Integral) or value < least:
+            if not is_count(value, least):
                 raise ValueError(
                     f"Expected {name} to be an integer >= {least}; got {value!r}. Write {name}={max(least, 1)} or more."
                 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import numbers
 import os
 from collections.abc import Mapping
 from dataclasses import fields
@@ -12,7 +11,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent.checkpoint import read_checkpoint, write_checkpoint
-from pyro_latent.errors import CheckpointError
+from pyro_latent.errors import CheckpointError, is_count
 
 from .corpus import Corpus
 from .fitting import State
@@ -42,7 +41,7 @@ class Store:
         corpus: Corpus,
         generator: torch.Generator | None,
     ) -> None:
-        if isinstance(every, bool) or not isinstance(every, int | numbers.Integral) or every < 1:
+        if not is_count(every):
             raise ValueError(
                 f"Expected checkpoint_every to be an integer >= 1; got {every!r}. Write checkpoint_every=1 to keep "
                 "every pass."

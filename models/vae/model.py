@@ -30,10 +30,11 @@ from pyro.poutine.util import is_validation_enabled
 from torch import Tensor, nn
 from torch.distributions import constraints
 
+from pyro_latent.distributions import forget_last_draw
 from pyro_latent.errors import DataError, ModelError, check_count
 
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
-from .posterior import FlowedGaussian, check_flow, forget_last_draw
+from .posterior import FlowedGaussian, check_flow
 from .store import StoredModule
 
 __all__ = ["VAE", "Likelihood", "Reduction"]

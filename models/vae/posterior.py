@@ -17,7 +17,9 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Transform
 
-__all__ = ["FlowedGaussian", "check_flow", "forget_last_draw", "layers_of"]
+from pyro_latent.distributions import forget_last_draw
+
+__all__ = ["FlowedGaussian", "check_flow", "layers_of"]
 
 
 class FlowedGaussian(dist.TransformedDistribution):
@@ -101,11 +103,3 @@ def layers_of(flow: Any) -> list[str]:
     """The kinds of a flow's layers."""
     parts = getattr(flow, "parts", None) or getattr(flow, "transforms", None)
     return [type(part).__name__ for part in (parts if parts is not None else [flow])]
-
-
-def forget_last_draw(flow: Any) -> None:
-    """Drop what Pyro's layers remember of their last draw: with its graph it can be neither copied nor pickled."""
-    parts = [*getattr(flow, "parts", []), *(flow.modules() if isinstance(flow, nn.Module) else [flow])]
-    for part in parts:
-        for name in [key for key in vars(part) if key.startswith("_cached_")]:
-            setattr(part, name, (None, None) if name == "_cached_x_y" else None)

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from os import PathLike
 from typing import Any
 
@@ -36,6 +36,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to, constraints
 from torch.distributions.utils import _sum_rightmost
 
+from ..distributions import forget_last_draw
 from ..errors import CheckpointError, DataError, check_count
 from .flow_fit import FlowFit, FlowTraining, Settings
 
@@ -132,7 +133,7 @@ class _Flow(ComposeTransformModule):
     """Pyro's chain, which can be copied and pickled after use."""
 
     def __getstate__(self) -> Any:
-        _forget(self)
+        forget_last_draw(self)
         return super().__getstate__()
 
 
@@ -140,26 +141,8 @@ class _ConditionalFlow(ConditionalComposeTransformModule):
     """The same for layers with a context."""
 
     def __getstate__(self) -> Any:
-        _forget(self)
+        forget_last_draw(self)
         return dict(vars(self))
-
-
-def _parts(flow: Any) -> Iterator[Any]:
-    """A transform, or a module that has some, and all that it is made of."""
-    yield flow
-    inner = [*getattr(flow, "parts", ()), *getattr(flow, "transforms", ())]
-    for part in [*inner, *(flow.children() if isinstance(flow, torch.nn.Module) else ())]:
-        yield from _parts(part)
-
-
-def _forget(flow: Any) -> None:
-    """Drop what transforms remember of their last draw: it belongs to a graph, which cannot be copied."""
-    for part in _parts(flow):
-        if "_cached_x_y" in vars(part):
-            part._cached_x_y = None, None
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(part)[name] = None
 
 
 def _quiet(layer: Any) -> Any:
@@ -333,7 +316,7 @@ class FlowGuide(AutoNormalizingFlow):
             self._model = model
 
     def __deepcopy__(self, memo: dict[int, Any]) -> FlowGuide:
-        _forget(self)
+        forget_last_draw(self)
         memo[id(self.prototype_trace)] = self.prototype_trace  # is read only, and may hold a graph
         new: FlowGuide = type(self).__new__(type(self))
         memo[id(self)] = new
@@ -464,7 +447,7 @@ class FlowDensity(PyroModule):
         return torch.cat([units.unsqueeze(-1), layers, noise.unsqueeze(-1)], -1)
 
     def __getstate__(self) -> dict[str, Any]:
-        _forget(self)
+        forget_last_draw(self)
         return dict(super().__getstate__())
 
     def forward(self, data: Tensor) -> Tensor:
