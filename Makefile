@@ -61,6 +61,6 @@ $(STAMP): pyproject.toml constraints.txt
 	    "Name another: make $(MAKECMDGOALS) PYTHON=python3.11" >&2; exit 1; }
 	@echo "Installing the pinned packages into $(VENV), once; this takes a few minutes."
 	@$(PYTHON) -m venv --clear $(VENV)
-	@$(PIP) install --constraint constraints.txt setuptools
+	@$(PIP) install --constraint constraints.txt setuptools setuptools-scm
 	@$(PIP) install --constraint constraints.txt --no-build-isolation --editable '.[dev]'
 	@echo '$(CURDIR)' > $@
