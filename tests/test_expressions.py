@@ -233,6 +233,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mask": lambda x: x.matrix[MASK],
     "mask of two dimensions": lambda x: x.matrix[MASK2],
     "mask in a later dimension": lambda x: x.cube[:, MASK],
+    "embedding": lambda x: torch.nn.functional.embedding(COLUMNS % 3, x.matrix),
     "select and narrow": lambda x: x.cube.select(1, 2) + x.cube.narrow(1, 0, 1).squeeze(1) + x.cube.select(-2, 0),
     "index_select": lambda x: torch.index_select(x.matrix, 1, COLUMNS % 4) + x.matrix.index_select(-1, COLUMNS % 4),
     "gather": lambda x: x.matrix.gather(-1, CHOICE) + torch.gather(x.matrix, 1, CHOICE),
