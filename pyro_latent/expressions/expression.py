@@ -388,8 +388,8 @@ class Expression:
     def _by_cases(
         self, function: Callable[[Expression], Expression], view: Callable[[Expression], Expression] = lambda e: e
     ) -> Expression | None:
-        """The function of an expression, at each value of its discrete latents; None where one has no rule, or there are
-        too many. ``view`` lays a mask over the shape of the result.
+        """The function of an expression, at each value of its discrete latents; None where one has no rule, or there
+        are too many. ``view`` lays a mask over the shape of the result.
         """
         choices = self.choices
         sizes = [c.size for c in choices]
@@ -848,7 +848,7 @@ def _laid(tensor: Tensor, labels: tuple[int, ...], order: Sequence[int], ndim: i
 
 
 def _collect(expression: Expression) -> Expression:
-    """Add the tables of the same discrete latents into one, so that differences of large constants are taken exactly."""
+    """Add the tables of the same discrete latents up, so that differences of large constants are taken exactly."""
     groups: dict[frozenset[int], list[Term]] = {}
     rest = []
     for term in expression.terms:
@@ -913,10 +913,6 @@ class _Places:
     def of(index: Expression | Tensor, device: torch.device) -> _Places:
         if isinstance(index, Tensor):
             return _Places(index.long().to(device), index.shape)
-        if not index.is_table:
-            raise LatentValueError(
-                f"Expected an index by constants or discrete latents; got one by {sorted(index.sites)}."
-            )
         index = index.unbound()
         check_combinations(index.choices)
         return _Places(index.table(index.choices).long(), index.shape, index.choices)
@@ -991,8 +987,8 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
             item = torch.as_tensor(item, device=device)
         if isinstance(item, Expression) and item.like.dtype == torch.bool:
             raise LatentValueError(
-                f"Expected a result of a known shape; got an index by a mask of the latents {sorted(item.sites)}. Write "
-                "torch.where(mask, x, 0.)."
+                f"Expected a result of a known shape; got an index by a mask of the latents {sorted(item.sites)}. "
+                "Write torch.where(mask, x, 0.)."
             )
         if isinstance(item, Expression):
             items.append(_Places.of(item, device))

@@ -483,17 +483,20 @@ def _gather_last(x: Any, dim: int, index: Any) -> Expression | None:
     return x.unsqueeze(-2).take_last(index)
 
 
-def _index(x: Any, index: Any) -> Expression:
+def _index(x: Any, index: Any) -> Expression | None:
+    items = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, Expression) and not i.is_table for i in items):
+        return None
     return _lift(x).take(index)
 
 
-def _index_select(x: Any, dim: int, index: Any) -> Expression:
+def _index_select(x: Any, dim: int, index: Any) -> Expression | None:
     x = _lift(x)
-    return x.take((*[slice(None)] * (dim % x.ndim), index))
+    return _index(x, (*[slice(None)] * (dim % x.ndim), index))
 
 
-def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression:
-    return _lift(weight).take(index)
+def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
+    return _index(weight, index)
 
 
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {

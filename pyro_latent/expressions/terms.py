@@ -218,8 +218,8 @@ def _axis_key(axis: Axis) -> Any:
     return axis.labels, tuple(axis.index.shape), axis.index.cpu().numpy().tobytes()
 
 
-#: A tensor computed again from the values of points, and from the chosen value of each discrete choice by its label; the
-#: second argument keeps what was computed on the way.
+#: A tensor computed again from the values of points by name, and of choices by label (the number of each); the second
+#: argument keeps what was computed on the way.
 Replay = Callable[[Mapping[Any, Any], dict[Any, Tensor]], Tensor]
 
 
