@@ -730,24 +730,28 @@ class Expression:
 
     def xlogy(self, other: Expression) -> Expression:
         """``self · log other``, which is 0 where ``self``, a table, is 0."""
-        logarithm = other.log()
-        if logarithm.is_table:
-            return Expression.apply(torch.xlogy, self, other)
-        if logarithm.pieces:
-            return logarithm._map_pieces(lambda piece: self._times_logarithm(piece))
-        return self._times_logarithm(logarithm)
+        return self.times_log(other.log())
 
-    def _times_logarithm(self, logarithm: Expression) -> Expression:
-        """The product with a sum of logarithms, whose infinite constants vanish where the table is 0."""
-        if logarithm.opacity:
+    def times_log(self, logarithm: Expression) -> Expression:
+        """The product with a logarithm, which is 0 where ``self``, a table, is 0, also where the logarithm is −∞."""
+        if logarithm.pieces:
+            return logarithm._map_pieces(self.times_log)
+        if not self.is_table or logarithm.opacity:
             return self * logarithm
-        tables = logarithm._with([t for t in logarithm.terms if not t.factors and not t.summed])
+        tables = logarithm._with([t for t in logarithm.terms if not t.factors])
         if not tables.terms or bool(tables.table(tables.choices).isfinite().all()):
             return self * logarithm
-        rest = logarithm._with([t for t in logarithm.terms if t.factors or t.summed])
-        shape = broadcast_shapes(self.shape, logarithm.shape)
+        rest = logarithm._with([t for t in logarithm.terms if t.factors])
         product = Expression.apply(lambda x, t: torch.where(x == 0, torch.zeros_like(t), x * t), self, tables)
-        return (product + self * rest).expand(shape)
+        shape = broadcast_shapes(self.shape, logarithm.shape)
+        return (product + self * rest).expand(shape) if rest.terms else product.expand(shape)
+
+    def to(self, dtype: torch.dtype) -> Expression:
+        """The polynomial with numbers of another dtype, which must hold those that it has."""
+        cast = [replace(c, tensor=c.tensor.to(dtype)) for t in self.terms for c in t.constants]
+        rest = iter(cast)
+        terms = [replace(t, constants=tuple(next(rest) for _ in t.constants)) for t in self.terms]
+        return Expression(self.shape, self.like.to(dtype), terms)
 
     def log_beta(self) -> Expression:
         """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""

@@ -40,16 +40,17 @@ SPARSE = _words(
     "add sub subtract rsub mul multiply neg negative __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __neg__ sum "
     "mean matmul __matmul__ __rmatmul__ mm mv bmm dot einsum linear"
 )
+CASTS = _words("to type type_as float double half long int short clone detach contiguous data cpu cuda")
 #: Operations that put each element somewhere else.
 MOVES = _words(
-    "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal take movedim moveaxis unfold ravel "
-    "unflatten take_along_dim masked_select"
+    "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal movedim moveaxis unfold ravel "
+    "unflatten masked_select"
 )
 #: Views, indexing and joining, which have a rule for every expression.
 VIEWS = _words(
     "view reshape view_as reshape_as flatten unsqueeze squeeze permute transpose swapaxes swapdims mT T t adjoint "
-    "expand expand_as broadcast_to __getitem__ select narrow index_select embedding gather stack cat concat "
-    "concatenate"
+    "expand expand_as broadcast_to __getitem__ select narrow index_select embedding take take_along_dim gather "
+    "stack cat concat concatenate"
 )
 #: Operations along one dimension, the second argument.
 ALONG = _words(
@@ -82,6 +83,8 @@ def of_tables(
         found = rule() if result.dtype != torch.bool else None
         if found is not None:
             return found
+    if name in CASTS and _holds(result.dtype, sources[0].like.dtype):
+        return sources[0].to(result.dtype)
     if name in ELEMENTWISE:
         return _pointwise(call, sources, result, ndim)
     return _jointly(call, [_apart(s, range(-s.ndim, 0)) for s in sources], result)
@@ -102,6 +105,33 @@ def along(call: Callable[..., Any], source: Expression, result: Any, dim: int) -
     gone = table.ndim - first.ndim
     shifted = [c.substitute({i: i + gone for i in range(-table.ndim, dim)}) for c in choices] if gone else choices
     return _wrapped(call(table.table(choices, [dim])), shifted, result)
+
+
+def over_batch(
+    function: Callable[..., Tensor], tables: Sequence[Expression], events: Sequence[int], batch: Sequence[int]
+) -> Expression:
+    """A function of tables that acts on the last ``events`` dimensions of each, elementwise over their ``batch``."""
+    found = []
+    for table, event in zip(tables, events, strict=True):
+        table = table.unbound()
+        own = table.choices
+        shifted = [c.substitute({i: i + event for i in range(-table.ndim, -event)}) for c in own]
+        found.append((shifted, table.table(own, range(-event, 0)), table.ndim - event))
+    choices = tuple({c.label: c for shifted, _, _ in found for c in shifted}.values())
+    check_combinations(choices)
+    laid = []
+    for shifted, tensor, depth in found:
+        names = [c.label for c in shifted]
+        order = [names.index(c.label) for c in choices if c.label in names]
+        sizes = [tensor.shape[names.index(c.label)] if c.label in names else 1 for c in choices]
+        ordered = tensor.permute([*order, *range(len(names), tensor.ndim)])
+        laid.append(ordered.reshape(*sizes, *[1] * (len(batch) - depth), *tensor.shape[len(names) :]))
+    return Expression.from_table(function(*laid), choices, batch)
+
+
+def _holds(dtype: torch.dtype, other: torch.dtype) -> bool:
+    """Whether a sum of numbers of another dtype is the same in this one."""
+    return other != torch.bool and (dtype.is_floating_point or not other.is_floating_point)
 
 
 def _labels(table: Expression) -> frozenset[int]:
@@ -183,4 +213,4 @@ def _wrapped(found: Any, choices: Sequence[Any], result: Any) -> Any:
     return Expression.from_table(found, choices, result.shape)
 
 
-__all__ = ["ALONG", "MOVES", "along", "moved", "of_tables"]
+__all__ = ["ALONG", "MOVES", "along", "moved", "of_tables", "over_batch"]

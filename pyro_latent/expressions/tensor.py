@@ -259,7 +259,7 @@ def _apply(
 ) -> Expression | None:
     """The expression of an operation's result; None where it has no rule."""
     sources = _random(args, kwargs)
-    if name in MOVES and len(sources) == 1 and not sources[0].expression.opacity:
+    if name in MOVES and len(sources) == 1 and sources[0] is args[0] and not sources[0].expression.opacity:
         return moved(sources[0].expression, lambda places: _called(func, args, kwargs, [places]))
     if all(t.expression.is_table for t in sources):
         return _of_tables(name, func, result, args, kwargs)
@@ -538,6 +538,7 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
     "index_select": _index_select,
     "embedding": _embedding,
+    "take": lambda x, index: _index(_lift(x).reshape([-1]), index),
     "gather": _gather_last,
     "take_along_dim": lambda x, index, dim: _gather_last(x, dim, index),
     "where": _where,
