@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -28,11 +29,14 @@ from .handlers import record
 from .objective import (
     Block,
     BlockKey,
+    DependentElements,
+    DiscreteSite,
     Init,
     Means,
     Plate,
     Posteriors,
     Program,
+    Recording,
     State,
     discrete_distribution,
     explain,
@@ -133,6 +137,9 @@ class AutoConjugate(AutoGuide):
         point: latent sites that get a point estimate, the mode of their coordinate optimum (MAP), as do sites with
             ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
             Every ``pyro.param`` of the model is a point estimate too, by maximum likelihood.
+        mean_field: discrete sites whose elements are independent in the posterior. By default the joint posterior of
+            all discrete sites is exact, given the continuous ones; where elements of one site meet (``z[i]`` against
+            ``z[j]``) and their joint is not affordable, they become independent by themselves, with a warning.
 
     Blocks in subsampled plates, in plates of observed sites, and those whose site has ``infer={"local": True}`` (the
     proportions of a document, say) belong to the data at hand: they are fitted anew to new data, and first in a sweep.
@@ -151,6 +158,7 @@ class AutoConjugate(AutoGuide):
         init: Init = None,
         restarts: int = 1,
         point: Sequence[str] = (),
+        mean_field: Sequence[str] = (),
     ) -> None:
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
             raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
@@ -159,6 +167,7 @@ class AutoConjugate(AutoGuide):
         self._init = init
         self.restarts = restarts
         self.point = tuple(point)
+        self.mean_field = tuple(mean_field)
         self._keys: tuple[BlockKey, ...] = ()
         self._layout: dict[str, Any] = {}
         self._program: Program | None = None
@@ -280,14 +289,20 @@ class AutoConjugate(AutoGuide):
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
-        program = Program(recording, self._joint)
+        program = Program(recording, self._joint, self._mean_field_of(recording))
         call = _Call.of(args, kwargs)
         if fitted:
             state, layout = self._adopted(program, predict)
             return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
+        _warn_of_mean_field(program, self.mean_field)
         state, starts = initial_state(program, self._init, self.restarts)
         layout, origins = _layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
+
+    def _mean_field_of(self, recording: Recording) -> list[str]:
+        """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
+        blocks = [name for block in self._layout.get("blocks", []) for name in block]
+        return [name for name in recording.discrete if name in self.mean_field or name in blocks]
 
     def commit(self, prepared: Prepared, state: State, starts: dict[str, Tensor] | None = None) -> None:
         """Take on a prepared call and a state; drivers do so once a step has succeeded."""
@@ -448,15 +463,31 @@ class AutoConjugate(AutoGuide):
             return values
         drawn: dict[str, Tensor] = {}
         for site in sites:
-            probs = responsibilities(program, means, [site], drawn, _guide_nesting(program))[site.name]
-            probs = (
-                probs[0] if len(probs) == 1 else _beside_plates(probs, outer or _draws_shape(program, drawn), program)
-            )
+            found = self._discrete(program, means, site, drawn, outer)
             with plates.within(site.plates, site.scale):
                 drawn[site.name] = pyro.sample(
-                    site.name, _masked(discrete_distribution(site, probs), site.mask), infer={"is_auxiliary": False}
+                    site.name, _masked(found, program.seen(site)), infer={"is_auxiliary": False}
                 )
         return values | drawn
+
+    def _discrete(
+        self, program: Program, means: Means, site: DiscreteSite, drawn: dict[str, Tensor], outer: torch.Size
+    ) -> Any:
+        """The distribution of a discrete site given those drawn before it."""
+        nesting = _guide_nesting(program)
+        if not program.is_by_elements(site):
+            probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
+            beside = outer or _draws_shape(program, drawn)
+            return discrete_distribution(site, probs[0] if len(probs) == 1 else _beside_plates(probs, beside, program))
+        before = dict(drawn)
+
+        def conditional(values: Tensor, known: Tensor) -> Tensor:
+            given = before | {site.name: values}
+            return responsibilities(program, means, [site], given, nesting, {site.name: known})[site.name]
+
+        depth = _draws_shape(program, drawn)
+        batch = torch.Size((*depth, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape))
+        return DependentElements(site, conditional, batch if depth else site.batch_shape)
 
     def _sample_block(self, block: Block, natural: Natural, plates: _Plates, values: dict[str, Tensor]) -> None:
         drawn: list[Tensor] = []
@@ -525,8 +556,8 @@ class AutoConjugate(AutoGuide):
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of the sites: family, block, and how each is updated, or why it is not."""
         if not args and not kwargs and self._program is not None:
-            return explain(self._program.recording, self._joint)
-        return explain(record(self.model, *args, point=self.point, **kwargs), self._joint)
+            return explain(self._program.recording, self._joint, self.mean_field)
+        return explain(record(self.model, *args, point=self.point, **kwargs), self._joint, self.mean_field)
 
     def params(self) -> dict[str, Tensor]:
         """By name, the current values of the model's parameters, constrained."""
@@ -589,6 +620,18 @@ class AutoConjugate(AutoGuide):
             self._is_loaded = True
             self._revision += 1
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
+    """Say once what is an approximation beyond the blocks."""
+    names = [n for n in program.mean_field if n not in asked]
+    if names:
+        warnings.warn(
+            f"The elements of the discrete sites {names} are independent in the posterior (mean field): "
+            f"{program.mean_field[names[0]]}, more than is affordable. Write AutoConjugate(model, mean_field={names}) "
+            "to ask for it.",
+            stacklevel=2,
+        )
 
 
 def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:

@@ -41,6 +41,7 @@ from torch import Tensor
 
 from .errors import DataError, LatentValueError, ModelError, NotConjugateError
 from .expressions import Expression, RandomTensor
+from .expressions.terms import is_position
 from .objective import DiscreteSite, LatentSite, Plate, Program, Recording, ScoredSite
 from .objective.data import (
     base_constraint,
@@ -273,6 +274,7 @@ class RecordMessenger(Messenger):
                 self._find_origin(msg)
             return
         base, _, masks = unwrap(fn)
+        _check_weights(name, msg["scale"], [msg["mask"], *masks])
         mask = joined_mask([msg["mask"], *masks], self.like.device)
         if mask is False and msg["is_observed"]:
             return
@@ -315,7 +317,7 @@ class RecordMessenger(Messenger):
             site = factor.variable.site
             if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
                 continue
-            if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
+            if len([a for a in factor.axes if isinstance(a, int) and is_position(a)]) == value.ndim:
                 continue  # one latent for each observation: its own data is no common origin
             parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
             gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
@@ -396,6 +398,21 @@ class RecordMessenger(Messenger):
             len(fn.event_shape),
             parents,
         )
+
+
+def _check_weights(name: str, scale: Any, masks: Collection[Any]) -> None:
+    """Scales and masks are constants.
+
+    Raises:
+        NotConjugateError: if one depends on latents.
+    """
+    for kind, value in (("scale", scale), *(("mask", m) for m in masks)):
+        if isinstance(value, RandomTensor):
+            raise NotConjugateError(
+                f"Expected a constant {kind} at site {name!r}; got one that depends on the latents "
+                f"{sorted(value.expression.sites)}. Write torch.where(condition, a, b) in the arguments of its "
+                "distribution."
+            )
 
 
 def _is_part(frame: Any) -> bool:

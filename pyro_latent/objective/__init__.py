@@ -3,6 +3,7 @@
 from .blocks import Block, BlockKey, make_blocks
 from .explain import explain
 from .posterior import (
+    DependentElements,
     Posteriors,
     discrete_distribution,
     marginals,
@@ -22,6 +23,7 @@ __all__ = [
     "Block",
     "BlockKey",
     "Bound",
+    "DependentElements",
     "DiscreteSite",
     "Held",
     "Init",

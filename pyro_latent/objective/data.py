@@ -188,9 +188,13 @@ def check_plates(
 def mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
     """The mean of finite data over every dimension that the axes do not run along; size 1 where they gather."""
     value = torch.where(value.isfinite(), value, torch.nan)
-    labels = [a for a in axes if isinstance(a, int)]
+    labels = [a for a in axes if _runs_along(a, value)]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
     mean = value.double().nanmean(gone) if gone else value.double()
     kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
     mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
-    return mean.reshape([value.shape[a] if isinstance(a, int) else 1 for a in axes])
+    return mean.reshape([value.shape[a] if _runs_along(a, value) else 1 for a in axes])
+
+
+def _runs_along(axis: Any, value: Tensor) -> bool:
+    return isinstance(axis, int) and -value.ndim <= axis < 0

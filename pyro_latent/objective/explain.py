@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from ..errors import NotConjugateError, PyroLatentError
 from .blocks import make_blocks
 from .expectation import expect
-from .program import usable_terms
+from .program import Program, usable_terms
 from .recording import Recording
 
+_EXACT = ("-", "exact", "enumerated and eliminated, given the other blocks")
 
-def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> str:
+
+def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_field: Collection[str] = ()) -> str:
     """One line for each site: its distribution, the block and family of its posterior, and its update or what is in the
     way.
     """
@@ -23,7 +27,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
     for scored in recording.scored.values():
         density = scored.density
         parents = set(density.sites if density is not None else scored.parents)
-        for parent in parents - {scored.name}:
+        for parent in parents & owners.keys() - {scored.name}:
             children[parent].append(scored.name)
         try:
             for term in usable_terms(scored):
@@ -31,12 +35,13 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
         except NotConjugateError as error:
             for parent in parents or {scored.name}:
                 problems.setdefault(parent, str(error))
+    joints = _joints(recording, joint, mean_field)
     rows = [("site", "distribution", "block", "posterior", "update")]
     for name, scored in recording.scored.items():
         if scored.observed:
             rows.append((name, scored.distribution, "-", "observed", "-"))
         elif name in recording.discrete:
-            rows.append((name, scored.distribution, "-", "exact", "enumerated and eliminated, given the other blocks"))
+            rows.append((name, scored.distribution, *joints.get(name, _EXACT)))
         else:
             block = owners[name][0]
             if name in problems:
@@ -50,3 +55,22 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> st
     return "\n".join(
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
     )
+
+
+def _joints(
+    recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str]
+) -> dict[str, tuple[str, str, str]]:
+    """By discrete site, its block, posterior and update, where they are not the usual ones."""
+    try:
+        program = Program(recording, joint, mean_field)
+    except PyroLatentError:
+        return {}
+    found = {
+        name: (name, "mean field", f"closed form, element by element, independent in q: {why}")
+        for name, why in program.mean_field.items()
+    }
+    for group in program.joints:
+        if group.is_by_elements:
+            how = "exact joint of its elements with those of " + ", ".join(s.name for s in group.sites)
+            found |= {s.name: ("-", "exact", how + ", enumerated and eliminated one by one") for s in group.sites}
+    return found

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import scipy.special
 import scipy.stats
 import torch
+from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor
 
@@ -103,15 +105,17 @@ def responsibilities(
     sites: Sequence[DiscreteSite],
     clamped: Mapping[str, Tensor] | None = None,
     nesting: int | None = None,
+    known: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """By discrete site, its posterior probabilities given values of others: ``[starts, plates..., values]``.
 
     They are the gradient of log Z in probes added to the sites' log factors. ``nesting``: how many dimensions of the
-    clamped values may be plates, by default those of the model; what is on their left are draws.
+    clamped values may be plates, by default those of the model; what is on their left are draws. ``known``: of a
+    clamped site, the elements whose value is given, by default all.
     """
     nesting = program.recording.max_plate_nesting if nesting is None else nesting
     given = {
-        s.name: _clamp(s, clamped[s.name], nesting, program.nesting)
+        s.name: _clamp(s, clamped[s.name], nesting, program.nesting, (known or {}).get(s.name))
         for s in program.discrete
         if clamped and s.name in clamped and s.cardinality > 1
     }
@@ -131,6 +135,71 @@ def responsibilities(
     return {s.name: _normalized(s, found[s.name]) if s.name in found else _certain(s, ones) for s in sites}
 
 
+class DependentElements(TorchDistribution):
+    """The joint posterior of the elements of a discrete site that meet in a density, given sites drawn before.
+
+    ``log_prob`` has for each element the log probability of its value given the elements before it, which add up to
+    that of the whole.
+
+    Args:
+        site: the site.
+        conditional: the probabilities ``[draws, batch..., values]`` given values and where they are known.
+        batch_shape: that of the site, with draws on its left.
+    """
+
+    arg_constraints: dict[str, Any] = {}
+
+    def __init__(
+        self, site: DiscreteSite, conditional: Callable[[Tensor, Tensor], Tensor], batch_shape: torch.Size
+    ) -> None:
+        self.site, self.conditional = site, conditional
+        super().__init__(batch_shape, site.support.shape[1:], validate_args=False)
+
+    @property
+    def support(self) -> Any:
+        return self.site.constraint
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> DependentElements:
+        return DependentElements(self.site, self.conditional, torch.Size(batch_shape))
+
+    def sample(self, sample_shape: Any = ()) -> Tensor:
+        shape = torch.Size(sample_shape) + self.batch_shape
+        values = self.site.support[0].expand(shape + self.event_shape).clone()
+        outer = shape[: len(shape) - len(self.site.batch_shape)]
+        for place, probs in self._in_turn(values):
+            drawn = torch.distributions.Categorical(probs.expand(outer.numel(), -1)).sample()
+            values[(..., *place, *[slice(None)] * len(self.event_shape))] = self.site.support[drawn].reshape(
+                outer + self.event_shape
+            )
+        return values
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        event = len(self.event_shape)
+        shape = torch.broadcast_shapes(value.shape[: value.ndim - event], self.batch_shape)
+        value = value.expand(shape + self.event_shape)
+        outer = shape[: len(shape) - len(self.site.batch_shape)]
+        numbers = self._numbers(value)
+        found: Tensor | None = None
+        for place, probs in self._in_turn(value):
+            each = probs.expand(outer.numel(), -1).reshape(*outer, -1).log()
+            found = each.new_zeros(shape) if found is None else found
+            found[(..., *place)] = each.gather(-1, numbers[(..., *place)].unsqueeze(-1)).squeeze(-1)
+        assert found is not None
+        return found
+
+    def _numbers(self, value: Tensor) -> Tensor:
+        event = len(self.event_shape)
+        equal = value.unsqueeze(-1 - event) == self.site.support
+        return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
+
+    def _in_turn(self, values: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
+        """Each element and its probabilities ``[draws, values]`` given the values of those before, as they are then."""
+        known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=values.device)
+        for place in itertools.product(*map(range, self.site.batch_shape)):
+            yield place, self.conditional(values, known)[(slice(None), *place)]
+            known[place] = True
+
+
 def _layout(site: DiscreteSite, nesting: int) -> list[int]:
     """The shape of a factor of the site alone, without starts."""
     return [site.cardinality, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape]
@@ -148,7 +217,7 @@ def _normalized(site: DiscreteSite, weights: Tensor) -> Tensor:
     return torch.where(total > 0, probs / total, torch.full_like(probs, 1 / site.cardinality))
 
 
-def _clamp(site: DiscreteSite, value: Tensor, nesting: int, depth: int) -> Tensor:
+def _clamp(site: DiscreteSite, value: Tensor, nesting: int, depth: int, known: Tensor | None) -> Tensor:
     """A log factor that is zero where the site has the given value, and minus infinity elsewhere.
 
     Dimensions of the value to the left of the ``nesting`` plates are draws: they take the place of starts.
@@ -157,6 +226,7 @@ def _clamp(site: DiscreteSite, value: Tensor, nesting: int, depth: int) -> Tenso
     spread = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
     equal = spread == value.unsqueeze(0)
     equal = equal.flatten(-event).all(-1) if event else equal
+    equal = equal if known is None else equal | ~known
     inner = equal.shape[max(1, equal.ndim - nesting) :]
     equal = equal.reshape(len(equal), -1, *inner).movedim(0, 1)  # what is on the left of the plates are draws
     log = torch.where(equal, 0.0, -torch.inf).to(torch.get_default_dtype())
@@ -269,6 +339,7 @@ def _plain_class(cls: type) -> type:
 
 
 __all__ = [
+    "DependentElements",
     "Posteriors",
     "discrete_distribution",
     "marginals",

@@ -417,6 +417,10 @@ class Program:
             total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
         return total
 
+    def is_by_elements(self, site: DiscreteSite) -> bool:
+        """Whether the elements of a discrete site are dependent."""
+        return any(joint.is_by_elements and site in joint.sites for joint in self.joints)
+
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """Where a discrete site or something that depends on it is not masked; None: everywhere."""
         return None if site.mask is None else site.mask | self.live[site.name]

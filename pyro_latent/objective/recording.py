@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..expressions import Expression
 
@@ -79,6 +80,11 @@ class DiscreteSite:
     @property
     def cardinality(self) -> int:
         return self.support.shape[0]
+
+    @property
+    def constraint(self) -> Any:
+        """The support as a constraint."""
+        return constraints.one_hot if self.support.ndim > 1 else constraints.integer_interval(0, self.cardinality - 1)
 
 
 @dataclass(frozen=True, eq=False)
