@@ -21,37 +21,12 @@ from torch.overrides import TorchFunctionMode
 from pyro_latent.errors import LatentValueError
 from pyro_latent.expressions import Expression, RandomTensor
 from pyro_latent.expressions.tensor import OPERATIONS
-from pyro_latent.expressions.terms import Factor, contract, read
-
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "x": lambda x: x,
-    "log": torch.log,
-    "log1m": lambda x: torch.log1p(-x),
-    "log_det": torch.logdet,
-    "inverse": torch.linalg.inv,
-}
 
 
 def evaluate(expression: Expression, values: Mapping[str, Tensor]) -> Tensor:
-    """The value of a polynomial or of pieces at given values of the latents, read off its terms."""
+    """The value at given values of the latents, of an expression that is not opaque."""
     assert expression.opacity is None, f"opaque: {expression.opacity}"
-    total = expression.like.new_zeros(expression.shape)
-    for term in expression.polynomial().terms:
-        operands: list[tuple[Tensor, tuple[int, ...]]] = [(expression.like.new_tensor(term.coefficient), ())]
-        operands += [(c.tensor, c.labels) for c in term.constants]
-        operands += [_read(factor, values) for factor in term.factors]
-        labels = tuple(sorted({label for _, own in operands for label in own if label < 0}))
-        tensor = contract(operands, labels)
-        shape = [1] * expression.ndim
-        for label, size in zip(labels, tensor.shape, strict=True):
-            shape[label] = size
-        total = total + tensor.reshape(shape)
-    return total
-
-
-def _read(factor: Factor, values: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, ...]]:
-    value = FUNCTIONS[factor.function](values[factor.variable.site]) ** factor.power
-    return read(value, factor.axes)
+    return expression.evaluate(values)
 
 
 def real(*shape: int) -> Tensor:
@@ -84,8 +59,17 @@ def make_values() -> dict[str, Tensor]:
     }
 
 
+#: The latents whose supports say that they are not negative, and that they are positive definite.
+NONNEGATIVE, MATRICES = {"tau", "rates", "share"}, {"precision", "precisions"}
+
+
 def latents(decoys: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: RandomTensor(decoy, Expression.latent(name, decoy)) for name, decoy in decoys.items()}
+    return {
+        name: RandomTensor(
+            decoy, Expression.latent(name, decoy, nonnegative=name in NONNEGATIVE, is_matrix=name in MATRICES)
+        )
+        for name, decoy in decoys.items()
+    }
 
 
 class Names(dict[str, Any]):

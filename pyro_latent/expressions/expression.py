@@ -15,13 +15,16 @@ on.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from .evaluation import Values, evaluate_term
 from .terms import (
     Axis,
     Constant,
@@ -31,13 +34,14 @@ from .terms import (
     Term,
     Variable,
     as_axis,
-    axis_labels,
     broadcast_shapes,
     fresh_label,
 )
 
 #: The matrix functions, and the inverse of each.
 _INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inverse": "gram"}
+#: The dtypes of an index that are masks.
+_MASKS = (torch.bool, torch.uint8)
 #: Integer powers up to this are expanded into products.
 _LARGEST_EXPANSION = 4
 
@@ -77,9 +81,11 @@ class Expression:
 
     @staticmethod
     def constant(tensor: Tensor) -> Expression:
-        """A plain tensor."""
+        """A plain tensor; integers and booleans are kept exactly, as floating numbers."""
         labels = tuple(i - tensor.ndim for i in range(tensor.ndim) if tensor.shape[i] != 1)
         squeezed = tensor.reshape([n for n in tensor.shape if n != 1])
+        if not tensor.is_floating_point():
+            squeezed = squeezed.to(torch.get_default_dtype() if tensor.dtype == torch.bool else torch.float64)
         return Expression(tensor.shape, tensor.new_empty(0), (Term(1.0, (Constant(squeezed, labels),)),))
 
     @staticmethod
@@ -90,11 +96,16 @@ class Expression:
         is_point: bool = False,
         lower_cholesky: bool = False,
         is_matrix: bool = False,
+        nonnegative: bool = False,
     ) -> Expression:
-        """A latent site whose value has the shape, dtype and device of ``value``."""
+        """A latent site whose value has the shape, dtype and device of ``value``; what is known of it is as in
+        :class:`~.terms.Variable`.
+        """
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
-        factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky, is_matrix), axes)
-        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,)),))
+        variable = Variable(
+            site, value.shape, simplex, is_point, lower_cholesky, is_matrix, nonnegative=nonnegative or simplex
+        )
+        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
 
     @staticmethod
     def derived(name: str, value: Tensor, replay: Replay, parents: frozenset[str]) -> Expression:
@@ -116,7 +127,19 @@ class Expression:
         return Expression.opaque(self.shape if shape is None else shape, self.like, operation, (self, *others))
 
     def _number(self, number: float) -> Expression:
-        return Expression((), self.like, (Term(float(number)),))
+        whole = self.like.is_floating_point() or isinstance(number, bool | int)
+        return Expression((), self.like if whole else torch.empty(0, device=self.like.device), (Term(float(number)),))
+
+    def as_dtype_of(self, like: Tensor) -> Expression:
+        """The expression with the dtype and device of another tensor."""
+        return Expression(
+            self.shape,
+            like.new_empty(0),
+            self.terms,
+            pieces=self.pieces,
+            opacity=self.opacity,
+            cholesky_of=self.cholesky_of,
+        )
 
     def _lift(self, other: Any) -> Expression:
         if isinstance(other, Expression):
@@ -125,8 +148,10 @@ class Expression:
             return Expression.constant(other)
         return self._number(other)
 
-    def _with(self, terms: Sequence[Term], shape: Sequence[int] | None = None) -> Expression:
-        return Expression(self.shape if shape is None else shape, self.like, terms)
+    def _with(
+        self, terms: Sequence[Term], shape: Sequence[int] | None = None, like: Tensor | None = None
+    ) -> Expression:
+        return Expression(self.shape if shape is None else shape, self.like if like is None else like, terms)
 
     # Facts.
 
@@ -162,10 +187,36 @@ class Expression:
         """Pieces written as an indicator-weighted sum; anything else as it is."""
         if not self.pieces:
             return self
-        total = self._number(0.0)
+        terms: list[Term] = []
         for mask, piece in self.pieces:
-            total = total + Expression.constant(mask.to(self.like.dtype)) * piece
-        return total.expand(self.shape)
+            ((indicator,),) = (term.constants for term in Expression.constant(mask).terms)
+            terms += [term.masked(indicator) for term in piece.polynomial().terms]
+        return _collect(self._with(terms))
+
+    def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The value in float64 at given values of the latents.
+
+        Args:
+            values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
+                given as its distance from it.
+
+        Raises:
+            ValueError: if the expression is opaque.
+        """
+        return self._evaluate(Values(values))
+
+    def _evaluate(self, values: Values) -> Tensor:
+        if self.opacity:
+            raise ValueError(
+                f"Expected an expression with a value; got the opaque result of {self.opacity.operation} on "
+                f"{sorted(self.sites)}. Write it with operations that have a rule."
+            )
+        total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
+        for mask, piece in self.pieces:
+            total = torch.where(mask, piece._evaluate(values), total)
+        for term in self.terms:
+            total = total + _place(*evaluate_term(term, values), self.ndim)
+        return total
 
     def __repr__(self) -> str:
         kind = "opaque" if self.opacity else "pieces" if self.pieces else f"{len(self.terms)} terms"
@@ -176,6 +227,7 @@ class Expression:
     def __add__(self, other: Any) -> Expression:
         other = self._lift(other)
         shape = broadcast_shapes(self.shape, other.shape)
+        like = _common_like(self, other)
         if self.opacity or other.opacity:
             return self._opaque("add", other, shape=shape)
         if self.pieces and other.is_constant:
@@ -183,7 +235,7 @@ class Expression:
         if other.pieces and self.is_constant:
             return other._map_pieces(lambda piece: piece + self, shape)
         terms = self.polynomial().terms + other.polynomial().terms
-        return _collect(self._with(terms, shape))
+        return _collect(self._with(terms, shape, like))
 
     __radd__ = __add__
 
@@ -207,7 +259,20 @@ class Expression:
             if not self.pieces:
                 return other._map_pieces(lambda piece: self * piece, shape)
         left, right = self.polynomial().terms, other.polynomial().terms
-        return _collect(self._with([a.times(b) for a in left for b in right], shape))
+        terms = [a.times(b) for a in left for b in right]
+        return _collect(self._with(terms, shape, _common_like(self, other)))
+
+    def weigh(self, other: Expression) -> Expression:
+        """The product, which is 0 where the constant self is 0 even if ``other`` is infinite there: 0 log 0 = 0."""
+        product = self * other
+        if other._is_finite or not self.is_constant:
+            return product
+        zero = self._number(0.0).expand(product.shape)
+        return Expression.where(self.value() != 0, product, zero).polynomial()
+
+    @property
+    def _is_finite(self) -> bool:
+        return all(t.is_finite for t in self.terms) and all(p._is_finite for _, p in self.pieces)
 
     __rmul__ = __mul__
 
@@ -227,15 +292,15 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
-        if self._is_monomial and (self.terms[0].coefficient > 0 or float(exponent).is_integer()):
-            (term,) = self.terms
-            raised = term.elementwise(lambda f: replace(f, power=f.power * exponent), lambda c: c**exponent)
-            return self._with([replace(raised, coefficient=term.coefficient**exponent)])
+        raised = self.terms[0].raised(exponent) if self._is_monomial else None
+        if raised is not None:
+            return self._with([raised])
         if self.is_constant:
             return Expression.constant(self.value() ** exponent).expand(self.shape)
         if exponent == 2:
-            pairs = [(a, b) for i, b in enumerate(self.terms) for a in self.terms[: i + 1]]
-            return _collect(self._with([a.times(b).scaled(1.0 if a is b else 2.0) for a, b in pairs]))
+            pairs = [(i, j) for j in range(len(self.terms)) for i in range(j + 1)]
+            terms = self.terms
+            return _collect(self._with([terms[i].times(terms[j]).scaled(1.0 if i == j else 2.0) for i, j in pairs]))
         if exponent in range(1, _LARGEST_EXPANSION + 1):
             product = self
             for _ in range(int(exponent) - 1):
@@ -246,9 +311,7 @@ class Expression:
     @property
     def _is_monomial(self) -> bool:
         """One product, with no sum inside: powers and logarithms act on each factor."""
-        return (
-            len(self.terms) == 1 and not self.terms[0].summed and not any(c.identity for c in self.terms[0].constants)
-        )
+        return len(self.terms) == 1 and not self.terms[0].summed
 
     def _map_pieces(
         self, function: Callable[[Expression], Expression], shape: Sequence[int] | None = None
@@ -273,26 +336,16 @@ class Expression:
             return Expression.constant(self.value().log()).expand(self.shape)
         complement = self._complement()
         if complement is not None:
-            return complement._as_logarithm("log1m")
-        if not self._is_monomial or self.terms[0].coefficient <= 0:
-            return self._opaque("log")
-        return self._as_logarithm("log")
+            return self._with([Term(1.0, (), (replace(complement, function="log1m"),))])
+        terms = self.terms[0].log() if self._is_monomial else None
+        return self._opaque("log") if terms is None else _collect(self._with(terms))
 
     def log1m(self) -> Expression:
         """The elementwise log(1 - x)."""
         return (1.0 - self).log()
 
-    def _as_logarithm(self, function: str) -> Expression:
-        (term,) = self.terms
-        if any(f.function != "x" for f in term.factors):
-            return self._opaque("log")
-        terms = [Term(math.log(term.coefficient))] if term.coefficient != 1 else []
-        terms += [Term(1.0, (Constant(c.tensor.log(), c.labels),)) for c in term.constants]
-        terms += [Term(f.power, (), (replace(f, function=function, power=1.0),)) for f in term.factors]
-        return _collect(self._with(terms))
-
-    def _complement(self) -> Expression | None:
-        """x, where the expression is 1 - x for a single latent x."""
+    def _complement(self) -> Factor | None:
+        """The factor x, where the expression is 1 - x for a single latent x."""
         if len(self.terms) != 2:
             return None
         constant, rest = sorted(self.terms, key=lambda t: len(t.factors))
@@ -300,49 +353,50 @@ class Expression:
         if constant.factors or not plain or rest.constants or rest.coefficient != -1 or rest.summed:
             return None
         ones, _ = constant.dense(self.like)
-        return self._with([rest.scaled(-1.0)]) if bool((ones == 1).all()) else None
+        return rest.factors[0] if bool((ones == 1).all()) else None
+
+    # Matrices, over the last two dimensions.
 
     def log_det(self) -> Expression:
-        """The log determinant of the last two dimensions: of a scaled latent matrix, a constant, or a diagonal."""
+        """The log determinant of a positive definite matrix: of a scaled latent matrix, a constant, or a diagonal."""
         shape, dim = self.shape[:-2], self.shape[-1]
         if self.opacity:
             return Expression(shape, self.like, opacity=self.opacity)
-        if self.pieces:
-            return self._map_pieces(Expression.log_det, shape)
         if self.is_constant:
             return Expression.constant(torch.linalg.slogdet(self.value())[1])
         split = self._split_matrix()
-        if split is None:
-            return self._opaque("logdet", shape=shape)
-        scalar, matrix = split
-        if matrix is None:
-            return scalar.log()._vector_view().sum(-1) if scalar._varies(-1) else scalar.log()._drop_matrix(shape) * dim
-        logarithm = scalar.log()._drop_matrix(shape) * float(dim)
-        if isinstance(matrix, Constant):
-            return logarithm + self._matrix_constant(matrix).log_det()
-        sign = -1.0 if matrix.function.endswith("inverse") else 1.0
-        name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
-        factor = replace(matrix, axes=tuple(_shift_axes(matrix.axes[:-2], 2)), function=name)
-        return logarithm + self._with([Term(sign, (), (factor,))], shape)
+        if split is not None:
+            scalar, matrix = split
+            logarithm = scalar.log() * float(dim)
+            if isinstance(matrix, Expression):
+                return logarithm + matrix.log_det()
+            sign = -1.0 if matrix.function.endswith("inverse") else 1.0
+            name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
+            factor = replace(matrix, axes=tuple(_shift_axes(matrix.axes[:-2], 2)), function=name)
+            return logarithm + self._with([Term(sign, (), (factor,))], shape)
+        entries = self._diagonal()
+        if entries is not None:
+            return entries.log().sum(-1)
+        return self._map_matrices(Expression.log_det) or self._opaque("logdet", shape=shape)
 
     def inverse(self) -> Expression:
-        """The matrix inverse over the last two dimensions, of what :meth:`log_det` takes."""
+        """The matrix inverse, of what :meth:`log_det` takes."""
         if self.opacity:
             return self
-        if self.pieces:
-            return self._map_pieces(Expression.inverse)
         if self.is_constant:
             return Expression.constant(torch.linalg.inv(self.value()))
         split = self._split_matrix()
-        if split is None:
-            return self._opaque("inverse")
-        scalar, matrix = split
-        if matrix is None:
-            return (scalar**-1.0)._times_identity(self.shape)
-        if isinstance(matrix, Constant):
-            return scalar**-1.0 * self._matrix_constant(matrix).inverse()
-        flipped = replace(matrix, function=_INVERSES[matrix.function])
-        return scalar**-1.0 * self._with([Term(1.0, (), (flipped,))])
+        if split is not None:
+            scalar, matrix = split
+            reciprocal = (scalar**-1.0).reshape([*scalar.shape, 1, 1])
+            if isinstance(matrix, Expression):
+                return reciprocal * matrix.inverse()
+            flipped = replace(matrix, function=_INVERSES[matrix.function])
+            return reciprocal * self._with([Term(1.0, (), (flipped,))])
+        entries = self._diagonal()
+        if entries is not None:
+            return (entries**-1.0).diag_embed()
+        return self._map_matrices(Expression.inverse) or self._opaque("inverse")
 
     def cholesky(self) -> Expression:
         """The Cholesky factor; only :meth:`gram` can read it."""
@@ -351,81 +405,85 @@ class Expression:
         return result
 
     def gram(self) -> Expression:
-        """L Lᵀ over the last two dimensions."""
+        """L Lᵀ."""
         if self.cholesky_of is not None:
             return self.cholesky_of
-        split = None if self.opacity or self.pieces else self._split_matrix()
-        if split is not None and isinstance(split[1], Factor) and split[1].variable.lower_cholesky:
-            scalar, factor = split
-            assert isinstance(factor, Factor)
-            return scalar**2.0 * self._with([Term(1.0, (), (replace(factor, function="gram"),))])
-        return self.matmul(self.transpose(-1, -2))
-
-    def _split_matrix(self) -> tuple[Expression, Constant | Factor | None] | None:
-        """A single term as (scalars, matrix): the matrix is None for a diagonal, whose entries the scalars are."""
-        if len(self.terms) != 1 or self.terms[0].summed:
-            return None
-        (term,) = self.terms
-        matrices: list[Constant | Factor] = []
-        scalars = Term(term.coefficient)
-        diagonal = False
-        for c in term.constants:
-            if c.identity and set(c.labels) == {-1, -2}:
-                diagonal = True
-            elif {-1, -2} & set(c.labels):
-                matrices.append(c)
-            else:
-                scalars = scalars.times(Term(1.0, (c,)))
-        for f in term.factors:
-            if {-1, -2} & set(f.labels) or (self.shape[-1] == 1 and f.variable.is_matrix and f.function in _INVERSES):
-                matrices.append(f)
-            else:
-                scalars = scalars.times(Term(1.0, (), (f,)))
-        if self.shape[-1] == 1 and not matrices:
-            return self._with([term]), None
-        if diagonal:
-            constants = tuple(c for c in term.constants if not c.identity)
-            return self._with([Term(term.coefficient, constants, term.factors).substitute({-2: -1})]), None
-        if len(matrices) != 1:
-            return None
-        (matrix,) = matrices
-        if isinstance(matrix, Factor):
-            ends = {x for a in matrix.axes[-2:] for x in axis_labels(a)}
-            symmetric = len(matrix.axes) >= 2 and (ends == {-1, -2} or self.shape[-1] == 1)
-            if not symmetric or matrix.power != 1 or matrix.function not in _INVERSES:
-                return None
-        elif not {-1, -2} <= set(matrix.labels):
-            return None
-        return self._with([scalars]), matrix
-
-    def _matrix_constant(self, matrix: Constant) -> Expression:
-        tensor = _place(matrix.tensor, matrix.labels, self.ndim)
-        lead = [n for n in tensor.shape[:-2]]
-        return Expression.constant(tensor.expand(*lead, *self.shape[-2:]))
-
-    def _varies(self, label: int) -> bool:
-        return any(label in t.labels for t in self.terms)
-
-    def _vector_view(self) -> Expression:
-        """A diagonal's entries, laid along the last of one dimension fewer."""
-        shape = (*self.shape[:-2], self.shape[-1])
-        return self._with([t.substitute(_shift(t.labels, 1, below=-2)) for t in self.terms], shape)
-
-    def _drop_matrix(self, shape: Sequence[int]) -> Expression:
-        return self._with([t.substitute(_shift(t.labels, 2)) for t in self.terms], shape)
-
-    def _times_identity(self, shape: Sequence[int]) -> Expression:
-        eye = torch.eye(shape[-1], dtype=self.like.dtype, device=self.like.device)
-        identity = Constant(eye, (-2, -1), identity=True)
-        return self._with([t.times(Term(1.0, (identity,))) for t in self.terms], shape)
+        split = None if self.opacity else self._split_matrix()
+        factor = split[1] if split is not None and isinstance(split[1], Factor) else None
+        lower = factor is not None and factor.variable.lower_cholesky and factor.function == "x"
+        if split is not None and factor is not None and lower and factor.reads_whole(self.shape[-2:]):
+            scalar, _ = split
+            squared = (scalar**2.0).reshape([*scalar.shape, 1, 1])
+            return squared * self._with([Term(1.0, (), (replace(factor, function="gram"),))])
+        entries = None if self.opacity or self.is_constant else self._diagonal()
+        if entries is not None:
+            return (entries**2.0).diag_embed()
+        return self._map_matrices(Expression.gram) or self.matmul(self.transpose(-1, -2))
 
     def diag_embed(self) -> Expression:
         """A diagonal matrix from the last dimension."""
-        shape = (*self.shape, self.shape[-1])
-        if self.opacity or self.pieces:
-            return self._map_pieces(Expression.diag_embed, shape) if self.pieces else self._opaque("", shape=shape)
-        moved = self._with([t.substitute(_shift(t.labels, -1, below=-2)) for t in self.terms], shape)
-        return moved._times_identity(shape)
+        dim = self.shape[-1]
+        if dim == 1:
+            return self.unsqueeze(-1)
+        rows = self.unsqueeze(-1).expand((*self.shape, dim))
+        return rows * Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device))
+
+    def _split_matrix(self) -> tuple[Expression, Factor | Expression] | None:
+        """A single term as (scalar, matrix): a scalar of the batch shape, and the one factor that is a whole matrix of
+        a latent, or a constant matrix.
+        """
+        if self.pieces or not self._is_monomial:
+            return None
+        (term,) = self.terms
+        dim, shape = self.shape[-1], self.shape[:-2]
+        matrices = [f for f in term.factors if f.function in _INVERSES and f.power == 1 and f.is_whole_matrix(dim)]
+        constants = [c for c in term.constants if {-1, -2} <= set(c.labels)]
+        if len(matrices) + len(constants) != 1:
+            return None
+        rest = Term(
+            term.coefficient,
+            tuple(c for c in term.constants if c not in constants),
+            tuple(f for f in term.factors if f not in matrices),
+        )
+        if {-1, -2} & rest.labels:
+            return None
+        scalar = self._with([rest.substitute(_shift(rest.labels, 2))], shape)
+        if matrices:
+            return scalar, matrices[0]
+        tensor = _place(constants[0].tensor, constants[0].labels, self.ndim)
+        return scalar, Expression.constant(tensor)
+
+    def _diagonal(self) -> Expression | None:
+        """The entries of a matrix that is provably diagonal, along the last dimension; None for any other."""
+        dim, shape = self.shape[-1], self.shape[:-1]
+        if dim == 1:
+            return self.squeeze(-1)
+        if self.pieces:
+            entries = [(mask.expand(self.shape), piece.expand(self.shape)._diagonal()) for mask, piece in self.pieces]
+            if any(entry is None for _, entry in entries):
+                return None
+            pieces = tuple((m.diagonal(dim1=-2, dim2=-1), entry) for m, entry in entries if entry is not None)
+            return Expression(shape, self.like, pieces=pieces)
+        if not all(any(c.is_diagonal(-2, -1) for c in term.constants) for term in self.terms):
+            return None
+        merged = [t.substitute({-2: -1}) for t in self.terms]
+        return self._with([t.substitute(_shift(t.labels, 1, below=-3)) for t in merged], shape)
+
+    def _map_matrices(self, function: Callable[[Expression], Expression]) -> Expression | None:
+        """Map pieces whose masks choose whole matrices; None where they do not, or there are no pieces."""
+        if not self.pieces:
+            return None
+        full = [(mask.expand(self.shape), piece.expand(self.shape)) for mask, piece in self.pieces]
+        if not all(torch.equal(mask, mask[..., :1, :1].expand(self.shape)) for mask, _ in full):
+            return None
+        mapped = [(mask, function(piece)) for mask, piece in full]
+        blocked = next((piece.opacity for _, piece in mapped if piece.opacity), None)
+        shape = mapped[0][1].shape
+        if blocked is not None:
+            return Expression(shape, self.like, opacity=blocked)
+        kept = mapped[0][1].ndim == self.ndim
+        pieces = tuple((mask[..., :1, :1] if kept else mask[..., 0, 0], piece) for mask, piece in mapped)
+        return Expression(shape, self.like, pieces=pieces)
 
     # Sums and products over dimensions.
 
@@ -481,9 +539,8 @@ class Expression:
         """Broadcast to a larger shape; -1 keeps a size."""
         lead = len(shape) - self.ndim
         sizes = [self.shape[i - lead] if n == -1 else n for i, n in enumerate(shape)]
-        return Expression(
-            sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=self.cholesky_of
-        )
+        kept = self.cholesky_of if torch.Size(sizes[-2:]) == self.shape[-2:] else None
+        return Expression(sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=kept)
 
     def _permuted(self, order: Sequence[int]) -> Expression:
         """Keep the dimensions of ``order``, in that order."""
@@ -541,18 +598,21 @@ class Expression:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether the last dimension provably sums to one: it is a latent's simplex, seen whole."""
-        if self.pieces:
-            return all(piece.is_normalized for _, piece in self.pieces)
+        """Whether the last dimension provably sums to one: a latent's simplex, seen whole, or terms that add up to
+        one, as those of the stacked 1 - p and p do.
+        """
+        if self.opacity:
+            return False
         if self.is_constant:
             total = self.value().sum(-1)
             return bool(torch.allclose(total, torch.ones_like(total), atol=1e-6, rtol=0.0))
-        if len(self.terms) != 1 or self.terms[0].constants or self.terms[0].coefficient != 1:
-            return False
-        (factor, *others) = self.terms[0].factors
-        plain = not others and factor.power == 1 and factor.function == "x" and factor.variable.simplex
-        whole = factor.axes[-1] == -1 or self.shape[-1] == 1
-        return plain and whole and not any(-1 in axis_labels(a) for a in factor.axes[:-1])
+        if self._is_monomial and len(self.terms[0].factors) == 1 and not self.terms[0].constants:
+            return self.terms[0].coefficient == 1 and self._is_simplex(self.terms[0].factors[0])
+        return _is_one(self.sum(-1))
+
+    def _is_simplex(self, factor: Factor) -> bool:
+        plain = factor.power == 1 and factor.function == "x" and factor.variable.simplex
+        return plain and factor.reads_whole(self.shape[-1:])
 
     def lgamma(self) -> Expression:
         """log Γ, of constants and of point estimates."""
@@ -569,13 +629,15 @@ class Expression:
     def _of_point(self, function: str, event: int) -> Expression:
         """A function of a parameter as it is, that takes away its last ``event`` dimensions."""
         shape = self.shape[: self.ndim - event]
-        plain = self.terms[0].factors[0] if self._is_monomial and len(self.terms[0].factors) == 1 else None
-        if plain is None or not plain.variable.is_point or self.terms[0].constants or self.terms[0].coefficient != 1:
+        factors = self.terms[0].factors if self._is_monomial and not self.terms[0].constants else ()
+        if len(factors) != 1 or self.terms[0].coefficient != 1:
             return self._opaque("lgamma", shape=shape)
-        if plain.power != 1 or plain.function != "x":
+        (factor,) = factors
+        whole = not event or factor.reads_whole(self.shape[-event:])
+        if not factor.variable.is_point or factor.power != 1 or factor.function != "x" or not whole:
             return self._opaque("lgamma", shape=shape)
-        axes = tuple(_shift_axes(plain.axes[: len(plain.axes) - event], event))
-        return self._with([Term(1.0, (), (replace(plain, axes=axes, function=function),))], shape)
+        axes = tuple(_shift_axes(factor.axes[: len(factor.axes) - event], event))
+        return self._with([Term(1.0, (), (replace(factor, axes=axes, function=function),))], shape)
 
     def quadratic_form(self, matrix: Expression) -> Expression:
         """xᵀ M x over the last dimension, for a symmetric M."""
@@ -595,14 +657,41 @@ class Expression:
     def where(condition: Tensor, a: Expression, b: Expression) -> Expression:
         """``a`` where the constant condition holds, ``b`` elsewhere."""
         shape = broadcast_shapes(condition.shape, a.shape, b.shape)
+        like = _common_like(a, b)
         blocked = a.opacity or b.opacity
         if blocked:
-            return Expression(shape, a.like, opacity=blocked)
+            return Expression(shape, like, opacity=blocked)
         pieces = []
         for mask, branch in ((condition, a), (~condition, b)):
             inner = branch.pieces or ((torch.ones((), dtype=torch.bool, device=mask.device), branch),)
             pieces += [(mask & m, p) for m, p in inner]
-        return Expression(shape, a.like, pieces=tuple(pieces))
+        return Expression(shape, like, pieces=tuple(pieces))
+
+
+def _common_like(a: Expression, b: Expression) -> Tensor:
+    """An empty tensor of the dtype that torch promotes the two to."""
+    if a.like.dtype == b.like.dtype:
+        return a.like
+    stand_ins = [e.like if e.shape else e.like.new_zeros(()) for e in (a, b)]
+    return a.like.new_empty(0, dtype=torch.result_type(*stand_ins))
+
+
+def _is_one(expression: Expression) -> bool:
+    """Whether the terms of an expression provably add up to one."""
+    groups: list[tuple[Term, Tensor]] = []
+    for term in expression.terms:
+        if term.summed & {label for f in term.factors for label in f.labels}:
+            return False
+        weight = _place(*Term(term.coefficient, term.constants).dense(expression.like), expression.ndim)
+        for i, (known, total) in enumerate(groups):
+            if known.same_factors(term):
+                groups[i] = (known, total + weight)
+                break
+        else:
+            groups.append((term, weight))
+    return all(bool((w - (not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
+        not t.factors for t, _ in groups
+    )
 
 
 def _place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
@@ -711,20 +800,28 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
     """An index as one slice, None or integer tensor for each dimension; masks become the places where they hold."""
     items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
-        if isinstance(item, list | int) and not isinstance(item, bool):
-            item = torch.as_tensor(item, device=device)
-        if isinstance(item, Tensor):
-            items += item.nonzero(as_tuple=True) if item.dtype == torch.bool else [item.long()]
-        elif item is None or item is Ellipsis or isinstance(item, slice):
-            items.append(item)
-        else:
-            raise IndexError(f"expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
+        items += _items_of(item, device)
     if not any(item is Ellipsis for item in items):
         items.append(Ellipsis)
     position = next(k for k, item in enumerate(items) if item is Ellipsis)
     used = sum(item is not None for item in items) - 1
     items[position : position + 1] = [slice(None)] * (len(shape) - used)
     return items
+
+
+def _items_of(item: Any, device: torch.device) -> list[Any]:
+    """One item of an index as slices, None, Ellipsis and integer tensors."""
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return [item]
+    if isinstance(item, bool) or (isinstance(item, Tensor) and not item.ndim and item.dtype in _MASKS):
+        if not item:
+            raise NotImplementedError("a false mask without dimensions leaves nothing")
+        return [None]
+    if isinstance(item, Integral | list | range | np.ndarray):
+        item = torch.as_tensor(item if isinstance(item, np.ndarray) else np.asarray(item), device=device)
+    if not isinstance(item, Tensor):
+        raise NotImplementedError(f"expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
+    return list(item.nonzero(as_tuple=True)) if item.dtype in _MASKS else [item.long()]
 
 
 __all__ = ["Expression", "Opacity"]

@@ -10,6 +10,7 @@ whatever would turn it into a number raises :class:`~pyro_latent.errors.LatentVa
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -53,6 +54,17 @@ _SHAPE_QUERIES = frozenset(
 _SHAPE_ONLY = frozenset(
     ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
 )
+#: Functions that read nothing of their second tensor but its shape, dtype and device.
+_LIKE_ANOTHER = frozenset(["expand_as", "view_as", "reshape_as", "type_as", "to"])
+#: NumPy's arithmetic on a latent and an array, as torch's.
+_NUMPY_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": torch.add,
+    "subtract": torch.sub,
+    "multiply": torch.mul,
+    "divide": torch.div,
+    "power": torch.pow,
+    "matmul": torch.matmul,
+}
 _IN_PLACE = frozenset(
     f"__i{name}__"
     for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"]
@@ -100,6 +112,13 @@ class RandomTensor(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Arithmetic with NumPy's arrays and numbers on either side."""
+        operation = _NUMPY_OPERATIONS.get(ufunc.__name__)
+        if operation is None or method != "__call__" or kwargs:
+            raise _number_error(f"NumPy's {ufunc.__name__}", _parents(inputs))
+        return operation(*(i if isinstance(i, Tensor) else torch.as_tensor(i, device=self.device) for i in inputs))
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -109,7 +128,7 @@ class RandomTensor(Tensor):
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
         result = func(*placeholders(args), **placeholders(kwargs))
-        if isinstance(result, Tensor) and name in _SHAPE_ONLY:
+        if isinstance(result, Tensor) and _reads_shapes_only(name, args):
             return result
         if isinstance(result, Tensor):
             return _wrap(name, result, args, kwargs, func)
@@ -131,6 +150,10 @@ class RandomTensor(Tensor):
 def _name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", str(func))
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+
+
+def _reads_shapes_only(name: str, args: tuple[Any, ...]) -> bool:
+    return name in _SHAPE_ONLY or (name in _LIKE_ANOTHER and not isinstance(args[0], RandomTensor))
 
 
 def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
@@ -174,7 +197,7 @@ def _expressions(item: Any) -> Any:
 def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
-    expression = _apply(name, result, args, kwargs)
+    expression = _apply(name, result, args, kwargs, func)
     replay = _replay(func, args, kwargs)
     unknown = expression is None or expression.shape != result.shape
     hidden = expression is not None and expression.opacity is not None and expression.cholesky_of is None
@@ -185,7 +208,7 @@ def _wrap(
         else:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
     assert expression is not None
-    return RandomTensor(result, expression, replay)
+    return RandomTensor(result, expression.as_dtype_of(result), replay)
 
 
 _numbers = itertools.count(1)
@@ -235,9 +258,15 @@ def derived_from_points(
     return _derived(name, func(*placeholders(args)).to(like), replay, _random(args))
 
 
-def _apply(name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
-    rule = OPERATIONS.get(name)
-    if rule is None or not result.is_floating_point():
+def _apply(
+    name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
+) -> Expression | None:
+    rule = METHODS.get(func) or OPERATIONS.get(name)
+    if not result.is_floating_point():
+        return None
+    if not result.numel():
+        return Expression.constant(result)
+    if rule is None:
         return None
     lifted = [_expressions(a) for a in args]
     try:
@@ -315,18 +344,16 @@ def _reduce(mean: bool) -> Callable[..., Expression | None]:
     def rule(x: Expression, dim: Any = None, keepdim: bool = False, dtype: Any = None, axis: Any = None) -> Any:
         dim = axis if dim is None else dim
         dims = list(range(x.ndim)) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
-        count = 1
-        for d in dims:
-            count *= x.shape[d]
+        count = math.prod(x.shape[d] for d in dims) if x.ndim else 1
         total = x.sum(dims, keepdim) if x.ndim else x
+        if mean and not count:
+            return None
         return total * (1.0 / count) if mean else total
 
     return rule
 
 
 def _where(condition: Any, a: Any, b: Any) -> Expression | None:
-    if isinstance(a, Tensor) and a.dtype == torch.bool:
-        condition, a = a, condition  # the method: x.where(condition, other)
     if isinstance(condition, Expression) or not isinstance(condition, Tensor):
         return None
     device = condition.device
@@ -334,7 +361,7 @@ def _where(condition: Any, a: Any, b: Any) -> Expression | None:
         _lift(v) if isinstance(v, Expression | Tensor) else Expression.constant(torch.tensor(v, device=device))
         for v in (a, b)
     )
-    return Expression.where(condition, a, b)
+    return Expression.where(condition.bool(), a, b)
 
 
 def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
@@ -346,6 +373,7 @@ def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
 def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Expression:
     """Each part holds where its places are: the pieces of a ``where``."""
     parts = [_lift(i) for i in items]
+    parts = [p for p in parts if p.shape.numel()]
     ndim = parts[0].ndim
     dim = (dim if axis is None else axis) % ndim
     total = sum(p.shape[dim] for p in parts)
@@ -401,10 +429,28 @@ def _expand(x: Expression, *sizes: Any, **kwargs: Any) -> Expression:
     return x.expand(_sizes(sizes))
 
 
-def _gather_last(x: Any, dim: int, index: Tensor) -> Expression | None:
-    if isinstance(index, Expression) or dim % x.ndim != x.ndim - 1:
+def _gather(x: Any, dim: int, index: Any) -> Expression | None:
+    """As torch.gather, whose index may be smaller than the source in the other dimensions."""
+    if isinstance(index, Expression) or not x.ndim:
         return None
-    return x.unsqueeze(-2).take_last(index)
+    read = tuple(slice(None) if d == dim % x.ndim else slice(index.shape[d]) for d in range(x.ndim))
+    return _take_along(x.take(read), index, dim)
+
+
+def _take_along(x: Any, index: Any, dim: Any = None) -> Expression | None:
+    """As torch.take_along_dim, whose index broadcasts with the source in the other dimensions."""
+    if isinstance(index, Expression) or dim is None or not x.ndim:
+        return None
+    turned = x.transpose(dim, -1).unsqueeze(-2).take_last(index.transpose(dim, -1))
+    return turned.transpose(dim, -1)
+
+
+def _logdet(x: Expression) -> Expression | None:
+    """The log determinant, where no two negative numbers may cancel in it."""
+    found = x.log_det()
+    terms = [*found.terms, *(t for _, piece in found.pieces for t in piece.terms)]
+    logarithms = [f for t in terms for f in t.factors if f.function in ("log", "log1m")]
+    return found if all(f.function == "log" and f.variable.nonnegative for f in logarithms) else None
 
 
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {
@@ -436,8 +482,8 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "squeeze": lambda x, dim=None: x.squeeze(dim),
     "permute": lambda x, *dims, **kw: x.permute(_sizes(dims or (kw["dims"],))),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), lambda x, a, b: x.transpose(a, b)),
-    **dict.fromkeys(("mT", "adjoint"), lambda x: x.transpose(-1, -2)),
-    **dict.fromkeys(("T", "t"), lambda x: x.permute(range(x.ndim)[::-1])),
+    **dict.fromkeys(("mT", "mH", "adjoint"), lambda x: x.transpose(-1, -2)),
+    **dict.fromkeys(("T", "H", "t"), lambda x: x.permute(range(x.ndim)[::-1])),
     "expand": _expand,
     "expand_as": lambda x, y: x.expand(y.shape),
     "broadcast_to": lambda x, shape: x.expand(shape),
@@ -445,18 +491,37 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
     "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
-    "gather": _gather_last,
-    "take_along_dim": lambda x, index, dim: _gather_last(x, dim, index),
+    "gather": _gather,
+    "take_along_dim": _take_along,
     "where": _where,
     **dict.fromkeys(("stack",), _stack),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "diag_embed": lambda x: x.diag_embed(),
     "diag": lambda x: x.diag_embed() if x.ndim == 1 else None,
-    "logdet": lambda x: x.log_det(),
+    "logdet": _logdet,
     **dict.fromkeys(("inverse", "linalg_inv"), lambda x: x.inverse()),
     **dict.fromkeys(("cholesky", "linalg_cholesky"), lambda x: x.cholesky()),
     **dict.fromkeys(
-        ("clone", "contiguous", "detach", "data", "to", "float", "double", "type_as", "cpu", "cuda", "requires_grad_"),
+        (
+            "positive",
+            "__pos__",
+            "type",
+            "clone",
+            "contiguous",
+            "detach",
+            "data",
+            "to",
+            "float",
+            "double",
+            "type_as",
+            "cpu",
+            "cuda",
+            "requires_grad_",
+        ),
         lambda x, *args, **kwargs: x,
     ),
+}
+#: The rules of methods whose arguments stand in another order than those of the function of the same name.
+METHODS: dict[Callable[..., Any], Callable[..., Expression | None]] = {
+    Tensor.where: lambda x, condition, other: _where(condition, x, other),
 }

@@ -40,14 +40,14 @@ def categorical(arguments: Arguments, value: Expression) -> Expression:
 @register_rule(dist.OneHotCategorical)
 def one_hot_categorical(arguments: Arguments, value: Expression) -> Expression:
     """Σ_k x_k log p_k."""
-    return (value * log_probs(arguments)).sum(-1)
+    return value.weigh(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Multinomial)
 def multinomial(arguments: Arguments, value: Expression) -> Expression:
     """log n! − Σ_k log x_k! + Σ_k x_k log p_k."""
     ways = (value.sum(-1) + 1.0).lgamma() - (value + 1.0).lgamma().sum(-1)
-    return ways + (value * log_probs(arguments)).sum(-1)
+    return ways + value.weigh(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Bernoulli)
@@ -55,7 +55,7 @@ def bernoulli(arguments: Arguments, value: Expression) -> Expression:
     """x log p + (1 − x) log(1 − p)."""
     if arguments.probs is not None:
         probs = arguments.probs
-        return value * probs.log() + (1.0 - value) * probs.log1m()
+        return value.weigh(probs.log()) + (1.0 - value).weigh(probs.log1m())
     logits = arguments["logits"]
     if not logits.is_constant:
         hint = "give probs a Beta site: Bernoulli(probs=p)"
@@ -69,7 +69,7 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
     count = arguments["total_count"]
     ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
     if arguments.probs is not None:
-        return ways + value * arguments.probs.log() + (count - value) * arguments.probs.log1m()
+        return ways + value.weigh(arguments.probs.log()) + (count - value).weigh(arguments.probs.log1m())
     logits = arguments["logits"]
     if not logits.is_constant:
         return Expression.opaque(
@@ -82,4 +82,4 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
 def poisson(arguments: Arguments, value: Expression) -> Expression:
     """x log r − r − log x!."""
     rate = arguments["rate"]
-    return value * rate.log() - rate - (value + 1.0).lgamma()
+    return value.weigh(rate.log()) - rate - (value + 1.0).lgamma()
