@@ -275,6 +275,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
         x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V)
     ),
     "float": lambda x: x.vector.float(),
+    "positive, of one type": lambda x: +x.matrix + torch.positive(x.matrix).type(torch.float64),
+    "mH and H": lambda x: x.matrix.mH + x.matrix.H,
     "requires_grad": lambda x: x.vector.detach() * 1.0,
 }
 

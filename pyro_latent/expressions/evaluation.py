@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..families import point
-from .terms import Factor, Term, contract, read
+from .terms import Constant, Factor, Term, contract, read
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,8 +41,17 @@ class Values:
 def evaluate_term(term: Term, values: Values) -> tuple[Tensor, tuple[int, ...]]:
     """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
     operands = [(c.tensor.double(), c.labels) for c in term.constants]
-    operands += [read(values[factor], factor.axes) for factor in term.factors]
+    operands += [_unmasked(*read(values[factor], factor.axes), term) for factor in term.factors]
     labels = tuple(sorted(label for label in term.labels if label < 0))
     if not operands:
         return torch.tensor(term.coefficient, dtype=torch.float64), ()
     return contract(operands, labels) * term.coefficient, labels
+
+
+def _unmasked(tensor: Tensor, labels: tuple[int, ...], term: Term) -> tuple[Tensor, tuple[int, ...]]:
+    """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
+    found = Constant(tensor, labels)
+    if not found.is_finite:
+        for constant in term.constants:
+            found = found.chosen(constant)
+    return found.tensor, found.labels

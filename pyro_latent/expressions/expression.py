@@ -556,7 +556,9 @@ class Expression:
         return self._permuted(order)
 
     def transpose(self, dim0: int, dim1: int) -> Expression:
-        """Swap two dimensions."""
+        """Swap two dimensions; a number has none to swap."""
+        if not self.ndim:
+            return self
         order = list(range(self.ndim))
         order[dim0], order[dim1] = order[dim1], order[dim0]
         return self.permute(order)
@@ -578,7 +580,8 @@ class Expression:
 
     def squeeze(self, dim: int | Sequence[int] | None = None) -> Expression:
         """Drop dimensions of size 1."""
-        dims = range(self.ndim) if dim is None else [d % self.ndim for d in ([dim] if isinstance(dim, int) else dim)]
+        n = max(self.ndim, 1)
+        dims = range(n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
         return self.reshape([n for i, n in enumerate(self.shape) if not (i in dims and n == 1)])
 
     def take(self, index: Any) -> Expression:

@@ -490,7 +490,7 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "__getitem__": lambda x, index: x.take(index) if not _parents(index) else None,
     "select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
-    "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
+    "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)) if x.ndim else None,
     "gather": _gather,
     "take_along_dim": _take_along,
     "where": _where,

@@ -175,8 +175,9 @@ Replay = Callable[[Mapping[str, Tensor], dict[int, Tensor]], Tensor]
 class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
-    ``nonnegative``: no element is below zero. ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix.
+    ``nonnegative``: no element is below zero. ``simplex``: the last dimension sums to one. ``is_point``: it gets a
+    point estimate, so any function of it is known. ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last
+    two dimensions are a positive definite matrix.
     ``replay`` computes what the model made of its ``parents``, which are points, by an operation that has no rule.
     """
 
