@@ -243,8 +243,19 @@ class Writer:
                     f"np.array({ints})",
                     f"torch.tensor({ints})",
                 ),
-                *(":", ":", "1:", ":1", ":-1", "::2", f"{i}:", "np.int64(0):2"),
-                *(f"range({min(n, 2)})", f"torch.tensor({bits})", f"np.array({bits})", f"{bits}", two),
+                ":",
+                ":",
+                "1:",
+                ":1",
+                ":-1",
+                "::2",
+                f"{i}:",
+                "np.int64(0):2",
+                f"range({min(n, 2)})",
+                f"torch.tensor({bits})",
+                f"np.array({bits})",
+                f"{bits}",
+                two,
             )
         )
 
@@ -269,8 +280,15 @@ def _power(w: Writer) -> str:
     exponent = w.choose.choice(("2", "3", "-1", "0.5", "-2", "0", "1", "-0.5", "1.5", "4", "torch.tensor(2.0)", "2.0"))
     return w.choose.choice(
         (
-            *(f"{x} ** {exponent}", f"{x}.pow({exponent})", f"{x}.square()", f"{x}.sqrt()", f"{x}.rsqrt()"),
-            *(f"{x}.reciprocal()", f"1 / {x}", f"({x} + {x}) ** {exponent}", f"({x} ** 2) ** 0.5"),
+            f"{x} ** {exponent}",
+            f"{x}.pow({exponent})",
+            f"{x}.square()",
+            f"{x}.sqrt()",
+            f"{x}.rsqrt()",
+            f"{x}.reciprocal()",
+            f"1 / {x}",
+            f"({x} + {x}) ** {exponent}",
+            f"({x} ** 2) ** 0.5",
         )
     )
 
@@ -306,28 +324,40 @@ def _view(w: Writer) -> str:
     lead = w.choose.choice(([], [2], [1]))
     return w.choose.choice(
         (
-            *(f"{x}.unsqueeze({w.dim(x, 1)})", f"{x}.squeeze()", f"{x}.squeeze({a})", f"{x}.transpose({a}, {b})"),
-            *(f"{x}.permute({order})", f"{x}.reshape(-1)", f"{x}.reshape({divisor}, {n // divisor})", f"{x}.mT"),
+            f"{x}.unsqueeze({w.dim(x, 1)})",
+            f"{x}.squeeze()",
+            f"{x}.squeeze({a})",
+            f"{x}.transpose({a}, {b})",
+            f"{x}.permute({order})",
+            f"{x}.reshape(-1)",
+            f"{x}.reshape({divisor}, {n // divisor})",
+            f"{x}.mT",
             *(
                 f"{x}.flatten({min(a, b)}, {max(a, b)})",
                 f"{x}.expand({lead + larger})",
                 f"{x}.T",
                 f"{x}.expand_as({y})",
             ),
-            *(f"{x}.reshape_as({y})", f"{x}.view_as({w.constant()})", f"{x}.type_as({y})", f"{x}.to({y})"),
+            f"{x}.reshape_as({y})",
+            f"{x}.view_as({w.constant()})",
+            f"{x}.type_as({y})",
+            f"{x}.to({y})",
             *(
                 f"{w.constant()}.expand_as({x}) * {x}",
                 f"{w.constant()}.type_as({x}) + {y}",
                 f"{w.constant()}.to({x}) * {y}",
             ),
-            *(f"torch.broadcast_tensors({x}, {w.operand()})[0]", f"torch.broadcast_to({x}, {tuple(lead + larger)})"),
+            f"torch.broadcast_tensors({x}, {w.operand()})[0]",
+            f"torch.broadcast_to({x}, {tuple(lead + larger)})",
             *(
                 f"{x}.clone().contiguous()",
                 f"torch.zeros_like({x}) + {y}",
                 f"{x}.unbind({a})[-1]",
                 f"{x}.narrow({a}, 0, 1)",
             ),
-            *(f"{x}.split(2, {a})[0]", f"{x}.chunk(2, {a})[-1]", f"{x}.select({a}, 0)"),
+            f"{x}.split(2, {a})[0]",
+            f"{x}.chunk(2, {a})[-1]",
+            f"{x}.select({a}, 0)",
         )
     )
 
@@ -363,8 +393,10 @@ def _choice(w: Writer) -> str:
                 f"torch.where({w.mask()}, {y}, {x})",
                 f"{x}.where({w.mask()}, {y})",
             ),
-            *(f"torch.where({c}.isnan(), {x}, {c})", f"torch.where({c}.isnan(), {x}, {c} * {w.latent()})"),
-            *(f"torch.where({w.mask()}, {w.mask()}, {x})", f"torch.where({w.mask()}, 1, {x}) + 0.5"),
+            f"torch.where({c}.isnan(), {x}, {c})",
+            f"torch.where({c}.isnan(), {x}, {c} * {w.latent()})",
+            f"torch.where({w.mask()}, {w.mask()}, {x})",
+            f"torch.where({w.mask()}, 1, {x}) + 0.5",
         )
     )
 
@@ -426,7 +458,9 @@ def _matrix(w: Writer) -> str:
                 f"torch.inverse({m}[..., :2, :2])",
                 f"torch.logdet(torch.diag_embed({x}))",
             ),
-            *(f"{x}.sum() * torch.eye({dim})", f"{x} * torch.eye({dim})", f"torch.inverse({scalar} * {m}.mT)"),
+            f"{x}.sum() * torch.eye({dim})",
+            f"{x} * torch.eye({dim})",
+            f"torch.inverse({scalar} * {m}.mT)",
             *(
                 f"torch.inverse(torch.diag_embed(torch.where({w.mask()}, {x}, 1.0)))",
                 f"torch.logdet({x} * torch.eye({dim}))",

@@ -10,10 +10,15 @@ import warnings
 
 import pytest
 import torch
+from algebra_densities import Density
+from algebra_densities import run as run_density
+from algebra_densities import write as write_density
 from algebra_programs import Program, run, write
 from torch import Tensor
 
+from pyro_latent.errors import NotConjugateError
 from pyro_latent.expressions import Expression, RandomTensor
+from pyro_latent.rules import expected_log_density, random_arguments
 
 #: A result with more terms is not used in further lines.
 MOST_TERMS = 60
@@ -78,3 +83,45 @@ def test_recorded_programs_have_the_values_of_torch() -> None:
 def test_many_more_recorded_programs_have_the_values_of_torch(start: int) -> None:
     wrong = search(range(start, start + 2_000))
     assert not wrong, f"{len(wrong)} programs; the shortest:\n" + min(wrong, key=len)
+
+
+def density_failure(density: Density) -> str | None:
+    """What is wrong with the recorded log density of a distribution; None where nothing is."""
+    names = {leaf.name: leaf.symbol() for leaf in density.leaves}
+    values = {leaf.name: leaf.value for leaf in (*density.leaves, density.value) if leaf.decoy is not None}
+    like = torch.empty(0, dtype=torch.float64)
+    try:
+        with random_arguments():
+            found = expected_log_density(run_density(density.code, names), density.value.symbol(), like)
+    except NotConjugateError:
+        return None
+    except Exception as error:
+        return f"{type(error).__name__}: {error}"
+    expected = density.log_prob
+    if not found.opacity and found.shape == expected.shape:
+        impossible = found.evaluate(values).isneginf() & (expected < -30)  # torch keeps log 0 finite for some
+        expected = expected.where(~impossible, -torch.inf)
+    return mismatch(found, expected, values, 1e-8)
+
+
+def search_densities(seeds: range) -> list[str]:
+    """The failures among the log densities of the seeds, as code."""
+    default = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        densities = [(seed, write_density(seed)) for seed in seeds]
+        wrong = [(seed, density, density_failure(density)) for seed, density in densities]
+    finally:
+        torch.set_default_dtype(default)
+    return [f"seed {seed}\n{density}\n{text}" for seed, density, text in wrong if text]
+
+
+def test_recorded_log_densities_are_those_of_torch() -> None:
+    wrong = search_densities(range(500))
+    assert not wrong, f"{len(wrong)} densities; the shortest:\n" + min(wrong, key=len)
+
+
+@pytest.mark.slow
+def test_many_more_recorded_log_densities_are_those_of_torch() -> None:
+    wrong = search_densities(range(500, 20_000))
+    assert not wrong, f"{len(wrong)} densities; the shortest:\n" + min(wrong, key=len)

@@ -265,14 +265,15 @@ class Expression:
     def weigh(self, other: Expression) -> Expression:
         """The product, which is 0 where the constant self is 0 even if ``other`` is infinite there: 0 log 0 = 0."""
         product = self * other
-        if other._is_finite or not self.is_constant:
+        if other.is_finite or not self.is_constant:
             return product
         zero = self._number(0.0).expand(product.shape)
         return Expression.where(self.value() != 0, product, zero).polynomial()
 
     @property
-    def _is_finite(self) -> bool:
-        return all(t.is_finite for t in self.terms) and all(p._is_finite for _, p in self.pieces)
+    def is_finite(self) -> bool:
+        """Whether every constant in the expression is finite."""
+        return all(t.is_finite for t in self.terms) and all(p.is_finite for _, p in self.pieces)
 
     __rmul__ = __mul__
 
@@ -367,7 +368,7 @@ class Expression:
         split = self._split_matrix()
         if split is not None:
             scalar, matrix = split
-            logarithm = scalar.log() * float(dim)
+            logarithm = (scalar ** float(dim)).log()
             if isinstance(matrix, Expression):
                 return logarithm + matrix.log_det()
             sign = -1.0 if matrix.function.endswith("inverse") else 1.0
@@ -384,7 +385,8 @@ class Expression:
         if self.opacity:
             return self
         if self.is_constant:
-            return Expression.constant(torch.linalg.inv(self.value()))
+            inverse, singular = torch.linalg.inv_ex(self.value())  # of what a mask never chooses, perhaps
+            return Expression.constant(inverse.masked_fill((singular != 0)[..., None, None], torch.nan))
         split = self._split_matrix()
         if split is not None:
             scalar, matrix = split
@@ -426,7 +428,7 @@ class Expression:
         if dim == 1:
             return self.unsqueeze(-1)
         rows = self.unsqueeze(-1).expand((*self.shape, dim))
-        return rows * Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device))
+        return Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device)).weigh(rows)
 
     def _split_matrix(self) -> tuple[Expression, Factor | Expression] | None:
         """A single term as (scalar, matrix): a scalar of the batch shape, and the one factor that is a whole matrix of
@@ -692,7 +694,7 @@ def _is_one(expression: Expression) -> bool:
                 break
         else:
             groups.append((term, weight))
-    return all(bool((w - (not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
+    return all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
         not t.factors for t, _ in groups
     )
 

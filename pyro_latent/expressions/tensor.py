@@ -450,7 +450,8 @@ def _logdet(x: Expression) -> Expression | None:
     found = x.log_det()
     terms = [*found.terms, *(t for _, piece in found.pieces for t in piece.terms)]
     logarithms = [f for t in terms for f in t.factors if f.function in ("log", "log1m")]
-    return found if all(f.function == "log" and f.variable.nonnegative for f in logarithms) else None
+    known = all(f.function == "log" and f.variable.nonnegative for f in logarithms)
+    return found if known and found.is_finite else None
 
 
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {
