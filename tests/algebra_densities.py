@@ -207,7 +207,8 @@ def _leaves(generator: torch.Generator) -> list[Leaf]:
            {"m": (3,), "s": (), "mu": (2,), "mus": (3, 2)}.items()},
         **{name: ("positive", lambda shape=shape: normal(*shape).abs() + 0.3) for name, shape in
            {"tau": (3,), "rho": (), "pair": (2,), "alpha": (3,)}.items()},
-        **{name: ("unit", lambda shape=shape: normal(*shape).sigmoid()) for name, shape in {"p": (3,), "q": ()}.items()},
+        **{name: ("unit", lambda shape=shape: normal(*shape).sigmoid()) for name, shape in
+           {"p": (3,), "q": ()}.items()},
         "theta": ("simplex", lambda: normal(3, 3).softmax(-1)),
         "L": ("definite", lambda: definite(2, 2)),
         "Ls": ("definite", lambda: definite(3, 2, 2)),

@@ -337,7 +337,7 @@ class Expression:
             return Expression.constant(self.value().log()).expand(self.shape)
         complement = self._complement()
         if complement is not None:
-            return self._with([Term(1.0, (), (replace(complement, function="log1m"),))])
+            return self._with([complement])
         terms = self.terms[0].log() if self._is_monomial else None
         return self._opaque("log") if terms is None else _collect(self._with(terms))
 
@@ -345,16 +345,18 @@ class Expression:
         """The elementwise log(1 - x)."""
         return (1.0 - self).log()
 
-    def _complement(self) -> Factor | None:
-        """The factor x, where the expression is 1 - x for a single latent x."""
+    def _complement(self) -> Term | None:
+        """c log(1 - x), where the expression is 1 - c x for a single latent x and constants c of zeros and ones."""
         if len(self.terms) != 2:
             return None
         constant, rest = sorted(self.terms, key=lambda t: len(t.factors))
         plain = len(rest.factors) == 1 and rest.factors[0].power == 1 and rest.factors[0].function == "x"
-        if constant.factors or not plain or rest.constants or rest.coefficient != -1 or rest.summed:
+        gates = all(bool(((c.tensor == 0) | (c.tensor == 1)).all()) for c in rest.constants)
+        if constant.factors or not plain or not gates or rest.coefficient != -1 or rest.summed:
             return None
         ones, _ = constant.dense(self.like)
-        return rest.factors[0] if bool((ones == 1).all()) else None
+        factor = replace(rest.factors[0], function="log1m")
+        return Term(1.0, rest.constants, (factor,)) if bool((ones == 1).all()) else None
 
     # Matrices, over the last two dimensions.
 
@@ -613,7 +615,14 @@ class Expression:
             return bool(torch.allclose(total, torch.ones_like(total), atol=1e-6, rtol=0.0))
         if self._is_monomial and len(self.terms[0].factors) == 1 and not self.terms[0].constants:
             return self.terms[0].coefficient == 1 and self._is_simplex(self.terms[0].factors[0])
-        return _is_one(self.sum(-1))
+        return self._chooses_simplexes or _is_one(self.sum(-1))
+
+    @property
+    def _chooses_simplexes(self) -> bool:
+        """Whether the masks of the pieces do not vary along the last dimension, and every piece is normalized."""
+        full = [(mask.expand(self.shape), piece.expand(self.shape)) for mask, piece in self.pieces]
+        whole = all(torch.equal(mask, mask[..., :1].expand(self.shape)) for mask, _ in full)
+        return bool(full) and whole and all(piece.is_normalized for _, piece in full)
 
     def _is_simplex(self, factor: Factor) -> bool:
         plain = factor.power == 1 and factor.function == "x" and factor.variable.simplex
