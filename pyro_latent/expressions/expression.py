@@ -36,6 +36,7 @@ from .terms import (
     as_axis,
     broadcast_shapes,
     fresh_label,
+    widened,
 )
 
 #: The matrix functions, and the inverse of each.
@@ -181,7 +182,7 @@ class Expression:
             tensor = _place(tensor, labels, self.ndim)
             total = tensor if total is None else total + tensor
         zero = torch.zeros((), dtype=self.like.dtype, device=self.like.device)
-        return (zero if total is None else total).expand(self.shape)
+        return widened(zero if total is None else total, self.like).expand(self.shape)
 
     def polynomial(self) -> Expression:
         """Pieces written as an indicator-weighted sum; anything else as it is."""
@@ -293,7 +294,7 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
-        raised = self.terms[0].raised(exponent) if self._is_monomial else None
+        raised = self.terms[0].raised(exponent, self.like) if self._is_monomial else None
         if raised is not None:
             return self._with([raised])
         if self.is_constant:
@@ -338,7 +339,7 @@ class Expression:
         complement = self._complement()
         if complement is not None:
             return self._with([complement])
-        terms = self.terms[0].log() if self._is_monomial else None
+        terms = self.terms[0].log(self.like) if self._is_monomial else None
         return self._opaque("log") if terms is None else _collect(self._with(terms))
 
     def log1m(self) -> Expression:
@@ -678,7 +679,7 @@ class Expression:
         pieces = []
         for mask, branch in ((condition, a), (~condition, b)):
             inner = branch.pieces or ((torch.ones((), dtype=torch.bool, device=mask.device), branch),)
-            pieces += [(mask & m, p) for m, p in inner]
+            pieces += [(mask & m, p.as_dtype_of(like)) for m, p in inner]
         return Expression(shape, like, pieces=tuple(pieces))
 
 

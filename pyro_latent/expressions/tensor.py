@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -113,10 +114,15 @@ class RandomTensor(Tensor):
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
-        """Arithmetic with NumPy's arrays and numbers on either side."""
+        """Arithmetic with NumPy's numbers on either side, and its arrays on the right, as torch takes them."""
         operation = _NUMPY_OPERATIONS.get(ufunc.__name__)
         if operation is None or method != "__call__" or kwargs:
             raise _number_error(f"NumPy's {ufunc.__name__}", _parents(inputs))
+        if isinstance(inputs[0], np.ndarray):
+            raise LatentValueError(
+                f"Expected tensors beside {_of(_parents(inputs))}; got a NumPy array to its left, which torch refuses. "
+                f"Write torch.as_tensor(array) for array."
+            )
         return operation(*(i if isinstance(i, Tensor) else torch.as_tensor(i, device=self.device) for i in inputs))
 
     @classmethod

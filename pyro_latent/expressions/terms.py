@@ -284,22 +284,26 @@ class Term:
         kept = tuple(f for f in factors if f.power != 0)
         return Term(self.coefficient * other.coefficient, self.constants + other.constants, kept)
 
-    def raised(self, exponent: float) -> Term | None:
-        """A term without a sum to a power; None where the power of the product is not the product of the powers."""
+    def raised(self, exponent: float, like: Tensor) -> Term | None:
+        """A term without a sum to a power, of the dtype of ``like``; None where the power of the product is not the
+        product of the powers.
+        """
         factors = [f.raised(exponent) for f in self.factors]
         if any(f is None for f in factors) or (exponent % 1 != 0 and not self._has_sign):
             return None
-        constants = tuple(Constant(c.tensor**exponent, c.labels) for c in self.constants)
+        constants = tuple(Constant(widened(c.tensor, like) ** exponent, c.labels) for c in self.constants)
         coefficient = float(torch.tensor(self.coefficient, dtype=torch.float64) ** exponent)
         return Term(coefficient, constants, tuple(f for f in factors if f is not None and f.power != 0))
 
-    def log(self) -> list[Term] | None:
-        """The terms of the logarithm of a term without a sum; None where it is not the sum of logarithms."""
+    def log(self, like: Tensor) -> list[Term] | None:
+        """The terms of the logarithm of a term without a sum, of the dtype of ``like``; None where it is not the sum
+        of logarithms.
+        """
         absolute = any(f.power % 2 == 0 and not f.variable.nonnegative for f in self.factors)
         if self.coefficient <= 0 or absolute or not self._has_sign or any(f.function != "x" for f in self.factors):
             return None
         terms = [Term(math.log(self.coefficient))] if self.coefficient != 1 else []
-        terms += [Term(1.0, (Constant(c.tensor.log(), c.labels),)) for c in self.constants]
+        terms += [Term(1.0, (Constant(widened(c.tensor, like).log(), c.labels),)) for c in self.constants]
         terms += [Term(f.power, (), (replace(f, function="log", power=1.0),)) for f in self.factors]
         return terms or [Term(0.0)]
 
@@ -352,6 +356,11 @@ def _same_reading(a: Factor, b: Factor) -> bool:
         and not any(label > 0 for label in a.labels)
         and same_axes(a.axes, b.axes)
     )
+
+
+def widened(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the wider of its own dtype and that of another, in which torch computes functions of it."""
+    return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
 
 
 def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
