@@ -52,6 +52,7 @@ from .objective.data import (
     ends_in_simplex,
     feasible,
     is_discrete,
+    is_nonnegative,
     joined_mask,
     mean_over,
     placeholder_distribution,
@@ -216,11 +217,16 @@ class RecordMessenger(Messenger):
         msg["value"] = RandomTensor(value, symbol, lambda values, known: values[name])
         msg["done"] = True
 
-    def _expression(self, name: str, value: Tensor, support: Any) -> Expression:
-        lower = isinstance(base_constraint(support), type(constraints.lower_cholesky))
-        matrix = isinstance(base_constraint(support), type(constraints.positive_definite))
-        simplex = ends_in_simplex(support)
-        return Expression.latent(name, value, simplex, is_point=True, lower_cholesky=lower, is_matrix=matrix)
+    def _expression(self, name: str, value: Tensor, support: Any, is_point: bool = True) -> Expression:
+        return Expression.latent(
+            name,
+            value,
+            simplex=ends_in_simplex(support),
+            is_point=is_point,
+            lower_cholesky=isinstance(base_constraint(support), type(constraints.lower_cholesky)),
+            is_matrix=isinstance(base_constraint(support), type(constraints.positive_definite)),
+            nonnegative=is_nonnegative(support),
+        )
 
     def _symbol(self, msg: Any) -> RandomTensor:
         """The latent as a random tensor, measured from its origin."""
@@ -230,8 +236,7 @@ class RecordMessenger(Messenger):
         if self._is_point(msg):
             name = msg["name"]
             return RandomTensor(value, self._expression(name, value, fn.support), lambda values, known: values[name])
-        matrix = isinstance(base_constraint(fn.support), type(constraints.positive_definite))
-        symbol = Expression.latent(msg["name"], value, ends_in_simplex(fn.support), is_matrix=matrix)
+        symbol = self._expression(msg["name"], value, fn.support, is_point=False)
         origin = self._origin(msg["name"], shape)
         if origin is not None:
             symbol = symbol + Expression.constant(origin)

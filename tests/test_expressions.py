@@ -21,37 +21,12 @@ from torch.overrides import TorchFunctionMode
 from pyro_latent.errors import LatentValueError
 from pyro_latent.expressions import Expression, RandomTensor
 from pyro_latent.expressions.tensor import OPERATIONS
-from pyro_latent.expressions.terms import Factor, contract, read
-
-FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
-    "x": lambda x: x,
-    "log": torch.log,
-    "log1m": lambda x: torch.log1p(-x),
-    "log_det": torch.logdet,
-    "inverse": torch.linalg.inv,
-}
 
 
 def evaluate(expression: Expression, values: Mapping[str, Tensor]) -> Tensor:
-    """The value of a polynomial or of pieces at given values of the latents, read off its terms."""
+    """The value at given values of the latents, of an expression that is not opaque."""
     assert expression.opacity is None, f"opaque: {expression.opacity}"
-    total = expression.like.new_zeros(expression.shape)
-    for term in expression.polynomial().terms:
-        operands: list[tuple[Tensor, tuple[int, ...]]] = [(expression.like.new_tensor(term.coefficient), ())]
-        operands += [(c.tensor, c.labels) for c in term.constants]
-        operands += [_read(factor, values) for factor in term.factors]
-        labels = tuple(sorted({label for _, own in operands for label in own if label < 0}))
-        tensor = contract(operands, labels)
-        shape = [1] * expression.ndim
-        for label, size in zip(labels, tensor.shape, strict=True):
-            shape[label] = size
-        total = total + tensor.reshape(shape)
-    return total
-
-
-def _read(factor: Factor, values: Mapping[str, Tensor]) -> tuple[Tensor, tuple[int, ...]]:
-    value = FUNCTIONS[factor.function](values[factor.variable.site]) ** factor.power
-    return read(value, factor.axes)
+    return expression.evaluate(values)
 
 
 def real(*shape: int) -> Tensor:
@@ -84,8 +59,17 @@ def make_values() -> dict[str, Tensor]:
     }
 
 
+#: The latents whose supports say that they are not negative, and that they are positive definite.
+NONNEGATIVE, MATRICES = {"tau", "rates", "share"}, {"precision", "precisions"}
+
+
 def latents(decoys: Mapping[str, Tensor]) -> dict[str, Any]:
-    return {name: RandomTensor(decoy, Expression.latent(name, decoy)) for name, decoy in decoys.items()}
+    return {
+        name: RandomTensor(
+            decoy, Expression.latent(name, decoy, nonnegative=name in NONNEGATIVE, is_matrix=name in MATRICES)
+        )
+        for name, decoy in decoys.items()
+    }
 
 
 class Names(dict[str, Any]):
@@ -101,6 +85,8 @@ ROWS, COLUMNS = torch.tensor([2, 0, 1, 1, -1]), torch.tensor([3, 3, 0, -2, 1])
 GRID = torch.tensor([[0, 2], [1, 1]])
 MASK, MASK2 = torch.tensor([True, False, True]), U > 0
 CHOICE = torch.tensor([[0], [3], [1]])
+COUNTS = torch.tensor([0, 1, 2, 5])
+KNOWN = torch.where(MASK2, U, torch.nan)
 
 CASES: dict[str, Callable[[Any], Any]] = {
     # Arithmetic, with numbers and tensors on either side, and broadcasting.
@@ -233,6 +219,7 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mask": lambda x: x.matrix[MASK],
     "mask of two dimensions": lambda x: x.matrix[MASK2],
     "mask in a later dimension": lambda x: x.cube[:, MASK],
+    "take": lambda x: torch.take(x.matrix, torch.tensor([[7, 0], [-1, 3]])),
     "embedding": lambda x: torch.nn.functional.embedding(COLUMNS % 3, x.matrix),
     "select and narrow": lambda x: x.cube.select(1, 2) + x.cube.narrow(1, 0, 1).squeeze(1) + x.cube.select(-2, 0),
     "index_select": lambda x: torch.index_select(x.matrix, 1, COLUMNS % 4) + x.matrix.index_select(-1, COLUMNS % 4),
@@ -287,11 +274,53 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "logdet of an inverse": lambda x: torch.logdet(torch.inverse(2 * x.precision)),
     "inverse of a chosen matrix": lambda x: torch.inverse(x.precisions[torch.tensor([1, 0, 1])]),
     "logdet of chosen matrices": lambda x: torch.logdet(x.precisions[GRID % 2]),
+    "logdet of a diagonal of one": lambda x: torch.logdet(torch.diag_embed(x.tau.reshape(1))),
+    "diag_embed of one": lambda x: torch.diag_embed(x.column) * x.tau,
+    "logdet of a diagonal of choices": lambda x: torch.logdet(torch.diag_embed(torch.where(MASK2, x.rates, 2.0))),
+    "logdet of a diagonal of a stack": lambda x: torch.logdet(torch.diag(torch.stack([x.tau, 2 * x.tau]))),
+    "logdet of chosen scaled matrices": lambda x: torch.logdet(
+        torch.where(MASK[:2, None, None], x.precisions, 3 * x.precisions)
+    ),
+    "inverse of chosen scaled matrices": lambda x: torch.inverse(
+        torch.where(MASK[:2, None, None], x.precisions, 3 * x.precisions)
+    ),
+    "logdet of rates times an identity": lambda x: torch.logdet(x.rates[0] * torch.eye(4, dtype=torch.float64)),
+    "inverse of a transpose": lambda x: torch.inverse(x.square.T) + torch.inverse(2 * x.precision.mT),
+    # Dtypes, and what stands on the left.
+    "integers on the left": lambda x: COUNTS + x.matrix + 0.5,
+    "integers on the left of a product": lambda x: COUNTS * x.matrix * 0.5,
+    "integers on the left, then a root": lambda x: ((COUNTS + 1) * x.rates).rsqrt(),
+    "an integer or a latent": lambda x: torch.where(MASK2, 1, x.matrix) + 0.5,
+    "masks or a latent": lambda x: torch.where(MASK2, U > 0.5, x.matrix) - 0.5,
+    "masks on the left": lambda x: MASK2 * x.matrix + MASK2,
+    "as another that is a latent": lambda x: (
+        V.expand_as(x.matrix) * x.matrix + torch.zeros(12, dtype=torch.float64).view_as(x.matrix)
+    ),
+    "of the type of a latent": lambda x: COUNTS.type_as(x.matrix) + x.matrix * COUNTS.to(x.matrix),
+    # Signs, and powers that cancel.
+    "square of a doubled latent": lambda x: (x.matrix + x.matrix) ** 2,
+    "root of a fourth power": lambda x: (x.matrix**4).sqrt(),
+    "cube root of a cube": lambda x: (x.rates**3) ** (1 / 3),
+    "mean of a power of zero": lambda x: (x.matrix**0).mean() * x.tau + (x.matrix**0).sum(),
+    "reciprocal of a logarithm": lambda x: 1 / x.share.log(),
+    "logarithm of a gated complement": lambda x: (1 - MASK * x.share).log(),
+    # Missing values, and empty parts.
+    "missing values or a latent": lambda x: torch.where(KNOWN.isnan(), x.matrix, KNOWN),
+    "missing values times a latent, or a latent": lambda x: torch.where(KNOWN.isnan(), x.matrix, KNOWN * x.tau).sum(),
+    "cat with an empty part": lambda x: torch.cat([x.vector, x.vector[4:], torch.zeros(0, dtype=torch.float64)]),
+    "index by NumPy, range and True": lambda x: (
+        x.matrix[np.int64(1)] + x.matrix[np.array([0, 2])] + x.matrix[range(2)] + x.vector[True]
+    ),
+    "index by a list of masks": lambda x: x.matrix[[True, False, True]],
+    "gather with a smaller index": lambda x: x.matrix.gather(-1, CHOICE[:2]) + x.matrix.gather(0, CHOICE.T[:, :2] % 3),
+    "arrays on the right": lambda x: x.vector * np.arange(4.0) + x.vector / np.ones(1),
     # What keeps the value.
     "clone and friends": lambda x: (
         x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V)
     ),
     "float": lambda x: x.vector.float(),
+    "positive, of one type": lambda x: +x.matrix + torch.positive(x.matrix).type(torch.float64),
+    "mH and H": lambda x: x.matrix.mH + x.matrix.H,
     "requires_grad": lambda x: x.vector.detach() * 1.0,
 }
 
@@ -312,6 +341,7 @@ def symbols() -> Names:
     return Names(latents(make_values()))
 
 
+@pytest.mark.filterwarnings("ignore:__array_wrap__")  # of torch itself, with arrays on the right
 @pytest.mark.parametrize("name", CASES)
 def test_an_expression_is_what_the_code_computes(name: str, truth: dict[str, Tensor], symbols: Names) -> None:
     expected = CASES[name](Names(truth))
@@ -547,6 +577,19 @@ OPAQUE_USES: dict[str, Callable[[Any], Any]] = {
     "log of a sum": lambda x: (x.tau + x.rates).log(),
     "power of a sum": lambda x: (x.tau + x.rates) ** -1,
     "reciprocal of a product of sums": lambda x: 1 / (x.matrix + 2.0),
+    "root of a square": lambda x: (4 * x.vector**2).sqrt(),
+    "log of a square": lambda x: (x.vector**2).log(),
+    "log of a product of unknown signs": lambda x: (x.vector * x.scalar).log(),
+    "root of a negative multiple": lambda x: (-2.0 * x.vector).sqrt(),
+    "root of multiples of both signs": lambda x: (V * x.rates[0]).sqrt(),
+    "logdet of a corner": lambda x: torch.logdet(x.precision[:2, :2]),
+    "logdet of chosen rows": lambda x: torch.logdet(x.precision[[1, 0, 3, 2]]),
+    "inverse of a corner": lambda x: torch.inverse(x.precision[:2, :2]),
+    "logdet of a corner of one": lambda x: torch.logdet(x.precision[:1, :1] * x.scalar),
+    "logdet of a latent times a matrix": lambda x: torch.logdet(x.scalar * x.precision),
+    "logdet of matrices chosen by entry": lambda x: torch.logdet(
+        torch.where(torch.eye(4) > 0, x.precision, 2 * x.precision)
+    ),
     "logdet of a sum": lambda x: torch.logdet(x.precision + definite_constant()),
     "inverse of a sum": lambda x: torch.inverse(x.precision + definite_constant()),
     "prod": lambda x: x.vector.prod(),
@@ -618,3 +661,54 @@ def test_numpy_scalars_and_arrays_mix_like_numbers(truth: dict[str, Tensor], sym
     found = np.float64(2.0) * symbols.vector
     assert isinstance(found, RandomTensor)
     torch.testing.assert_close(evaluate(found.expression, truth), 2 * truth["vector"])
+
+
+def test_an_array_to_the_left_of_a_latent_is_an_error(symbols: Names) -> None:
+    """torch refuses it of plain tensors too."""
+    with pytest.raises(LatentValueError, match=r"latent 'vector'; got a NumPy array to its left.*torch\.as_tensor"):
+        np.arange(4.0) * symbols.vector
+
+
+@pytest.mark.parametrize("other", [torch.int64, torch.bool, torch.float32, torch.float64])
+@pytest.mark.parametrize("own", [torch.float32, torch.float64])
+def test_dtypes_promote_as_those_of_torch(own: torch.dtype, other: torch.dtype) -> None:
+    decoy, constant = torch.ones(3, dtype=own), torch.ones(3).to(other)
+    symbol = RandomTensor(decoy, Expression.latent("x", decoy))
+    for operation in (torch.add, torch.mul, torch.div, lambda a, b: torch.where(MASK, a, b)):
+        for pair, plain in (((symbol, constant), (decoy, constant)), ((constant, symbol), (constant, decoy))):
+            found, expected = operation(*pair) * 0.5, operation(*plain) * 0.5
+            assert found.expression.like.dtype == found.dtype == expected.dtype
+            torch.testing.assert_close(found.expression.evaluate({"x": decoy}), expected.double())
+
+
+@pytest.mark.parametrize(
+    ("normalized", "make"),
+    [
+        (True, lambda theta, p: theta[torch.tensor([1, 0])]),
+        (True, lambda theta, p: torch.stack([1 - p, p], -1)),
+        (True, lambda theta, p: torch.where(MASK[:2, None], theta[0], theta[1])),
+        (False, lambda theta, p: theta[:, :1]),
+        (False, lambda theta, p: theta.unsqueeze(-1)),
+        (False, lambda theta, p: theta[:, None, :1].expand(2, 3, 3)),
+        (False, lambda theta, p: torch.where(MASK, theta[0], theta[1])),
+        (False, lambda theta, p: torch.stack([p, p], -1)),
+        (False, lambda theta, p: theta * 2),
+    ],
+)
+def test_probabilities_are_normalized_only_where_they_provably_sum_to_one(
+    normalized: bool, make: Callable[..., Any]
+) -> None:
+    shares, share = torch.full((2, 3), 1 / 3, dtype=torch.float64), torch.full((2,), 0.4, dtype=torch.float64)
+    theta = RandomTensor(shares, Expression.latent("theta", shares, simplex=True))
+    p = RandomTensor(share, Expression.latent("p", share, nonnegative=True))
+    assert make(theta, p).expression.is_normalized == normalized
+
+
+def test_evaluating_an_opaque_expression_is_an_error(truth: dict[str, Tensor], symbols: Names) -> None:
+    with pytest.raises(ValueError, match=r"Expected an expression with a value; got the opaque result of exp on"):
+        symbols.vector.exp().expression.evaluate(truth)
+
+
+def test_evaluating_needs_a_value_for_every_latent(symbols: Names) -> None:
+    with pytest.raises(KeyError, match=r"Expected a value for the latent 'tau'; got values of \['vector'\]"):
+        (symbols.vector * symbols.tau).expression.evaluate({"vector": torch.zeros(4)})

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from pyro_latent import MissingRuleError, NotConjugateError, handlers, register_rule
 from pyro_latent.distributions import NormalGamma, NormalWishart, Wishart
-from pyro_latent.rules import RULES, rule_of
+from pyro_latent.expressions import Expression, RandomTensor
+from pyro_latent.rules import RULES, expected_log_density, random_arguments, rule_of
 
 DRAWS = 20_000
 
@@ -592,3 +593,50 @@ def test_a_registered_rule_is_used_by_a_model(monkeypatch: pytest.MonkeyPatch) -
     found = handlers.expected_log_factors(model, {"tau": tau})["x"]
     log_tau = torch.digamma(tau.concentration) - tau.rate.log()
     torch.testing.assert_close(found, log_tau + X.abs().log() - tau.mean * X**2 / 2)
+
+
+@pytest.mark.parametrize(
+    ("distribution", "value", "expected"),
+    [
+        (dist.Bernoulli(ZERO), 0.0, 0.0),
+        (dist.Bernoulli(ZERO), 1.0, -torch.inf),
+        (dist.Bernoulli(ONE), 1.0, 0.0),
+        (dist.Bernoulli(ONE), 0.0, -torch.inf),
+        (dist.Binomial(TWO, ZERO), 0.0, 0.0),
+        (dist.Binomial(TWO, ONE), 1.0, -torch.inf),
+        (dist.Poisson(ZERO), 0.0, 0.0),
+        (dist.Poisson(ZERO), 2.0, -torch.inf),
+        (dist.Categorical(f64(0.0, 1.0)), 1, 0.0),
+        (dist.Categorical(f64(0.0, 1.0)), 0, -torch.inf),
+        (dist.OneHotCategorical(f64(0.0, 1.0)), [0.0, 1.0], 0.0),
+        (dist.Multinomial(2, f64(0.0, 1.0)), [0.0, 2.0], 0.0),
+        (dist.Multinomial(2, f64(0.0, 1.0)), [1.0, 1.0], -torch.inf),
+        (dist.Dirichlet(f64(1.0, 1.0)), [0.0, 1.0], 0.0),
+        (dist.Beta(ONE, ONE), 1.0, 0.0),
+        (dist.Gamma(ONE, ONE), 0.0, 0.0),
+    ],
+    ids=str,
+)
+def test_zero_times_the_logarithm_of_zero_is_zero(distribution: Any, value: Any, expected: float) -> None:
+    """And what the distribution finds impossible has a log density of minus infinity, never NaN."""
+    data = torch.as_tensor(value, dtype=torch.float64 if isinstance(value, float | list) else torch.long)
+    density = expected_log_density(distribution, data, X).value()
+    torch.testing.assert_close(density, f64(expected)[0], rtol=0, atol=1e-12)
+
+
+def test_a_gated_probability_keeps_its_density_where_the_gate_is_shut() -> None:
+    """Bernoulli(z p) for constant gates z, at every pair of a gate and a value."""
+    gates, values = f64(0.0, 0.0, 1.0, 1.0), f64(0.0, 1.0, 0.0, 1.0)
+    p = RandomTensor(HALF, Expression.latent("p", HALF, nonnegative=True))
+    for gated in (gates * p, torch.where(gates > 0, p, 0.0)):
+        with random_arguments():
+            found = expected_log_density(dist.Bernoulli(gated), values, X).evaluate({"p": f64(0.3)[0]})
+        torch.testing.assert_close(found, f64(1.0, 0.0, 0.7, 0.3).log())
+
+
+def test_a_scale_whose_support_does_not_say_that_it_is_positive_has_a_density() -> None:
+    """A parameter without a constraint beside a latent location: where the density exists, the scale is positive."""
+    symbols = {name: RandomTensor(HALF, Expression.latent(name, HALF)) for name in ("m", "s")}
+    with random_arguments():
+        found = expected_log_density(dist.Normal(symbols["m"], symbols["s"]), X, X)
+    torch.testing.assert_close(found.evaluate({"m": ONE, "s": TWO}), dist.Normal(ONE, TWO).log_prob(X))

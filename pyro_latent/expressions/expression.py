@@ -18,14 +18,17 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Integral
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
+from .evaluation import Values, evaluate_term
 from .terms import (
     Axis,
     Choice,
@@ -36,7 +39,6 @@ from .terms import (
     Term,
     Variable,
     as_axis,
-    axis_labels,
     broadcast_shapes,
     fresh_label,
     is_choice,
@@ -45,6 +47,8 @@ from .terms import (
 
 #: The matrix functions, and the inverse of each.
 _INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inverse": "gram"}
+#: The dtypes of an index that are masks.
+_MASKS = (torch.bool, torch.uint8)
 #: Integer powers up to this are expanded into products.
 _LARGEST_EXPANSION = 4
 #: A table has at most so many combinations of values, and so many numbers.
@@ -88,9 +92,11 @@ class Expression:
 
     @staticmethod
     def constant(tensor: Tensor) -> Expression:
-        """A plain tensor."""
+        """A plain tensor; integers and booleans are kept exactly, as floating numbers."""
         labels = tuple(i - tensor.ndim for i in range(tensor.ndim) if tensor.shape[i] != 1)
         squeezed = tensor.reshape([n for n in tensor.shape if n != 1])
+        if not tensor.is_floating_point():
+            squeezed = squeezed.to(torch.get_default_dtype() if tensor.dtype == torch.bool else torch.float64)
         return Expression(tensor.shape, tensor.new_empty(0), (Term(1.0, (Constant(squeezed, labels),)),))
 
     @staticmethod
@@ -101,11 +107,16 @@ class Expression:
         is_point: bool = False,
         lower_cholesky: bool = False,
         is_matrix: bool = False,
+        nonnegative: bool = False,
     ) -> Expression:
-        """A latent site whose value has the shape, dtype and device of ``value``."""
+        """A latent site whose value has the shape, dtype and device of ``value``; what is known of it is as in
+        :class:`~.terms.Variable`.
+        """
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
-        factor = Factor(Variable(site, value.shape, simplex, is_point, lower_cholesky, is_matrix), axes)
-        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,)),))
+        variable = Variable(
+            site, value.shape, simplex, is_point, lower_cholesky, is_matrix, nonnegative=nonnegative or simplex
+        )
+        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
 
     @staticmethod
     def discrete(site: str, support: Tensor, batch_shape: torch.Size) -> Expression:
@@ -123,9 +134,12 @@ class Expression:
         of size 1 where it does not vary.
         """
         names = (*(c.label for c in choices), *range(-len(shape), 0))
+        like = table.new_empty(0)
+        if not table.is_floating_point():  # kept exactly
+            table = table.to(torch.get_default_dtype() if table.dtype == torch.bool else torch.float64)
         kept = [i for i, n in enumerate(table.shape) if n != 1]
         constant = Constant(table.reshape([table.shape[i] for i in kept]), tuple(names[i] for i in kept))
-        return Expression(shape, table.new_empty(0), (Term(1.0, (constant,), (), tuple(choices)),))
+        return Expression(shape, like, (Term(1.0, (constant,), (), tuple(choices)),))
 
     @staticmethod
     def derived(
@@ -153,7 +167,19 @@ class Expression:
         return Expression.opaque(self.shape if shape is None else shape, self.like, operation, (self, *others))
 
     def _number(self, number: float) -> Expression:
-        return Expression((), self.like, (Term(float(number)),))
+        whole = self.like.is_floating_point() or isinstance(number, bool | int)
+        return Expression((), self.like if whole else torch.empty(0, device=self.like.device), (Term(float(number)),))
+
+    def as_dtype_of(self, like: Tensor) -> Expression:
+        """The expression with the dtype and device of another tensor."""
+        return Expression(
+            self.shape,
+            like.new_empty(0),
+            self.terms,
+            pieces=self.pieces,
+            opacity=self.opacity,
+            cholesky_of=self.cholesky_of,
+        )
 
     def _lift(self, other: Any) -> Expression:
         if isinstance(other, Expression):
@@ -162,8 +188,10 @@ class Expression:
             return Expression.constant(other)
         return self._number(other)
 
-    def _with(self, terms: Sequence[Term], shape: Sequence[int] | None = None) -> Expression:
-        return Expression(self.shape if shape is None else shape, self.like, terms)
+    def _with(
+        self, terms: Sequence[Term], shape: Sequence[int] | None = None, like: Tensor | None = None
+    ) -> Expression:
+        return Expression(self.shape if shape is None else shape, self.like if like is None else like, terms)
 
     # Facts.
 
@@ -213,6 +241,7 @@ class Expression:
         total = parts[0] if parts else self.like.new_zeros([1] * (len(order) + self.ndim))
         for part in parts[1:]:
             total = total + part
+        total = total.to(self.like.dtype)
         full = [self.shape[i] if i - self.ndim in dims else -1 for i in range(self.ndim)]
         return total.expand(*[-1] * len(order), *full) if dims else total
 
@@ -239,9 +268,10 @@ class Expression:
         *tables: Expression,
         shape: Sequence[int] | None = None,
         dims: Sequence[int] = (),
+        gone: int = 0,
     ) -> Expression:
         """An elementwise function of tables, as a table; or one over their last ``dims``, with the ``shape`` of its
-        result.
+        result, which lacks so many of them.
 
         Raises:
             LatentValueError: if the discrete latents have too many combinations of values.
@@ -253,7 +283,8 @@ class Expression:
         check_combinations(choices)
         laid = [t.widened(ndim).table(choices, dims) for t in tables]
         check_combinations(choices, broadcast_shapes(*(t.shape for t in laid)).numel())
-        return Expression.from_table(function(*laid), choices, shape)
+        moved = tuple(c.substitute({x: x + gone for x in range(-ndim, -gone)}) for c in choices) if gone else choices
+        return Expression.from_table(function(*laid), moved, shape)
 
     def widened(self, ndim: int) -> Expression:
         """With dimensions of size 1 on the left, up to ``ndim``."""
@@ -263,16 +294,36 @@ class Expression:
         """Pieces written as an indicator-weighted sum; anything else as it is."""
         if not self.pieces:
             return self
-        total = self._number(0.0)
+        terms: list[Term] = []
         for mask, piece in self.pieces:
-            total = total + piece._where(mask, self.like)
-        return total.expand(self.shape)
+            indicator = _only_constant(mask)
+            terms += [term.masked(indicator, mask.choices) for term in piece.polynomial().terms]
+        return _collect(self._with(terms))
 
-    def _where(self, mask: Expression, like: Tensor) -> Expression:
-        """The expression times the indicator of a mask: zero elsewhere, also where it would be infinite there."""
-        if self.is_table and not bool(self.unbound().table(self.choices).isfinite().all()):
-            return Expression.apply(lambda m, t: torch.where(m, t, t.new_zeros(())), mask, self)
-        return Expression.apply(lambda m: m.to(like.dtype), mask) * self
+    def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The value in float64 at given values of the latents.
+
+        Args:
+            values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
+                given as its distance from it, and a discrete latent as the numbers of its values.
+
+        Raises:
+            ValueError: if the expression is opaque.
+        """
+        return self._evaluate(Values(values))
+
+    def _evaluate(self, values: Values) -> Tensor:
+        if self.opacity:
+            raise ValueError(
+                f"Expected an expression with a value; got the opaque result of {self.opacity.operation} on "
+                f"{sorted(self.sites)}. Write it with operations that have a rule."
+            )
+        total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
+        for mask, piece in self.pieces:
+            total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
+        for term in self.terms:
+            total = total + _laid(*evaluate_term(term, values), (), self.ndim)
+        return total
 
     def __repr__(self) -> str:
         kind = "opaque" if self.opacity else "pieces" if self.pieces else f"{len(self.terms)} terms"
@@ -283,6 +334,7 @@ class Expression:
     def __add__(self, other: Any) -> Expression:
         other = self._lift(other)
         shape = broadcast_shapes(self.shape, other.shape)
+        like = _common_like(self, other)
         if self.opacity or other.opacity:
             return self._opaque("add", other, shape=shape)
         if self.pieces and other.is_table:
@@ -290,7 +342,7 @@ class Expression:
         if other.pieces and self.is_table:
             return other._map_pieces(lambda piece: piece + self, shape)
         terms = self.polynomial().terms + other.polynomial().terms
-        return _collect(self._with(terms, shape))
+        return _collect(self._with(terms, shape, like))
 
     __radd__ = __add__
 
@@ -316,7 +368,13 @@ class Expression:
             if len(self.pieces) * len(other.pieces) <= _MOST_CASES // 4:
                 return self._pairs(other, shape)
         left, right = self.polynomial().terms, other.polynomial().terms
-        return _collect(self._with([a.times(b) for a in left for b in right], shape))
+        terms = [a.times(b) for a in left for b in right]
+        return _collect(self._with(terms, shape, _common_like(self, other)))
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every constant in the expression is finite."""
+        return all(t.is_finite for t in self.terms) and all(p.is_finite for _, p in self.pieces)
 
     __rmul__ = __mul__
 
@@ -340,15 +398,15 @@ class Expression:
             return self._map_pieces(lambda piece: piece**exponent)
         if self.is_table and self.choices:
             return Expression.apply(lambda t: t**exponent, self)
-        if self._is_monomial and (self.terms[0].coefficient > 0 or float(exponent).is_integer()):
-            (term,) = self.terms
-            raised = term.elementwise(lambda f: replace(f, power=f.power * exponent), lambda c: c**exponent)
-            return self._with([replace(raised, coefficient=term.coefficient**exponent)])
+        raised = self.terms[0].raised(exponent, self.like) if self._is_monomial else None
+        if raised is not None:
+            return self._with([raised])
         if self.is_constant:
             return Expression.constant(self.value() ** exponent).expand(self.shape)
         if exponent == 2:
-            pairs = [(a, b) for i, b in enumerate(self.terms) for a in self.terms[: i + 1]]
-            return _collect(self._with([a.times(b).scaled(1.0 if a is b else 2.0) for a, b in pairs]))
+            pairs = [(i, j) for j in range(len(self.terms)) for i in range(j + 1)]
+            terms = self.terms
+            return _collect(self._with([terms[i].times(terms[j]).scaled(1.0 if i == j else 2.0) for i, j in pairs]))
         if exponent in range(1, _LARGEST_EXPANSION + 1):
             product = self
             for _ in range(int(exponent) - 1):
@@ -359,9 +417,7 @@ class Expression:
     @property
     def _is_monomial(self) -> bool:
         """One product, with no sum inside: powers and logarithms act on each factor."""
-        return (
-            len(self.terms) == 1 and not self.terms[0].summed and not any(c.identity for c in self.terms[0].constants)
-        )
+        return len(self.terms) == 1 and not self.terms[0].summed
 
     def _map_pieces(
         self, function: Callable[[Expression], Expression], shape: Sequence[int] | None = None
@@ -385,11 +441,9 @@ class Expression:
                 pieces.append((both, piece * piece2))
         return Expression(shape, self.like, pieces=tuple(pieces))
 
-    def _by_cases(
-        self, function: Callable[[Expression], Expression], view: Callable[[Expression], Expression] = lambda e: e
-    ) -> Expression | None:
+    def _by_cases(self, function: Callable[[Expression], Expression]) -> Expression | None:
         """The function of an expression, at each value of its discrete latents; None where one has no rule, or there
-        are too many. ``view`` lays a mask over the shape of the result.
+        are too many.
         """
         choices = self.choices
         sizes = [c.size for c in choices]
@@ -407,14 +461,14 @@ class Expression:
             chosen = torch.zeros(sizes, dtype=torch.bool, device=self.like.device)
             chosen[values] = True
             mask = Expression.from_table(chosen.reshape(*sizes, *[1] * self.ndim), choices, self.shape)
-            pieces.append((view(mask), result))
+            pieces.append((mask if result.ndim == self.ndim else mask._without_matrix(), result))
         return Expression(pieces[0][1].shape, self.like, pieces=tuple(pieces))
 
     def _simplified(self) -> Expression:
         """Without terms that are zero, and with constants that are one number in the coefficient."""
         terms = []
         for term in self.terms:
-            same = [c for c in term.constants if not c.identity and bool((c.tensor == c.tensor.reshape(-1)[0]).all())]
+            same = [c for c in term.constants if bool((c.tensor == c.tensor.reshape(-1)[0]).all())]
             summed = {label for c in same for label in c.labels} & term.summed
             if summed:
                 terms.append(term)
@@ -437,77 +491,73 @@ class Expression:
             return Expression.apply(torch.log, self)
         complement = self._complement()
         if complement is not None:
-            return complement._as_logarithm("log1m")
-        if not self._is_monomial or self.terms[0].coefficient <= 0:
+            return self._with([complement])
+        terms = self.terms[0].log(self.like) if self._is_monomial else None
+        if terms is None:
             return self._by_cases(Expression.log) or self._opaque("log")
-        return self._as_logarithm("log")
+        return _collect(self._with(terms))
 
     def log1m(self) -> Expression:
         """The elementwise log(1 - x)."""
         return (1.0 - self).log()
 
-    def _as_logarithm(self, function: str) -> Expression:
-        (term,) = self.terms
-        if any(f.function != "x" for f in term.factors):
-            return self._opaque("log")
-        terms = [Term(math.log(term.coefficient))] if term.coefficient != 1 else []
-        terms += [Term(1.0, (Constant(c.tensor.log(), c.labels),), (), term.choices) for c in term.constants]
-        terms += [Term(f.power, (), (replace(f, function=function, power=1.0),), term.choices) for f in term.factors]
-        return _collect(self._with(terms))
-
-    def _complement(self) -> Expression | None:
-        """x, where the expression is 1 - x for a single latent x."""
+    def _complement(self) -> Term | None:
+        """c log(1 - x), where the expression is 1 - c x for a single latent x and constants c of zeros and ones."""
         if len(self.terms) != 2:
             return None
         constant, rest = sorted(self.terms, key=lambda t: len(t.factors))
         plain = len(rest.factors) == 1 and rest.factors[0].power == 1 and rest.factors[0].function == "x"
-        if constant.factors or not plain or rest.constants or rest.coefficient != -1 or rest.summed:
+        gates = all(bool(((c.tensor == 0) | (c.tensor == 1)).all()) for c in rest.constants)
+        if constant.factors or not plain or not gates or rest.coefficient != -1 or rest.summed:
             return None
         ones, _ = constant.dense(self.like)
-        return self._with([rest.scaled(-1.0)]) if bool((ones == 1).all()) else None
+        factor = replace(rest.factors[0], function="log1m")
+        return Term(1.0, rest.constants, (factor,), rest.choices) if bool((ones == 1).all()) else None
+
+    # Matrices, over the last two dimensions.
 
     def log_det(self) -> Expression:
-        """The log determinant of the last two dimensions: of a scaled latent matrix, a constant, or a diagonal."""
+        """The log determinant of a positive definite matrix: of a scaled latent matrix, a constant, or a diagonal."""
         shape, dim = self.shape[:-2], self.shape[-1]
         if self.opacity:
             return Expression(shape, self.like, opacity=self.opacity)
-        if self.pieces:
-            return self._map_pieces(Expression.log_det, shape)
         if self.is_table:
-            return Expression.apply(lambda t: torch.linalg.slogdet(t)[1], self, shape=shape, dims=(-2, -1))
+            return Expression.apply(lambda t: torch.linalg.slogdet(t)[1], self, shape=shape, dims=(-2, -1), gone=2)
         split = self._split_matrix()
-        if split is None:
-            cases = self._by_cases(Expression.log_det, lambda mask: mask._drop_matrix(shape))
-            return cases or self._opaque("logdet", shape=shape)
-        scalar, matrix = split
-        if matrix is None:
-            return scalar.log()._vector_view().sum(-1) if scalar._varies(-1) else scalar.log()._drop_matrix(shape) * dim
-        logarithm = scalar.log()._drop_matrix(shape) * float(dim)
-        if isinstance(matrix, Constant):
-            return logarithm + self._matrix_constant(matrix).log_det()
-        sign = -1.0 if matrix.function.endswith("inverse") else 1.0
-        name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
-        factor = replace(matrix, axes=matrix.axes[:-2], function=name)
-        return logarithm + self._with([Term(sign, (), (factor,), self.choices)])._drop_matrix(shape)
+        if split is not None:
+            scalar, matrix = split
+            logarithm = (scalar ** float(dim)).log()
+            if isinstance(matrix, Expression):
+                return logarithm + matrix.log_det()
+            sign = -1.0 if matrix.function.endswith("inverse") else 1.0
+            name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
+            factor = replace(matrix, axes=matrix.axes[:-2], function=name)
+            return logarithm + self._with([Term(sign, (), (factor,), self.choices)])._without_matrix()
+        entries = self._diagonal()
+        if entries is not None:
+            return entries.log().sum(-1)
+        cases = self._map_matrices(Expression.log_det) or self._by_cases(Expression.log_det)
+        return cases or self._opaque("logdet", shape=shape)
 
     def inverse(self) -> Expression:
-        """The matrix inverse over the last two dimensions, of what :meth:`log_det` takes."""
+        """The matrix inverse, of what :meth:`log_det` takes."""
         if self.opacity:
             return self
-        if self.pieces:
-            return self._map_pieces(Expression.inverse)
         if self.is_table:
-            return Expression.apply(torch.linalg.inv, self, dims=(-2, -1))
+            return Expression.apply(_inverse, self, dims=(-2, -1))
         split = self._split_matrix()
-        if split is None:
-            return self._by_cases(Expression.inverse) or self._opaque("inverse")
-        scalar, matrix = split
-        if matrix is None:
-            return (scalar**-1.0)._times_identity(self.shape)
-        if isinstance(matrix, Constant):
-            return scalar**-1.0 * self._matrix_constant(matrix).inverse()
-        flipped = replace(matrix, function=_INVERSES[matrix.function])
-        return scalar**-1.0 * self._with([Term(1.0, (), (flipped,), self.choices)])
+        if split is not None:
+            scalar, matrix = split
+            reciprocal = (scalar**-1.0).reshape([*scalar.shape, 1, 1])
+            if isinstance(matrix, Expression):
+                return reciprocal * matrix.inverse()
+            flipped = replace(matrix, function=_INVERSES[matrix.function])
+            return reciprocal * self._with([Term(1.0, (), (flipped,), self.choices)])
+        entries = self._diagonal()
+        if entries is not None:
+            return (entries**-1.0).diag_embed()
+        cases = self._map_matrices(Expression.inverse) or self._by_cases(Expression.inverse)
+        return cases or self._opaque("inverse")
 
     def cholesky(self) -> Expression:
         """The Cholesky factor; only :meth:`gram` can read it."""
@@ -516,79 +566,103 @@ class Expression:
         return result
 
     def gram(self) -> Expression:
-        """L Lᵀ over the last two dimensions."""
+        """L Lᵀ."""
         if self.cholesky_of is not None:
             return self.cholesky_of
-        split = None if self.opacity or self.pieces else self._split_matrix()
-        if split is not None and isinstance(split[1], Factor) and split[1].variable.lower_cholesky:
-            scalar, factor = split
-            assert isinstance(factor, Factor)
-            return scalar**2.0 * self._with([Term(1.0, (), (replace(factor, function="gram"),), self.choices)])
-        return self.matmul(self.transpose(-1, -2))
-
-    def _split_matrix(self) -> tuple[Expression, Constant | Factor | None] | None:
-        """A single term as (scalars, matrix): the matrix is None for a diagonal, whose entries the scalars are."""
-        if len(self.terms) != 1 or self.terms[0].summed:
-            return None
-        (term,) = self.terms
-        matrices: list[Constant | Factor] = []
-        scalars = Term(term.coefficient)
-        diagonal = False
-        for c in term.constants:
-            if c.identity and set(c.labels) == {-1, -2}:
-                diagonal = True
-            elif {-1, -2} & set(c.labels):
-                matrices.append(c)
-            else:
-                scalars = scalars.times(Term(1.0, (c,), (), term.choices))
-        for f in term.factors:
-            if {-1, -2} & set(f.labels) or (self.shape[-1] == 1 and f.variable.is_matrix and f.function in _INVERSES):
-                matrices.append(f)
-            else:
-                scalars = scalars.times(Term(1.0, (), (f,), term.choices))
-        if self.shape[-1] == 1 and not matrices:
-            return self._with([term]), None
-        if diagonal:
-            constants = tuple(c for c in term.constants if not c.identity)
-            return self._with([replace(term, constants=constants).substitute({-2: -1})]), None
-        if len(matrices) != 1:
-            return None
-        (matrix,) = matrices
-        if isinstance(matrix, Factor):
-            ends = {x for a in matrix.axes[-2:] for x in axis_labels(a)}
-            symmetric = len(matrix.axes) >= 2 and (ends == {-1, -2} or self.shape[-1] == 1)
-            if not symmetric or matrix.power != 1 or matrix.function not in _INVERSES:
-                return None
-        elif not {-1, -2} <= set(matrix.labels):
-            return None
-        return self._with([scalars]), matrix
-
-    def _matrix_constant(self, matrix: Constant) -> Expression:
-        return self._with([Term(1.0, (matrix,), (), self.choices)])
-
-    def _varies(self, label: int) -> bool:
-        return any(label in t.labels for t in self.terms)
-
-    def _vector_view(self) -> Expression:
-        """A diagonal's entries, laid along the last of one dimension fewer."""
-        shape = (*self.shape[:-2], self.shape[-1])
-        return self._with([t.substitute(_shift(t.labels, 1, below=-2)) for t in self.terms], shape)
-
-    def _drop_matrix(self, shape: Sequence[int]) -> Expression:
-        return self._with([t.substitute(_shift(t.labels, 2)) for t in self.terms], shape)
-
-    def _times_identity(self, shape: Sequence[int]) -> Expression:
-        eye = torch.eye(shape[-1], dtype=self.like.dtype, device=self.like.device)
-        identity = Constant(eye, (-2, -1), identity=True)
-        return self._with([t.times(Term(1.0, (identity,))) for t in self.terms], shape)
+        split = None if self.opacity else self._split_matrix()
+        factor = split[1] if split is not None and isinstance(split[1], Factor) else None
+        lower = factor is not None and factor.variable.lower_cholesky and factor.function == "x"
+        if split is not None and factor is not None and lower and factor.reads_whole(self.shape[-2:]):
+            scalar, _ = split
+            squared = (scalar**2.0).reshape([*scalar.shape, 1, 1])
+            return squared * self._with([Term(1.0, (), (replace(factor, function="gram"),), self.choices)])
+        entries = None if self.opacity or self.is_table else self._diagonal()
+        if entries is not None:
+            return (entries**2.0).diag_embed()
+        return self._map_matrices(Expression.gram) or self.matmul(self.transpose(-1, -2))
 
     def diag_embed(self) -> Expression:
         """A diagonal matrix from the last dimension."""
-        shape = (*self.shape, self.shape[-1])
-        if self.opacity or self.pieces:
-            return self._map_pieces(Expression.diag_embed, shape) if self.pieces else self._opaque("", shape=shape)
-        moved = self._with([t.substitute(_shift(t.labels, -1, below=-2)) for t in self.terms], shape)
-        return moved._times_identity(shape)
+        dim = self.shape[-1]
+        if dim == 1:
+            return self.unsqueeze(-1)
+        rows = self.unsqueeze(-1).expand((*self.shape, dim))
+        return Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device)).weigh(rows)
+
+    def _split_matrix(self) -> tuple[Expression, Factor | Expression] | None:
+        """A single term as (scalar, matrix): a scalar of the batch shape, and the one factor that is a whole matrix of
+        a latent, or a constant matrix.
+        """
+        if self.pieces or not self._is_monomial:
+            return None
+        (term,) = self.terms
+        dim, shape = self.shape[-1], self.shape[:-2]
+        matrices = [f for f in term.factors if f.function in _INVERSES and f.power == 1 and f.is_whole_matrix(dim)]
+        constants = [c for c in term.constants if {-1, -2} <= set(c.labels)]
+        if len(matrices) + len(constants) != 1:
+            return None
+        rest = Term(
+            term.coefficient,
+            tuple(c for c in term.constants if c not in constants),
+            tuple(f for f in term.factors if f not in matrices),
+            term.choices,
+        )
+        if {-1, -2} & rest.labels:
+            return None
+        scalar = self._with([rest.substitute(_shift(rest.labels, 2))], shape)
+        if matrices:
+            return scalar, matrices[0]
+        return scalar, self._with([Term(1.0, (constants[0],), (), term.choices)])
+
+    def _without_matrix(self) -> Expression:
+        """The view without the last two dimensions, along which it does not vary."""
+        return self._with([t.substitute(_shift(t.labels, 2)) for t in self.terms], self.shape[:-2])
+
+    def _diagonal(self) -> Expression | None:
+        """The entries of a matrix that is provably diagonal, along the last dimension; None for any other."""
+        dim, shape = self.shape[-1], self.shape[:-1]
+        if dim == 1:
+            return self.squeeze(-1)
+        if self.pieces:
+            entries = [(mask.expand(self.shape), piece.expand(self.shape)._diagonal()) for mask, piece in self.pieces]
+            if any(entry is None for _, entry in entries):
+                return None
+            pieces = tuple((m._along_diagonal(), entry) for m, entry in entries if entry is not None)
+            return Expression(shape, self.like, pieces=pieces)
+        if not all(any(c.is_diagonal(-2, -1) for c in term.constants) for term in self.terms):
+            return None
+        return self._along_diagonal()
+
+    def _along_diagonal(self) -> Expression:
+        """The entries on the diagonal, along the last dimension."""
+        merged = [t.substitute({-2: -1}) for t in self.terms]
+        return self._with([t.substitute(_shift(t.labels, 1, below=-3)) for t in merged], self.shape[:-1])
+
+    def _apart_from(self, count: int) -> Expression | None:
+        """A mask that does not vary along its last dimensions, with size 1 there; None where it does."""
+        choices = self.choices
+        if any(-count <= x < 0 for c in choices for x in c.labels):
+            return None
+        table = self.table(choices)
+        first = table[(..., *[slice(0, 1)] * count)]
+        shape = (*self.shape[: self.ndim - count], *[1] * count)
+        return Expression.from_table(first, choices, shape) if torch.equal(table, first.expand_as(table)) else None
+
+    def _map_matrices(self, function: Callable[[Expression], Expression]) -> Expression | None:
+        """Map pieces whose masks choose whole matrices; None where they do not, or there are no pieces."""
+        if not self.pieces:
+            return None
+        masks = [mask.expand(self.shape)._apart_from(2) for mask, _ in self.pieces]
+        if any(mask is None for mask in masks):
+            return None
+        mapped = [function(piece.expand(self.shape)) for _, piece in self.pieces]
+        blocked = next((piece.opacity for piece in mapped if piece.opacity), None)
+        shape = mapped[0].shape
+        if blocked is not None:
+            return Expression(shape, self.like, opacity=blocked)
+        kept = mapped[0].ndim == self.ndim
+        whole = [mask if kept else mask.reshape(mask.shape[:-2]) for mask in masks if mask is not None]
+        return Expression(shape, self.like, pieces=tuple(zip(whole, mapped, strict=True)))
 
     # Sums and products over dimensions.
 
@@ -652,9 +726,8 @@ class Expression:
         """Broadcast to a larger shape; -1 keeps a size."""
         lead = len(shape) - self.ndim
         sizes = [self.shape[i - lead] if n == -1 else n for i, n in enumerate(shape)]
-        return Expression(
-            sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=self.cholesky_of
-        )
+        kept = self.cholesky_of if torch.Size(sizes[-2:]) == self.shape[-2:] else None
+        return Expression(sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=kept)
 
     def _permuted(self, order: Sequence[int]) -> Expression:
         """Keep the dimensions of ``order``, in that order."""
@@ -670,7 +743,9 @@ class Expression:
         return self._permuted(order)
 
     def transpose(self, dim0: int, dim1: int) -> Expression:
-        """Swap two dimensions."""
+        """Swap two dimensions; a number has none to swap."""
+        if not self.ndim:
+            return self
         order = list(range(self.ndim))
         order[dim0], order[dim1] = order[dim1], order[dim0]
         return self.permute(order)
@@ -692,7 +767,8 @@ class Expression:
 
     def squeeze(self, dim: int | Sequence[int] | None = None) -> Expression:
         """Drop dimensions of size 1."""
-        dims = range(self.ndim) if dim is None else [d % self.ndim for d in ([dim] if isinstance(dim, int) else dim)]
+        n = max(self.ndim, 1)
+        dims = range(n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
         return self.reshape([n for i, n in enumerate(self.shape) if not (i in dims and n == 1)])
 
     def take(self, index: Any) -> Expression:
@@ -711,31 +787,36 @@ class Expression:
 
     @property
     def is_normalized(self) -> bool:
-        """Whether the last dimension provably sums to one: it is a latent's simplex, seen whole."""
-        if self.pieces:
-            return all(piece.is_normalized for _, piece in self.pieces)
+        """Whether the last dimension provably sums to one: a latent's simplex, seen whole, or terms that add up to
+        one, as those of the stacked 1 - p and p do.
+        """
+        if self.opacity:
+            return False
         if self.is_table:
             total = self.table(self.choices, (-1,)).sum(-1)
             return bool(torch.allclose(total, torch.ones_like(total), atol=1e-6, rtol=0.0))
-        if len(self.terms) != 1 or self.terms[0].constants or self.terms[0].coefficient != 1:
-            return False
-        (factor, *others) = self.terms[0].factors
-        plain = not others and factor.power == 1 and factor.function == "x" and factor.variable.simplex
-        whole = factor.axes[-1] == -1 or self.shape[-1] == 1
-        return plain and whole and not any(-1 in axis_labels(a) for a in factor.axes[:-1])
+        if self._is_monomial and len(self.terms[0].factors) == 1 and not self.terms[0].constants:
+            return self.terms[0].coefficient == 1 and self._is_simplex(self.terms[0].factors[0])
+        return self._chooses_simplexes or _is_one(self.sum(-1))
+
+    @property
+    def _chooses_simplexes(self) -> bool:
+        """Whether the masks of the pieces do not vary along the last dimension, and every piece is normalized."""
+        whole = all(mask.expand(self.shape)._apart_from(1) is not None for mask, _ in self.pieces)
+        return bool(self.pieces) and whole and all(p.expand(self.shape).is_normalized for _, p in self.pieces)
+
+    def _is_simplex(self, factor: Factor) -> bool:
+        plain = factor.power == 1 and factor.function == "x" and factor.variable.simplex
+        return plain and factor.reads_whole(self.shape[-1:])
 
     def lgamma(self) -> Expression:
         """log Γ, of constants and of point estimates."""
         return Expression.apply(torch.lgamma, self) if self.is_table else self._of_point("lgamma", 0)
 
-    def xlogy(self, other: Expression) -> Expression:
-        """``self · log other``, which is 0 where ``self``, a table, is 0."""
-        return self.times_log(other.log())
-
-    def times_log(self, logarithm: Expression) -> Expression:
-        """The product with a logarithm, which is 0 where ``self``, a table, is 0, also where the logarithm is −∞."""
+    def weigh(self, logarithm: Expression) -> Expression:
+        """The product, which is 0 where ``self``, a table, is 0, even if the logarithm is infinite: 0 log 0 = 0."""
         if logarithm.pieces:
-            return logarithm._map_pieces(self.times_log)
+            return logarithm._map_pieces(self.weigh)
         if not self.is_table or logarithm.opacity:
             return self * logarithm
         tables = logarithm._with([t for t in logarithm.terms if not t.factors])
@@ -746,13 +827,6 @@ class Expression:
         shape = broadcast_shapes(self.shape, logarithm.shape)
         return (product + self * rest).expand(shape) if rest.terms else product.expand(shape)
 
-    def to(self, dtype: torch.dtype) -> Expression:
-        """The polynomial with numbers of another dtype, which must hold those that it has."""
-        cast = [replace(c, tensor=c.tensor.to(dtype)) for t in self.terms for c in t.constants]
-        rest = iter(cast)
-        terms = [replace(t, constants=tuple(next(rest) for _ in t.constants)) for t in self.terms]
-        return Expression(self.shape, self.like.to(dtype), terms)
-
     def log_beta(self) -> Expression:
         """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""
         if self.is_table:
@@ -762,13 +836,16 @@ class Expression:
     def _of_point(self, function: str, event: int) -> Expression:
         """A function of a parameter as it is, that takes away its last ``event`` dimensions."""
         shape = self.shape[: self.ndim - event]
-        plain = self.terms[0].factors[0] if self._is_monomial and len(self.terms[0].factors) == 1 else None
-        if plain is None or not plain.variable.is_point or self.terms[0].constants or self.terms[0].coefficient != 1:
+        factors = self.terms[0].factors if self._is_monomial and not self.terms[0].constants else ()
+        if len(factors) != 1 or self.terms[0].coefficient != 1:
             return self._opaque("lgamma", shape=shape)
-        if plain.power != 1 or plain.function != "x":
+        (factor,) = factors
+        whole = not event or factor.reads_whole(self.shape[-event:])
+        if not factor.variable.is_point or factor.power != 1 or factor.function != "x" or not whole:
             return self._opaque("lgamma", shape=shape)
-        factor = replace(plain, axes=plain.axes[: len(plain.axes) - event], function=function)
-        term = Term(1.0, (), (factor,), self.choices)
+        term = Term(
+            1.0, (), (replace(factor, axes=factor.axes[: len(factor.axes) - event], function=function),), self.choices
+        )
         return self._with([term.substitute(_shift(term.labels, event))], shape)
 
     def quadratic_form(self, matrix: Expression) -> Expression:
@@ -790,16 +867,60 @@ class Expression:
         """``a`` where the condition, a table, holds, ``b`` elsewhere."""
         condition = condition if isinstance(condition, Expression) else Expression.constant(condition)
         shape = broadcast_shapes(condition.shape, a.shape, b.shape)
+        like = _common_like(a, b)
         blocked = a.opacity or b.opacity
         if blocked:
-            return Expression(shape, a.like, opacity=blocked)
+            return Expression(shape, like, opacity=blocked)
         if a.is_table and b.is_table and _combinations((condition, a, b)) <= _MOST_CASES**2:
-            return Expression.apply(torch.where, condition, a, b)
+            return Expression.apply(torch.where, condition, a, b).as_dtype_of(like)
         pieces: list[tuple[Expression, Expression]] = []
         for mask, branch in ((condition, a), (Expression.apply(torch.logical_not, condition), b)):
             inner = branch.pieces or ((None, branch),)
-            pieces += [(mask if m is None else Expression.apply(torch.logical_and, mask, m), p) for m, p in inner]
-        return Expression(shape, a.like, pieces=tuple(pieces))
+            pieces += [
+                (mask if m is None else Expression.apply(torch.logical_and, mask, m), p.as_dtype_of(like))
+                for m, p in inner
+            ]
+        return Expression(shape, like, pieces=tuple(pieces))
+
+
+def _common_like(a: Expression, b: Expression) -> Tensor:
+    """An empty tensor of the dtype that torch promotes the two to."""
+    if a.like.dtype == b.like.dtype:
+        return a.like
+    stand_ins = [e.like if e.shape else e.like.new_zeros(()) for e in (a, b)]
+    return a.like.new_empty(0, dtype=torch.result_type(*stand_ins))
+
+
+def _is_one(expression: Expression) -> bool:
+    """Whether the terms of an expression provably add up to one."""
+    groups: list[tuple[Term, Tensor]] = []
+    order = [c.label for c in expression.choices]
+    for term in expression.terms:
+        read = (*(f.labels for f in term.factors), *(c.labels for c in term.choices))
+        if term.summed & {label for labels in read for label in labels}:
+            return False
+        weight = _laid(*Term(term.coefficient, term.constants).dense(expression.like), order, expression.ndim)
+        for i, (known, total) in enumerate(groups):
+            if known.same_factors(term):
+                groups[i] = (known, total + weight)
+                break
+        else:
+            groups.append((term, weight))
+    return all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
+        not t.factors for t, _ in groups
+    )
+
+
+def _only_constant(mask: Expression) -> Constant:
+    """The one constant of a mask."""
+    ((constant,),) = (term.constants for term in Expression.apply(lambda m: m, mask).terms)
+    return constant
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse, and not a number where there is none: of what a mask never chooses, perhaps."""
+    inverse, singular = torch.linalg.inv_ex(matrix)
+    return inverse.masked_fill((singular != 0)[..., None, None], torch.nan)
 
 
 def _combinations(tables: Sequence[Expression]) -> int:
@@ -987,8 +1108,6 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
     """An index as one slice, None or places for each dimension; masks become the places where they hold."""
     items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
-        if isinstance(item, list | int) and not isinstance(item, bool):
-            item = torch.as_tensor(item, device=device)
         if isinstance(item, Expression) and item.like.dtype == torch.bool:
             raise LatentValueError(
                 f"Expected a result of a known shape; got an index by a mask of the latents {sorted(item.sites)}. "
@@ -996,19 +1115,29 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
             )
         if isinstance(item, Expression):
             items.append(_Places.of(item, device))
-        elif isinstance(item, Tensor):
-            plain = item.nonzero(as_tuple=True) if item.dtype == torch.bool else [item]
-            items += [_Places.of(t, device) for t in plain]
-        elif item is None or item is Ellipsis or isinstance(item, slice):
-            items.append(item)
         else:
-            raise IndexError(f"Expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}.")
+            items += [_Places.of(t, device) if isinstance(t, Tensor) else t for t in _items_of(item, device)]
     if not any(item is Ellipsis for item in items):
         items.append(Ellipsis)
     position = next(k for k, item in enumerate(items) if item is Ellipsis)
     used = sum(item is not None for item in items) - 1
     items[position : position + 1] = [slice(None)] * (len(shape) - used)
     return items
+
+
+def _items_of(item: Any, device: torch.device) -> list[Any]:
+    """One item of an index as slices, None, Ellipsis and integer tensors."""
+    if item is None or item is Ellipsis or isinstance(item, slice):
+        return [item]
+    if isinstance(item, bool) or (isinstance(item, Tensor) and not item.ndim and item.dtype in _MASKS):
+        if not item:
+            raise NotImplementedError("a false mask without dimensions leaves nothing")
+        return [None]
+    if isinstance(item, Integral | list | range | np.ndarray):
+        item = torch.as_tensor(item if isinstance(item, np.ndarray) else np.asarray(item), device=device)
+    if not isinstance(item, Tensor):
+        raise NotImplementedError(f"expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
+    return list(item.nonzero(as_tuple=True)) if item.dtype in _MASKS else [item.long()]
 
 
 __all__ = ["Expression", "Opacity", "check_combinations"]

@@ -84,7 +84,7 @@ def of_tables(
         if found is not None:
             return found
     if name in CASTS and _holds(result.dtype, sources[0].like.dtype):
-        return sources[0].to(result.dtype)
+        return sources[0].as_dtype_of(result)
     if name in ELEMENTWISE:
         return _pointwise(call, sources, result, ndim)
     return _jointly(call, [_apart(s, range(-s.ndim, 0)) for s in sources], result)
@@ -210,7 +210,7 @@ def _wrapped(found: Any, choices: Sequence[Any], result: Any) -> Any:
         return [_wrapped(f, choices, r) for f, r in zip(found, result, strict=True)]
     if found.ndim != len(choices) + result.ndim:
         return None
-    return Expression.from_table(found, choices, result.shape)
+    return Expression.from_table(found, choices, result.shape).as_dtype_of(result)
 
 
 __all__ = ["ALONG", "MOVES", "along", "moved", "of_tables", "over_batch"]

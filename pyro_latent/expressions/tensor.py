@@ -14,6 +14,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,6 +56,17 @@ _SHAPE_QUERIES = frozenset(
 _SHAPE_ONLY = frozenset(
     ["zeros_like", "ones_like", "full_like", "empty_like", "new_zeros", "new_ones", "new_full", "new_empty"]
 )
+#: Functions that read nothing of their second tensor but its shape, dtype and device.
+_LIKE_ANOTHER = frozenset(["expand_as", "view_as", "reshape_as", "type_as", "to"])
+#: NumPy's arithmetic on a latent and an array, as torch's.
+_NUMPY_OPERATIONS: dict[str, Callable[..., Any]] = {
+    "add": torch.add,
+    "subtract": torch.sub,
+    "multiply": torch.mul,
+    "divide": torch.div,
+    "power": torch.pow,
+    "matmul": torch.matmul,
+}
 _IN_PLACE = frozenset(
     f"__i{name}__"
     for name in ["add", "sub", "mul", "div", "truediv", "floordiv", "mod", "pow", "and", "or", "xor", "matmul"]
@@ -97,6 +109,18 @@ class RandomTensor(Tensor):
     def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
+    def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
+        """Arithmetic with NumPy's numbers on either side, and its arrays on the right, as torch takes them."""
+        operation = _NUMPY_OPERATIONS.get(ufunc.__name__)
+        if operation is None or method != "__call__" or kwargs:
+            raise _number_error(f"NumPy's {ufunc.__name__}", _parents(inputs))
+        if isinstance(inputs[0], np.ndarray):
+            raise LatentValueError(
+                f"Expected tensors beside {_of(_parents(inputs))}; got a NumPy array to its left, which torch refuses. "
+                f"Write torch.as_tensor(array) for array."
+            )
+        return operation(*(i if isinstance(i, Tensor) else torch.as_tensor(i, device=self.device) for i in inputs))
+
     @classmethod
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -106,7 +130,7 @@ class RandomTensor(Tensor):
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
         result = func(*placeholders(args), **placeholders(kwargs))
-        if isinstance(result, Tensor) and name in _SHAPE_ONLY:
+        if isinstance(result, Tensor) and _reads_shapes_only(name, args):
             return result
         if isinstance(result, Tensor):
             return _wrap(name, result, args, kwargs, func)
@@ -128,6 +152,10 @@ class RandomTensor(Tensor):
 def _name(func: Callable[..., Any]) -> str:
     name = getattr(func, "__name__", str(func))
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
+
+
+def _reads_shapes_only(name: str, args: tuple[Any, ...]) -> bool:
+    return name in _SHAPE_ONLY or (name in _LIKE_ANOTHER and not isinstance(args[0], RandomTensor))
 
 
 def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
@@ -178,7 +206,7 @@ def _wrap(
         else:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
     assert expression is not None
-    return RandomTensor(result, expression, replay)
+    return RandomTensor(result, expression.as_dtype_of(result), replay)
 
 
 _numbers = itertools.count(1)
@@ -259,15 +287,17 @@ def _apply(
 ) -> Expression | None:
     """The expression of an operation's result; None where it has no rule."""
     sources = _random(args, kwargs)
+    if not result.numel():
+        return Expression.constant(result)
     if name in MOVES and len(sources) == 1 and sources[0] is args[0] and not sources[0].expression.opacity:
         return moved(sources[0].expression, lambda places: _called(func, args, kwargs, [places]))
     if all(t.expression.is_table for t in sources):
         return _of_tables(name, func, result, args, kwargs)
-    return _by_rule(name, args, kwargs) if result.is_floating_point() else None
+    return _by_rule(name, func, args, kwargs) if result.is_floating_point() else None
 
 
-def _by_rule(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
-    rule = OPERATIONS.get(name)
+def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+    rule = METHODS.get(func) or OPERATIONS.get(name)
     try:
         return None if rule is None else rule(*_expressions(args), **_expressions(kwargs))
     except (TypeError, NotImplementedError):
@@ -294,7 +324,7 @@ def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any
         name,
         lambda tensors: _called(func, args, kwargs, tensors),
         sources,
-        lambda: _by_rule(name, args, kwargs),
+        lambda: _by_rule(name, func, args, kwargs),
         result,
         ndim,
     )
@@ -389,18 +419,16 @@ def _reduce(mean: bool) -> Callable[..., Expression | None]:
     def rule(x: Expression, dim: Any = None, keepdim: bool = False, dtype: Any = None, axis: Any = None) -> Any:
         dim = axis if dim is None else dim
         dims = list(range(x.ndim)) if dim is None or dim == () else [dim] if isinstance(dim, int) else list(dim)
-        count = 1
-        for d in dims:
-            count *= x.shape[d]
+        count = math.prod(x.shape[d] for d in dims) if x.ndim else 1
         total = x.sum(dims, keepdim) if x.ndim else x
+        if mean and not count:
+            return None
         return total * (1.0 / count) if mean else total
 
     return rule
 
 
 def _where(condition: Any, a: Any, b: Any) -> Expression | None:
-    if isinstance(a, Tensor) and a.dtype == torch.bool:
-        condition, a = a, condition  # the method: x.where(condition, other)
     condition = _lift(condition)
     if not isinstance(condition, Expression) or not condition.is_table:
         return None
@@ -409,7 +437,7 @@ def _where(condition: Any, a: Any, b: Any) -> Expression | None:
         _lift(v) if isinstance(v, Expression | Tensor) else Expression.constant(torch.tensor(v, device=device))
         for v in (a, b)
     )
-    return Expression.where(condition, a, b)
+    return Expression.where(condition.as_dtype_of(condition.like.bool()), a, b)
 
 
 def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
@@ -421,6 +449,7 @@ def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
 def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Expression:
     """Each part holds where its places are: the pieces of a ``where``."""
     parts = [_lift(i) for i in items]
+    parts = [p for p in parts if p.shape.numel()]
     ndim = parts[0].ndim
     dim = (dim if axis is None else axis) % ndim
     total = sum(p.shape[dim] for p in parts)
@@ -476,11 +505,33 @@ def _expand(x: Expression, *sizes: Any, **kwargs: Any) -> Expression:
     return x.expand(_sizes(sizes))
 
 
-def _gather_last(x: Any, dim: int, index: Any) -> Expression | None:
+def _gather(x: Any, dim: int, index: Any) -> Expression | None:
+    """As torch.gather, whose index may be smaller than the source in the other dimensions."""
     x = _lift(x)
-    if dim % x.ndim != x.ndim - 1:
+    if isinstance(index, Expression):
+        last = index.is_table and x.ndim and dim % x.ndim == x.ndim - 1 and x.shape[:-1] == index.shape[:-1]
+        return x.unsqueeze(-2).take_last(index) if last else None
+    if not x.ndim:
         return None
-    return x.unsqueeze(-2).take_last(index)
+    read = tuple(slice(None) if d == dim % x.ndim else slice(index.shape[d]) for d in range(x.ndim))
+    return _take_along(x.take(read), index, dim)
+
+
+def _take_along(x: Any, index: Any, dim: Any = None) -> Expression | None:
+    """As torch.take_along_dim, whose index broadcasts with the source in the other dimensions."""
+    if isinstance(index, Expression) or dim is None or not x.ndim:
+        return None
+    turned = x.transpose(dim, -1).unsqueeze(-2).take_last(index.transpose(dim, -1))
+    return turned.transpose(dim, -1)
+
+
+def _logdet(x: Expression) -> Expression | None:
+    """The log determinant, where no two negative numbers may cancel in it."""
+    found = x.log_det()
+    terms = [*found.terms, *(t for _, piece in found.pieces for t in piece.terms)]
+    logarithms = [f for t in terms for f in t.factors if f.function in ("log", "log1m")]
+    known = all(f.function == "log" and f.variable.nonnegative for f in logarithms)
+    return found if known and found.is_finite else None
 
 
 def _index(x: Any, index: Any) -> Expression | None:
@@ -492,7 +543,7 @@ def _index(x: Any, index: Any) -> Expression | None:
 
 def _index_select(x: Any, dim: int, index: Any) -> Expression | None:
     x = _lift(x)
-    return _index(x, (*[slice(None)] * (dim % x.ndim), index))
+    return _index(x, (*[slice(None)] * (dim % x.ndim), index)) if x.ndim else None
 
 
 def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
@@ -528,8 +579,8 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "squeeze": lambda x, dim=None: x.squeeze(dim),
     "permute": lambda x, *dims, **kw: x.permute(_sizes(dims or (kw["dims"],))),
     **dict.fromkeys(("transpose", "swapaxes", "swapdims"), lambda x, a, b: x.transpose(a, b)),
-    **dict.fromkeys(("mT", "adjoint"), lambda x: x.transpose(-1, -2)),
-    **dict.fromkeys(("T", "t"), lambda x: x.permute(range(x.ndim)[::-1])),
+    **dict.fromkeys(("mT", "mH", "adjoint"), lambda x: x.transpose(-1, -2)),
+    **dict.fromkeys(("T", "H", "t"), lambda x: x.permute(range(x.ndim)[::-1])),
     "expand": _expand,
     "expand_as": lambda x, y: x.expand(y.shape),
     "broadcast_to": lambda x, shape: x.expand(shape),
@@ -539,18 +590,37 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "index_select": _index_select,
     "embedding": _embedding,
     "take": lambda x, index: _index(_lift(x).reshape([-1]), index),
-    "gather": _gather_last,
-    "take_along_dim": lambda x, index, dim: _gather_last(x, dim, index),
+    "gather": _gather,
+    "take_along_dim": _take_along,
     "where": _where,
     **dict.fromkeys(("stack",), _stack),
     **dict.fromkeys(("cat", "concat", "concatenate"), _cat),
     "diag_embed": lambda x: x.diag_embed(),
     "diag": lambda x: x.diag_embed() if x.ndim == 1 else None,
-    "logdet": lambda x: x.log_det(),
+    "logdet": _logdet,
     **dict.fromkeys(("inverse", "linalg_inv"), lambda x: x.inverse()),
     **dict.fromkeys(("cholesky", "linalg_cholesky"), lambda x: x.cholesky()),
     **dict.fromkeys(
-        ("clone", "contiguous", "detach", "data", "to", "float", "double", "type_as", "cpu", "cuda", "requires_grad_"),
+        (
+            "positive",
+            "__pos__",
+            "type",
+            "clone",
+            "contiguous",
+            "detach",
+            "data",
+            "to",
+            "float",
+            "double",
+            "type_as",
+            "cpu",
+            "cuda",
+            "requires_grad_",
+        ),
         lambda x, *args, **kwargs: x,
     ),
+}
+#: The rules of methods whose arguments stand in another order than those of the function of the same name.
+METHODS: dict[Callable[..., Any], Callable[..., Expression | None]] = {
+    Tensor.where: lambda x, condition, other: _where(condition, x, other),
 }

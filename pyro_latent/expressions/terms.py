@@ -15,13 +15,12 @@ gathered axis.
 
 from __future__ import annotations
 
-import functools
 import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache
+from functools import cached_property, lru_cache, reduce
 from typing import Any
 
 import torch
@@ -160,19 +159,33 @@ def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A tensor with one dimension for each label. ``identity``: it is the identity matrix over its two labels."""
+    """A floating tensor with one dimension for each label."""
 
     tensor: Tensor
     labels: tuple[int, ...]
-    identity: bool = False
+
+    @cached_property
+    def is_finite(self) -> bool:
+        return bool(self.tensor.isfinite().all())
+
+    def is_diagonal(self, row: int, column: int) -> bool:
+        """Whether the constant is zero wherever the two labels differ."""
+        if not {row, column} <= set(self.labels):
+            return False
+        matrix = self.tensor.movedim((self.labels.index(row), self.labels.index(column)), (-2, -1))
+        return torch.equal(matrix, matrix.diagonal(dim1=-2, dim2=-1).diag_embed())
 
     def substitute(self, mapping: Mapping[int, Axis]) -> Constant:
         if not any(label in mapping for label in self.labels):
             return self
-        axes = tuple(mapping.get(label, label) for label in self.labels)
-        tensor, labels = read(self.tensor, axes)
-        renamed = self.identity and all(isinstance(axis, int) for axis in axes) and len(labels) == 2
-        return Constant(tensor, labels, renamed)
+        return Constant(*read(self.tensor, tuple(mapping.get(label, label) for label in self.labels)))
+
+    def chosen(self, mask: Constant) -> Constant:
+        """The constant where the mask holds, and 0 elsewhere, infinite or not."""
+        labels = unique_labels((*self.labels, *mask.labels))
+        where = {label: place for place, label in enumerate(labels)}
+        own, chosen = _spread(self.tensor, self.labels, where), _spread(mask.tensor, mask.labels, where)
+        return Constant(torch.where(chosen != 0, own, torch.zeros_like(own)), labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -227,8 +240,9 @@ Replay = Callable[[Mapping[Any, Any], dict[Any, Tensor]], Tensor]
 class Variable:
     """A latent site or a parameter: its name, the shape of its value, and what is known of it.
 
-    ``simplex``: the last dimension sums to one. ``is_point``: it gets a point estimate, so any function of it is known.
-    ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last two dimensions are a positive definite matrix.
+    ``nonnegative``: no element is below zero. ``simplex``: the last dimension sums to one. ``is_point``: it gets a
+    point estimate, so any function of it is known. ``lower_cholesky``: it is a Cholesky factor. ``is_matrix``: its last
+    two dimensions are a positive definite matrix.
     ``replay`` computes what the model made of its ``parents``, which are points, by an operation that has no rule.
     """
 
@@ -240,11 +254,14 @@ class Variable:
     is_matrix: bool = False
     replay: Replay | None = None
     parents: frozenset[str] = frozenset()
+    nonnegative: bool = False
 
 
 @dataclass(frozen=True, eq=False)
 class Factor:
-    """A function of a latent, to a power: ``function`` is "x", "log", "log1m", "log_det" or "inverse"."""
+    """A function of a latent, to a power: ``function`` is "x", "log", "log1m", "log_det", "inverse", …, and the power
+    is taken elementwise.
+    """
 
     variable: Variable
     axes: tuple[Axis, ...]
@@ -254,6 +271,37 @@ class Factor:
     @cached_property
     def labels(self) -> tuple[int, ...]:
         return unique_labels(self.axes)
+
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether the factor is nowhere negative, or is not a number where its base is."""
+        return self.power % 2 != 1 or (self.function == "x" and self.variable.nonnegative)
+
+    def raised(self, exponent: float) -> Factor | None:
+        """The factor to a power; None where that would drop the absolute value in ``(x**2) ** 0.5``."""
+        power = self.power * exponent
+        even = self.power % 2 == 0 and not (self.function == "x" and self.variable.nonnegative)
+        return None if even and exponent % 1 != 0 and power % 2 != 0 else replace(self, power=power)
+
+    def reads_whole(self, shape: Sequence[int]) -> bool:
+        """Whether the last axes read all of the variable's last dimensions, in order, along the result's last ones.
+
+        Args:
+            shape: the sizes of the result's last dimensions.
+        """
+        event = len(shape)
+        if self.variable.shape[len(self.variable.shape) - event :] != torch.Size(shape) or len(self.axes) < event:
+            return False
+        split = len(self.axes) - event
+        plain = tuple(None if n == 1 else i - event for i, n in enumerate(shape))
+        return self.axes[split:] == plain and not any(-event <= x < 0 for x in unique_labels(self.axes[:split]))
+
+    def is_whole_matrix(self, dim: int) -> bool:
+        """Whether the factor is all of a matrix of the latent, or its transpose, along the result's last two
+        dimensions.
+        """
+        turned = replace(self, axes=(*self.axes[:-2], *self.axes[:-3:-1]))
+        return self.reads_whole((dim, dim)) or turned.reads_whole((dim, dim))
 
 
 @dataclass(frozen=True, eq=False)
@@ -321,10 +369,65 @@ class Term:
         choices = self.choices + other.choices
         return Term(self.coefficient * other.coefficient, self.constants + other.constants, kept, choices)
 
-    def elementwise(self, function: Callable[[Factor], Factor], numbers: Callable[[Tensor], Tensor]) -> Term:
-        """Map each factor and each constant; the coefficient stays."""
-        constants = tuple(Constant(numbers(c.tensor), c.labels, False) for c in self.constants)
-        return Term(self.coefficient, constants, tuple(function(f) for f in self.factors), self.choices)
+    def raised(self, exponent: float, like: Tensor) -> Term | None:
+        """A term without a sum to a power, of the dtype of ``like``; None where the power of the product is not the
+        product of the powers.
+        """
+        factors = [f.raised(exponent) for f in self.factors]
+        if any(f is None for f in factors) or (exponent % 1 != 0 and not self._has_sign):
+            return None
+        constants = tuple(Constant(widened(c.tensor, like) ** exponent, c.labels) for c in self.constants)
+        coefficient = float(torch.tensor(self.coefficient, dtype=torch.float64) ** exponent)
+        return Term(coefficient, constants, tuple(f for f in factors if f is not None and f.power != 0), self.choices)
+
+    def log(self, like: Tensor) -> list[Term] | None:
+        """The terms of the logarithm of a term without a sum, of the dtype of ``like``; None where it is not the sum
+        of logarithms.
+        """
+        absolute = any(f.power % 2 == 0 and not f.variable.nonnegative for f in self.factors)
+        if self.coefficient <= 0 or absolute or not self._has_sign or any(f.function != "x" for f in self.factors):
+            return None
+        terms = [Term(math.log(self.coefficient))] if self.coefficient != 1 else []
+        terms += [
+            Term(1.0, (Constant(widened(c.tensor, like).log(), c.labels),), (), self.choices) for c in self.constants
+        ]
+        terms += [Term(f.power, (), (replace(f, function="log", power=1.0),), self.choices) for f in self.factors]
+        return terms or [Term(0.0)]
+
+    @property
+    def _has_sign(self) -> bool:
+        """Whether at most one factor may be negative, and everything else is positive: then a negative product has
+        one negative factor, and roots and logarithms of both are not a number.
+        """
+        unknown = sum(not f.is_nonnegative for f in self.factors)
+        tensors = [c.tensor for c in self.constants]
+        least = any(bool((t <= 0 if unknown else t < 0).any()) for t in tensors)
+        return unknown <= 1 and self.coefficient > 0 and not least
+
+    def same_factors(self, other: Term) -> bool:
+        """Whether two terms have the same factors, none of them summed over, to the same powers."""
+        left = list(other.factors)
+        for factor in self.factors:
+            match = next((f for f in left if f.power == factor.power and _same_reading(f, factor)), None)
+            if match is None:
+                return False
+            left.remove(match)
+        return not left
+
+    def masked(self, mask: Constant, choices: tuple[Choice, ...] = ()) -> Term:
+        """The term where the mask, with its choices, holds, and 0 elsewhere, also where constants are not finite."""
+        constants = self.constants
+        both = (*self.choices, *choices)
+        if not math.isfinite(self.coefficient):
+            number = torch.tensor(self.coefficient, dtype=mask.tensor.dtype, device=mask.tensor.device)
+            whole = Term(1.0, (*constants, Constant(number, ())), self.factors, self.choices)
+            return whole.masked(mask, choices)
+        kept = tuple(c if c.is_finite else c.chosen(mask) for c in constants)
+        return Term(self.coefficient, (*kept, mask), self.factors, both)
+
+    @property
+    def is_finite(self) -> bool:
+        return math.isfinite(self.coefficient) and all(c.is_finite for c in self.constants)
 
     def dense(self, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
         """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order, so that
@@ -332,13 +435,9 @@ class Term:
         """
         labels = tuple(sorted({label for c in self.constants for label in c.labels if label < 0}))
         if not self.constants:
-            return torch.as_tensor(self.coefficient, dtype=like.dtype, device=like.device), ()
-        dtype = functools.reduce(torch.promote_types, (c.tensor.dtype for c in self.constants))
-        value = contract([(c.tensor.to(dtype), c.labels) for c in self.constants], labels)
-        if self.coefficient == 1:
-            return value, labels
-        whole = not dtype.is_floating_point and float(self.coefficient).is_integer()
-        return value * (int(self.coefficient) if whole else self.coefficient), labels
+            dtype = like.dtype if like.is_floating_point() else torch.float64
+            return torch.as_tensor(self.coefficient, dtype=dtype, device=like.device), ()
+        return contract([(c.tensor, c.labels) for c in self.constants], labels) * self.coefficient, labels
 
 
 def _chosen(constant: Constant, label: int, value: int) -> Constant:
@@ -357,10 +456,18 @@ def _same_reading(a: Factor, b: Factor) -> bool:
     )
 
 
+def widened(tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the wider of its own dtype and that of another, in which torch computes functions of it."""
+    return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
+
+
 def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
-    """Multiply labelled tensors and sum over every label that is not in ``out``."""
+    """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
     if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
         return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
+    if len({tensor.dtype for tensor, _ in operands}) > 1:
+        dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
+        operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
     numbers: dict[int, int] = {}
     arguments: list[Tensor | list[int]] = []
     for tensor, labels in operands:

@@ -68,6 +68,13 @@ def ends_in_simplex(support: Any) -> bool:
     return isinstance(base_constraint(support), type(constraints.simplex))
 
 
+def is_nonnegative(support: Any) -> bool:
+    """Whether no element of a value in the support is below zero."""
+    base = base_constraint(support)
+    least = getattr(base, "lower_bound", None)
+    return ends_in_simplex(support) or (least is not None and bool(torch.as_tensor(least >= 0).all()))
+
+
 def feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
     """A value inside the support."""
     base = base_constraint(support)

@@ -90,7 +90,7 @@ def _sizes(terms: Sequence[Term]) -> dict[int, int]:
 
 def masked(density: Expression, mask: Tensor) -> Expression:
     """The density where the mask holds, and 0 elsewhere, also where it is −∞ there."""
-    return Expression.constant(mask.to(density.like.dtype)).times_log(density).expand(density.shape)
+    return Expression.constant(mask.to(density.like.dtype)).weigh(density).expand(density.shape)
 
 
 def is_finite(density: Expression) -> bool:

@@ -86,7 +86,7 @@ def _moment(factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outs
     block = owners[factors[0].variable.site][0]
     readings: list[_Reading] = []
     for factor in factors:
-        if not float(factor.power).is_integer():
+        if not float(factor.power).is_integer() or (factor.power < 0 and factor.function != "x"):
             raise _no_moment(block, factors, site)
         component = owners[factor.variable.site][1]
         readings += [_reading(block, component, factor)] * abs(int(factor.power))

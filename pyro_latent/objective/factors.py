@@ -253,11 +253,9 @@ def features_of(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
     for piece in pieces:
         own = {x for _, c in piece.constants for x in c}
         held = tuple(r for r in rows if r in own)
-        if piece.symmetric:
-            block = _symmetric_features(piece, held)
-        else:
-            block = contract(piece.constants, (*piece.links, *held))
-            block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
+        symmetric = piece.symmetric
+        block = _symmetric_features(piece, held) if symmetric else contract(piece.constants, (*piece.links, *held))
+        block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
         blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
     return rows, torch.cat(blocks)
 

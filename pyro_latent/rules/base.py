@@ -97,7 +97,7 @@ def as_expression(value: Any, like: Tensor) -> Expression | None:
     """
     if isinstance(value, RandomTensor):
         symbol = value.expression
-        return symbol.to(like.dtype) if symbol.is_table and symbol.like.dtype != like.dtype else symbol
+        return symbol.as_dtype_of(like) if symbol.is_table and symbol.like.dtype != like.dtype else symbol
     if isinstance(value, bool | int | float):
         value = torch.tensor(float(value), dtype=like.dtype, device=like.device)
     if not isinstance(value, Tensor):

@@ -10,4 +10,5 @@ from .base import Arguments, register_rule
 def beta(arguments: Arguments, value: Expression) -> Expression:
     """(a − 1) log x + (b − 1) log(1 − x) − log B(a, b)."""
     a, b = arguments["concentration1"], arguments["concentration0"]
-    return (a - 1.0) * value.log() + (b - 1.0) * value.log1m() + (a + b).lgamma() - a.lgamma() - b.lgamma()
+    powers = (a - 1.0).weigh(value.log()) + (b - 1.0).weigh(value.log1m())
+    return powers + (a + b).lgamma() - a.lgamma() - b.lgamma()

@@ -39,14 +39,14 @@ def categorical(arguments: Arguments, value: Expression) -> Expression:
 @register_rule(dist.OneHotCategorical)
 def one_hot_categorical(arguments: Arguments, value: Expression) -> Expression:
     """Σ_k x_k log p_k."""
-    return value.times_log(log_probs(arguments)).sum(-1)
+    return value.weigh(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Multinomial)
 def multinomial(arguments: Arguments, value: Expression) -> Expression:
     """log n! − Σ_k log x_k! + Σ_k x_k log p_k."""
     ways = (value.sum(-1) + 1.0).lgamma() - (value + 1.0).lgamma().sum(-1)
-    return ways + value.times_log(log_probs(arguments)).sum(-1)
+    return ways + value.weigh(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Bernoulli)
@@ -54,7 +54,7 @@ def bernoulli(arguments: Arguments, value: Expression) -> Expression:
     """x log p + (1 − x) log(1 − p)."""
     if arguments.probs is not None:
         probs = arguments.probs
-        return value.xlogy(probs) + (1.0 - value).xlogy(1.0 - probs)
+        return value.weigh(probs.log()) + (1.0 - value).weigh(probs.log1m())
     logits = arguments["logits"]
     if not logits.is_table:
         hint = "give probs a Beta site: Bernoulli(probs=p)"
@@ -68,7 +68,7 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
     count = arguments["total_count"]
     ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
     if arguments.probs is not None:
-        return ways + value.xlogy(arguments.probs) + (count - value).xlogy(1.0 - arguments.probs)
+        return ways + value.weigh(arguments.probs.log()) + (count - value).weigh(arguments.probs.log1m())
     logits = arguments["logits"]
     if not logits.is_table:
         return Expression.opaque(
@@ -81,4 +81,4 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
 def poisson(arguments: Arguments, value: Expression) -> Expression:
     """x log r − r − log x!."""
     rate = arguments["rate"]
-    return value.xlogy(rate) - rate - (value + 1.0).lgamma()
+    return value.weigh(rate.log()) - rate - (value + 1.0).lgamma()

@@ -10,4 +10,5 @@ from .base import Arguments, register_rule
 def gamma(arguments: Arguments, value: Expression) -> Expression:
     """a log b − log Γ(a) + (a − 1) log x − b x."""
     concentration, rate = arguments["concentration"], arguments["rate"]
-    return concentration * rate.log() - concentration.lgamma() + (concentration - 1.0) * value.log() - rate * value
+    powers = concentration * rate.log() + (concentration - 1.0).weigh(value.log())
+    return powers - concentration.lgamma() - rate * value

@@ -1,0 +1,64 @@
+"""The value of a term at given values of the latents: what its symbols stand for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor
+
+from ..families import point
+from .terms import Constant, Factor, Gather, Term, contract, read
+
+#: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
+FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    **point.FUNCTIONS,
+    "log": torch.log,
+    "log1m": lambda x: torch.log1p(-x),
+}
+
+
+class Values:
+    """The values of the latents in float64, with those that are computed from points by operations without a rule."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        self._values = values
+        self._known: dict[int, Tensor] = {}
+
+    def __getitem__(self, factor: Factor) -> Tensor:
+        """The value of a factor, before it is read along its axes."""
+        variable = factor.variable
+        if variable.replay is not None:
+            value = variable.replay(self._values, self._known)
+        elif variable.site in self._values:
+            value = self._values[variable.site]
+        else:
+            raise KeyError(f"Expected a value for the latent {variable.site!r}; got values of {sorted(self._values)}.")
+        value = FUNCTIONS[factor.function](value.double())
+        return value if factor.power == 1 else value**factor.power
+
+    def numbers(self, site: str) -> Tensor:
+        """The numbers of the values of a discrete latent."""
+        return self._values[site].long()
+
+
+def evaluate_term(term: Term, values: Values) -> tuple[Tensor, tuple[int, ...]]:
+    """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
+    for choice in term.choices:
+        index, labels = read(values.numbers(choice.site), choice.axes)
+        term = term.substitute({choice.label: Gather(index, labels)})
+    operands = [(c.tensor.double(), c.labels) for c in term.constants]
+    operands += [_unmasked(*read(values[factor], factor.axes), term) for factor in term.factors]
+    labels = tuple(sorted(label for label in term.labels if label < 0))
+    if not operands:
+        return torch.tensor(term.coefficient, dtype=torch.float64), ()
+    return contract(operands, labels) * term.coefficient, labels
+
+
+def _unmasked(tensor: Tensor, labels: tuple[int, ...], term: Term) -> tuple[Tensor, tuple[int, ...]]:
+    """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
+    found = Constant(tensor, labels)
+    if not found.is_finite:
+        for constant in term.constants:
+            found = found.chosen(constant)
+    return found.tensor, found.labels
