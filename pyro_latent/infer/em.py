@@ -18,7 +18,7 @@ from ..errors import ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
-from .cavi import CAVI, CAVIResult, check_whole
+from .cavi import CAVI, check_whole
 from .sweep import Call, Sweep
 
 _M_STEP_PASSES = 100
@@ -152,12 +152,11 @@ class EM(CAVI):
                 optimizer.step(closure)  # type: ignore[arg-type]
         return {key: f.detach() for key, f in free.items()}
 
-    def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
-        result = super()._result(history, converged)
-        if self._held is not None and len(result.restarts) > 1:
+    def _keep(self, start: int) -> None:
+        super()._keep(start)
+        if self._held is not None:
             program, held = self._held
-            self._held = (program, None if held is None else held.of(int(result.restarts.argmax())))
-        return result
+            self._held = (program, None if held is None else held.of([start]))
 
     def e_step(self, *args: Any, **kwargs: Any) -> None:
         """Set q to the posterior at the current parameters.
