@@ -37,6 +37,8 @@ class LatentSite:
 
     ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
+    ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
+    (unconstrained) tensor of the module that a parameter belongs to.
     ``local``: the model says that it belongs to the data at hand.
     """
 
@@ -52,6 +54,8 @@ class LatentSite:
     point: Tensor | None = None
     constraint: Any = None
     is_param: bool = False
+    own_point: Tensor | None = None
+    module_value: Tensor | None = None
     local: bool = False
 
     @property

@@ -41,10 +41,12 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     seed = init if isinstance(init, int) else 0
     generator = torch.Generator(device=program.recording.device).manual_seed(seed)
     given = _given(program, init)
+    asked = init is not None or restarts > 1
     state: State = {}
     for key, block in program.blocks.items():
         if block.is_point:
-            state[key] = _point_start(block, given.get(key), restarts, program.recording.like)
+            own = block.sites[0].own_point if asked else None
+            state[key] = _point_start(block, given.get(key, own), restarts, program.recording.like)
             continue
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
@@ -65,7 +67,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
 
 
 def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natural:
-    """The value that the parameter has, or that the user gives."""
+    """The value that the parameter has in Pyro's store or in the model, or that is given."""
     (site,) = block.sites
     value = site.point if given is None else torch.as_tensor(given)
     assert value is not None
