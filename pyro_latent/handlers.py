@@ -150,6 +150,7 @@ class RecordMessenger(Messenger):
         self.nesting = 0
         self.infers: dict[str, dict[str, Any]] = {}
         self.found_origins: dict[str, Tensor] = {}
+        self.own_data: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
         self.dtypes: set[torch.dtype] = set()
 
@@ -327,7 +328,8 @@ class RecordMessenger(Messenger):
             if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
                 continue
             if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
-                continue  # one latent for each observation: its own data is no common origin
+                self.own_data.setdefault(site, mean_over(value, factor.axes))
+                continue  # one latent for each observation: its own data is no common origin, but where it starts
             parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
             gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
             origin = mean_over(value, factor.axes)
@@ -569,6 +571,7 @@ def record(
         found = scan.found_origins if origins is None else origins
         messenger = RecordMessenger(like, scan.nesting, found, point, rescale)
         messenger.is_first = scan.is_first
+        messenger.own_data = scan.own_data
         messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
         messenger.redraws, messenger.declares_size = scan.redraws, scan.declares_size
         _run(model, args, kwargs, messenger)
@@ -589,6 +592,7 @@ def record(
         messenger.redraws,
         rescale,
         messenger.declares_size,
+        messenger.own_data,
     )
 
 

@@ -73,8 +73,8 @@ class EM(CAVI):
         points = [key for key in order if key is not None and sweep.program.blocks[key].is_point]
         if not points:
             raise ModelError(
-                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or give "
-                "some of them a point estimate: AutoConjugate(model, point=[...])."
+                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or "
+                "give some of them a point estimate: AutoConjugate(model, point=[...])."
             )
         unused = sweep.program.unused_params()
         if unused:

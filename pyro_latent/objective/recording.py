@@ -111,6 +111,7 @@ class Recording:
     ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
     and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
     scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how much data there is.
+    ``own_data``: by latent that is the location of one observation for each of its elements, that data.
     """
 
     latents: dict[str, LatentSite]
@@ -124,6 +125,7 @@ class Recording:
     redraws: bool = False
     rescaled: bool = True
     declares_size: bool = False
+    own_data: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_subsample(self) -> bool:
