@@ -196,7 +196,7 @@ def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _spread(block: Block, params: Mapping[str, Tensor]) -> Tensor:
     """The scale of the marginal of a block's location."""
-    marginal = block.family.marginals(params)[block.family.location[1]]  # type: ignore[index]
+    marginal = block.family.marginals(dict(params))[block.family.location[1]]  # type: ignore[index]
     tril = getattr(marginal, "scale_tril", None)
     scale: Tensor = marginal.scale if tril is None else tril.square().sum(-1).sqrt()
     return scale
