@@ -311,7 +311,7 @@ def test_a_start_of_coordinate_ascent_that_fails_is_dropped() -> None:
     def model(x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(number(0.0), 1.0))
         nu = pyro.sample("nu", dist.Gamma(number(2.0), 1.0))
-        pyro.sample("mean", dist.Normal(mu, 1.0), obs=x.mean())
+        pyro.sample("mean", dist.Normal(2 * mu, 1.0), obs=x.mean())
         pyro.sample("square", dist.Normal(0.0, nu.rsqrt()), obs=number(1.0))
 
     written = handlers.closed_form(model, {"nu": update})
