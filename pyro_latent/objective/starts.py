@@ -11,7 +11,7 @@ of these.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
             )  # the given blocks or parameters say where to start: the discrete posterior follows from them
     following = _following(program)
     free = [s for s in program.discrete if s.name not in given]
-    clusters = _clusters(program, [s for s in free if _comes_first(program, s, free)], generator, restarts)
+    clusters = _clusters(program, _first_of_each(program, free), generator, restarts)
     starts = {
         site.name: _responsibilities(program, site, given.get(site.name), clusters.get(site.name), generator, restarts)
         for site in program.discrete
@@ -204,8 +204,9 @@ def _spread(block: Block, params: Mapping[str, Tensor]) -> Tensor:
 
 def _tells_apart(program: Program, block: Block) -> bool:
     """Whether a block holds the probabilities, by element of a plate, of discrete sites that share their data."""
-    parents = [program.recording.scored[name].parents for name in _sharing(program)]
-    return block.count > 1 and _is_probability(block) and any(block.sites[0].name in names for names in parents)
+    if block.count == 1 or not _is_probability(block):
+        return False
+    return any(block.sites[0].name in program.recording.scored[name].parents for name in _sharing(program))
 
 
 def _is_probability(block: Block) -> bool:
@@ -217,13 +218,16 @@ def _is_probability(block: Block) -> bool:
 def _following(program: Program) -> set[str]:
     """The discrete sites whose start follows from blocks that tell them apart."""
     names = {block.sites[0].name for block in program.blocks.values() if _tells_apart(program, block)}
-    return {name for name in _sharing(program) if names & program.recording.scored[name].parents}
+    return {name for name in _sharing(program) if names & program.recording.scored[name].parents} if names else set()
 
 
-def _comes_first(program: Program, site: DiscreteSite, among: Collection[DiscreteSite]) -> bool:
-    """Whether no earlier site shares data with a site."""
-    shared = _sharing(program).get(site.name, [site.name])
-    return next(s.name for s in among if s.name in shared) == site.name
+def _first_of_each(program: Program, sites: Sequence[DiscreteSite]) -> list[DiscreteSite]:
+    """The sites, but of those that share their data the first alone."""
+    shared = _sharing(program)
+    firsts: dict[str, DiscreteSite] = {}
+    for site in sites:
+        firsts.setdefault(shared.get(site.name, site.name), site)
+    return list(firsts.values())
 
 
 def _unequal(block: Block, params: Mapping[str, Tensor], generator: torch.Generator) -> Natural:
@@ -243,17 +247,16 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
     return found.clamp(min=torch.finfo(like.dtype).tiny)
 
 
-def _sharing(program: Program) -> dict[str, list[str]]:
-    """By discrete site, those that share data with it, itself among them, in the order of the model; only where there
-    are several.
-    """
-    groups = [list(f.dims) for f in program.factors if f.site in program.recording.observations and len(f.dims) > 1]
-    order = [site.name for site in program.discrete]
-    found: dict[str, set[str]] = {}
-    for names in groups:
-        for name in names:
-            found[name] = found.get(name, set()) | set(names)
-    return {name: sorted(found[name], key=order.index) for name in order if name in found}
+def _sharing(program: Program) -> dict[str, str]:
+    """By discrete site whose observed data is that of others as well, the first of them in the order of the model."""
+    data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
+    for factor in program.factors:
+        for name in factor.dims if factor.site in program.recording.observations else ():
+            data[name].add(factor.site)
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, observed in data.items():
+        groups.setdefault(frozenset(observed), []).append(name)
+    return {name: names[0] for seen, names in groups.items() if seen and len(names) > 1 for name in names}
 
 
 def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natural: Natural, restarts: int) -> Natural:
