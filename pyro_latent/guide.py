@@ -453,6 +453,7 @@ class AutoConjugate(AutoGuide):
                 natural = Natural(**{n: t.reshape(*lead, *t.shape[1:]) for n, t in state[key].items()})
                 self._sample_block(program.blocks[key], natural, plates, values)
         sites = [s for s in program.discrete if not (s.marked and _enumerating())]
+        sites.sort(key=lambda s: len(s.plates))  # given those outside of a plate, its elements are independent
         if sites and _mean_field_elbo():
             raise ModelError(
                 f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use "
@@ -573,13 +574,16 @@ class AutoConjugate(AutoGuide):
             name = block.sites[0].name
             if not block.is_param:
                 continue
-            constraint = block.sites[0].constraint
-            if name not in store:
-                store.setdefault(name, values[name].clone(), constraint)
+            site = block.sites[0]
+            if name not in store and site.module_value is None:
+                store.setdefault(name, values[name].clone(), site.constraint)
                 continue
+            if name not in store:
+                _register(name, site.module_value, site.constraint)
             with torch.no_grad():
                 unconstrained = _unconstrained(name)
-                unconstrained.copy_(transform_to(constraint).inv(values[name]).to(unconstrained))
+                inverse = transform_to(store._constraints[name]).inv
+                unconstrained.copy_(inverse(values[name]).to(unconstrained))
         self._params_seen = _param_versions(self._require_program())
 
     def _require_program(self) -> Program:
@@ -644,6 +648,13 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
         if len(block) > 1:
             found.append(tuple(block))
     return tuple(found)
+
+
+def _register(name: str, unconstrained: Any, constraint: Any) -> None:
+    """Put a module's own tensor into Pyro's store, as a PyroModule does, so that both go on as one."""
+    store = pyro.get_param_store()
+    store._params[name], store._constraints[name] = unconstrained, constraint
+    store._param_to_name[unconstrained] = name
 
 
 def _unconstrained(name: str) -> Tensor:

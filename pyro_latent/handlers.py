@@ -134,6 +134,7 @@ class RecordMessenger(Messenger):
         super().__init__()
         self.rescale = rescale
         self.is_alone = False  # whether no scan went before
+        self.is_first = False  # whether no guide has been fitted, so that it matters where parameters start
         self.subsamples: dict[str, Tensor] = {}
         self.redraws = False
         self.declares_size = False
@@ -148,6 +149,7 @@ class RecordMessenger(Messenger):
         self.marked: dict[str, bool] = {}
         self.nesting = 0
         self.found_origins: dict[str, Tensor] = {}
+        self.own_data: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
         self.dtypes: set[torch.dtype] = set()
 
@@ -187,13 +189,16 @@ class RecordMessenger(Messenger):
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
         name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
         store = pyro.get_param_store()
+        own = _own_value(msg) if self.is_first or name not in store else None
+        unconstrained: Tensor | None = None
         if name in store:
-            value = store[name].detach()
+            unconstrained, value = store._params[name], store[name].detach()
+            _check_stored(name, value, own, constraint)
+            constraint = store._constraints[name]
+        elif own is None:
+            return
         else:
-            if len(msg["args"]) < 2:
-                return
-            value = msg["args"][1]
-            value = (value() if callable(value) else torch.as_tensor(value)).detach()
+            value = own
         self.dtypes.add(value.dtype)
         value = value.to(self.like)
         origin = self.origins.get(name)
@@ -209,6 +214,8 @@ class RecordMessenger(Messenger):
             point=value,
             constraint=constraint,
             is_param=True,
+            own_point=None if own is None else own.to(self.like),
+            module_value=unconstrained if isinstance(unconstrained, torch.nn.Parameter) else None,
         )
         self.classes[name] = dist.Normal if base_constraint(constraint) is constraints.real else dist.Delta
         symbol = self._expression(name, value, constraint)
@@ -323,7 +330,8 @@ class RecordMessenger(Messenger):
             if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
                 continue
             if len([a for a in factor.axes if isinstance(a, int) and is_position(a)]) == value.ndim:
-                continue  # one latent for each observation: its own data is no common origin
+                self.own_data.setdefault(site, mean_over(value, factor.axes))
+                continue  # one latent for each observation: its own data is no common origin, but where it starts
             parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
             gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
             origin = mean_over(value, factor.axes)
@@ -452,8 +460,38 @@ def _recording_context(like: Tensor) -> Iterator[None]:
                 del store[name]
 
 
-def _scan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> RecordMessenger:
+def _own_value(msg: Any) -> Tensor | None:
+    """Where the model itself starts a parameter; None where it only names it."""
+    if len(msg["args"]) < 2 or msg["args"][1] is None:
+        return None
+    value = msg["args"][1]
+    return (value() if callable(value) else torch.as_tensor(value)).detach()
+
+
+def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: Any) -> None:
+    """A parameter in Pyro's store is the model's own.
+
+    Raises:
+        ModelError: if its shape or its constraint is that of another model.
+    """
+    stored = pyro.get_param_store()._constraints[name]
+    clear = "Write pyro.clear_param_store() before the fit of another model, or give the parameter another name."
+    if own is not None and own.shape != value.shape:
+        raise ModelError(
+            f"Expected the parameter {name!r} of shape {tuple(own.shape)} in Pyro's store; got {tuple(value.shape)}, "
+            f"of another model. {clear}"
+        )
+    if constraint is not constraints.real and repr(constraint) != repr(stored):
+        raise ModelError(
+            f"Expected the parameter {name!r} in {constraint} in Pyro's store; got {stored}, of another model. {clear}"
+        )
+
+
+def _scan(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor, is_first: bool
+) -> RecordMessenger:
     messenger = RecordMessenger(like, None, {})
+    messenger.is_first = is_first
     with _recording_context(like), messenger:
         model(*args, **kwargs)
     _move_on(messenger)
@@ -537,10 +575,12 @@ def record(
     """
     messenger = None if before is None else _recorded_as(before, model, args, kwargs, origins or {}, point, rescale)
     if messenger is None:
-        scan = _scanned(model, args, kwargs)
+        scan = _scanned(model, args, kwargs, origins is None)
         like = _data_like(scan.observations, scan.like.double() if torch.float64 in scan.dtypes else scan.like)
         found = scan.found_origins if origins is None else origins
         messenger = RecordMessenger(like, scan.nesting, found, point, rescale)
+        messenger.is_first = scan.is_first
+        messenger.own_data = scan.own_data
         messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
         messenger.redraws, messenger.declares_size = scan.redraws, scan.declares_size
         _run(model, args, kwargs, messenger)
@@ -561,6 +601,7 @@ def record(
         messenger.redraws,
         rescale,
         messenger.declares_size,
+        messenger.own_data,
     )
 
 
@@ -570,11 +611,13 @@ def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         model(*args, **kwargs)
 
 
-def _scanned(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordMessenger:
+def _scanned(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], is_first: bool
+) -> RecordMessenger:
     """A first run, which finds the dtype of the data, the depth of the plates, and the origins."""
     guess = _first_guess(args, kwargs)
     try:
-        return _scan(model, args, kwargs, guess)
+        return _scan(model, args, kwargs, guess, is_first)
     except ZeroDivisionError as error:
         raise DataError(
             f"Expected data in every plate; got a plate of size 0 ({error}). Leave empty batches out."
@@ -582,7 +625,7 @@ def _scanned(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str,
     except RuntimeError as error:
         if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
             raise
-        return _scan(model, args, kwargs, guess.double())  # data that the model closes over
+        return _scan(model, args, kwargs, guess.double(), is_first)  # data that the model closes over
 
 
 def _recorded_as(

@@ -14,7 +14,7 @@ import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from os import PathLike
 from typing import Any, NamedTuple
 
@@ -24,7 +24,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ElboDecreaseError, ModelError, check_count
+from ..errors import CheckpointError, ElboDecreaseError, ModelError, NaturalDomainError, check_count
 from ..guide import AutoConjugate
 from ..objective import Block, BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
@@ -32,7 +32,7 @@ from .natural_gradient import draws_of
 from .place import Place, fingerprint
 from .step_size import RobbinsMonro, StepSize, as_step_size
 from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, at_draws, settle, structured_elbo
-from .sweep import ROUNDING, Call, Sweep, check_finite
+from .sweep import Call, NotFiniteError, Sweep, check_finite, rounding_of
 
 
 @dataclass(frozen=True)
@@ -40,26 +40,32 @@ class CAVIResult:
     """What :meth:`CAVI.run` reached.
 
     Attributes:
-        elbo: the ELBO at the end of each sweep, in nats: 1-D, float64, never falling; on minibatches an unbiased
-            estimate at each step, and with ``memoised=True`` the exact ELBO of the pieces seen so far.
+        elbo: the ELBO at the end of each sweep, in nats, as it was computed: 1-D, float64. It never falls by more than
+            rounding, relative to the sum of its terms' absolute values (or to 1, if that is more): 1e-9 of it for data
+            in float64, 1e-4 in float32. On minibatches it is an unbiased estimate at each step, and with
+            ``memoised=True`` the exact ELBO of the pieces seen so far.
         converged: whether the last sweep (or pass over pieces) raised it by no more than the tolerance.
         num_steps: the number of steps.
-        restarts: the last ELBO of every start; the best one is the guide's.
+        restarts: the last ELBO of every start; the best one is the guide's. It is −∞ for a start that was dropped.
+        dropped: by the number of each start that was dropped, the error that its updates ended in, while others went
+            on.
     """
 
     elbo: Tensor
     converged: bool
     num_steps: int
     restarts: Tensor
+    dropped: Mapping[int, str] = field(default_factory=dict)
 
 
-def _place(block: Block) -> tuple[bool, int, bool, int]:
-    """Where a block comes by default: parameters last; the most elements first, and of as many, locations first.
+def _place(block: Block) -> tuple[bool, bool, int, int]:
+    """Where a block comes by default: parameters last, locations before all that hangs on them, and the block that its
+    plates repeat most often first.
 
     A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
     lose the start that the data gave them.
     """
-    return (block.is_param, -block.batch_shape.numel(), block.family.location is None, -block.numel)
+    return (block.is_param, not block.is_location, -block.count, -block.numel)
 
 
 class _Memory(NamedTuple):
@@ -70,6 +76,31 @@ class _Memory(NamedTuple):
     bound: Bound
     elbo: list[float]
 
+    def of(self, starts: Sequence[int]) -> _Memory:
+        """That of some starts alone."""
+        return self._replace(bound=self.bound.of(starts), elbo=[self.elbo[i] for i in starts])
+
+
+class _Task(NamedTuple):
+    """What one sweep works on: the recorded call, where it starts, and what the last step left."""
+
+    program: Program
+    call: Call
+    state: State
+    probs: Mapping[str, Tensor]
+    before: _Memory | None
+
+    def of(self, starts: Sequence[int]) -> _Task:
+        """That of some starts alone."""
+        index = list(starts)
+        state = {key: n.map(lambda t: t[index]) for key, n in self.state.items()}
+        probs = {name: p[index] for name, p in self.probs.items()}
+        return self._replace(state=state, probs=probs, before=None if self.before is None else self.before.of(index))
+
+
+#: What the sweep of one start may end in while the others are right; a fall of the ELBO is no such thing.
+_OF_ONE_START = (NaturalDomainError, NotFiniteError, torch.linalg.LinAlgError)
+
 
 class CAVI:
     """Coordinate ascent, with the face of ``pyro.infer.SVI``.
@@ -78,8 +109,8 @@ class CAVI:
         model: a Pyro model.
         guide: an :class:`~pyro_latent.AutoConjugate` of that model.
         order: the sites in the order of their updates; a discrete site's name stands for the elimination of all
-            discrete sites. By default the blocks with the most elements come first, after the discrete sites, and of
-            as many elements locations before scales; parameters come last.
+            discrete sites. By default locations come first, after the discrete sites, then scales, probabilities and
+            the like; of either kind those in the largest plates first; parameters come last.
         local_steps: how often the blocks in the data's plates are updated, with the discrete sites, before the others;
             by default once, and on minibatches up to 100 times.
         local_tol: stop these early once no mean parameter of theirs changes by more than this; by default never, and
@@ -130,6 +161,9 @@ class CAVI:
         self.local_steps = local_steps
         self.local_tol = local_tol
         self._memory: _Memory | None = None
+        self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last call of step, with its versions
+        self._living: list[int] = []  # the numbers of the starts that the guide holds
+        self._dropped: dict[int, str] = {}
         self._steps = _steps(step_size, memoised, structured)
         self._settings = {
             "order": self.order,
@@ -149,10 +183,11 @@ class CAVI:
         globals before the step, which the minibatch has not seen.
 
         Raises:
+            ModelError: if the data is not that of the step before, which the guide would then forget.
             NaturalDomainError: if an update left its family's domain.
             ElboDecreaseError: if the ELBO fell by more than rounding explains.
         """
-        return -max(self._step(args, kwargs))
+        return -max(self._step(args, kwargs, alone=True))
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The exact −ELBO of the current posterior, without a step."""
@@ -350,6 +385,8 @@ class CAVI:
             "device": device,
             "settings": self._settings,
             "steps": steps,
+            "living": list(self._living),
+            "dropped": list(self._dropped.items()),
             "random": random_state(),
         }
 
@@ -369,23 +406,31 @@ class CAVI:
             self._steps.load_state(content["steps"], device)
         restore_random_state(content["random"])
         self._memory = None
+        self._living, self._dropped = list(content.get("living", ())), dict(content.get("dropped", ()))
 
     def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
         values = torch.tensor(history, dtype=torch.float64)
         if not history:
             return CAVIResult(torch.empty(0, dtype=torch.float64), False, 0, torch.empty(0, dtype=torch.float64))
-        best = self.guide.best
+        best = self._living[self.guide.best] if self._living else self.guide.best
+        dropped = dict(self._dropped)
         if values.shape[1] > 1:
-            self.guide.collapse(best)
-            self._memory = None
-            if self._steps is not None:
-                self._steps.keep(best)
+            self._keep(self.guide.best)
         self.guide.write_params()
-        return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone())
+        return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone(), dropped)
+
+    def _keep(self, start: int) -> None:
+        """Forget all starts but one, of those that the guide holds."""
+        self.guide.collapse(start)
+        self._memory = None
+        self._living, self._dropped = [], {}
+        if self._steps is not None:
+            self._steps.keep(start)
 
     # One step.
 
-    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[float]:
+    def _step(self, args: tuple[Any, ...], kwargs: dict[str, Any], alone: bool = False) -> list[float]:
+        """One step; the ELBO of each start. ``alone``: not in a run, which says by itself what it is fitted to."""
         if isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected a named piece of data with memoised=True; got step. Use step_piece(name, ...).")
         if self._steps is not None:
@@ -393,20 +438,59 @@ class CAVI:
         prepared = self.guide.prepare(args, kwargs)
         program = prepared.program
         check_whole(program)
+        seen = _observed(program)
+        if alone and not program.recording.declares_size:
+            _check_same(self._seen, seen)
         before = self._memory
         if before is not None and not (before.program is program and before.revision == self.guide.revision):
             before = None
-        state, call = prepared.state, Call(args, kwargs)
-        held = None if before is None else before.bound.held
-        sweep = Sweep(program, state, call, held, prepared.starts)
-        self._run(sweep)
-        bound = sweep.bound()
-        elbo = self._checked(sweep, bound, before, state)
+        task = _Task(program, Call(args, kwargs), prepared.state, prepared.starts, before)
+        failures, (sweep, bound, elbo) = self._survivors(task)
         self.guide.commit(prepared, sweep.state)
         self.guide.structured = False
         self.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
+        self._seen = seen if alone else {}
         self._memory = _Memory(program, self.guide.revision, bound, elbo)
-        return elbo
+        return self._numbered(elbo, failures)
+
+    def _swept(self, task: _Task) -> tuple[Sweep, Bound, list[float]]:
+        """A sweep over every start, with the bounds that it reaches.
+
+        Raises:
+            NaturalDomainError, ElboDecreaseError: as :meth:`step`.
+        """
+        held = None if task.before is None else task.before.bound.held
+        sweep = Sweep(task.program, task.state, task.call, held, task.probs)
+        self._run(sweep)
+        bound = sweep.bound()
+        return sweep, bound, self._checked(sweep, bound, task.before, task.state)
+
+    def _survivors(self, task: _Task) -> tuple[dict[int, str], tuple[Sweep, Bound, list[float]]]:
+        """A sweep over the starts that it does not fail for, and the errors of the others."""
+        try:
+            return {}, self._swept(task)
+        except _OF_ONE_START:
+            failures: dict[int, str] = {}
+            count = _count(task.state)
+            for start in range(count if count > 1 else 0):
+                try:
+                    self._swept(task.of([start]))
+                except _OF_ONE_START as error:
+                    failures[start] = str(error)
+            living = [start for start in range(count) if start not in failures]
+            if not failures or not living:
+                raise
+        return failures, self._swept(task.of(living))
+
+    def _numbered(self, elbo: list[float], failures: Mapping[int, str]) -> list[float]:
+        """The ELBO by the number of each start, −∞ for those that were dropped, now or before."""
+        living = self._living
+        if len(living) != len(elbo) + len(failures):
+            living, self._dropped = list(range(len(elbo) + len(failures))), {}
+        self._dropped |= {living[i]: failures[i] for i in failures}
+        self._living = [number for i, number in enumerate(living) if i not in failures]
+        by_number = dict(zip(self._living, elbo, strict=True))
+        return [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
 
     def _run(self, sweep: Sweep) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
@@ -442,7 +526,7 @@ class CAVI:
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
         check_finite(elbo)
         if before is not None:
-            slack = [ROUNDING[sweep.program.recording.dtype] * m for m in magnitude]
+            slack = [rounding_of(m, sweep.program.recording.dtype) for m in magnitude]
             falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]
             if falls:
                 raise ElboDecreaseError(
@@ -487,6 +571,41 @@ def _described(step_size: float | StepSize) -> str:
     if isinstance(step_size, int | float | RobbinsMonro):
         return repr(step_size)
     return repr([float(step_size(t)) for t in (*range(20), 100, 1_000, 10_000)])
+
+
+def _count(state: State) -> int:
+    """The number of starts."""
+    return len(next(iter(next(iter(state.values())).values()))) if state else 1
+
+
+def _observed(program: Program) -> dict[str, tuple[Tensor, int]]:
+    """By observed site, its data and the version of it, which changes when it is written to."""
+    return {name: (value, value._version) for name, value in program.recording.observations.items()}
+
+
+def _check_same(before: Mapping[str, tuple[Tensor, int]], now: Mapping[str, tuple[Tensor, int]]) -> None:
+    """The steps of one fit see the same data, for each of them forgets what it does not see.
+
+    Raises:
+        ModelError: if they do not.
+    """
+    other = [name for name in now if before and (name not in before or not _equal(before[name], now[name]))]
+    if other:
+        raise ModelError(
+            f"Expected the data of the last step, or a plate that says how much data there is in all; got other data "
+            f"at {', '.join(map(repr, other))}, for which the guide would forget the last step's. For batches write "
+            'pyro.plate("data", size, subsample_size=len(x)) and CAVI(model, guide, step_size=RobbinsMonro()) or '
+            "CAVI(model, guide, memoised=True). To fit the guide to this data instead, use run, or a new "
+            "CAVI(model, guide)."
+        )
+
+
+def _equal(before: tuple[Tensor, int], now: tuple[Tensor, int]) -> bool:
+    (old, old_version), (new, version) = before, now
+    if old is new:
+        return old_version == version
+    alike = old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
+    return old_version == old._version and alike and torch.equal(old, new)
 
 
 def check_whole(program: Program) -> None:
@@ -578,4 +697,5 @@ def _has_settled(history: list[list[float]], tol: float) -> bool:
 
 
 def _settled(before: list[float], after: list[float], tol: float) -> bool:
-    return all(a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))
+    """Whether no start rose by more than the tolerance; one that was dropped, at −∞, did not."""
+    return all(a == -math.inf or a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))

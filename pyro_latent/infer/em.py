@@ -18,7 +18,7 @@ from ..errors import ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
-from .cavi import CAVI, CAVIResult, check_whole
+from .cavi import CAVI, check_whole
 from .sweep import Call, Sweep
 
 _M_STEP_PASSES = 100
@@ -29,8 +29,10 @@ _HALVINGS = 40
 class EM(CAVI):
     """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
 
+    Latent sites with a point estimate (MAP) are maximised over with the parameters, their prior in Q.
+
     Args:
-        model: a Pyro model with at least one ``pyro.param``.
+        model: a Pyro model with at least one ``pyro.param``, or latent site with a point estimate.
         guide: its guide; by default ``AutoConjugate(model, init=init, restarts=restarts)``.
         m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one
             pass over the parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised
@@ -38,7 +40,8 @@ class EM(CAVI):
         optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS
             with a strong Wolfe line search.
         gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
-        init, restarts: as in :class:`~pyro_latent.AutoConjugate`; by default the parameters start at their own values.
+        init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
+            Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
 
@@ -67,10 +70,11 @@ class EM(CAVI):
 
     def _run(self, sweep: Sweep) -> None:
         order = self.sites(sweep.program)
-        points = [key for key in order if key is not None and sweep.program.blocks[key].is_param]
+        points = [key for key in order if key is not None and sweep.program.blocks[key].is_point]
         if not points:
             raise ModelError(
-                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only."
+                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or "
+                "give some of them a point estimate: AutoConjugate(model, point=[...])."
             )
         unused = sweep.program.unused_params()
         if unused:
@@ -152,12 +156,11 @@ class EM(CAVI):
                 optimizer.step(closure)  # type: ignore[arg-type]
         return {key: f.detach() for key, f in free.items()}
 
-    def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
-        result = super()._result(history, converged)
-        if self._held is not None and len(result.restarts) > 1:
+    def _keep(self, start: int) -> None:
+        super()._keep(start)
+        if self._held is not None:
             program, held = self._held
-            self._held = (program, None if held is None else held.of(int(result.restarts.argmax())))
-        return result
+            self._held = (program, None if held is None else held.of([start]))
 
     def e_step(self, *args: Any, **kwargs: Any) -> None:
         """Set q to the posterior at the current parameters.

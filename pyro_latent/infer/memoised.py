@@ -19,7 +19,7 @@ from ..families import Natural
 from ..objective import BlockKey, Program, Summand, Summary, summarize
 from .place import fingerprint
 from .stochastic import settle
-from .sweep import ROUNDING, Call, Sweep, check_finite, check_start
+from .sweep import Call, Sweep, check_finite, check_start, rounding_of
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -111,7 +111,7 @@ class MemoisedSteps:
         check_finite(elbo)
         if self._level is None or not seen:
             return
-        slack = [ROUNDING[program.recording.dtype] * s for s in sizes]
+        slack = [rounding_of(s, program.recording.dtype) for s in sizes]
         falls = [old - new for old, new, s in zip(self._level[1], elbo, slack, strict=True) if old - new > s]
         if falls:
             raise ElboDecreaseError(

@@ -28,17 +28,26 @@ from ..objective import (
 )
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+def rounding_of(magnitude: float, dtype: torch.dtype) -> float:
+    """The fall of an ELBO, in nats, that rounding explains, by the sum of its terms' absolute values, or of 1."""
+    return _ROUNDING[dtype] * max(1.0, magnitude)
+
+
+class NotFiniteError(ElboDecreaseError):
+    """The ELBO of a start is no number."""
 
 
 def check_finite(elbo: Sequence[float]) -> None:
     """Raise where the ELBO of a start is no number.
 
     Raises:
-        ElboDecreaseError: if it is not.
+        NotFiniteError: if it is not.
     """
     if not all(math.isfinite(value) for value in elbo):
-        raise ElboDecreaseError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+        raise NotFiniteError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
 
 
 def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
@@ -217,4 +226,4 @@ def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
     return float(torch.stack(changes).max())
 
 
-__all__ = ["ROUNDING", "Call", "Sweep", "check_finite", "check_start"]
+__all__ = ["Call", "NotFiniteError", "Sweep", "check_finite", "check_start", "rounding_of"]

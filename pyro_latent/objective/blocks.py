@@ -9,12 +9,14 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.distributions import constraints
 from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..families import FAMILIES, JOINT_FAMILIES, Family, Mean, Natural, Params, family_of
 from ..families.finite import Finite
 from ..families.point import Point
+from .data import base_constraint
 from .recording import DiscreteSite, LatentSite, Recording
 
 BlockKey = str | tuple[str, ...]
@@ -73,6 +75,17 @@ class Block:
     def is_discrete(self) -> bool:
         """Whether the block is a discrete site, whose elements are independent in q."""
         return isinstance(self.family, Finite)
+
+    def is_location(self) -> bool:
+        """Whether the block has a location: it moves with the data, or lies anywhere on the line."""
+        if self.is_point:
+            return base_constraint(self.sites[0].constraint) is constraints.real
+        return self.family.location is not None
+
+    @property
+    def count(self) -> int:
+        """The number of elements that the plates of its sites repeat it over."""
+        return self.sites[0].batch_shape.numel()
 
     @property
     def numel(self) -> int:

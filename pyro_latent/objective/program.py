@@ -52,11 +52,11 @@ class Held(NamedTuple):
     magnitude: Tensor
     entropy: Tensor
 
-    def of(self, start: int) -> Held:
-        """That of one start alone."""
+    def of(self, starts: Sequence[int]) -> Held:
+        """That of some starts alone."""
 
         def take(t: Tensor) -> Tensor:
-            return t[start : start + 1] if t.ndim and len(t) > 1 else t
+            return t[list(starts)] if t.ndim and len(t) > 1 else t
 
         return Held(tuple(map(take, self.weights)), *map(take, (self.log_normalizer, self.magnitude, self.entropy)))
 
@@ -67,6 +67,12 @@ class Bound(NamedTuple):
     elbo: Tensor
     magnitude: Tensor
     held: Held | None
+
+    def of(self, starts: Sequence[int]) -> Bound:
+        """That of some starts alone."""
+        index = list(starts)
+        held = None if self.held is None else self.held.of(index)
+        return Bound(self.elbo[index], self.magnitude[index], held)
 
 
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
@@ -346,6 +352,8 @@ class Program:
             total, magnitude = self._eliminated(values)
             weights = torch.autograd.grad(total.sum(), values)
             energy = _weighted(values, weights)
+            sizes = [torch.where(w == 0, 0.0, v.abs()) for v, w in zip(values, weights, strict=True)]
+            magnitude = magnitude + _weighted(sizes, weights).detach()
         return Held(weights, total.detach(), magnitude, (total - energy).detach())
 
     def _eliminated(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

@@ -38,6 +38,8 @@ class LatentSite:
 
     ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
+    ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
+    (unconstrained) tensor of the module that a parameter belongs to.
     ``local``: the model says that it belongs to the data at hand.
     """
 
@@ -53,6 +55,8 @@ class LatentSite:
     point: Tensor | None = None
     constraint: Any = None
     is_param: bool = False
+    own_point: Tensor | None = None
+    module_value: Tensor | None = None
     local: bool = False
 
     @property
@@ -111,6 +115,7 @@ class Recording:
     ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
     and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
     scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how much data there is.
+    ``own_data``: by latent that is the location of one observation for each of its elements, that data.
     """
 
     latents: dict[str, LatentSite]
@@ -124,6 +129,7 @@ class Recording:
     redraws: bool = False
     rescaled: bool = True
     declares_size: bool = False
+    own_data: dict[str, Tensor] = field(default_factory=dict)
 
     @property
     def is_subsample(self) -> bool:

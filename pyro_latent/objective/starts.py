@@ -1,23 +1,29 @@
 """Where coordinate ascent starts.
 
 Continuous blocks start at their prior, in the order of the model, given the blocks before; locations are then drawn
-from it, since a symmetric start is a fixed point (a factor loading of zero stays zero). Discrete sites start at
-clusters of the data in their plate, found by k-means, or at random where there is no such data. A user's starts come
-before both.
+from it, since a symmetric start is a fixed point (a factor loading of zero stays zero), but for the location of one
+observation for each of its elements, which starts at that observation. Discrete sites start at clusters of the data in
+their plate, found by k-means, or at random where there is no such data. Data that several discrete sites share does not
+tell them apart: clusters are then for the first of them, and the others start at random; or, where each element of a
+plate has probabilities of its own for them, these start unequal, and the sites follow. A user's starts come before all
+of these.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints
+from torch.distributions import constraints, transform_to
 
 from ..errors import ModelError, NaturalDomainError
 from ..families import Natural
+from ..families.beta import Beta
+from ..families.dirichlet import Dirichlet
 from .blocks import Block, BlockKey
+from .data import ends_in_simplex
 from .modes import on_edge
 from .posterior import natural_of
 from .program import Program
@@ -41,10 +47,13 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     seed = init if isinstance(init, int) else 0
     generator = torch.Generator(device=program.recording.device).manual_seed(seed)
     given = _given(program, init)
+    asked = init is not None or restarts > 1
     state: State = {}
     for key, block in program.blocks.items():
         if block.is_point:
-            state[key] = _point_start(block, given.get(key), restarts, program.recording.like)
+            own = block.sites[0].own_point if asked else None
+            point = _point_start(block, given.get(key, own), restarts, program.recording.like)
+            state[key] = point if key in given else _moved(program, block, point, generator)
             continue
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
@@ -56,16 +65,19 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
                 state,
                 {},
             )  # the given blocks or parameters say where to start: the discrete posterior follows from them
-    clusters = _clusters(program, [s for s in program.discrete if s.name not in given], generator, restarts)
+    following = _following(program)
+    free = [s for s in program.discrete if s.name not in given]
+    clusters = _clusters(program, _first_of_each(program, free), generator, restarts)
     starts = {
         site.name: _responsibilities(program, site, given.get(site.name), clusters.get(site.name), generator, restarts)
         for site in program.discrete
+        if site.name in given or site.name not in following
     }
     return state, starts
 
 
 def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natural:
-    """The value that the parameter has, or that the user gives."""
+    """The value that the parameter has in Pyro's store or in the model, or that is given."""
     (site,) = block.sites
     value = site.point if given is None else torch.as_tensor(given)
     assert value is not None
@@ -76,7 +88,7 @@ def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natur
             f"Expected {site.name!r} to start at a value of shape {tuple(site.shape)} in {constraint}; got "
             f"{value.tolist()}."
         )
-    if bool(on_edge(constraint, value).any()) or (_is_simplex(constraint) and bool((value == 0).any())):
+    if bool(on_edge(constraint, value).any()) or (ends_in_simplex(constraint) and bool((value == 0).any())):
         raise ModelError(
             f"Expected {site.name!r} to start inside its constraint {constraint}; got {value.tolist()}, on the edge, "
             "which the M-step cannot leave. Start it inside."
@@ -84,10 +96,25 @@ def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natur
     return block.natural({"value": value.expand(restarts, *value.shape).clone()})
 
 
-def _is_simplex(constraint: Any) -> bool:
-    while isinstance(constraint, constraints.independent):
-        constraint = constraint.base_constraint
-    return isinstance(constraint, type(constraints.simplex))
+def _moved(program: Program, block: Block, natural: Natural, generator: torch.Generator) -> Natural:
+    """A point that is not at a start of symmetry: modes of locations and probabilities are moved, and parameters are in
+    all starts but the first where no discrete sites tell the starts apart.
+    """
+    (site,), value = block.sites, natural.x
+    if site.is_param:
+        if program.discrete or len(value) == 1:
+            return natural
+        transform = transform_to(site.constraint)
+        free = transform.inv(value)
+        noise = _noise(free, generator)
+        moved: Tensor = transform(free + noise)
+        return Natural(x=torch.cat([value[:1], moved[1:]]))
+    if block.is_location:
+        return Natural(x=value + _noise(value, generator))
+    if ends_in_simplex(site.constraint):
+        weights = -_uniform(value, generator).log()
+        return Natural(x=(value + weights / weights.sum(-1, keepdim=True)) / 2)
+    return natural
 
 
 def _given(program: Program, init: Init) -> dict[Any, Any]:
@@ -151,18 +178,85 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
     """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited
     spread.
     """
-    if block.family.location is None:
-        return natural
     params = block.family.to_params(natural)
-    loc = params["loc"]
-    if block.location_site is not None and block.location_site.origin is not None:
+    if block.location_site is None:
+        return _unequal(block, params, generator) if _tells_apart(program, block) else natural
+    loc, own = params["loc"], program.recording.own_data.get(block.location_site.name)
+    if block.location_site.origin is not None:
         return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
-    if len(block.sites) > 1:
-        return natural
-    covariance = params.get("covariance_matrix")
-    spread = params["scale"] if covariance is None else covariance.diagonal(dim1=-2, dim2=-1).sqrt()
-    noise = torch.randn(loc.shape, generator=generator, dtype=loc.dtype, device=loc.device)
-    return block.family.from_params(params | {"loc": loc + spread.clamp(max=_LARGEST_SPREAD) * noise})
+    if own is not None and own.numel() == block.location_site.shape.numel():
+        return block.family.from_params(params | {"loc": own.to(loc).reshape(loc.shape[1:]).expand_as(loc)})
+    spread = _spread(block, params).clamp(max=_LARGEST_SPREAD)
+    return block.family.from_params(params | {"loc": loc + spread * _noise(loc, generator)})
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+
+
+def _spread(block: Block, params: Mapping[str, Tensor]) -> Tensor:
+    """The scale of the marginal of a block's location."""
+    marginal = block.family.marginals(dict(params))[block.family.location[1]]  # type: ignore[index]
+    tril = getattr(marginal, "scale_tril", None)
+    scale: Tensor = marginal.scale if tril is None else tril.square().sum(-1).sqrt()
+    return scale
+
+
+def _tells_apart(program: Program, block: Block) -> bool:
+    """Whether a block holds the probabilities, by element of a plate, of discrete sites that share their data."""
+    if block.count == 1 or not _is_probability(block):
+        return False
+    return any(block.sites[0].name in program.recording.scored[name].parents for name in _sharing(program))
+
+
+def _is_probability(block: Block) -> bool:
+    if block.is_point:
+        return not block.is_param and ends_in_simplex(block.sites[0].constraint)
+    return isinstance(block.family, Beta | Dirichlet)
+
+
+def _following(program: Program) -> set[str]:
+    """The discrete sites whose start follows from blocks that tell them apart."""
+    names = {block.sites[0].name for block in program.blocks.values() if _tells_apart(program, block)}
+    return {name for name in _sharing(program) if names & program.recording.scored[name].parents} if names else set()
+
+
+def _first_of_each(program: Program, sites: Sequence[DiscreteSite]) -> list[DiscreteSite]:
+    """The sites, but of those that share their data the first alone."""
+    shared = _sharing(program)
+    firsts: dict[str, DiscreteSite] = {}
+    for site in sites:
+        firsts.setdefault(shared.get(site.name, site.name), site)
+    return list(firsts.values())
+
+
+def _unequal(block: Block, params: Mapping[str, Tensor], generator: torch.Generator) -> Natural:
+    """Probabilities with one observation more for each element: a random one in part, so that no two are equal."""
+    first = next(iter(params.values()))
+    weights = -_uniform(first, generator).log()
+    if block.family.event_dims == (1,):
+        weights = weights / weights.sum(-1, keepdim=True)
+        return block.family.from_params({name: value + weights for name, value in params.items()})
+    share = _uniform(first, generator)
+    shares = dict(zip(params, (share, 1 - share), strict=True))
+    return block.family.from_params({name: value + shares[name] for name, value in params.items()})
+
+
+def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
+    found = torch.rand(like.shape, generator=generator, dtype=like.dtype, device=like.device)
+    return found.clamp(min=torch.finfo(like.dtype).tiny)
+
+
+def _sharing(program: Program) -> dict[str, str]:
+    """By discrete site whose observed data is that of others as well, the first of them in the order of the model."""
+    data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
+    for factor in program.factors:
+        for name in factor.dims if factor.site in program.recording.observations else ():
+            data[name].add(factor.site)
+    groups: dict[frozenset[str], list[str]] = {}
+    for name, observed in data.items():
+        groups.setdefault(frozenset(observed), []).append(name)
+    return {name: names[0] for seen, names in groups.items() if seen and len(names) > 1 for name in names}
 
 
 def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natural: Natural, restarts: int) -> Natural:
