@@ -86,7 +86,7 @@ def _derived_block(variable: Variable, recording: Recording) -> Block:
 
 
 def _part(summand: Summand, block: Block, means: Means) -> Part:
-    statistics = tuple(m.statistic for m in summand.moments if m.block is block)
+    statistics = tuple(m.statistic for m in summand.moments if m.block.key == block.key)
     return Part(statistics, lambda point: summand.value(means | {block.key: point}))
 
 
@@ -132,8 +132,39 @@ class Program:
         self.whole_summands, self.part_summands = merged(whole, recording.like), merged(part, recording.like)
         self.summands = self.whole_summands + self.part_summands
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
+        self.blocks = {key: self._with_readers(block) for key, block in self.blocks.items()}
 
     # Compilation.
+
+    def _with_readers(self, block: Block) -> Block:
+        """The block, with every element counted that some log density reads.
+
+        A mask on a latent leaves its prior out of the joint density p, and not what is observed of it. Of such an
+        element p holds the likelihood alone, so the ELBO E_q log p + H(q) bounds the evidence only with the element's
+        entropy in full, and its optimum is the normalized likelihood, or an error where that is improper. An element
+        that no density reads is not in p at all: its entropy has no weight.
+        """
+        if block.mask is None or block.is_point:
+            return block
+        means = self._generic_means()
+        values = self._factor_values(means) if self.factors else []
+        read = [t for f, v in zip(self.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
+        found = [s for s in (*self.summands, *read) if block.key in s.blocks]
+        is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
+        for name, gradient in self._gradients(block, means, found).items():
+            is_read = is_read | (gradient[0] != 0).unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
+        return block.counting(is_read)
+
+    def _generic_means(self) -> Means:
+        """Mean parameters at which no term has a gradient of zero by chance; they mean nothing else."""
+        means: Means = {}
+        for key, block in self.blocks.items():
+            point = block.sites[0].point
+            if point is None:
+                means[key] = self.blank_mean(block, 1).map(_generic)
+            else:
+                means[key] = PointMean(**{VALUE: 1.1 * point.unsqueeze(0)})
+        return self.with_derived(means)
 
     def _discrete_of(self, scored: ScoredSite) -> list[DiscreteSite]:
         """The discrete sites that a density varies with."""
@@ -400,21 +431,24 @@ class Program:
 
     def optimum_of(self, block: Block, means: Means, found: Sequence[Summand]) -> Natural:
         """The natural parameters that a sum of terms gives a block: their gradient in its mean parameters."""
-        key = block.key
-        leaves = means[key].map(lambda t: t.detach().requires_grad_())
-        with torch.enable_grad():
-            total = total_of(found, means | {key: leaves}).sum()
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         fields = {}
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        for name, gradient in self._gradients(block, means, found).items():
             event = block.family.statistics[name]
-            gradient = torch.zeros_like(leaf) if gradient is None else gradient
             gradient = (gradient + gradient.transpose(-1, -2)) / 2 if event == 2 else gradient
             fields[name] = gradient / _widened(block.scale, event)
         return self._guard(block, Natural(**fields))
 
+    def _gradients(self, block: Block, means: Means, found: Sequence[Summand]) -> dict[str, Tensor]:
+        """By statistic, the gradient of a sum of terms in the block's mean parameters."""
+        leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
+        with torch.enable_grad():
+            total = total_of(found, means | {block.key: leaves}).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        pairs = zip(leaves.items(), gradients, strict=True)
+        return {name: torch.zeros_like(leaf) if gradient is None else gradient for (name, leaf), gradient in pairs}
+
     def _guard(self, block: Block, natural: Natural) -> Natural:
-        """Elements that are masked out have no log density; they get a standard distribution, which weighs nothing."""
+        """Elements that no log density reads get a standard distribution, which weighs nothing."""
         if block.mask is None:
             return natural
         mask = block.mask
@@ -472,6 +506,12 @@ class Program:
         if held is not None:
             total, magnitude = total + held.log_normalizer, magnitude + held.magnitude
         return Bound(total, magnitude, held)
+
+
+def _generic(tensor: Tensor) -> Tensor:
+    """The tensor, moved by random amounts that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return 1.1 * tensor + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
 
 
 def _in_subsample(plates: Sequence[Plate]) -> bool:

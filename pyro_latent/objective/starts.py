@@ -137,7 +137,7 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
         raise ModelError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
     means: Means = {k: program.blocks[k].family.mean(state[k]) for k in parents}
     means[block.key] = program.blank_mean(block, restarts)
-    natural = program.optimum_of(block, means, summands)
+    natural = program.optimum_of(block.under_prior(), means, summands)
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
             f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
