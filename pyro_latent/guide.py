@@ -10,7 +10,6 @@ import math
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
@@ -43,32 +42,23 @@ from .objective import (
     responsibilities,
     shaped,
 )
+from .snapshot import Snapshot
 
 
-@dataclass(frozen=True, eq=False)
 class _Call:
-    """The arguments of a call, and the versions of the tensors in it, to tell whether they are the same again."""
+    """The arguments of a recorded call, and what the model saw then, to tell whether it would see the same again."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    versions: tuple[int, ...]
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._args, self._kwargs = args, kwargs
+        self._snapshot = Snapshot(model, args, kwargs)
 
-    @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(args, dict(kwargs), _versions(args, kwargs))
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self._args or self._kwargs)
 
     def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        same = len(args) == len(self.args) and kwargs.keys() == self.kwargs.keys()
-        pairs = [*zip(args, self.args, strict=False), *((v, self.kwargs.get(k)) for k, v in kwargs.items())]
-        return same and all(_same(a, b) for a, b in pairs) and _versions(args, kwargs) == self.versions
-
-
-def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(v._version for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, int | float | str | bool) and type(a) is type(b) and a == b)
+        """Whether a call would see the same; within one run, which passes on the same dict, without looking."""
+        return (args is self._args and kwargs is self._kwargs) or self._snapshot.matches(args, kwargs)
 
 
 class Prepared(NamedTuple):
@@ -168,6 +158,7 @@ class AutoConjugate(AutoGuide):
         self._reading: tuple[Any, Prepared] | None = None
         self._best = 0
         self._revision = 0
+        self._doubted = False
         self._is_loaded = False
         #: Whether q is q(β) q(z | β), the sites of a data plate given a draw of the others, as structured inference
         #: fits it; drivers set it.
@@ -257,10 +248,11 @@ class AutoConjugate(AutoGuide):
         """
         known = self._program
         same = known is not None and known.recording.rescaled == rescale and not known.recording.redraws
+        same = same and not self._doubted
         if known is not None and same and self._call is not None and self._call.matches(args, kwargs):
             state = self._with_params(known, self.state)
             return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
-        fitted = bool(self._layout)
+        fitted = bool(self._layout) and (predict or not self._starts)  # one that waits for its first sweep starts anew
         sites = (
             [*(name for block in self._layout["blocks"] for name in block), *self._layout["discrete"]] if fitted else []
         )
@@ -281,13 +273,19 @@ class AutoConjugate(AutoGuide):
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
         program = Program(recording, self._joint)
-        call = _Call.of(args, kwargs)
+        call = _Call(self.model, args, kwargs)
         if fitted:
             state, layout = self._adopted(program, predict)
             return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
         state, starts = initial_state(program, self._init, self.restarts)
         layout, origins = _layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
+
+    def doubt(self) -> None:
+        """Have the next step record the model anew: drivers do so at the start of a run, for a model may read what no
+        :class:`~pyro_latent.snapshot.Snapshot` sees.
+        """
+        self._doubted = True
 
     def commit(self, prepared: Prepared, state: State, starts: dict[str, Tensor] | None = None) -> None:
         """Take on a prepared call and a state; drivers do so once a step has succeeded."""
@@ -297,6 +295,7 @@ class AutoConjugate(AutoGuide):
             for i, origin in enumerate(prepared.origins.values()):
                 self.register_buffer(f"origin_{i}", origin)
         self.store(state)
+        self._doubted = False
         self._starts = starts or {}
         self._params_seen = _param_versions(prepared.program)
 
@@ -381,9 +380,10 @@ class AutoConjugate(AutoGuide):
         A fitted guide stays as it is: new data is looked at with the globals as they are and its local blocks at their
             optimum.
         """
-        if not args and not kwargs and self._program is not None:
+        bare = not args and not kwargs
+        if bare and self._program is not None and (self._call is None or self._call.has_arguments):
             return self._program, self.state
-        if not args and not kwargs:
+        if bare and self._program is None:
             self._require_state()
             raise ModelError(
                 "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "

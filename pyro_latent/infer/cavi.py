@@ -199,6 +199,7 @@ class CAVI:
         place = Place(self, checkpoint, checkpoint_every, task)
         history = place.history
         converged = exact and _has_settled(history, tol)
+        self.guide.doubt()
         with _recording(place, max_steps, progress, callback) as record:
             while len(history) < max_steps and not converged:
                 record(self._step(args, kwargs))

@@ -151,7 +151,7 @@ class Program:
         read = [t for f, v in zip(self.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
         found = [s for s in (*self.summands, *read) if block.key in s.blocks]
         is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
-        for name, gradient in self._gradients(block, means, found).items():
+        for gradient in self._gradients(block, means, found).values():
             is_read = is_read | (gradient[0] != 0).unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
         return block.counting(is_read)
 
