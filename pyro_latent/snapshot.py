@@ -88,7 +88,7 @@ def _parts(value: Any) -> list[Any] | None:
         return [value.func, value.args, value.keywords]
     if isinstance(value, FunctionType):
         return None if _is_library(value.__module__) else _function_parts(value)
-    if isinstance(value, ModuleType) or isinstance(value, AutoGuide) or type(value).__module__.startswith(_DRIVERS):
+    if isinstance(value, ModuleType | AutoGuide) or type(value).__module__.startswith(_DRIVERS):
         return None
     if isinstance(value, type):
         return None if _is_library(value.__module__) else list(vars(value).values())
