@@ -509,11 +509,11 @@ class AutoConjugate(AutoGuide):
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
         program, state = self.reading(*args, **kwargs)
-        means = program.means(state)
-        held = program.eliminate(means)
-        densities = {n: float(v) for n, v in program.expected_log_joint(means, held).items()}
+        held = program.eliminate(program.means(state))
+        densities = {n: float(v) for n, v in program.expected_log_joint(state, held).items()}
+        exact = program.exactly(state)
         entropies = {
-            key: float(program.entropy_terms(state, means, [key])[0])
+            key: float(program.entropy_terms(*exact, [key])[0])
             for key, block in program.blocks.items()
             if not block.is_point
         }

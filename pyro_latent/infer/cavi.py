@@ -323,7 +323,7 @@ class CAVI:
         values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
         drawn = at_draws(program, state, values, draws, Call(args, kwargs))
         settle(self, drawn, local, LOCAL_STEPS, LOCAL_TOL)
-        elbo = structured_elbo(program, state, program.means(state), drawn, local)
+        elbo = structured_elbo(program, state, drawn, local)
         return float(elbo.mean()), float(elbo.std() / math.sqrt(draws))
 
     # Saving.

@@ -27,7 +27,7 @@ from ..objective import (
 )
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
-ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-7}
 
 
 def check_finite(elbo: Sequence[float]) -> None:

@@ -29,11 +29,13 @@ from .expectation import ExpectedTerm, expect
 from .factors import DiscreteFactor, features_of, make_piece, over_dims, place, product_of
 from .modes import Part, mode
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .summands import Means, State, Summand, canonical, labels_of, merged, renamed, total_of
+from .summands import Means, State, Summand, canonical, cast, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
 _SETTLED = 1e-10
+#: Constants of more elements than this are not kept in float64 beside the dtype of the data.
+_LARGE = 2**22
 
 
 class Held(NamedTuple):
@@ -129,8 +131,15 @@ class Program:
                 summands = part if _in_subsample(scored.plates) else whole
                 summands += [self._summand(scored, t) for t in terms]
         #: The terms of sites outside of subsampled plates, and of those inside.
-        self.whole_summands, self.part_summands = merged(whole, recording.like), merged(part, recording.like)
+        whole, part = merged(whole), merged(part)
+        #: All of them in float64, which the ELBO is computed in: where terms cancel, float32 loses nats. Large ones, by
+        #: datum, are kept in the dtype of the data alone.
+        self.exact_summands = [
+            s if s.constant.numel() <= _LARGE else cast([s], recording.dtype)[0] for s in whole + part
+        ]
+        self.whole_summands, self.part_summands = cast(whole, recording.dtype), cast(part, recording.dtype)
         self.summands = self.whole_summands + self.part_summands
+        self._held_summands: tuple[Held, list[Summand]] | None = None
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
         self.blocks = {key: self._with_readers(block) for key, block in self.blocks.items()}
 
@@ -249,19 +258,26 @@ class Program:
         """The mean parameters of every block, and what the model computes from its points."""
         return self.with_derived({key: block.family.mean(state[key]) for key, block in self.blocks.items()})
 
+    def exactly(self, state: State) -> tuple[State, Means]:
+        """A state and its mean parameters in float64: the ELBO of the state as it stands, without further rounding."""
+        exact = {key: natural.map(Tensor.double) for key, natural in state.items()}
+        return exact, self.means(exact)
+
     def with_derived(self, means: Means, changed: BlockKey | None = None) -> Means:
         """Compute again what depends on points (on one of them, if it is named)."""
         wanted = [v for v in self.derived if changed is None or changed in v.parents]
         if not wanted:
             return means
+        like = next(means[k][VALUE] for k, b in self.blocks.items() if b.is_point)
         points = {k: b.params(Natural(x=means[k][VALUE]))["value"] for k, b in self.blocks.items() if b.is_point}
+        points = {k: p.to(self.recording.dtype) for k, p in points.items()}  # as the model computes
         rows: dict[str, list[Tensor]] = {v.site: [] for v in wanted}
         for start in range(len(next(iter(points.values())))):
             values: dict[str, Tensor] = {str(k): p[start] for k, p in points.items()}
             known: dict[int, Tensor] = {}
             for variable in wanted:
                 assert variable.replay is not None
-                rows[variable.site].append(variable.replay(values, known).to(self.recording.dtype))
+                rows[variable.site].append(variable.replay(values, known).to(like.dtype))
         return means | {name: PointMean(**{VALUE: torch.stack(r)}) for name, r in rows.items()}
 
     def updated(self, means: Means, key: BlockKey, natural: Natural) -> Means:
@@ -298,20 +314,29 @@ class Program:
         starts = max(len(v) for v in values)
         return [v.expand(starts, *v.shape[1:]) for v in values]
 
-    def energy(self, means: Means, held: Held | None) -> Tensor:
+    def energy(self, state: State, held: Held | None) -> Tensor:
         """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
-        total = sum((s.value(means).double() for s in self.summands), torch.zeros((), dtype=torch.float64))
+        means, exact = self.means(state), self.exactly(state)[1]
+        total = sum((s.value(exact).double() for s in self.exact_summands), torch.zeros((), dtype=torch.float64))
         if held is None:
             return total
-        return total + _weighted(self._factor_values(means), held.weights)
+        return total + _weighted(self._factor_values(means), held.weights) + self.unrounded(held, means, exact)
 
     def entropy(self, state: State, held: Held | None) -> Tensor:
         """H(q) for each start, float64."""
-        total = torch.zeros((), dtype=torch.float64) if held is None else held.entropy
-        for key, block in self.blocks.items():
-            weighted = block.weight(block.family.entropy(state[key]))
-            total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
-        return total
+        total = self.entropy_terms(*self.exactly(state), self.blocks)[0]
+        return total if held is None else total + held.entropy
+
+    def unrounded(self, held: Held, means: Means, exact: Means) -> Tensor | float:
+        """What log Z of the discrete sites, computed at mean parameters that are rounded, lacks to that at exact ones.
+
+        The gradient of log Z is the posterior that is held, so the difference is that of the sums over parameters, up
+        to the square of the rounding. It matters: one rounded parameter is rounded alike for all of the data.
+        """
+        if self.recording.dtype == torch.float64:
+            return 0.0
+        found = self.held_summands(held)
+        return sum(s.value(exact) - s.value(means, torch.float64) for s in found)
 
     def log_normalizer(self, means: Means, extra: Sequence[LogFactor]) -> Tensor:
         """log Z of the discrete sites for each start, with more log factors on them."""
@@ -358,12 +383,13 @@ class Program:
     def expected_log_densities(self, means: Means) -> dict[str, Tensor]:
         """By site, the expected log density for each start, over the site's batch shape."""
         found = {}
+        like = next(iter(next(iter(means.values())).values())) if means else self.recording.like
         for scored in self.recording.scored.values():
             total: Tensor | None = None
             for term in usable_terms(scored):
                 expected = expect(term, self.owners, scored.name)
-                constants = [_cast(c, self.recording.like) for c in expected.constants]
-                number = torch.tensor(expected.coefficient, dtype=self.recording.dtype, device=self.recording.device)
+                constants = [_cast(c, like) for c in expected.constants]
+                number = torch.tensor(expected.coefficient, dtype=like.dtype, device=like.device)
                 tensor, labels = product_of(make_piece([(number, ()), *constants], expected.moments), means)
                 part = place(tensor, labels, len(scored.shape))
                 total = part if total is None else total + part
@@ -371,27 +397,30 @@ class Program:
             found[scored.name] = total.expand(total.shape[0], *scored.shape)
         return found
 
-    def expected_log_joint(self, means: Means, held: Held | None) -> dict[str, Tensor]:
+    def expected_log_joint(self, state: State, held: Held | None) -> dict[str, Tensor]:
         """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
+        means, exact = self.means(state), self.exactly(state)[1]
         found: dict[str, Tensor] = {}
-        for name, value in self.expected_log_densities(means).items():
+        for name, value in self.expected_log_densities(exact).items():
             scored = self.recording.scored[name]
-            weighted = value.double() * scored.scale
+            weighted = value * scored.scale
             weighted = weighted if scored.mask is None else torch.where(scored.mask, weighted, 0.0)
             found[name] = weighted.reshape(len(weighted), -1).sum(1)
         if held is not None:
-            values = self._factor_values(means)
-            found |= {
-                f.site: (v * w).flatten(1).sum(1, dtype=torch.float64)
-                for f, v, w in zip(self.factors, values, held.weights, strict=True)
-            }
+            for factor, value, weight in zip(self.factors, self._factor_values(means), held.weights, strict=True):
+                total = (value * weight).flatten(1).sum(1, dtype=torch.float64)
+                sums = factor.summands(weight)
+                found[factor.site] = total + sum(s.value(exact) - s.value(means, torch.float64) for s in sums)
         return found
 
     def held_summands(self, held: Held | None) -> list[Summand]:
         """The discrete factors as sums over parameters, their posterior held fixed."""
         if held is None:
             return []
-        return [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+        if self._held_summands is None or self._held_summands[0] is not held:
+            found = [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+            self._held_summands = (held, found)
+        return self._held_summands[1]
 
     def optimum(
         self, key: BlockKey, means: Means, held: Sequence[Summand], summary: Sequence[Summand] | None = None
@@ -498,13 +527,15 @@ class Program:
         ``held``: or at this posterior of theirs, held at the same mean parameters.
         """
         held = held or self.eliminate(means)
-        total, magnitude = self.entropy_terms(state, means, self.blocks)
-        for summand in self.summands:
-            value = summand.value(means).double()
+        exact_state, exact = self.exactly(state)
+        total, magnitude = self.entropy_terms(exact_state, exact, self.blocks)
+        for summand in self.exact_summands:
+            value = summand.value(exact).double()
             total = total + value
             magnitude = magnitude + value.abs()
         if held is not None:
-            total, magnitude = total + held.log_normalizer, magnitude + held.magnitude
+            total = total + held.log_normalizer + self.unrounded(held, means, exact)
+            magnitude = magnitude + held.magnitude
         return Bound(total, magnitude, held)
 
 
