@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from .errors import DataError, ModelError
-from .families import Natural
+from .families import FAMILIES, JOINT_FAMILIES, Natural
+from .families.point import Point
 from .handlers import record
 from .objective import (
     Block,
@@ -502,9 +503,19 @@ class AutoConjugate(AutoGuide):
         return {name: torch.stack([quantile(d, float(q)) for q in quantiles]) for name, d in found.items()}
 
     def elbo(self, *args: Any, **kwargs: Any) -> float:
-        """The exact ELBO, in nats, of the current posterior."""
+        """The exact ELBO, in nats, of the current posterior.
+
+        Raises:
+            DataError: if it is not finite.
+        """
         program, state = self.reading(*args, **kwargs)
-        return float(program.bound(state, program.means(state)).elbo)
+        value = float(program.bound(state, program.means(state)).elbo)
+        if not math.isfinite(value):
+            raise DataError(
+                f"Expected data whose ELBO is a number in {program.recording.dtype}; got {value}. Values as large as "
+                "these overflow when they are squared: divide the data by their scale."
+            )
+        return value
 
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
@@ -558,6 +569,13 @@ class AutoConjugate(AutoGuide):
 
     # Saving.
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> AutoConjugate:
+        """What ``.to()``, ``.float()`` and ``.double()`` do; ``.half()`` and ``.bfloat16()`` are an error."""
+        for buffer in self.buffers():
+            _check_dtype(fn(buffer[:0] if buffer.ndim else buffer).dtype)
+        moved: AutoConjugate = super()._apply(fn, *args, **kwargs)
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not the recorded programs, which are made anew at the next call."""
         return self.__dict__ | {"master": None, "_program": None, "_call": None, "_reading": None}
@@ -574,6 +592,7 @@ class AutoConjugate(AutoGuide):
         extra = state_dict.get(prefix + "_extra_state")
         if extra and extra["layout"]:
             layout = extra["layout"]
+            _check_state(layout, {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)})
             if self._layout and layout["blocks"] != self._layout["blocks"]:
                 raise ModelError(
                     f"Expected a state of the blocks {self._layout['blocks']}; got one of {layout['blocks']}."
@@ -589,6 +608,39 @@ class AutoConjugate(AutoGuide):
             self._is_loaded = True
             self._revision += 1
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_state(layout: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """A saved state is one of proper distributions.
+
+    Raises:
+        ModelError: naming the first block that is not.
+    """
+    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+    for i, names in enumerate(layout["blocks"]):
+        family = families.get(layout["families"][i])
+        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
+        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
+        if len(natural) < len(fields):
+            continue  # torch names what is missing
+        _check_dtype(next(iter(natural.values())).dtype)
+        proper = family is None or bool(family.in_domain(natural).all())
+        if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
+            raise ModelError(
+                f"Expected a saved state of proper distributions; got natural parameters of {', '.join(names)!r} that "
+                f"are not finite, or outside the domain of {layout['families'][i]}. Save the guide again, or fit it "
+                "anew."
+            )
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    """The mathematics needs 24 bits.
+
+    Raises:
+        DataError: for half precision.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
 
 
 def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
