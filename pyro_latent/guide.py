@@ -125,8 +125,11 @@ class AutoConjugate(AutoGuide):
             ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
             Every ``pyro.param`` of the model is a point estimate too, by maximum likelihood.
 
-    Blocks in subsampled plates, in plates of observed sites, and those whose site has ``infer={"local": True}`` (the
-    proportions of a document, say) belong to the data at hand: they are fitted anew to new data, and first in a sweep.
+    Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
+    ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to
+    new data, and first in a sweep. The others are global, and stay. Where some observations share an element, and
+    others another, new data of the same size may be of the same groups or of others: the model says which by
+    ``infer={"local": True}`` or ``False``; data of another size is of others.
 
     Raises:
         ModelError, DataError, NotConjugateError: at the first call, which records the model.
@@ -336,7 +339,9 @@ class AutoConjugate(AutoGuide):
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:
-            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+            local = [k for k in program.blocks if program.is_local(k) or k in changed]
+            _check_told(program, [k for k in program.blocks if program.is_shared(k) and k not in local])
+            state = program.settled(state, local)
         return state, {**self._layout, "shapes": shapes}
 
     def _check_structure(self, program: Program) -> None:
@@ -355,7 +360,7 @@ class AutoConjugate(AutoGuide):
                 )
         for block, old in zip(blocks, self._layout["shapes"], strict=True):
             new = [list(s.shape) for s in block.sites]
-            if new != old and not program.is_local(block.key):
+            if new != old and not program.is_local(block.key) and not program.is_shared(block.key):
                 raise ModelError(
                     f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
                     f"Make a new guide."
@@ -608,6 +613,21 @@ class AutoConjugate(AutoGuide):
             self._is_loaded = True
             self._revision += 1
         super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _check_told(program: Program, keys: Sequence[BlockKey]) -> None:
+    """New data is read with globals as they are, and locals of its own.
+
+    Raises:
+        ModelError: naming the blocks that may be either.
+    """
+    if keys:
+        labels = ", ".join(program.blocks[key].label for key in keys)
+        raise ModelError(
+            f"Expected to know whether {labels!r} stays as it is for new data; got a site that some observations share "
+            'in a plate of theirs. Write infer={"local": False} at it if the new data has the same elements, as of '
+            'features, and infer={"local": True} if it has others, as of new groups or items.'
+        )
 
 
 def _check_state(layout: dict[str, Any], tensors: dict[str, Any]) -> None:

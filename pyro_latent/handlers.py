@@ -370,7 +370,7 @@ class RecordMessenger(Messenger):
             mask,
             update,
             origin,
-            local=bool(msg["infer"].get("local")),
+            local=msg["infer"].get("local"),
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)

@@ -94,6 +94,7 @@ class MemoisedSteps:
                 f"Expected a plate that says how much data there is in all, for this is piece {len(self.pieces) + 1}; "
                 'got none. Write pyro.plate("data", size, subsample_size=len(piece)).'
             )
+        _check_apart(program)
         written = [b.label for b in program.blocks.values() if b.update is not None and not program.in_subsample(b.key)]
         if written and program.recording.is_subsample:
             raise ModelError(

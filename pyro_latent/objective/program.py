@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -238,15 +239,48 @@ class Program:
         )
 
     def is_local(self, key: BlockKey) -> bool:
-        """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, in a plate of
-        the data, or the model says so.
+        """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, each
+        observation has an element of its own, or the model says so.
         """
         if self.recording.is_subsample:
             return self.in_subsample(key)
-        if any(s.local for s in self.blocks[key].sites):
-            return True
-        data = {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
-        return any(p.name in data for s in self.blocks[key].sites for p in s.plates)
+        said = [s.local for s in self.blocks[key].sites if s.local is not None]
+        return any(said) if said else key in self._own[0]
+
+    def is_shared(self, key: BlockKey) -> bool:
+        """Whether nobody can tell whether a block belongs to the data at hand: several observations share an element
+        of it, and others another, as rows share a group's mean, or all items that of a feature; and the model does not
+        say.
+        """
+        said = any(s.local is not None for s in self.blocks[key].sites)
+        return not said and not self.recording.is_subsample and key in self._own[1] - self._own[0]
+
+    @cached_property
+    def _own(self) -> tuple[set[BlockKey], set[BlockKey]]:
+        """The blocks of which each observation has an element of its own, and those of which only some of them do.
+
+        What a latent with an own element for each observation reads in turn element by element, an observation reads.
+        """
+        scored = self.recording.scored
+        data = [s.name for s in scored.values() if s.observed and s.plates]
+        own: set[BlockKey] = set()
+        shared: set[BlockKey] = set()
+        for name in data:  # grows on the way
+            dims = {p.dim for p in scored[name].plates}
+            for factor in (f for t in usable_terms(scored[name]) for f in t.factors):
+                site = self.recording.latents.get(factor.variable.site)
+                if site is None or site.is_param:
+                    continue
+                read = {a for a in factor.axes if isinstance(a, int) and a < 0}
+                read |= {p.dim for p in site.plates if p.size == 1}
+                key = self.owners[site.name][0].key
+                (own if read >= dims else shared if read & dims else set()).add(key)
+                if read >= dims and site.name not in data:
+                    data.append(site.name)
+            for site in self._discrete_of(scored[name]):
+                if {p.dim for p in site.plates} >= dims and site.name not in data:
+                    data.append(site.name)
+        return own, shared
 
     def in_subsample(self, key: BlockKey) -> bool:
         """Whether a block lies in a subsampled plate, so that it is of the minibatch at hand only."""

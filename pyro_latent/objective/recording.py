@@ -37,7 +37,7 @@ class LatentSite:
 
     ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
-    ``local``: the model says that it belongs to the data at hand.
+    ``local``: whether the model says that it belongs to the data at hand, or that it does not; None: it says nothing.
     """
 
     name: str
@@ -52,7 +52,7 @@ class LatentSite:
     point: Tensor | None = None
     constraint: Any = None
     is_param: bool = False
-    local: bool = False
+    local: bool | None = None
 
     @property
     def shape(self) -> torch.Size:
