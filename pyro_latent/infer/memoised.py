@@ -147,6 +147,27 @@ class MemoisedSteps:
         self._level = None if state["level"] is None else (_LOADED, list(state["level"]))
 
 
+def _check_apart(program: Program) -> None:
+    """Pieces have no local block in common.
+
+    Raises:
+        ModelError: naming the blocks that several pieces would share, each with a value of its own.
+    """
+    shared: set[str] = set()
+    for scored in program.recording.scored.values():
+        parts = {p.dim for p in scored.plates if p.is_subsample}
+        latents = [] if scored.density is None else sorted(scored.density.sites & set(program.recording.latents))
+        for site in (program.recording.latents[name] for name in latents):
+            own = {p.dim for p in site.plates if p.is_subsample}
+            shared |= {site.name} if own and parts - own else set()
+    if shared:
+        raise ModelError(
+            f"Expected pieces that share no latent; got {', '.join(sorted(shared))!r}, which lies in one of several "
+            "subsampled plates that cross, so that pieces along the others have it in common. Subsample one plate, or "
+            "write CAVI(model, guide, step_size=RobbinsMonro())."
+        )
+
+
 def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
     """The ELBO of all pieces for each start, and the size of what it sums."""
     state, means = program.exactly(sweep.state)
