@@ -11,7 +11,6 @@ import sys
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import pyro
@@ -24,7 +23,8 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from .errors import DataError, ModelError
-from .families import Natural
+from .families import FAMILIES, JOINT_FAMILIES, Natural
+from .families.point import Point
 from .handlers import record
 from .objective import (
     Block,
@@ -47,32 +47,23 @@ from .objective import (
     responsibilities,
     shaped,
 )
+from .snapshot import Snapshot
 
 
-@dataclass(frozen=True, eq=False)
 class _Call:
-    """The arguments of a call, and the versions of the tensors in it, to tell whether they are the same again."""
+    """The arguments of a recorded call, and what the model saw then, to tell whether it would see the same again."""
 
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
-    versions: tuple[int, ...]
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._args, self._kwargs = args, kwargs
+        self._snapshot = Snapshot(model, args, kwargs)
 
-    @staticmethod
-    def of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> _Call:
-        return _Call(args, dict(kwargs), _versions(args, kwargs))
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self._args or self._kwargs)
 
     def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-        same = len(args) == len(self.args) and kwargs.keys() == self.kwargs.keys()
-        pairs = [*zip(args, self.args, strict=False), *((v, self.kwargs.get(k)) for k, v in kwargs.items())]
-        return same and all(_same(a, b) for a, b in pairs) and _versions(args, kwargs) == self.versions
-
-
-def _versions(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[int, ...]:
-    return tuple(v._version for v in (*args, *kwargs.values()) if isinstance(v, Tensor))
-
-
-def _same(a: Any, b: Any) -> bool:
-    return a is b or (isinstance(a, int | float | str | bool) and type(a) is type(b) and a == b)
+        """Whether a call would see the same; within one run, which passes on the same dict, without looking."""
+        return (args is self._args and kwargs is self._kwargs) or self._snapshot.matches(args, kwargs)
 
 
 class Prepared(NamedTuple):
@@ -141,8 +132,11 @@ class AutoConjugate(AutoGuide):
             all discrete sites is exact, given the continuous ones; where elements of one site meet (``z[i]`` against
             ``z[j]``) and their joint is not affordable, they become independent by themselves, with a warning.
 
-    Blocks in subsampled plates, in plates of observed sites, and those whose site has ``infer={"local": True}`` (the
-    proportions of a document, say) belong to the data at hand: they are fitted anew to new data, and first in a sweep.
+    Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
+    ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to
+    new data, and first in a sweep. The others are global, and stay. Where some observations share an element, and
+    others another, new data of the same size may be of the same groups or of others: the model says which by
+    ``infer={"local": True}`` or ``False``; data of another size is of others.
 
     Raises:
         ModelError, DataError, NotConjugateError: at the first call, which records the model.
@@ -177,6 +171,7 @@ class AutoConjugate(AutoGuide):
         self._reading: tuple[Any, Prepared] | None = None
         self._best = 0
         self._revision = 0
+        self._doubted = False
         self._is_loaded = False
         #: Whether q is q(β) q(z | β), the sites of a data plate given a draw of the others, as structured inference
         #: fits it; drivers set it.
@@ -266,10 +261,11 @@ class AutoConjugate(AutoGuide):
         """
         known = self._program
         same = known is not None and known.recording.rescaled == rescale and not known.recording.redraws
+        same = same and not self._doubted
         if known is not None and same and self._call is not None and self._call.matches(args, kwargs):
             state = self._with_params(known, self.state)
             return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
-        fitted = bool(self._layout)
+        fitted = bool(self._layout) and (predict or not self._starts)  # one that waits for its first sweep starts anew
         sites = (
             [*(name for block in self._layout["blocks"] for name in block), *self._layout["discrete"]] if fitted else []
         )
@@ -290,7 +286,7 @@ class AutoConjugate(AutoGuide):
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
         program = Program(recording, self._joint, self._mean_field_of(recording))
-        call = _Call.of(args, kwargs)
+        call = _Call(self.model, args, kwargs)
         if fitted:
             state, layout = self._adopted(program, predict)
             return Prepared(program, self._with_params(program, state), {}, layout, self.origins, call)
@@ -304,6 +300,12 @@ class AutoConjugate(AutoGuide):
         blocks = [name for block in self._layout.get("blocks", []) for name in block]
         return [name for name in recording.discrete if name in self.mean_field or name in blocks]
 
+    def doubt(self) -> None:
+        """Have the next step record the model anew: drivers do so at the start of a run, for a model may read what no
+        :class:`~pyro_latent.snapshot.Snapshot` sees.
+        """
+        self._doubted = True
+
     def commit(self, prepared: Prepared, state: State, starts: dict[str, Tensor] | None = None) -> None:
         """Take on a prepared call and a state; drivers do so once a step has succeeded."""
         if prepared.program is not self._program:
@@ -312,6 +314,7 @@ class AutoConjugate(AutoGuide):
             for i, origin in enumerate(prepared.origins.values()):
                 self.register_buffer(f"origin_{i}", origin)
         self.store(state)
+        self._doubted = False
         self._starts = starts or {}
         self._params_seen = _param_versions(prepared.program)
 
@@ -351,7 +354,9 @@ class AutoConjugate(AutoGuide):
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:
-            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+            local = [k for k in program.blocks if program.is_local(k) or k in changed]
+            _check_told(program, [k for k in program.blocks if program.is_shared(k) and k not in local])
+            state = program.settled(state, local)
         return state, {**self._layout, "shapes": shapes}
 
     def _check_structure(self, program: Program) -> None:
@@ -370,7 +375,7 @@ class AutoConjugate(AutoGuide):
                 )
         for block, old in zip(blocks, self._layout["shapes"], strict=True):
             new = [list(s.shape) for s in block.sites]
-            if new != old and not program.is_local(block.key):
+            if new != old and not program.is_local(block.key) and not program.is_shared(block.key):
                 raise ModelError(
                     f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
                     f"Make a new guide."
@@ -396,9 +401,10 @@ class AutoConjugate(AutoGuide):
         A fitted guide stays as it is: new data is looked at with the globals as they are and its local blocks at their
             optimum.
         """
-        if not args and not kwargs and self._program is not None:
+        bare = not args and not kwargs
+        if bare and self._program is not None and (self._call is None or self._call.has_arguments):
             return self._program, self.state
-        if not args and not kwargs:
+        if bare and self._program is None:
             self._require_state()
             raise ModelError(
                 "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
@@ -534,18 +540,28 @@ class AutoConjugate(AutoGuide):
         return {name: torch.stack([quantile(d, float(q)) for q in quantiles]) for name, d in found.items()}
 
     def elbo(self, *args: Any, **kwargs: Any) -> float:
-        """The exact ELBO, in nats, of the current posterior."""
+        """The exact ELBO, in nats, of the current posterior.
+
+        Raises:
+            DataError: if it is not finite.
+        """
         program, state = self.reading(*args, **kwargs)
-        return float(program.bound(state, program.means(state)).elbo)
+        value = float(program.bound(state, program.means(state)).elbo)
+        if not math.isfinite(value):
+            raise DataError(
+                f"Expected data whose ELBO is a number in {program.recording.dtype}; got {value}. Values as large as "
+                "these overflow when they are squared: divide the data by their scale."
+            )
+        return value
 
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
         program, state = self.reading(*args, **kwargs)
-        means = program.means(state)
-        held = program.eliminate(means)
-        densities = {n: float(v) for n, v in program.expected_log_joint(means, held).items()}
+        held = program.eliminate(program.means(state))
+        densities = {n: float(v) for n, v in program.expected_log_joint(state, held).items()}
+        exact = program.exactly(state)
         entropies = {
-            key: float(program.entropy_terms(state, means, [key])[0])
+            key: float(program.entropy_terms(*exact, [key])[0])
             for key, block in program.blocks.items()
             if not block.is_point
         }
@@ -593,6 +609,13 @@ class AutoConjugate(AutoGuide):
 
     # Saving.
 
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> AutoConjugate:
+        """What ``.to()``, ``.float()`` and ``.double()`` do; ``.half()`` and ``.bfloat16()`` are an error."""
+        for buffer in self.buffers():
+            _check_dtype(fn(buffer[:0] if buffer.ndim else buffer).dtype)
+        moved: AutoConjugate = super()._apply(fn, *args, **kwargs)
+        return moved
+
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not the recorded programs, which are made anew at the next call."""
         return self.__dict__ | {"master": None, "_program": None, "_call": None, "_reading": None}
@@ -609,6 +632,7 @@ class AutoConjugate(AutoGuide):
         extra = state_dict.get(prefix + "_extra_state")
         if extra and extra["layout"]:
             layout = extra["layout"]
+            _check_state(layout, {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)})
             if self._layout and layout["blocks"] != self._layout["blocks"]:
                 raise ModelError(
                     f"Expected a state of the blocks {self._layout['blocks']}; got one of {layout['blocks']}."
@@ -636,6 +660,54 @@ def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
             "to ask for it.",
             stacklevel=2,
         )
+
+
+def _check_told(program: Program, keys: Sequence[BlockKey]) -> None:
+    """New data is read with globals as they are, and locals of its own.
+
+    Raises:
+        ModelError: naming the blocks that may be either.
+    """
+    if keys:
+        labels = ", ".join(program.blocks[key].label for key in keys)
+        raise ModelError(
+            f"Expected to know whether {labels!r} stays as it is for new data; got a site that some observations share "
+            'in a plate of theirs. Write infer={"local": False} at it if the new data has the same elements, as of '
+            'features, and infer={"local": True} if it has others, as of new groups or items.'
+        )
+
+
+def _check_state(layout: dict[str, Any], tensors: dict[str, Any]) -> None:
+    """A saved state is one of proper distributions.
+
+    Raises:
+        ModelError: naming the first block that is not.
+    """
+    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+    for i, names in enumerate(layout["blocks"]):
+        family = families.get(layout["families"][i])
+        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
+        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
+        if len(natural) < len(fields):
+            continue  # torch names what is missing
+        _check_dtype(next(iter(natural.values())).dtype)
+        proper = family is None or bool(family.in_domain(natural).all())
+        if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
+            raise ModelError(
+                f"Expected a saved state of proper distributions; got natural parameters of {', '.join(names)!r} that "
+                f"are not finite, or outside the domain of {layout['families'][i]}. Save the guide again, or fit it "
+                "anew."
+            )
+
+
+def _check_dtype(dtype: torch.dtype) -> None:
+    """The mathematics needs 24 bits.
+
+    Raises:
+        DataError: for half precision.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
 
 
 def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:

@@ -28,7 +28,7 @@ import math
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
@@ -41,7 +41,7 @@ from torch import Tensor
 
 from .errors import DataError, LatentValueError, ModelError, NotConjugateError
 from .expressions import Expression, RandomTensor
-from .expressions.terms import is_position
+from .expressions.terms import Axis, Factor, is_position
 from .objective import DiscreteSite, LatentSite, Plate, Program, Recording, ScoredSite
 from .objective.data import (
     base_constraint,
@@ -150,6 +150,8 @@ class RecordMessenger(Messenger):
         self.nesting = 0
         self.found_origins: dict[str, Tensor] = {}
         self.own_data: dict[str, Tensor] = {}
+
+        self.locations: dict[str, _Location] = {}
         self.classes: dict[str, type] = {}
         self.dtypes: set[torch.dtype] = set()
 
@@ -283,7 +285,7 @@ class RecordMessenger(Messenger):
             self.dtypes |= dtypes_of(placeholder_distribution(fn))
             if msg["is_observed"]:
                 self.observations[name] = msg["value"]
-                self._find_origin(msg)
+            self._find_origins(msg)
             return
         base, _, masks = unwrap(fn)
         _check_weights(name, msg["scale"], [msg["mask"], *masks])
@@ -310,33 +312,36 @@ class RecordMessenger(Messenger):
         if self.max_plate_nesting is None or self.is_alone:
             check_shape(name, msg["fn"], value, plates)
 
-    def _find_origin(self, msg: Any) -> None:
-        """Measure a latent that is a location of the data from the data's mean.
+    def _find_origins(self, msg: Any) -> None:
+        """Measure the latent that is a location of the data, and the locations above it, from the data's mean.
 
         Differences between data and location are then taken before squares, so data far from zero loses no digits.
         """
-        base = unwrap(msg["fn"])[0]
-        value, located = msg["value"], ("loc" if family_class(base) in _LOCATED else None)
-        if located is None or not isinstance(base, RandomDistribution) or not value.is_floating_point():
+        location = _location_of(msg)
+        if not msg["is_observed"]:
+            if location is not None:
+                self.locations[msg["name"]] = location
+        elif location is not None and msg["value"].is_floating_point():
+            self._measure(location, msg["value"])
+
+    def _measure(self, location: _Location, value: Tensor) -> None:
+        """Give the latent in a location the mean of a value, and go on from there to the latent's own location.
+
+        In a sum of latents, as of an intercept and effects, the one with the fewest elements is measured.
+        """
+        factors = [f for f in location.latents() if self.classes.get(f.variable.site) in _LOCATED]
+        if not factors or any(f.variable.site in self.found_origins for f in factors):
             return
-        location = base.arguments.get(located)
-        if not isinstance(location, RandomTensor) or location.expression.opacity or location.expression.pieces:
-            return
-        for term in location.expression.terms:
-            if term.constants or term.coefficient != 1 or len(term.factors) != 1 or term.factors[0].power != 1:
-                continue
-            (factor,) = term.factors
-            site = factor.variable.site
-            if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
-                continue
-            if len([a for a in factor.axes if isinstance(a, int) and is_position(a)]) == value.ndim:
-                self.own_data.setdefault(site, mean_over(value, factor.axes))
-                continue  # one latent for each observation: its own data is no common origin, but where it starts
-            parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
-            gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
-            origin = mean_over(value, factor.axes)
-            self.found_origins[site] = origin.mean(gone, keepdim=True) if gone else origin
-            return
+        factor = min(factors, key=lambda f: f.variable.shape.numel())
+        mean = mean_over(value, factor.axes)
+        origin = _common(mean, factor.axes, location, value)
+        if origin is not None:
+            self.found_origins[factor.variable.site] = origin
+        else:  # one latent for each observation: its own data is no common origin, but where it starts
+            self.own_data.setdefault(factor.variable.site, mean)
+        above = self.locations.get(factor.variable.site)
+        if above is not None:
+            self._measure(above, mean.expand(factor.variable.shape))
 
     def _plate(self, frame: Any) -> Plate:
         subsample = self.subsamples.get(frame.name)
@@ -373,7 +378,7 @@ class RecordMessenger(Messenger):
             mask,
             update,
             origin,
-            local=bool(msg["infer"].get("local")),
+            local=msg["infer"].get("local"),
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
@@ -435,6 +440,46 @@ def _is_part(frame: Any) -> bool:
 
 #: Distributions with an argument that moves with the data.
 _LOCATED = (dist.Normal, dist.MultivariateNormal)
+
+
+class _Location(NamedTuple):
+    """The location of a site as an expression, with the site's event dimensions and those of its subsampled plates."""
+
+    expression: Expression
+    event_dim: int
+    parts: list[int]
+
+    def latents(self) -> list[Factor]:
+        """The latents that it is a sum of, each with coefficient one, beside other terms."""
+        plain = [t for t in self.expression.terms if not t.constants and t.coefficient == 1 and len(t.factors) == 1]
+        return [t.factors[0] for t in plain if t.factors[0].power == 1 and t.factors[0].function == "x"]
+
+
+def _location_of(msg: Any) -> _Location | None:
+    """The location of a site that has one, where it is computed of latents."""
+    base = unwrap(msg["fn"])[0]
+    if family_class(base) not in _LOCATED or not isinstance(base, RandomDistribution):
+        return None
+    location = base.arguments.get("loc")
+    if not isinstance(location, RandomTensor) or location.expression.opacity or location.expression.pieces:
+        return None
+    event = len(msg["fn"].event_shape)
+    return _Location(location.expression, event, [f.dim - event for f in msg["cond_indep_stack"] if _is_part(f)])
+
+
+def _common(mean: Tensor, axes: tuple[Axis, ...], location: _Location, value: Tensor) -> Tensor | None:
+    """The mean that elements of a latent share: over the plates that hold a part of the data, and over all plates where
+    each datum has an element of its own, for that is no mean; None where that leaves one datum alone.
+    """
+    batch = [
+        i for i, axis in enumerate(axes) if isinstance(axis, int) and is_position(axis) and axis < -location.event_dim
+    ]
+    gone = [i for i in batch if axes[i] in location.parts]
+    if len([a for a in axes if isinstance(a, int) and is_position(a)]) == value.ndim:
+        if not batch:
+            return None
+        gone = batch
+    return mean.mean(gone, keepdim=True) if gone else mean
 
 
 @contextmanager
@@ -558,7 +603,7 @@ def record(
     Args:
         model: a Pyro model; the other arguments are its own.
         origins: by site, a constant that the latent is measured from, for exact differences from data far from zero;
-            by default the mean of the data that the latent is a location of.
+            by default the mean of the data that the latent is a location of, or a location of such a location.
         point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate":
             "point"}``.
         known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.

@@ -904,9 +904,9 @@ def test_wrong_arguments_of_fit_are_errors(digits: Tensor) -> None:
     vae = VAE((8, 8), 2, hidden=(8,))
     wrong: list[dict[str, Any]] = [{"epochs": 0}, {"epochs": -1}, {"epochs": 1.5}, {"batch_size": 0}]
     wrong += [{"batch_size": 10.5}, {"num_particles": 0}, {"num_particles": 1.5}]
-    for bad in [*wrong, {"learning_rate": 0.0}, {"checkpoint_every": 0}]:
+    for bad in [*wrong, {"learning_rate": 0.0}, {"learning_rate": math.inf}, {"checkpoint_every": 0}]:
         (name,) = bad
-        least = "> 0" if name == "learning_rate" else "to be an integer of at least 1"
+        least = "> 0 and finite" if name == "learning_rate" else "to be an integer of at least 1"
         with pytest.raises(ValueError, match=rf"Expected {name} {least}; got .*\. Write {name}="):
             fit(vae, digits, **bad)
     with pytest.raises(ValueError, match="Expected epochs to be an integer of at least 0; got -1"):

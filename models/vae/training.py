@@ -149,8 +149,8 @@ def fit(
     check_count("epochs", epochs, least)
     check_count("batch_size", batch_size)
     check_count("checkpoint_every", checkpoint_every)
-    if not learning_rate > 0:
-        raise ValueError(f"Expected learning_rate > 0; got {learning_rate}. Write learning_rate=1e-3.")
+    if not 0 < learning_rate < math.inf:
+        raise ValueError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
     if validation is not None:
         vae.check_values(validation)

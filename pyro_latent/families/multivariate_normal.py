@@ -9,7 +9,17 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from .base import Family, Mean, Moment, Natural, Params
-from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
+from .matrices import (
+    expand_batch,
+    inverse,
+    is_positive_definite,
+    is_well_conditioned,
+    log_determinant,
+    matvec,
+    outer,
+    solve,
+    symmetrise,
+)
 
 
 class MultivariateNormal(Family):
@@ -31,20 +41,20 @@ class MultivariateNormal(Family):
 
     def log_normalizer(self, natural: Natural) -> Tensor:
         precision = -2 * natural.xx
-        square = (natural.x * matvec(inverse(precision), natural.x)).sum(-1)
+        square = (natural.x * solve(precision, natural.x)).sum(-1)
         return 0.5 * (square - log_determinant(precision) + natural.x.shape[-1] * math.log(2 * math.pi))
 
     def mean(self, natural: Natural) -> Mean:
-        covariance = inverse(-2 * natural.xx)
-        loc = matvec(covariance, natural.x)
-        return Mean(x=loc, xx=outer(loc, loc) + covariance)
+        precision = -2 * natural.xx
+        loc = solve(precision, natural.x)
+        return Mean(x=loc, xx=outer(loc, loc) + inverse(precision))
 
     def from_mean(self, mean: Mean) -> Natural:
         return self.from_params({"loc": mean.x, "covariance_matrix": symmetrise(mean.xx) - outer(mean.x, mean.x)})
 
     def to_params(self, natural: Natural) -> Params:
-        covariance = inverse(-2 * natural.xx)
-        return {"loc": matvec(covariance, natural.x), "covariance_matrix": covariance}
+        precision = -2 * natural.xx
+        return {"loc": solve(precision, natural.x), "covariance_matrix": inverse(precision)}
 
     def from_params(self, params: Params) -> Natural:
         precision = inverse(params["covariance_matrix"])
@@ -52,7 +62,8 @@ class MultivariateNormal(Family):
         return Natural(**expand_batch(fields, self.statistics))
 
     def in_domain(self, natural: Natural) -> Tensor:
-        return is_positive_definite(-natural.xx) & natural.x.isfinite().all(-1)
+        precision = -2 * natural.xx
+        return is_positive_definite(precision) & is_well_conditioned(precision) & natural.x.isfinite().all(-1)
 
     def distribution(self, params: Params) -> Any:
         return dist.MultivariateNormal(params["loc"], params["covariance_matrix"])

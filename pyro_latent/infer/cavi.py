@@ -234,6 +234,7 @@ class CAVI:
         place = Place(self, checkpoint, checkpoint_every, task)
         history = place.history
         converged = exact and _has_settled(history, tol)
+        self.guide.doubt()
         with _recording(place, max_steps, progress, callback) as record:
             while len(history) < max_steps and not converged:
                 record(self._step(args, kwargs))
@@ -357,7 +358,7 @@ class CAVI:
         values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
         drawn = at_draws(program, state, values, draws, Call(args, kwargs))
         settle(self, drawn, local, LOCAL_STEPS, LOCAL_TOL)
-        elbo = structured_elbo(program, state, program.means(state), drawn, local)
+        elbo = structured_elbo(program, state, drawn, local)
         return float(elbo.mean()), float(elbo.std() / math.sqrt(draws))
 
     # Saving.
@@ -529,27 +530,41 @@ class CAVI:
             slack = [rounding_of(m, sweep.program.recording.dtype) for m in magnitude]
             falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]
             if falls:
+                culprit = self._culprit(sweep, before, state)
                 raise ElboDecreaseError(
                     f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats, by the update of "
-                    f"{self._culprit(sweep, before, state)}. If that update is hand-written, check_updates compares "
-                    f"it with the "
-                    "derived one. The guide is as before the step."
+                    f"{_label_of(sweep.program, culprit)}. {_advice(sweep.program, culprit)} The guide is as before "
+                    "the step."
                 )
         return elbo
 
-    def _culprit(self, sweep: Sweep, before: _Memory, state: State) -> str:
-        """The block whose update lowers the ELBO most, one at a time."""
+    def _culprit(self, sweep: Sweep, before: _Memory, state: State) -> BlockKey | None:
+        """The block whose update lowers the ELBO most, one at a time; None for the discrete sites."""
         again = Sweep(sweep.program, state, sweep.call, before.bound.held)
         level = before.bound.elbo
-        drops: dict[str, float] = {}
+        drops: dict[BlockKey | None, float] = {}
         for key in self.sites(sweep.program):
             again.visit(key)
             now = again.bound().elbo
-            drops["the discrete sites" if key is None else repr(sweep.program.blocks[key].label)] = float(
-                (level - now).max()
-            )
+            drops[key] = float((level - now).max())
             level = now
         return max(drops, key=drops.__getitem__)
+
+
+def _label_of(program: Program, key: BlockKey | None) -> str:
+    return "the discrete sites" if key is None else repr(program.blocks[key].label)
+
+
+def _advice(program: Program, key: BlockKey | None) -> str:
+    """What to do about an update that lowered the ELBO."""
+    updates = [s.update for s in program.discrete] if key is None else [program.blocks[key].update]
+    if any(update is not None for update in updates):
+        return "It is hand-written: check_updates compares it with the derived one."
+    wider = "" if program.recording.dtype == torch.float64 else ", or use float64"
+    return (
+        "It is derived, so digits were lost: data or columns of a design far from zero, beside their spread, cancel. "
+        f"Subtract their means and divide by their standard deviations, mend outliers{wider}."
+    )
 
 
 def _steps(

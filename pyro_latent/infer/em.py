@@ -182,15 +182,13 @@ class EM(CAVI):
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
         program, held = self._last(args, kwargs)
-        means = program.means(self.guide.state)
-        return float(program.energy(means, held)[self.guide.best])
+        return float(program.energy(self.guide.state, held)[self.guide.best])
 
     def free_energy(self, *args: Any, **kwargs: Any) -> float:
         """F(q, θ) = Q(θ) + H(q), in nats: a lower bound on log p(x | θ), and equal to it right after an E-step."""
         program, held = self._last(args, kwargs)
         state = self.guide.state
-        entropy = program.entropy(state, held)
-        return float((program.energy(program.means(state), held) + entropy)[self.guide.best])
+        return float((program.energy(state, held) + program.entropy(state, held))[self.guide.best])
 
     def log_likelihood(self, *args: Any, **kwargs: Any) -> float:
         """log p(x | θ), in nats, of a model whose latents are all discrete or points.

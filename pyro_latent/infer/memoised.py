@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, Summand, Summary, summarize
+from ..objective import BlockKey, Program, Summary, summarize
 from .place import fingerprint
 from .stochastic import settle
 from .sweep import Call, Sweep, check_finite, check_start, rounding_of
@@ -71,11 +71,11 @@ class MemoisedSteps:
         found = summarize(program, sweep.state, sweep.means, sweep.held)
         total = found if self._total is None else self._total.plus(found)
         total = total if known is None else total.minus(known.summary)
-        summands = total.summands(program)
+        summands = total.summands(program, program.recording.dtype)
         for key in order:
             if key not in local:
                 sweep.set(key, program.optimum(key, sweep.means, (), summands))
-        bound, size = _bound(program, sweep, total, summands, [key for key in order if key not in local])
+        bound, size = _bound(program, sweep, total, [key for key in order if key not in local])
         values = sweep.check_proper([bound, size])
         elbo, sizes = values[: len(bound)], values[len(bound) :]
         self._check_rise(program, elbo, sizes, known is not None)
@@ -94,6 +94,7 @@ class MemoisedSteps:
                 f"Expected a plate that says how much data there is in all, for this is piece {len(self.pieces) + 1}; "
                 'got none. Write pyro.plate("data", size, subsample_size=len(piece)).'
             )
+        _check_apart(program)
         written = [b.label for b in program.blocks.values() if b.update is not None and not program.in_subsample(b.key)]
         if written and program.recording.is_subsample:
             raise ModelError(
@@ -146,14 +147,34 @@ class MemoisedSteps:
         self._level = None if state["level"] is None else (_LOADED, list(state["level"]))
 
 
-def _bound(
-    program: Program, sweep: Sweep, total: Summary, summands: list[Summand], keys: list[BlockKey]
-) -> tuple[Tensor, Tensor]:
-    """The ELBO of all pieces for each start, and the size of what it sums; ``summands`` are those of the total."""
-    value, size = program.entropy_terms(sweep.state, sweep.means, keys)
+def _check_apart(program: Program) -> None:
+    """Pieces have no local block in common.
+
+    Raises:
+        ModelError: naming the blocks that several pieces would share, each with a value of its own.
+    """
+    shared: set[str] = set()
+    for scored in program.recording.scored.values():
+        parts = {p.dim for p in scored.plates if p.is_subsample}
+        latents = [] if scored.density is None else sorted(scored.density.sites & set(program.recording.latents))
+        for site in (program.recording.latents[name] for name in latents):
+            own = {p.dim for p in site.plates if p.is_subsample}
+            shared |= {site.name} if own and parts - own else set()
+    if shared:
+        raise ModelError(
+            f"Expected pieces that share no latent; got {', '.join(sorted(shared))!r}, which lies in one of several "
+            "subsampled plates that cross, so that pieces along the others have it in common. Subsample one plate, or "
+            "write CAVI(model, guide, step_size=RobbinsMonro())."
+        )
+
+
+def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
+    """The ELBO of all pieces for each start, and the size of what it sums."""
+    state, means = program.exactly(sweep.state)
+    value, size = program.entropy_terms(state, means, keys)
     value, size = value + total.number, size + total.magnitude
-    for summand in (*program.whole_summands, *summands):
-        part = summand.value(sweep.means).double()
+    for summand in (*program.whole_summands, *total.summands(program, torch.float64)):
+        part = summand.value(means).double()
         value, size = value + part, size + part.abs()
     return value, size
 

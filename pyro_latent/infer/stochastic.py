@@ -95,7 +95,7 @@ class StochasticSteps:
         if points and program.recording.is_subsample:
             seen = summarize(program, sweep.state, sweep.means, sweep.held)
             summary = seen if summary is None else summary.times(1 - step_size).plus(seen, step_size)
-            averaged = summary.summands(program)
+            averaged = summary.summands(program, program.recording.dtype)
         for key in keys:
             block = program.blocks[key]
             if block.is_point and program.recording.is_subsample:
@@ -121,7 +121,7 @@ class StochasticSteps:
         drawn = at_draws(program, prepared.state, draws, self.draws, call, prepared.starts)
         settle(driver, drawn, local)
         plain = Sweep(program, prepared.state, call, hold=False)
-        elbo = structured_elbo(program, plain.state, plain.means, drawn, local).mean(0, keepdim=True)
+        elbo = structured_elbo(program, plain.state, drawn, local).mean(0, keepdim=True)
         for key in order:
             if key not in local:
                 found = program.optimum(key, drawn.means, drawn.summands)
@@ -231,10 +231,11 @@ def _step_towards(block: Block, old: Natural, found: Natural, draws: Draws, step
     return Natural(**fields)
 
 
-def structured_elbo(program: Program, state: State, means: Means, drawn: Sweep, local: list[BlockKey]) -> Tensor:
+def structured_elbo(program: Program, state: State, drawn: Sweep, local: list[BlockKey]) -> Tensor:
     """The structured ELBO at each draw, float64: what the globals alone give, exactly, and the rest at the draw."""
-    exact = [s for s in program.summands if not s.blocks & set(local)]
+    exact = [s for s in program.exact_summands if not s.blocks & set(local)]
     inner = [s for s in program.summands if s.blocks & set(local)]
+    state, means = program.exactly(state)
     total, _ = program.entropy_terms(state, means, [key for key in program.blocks if key not in local])
     total = total + sum(s.value(means).double() for s in exact)
     rest, _ = program.entropy_terms(drawn.state, drawn.means, local)

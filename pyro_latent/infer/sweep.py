@@ -28,7 +28,7 @@ from ..objective import (
 )
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
-_ROUNDING = {torch.float64: 1e-9, torch.float32: 1e-4}
+_ROUNDING = {torch.float64: 1e-12, torch.float32: 1e-7}
 
 
 def rounding_of(magnitude: float, dtype: torch.dtype) -> float:
@@ -214,8 +214,9 @@ class Sweep:
                 block = self.program.blocks[key]
                 raise NaturalDomainError(
                     f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "
-                    "parameters outside its domain. A prior may be improper, or the data too extreme for its "
-                    "precision: shift or scale the data, or use float64. The guide is as before the step."
+                    "parameters outside its domain. A prior may be improper, columns of a design may depend on each "
+                    "other, or the data be too extreme for its precision: center and scale the data and the columns, "
+                    "or use float64. The guide is as before the step."
                 )
         return values[len(flags) :]
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import pyro.distributions as dist
@@ -41,7 +41,8 @@ _LARGE_EVENT = 500
 class Block:
     """One factor of q: its sites in the order of the family's components, its family and shapes.
 
-    ``scale`` and ``mask`` are those of its sites' log densities, laid over ``batch_shape``: they weight the entropy.
+    ``scale`` and ``mask`` are laid over ``batch_shape`` and weight the entropy: the scale of its sites' log densities,
+    and the elements that some log density reads. ``prior_mask`` are those that the prior reads, where they are others.
     """
 
     sites: tuple[LatentSite, ...]
@@ -51,6 +52,7 @@ class Block:
     scale: Tensor | float
     mask: Tensor | None
     device: torch.device
+    prior_mask: Tensor | None = None
 
     @property
     def key(self) -> BlockKey:
@@ -105,6 +107,24 @@ class Block:
         """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
         tensor = tensor * self.scale
         return tensor if self.mask is None else torch.where(self.mask, tensor, torch.zeros_like(tensor))
+
+    def counting(self, is_read: Tensor) -> Block:
+        """The block with the elements that some log density reads, beside those with a prior, in the ELBO.
+
+        Args:
+            is_read: booleans of the batch shape.
+        """
+        assert self.mask is not None
+        mask = self.mask | is_read
+        extra = tuple(range(len(self.sites[0].batch_shape), mask.ndim))  # what to_event made of the batch
+        whole = mask.any(extra) if extra else mask
+        sites = tuple(replace(site, mask=whole) for site in self.sites)
+        mask = whole.reshape(whole.shape + (1,) * len(extra))
+        return replace(self, sites=sites, mask=mask, prior_mask=self.mask)
+
+    def under_prior(self) -> Block:
+        """The block as its prior alone sees it."""
+        return self if self.prior_mask is None else replace(self, mask=self.prior_mask)
 
     def _shifted(self, params: Params, sign: float) -> Params:
         site = self.location_site

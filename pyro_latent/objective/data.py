@@ -123,10 +123,16 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     """Observed data, with the elements that a mask hides replaced by one that it does not.
 
     Raises:
-        DataError: if what is left is not finite, outside the support, of half precision, or of the wrong event shape.
+        DataError: if what is left is not finite, outside the support, complex, of half precision, or of the wrong event
+            shape.
     """
     if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
         return value
+    if value.is_complex():
+        raise DataError(
+            f"Expected real data at site {name!r}; got {value.dtype}. Give its real and imaginary parts as two "
+            "elements of an event: torch.view_as_real(x)."
+        )
     if value.dtype in (torch.float16, torch.bfloat16):
         raise DataError(
             f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."

@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
+from functools import cached_property
 from typing import NamedTuple
 
 import pyro.distributions as dist
@@ -21,7 +22,7 @@ from torch import Tensor
 
 from ..errors import ModelError, NotConjugateError
 from ..expressions import Expression
-from ..expressions.terms import Constant, Term, Variable, contract, fresh_label
+from ..expressions.terms import Axis, Constant, Term, Variable, contract, fresh_label, is_position
 from ..families import Mean, Natural, Params
 from ..families.point import VALUE, Point, PointMean
 from .blocks import Block, BlockKey, discrete_block, make_blocks
@@ -33,11 +34,13 @@ from .factors import DiscreteFactor, features_of, joint_probabilities, make_piec
 from .joints import Joint, TooLargeError, connected
 from .modes import Part, mode
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .summands import Means, State, Summand, canonical, labels_of, merged, renamed, total_of
+from .summands import Means, State, Summand, canonical, cast, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
 _SETTLED = 1e-10
+#: Constants of more elements than this are not kept in float64 beside the dtype of the data.
+_LARGE = 2**22
 
 
 class Held(NamedTuple):
@@ -100,7 +103,7 @@ def _derived_block(variable: Variable, recording: Recording) -> Block:
 
 
 def _part(summand: Summand, block: Block, means: Means) -> Part:
-    statistics = tuple(m.statistic for m in summand.moments if m.block is block)
+    statistics = tuple(m.statistic for m in summand.moments if m.block.key == block.key)
     return Part(statistics, lambda point: summand.value(means | {block.key: point}))
 
 
@@ -146,10 +149,12 @@ class Program:
         self.factors: list[DiscreteFactor] = []
         self._compile(terms)
         self.summands = self.whole_summands + self.part_summands
+        self._held_summands: tuple[Held, list[Summand]] | None = None
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
         self.joints = self._joints(self.factors)
         #: By block whose elements meet in a density, masks over them: the elements of each are updated together.
         self.turns = self._turns(terms)
+        self.blocks = {key: self._with_readers(block) for key, block in self.blocks.items()}
 
     # Compilation.
 
@@ -206,9 +211,13 @@ class Program:
             self._site_summands[name] = found
             (part if _in_subsample(scored.plates) else whole).extend(found)
             self.factors += [self._discrete_factor(scored, p) for p in parts]
-        like = self.recording.like
+        whole, part = merged(whole), merged(part)
+        dtype = self.recording.dtype
+        #: All of them in float64, which the ELBO is computed in: where terms cancel, float32 loses nats. Large ones, by
+        #: datum, are kept in the dtype of the data alone.
+        self.exact_summands = [s if s.constant.numel() <= _LARGE else cast([s], dtype)[0] for s in whole + part]
         #: The terms of sites outside of subsampled plates, and of those inside.
-        self.whole_summands, self.part_summands = merged(whole, like), merged(part, like)
+        self.whole_summands, self.part_summands = cast(whole, dtype), cast(part, dtype)
 
     def _joints(self, factors: Sequence[DiscreteFactor]) -> list[Joint]:
         read = {name for f in factors for name in f.layout.names}
@@ -231,6 +240,36 @@ class Program:
             if meet is not None and bool(meet.any()):
                 found[name] = [m.reshape(site.batch_shape) for m in _independent_sets(meet)]
         return found
+
+    def _with_readers(self, block: Block) -> Block:
+        """The block, with every element counted that some log density reads.
+
+        A mask on a latent leaves its prior out of the joint density p, and not what is observed of it. Of such an
+        element p holds the likelihood alone, so the ELBO E_q log p + H(q) bounds the evidence only with the element's
+        entropy in full, and its optimum is the normalized likelihood, or an error where that is improper. An element
+        that no density reads is not in p at all: its entropy has no weight.
+        """
+        if block.mask is None or block.is_point:
+            return block
+        means = self._generic_means()
+        values = self._factor_values(means) if self.factors else []
+        read = [t for f, v in zip(self.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
+        found = [s for s in (*self.summands, *read) if block.key in s.blocks]
+        is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
+        for gradient in self._gradients(block, means, found).values():
+            is_read = is_read | (gradient[0] != 0).unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
+        return block.counting(is_read)
+
+    def _generic_means(self) -> Means:
+        """Mean parameters at which no term has a gradient of zero by chance; they mean nothing else."""
+        means: Means = {}
+        for key, block in self.blocks.items():
+            point = block.sites[0].point
+            if point is None:
+                means[key] = self.blank_mean(block, 1).map(_generic)
+            else:
+                means[key] = PointMean(**{VALUE: 1.1 * point.unsqueeze(0)})
+        return self.with_derived(means)
 
     @property
     def nesting(self) -> int:
@@ -292,15 +331,51 @@ class Program:
         return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
 
     def is_local(self, key: BlockKey) -> bool:
-        """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, in a plate of
-        the data, or the model says so.
+        """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, each
+        observation has an element of its own, or the model says so.
         """
         if self.recording.is_subsample:
             return self.in_subsample(key)
-        if any(s.local for s in self.blocks[key].sites):
-            return True
-        data = {p.name for s in self.recording.scored.values() if s.observed for p in s.plates}
-        return any(p.name in data for s in self.blocks[key].sites for p in s.plates)
+        said = [s.local for s in self.blocks[key].sites if s.local is not None]
+        return any(said) if said else key in self._own[0]
+
+    def is_shared(self, key: BlockKey) -> bool:
+        """Whether nobody can tell whether a block belongs to the data at hand: several observations share an element
+        of it, and others another, as rows share a group's mean, or all items that of a feature; and the model does not
+        say.
+        """
+        said = any(s.local is not None for s in self.blocks[key].sites)
+        return not said and not self.recording.is_subsample and key in self._own[1] - self._own[0]
+
+    @cached_property
+    def _own(self) -> tuple[set[BlockKey], set[BlockKey]]:
+        """The blocks of which each observation has an element of its own, and those of which only some of them do.
+
+        What a latent with an own element for each observation reads in turn element by element, an observation reads.
+        """
+        scored = self.recording.scored
+        data = [s.name for s in scored.values() if s.observed and s.plates]
+        own: set[BlockKey] = set()
+        shared: set[BlockKey] = set()
+        for name in data:  # grows on the way
+            dims = {p.dim for p in scored[name].plates}
+            for factor in (f for t in usable_terms(scored[name]) for f in t.factors):
+                site = self.recording.latents.get(factor.variable.site)
+                if site is None or site.is_param:
+                    continue
+                read = _places_of(factor.axes, site.plates)
+                key = self.owners[site.name][0].key
+                (own if read >= dims else shared if read & dims else set()).add(key)
+                if read >= dims and site.name not in data:
+                    data.append(site.name)
+            for choice in (c for t in usable_terms(scored[name]) for c in t.choices):
+                discrete = self.recording.discrete[choice.site]
+                read = _places_of(choice.axes, discrete.plates)
+                if choice.site in self.blocks:
+                    (own if read >= dims else shared if read & dims else set()).add(choice.site)
+                if read >= dims and choice.site not in data:
+                    data.append(choice.site)
+        return own, shared
 
     def in_subsample(self, key: BlockKey) -> bool:
         """Whether a block lies in a subsampled plate, so that it is of the minibatch at hand only."""
@@ -312,19 +387,26 @@ class Program:
         """The mean parameters of every block, and what the model computes from its points."""
         return self.with_derived({key: block.family.mean(state[key]) for key, block in self.blocks.items()})
 
+    def exactly(self, state: State) -> tuple[State, Means]:
+        """A state and its mean parameters in float64: the ELBO of the state as it stands, without further rounding."""
+        exact = {key: natural.map(Tensor.double) for key, natural in state.items()}
+        return exact, self.means(exact)
+
     def with_derived(self, means: Means, changed: BlockKey | None = None) -> Means:
         """Compute again what depends on points (on one of them, if it is named)."""
         wanted = [v for v in self.derived if changed is None or changed in v.parents]
         if not wanted:
             return means
+        like = next(means[k][VALUE] for k, b in self.blocks.items() if b.is_point)
         points = {k: b.params(Natural(x=means[k][VALUE]))["value"] for k, b in self.blocks.items() if b.is_point}
+        points = {k: p.to(self.recording.dtype) for k, p in points.items()}  # as the model computes
         rows: dict[str, list[Tensor]] = {v.site: [] for v in wanted}
         for start in range(len(next(iter(points.values())))):
             values: dict[str, Tensor] = {str(k): p[start] for k, p in points.items()}
             known: dict[int, Tensor] = {}
             for variable in wanted:
                 assert variable.replay is not None
-                rows[variable.site].append(variable.replay(values, known).to(self.recording.dtype))
+                rows[variable.site].append(variable.replay(values, known).to(like.dtype))
         return means | {name: PointMean(**{VALUE: torch.stack(r)}) for name, r in rows.items()}
 
     def updated(self, means: Means, key: BlockKey, natural: Natural) -> Means:
@@ -369,20 +451,29 @@ class Program:
         starts = max(len(v) for v in values)
         return [v.expand(starts, *v.shape[1:]) for v in values]
 
-    def energy(self, means: Means, held: Held | None) -> Tensor:
+    def energy(self, state: State, held: Held | None) -> Tensor:
         """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
-        total = sum((s.value(means).double() for s in self.summands), torch.zeros((), dtype=torch.float64))
+        means, exact = self.means(state), self.exactly(state)[1]
+        total = sum((s.value(exact).double() for s in self.exact_summands), torch.zeros((), dtype=torch.float64))
         if held is None:
             return total
-        return total + _weighted(self._factor_values(means), held.weights)
+        return total + _weighted(self._factor_values(means), held.weights) + self.unrounded(held, means, exact)
 
     def entropy(self, state: State, held: Held | None) -> Tensor:
         """H(q) for each start, float64."""
-        total = torch.zeros((), dtype=torch.float64) if held is None else held.entropy
-        for key, block in self.blocks.items():
-            weighted = block.weight(block.family.entropy(state[key]))
-            total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
-        return total
+        total = self.entropy_terms(*self.exactly(state), self.blocks)[0]
+        return total if held is None else total + held.entropy
+
+    def unrounded(self, held: Held, means: Means, exact: Means) -> Tensor | float:
+        """What log Z of the discrete sites, computed at mean parameters that are rounded, lacks to that at exact ones.
+
+        The gradient of log Z is the posterior that is held, so the difference is that of the sums over parameters, up
+        to the square of the rounding. It matters: one rounded parameter is rounded alike for all of the data.
+        """
+        if self.recording.dtype == torch.float64:
+            return 0.0
+        found = self.held_summands(held)
+        return sum(s.value(exact) - s.value(means, torch.float64) for s in found)
 
     def log_normalizer(self, means: Means, extra: Mapping[str, Tensor]) -> Tensor:
         """log Z of the discrete sites for each start, with more log factors on them: ``[starts, values] + plates``."""
@@ -443,6 +534,7 @@ class Program:
     def expected_log_densities(self, means: Means) -> dict[str, Tensor]:
         """By site, the expected log density for each start, over the site's batch shape."""
         found = {}
+        like = next(iter(next(iter(means.values())).values())) if means else self.recording.like
         for scored in self.recording.scored.values():
             total: Tensor | None = None
             terms = usable_terms(scored)
@@ -450,8 +542,8 @@ class Program:
             depth = len(choices) + len(scored.shape)
             for term in with_indicators(terms, self.recording.discrete, self.mean_field):
                 expected = expect(term, self.owners, scored.name)
-                constants = [_cast(c, self.recording.like) for c in expected.constants]
-                number = torch.tensor(expected.coefficient, dtype=self.recording.dtype, device=self.recording.device)
+                constants = [_cast(c, like) for c in expected.constants]
+                number = torch.tensor(expected.coefficient, dtype=like.dtype, device=like.device)
                 tensor, labels = product_of(make_piece([(number, ()), *constants], expected.moments), means)
                 names = {c.label: i - depth for i, c in enumerate(choices)}
                 part = place(tensor, tuple(names.get(x, x) for x in labels), depth)
@@ -461,20 +553,26 @@ class Program:
             found[scored.name] = total.expand(*lead, *scored.shape)
         return found
 
-    def expected_log_joint(self, means: Means, held: Held | None) -> dict[str, Tensor]:
+    def expected_log_joint(self, state: State, held: Held | None) -> dict[str, Tensor]:
         """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
+        means, exact = self.means(state), self.exactly(state)[1]
         zero = torch.zeros((), dtype=torch.float64, device=self.recording.device)
-        found = {n: sum((s.value(means).double() for s in own), zero) for n, own in self._site_summands.items()}
+        found = {n: sum((s.value(exact).double() for s in own), zero) for n, own in self._site_summands.items()}
         if held is not None:
             for factor, value, weight in zip(self.factors, self._factor_values(means), held.weights, strict=True):
-                found[factor.site] = found[factor.site] + _inner(value, weight)
+                sums = factor.summands(weight)
+                rounded = sum(s.value(exact) - s.value(means, torch.float64) for s in sums)
+                found[factor.site] = found[factor.site] + _inner(value, weight) + rounded
         return found
 
     def held_summands(self, held: Held | None) -> list[Summand]:
         """The discrete factors as sums over parameters, their posterior held fixed."""
         if held is None:
             return []
-        return [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+        if self._held_summands is None or self._held_summands[0] is not held:
+            found = [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+            self._held_summands = (held, found)
+        return self._held_summands[1]
 
     def optimum(
         self, key: BlockKey, means: Means, held: Sequence[Summand], summary: Sequence[Summand] | None = None
@@ -518,21 +616,24 @@ class Program:
 
     def optimum_of(self, block: Block, means: Means, found: Sequence[Summand]) -> Natural:
         """The natural parameters that a sum of terms gives a block: their gradient in its mean parameters."""
-        key = block.key
-        leaves = means[key].map(lambda t: t.detach().requires_grad_())
-        with torch.enable_grad():
-            total = total_of(found, means | {key: leaves}).sum()
-            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
         fields = {}
-        for (name, leaf), gradient in zip(leaves.items(), gradients, strict=True):
+        for name, gradient in self._gradients(block, means, found).items():
             event = block.family.statistics[name]
-            gradient = torch.zeros_like(leaf) if gradient is None else gradient
             gradient = (gradient + gradient.transpose(-1, -2)) / 2 if event == 2 else gradient
             fields[name] = gradient / _widened(block.scale, event)
         return self._guard(block, Natural(**fields))
 
+    def _gradients(self, block: Block, means: Means, found: Sequence[Summand]) -> dict[str, Tensor]:
+        """By statistic, the gradient of a sum of terms in the block's mean parameters."""
+        leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
+        with torch.enable_grad():
+            total = total_of(found, means | {block.key: leaves}).sum()
+            gradients = torch.autograd.grad(total, list(leaves.values()), allow_unused=True)
+        pairs = zip(leaves.items(), gradients, strict=True)
+        return {name: torch.zeros_like(leaf) if gradient is None else gradient for (name, leaf), gradient in pairs}
+
     def _guard(self, block: Block, natural: Natural) -> Natural:
-        """Elements that are masked out have no log density; they get a standard distribution, which weighs nothing."""
+        """Elements that no log density reads get a standard distribution, which weighs nothing."""
         if block.mask is None:
             return natural
         mask = block.mask
@@ -584,13 +685,15 @@ class Program:
         ``held``: or at this posterior of theirs, held at the same mean parameters.
         """
         held = held or self.eliminate(means)
-        total, magnitude = self.entropy_terms(state, means, self.blocks)
-        for summand in self.summands:
-            value = summand.value(means).double()
+        exact_state, exact = self.exactly(state)
+        total, magnitude = self.entropy_terms(exact_state, exact, self.blocks)
+        for summand in self.exact_summands:
+            value = summand.value(exact).double()
             total = total + value
             magnitude = magnitude + value.abs()
         if held is not None:
-            total, magnitude = total + held.log_normalizer, magnitude + held.magnitude
+            total = total + held.log_normalizer + self.unrounded(held, means, exact)
+            magnitude = magnitude + held.magnitude
         return Bound(total, magnitude, held)
 
 
@@ -616,6 +719,17 @@ def _over_batch(site: DiscreteSite, probs: Tensor) -> Tensor:
     lead = len(site.batch_shape) + 2 - probs.ndim
     probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:]) if lead > 0 else probs
     return probs.expand(len(probs), *site.batch_shape, site.cardinality)
+
+
+def _places_of(axes: Sequence[Axis], plates: Sequence[Plate]) -> set[int]:
+    """The dimensions of a density along which elements are read one by one."""
+    return {a for a in axes if isinstance(a, int) and is_position(a)} | {p.dim for p in plates if p.size == 1}
+
+
+def _generic(tensor: Tensor) -> Tensor:
+    """The tensor, moved by random amounts that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return 1.1 * tensor + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
 
 
 def _in_subsample(plates: Sequence[Plate]) -> bool:

@@ -40,7 +40,7 @@ class LatentSite:
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
     ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
     (unconstrained) tensor of the module that a parameter belongs to.
-    ``local``: the model says that it belongs to the data at hand.
+    ``local``: whether the model says that it belongs to the data at hand, or that it does not; None: it says nothing.
     """
 
     name: str
@@ -57,7 +57,7 @@ class LatentSite:
     is_param: bool = False
     own_point: Tensor | None = None
     module_value: Tensor | None = None
-    local: bool = False
+    local: bool | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -164,7 +164,7 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
         raise ModelError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
     means: Means = {k: program.blocks[k].family.mean(state[k]) for k in parents}
     means[block.key] = program.blank_mean(block, restarts)
-    natural = program.optimum_of(block, means, summands)
+    natural = program.optimum_of(block.under_prior(), means, summands)
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
             f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
@@ -251,7 +251,7 @@ def _sharing(program: Program) -> dict[str, str]:
     """By discrete site whose observed data is that of others as well, the first of them in the order of the model."""
     data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
     for factor in program.factors:
-        for name in factor.dims if factor.site in program.recording.observations else ():
+        for name in factor.layout.names if factor.site in program.recording.observations else ():
             data[name].add(factor.site)
     groups: dict[frozenset[str], list[str]] = {}
     for name, observed in data.items():

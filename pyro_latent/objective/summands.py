@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
+import torch
 from torch import Tensor
 
 from ..expressions.terms import Axis, Gather, axis_labels, contract, read, unique_labels
@@ -34,9 +35,13 @@ class Summand:
     def blocks(self) -> frozenset[BlockKey]:
         return frozenset(m.block.key for m in self.moments)
 
-    def value(self, means: Means) -> Tensor:
-        operands = [(self.constant, self.labels), *(read_moment(m, means) for m in self.moments)]
-        return contract(operands, (START,)) if self.moments else self.constant
+    def value(self, means: Means, dtype: torch.dtype | None = None) -> Tensor:
+        """The sum for each start, computed in ``dtype``, by default that of the mean parameters."""
+        if not self.moments:
+            return self.constant
+        read = [read_moment(m, means) for m in self.moments]
+        dtype = dtype or read[0][0].dtype
+        return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
 
 def read_moment(moment: Moment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
@@ -77,14 +82,19 @@ def _key(summand: Summand) -> tuple[object, ...]:
     return (moments, summand.labels)
 
 
-def merged(summands: list[Summand], like: Tensor) -> list[Summand]:
-    """Add like terms, in float64, then take the dtype of the data; the constant ones stay in float64."""
+def merged(summands: list[Summand]) -> list[Summand]:
+    """Add like terms, in float64."""
     groups: dict[tuple[object, ...], Summand] = {}
     for summand in summands:
         key = _key(summand)
         found = groups.get(key)
         groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
-    return [replace(s, constant=s.constant.to(like.dtype)) if s.moments else s for s in groups.values()]
+    return list(groups.values())
+
+
+def cast(summands: Sequence[Summand], dtype: torch.dtype) -> list[Summand]:
+    """The summands in another dtype, but for the constant ones."""
+    return [replace(s, constant=s.constant.to(dtype)) if s.moments else s for s in summands]
 
 
 def total_of(summands: Sequence[Summand], means: Means) -> Tensor:

@@ -64,11 +64,10 @@ class Summary:
         constants = {key: weight * constant for key, constant in self.constants.items()}
         return Summary(constants, weight * self.number, abs(weight) * self.magnitude)
 
-    def summands(self, program: Program) -> list[Summand]:
+    def summands(self, program: Program, dtype: torch.dtype) -> list[Summand]:
         """The sums over the blocks of a program."""
-        like = program.recording.like
         return [
-            Summand(constant.to(like), labels, tuple(Moment(program.blocks[k], s, axes) for k, s, axes in readings))
+            Summand(constant.to(dtype), labels, tuple(Moment(program.blocks[k], s, axes) for k, s, axes in readings))
             for (readings, labels), constant in self.constants.items()
         ]
 
@@ -103,19 +102,20 @@ def summarize(program: Program, state: State, means: Means, held: Held | None) -
             f"Expected discrete sites inside the subsampled plate; got {outside} outside, which tie its parts "
             "together. Fit all of the data at once, or move them into the plate."
         )
-    number, magnitude = program.entropy_terms(state, means, local)
+    exact_state, exact = program.exactly(state)
+    number, magnitude = program.entropy_terms(exact_state, exact, local)
     discrete = program.held_summands(held)
     if held is not None:
-        values = [s.value(means).double() for s in discrete]
+        values = [s.value(means, torch.float64) for s in discrete]
         number = number + held.log_normalizer - sum(values)  # what the sums leave out: constants, and the entropy
         magnitude = magnitude + held.magnitude + sum(v.abs() for v in values)
     constants: dict[Key, Tensor] = {}
     for summand in (*program.part_summands, *discrete):
         if not any(m.block.key not in local for m in summand.moments):
-            value = summand.value(means).double()
+            value = summand.value(exact)
             number, magnitude = number + value, magnitude + value.abs()
             continue
-        found = _collapsed(summand, means, local, len(number))
+        found = _collapsed(summand, exact, local, len(number))
         readings: Any = tuple((m.block.key, m.statistic, m.axes) for m in found.moments)
         key = (readings, found.labels)
         constants[key] = constants[key] + found.constant if key in constants else found.constant
@@ -125,16 +125,16 @@ def summarize(program: Program, state: State, means: Means, held: Held | None) -
 def _collapsed(summand: Summand, means: Means, local: Collection[BlockKey], starts: int) -> Summand:
     """A sum over moments of the globals only, each read whole: what runs along the data is summed out."""
     outer = tuple(m for m in summand.moments if m.block.key not in local)
-    operands = [(summand.constant, summand.labels)]
+    operands = [(summand.constant.double(), summand.labels)]
     operands += [read_moment(m, means) for m in summand.moments if m.block.key in local]
     if not any(START in labels for _, labels in operands):
-        operands.append((summand.constant.new_ones(starts), (START,)))
+        operands.append((torch.ones(starts).to(operands[0][0]), (START,)))
     gathers = {(id(a.index), a.labels): a for m in outer for a in m.axes if isinstance(a, Gather)}
     present = {x for _, labels in operands for x in labels}
     for gather in gathers.values():
         for label, size in zip(gather.labels, gather.index.shape, strict=True):
             if label not in present:
-                operands.append((summand.constant.new_ones(size), (label,)))
+                operands.append((torch.ones(size).to(operands[0][0]), (label,)))
                 present.add(label)
     plain = {a for m in outer for a in m.axes if isinstance(a, int)}
     kept = tuple(x for x in labels_of(outer) if x in plain and x in present)

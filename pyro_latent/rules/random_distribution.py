@@ -176,6 +176,7 @@ def arguments_of(distribution: Any, like: Tensor) -> Arguments:
     else:
         names = inspect.signature(type(distribution)).parameters
         raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
+    like = like.double()  # log-normalizers of constant arguments are large, and cancel
     found = {n: as_expression(v, like) for n, v in raw.items()}
     return Arguments({n: e for n, e in found.items() if e is not None})
 

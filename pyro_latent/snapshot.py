@@ -1,0 +1,145 @@
+"""What a call of a model depends on, as far as Python can see it, to tell whether it is the same again.
+
+A model reads its arguments, and what it closes over: the variables and globals that its code names, the attributes of
+the object that it is a method of, what its handlers hold. :class:`Snapshot` walks over all of these. A tensor is the
+same if it is the same object and its bytes are; an array too, for ``t.data`` and NumPy change bytes behind torch's
+version counter. What a model reads from elsewhere (a file, a call of a compiled function) leaves no trace here.
+"""
+
+from __future__ import annotations
+
+import sys
+import zlib
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from itertools import zip_longest
+from types import CodeType, FunctionType, MethodType, ModuleType
+from typing import Any
+
+import numpy as np
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+_PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, np.generic)
+#: Code that a model calls and that does not change: it is not looked into.
+_LIBRARIES = {*sys.stdlib_module_names, "numpy", "pandas", "pyro", "pyro_latent", "scipy", "torch"}
+#: What moves while a model is fitted, and that a model does not read.
+_DRIVERS = ("pyro.infer", "pyro.optim", "pyro_latent.guide", "pyro_latent.infer", "torch.optim")
+#: The elements of a tensor on an accelerator that are summed at once.
+_CHUNK = 2**24
+
+#: An object that must be the same, or None, and what it holds.
+_Mark = tuple[Any, Any]
+
+
+class Snapshot:
+    """The state of a model and its arguments at one moment.
+
+    Args:
+        model: a Pyro model.
+        args, kwargs: the arguments of a call.
+    """
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        self._model = model
+        self._marks = list(_walk((args, kwargs, model), set()))
+
+    def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether a call of the model now would see the same."""
+        now = _walk((args, kwargs, self._model), set())
+        return all(_same(a, b) for a, b in zip_longest(now, self._marks))
+
+
+def _same(a: _Mark | None, b: _Mark | None) -> bool:
+    return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
+
+
+def _walk(value: Any, seen: set[int]) -> Iterator[_Mark]:
+    """A mark for everything that can be reached from a value."""
+    if isinstance(value, _PLAIN):
+        yield None, value
+        return
+    if id(value) in seen:
+        return
+    seen.add(id(value))
+    if isinstance(value, Tensor):
+        yield value, _tensor_mark(value)
+    elif isinstance(value, np.ndarray) and value.dtype != object:
+        yield value, (value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value)))
+    elif isinstance(value, list | tuple) and all(type(v) in _PLAIN for v in value):
+        yield None, tuple(value)
+    else:
+        parts = _parts(value)
+        yield (value, None) if parts is None else (None, (type(value), len(parts)))
+        for part in parts or ():
+            yield from _walk(part, seen)
+
+
+def _parts(value: Any) -> list[Any] | None:
+    """What an object holds; None of one that is known by its identity alone."""
+    if isinstance(value, list | tuple | set | frozenset):
+        return list(value)
+    if isinstance(value, Mapping):
+        return [*value.keys(), *value.values()]
+    if isinstance(value, MethodType):
+        return [value.__func__, value.__self__]
+    if isinstance(value, partial):
+        return [value.func, value.args, value.keywords]
+    if isinstance(value, FunctionType):
+        return None if _is_library(value.__module__) else _function_parts(value)
+    if isinstance(value, ModuleType | AutoGuide) or type(value).__module__.startswith(_DRIVERS):
+        return None
+    if isinstance(value, type):
+        return None if _is_library(value.__module__) else list(vars(value).values())
+    if hasattr(value, "__array__"):
+        return [np.asarray(value).tolist()]
+    return list(vars(value).items()) if hasattr(value, "__dict__") else None
+
+
+def _is_library(module: str | None) -> bool:
+    return (module or "").partition(".")[0] in _LIBRARIES
+
+
+def _function_parts(function: FunctionType) -> list[Any]:
+    """The code of a function, its defaults, and the variables and globals that it names."""
+    cells = []
+    for cell in function.__closure__ or ():
+        try:
+            cells.append(cell.cell_contents)
+        except ValueError:  # not assigned yet
+            cells.append(None)
+    names = _names_in(function.__code__)
+    used = [function.__globals__[n] for n in sorted(names) if n in function.__globals__]
+    for module in [m for m in used if isinstance(m, ModuleType) and not _is_library(m.__name__)]:
+        used += [vars(module)[n] for n in sorted(names) if n in vars(module)]
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, *cells, *used]
+
+
+def _names_in(code: CodeType) -> set[str]:
+    """The global names and attributes in a code object, and in the functions that it defines."""
+    inner = [_names_in(c) for c in code.co_consts if isinstance(c, CodeType)]
+    return set(code.co_names).union(*inner)
+
+
+def _tensor_mark(tensor: Tensor) -> tuple[Any, ...]:
+    version = 0 if tensor.is_inference() else tensor._version
+    if tensor.layout is not torch.strided:
+        return (version,)
+    return version, tensor.shape, tensor.dtype, tensor.device, checksum(tensor)
+
+
+def checksum(tensor: Tensor) -> int:
+    """A number that changes with a dense tensor's bytes and with their order; off the CPU one scalar is transferred."""
+    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    if flat.device.type == "cpu":
+        return zlib.crc32(flat.numpy())
+    total = torch.zeros((), dtype=torch.int64, device=flat.device)
+    for start in range(0, len(flat), _CHUNK):
+        part = flat[start : start + _CHUNK].long()
+        place = torch.arange(start, start + len(part), device=flat.device)
+        total = total + (part * (2 * place + 1) * (place + 97)).sum()
+    return int(total)
+
+
+__all__ = ["Snapshot", "checksum"]
