@@ -42,6 +42,10 @@ class MissingRuleError(NotConjugateError):
     """No rule gives the expected log density of a distribution."""
 
 
+class RecordingError(PyroLatentError, ArithmeticError):
+    """What was recorded of a model is not what Pyro computes: it names the site. An error of the library."""
+
+
 class CheckpointError(PyroLatentError, ValueError):
     """A checkpoint cannot be written or read, or is of another driver, model or data."""
 

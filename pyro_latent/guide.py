@@ -131,6 +131,8 @@ class AutoConjugate(AutoGuide):
         mean_field: discrete sites whose elements are independent in the posterior. By default the joint posterior of
             all discrete sites is exact, given the continuous ones; where elements of one site meet (``z[i]`` against
             ``z[j]``) and their joint is not affordable, they become independent by themselves, with a warning.
+        check: whether to run the model once more when it is first recorded, and again for data of another kind, with
+            draws of the latents, and to compare the log density of every site with Pyro's own.
 
     Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
     ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to
@@ -153,6 +155,7 @@ class AutoConjugate(AutoGuide):
         restarts: int = 1,
         point: Sequence[str] = (),
         mean_field: Sequence[str] = (),
+        check: bool = True,
     ) -> None:
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
             raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
@@ -162,6 +165,7 @@ class AutoConjugate(AutoGuide):
         self.restarts = restarts
         self.point = tuple(point)
         self.mean_field = tuple(mean_field)
+        self.check = check
         self._keys: tuple[BlockKey, ...] = ()
         self._layout: dict[str, Any] = {}
         self._program: Program | None = None
@@ -278,6 +282,7 @@ class AutoConjugate(AutoGuide):
             known=sites if fitted and predict else None,
             rescale=rescale,
             before=known.recording if known is not None and fitted and not predict else None,
+            check=self.check and not predict,
             **kwargs,
         )
         unknown = [name for name in self.point if name not in recording.latents]

@@ -25,8 +25,9 @@ A worked example::
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -59,6 +60,7 @@ from .objective.data import (
     support_of,
 )
 from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
+from .verification import check_recording
 
 Update = Callable[..., Any]
 
@@ -483,14 +485,16 @@ def _common(mean: Tensor, axes: tuple[Axis, ...], location: _Location, value: Te
 
 
 @contextmanager
-def _recording_context(like: Tensor) -> Iterator[None]:
-    """Random arguments, constants in the data's dtype and device, no gradients, and the random state left as it was."""
+def _recording_context(like: Tensor, arguments: AbstractContextManager[None] | None = None) -> Iterator[None]:
+    """Random arguments (or another treatment of them), constants in the dtype and on the device of the data, no
+    gradients, and the random state left as it was.
+    """
     default = torch.get_default_dtype()
     store = pyro.get_param_store()
     known = set(store.keys())
     devices = [like.device] if like.device.type == "cuda" else []
     with (
-        random_arguments(),
+        random_arguments() if arguments is None else arguments,
         poutine.block(),
         torch.random.fork_rng(devices),
         torch.no_grad(),
@@ -593,6 +597,7 @@ def record(
     known: Collection[str] | None = None,
     rescale: bool = True,
     before: Recording | None = None,
+    check: bool = False,
     **kwargs: Any,
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
@@ -609,6 +614,8 @@ def record(
         known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
         rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
         before: a recording of the same model with data of the same kind, which saves one of two runs.
+        check: whether to run the model once more, with draws of the latents, and compare the density of every site with
+            Pyro's; not where ``before`` has been.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -617,6 +624,7 @@ def record(
         ModelError: if there is no latent site, nothing is observed, or a loop over a plate subsamples.
         DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
         LatentValueError: if the model uses a latent's value as a number.
+        RecordingError: if a recorded density is not Pyro's.
     """
     messenger = None if before is None else _recorded_as(before, model, args, kwargs, origins or {}, point, rescale)
     if messenger is None:
@@ -629,12 +637,14 @@ def record(
         messenger.marked, messenger.subsamples = scan.marked, scan.subsamples
         messenger.redraws, messenger.declares_size = scan.redraws, scan.declares_size
         _run(model, args, kwargs, messenger)
+    else:
+        check = False
     like = messenger.like
     if known is None:
         _check_sites(messenger)
     hidden = _hidden_by_obs_mask(messenger)
     dropped = {*hidden, *_unknown(messenger, known)}
-    return Recording(
+    recording = Recording(
         {name: site for name, site in messenger.latents.items() if name not in dropped},
         {name: site for name, site in messenger.discrete.items() if name not in dropped},
         {name: site for name, site in messenger.scored.items() if name not in dropped},
@@ -648,6 +658,37 @@ def record(
         messenger.declares_size,
         messenger.own_data,
     )
+    trace = _draw(model, args, kwargs, messenger) if check else None
+    if trace is not None:
+        check_recording(recording, trace)
+    return recording
+
+
+class _Subsamples(Messenger):
+    """Every plate at the subsample that was recorded."""
+
+    def __init__(self, subsamples: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.subsamples = subsamples
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.subsamples:
+            msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+
+
+def _draw(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], messenger: RecordMessenger) -> Any:
+    """A trace of the model itself; None where it cannot be drawn from, as under an improper prior."""
+    try:
+        with (
+            _recording_context(messenger.like, nullcontext()),
+            warnings.catch_warnings(),
+            pyro.validation_enabled(False),
+            _Subsamples(messenger.subsamples),
+        ):
+            warnings.simplefilter("ignore")
+            return poutine.trace(model).get_trace(*args, **kwargs)
+    except Exception:  # whatever a draw from a vague prior breaks
+        return None
 
 
 def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], messenger: RecordMessenger) -> None:

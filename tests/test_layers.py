@@ -22,7 +22,7 @@ LAYERS = (
     {"expressions"},
     {"rules"},
     {"objective"},
-    {"handlers"},
+    {"handlers", "verification"},
     {"guide"},
     {"particles"},
     {"infer"},

@@ -193,6 +193,10 @@ class Expression:
     ) -> Expression:
         return Expression(self.shape if shape is None else shape, self.like if like is None else like, terms)
 
+    def of_terms(self, terms: Sequence[Term]) -> Expression:
+        """Some of the terms of a polynomial."""
+        return self._with(terms)
+
     # Facts.
 
     @property
