@@ -35,10 +35,7 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.distributions import constraints
-from pyro.infer.enum import config_enumerate
-from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import _ENUM_ALLOCATOR
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -58,6 +55,7 @@ from .objective.data import (
     joined_mask,
     mean_over,
     placeholder_distribution,
+    support_of,
 )
 from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
 
@@ -122,7 +120,7 @@ def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Cal
 
 
 class RecordMessenger(Messenger):
-    """Puts random tensors at the continuous latents, and writes down every site's log density."""
+    """Puts random tensors at the latents, and writes down every site's log density."""
 
     def __init__(
         self,
@@ -148,7 +146,6 @@ class RecordMessenger(Messenger):
         self.observations: dict[str, Tensor] = {}
         self.marked: dict[str, bool] = {}
         self.nesting = 0
-        self.infers: dict[str, dict[str, Any]] = {}
         self.found_origins: dict[str, Tensor] = {}
         self.classes: dict[str, type] = {}
         self.dtypes: set[torch.dtype] = set()
@@ -159,16 +156,15 @@ class RecordMessenger(Messenger):
             return
         if msg["is_observed"] or msg["done"]:
             return
-        if self.max_plate_nesting is None and is_discrete(msg["fn"]):
-            msg["value"] = placeholder_distribution(msg["fn"]).sample()
-        elif is_discrete(msg["fn"]):
-            raise NotConjugateError(
-                f"Expected discrete latents that can be enumerated; got site {msg['name']!r}, a "
-                f"{family_class(unwrap(msg['fn'])[0]).__name__} with infinitely many values."
-            )
-        else:
-            msg["value"] = self._symbol(msg)
+        msg["value"] = self._discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
         msg["done"] = True
+
+    def _discrete_symbol(self, msg: Any) -> RandomTensor:
+        """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
+        fn = msg["fn"]
+        support = support_of(msg["name"], fn)
+        shape = fn.batch_shape + fn.event_shape
+        return RandomTensor(support[0].expand(shape), Expression.discrete(msg["name"], support, fn.batch_shape))
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
@@ -234,9 +230,7 @@ class RecordMessenger(Messenger):
     def _symbol(self, msg: Any) -> RandomTensor:
         """The latent as a random tensor, measured from its origin."""
         fn = msg["fn"]
-        keep = len(fn.batch_shape) if self.max_plate_nesting is None else self.max_plate_nesting
-        batch = fn.batch_shape[max(0, len(fn.batch_shape) - keep) :]
-        shape = batch + fn.event_shape
+        shape = fn.batch_shape + fn.event_shape
         value = feasible(fn.support, shape, self._like(fn))
         if self._is_point(msg):
             name = msg["name"]
@@ -285,8 +279,9 @@ class RecordMessenger(Messenger):
             return
         base, _, masks = unwrap(fn)
         mask = joined_mask([msg["mask"], *masks], self.like.device)
-        if mask is False:
+        if mask is False and msg["is_observed"]:
             return
+        mask = torch.tensor(False, device=self.like.device) if mask is False else mask
         if msg["is_observed"]:
             value = checked_data(name, fn, msg["value"], mask)
             self.observations[name] = msg["value"]
@@ -348,18 +343,15 @@ class RecordMessenger(Messenger):
 
     def _latent(self, msg: Any, base: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
         name, fn, update = msg["name"], msg["fn"], msg["infer"].get("update")
-        dim = msg["infer"].get("_enumerate_dim")
-        if dim is not None:
-            support = (
-                msg["value"].reshape(-1) if not fn.event_shape else msg["value"].flatten(0, -len(fn.event_shape) - 1)
-            )
+        if is_discrete(fn):
+            support = support_of(name, fn)
             self.discrete[name] = DiscreteSite(
-                name, family_class(base), dim, support, plates, msg["scale"], mask, self.marked[name], update
+                name, family_class(base), support, fn.batch_shape, plates, msg["scale"], mask, self.marked[name], update
             )
             return
         shape = msg["value"].shape
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
-        check_plates(name, batch, plates, frozenset(), "latent")
+        check_plates(name, batch, plates, "latent")
         origin = self._origin(name, shape)
         site = LatentSite(
             name,
@@ -395,9 +387,7 @@ class RecordMessenger(Messenger):
             error = kind_of_error(f"Site {name!r}: {problem}")
         batch = value.shape[: value.ndim - len(fn.event_shape)]
         shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
-        enumerated = frozenset(s.dim for s in self.discrete.values())
-        check_plates(name, shape, plates, enumerated, "observed" if msg["is_observed"] else "latent")
-        self.infers[name] = msg["infer"]
+        check_plates(name, shape, plates, "observed" if msg["is_observed"] else "latent")
         self.scored[name] = ScoredSite(
             name,
             density,
@@ -428,7 +418,6 @@ def _recording_context(like: Tensor) -> Iterator[None]:
     default = torch.get_default_dtype()
     store = pyro.get_param_store()
     known = set(store.keys())
-    allocator = dict(vars(_ENUM_ALLOCATOR))  # one for the process: an enumeration around must find it unchanged
     devices = [like.device] if like.device.type == "cuda" else []
     with (
         random_arguments(),
@@ -444,8 +433,6 @@ def _recording_context(like: Tensor) -> Iterator[None]:
             torch.set_default_dtype(default)
             for name in set(store.keys()) - known:
                 del store[name]
-            vars(_ENUM_ALLOCATOR).clear()
-            vars(_ENUM_ALLOCATOR).update(allocator)
 
 
 def _scan(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], like: Tensor) -> RecordMessenger:
@@ -510,7 +497,7 @@ def record(
 ) -> Recording:
     """Run a model once, and write down the log density of every site as an expression in its latents.
 
-    Discrete latents are enumerated; continuous ones are random tensors. The model's random draws and its parameters
+    Latents are random tensors, discrete ones too. The model's random draws and its parameters
     leave no trace outside: the global random state and the handlers around are untouched.
 
     Args:
@@ -548,7 +535,7 @@ def record(
     return Recording(
         {name: site for name, site in messenger.latents.items() if name not in dropped},
         {name: site for name, site in messenger.discrete.items() if name not in dropped},
-        {name: site for name, site in _with_enumerated(messenger).items() if name not in dropped},
+        {name: site for name, site in messenger.scored.items() if name not in dropped},
         messenger.max_plate_nesting or 0,
         like.dtype,
         like.device,
@@ -561,11 +548,9 @@ def record(
 
 
 def _run(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], messenger: RecordMessenger) -> None:
-    """Run the model under the messenger, with every discrete site enumerated."""
-    enumerated = config_enumerate(model, default="parallel")
-    first = -1 - (messenger.max_plate_nesting or 0)
-    with _recording_context(messenger.like), messenger, EnumMessenger(first_available_dim=first):
-        enumerated(*args, **kwargs)
+    """Run the model under the messenger."""
+    with _recording_context(messenger.like), messenger:
+        model(*args, **kwargs)
 
 
 def _scanned(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordMessenger:
@@ -620,7 +605,11 @@ def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[
         return []
     found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known]
     for name in found:
-        users = [s.name for s in messenger.scored.values() if s.name != name and s.density and name in s.density.sites]
+        users = [
+            s.name
+            for s in messenger.scored.values()
+            if s.name != name and (name in s.parents or (s.density is not None and name in s.density.sites))
+        ]
         if users:
             raise ModelError(
                 f"Expected the latent sites of the fitted guide, {sorted(known)}; got {name!r} besides, which {users} "
@@ -647,16 +636,6 @@ def _check_sites(messenger: RecordMessenger) -> None:
         raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
     if not any(s.observed for s in messenger.scored.values()):
         raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
-
-
-def _with_enumerated(messenger: RecordMessenger) -> dict[str, ScoredSite]:
-    """Name the discrete sites behind the enumeration dimensions, once Pyro has told which is where."""
-    names = {messenger.infers[s.name]["_dim_to_id"][s.dim]: s.name for s in messenger.discrete.values()}
-    found = {}
-    for name, scored in messenger.scored.items():
-        ids = messenger.infers[name].get("_dim_to_id", {})
-        found[name] = replace(scored, enumerated={dim: names[i] for dim, i in ids.items() if i in names})
-    return found
 
 
 def expected_log_factors(

@@ -39,7 +39,7 @@ __all__ = ["LDA"]
 @register_rule(TopicWord)
 def _topic_word_rule(arguments: Any, value: Any) -> Any:
     """E log β_zw: the expectation reads the topics at the assignment and the word."""
-    return arguments["topics"].log().take(arguments["assignment"].value().long()).take_last(value.value())
+    return arguments["topics"].log().take(arguments["assignment"]).take_last(value)
 
 
 class LDA(Results):

@@ -3,10 +3,12 @@ r"""What a model computes from its latents, kept symbolically.
 An :class:`Expression` is one of three things:
 
 - a *polynomial*: a sum of :class:`~.terms.Term`, for which expectations are products of moments;
-- *pieces*: polynomials chosen by constant masks, as ``torch.where`` makes them, so that powers and logarithms act on
-  each;
+- *pieces*: polynomials chosen by masks, as ``torch.where`` makes them, so that powers and logarithms act on each;
 - *opaque*: the result of an operation without a rule. It remembers the operation and the latents behind it, so that an
   error can name them.
+
+A polynomial without continuous latents is a *table*: a number for each value of the discrete latents that it depends
+on. Any elementwise function of tables is one.
 
 Rules write log densities in this algebra with ordinary operators, and the methods ``log``, ``sum``, ``log_det`` and so
 on.
@@ -14,6 +16,7 @@ on.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -24,9 +27,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..errors import LatentValueError
 from .evaluation import Values, evaluate_term
 from .terms import (
     Axis,
+    Choice,
     Constant,
     Factor,
     Gather,
@@ -36,7 +41,8 @@ from .terms import (
     as_axis,
     broadcast_shapes,
     fresh_label,
-    widened,
+    is_choice,
+    is_position,
 )
 
 #: The matrix functions, and the inverse of each.
@@ -45,6 +51,10 @@ _INVERSES = {"x": "inverse", "inverse": "x", "gram": "gram_inverse", "gram_inver
 _MASKS = (torch.bool, torch.uint8)
 #: Integer powers up to this are expanded into products.
 _LARGEST_EXPANSION = 4
+#: A table has at most so many combinations of values, and so many numbers.
+_MOST_COMBINATIONS, _LARGEST_TABLE = 2**20, 2**27
+#: A function that a table of values takes apart into cases has at most so many of them.
+_MOST_CASES = 64
 
 
 @dataclass(frozen=True)
@@ -67,7 +77,7 @@ class Expression:
         like: Tensor,
         terms: Sequence[Term] = (),
         *,
-        pieces: tuple[tuple[Tensor, Expression], ...] = (),
+        pieces: tuple[tuple[Expression, Expression], ...] = (),
         opacity: Opacity | None = None,
         cholesky_of: Expression | None = None,
     ) -> None:
@@ -82,11 +92,9 @@ class Expression:
 
     @staticmethod
     def constant(tensor: Tensor) -> Expression:
-        """A plain tensor; integers and booleans are kept exactly, as floating numbers."""
+        """A plain tensor."""
         labels = tuple(i - tensor.ndim for i in range(tensor.ndim) if tensor.shape[i] != 1)
         squeezed = tensor.reshape([n for n in tensor.shape if n != 1])
-        if not tensor.is_floating_point():
-            squeezed = squeezed.to(torch.get_default_dtype() if tensor.dtype == torch.bool else torch.float64)
         return Expression(tensor.shape, tensor.new_empty(0), (Term(1.0, (Constant(squeezed, labels),)),))
 
     @staticmethod
@@ -109,11 +117,37 @@ class Expression:
         return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
 
     @staticmethod
-    def derived(name: str, value: Tensor, replay: Replay, parents: frozenset[str]) -> Expression:
-        """What the model computed from points by an operation without a rule: a point itself."""
+    def discrete(site: str, support: Tensor, batch_shape: torch.Size) -> Expression:
+        """A discrete latent of this batch shape, whose values are the rows of ``support``."""
+        event = support.shape[1:]
+        axes = tuple(None if n == 1 else i - len(batch_shape) for i, n in enumerate(batch_shape))
+        axes = tuple(a if a is None else a - len(event) for a in axes)
+        choice = Choice.of(site, axes, support.shape[0])
+        table = support.reshape(support.shape[0], *[1] * len(batch_shape), *event)
+        return Expression.from_table(table, (choice,), batch_shape + event)
+
+    @staticmethod
+    def from_table(table: Tensor, choices: Sequence[Choice], shape: Sequence[int]) -> Expression:
+        """A number for each combination of values: ``table`` has a dimension for each choice, then those of ``shape``,
+        of size 1 where it does not vary.
+        """
+        names = (*(c.label for c in choices), *range(-len(shape), 0))
+        kept = [i for i, n in enumerate(table.shape) if n != 1]
+        constant = Constant(table.reshape([table.shape[i] for i in kept]), tuple(names[i] for i in kept))
+        return Expression(shape, table.new_empty(0), (Term(1.0, (constant,), (), tuple(choices)),))
+
+    @staticmethod
+    def derived(
+        name: str, value: Tensor, replay: Replay, parents: frozenset[str], choices: Sequence[Choice] = ()
+    ) -> Expression:
+        """What the model computed from points by an operation without a rule: a point itself, for each combination of
+        the values of discrete latents.
+        """
         axes = tuple(None if n == 1 else i - value.ndim for i, n in enumerate(value.shape))
-        variable = Variable(name, value.shape, is_point=True, replay=replay, parents=parents)
-        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, axes),)),))
+        shape = torch.Size((*(c.size for c in choices), *value.shape))
+        variable = Variable(name, shape, is_point=True, replay=replay, parents=parents)
+        factor = Factor(variable, (*(c.label for c in choices), *axes))
+        return Expression(value.shape, value.new_empty(0), (Term(1.0, (), (factor,), tuple(choices)),))
 
     @staticmethod
     def opaque(
@@ -166,23 +200,88 @@ class Expression:
         if self.opacity:
             return self.opacity.sites
         found = {f.variable.site for t in self.terms for f in t.factors}
-        return frozenset(found).union(*(p.sites for _, p in self.pieces))
+        found.update(c.site for t in self.terms for c in t.choices)
+        return frozenset(found).union(*(e.sites for pair in self.pieces for e in pair))
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The discrete latents that the expression depends on, in the elements that it reads."""
+        found = {c.label: c for t in self.terms for c in t.choices}
+        for pair in self.pieces:
+            for expression in pair:
+                found |= {c.label: c for c in expression.choices}
+        return tuple(found.values())
 
     @property
     def is_constant(self) -> bool:
         return not self.opacity and not self.sites
 
+    @property
+    def is_table(self) -> bool:
+        """Whether it is known once the discrete latents are: a constant is a table, too."""
+        return not self.opacity and not self.pieces and not any(t.factors for t in self.terms)
+
     def value(self) -> Tensor:
         """The tensor of a constant expression, of its full shape."""
         if not self.is_constant:
-            raise ValueError(f"expected a constant; got an expression of {sorted(self.sites)}")
-        total: Tensor | None = None
-        for term in self.polynomial().terms:
-            tensor, labels = term.dense(self.like)
-            tensor = _place(tensor, labels, self.ndim)
-            total = tensor if total is None else total + tensor
-        zero = torch.zeros((), dtype=self.like.dtype, device=self.like.device)
-        return widened(zero if total is None else total, self.like).expand(self.shape)
+            raise ValueError(f"Expected a constant; got an expression of {sorted(self.sites)}.")
+        return self.polynomial().table(()).expand(self.shape)
+
+    def table(self, choices: Sequence[Choice], dims: Sequence[int] = ()) -> Tensor:
+        """The numbers of a table: a dimension for each of these choices, then those of the shape, of size 1 where it
+        does not vary, but for the (negative) ``dims``.
+        """
+        order = [c.label for c in choices]
+        parts = [_laid(*term.dense(self.like), order, self.ndim) for term in self.unbound().terms]
+        parts = [p.to(torch.promote_types(p.dtype, self.like.dtype)) for p in parts]  # true and true add up to two
+        total = parts[0] if parts else self.like.new_zeros([1] * (len(order) + self.ndim))
+        for part in parts[1:]:
+            total = total + part
+        full = [self.shape[i] if i - self.ndim in dims else -1 for i in range(self.ndim)]
+        return total.expand(*[-1] * len(order), *full) if dims else total
+
+    def unbound(self) -> Expression:
+        """A table whose sums over the elements of a discrete latent are written out, one term for each element."""
+        if not any(label > 0 for t in self.terms for c in t.choices for label in c.labels):
+            return self
+        terms: list[Term] = []
+        for term in self.terms:
+            bound = {label for c in term.choices for label in c.labels if label > 0}
+            sizes = _sizes_of(term)
+            places = itertools.product(*(range(sizes[label]) for label in bound))
+            for place in places if bound else [()]:
+                index = {
+                    label: Gather(torch.tensor(i, device=self.like.device), ())
+                    for label, i in zip(bound, place, strict=False)
+                }
+                terms.append(term.substitute(index) if bound else term)
+        return self._with(terms)
+
+    @staticmethod
+    def apply(
+        function: Callable[..., Tensor],
+        *tables: Expression,
+        shape: Sequence[int] | None = None,
+        dims: Sequence[int] = (),
+    ) -> Expression:
+        """An elementwise function of tables, as a table; or one over their last ``dims``, with the ``shape`` of its
+        result.
+
+        Raises:
+            LatentValueError: if the discrete latents have too many combinations of values.
+        """
+        shape = broadcast_shapes(*(t.shape for t in tables)) if shape is None else shape
+        tables = tuple(t.unbound() for t in tables)
+        choices = tuple({c.label: c for t in tables for c in t.choices}.values())
+        ndim = max(t.ndim for t in tables)
+        check_combinations(choices)
+        laid = [t.widened(ndim).table(choices, dims) for t in tables]
+        check_combinations(choices, broadcast_shapes(*(t.shape for t in laid)).numel())
+        return Expression.from_table(function(*laid), choices, shape)
+
+    def widened(self, ndim: int) -> Expression:
+        """With dimensions of size 1 on the left, up to ``ndim``."""
+        return self._with(self.terms, [1] * (ndim - self.ndim) + list(self.shape))
 
     def polynomial(self) -> Expression:
         """Pieces written as an indicator-weighted sum; anything else as it is."""
@@ -190,16 +289,21 @@ class Expression:
             return self
         terms: list[Term] = []
         for mask, piece in self.pieces:
-            ((indicator,),) = (term.constants for term in Expression.constant(mask).terms)
+            (indicator,) = Expression.apply(lambda m: m.to(self._dtype), mask).terms
             terms += [term.masked(indicator) for term in piece.polynomial().terms]
         return _collect(self._with(terms))
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """The dtype that numbers of the expression are computed in."""
+        return self.like.dtype if self.like.is_floating_point() else torch.get_default_dtype()
 
     def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:
         """The value in float64 at given values of the latents.
 
         Args:
-            values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
-                given as its distance from it.
+            values: a tensor of its own shape for each of the ``sites``: of a latent that is measured from an origin its
+                distance from it, of a discrete one the numbers of its values, from 0.
 
         Raises:
             ValueError: if the expression is opaque.
@@ -214,10 +318,16 @@ class Expression:
             )
         total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
         for mask, piece in self.pieces:
-            total = torch.where(mask, piece._evaluate(values), total)
+            total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
         for term in self.terms:
-            total = total + _place(*evaluate_term(term, values), self.ndim)
+            total = total + _laid(*evaluate_term(term, values), (), self.ndim)
         return total
+
+    def _where(self, mask: Expression, like: Tensor) -> Expression:
+        """The expression times the indicator of a mask: zero elsewhere, also where it would be infinite there."""
+        if self.is_table and not bool(self.unbound().table(self.choices).isfinite().all()):
+            return Expression.apply(lambda m, t: torch.where(m, t, t.new_zeros(())), mask, self)
+        return Expression.apply(lambda m: m.to(like.dtype), mask) * self
 
     def __repr__(self) -> str:
         kind = "opaque" if self.opacity else "pieces" if self.pieces else f"{len(self.terms)} terms"
@@ -231,9 +341,9 @@ class Expression:
         like = _common_like(self, other)
         if self.opacity or other.opacity:
             return self._opaque("add", other, shape=shape)
-        if self.pieces and other.is_constant:
+        if self.pieces and other.is_table:
             return self._map_pieces(lambda piece: piece + other, shape)
-        if other.pieces and self.is_constant:
+        if other.pieces and self.is_table:
             return other._map_pieces(lambda piece: piece + self, shape)
         terms = self.polynomial().terms + other.polynomial().terms
         return _collect(self._with(terms, shape, like))
@@ -259,17 +369,11 @@ class Expression:
                 return self._map_pieces(lambda piece: piece * other, shape)
             if not self.pieces:
                 return other._map_pieces(lambda piece: self * piece, shape)
+            if len(self.pieces) * len(other.pieces) <= _MOST_CASES // 4:
+                return self._pairs(other, shape)
         left, right = self.polynomial().terms, other.polynomial().terms
         terms = [a.times(b) for a in left for b in right]
         return _collect(self._with(terms, shape, _common_like(self, other)))
-
-    def weigh(self, other: Expression) -> Expression:
-        """The product, which is 0 where the constant self is 0 even if ``other`` is infinite there: 0 log 0 = 0."""
-        product = self * other
-        if other.is_finite or not self.is_constant:
-            return product
-        zero = self._number(0.0).expand(product.shape)
-        return Expression.where(self.value() != 0, product, zero).polynomial()
 
     @property
     def is_finite(self) -> bool:
@@ -287,6 +391,8 @@ class Expression:
     def __pow__(self, exponent: Any) -> Expression:
         if isinstance(exponent, Expression | Tensor):
             exponent = self._lift(exponent)
+            if self.is_table and exponent.is_table:
+                return Expression.apply(torch.pow, self, exponent)
             if not exponent.is_constant or exponent.shape.numel() != 1:
                 return self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
             exponent = float(exponent.value())
@@ -294,6 +400,8 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
+        if self.is_table and self.choices:
+            return Expression.apply(lambda t: t**exponent, self)
         raised = self.terms[0].raised(exponent, self.like) if self._is_monomial else None
         if raised is not None:
             return self._with([raised])
@@ -308,7 +416,7 @@ class Expression:
             for _ in range(int(exponent) - 1):
                 product = product * self
             return product
-        return self._opaque(f"pow({exponent:g})")
+        return self._by_cases(lambda e: e**exponent) or self._opaque(f"pow({exponent:g})")
 
     @property
     def _is_monomial(self) -> bool:
@@ -318,13 +426,64 @@ class Expression:
     def _map_pieces(
         self, function: Callable[[Expression], Expression], shape: Sequence[int] | None = None
     ) -> Expression:
-        pieces = tuple((mask, function(piece)) for mask, piece in self.pieces)
+        pieces: tuple[tuple[Expression, Expression], ...] = tuple(
+            (mask, function(piece)) for mask, piece in self.pieces
+        )
         blocked = next((p for _, p in pieces if p.opacity), None)
         shape = pieces[0][1].shape if shape is None else shape
         if blocked is not None:
             return Expression(shape, self.like, opacity=blocked.opacity)
         shape = broadcast_shapes(shape, *(mask.shape for mask, _ in pieces), *(p.shape for _, p in pieces))
         return Expression(shape, self.like, pieces=pieces)
+
+    def _pairs(self, other: Expression, shape: Sequence[int]) -> Expression:
+        """The product of pieces with pieces, where both masks hold."""
+        pieces = []
+        for (mask, piece), (mask2, piece2) in itertools.product(self.pieces, other.pieces):
+            both = Expression.apply(torch.logical_and, mask, mask2)
+            if bool(both.table(both.choices).any()):
+                pieces.append((both, piece * piece2))
+        return Expression(shape, self.like, pieces=tuple(pieces))
+
+    def _by_cases(
+        self, function: Callable[[Expression], Expression], view: Callable[[Expression], Expression] = lambda e: e
+    ) -> Expression | None:
+        """The function of an expression, at each value of its discrete latents; None where one has no rule, or there
+        are too many. ``view`` lays a mask over the shape of the result.
+        """
+        choices = self.choices
+        sizes = [c.size for c in choices]
+        bound = any(label > 0 for c in choices for label in c.labels)
+        if not choices or bound or self.pieces or math.prod(sizes) > _MOST_CASES:
+            return None
+        pieces = []
+        for values in itertools.product(*map(range, sizes)):
+            case = self
+            for choice, value in zip(choices, values, strict=True):
+                case = case._with([t.at(choice, value, self.like.device) for t in case.terms])
+            result = function(case._simplified())
+            if result.opacity:
+                return None
+            chosen = torch.zeros(sizes, dtype=torch.bool, device=self.like.device)
+            chosen[values] = True
+            mask = Expression.from_table(chosen.reshape(*sizes, *[1] * self.ndim), choices, self.shape)
+            pieces.append((view(mask), result))
+        return Expression(pieces[0][1].shape, self.like, pieces=tuple(pieces))
+
+    def _simplified(self) -> Expression:
+        """Without terms that are zero, and with constants that are one number in the coefficient."""
+        terms = []
+        for term in self.terms:
+            same = [c for c in term.constants if bool((c.tensor == c.tensor.reshape(-1)[0]).all())]
+            summed = {label for c in same for label in c.labels} & term.summed
+            if summed:
+                terms.append(term)
+                continue
+            number = term.coefficient * math.prod(float(c.tensor.reshape(-1)[0]) for c in same)
+            if number:
+                rest = tuple(c for c in term.constants if c not in same)
+                terms.append(replace(term, coefficient=number, constants=rest))
+        return _collect(self._with(terms or [Term(0.0)]))
 
     # Functions.
 
@@ -334,13 +493,17 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(Expression.log)
-        if self.is_constant and not (self._is_monomial and self.terms[0].coefficient > 0):
-            return Expression.constant(self.value().log()).expand(self.shape)
+        if self.is_table and (self.choices or not (self._is_monomial and self.terms[0].coefficient > 0)):
+            return Expression.apply(torch.log, self)
         complement = self._complement()
         if complement is not None:
             return self._with([complement])
         terms = self.terms[0].log(self.like) if self._is_monomial else None
-        return self._opaque("log") if terms is None else _collect(self._with(terms))
+        if terms is not None:
+            return _collect(self._with(terms))
+        if self.is_table:
+            return Expression.apply(torch.log, self)
+        return self._by_cases(Expression.log) or self._opaque("log")
 
     def log1m(self) -> Expression:
         """The elementwise log(1 - x)."""
@@ -357,7 +520,7 @@ class Expression:
             return None
         ones, _ = constant.dense(self.like)
         factor = replace(rest.factors[0], function="log1m")
-        return Term(1.0, rest.constants, (factor,)) if bool((ones == 1).all()) else None
+        return Term(1.0, rest.constants, (factor,), rest.choices) if bool((ones == 1).all()) else None
 
     # Matrices, over the last two dimensions.
 
@@ -366,8 +529,8 @@ class Expression:
         shape, dim = self.shape[:-2], self.shape[-1]
         if self.opacity:
             return Expression(shape, self.like, opacity=self.opacity)
-        if self.is_constant:
-            return Expression.constant(torch.linalg.slogdet(self.value())[1])
+        if self.is_table:
+            return Expression.apply(lambda t: torch.linalg.slogdet(t)[1], self, shape=shape, dims=(-2, -1))
         split = self._split_matrix()
         if split is not None:
             scalar, matrix = split
@@ -376,20 +539,21 @@ class Expression:
                 return logarithm + matrix.log_det()
             sign = -1.0 if matrix.function.endswith("inverse") else 1.0
             name = "gram_log_det" if matrix.function.startswith("gram") else "log_det"
-            factor = replace(matrix, axes=tuple(_shift_axes(matrix.axes[:-2], 2)), function=name)
-            return logarithm + self._with([Term(sign, (), (factor,))], shape)
+            factor = replace(matrix, axes=matrix.axes[:-2], function=name)
+            return logarithm + self._with([Term(sign, (), (factor,), self.choices)])._drop_matrix(shape)
         entries = self._diagonal()
         if entries is not None:
             return entries.log().sum(-1)
-        return self._map_matrices(Expression.log_det) or self._opaque("logdet", shape=shape)
+        mapped = self._map_matrices(Expression.log_det)
+        cases = mapped or self._by_cases(Expression.log_det, lambda mask: mask._drop_matrix(shape))
+        return cases or self._opaque("logdet", shape=shape)
 
     def inverse(self) -> Expression:
         """The matrix inverse, of what :meth:`log_det` takes."""
         if self.opacity:
             return self
-        if self.is_constant:
-            inverse, singular = torch.linalg.inv_ex(self.value())  # of what a mask never chooses, perhaps
-            return Expression.constant(inverse.masked_fill((singular != 0)[..., None, None], torch.nan))
+        if self.is_table:
+            return Expression.apply(_inverse, self, dims=(-2, -1))
         split = self._split_matrix()
         if split is not None:
             scalar, matrix = split
@@ -397,11 +561,12 @@ class Expression:
             if isinstance(matrix, Expression):
                 return reciprocal * matrix.inverse()
             flipped = replace(matrix, function=_INVERSES[matrix.function])
-            return reciprocal * self._with([Term(1.0, (), (flipped,))])
+            return reciprocal * self._with([Term(1.0, (), (flipped,), self.choices)])
         entries = self._diagonal()
         if entries is not None:
             return (entries**-1.0).diag_embed()
-        return self._map_matrices(Expression.inverse) or self._opaque("inverse")
+        mapped = self._map_matrices(Expression.inverse)
+        return mapped or self._by_cases(Expression.inverse) or self._opaque("inverse")
 
     def cholesky(self) -> Expression:
         """The Cholesky factor; only :meth:`gram` can read it."""
@@ -419,8 +584,8 @@ class Expression:
         if split is not None and factor is not None and lower and factor.reads_whole(self.shape[-2:]):
             scalar, _ = split
             squared = (scalar**2.0).reshape([*scalar.shape, 1, 1])
-            return squared * self._with([Term(1.0, (), (replace(factor, function="gram"),))])
-        entries = None if self.opacity or self.is_constant else self._diagonal()
+            return squared * self._with([Term(1.0, (), (replace(factor, function="gram"),), self.choices)])
+        entries = None if self.opacity or self.is_table else self._diagonal()
         if entries is not None:
             return (entries**2.0).diag_embed()
         return self._map_matrices(Expression.gram) or self.matmul(self.transpose(-1, -2))
@@ -431,7 +596,10 @@ class Expression:
         if dim == 1:
             return self.unsqueeze(-1)
         rows = self.unsqueeze(-1).expand((*self.shape, dim))
-        return Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device)).weigh(rows)
+        diagonal = Expression.constant(torch.eye(dim, dtype=torch.bool, device=self.like.device))
+        if rows.is_finite:
+            return rows * diagonal
+        return Expression.where(diagonal, rows, self._number(0.0).expand(rows.shape)).polynomial()
 
     def _split_matrix(self) -> tuple[Expression, Factor | Expression] | None:
         """A single term as (scalar, matrix): a scalar of the batch shape, and the one factor that is a whole matrix of
@@ -443,20 +611,24 @@ class Expression:
         dim, shape = self.shape[-1], self.shape[:-2]
         matrices = [f for f in term.factors if f.function in _INVERSES and f.power == 1 and f.is_whole_matrix(dim)]
         constants = [c for c in term.constants if {-1, -2} <= set(c.labels)]
-        if len(matrices) + len(constants) != 1:
+        if len(matrices) + len(constants) != 1 or {-1, -2} & {label for c in term.choices for label in c.labels}:
             return None
         rest = Term(
             term.coefficient,
             tuple(c for c in term.constants if c not in constants),
             tuple(f for f in term.factors if f not in matrices),
+            term.choices,
         )
         if {-1, -2} & rest.labels:
             return None
         scalar = self._with([rest.substitute(_shift(rest.labels, 2))], shape)
         if matrices:
             return scalar, matrices[0]
-        tensor = _place(constants[0].tensor, constants[0].labels, self.ndim)
-        return scalar, Expression.constant(tensor)
+        return scalar, self._with([Term(1.0, (constants[0],), (), term.choices)])
+
+    def _drop_matrix(self, shape: Sequence[int]) -> Expression:
+        """What does not vary along the last two dimensions, without them."""
+        return self._with([t.substitute(_shift(t.labels, 2)) for t in self.terms], shape)
 
     def _diagonal(self) -> Expression | None:
         """The entries of a matrix that is provably diagonal, along the last dimension; None for any other."""
@@ -464,13 +636,17 @@ class Expression:
         if dim == 1:
             return self.squeeze(-1)
         if self.pieces:
-            entries = [(mask.expand(self.shape), piece.expand(self.shape)._diagonal()) for mask, piece in self.pieces]
+            entries = [(mask, piece.expand(self.shape)._diagonal()) for mask, piece in self.pieces]
             if any(entry is None for _, entry in entries):
                 return None
-            pieces = tuple((m.diagonal(dim1=-2, dim2=-1), entry) for m, entry in entries if entry is not None)
+            pieces = tuple((m._merged(shape), entry) for m, entry in entries if entry is not None)
             return Expression(shape, self.like, pieces=pieces)
         if not all(any(c.is_diagonal(-2, -1) for c in term.constants) for term in self.terms):
             return None
+        return self._merged(shape)
+
+    def _merged(self, shape: Sequence[int]) -> Expression:
+        """The diagonal of the last two dimensions."""
         merged = [t.substitute({-2: -1}) for t in self.terms]
         return self._with([t.substitute(_shift(t.labels, 1, below=-3)) for t in merged], shape)
 
@@ -478,16 +654,15 @@ class Expression:
         """Map pieces whose masks choose whole matrices; None where they do not, or there are no pieces."""
         if not self.pieces:
             return None
-        full = [(mask.expand(self.shape), piece.expand(self.shape)) for mask, piece in self.pieces]
-        if not all(torch.equal(mask, mask[..., :1, :1].expand(self.shape)) for mask, _ in full):
+        if any({-1, -2} & t.labels for mask, _ in self.pieces for t in mask.terms):
             return None
-        mapped = [(mask, function(piece)) for mask, piece in full]
+        mapped = [(mask, function(piece.expand(self.shape))) for mask, piece in self.pieces]
         blocked = next((piece.opacity for _, piece in mapped if piece.opacity), None)
         shape = mapped[0][1].shape
         if blocked is not None:
             return Expression(shape, self.like, opacity=blocked)
         kept = mapped[0][1].ndim == self.ndim
-        pieces = tuple((mask[..., :1, :1] if kept else mask[..., 0, 0], piece) for mask, piece in mapped)
+        pieces = tuple((mask if kept else mask._drop_matrix(shape), piece) for mask, piece in mapped)
         return Expression(shape, self.like, pieces=pieces)
 
     # Sums and products over dimensions.
@@ -504,7 +679,7 @@ class Expression:
             for d in dims:
                 label = d - self.ndim
                 if label in term.labels:
-                    term = term.substitute({label: fresh_label()})
+                    term = _sized(term, label, self.shape[d], self.like).substitute({label: fresh_label()})
                 else:
                     term = term.scaled(float(self.shape[d]))
             terms.append(term)
@@ -526,17 +701,25 @@ class Expression:
 
     # Views.
 
-    def _relabelled(self, mapping: dict[int, Axis], shape: Sequence[int]) -> Expression:
+    def _relabelled(self, mapping: dict[int, Axis], shape: Sequence[int], choices: Sequence[Choice] = ()) -> Expression:
+        """The view through other axes, which may read at the values of ``choices``."""
         if self.opacity:
             return Expression(shape, self.like, opacity=self.opacity)
-        return self._with([t.substitute(mapping) for t in self.terms], shape)
+        terms = [t.substitute(mapping) for t in self.terms]
+        if not choices:
+            return self._with(terms, shape)
+        read = next((c for t in terms for c in t.choices if any(map(is_choice, c.labels))), None)
+        if read is not None:
+            raise LatentValueError(
+                f"Expected constants as the index of the discrete latent {read.site!r}; got the value of a discrete "
+                "latent, which says at random which element is read. Write torch.where(index == 0, z[0], z[1])."
+            )
+        return self._with([replace(t, choices=(*t.choices, *choices)) for t in terms], shape)
 
-    def _view(
-        self, function: Callable[[Expression], Expression], tensor_view: Callable[[Tensor], Tensor]
-    ) -> Expression:
+    def _view(self, function: Callable[[Expression], Expression]) -> Expression:
         """Apply a view to every piece and to the masks that choose them."""
         pieces = tuple(
-            (tensor_view(mask.expand(self.shape)), function(piece.expand(self.shape))) for mask, piece in self.pieces
+            (function(mask.expand(self.shape)), function(piece.expand(self.shape))) for mask, piece in self.pieces
         )
         return Expression(pieces[0][1].shape, self.like, pieces=pieces)
 
@@ -557,7 +740,7 @@ class Expression:
         """Reorder the dimensions."""
         order = [d % self.ndim for d in order]
         if self.pieces:
-            return self._view(lambda e: e.permute(order), lambda t: t.permute(order))
+            return self._view(lambda e: e.permute(order))
         return self._permuted(order)
 
     def transpose(self, dim0: int, dim1: int) -> Expression:
@@ -575,7 +758,7 @@ class Expression:
             known = math.prod(n for n in shape if n != -1)
             shape[shape.index(-1)] = self.shape.numel() // max(known, 1)
         if self.pieces:
-            return self._view(lambda e: e.reshape(shape), lambda t: t.reshape(shape))
+            return self._view(lambda e: e.reshape(shape))
         return self._relabelled(_reshape_axes(self.shape, shape, self.like.device), shape)
 
     def unsqueeze(self, dim: int) -> Expression:
@@ -590,19 +773,18 @@ class Expression:
         return self.reshape([n for i, n in enumerate(self.shape) if not (i in dims and n == 1)])
 
     def take(self, index: Any) -> Expression:
-        """``self[index]``, with torch's indexing by integers, slices, None, Ellipsis and constant tensors."""
+        """``self[index]``, with torch's indexing by integers, slices, None, Ellipsis, constant tensors and tables."""
         if self.pieces:
-            return self._view(lambda e: e.take(index), lambda t: t[index])
+            return self._view(lambda e: e.take(index))
         return self._relabelled(*_index_axes(index, self.shape, self.like.device))
 
-    def take_last(self, index: Tensor) -> Expression:
+    def take_last(self, index: Expression | Tensor) -> Expression:
         """Read the last dimension at ``index``, whose shape broadcasts with the other dimensions."""
-        index = index.long()
-        labels = tuple(i - index.ndim for i, n in enumerate(index.shape) if n != 1)
-        flat = index.reshape([n for n in index.shape if n != 1])
+        places = _Places.of(index, self.like.device)
         mapping: dict[int, Axis] = {d: d + 1 for d in range(-self.ndim, -1)}
-        mapping[-1] = as_axis(flat, labels, self.shape[-1])
-        return self.polynomial()._relabelled(mapping, broadcast_shapes(self.shape[:-1], index.shape))
+        mapping[-1] = places.axis(self.shape[-1])
+        shape = broadcast_shapes(self.shape[:-1], places.shape)
+        return self.polynomial()._relabelled(mapping, shape, places.choices)
 
     @property
     def is_normalized(self) -> bool:
@@ -611,9 +793,11 @@ class Expression:
         """
         if self.opacity:
             return False
-        if self.is_constant:
-            total = self.value().sum(-1)
+        if self.is_table:
+            total = self.table(self.choices, (-1,)).sum(-1)
             return bool(torch.allclose(total, torch.ones_like(total), atol=1e-6, rtol=0.0))
+        if self._chosen_along({-1}):
+            return False
         if self._is_monomial and len(self.terms[0].factors) == 1 and not self.terms[0].constants:
             return self.terms[0].coefficient == 1 and self._is_simplex(self.terms[0].factors[0])
         return self._chooses_simplexes or _is_one(self.sum(-1))
@@ -621,9 +805,12 @@ class Expression:
     @property
     def _chooses_simplexes(self) -> bool:
         """Whether the masks of the pieces do not vary along the last dimension, and every piece is normalized."""
-        full = [(mask.expand(self.shape), piece.expand(self.shape)) for mask, piece in self.pieces]
-        whole = all(torch.equal(mask, mask[..., :1].expand(self.shape)) for mask, _ in full)
-        return bool(full) and whole and all(piece.is_normalized for _, piece in full)
+        whole = not any(-1 in t.labels for mask, _ in self.pieces for t in mask.terms)
+        return bool(self.pieces) and whole and all(piece.expand(self.shape).is_normalized for _, piece in self.pieces)
+
+    def _chosen_along(self, dims: set[int]) -> bool:
+        """Whether the elements of discrete latents that choose run along some of the (negative) dimensions."""
+        return bool(dims & {label for t in self.terms for c in t.choices for label in c.labels})
 
     def _is_simplex(self, factor: Factor) -> bool:
         plain = factor.power == 1 and factor.function == "x" and factor.variable.simplex
@@ -631,13 +818,36 @@ class Expression:
 
     def lgamma(self) -> Expression:
         """log Γ, of constants and of point estimates."""
-        if not self.is_constant:
-            return self._of_point("lgamma", 0)
-        return Expression.constant(self.value().lgamma()).expand(self.shape)
+        return Expression.apply(torch.lgamma, self) if self.is_table else self._of_point("lgamma", 0)
+
+    def xlogy(self, other: Expression) -> Expression:
+        """``self · log other``, which is 0 where ``self``, a table, is 0."""
+        return self.times_log(other.log())
+
+    def times_log(self, logarithm: Expression) -> Expression:
+        """The product with a logarithm, which is 0 where ``self``, a table, is 0, also where the logarithm is −∞."""
+        if logarithm.pieces:
+            return logarithm._map_pieces(self.times_log)
+        if not self.is_table or logarithm.opacity:
+            return self * logarithm
+        tables = logarithm._with([t for t in logarithm.terms if not t.factors])
+        if not tables.terms or bool(tables.table(tables.choices).isfinite().all()):
+            return self * logarithm
+        rest = logarithm._with([t for t in logarithm.terms if t.factors])
+        product = Expression.apply(lambda x, t: torch.where(x == 0, torch.zeros_like(t), x * t), self, tables)
+        shape = broadcast_shapes(self.shape, logarithm.shape)
+        return (product + self * rest).expand(shape) if rest.terms else product.expand(shape)
+
+    def to(self, dtype: torch.dtype) -> Expression:
+        """The polynomial with numbers of another dtype, which must hold those that it has."""
+        cast = [replace(c, tensor=c.tensor.to(dtype)) for t in self.terms for c in t.constants]
+        rest = iter(cast)
+        terms = [replace(t, constants=tuple(next(rest) for _ in t.constants)) for t in self.terms]
+        return Expression(self.shape, self.like.to(dtype), terms)
 
     def log_beta(self) -> Expression:
         """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""
-        if self.is_constant:
+        if self.is_table:
             return self.lgamma().sum(-1) - self.sum(-1).lgamma()
         return self._of_point("log_beta", 1)
 
@@ -648,11 +858,14 @@ class Expression:
         if len(factors) != 1 or self.terms[0].coefficient != 1:
             return self._opaque("lgamma", shape=shape)
         (factor,) = factors
-        whole = not event or factor.reads_whole(self.shape[-event:])
+        chosen = self._chosen_along(set(range(-event, 0)))
+        whole = not event or (factor.reads_whole(self.shape[-event:]) and not chosen)
         if not factor.variable.is_point or factor.power != 1 or factor.function != "x" or not whole:
             return self._opaque("lgamma", shape=shape)
-        axes = tuple(_shift_axes(factor.axes[: len(factor.axes) - event], event))
-        return self._with([Term(1.0, (), (replace(factor, axes=axes, function=function),))], shape)
+        term = Term(
+            1.0, (), (replace(factor, axes=factor.axes[: len(factor.axes) - event], function=function),), self.choices
+        )
+        return self._with([term.substitute(_shift(term.labels, event))], shape)
 
     def quadratic_form(self, matrix: Expression) -> Expression:
         """xᵀ M x over the last dimension, for a symmetric M."""
@@ -669,18 +882,28 @@ class Expression:
         return total
 
     @staticmethod
-    def where(condition: Tensor, a: Expression, b: Expression) -> Expression:
-        """``a`` where the constant condition holds, ``b`` elsewhere."""
+    def where(condition: Expression | Tensor, a: Expression, b: Expression) -> Expression:
+        """``a`` where the condition, a table, holds, ``b`` elsewhere."""
+        condition = condition if isinstance(condition, Expression) else Expression.constant(condition)
         shape = broadcast_shapes(condition.shape, a.shape, b.shape)
         like = _common_like(a, b)
         blocked = a.opacity or b.opacity
         if blocked:
             return Expression(shape, like, opacity=blocked)
-        pieces = []
-        for mask, branch in ((condition, a), (~condition, b)):
-            inner = branch.pieces or ((torch.ones((), dtype=torch.bool, device=mask.device), branch),)
-            pieces += [(mask & m, p.as_dtype_of(like)) for m, p in inner]
+        if a.is_table and b.is_table and _combinations((condition, a, b)) <= _MOST_CASES**2:
+            return Expression.apply(torch.where, condition, a, b)
+        pieces: list[tuple[Expression, Expression]] = []
+        for mask, branch in ((condition, a), (Expression.apply(torch.logical_not, condition), b)):
+            for m, piece in branch.pieces or ((None, branch),):
+                both = mask if m is None else Expression.apply(torch.logical_and, mask, m)
+                pieces.append((both, piece.as_dtype_of(like)))
         return Expression(shape, like, pieces=tuple(pieces))
+
+
+def _inverse(matrix: Tensor) -> Tensor:
+    """The inverse, which is not a number where a matrix is singular: of what a mask never chooses, perhaps."""
+    inverse, singular = torch.linalg.inv_ex(matrix)
+    return inverse.masked_fill((singular != 0)[..., None, None], torch.nan)
 
 
 def _common_like(a: Expression, b: Expression) -> Tensor:
@@ -694,62 +917,96 @@ def _common_like(a: Expression, b: Expression) -> Tensor:
 def _is_one(expression: Expression) -> bool:
     """Whether the terms of an expression provably add up to one."""
     groups: list[tuple[Term, Tensor]] = []
+    order = [c.label for c in expression.choices]
     for term in expression.terms:
-        if term.summed & {label for f in term.factors for label in f.labels}:
+        if term.summed & {label for o in (*term.factors, *term.choices) for label in o.labels}:
             return False
-        weight = _place(*Term(term.coefficient, term.constants).dense(expression.like), expression.ndim)
+        dense = Term(term.coefficient, term.constants).dense(expression.like)
+        weight = _laid(*dense, order, expression.ndim).double()
         for i, (known, total) in enumerate(groups):
             if known.same_factors(term):
                 groups[i] = (known, total + weight)
                 break
         else:
             groups.append((term, weight))
-    return all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
-        not t.factors for t, _ in groups
+    sums = all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups)
+    return sums and any(not t.factors for t, _ in groups)
+
+
+def _combinations(tables: Sequence[Expression]) -> int:
+    return math.prod({c.label: c.size for t in tables for c in t.unbound().choices}.values())
+
+
+def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
+    """A table of all combinations of some discrete latents, of so many numbers, is affordable.
+
+    Raises:
+        LatentValueError: if it is not.
+    """
+    count = math.prod(c.size for c in choices)
+    if count <= _MOST_COMBINATIONS and numbers <= _LARGEST_TABLE:
+        return
+    names = ", ".join(repr(s) for s in sorted({c.site for c in choices}))
+    raise LatentValueError(
+        f"Expected an operation on few discrete latents at once; got one on {len(choices)} elements of {names}, which "
+        f"have {count} combinations of values. Sums of them, and sums of functions of one element each, need no joint "
+        "table: write those, or give the elements a site of fewer values."
     )
 
 
-def _place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
-    """Lay a tensor with ascending negative labels out in ``ndim`` dimensions, of size 1 elsewhere."""
-    shape = [1] * ndim
-    order = sorted(range(len(labels)), key=lambda i: labels[i])
-    for i in order:
-        shape[labels[i]] = tensor.shape[i]
-    return tensor.permute(order).reshape(shape)
+def _sized(term: Term, label: int, size: int, like: Tensor) -> Term:
+    """The term with an operand along a label that its choices alone run along, so that its size is known."""
+    if any(label in c.labels for c in term.constants) or any(label in f.labels for f in term.factors):
+        return term
+    ones = torch.ones(size, dtype=like.dtype, device=like.device)
+    return replace(term, constants=(*term.constants, Constant(ones, (label,))))
+
+
+def _sizes_of(term: Term) -> dict[int, int]:
+    """The sizes of the labels that the elements of a term's choices run along, from what reads them."""
+    sizes = {label: n for c in term.constants for label, n in zip(c.labels, c.tensor.shape, strict=True)}
+    for choice in term.choices:
+        for axis in choice.axes:
+            if isinstance(axis, Gather):
+                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
+    return sizes
+
+
+def _laid(tensor: Tensor, labels: tuple[int, ...], order: Sequence[int], ndim: int) -> Tensor:
+    """Lay a labelled tensor out: a dimension for each choice of ``order``, then ``ndim``, of size 1 elsewhere."""
+    names = {label: i for i, label in enumerate(order)}
+    places = [names[label] if is_choice(label) else len(order) + ndim + label for label in labels]
+    shape = [1] * (len(order) + ndim)
+    for place, size in zip(places, tensor.shape, strict=True):
+        shape[place] = size
+    return tensor.permute(sorted(range(len(places)), key=places.__getitem__)).reshape(shape)
 
 
 def _collect(expression: Expression) -> Expression:
-    """Add the terms without factors into one, so that differences of large constants are taken exactly."""
-    constants = [t for t in expression.terms if not t.factors]
-    if len(constants) < 2 and not any(t.summed or len(t.constants) > 1 for t in constants):
+    """Add the tables of the same discrete latents up, so that differences of large constants are taken exactly."""
+    groups: dict[frozenset[int], list[Term]] = {}
+    rest = []
+    for term in expression.terms:
+        if term.factors or any(label > 0 for c in term.choices for label in c.labels):
+            rest.append(term)
+        else:
+            groups.setdefault(frozenset(c.label for c in term.choices), []).append(term)
+    if not any(len(g) > 1 or g[0].summed or len(g[0].constants) > 1 for g in groups.values()):
         return expression
-    rest = [t for t in expression.terms if t.factors]
-    total: Tensor | None = None
-    for term in constants:
-        tensor = _place(*term.dense(expression.like), expression.ndim)
-        total = tensor if total is None else total + tensor
-    assert total is not None
-    if rest and not bool(total.any()):
-        return expression._with(rest)
-    return expression._with([*rest, *Expression.constant(total).terms])
+    tables = [_added(expression._with(group)) for group in groups.values()]
+    found = [t for t in tables if rest and not bool(t.table(t.choices).any())]
+    kept = [term for table in tables if table not in found for term in table.terms]
+    return expression._with([*rest, *kept])
+
+
+def _added(tables: Expression) -> Expression:
+    choices = tables.choices
+    return Expression.from_table(tables.table(choices), choices, tables.shape)
 
 
 def _shift(labels: frozenset[int], by: int, below: int = 0) -> dict[int, Axis]:
     """Move the negative labels that are at most ``below`` by ``by``."""
-    return {label: label + by for label in labels if label < 0 and label <= below}
-
-
-def _shift_axes(axes: tuple[Axis, ...], by: int) -> list[Axis]:
-    return [
-        None
-        if a is None
-        else Gather(a.index, tuple(x + by if x < 0 else x for x in a.labels))
-        if isinstance(a, Gather)
-        else a + by
-        if a < 0
-        else a
-        for a in axes
-    ]
+    return {label: label + by for label in labels if is_position(label) and label <= below}
 
 
 def _reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: torch.device) -> dict[int, Axis]:
@@ -776,46 +1033,97 @@ def _reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: to
     return mapping
 
 
-def _index_axes(index: Any, shape: Sequence[int], device: torch.device) -> tuple[dict[int, Axis], list[int]]:
-    """The axes of the source dimensions under ``source[index]``, and the shape of the result."""
+@dataclass(frozen=True)
+class _Places:
+    """An index: whole numbers of a ``shape``, for each combination of the values of ``choices``, whose dimensions come
+    first in ``tensor``.
+    """
+
+    tensor: Tensor
+    shape: torch.Size
+    choices: tuple[Choice, ...] = ()
+    last: int = -1  # the label of the last dimension
+
+    @staticmethod
+    def of(index: Expression | Tensor, device: torch.device) -> _Places:
+        if isinstance(index, Tensor):
+            return _Places(index.long().to(device), index.shape)
+        index = index.unbound()
+        check_combinations(index.choices)
+        return _Places(index.table(index.choices).long(), index.shape, index.choices)
+
+    def moved(self, first: int) -> _Places:
+        """The places where their first dimension is the label ``first``."""
+        last = first + len(self.shape) - 1
+        labels: dict[int, Axis] = {i: i + last + 1 for i in range(-len(self.shape), 0)}
+        return replace(self, choices=tuple(c.substitute(labels) for c in self.choices), last=last)
+
+    def axis(self, size: int) -> Axis:
+        """The axis that reads a dimension of ``size`` here.
+
+        Raises:
+            IndexError: if an index is out of range.
+        """
+        if self.tensor.numel() and not bool(((self.tensor >= -size) & (self.tensor < size)).all()):
+            names = f" of {', '.join(repr(c.site) for c in self.choices)}" if self.choices else ""
+            raise IndexError(
+                f"Expected an index{names} in a dimension of size {size}; got {int(self.tensor.min())} to "
+                f"{int(self.tensor.max())}."
+            )
+        tensor = torch.where(self.tensor < 0, self.tensor + size, self.tensor)
+        labels = (*(c.label for c in self.choices), *range(self.last + 1 - len(self.shape), self.last + 1))
+        wide = [i for i, n in enumerate(tensor.shape) if n != 1]
+        return as_axis(tensor.reshape([tensor.shape[i] for i in wide]), tuple(labels[i] for i in wide), size)
+
+
+def _index_axes(
+    index: Any, shape: Sequence[int], device: torch.device
+) -> tuple[dict[int, Axis], list[int], tuple[Choice, ...]]:
+    """The axes of the source dimensions under ``source[index]``, the shape of the result, and the choices read at."""
     items = _plain_items(index, shape, device)
-    tensors = [k for k, item in enumerate(items) if isinstance(item, Tensor) and item.ndim]
+    tensors = [k for k, item in enumerate(items) if isinstance(item, _Places) and item.shape]
     block = list(broadcast_shapes(*(items[k].shape for k in tensors)))
     between = items[tensors[0] : tensors[-1] + 1] if tensors else []
-    adjacent = all(isinstance(item, Tensor) for item in between)  # an integer between two index tensors selects first
+    adjacent = all(isinstance(item, _Places) for item in between)  # an integer between two index tensors selects first
     out: list[int] = list(block) if tensors and not adjacent else []
     block_at, source = 0, 0
-    reads: list[tuple[int, Tensor, int]] = []  # source dimension, places, first result dimension (-1: the block's)
+    reads: list[tuple[int, _Places, int]] = []  # source dimension, places, first result dimension (-1: the block's)
     for k, item in enumerate(items):
         if item is None:
             out.append(1)
             continue
-        if isinstance(item, Tensor) and item.ndim == 0:
-            reads.append((source, torch.where(item < 0, item + shape[source], item), len(out)))
-        elif isinstance(item, Tensor):
+        if isinstance(item, _Places) and not item.shape:
+            reads.append((source, item, len(out)))
+        elif isinstance(item, _Places):
             if adjacent and k == tensors[0]:
                 block_at = len(out)
                 out += block
-            reads.append((source, torch.where(item < 0, item + shape[source], item), -1))
+            reads.append((source, item, -1))
         else:
             places = torch.arange(shape[source], device=device)[item]
-            reads.append((source, places, len(out)))
+            reads.append((source, _Places(places, places.shape), len(out)))
             out.append(len(places))
         source += 1
     axes: dict[int, Axis] = {}
-    for dim, places, at in reads:
-        first = block_at + len(block) - places.ndim if at < 0 else at
-        wide = [i for i, n in enumerate(places.shape) if n != 1]
-        labels = tuple(first + i - len(out) for i in wide)
-        axes[dim - len(shape)] = as_axis(places.reshape([places.shape[i] for i in wide]), labels, shape[dim])
-    return axes, out
+    choices: tuple[Choice, ...] = ()
+    for dim, read, at in reads:
+        first = block_at + len(block) - len(read.shape) if at < 0 else at
+        places = read.moved(first - len(out))
+        axes[dim - len(shape)] = places.axis(shape[dim])
+        choices += places.choices
+    return axes, out, choices
 
 
 def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list[Any]:
-    """An index as one slice, None or integer tensor for each dimension; masks become the places where they hold."""
+    """An index as one slice, None or places for each dimension; masks become the places where they hold."""
     items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
-        items += _items_of(item, device)
+        if isinstance(item, Expression) and item.like.dtype == torch.bool:
+            raise LatentValueError(
+                f"Expected a result of a known shape; got an index by a mask of the latents {sorted(item.sites)}. "
+                "Write torch.where(mask, x, 0.)."
+            )
+        items += [_Places.of(item, device)] if isinstance(item, Expression) else _items_of(item, device)
     if not any(item is Ellipsis for item in items):
         items.append(Ellipsis)
     position = next(k for k, item in enumerate(items) if item is Ellipsis)
@@ -825,7 +1133,7 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
 
 
 def _items_of(item: Any, device: torch.device) -> list[Any]:
-    """One item of an index as slices, None, Ellipsis and integer tensors."""
+    """One item of an index as slices, None, Ellipsis and places."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return [item]
     if isinstance(item, bool) or (isinstance(item, Tensor) and not item.ndim and item.dtype in _MASKS):
@@ -836,7 +1144,8 @@ def _items_of(item: Any, device: torch.device) -> list[Any]:
         item = torch.as_tensor(item if isinstance(item, np.ndarray) else np.asarray(item), device=device)
     if not isinstance(item, Tensor):
         raise NotImplementedError(f"expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
-    return list(item.nonzero(as_tuple=True)) if item.dtype in _MASKS else [item.long()]
+    plain = item.nonzero(as_tuple=True) if item.dtype in _MASKS else [item]
+    return [_Places.of(places, device) for places in plain]
 
 
-__all__ = ["Expression", "Opacity"]
+__all__ = ["Expression", "Opacity", "check_combinations"]

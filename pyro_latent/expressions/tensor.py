@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
-from .expression import Expression
-from .terms import Replay
+from .expression import Expression, check_combinations
+from .tables import ALONG, MOVES, along, moved, of_tables
+from .terms import Choice, Replay
 
 #: Functions whose results that are not tensors depend on the shape alone.
 _SHAPE_QUERIES = frozenset(
@@ -95,15 +96,10 @@ class RandomTensor(Tensor):
     @property
     def points(self) -> frozenset[str]:
         """The point estimates that the tensor is computed from."""
-        derived = [f.variable for t in self.expression.terms for f in t.factors]
-        own = {p for v in derived for p in (v.parents or {v.site})} | {
-            p
-            for _, piece in self.expression.pieces
-            for t in piece.terms
-            for f in t.factors
-            for p in (f.variable.parents or {f.variable.site})
-        }
-        return frozenset(own) | (self.expression.opacity.sites if self.expression.opacity else frozenset())
+        terms = [t for e in (self.expression, *(p for _, p in self.expression.pieces)) for t in e.terms]
+        variables = [f.variable for t in terms for f in t.factors]
+        found = frozenset(p for v in variables for p in (v.parents or {v.site}))
+        return found | (self.expression.opacity.sites if self.expression.opacity else frozenset())
 
     def __format__(self, spec: str) -> str:
         if spec:
@@ -139,7 +135,7 @@ class RandomTensor(Tensor):
         if isinstance(result, Tensor):
             return _wrap(name, result, args, kwargs, func)
         if isinstance(result, tuple | list) and result and all(isinstance(r, Tensor) for r in result):
-            return _wrap_all(name, result, args, kwargs)
+            return _wrap_all(name, result, args, kwargs, func)
         if name in _SHAPE_QUERIES or getattr(func, "__name__", "") == "__get__" or result is None:
             return result
         if name == "__iter__":
@@ -193,17 +189,13 @@ def _mapped(item: Any, function: Callable[[RandomTensor], Any]) -> Any:
 
 
 def _expressions(item: Any) -> Any:
-    if isinstance(item, RandomTensor):
-        return item.expression
-    if isinstance(item, tuple | list) and any(isinstance(i, RandomTensor) for i in item):
-        return [_expressions(i) for i in item]
-    return item
+    return _mapped(item, lambda tensor: tensor.expression)
 
 
 def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
-    expression = _apply(name, result, args, kwargs, func)
+    expression = _apply(name, func, result, args, kwargs)
     replay = _replay(func, args, kwargs)
     unknown = expression is None or expression.shape != result.shape
     hidden = expression is not None and expression.opacity is not None and expression.cholesky_of is None
@@ -222,34 +214,60 @@ _numbers = itertools.count(1)
 
 def _derived(name: str, value: Tensor, replay: Replay, sources: list[RandomTensor]) -> Expression:
     points = frozenset().union(*(tensor.points for tensor in sources))
-    return Expression.derived(f"{name} {next(_numbers)}", value, replay, points)
+    choices = tuple({c.label: c for t in sources for c in t.expression.choices}.values())
+    check_combinations(choices, math.prod(c.size for c in choices) * value.numel())
+    return Expression.derived(f"{name} {next(_numbers)}", value, _over_choices(replay, choices), points, choices)
 
 
 def _random(*containers: Any) -> list[RandomTensor]:
     """The random tensors inside tuples, lists and dicts."""
-    found: list[RandomTensor] = []
-    for item in containers:
-        if isinstance(item, RandomTensor):
-            found.append(item)
-        elif isinstance(item, tuple | list):
-            found += _random(*item)
-        elif isinstance(item, dict):
-            found += _random(*item.values())
-    return found
+    return [t for t in _tensors(*containers) if isinstance(t, RandomTensor)]
 
 
 def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:
     """The same operation on the values of points; None where a latent with a distribution is involved."""
-    if any(t.replay is None for t in _random(args, kwargs)):
+    sources = _random(args, kwargs)
+    if any(_replay_of(t) is None for t in sources):
         return None
+    labels = sorted({c.label for t in sources for c in t.expression.choices})
 
-    def replay(values: Mapping[str, Tensor], known: dict[int, Tensor]) -> Tensor:
-        if id(replay) not in known:
-            plain = _mapped((args, kwargs), lambda tensor: tensor.replay(values, known))  # type: ignore[misc]
-            known[id(replay)] = func(*plain[0], **plain[1])
-        return known[id(replay)]
+    def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        key = (id(replay), *(values[label] for label in labels))
+        if key not in known:
+            plain = _mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
+            known[key] = func(*plain[0], **plain[1])
+        return known[key]
 
     return replay
+
+
+def _replay_of(tensor: RandomTensor) -> Replay | None:
+    """What computes a tensor from the values of points: of a table, its numbers at the chosen values."""
+    expression = tensor.expression
+    if tensor.replay is not None or not expression.is_table:
+        return tensor.replay
+
+    def read(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        choices = expression.choices
+        return expression.table(choices)[tuple(values[c.label] for c in choices)].expand(expression.shape)
+
+    return read
+
+
+def _over_choices(replay: Replay, choices: Sequence[Choice]) -> Replay:
+    """A replay at every combination of the values of discrete latents, which come first."""
+    if not choices:
+        return replay
+    sizes = [c.size for c in choices]
+
+    def stacked(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        rows = []
+        for place in itertools.product(*map(range, sizes)):
+            chosen = dict(zip((c.label for c in choices), place, strict=True))
+            rows.append(replay({**values, **chosen}, known))
+        return torch.stack(rows).reshape(*sizes, *rows[0].shape)
+
+    return stacked
 
 
 def derived_from_points(
@@ -265,23 +283,69 @@ def derived_from_points(
 
 
 def _apply(
-    name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
+    name: str, func: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Expression | None:
-    rule = METHODS.get(func) or OPERATIONS.get(name)
-    if not result.is_floating_point():
-        return None
-    if not result.numel():
+    """The expression of an operation's result; None where it has no rule."""
+    if isinstance(result, Tensor) and result.is_floating_point() and not result.numel():
         return Expression.constant(result)
-    if rule is None:
-        return None
-    lifted = [_expressions(a) for a in args]
+    sources = _random(args, kwargs)
+    if name in MOVES and len(sources) == 1 and sources[0] is args[0] and not sources[0].expression.opacity:
+        return moved(sources[0].expression, lambda places: _called(func, args, kwargs, [places]))
+    if all(t.expression.is_table for t in sources):
+        return _of_tables(name, func, result, args, kwargs)
+    return _by_rule(name, func, args, kwargs) if result.is_floating_point() else None
+
+
+def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+    rule = METHODS.get(func) or OPERATIONS.get(name)
     try:
-        return rule(*lifted, **{k: _expressions(v) for k, v in kwargs.items()})
+        return None if rule is None else rule(*_expressions(args), **_expressions(kwargs))
     except (TypeError, NotImplementedError):
         return None
 
 
-def _wrap_all(name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    """The operation with these tensors in place of the random ones, in order."""
+    rest = iter(tensors)
+    plain = _mapped((args, kwargs), lambda tensor: next(rest))
+    return func(*plain[0], **plain[1])
+
+
+def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    """What an operation makes of discrete latents: an expression for each tensor in its result."""
+    sources = [t.expression for t in _random(args, kwargs)]
+    ndim = max(t.ndim for t in _tensors(args, kwargs))
+    dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
+    if name in ALONG and len(sources) == 1 and isinstance(dim, int) and not isinstance(dim, bool):
+        at = dim % ndim - ndim
+        args, kwargs = (args, kwargs | {"dim": at}) if "dim" in kwargs else ((args[0], at, *args[2:]), kwargs)
+        return along(lambda table: _called(func, args, kwargs, [table]), sources[0], result, at)
+    return of_tables(
+        name,
+        lambda tensors: _called(func, args, kwargs, tensors),
+        sources,
+        lambda: _by_rule(name, func, args, kwargs),
+        result,
+        ndim,
+    )
+
+
+def _tensors(*containers: Any) -> list[Tensor]:
+    """The tensors inside tuples, lists and dicts."""
+    found: list[Tensor] = []
+    for item in containers:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            found += _tensors(*item)
+        elif isinstance(item, dict):
+            found += _tensors(*item.values())
+    return found
+
+
+def _wrap_all(
+    name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
+) -> Any:
     if name == "unbind":
         dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         return tuple(args[0].select(dim, i) for i in range(len(results)))
@@ -297,6 +361,11 @@ def _wrap_all(name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwarg
             t.expand(r.shape) if isinstance(t, RandomTensor) else r for t, r in zip(tensors, results, strict=True)
         )
     parents = _parents(args, kwargs)
+    if all(p.is_table for p in parents):
+        found = _of_tables(name, func, results, args, kwargs)
+        if found is not None:
+            pairs = [RandomTensor(r, e) for r, e in zip(results, found, strict=True)]
+            return tuple(pairs) if type(results) in (tuple, list) else type(results)(pairs)
     wrapped = [RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results]
     return tuple(wrapped) if type(results) in (tuple, list) else type(results)(wrapped)  # type: ignore[call-arg]
 
@@ -360,14 +429,15 @@ def _reduce(mean: bool) -> Callable[..., Expression | None]:
 
 
 def _where(condition: Any, a: Any, b: Any) -> Expression | None:
-    if isinstance(condition, Expression) or not isinstance(condition, Tensor):
+    condition = _lift(condition)
+    if not isinstance(condition, Expression) or not condition.is_table:
         return None
-    device = condition.device
+    device = condition.like.device
     a, b = (
         _lift(v) if isinstance(v, Expression | Tensor) else Expression.constant(torch.tensor(v, device=device))
         for v in (a, b)
     )
-    return Expression.where(condition.bool(), a, b)
+    return Expression.where(Expression.apply(Tensor.bool, condition), a, b)
 
 
 def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
@@ -437,7 +507,8 @@ def _expand(x: Expression, *sizes: Any, **kwargs: Any) -> Expression:
 
 def _gather(x: Any, dim: int, index: Any) -> Expression | None:
     """As torch.gather, whose index may be smaller than the source in the other dimensions."""
-    if isinstance(index, Expression) or not x.ndim:
+    x = _lift(x)
+    if not x.ndim:
         return None
     read = tuple(slice(None) if d == dim % x.ndim else slice(index.shape[d]) for d in range(x.ndim))
     return _take_along(x.take(read), index, dim)
@@ -445,7 +516,8 @@ def _gather(x: Any, dim: int, index: Any) -> Expression | None:
 
 def _take_along(x: Any, index: Any, dim: Any = None) -> Expression | None:
     """As torch.take_along_dim, whose index broadcasts with the source in the other dimensions."""
-    if isinstance(index, Expression) or dim is None or not x.ndim:
+    x = _lift(x)
+    if dim is None or not x.ndim:
         return None
     turned = x.transpose(dim, -1).unsqueeze(-2).take_last(index.transpose(dim, -1))
     return turned.transpose(dim, -1)
@@ -458,6 +530,22 @@ def _logdet(x: Expression) -> Expression | None:
     logarithms = [f for t in terms for f in t.factors if f.function in ("log", "log1m")]
     known = all(f.function == "log" and f.variable.nonnegative for f in logarithms)
     return found if known and found.is_finite else None
+
+
+def _index(x: Any, index: Any) -> Expression | None:
+    items = index if isinstance(index, tuple) else (index,)
+    if any(isinstance(i, Expression) and not i.is_table for i in items):
+        return None
+    return _lift(x).take(index)
+
+
+def _index_select(x: Any, dim: int, index: Any) -> Expression | None:
+    x = _lift(x)
+    return _index(x, (*[slice(None)] * (dim % x.ndim), index)) if x.ndim else None
+
+
+def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
+    return _index(weight, index)
 
 
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {
@@ -494,10 +582,12 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "expand": _expand,
     "expand_as": lambda x, y: x.expand(y.shape),
     "broadcast_to": lambda x, shape: x.expand(shape),
-    "__getitem__": lambda x, index: x.take(index) if not _parents(index) else None,
+    "__getitem__": _index,
     "select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)),
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
-    "index_select": lambda x, dim, index: x.take((*[slice(None)] * (dim % x.ndim), index)) if x.ndim else None,
+    "index_select": _index_select,
+    "embedding": _embedding,
+    "take": lambda x, index: _index(_lift(x).reshape([-1]), index),
     "gather": _gather,
     "take_along_dim": _take_along,
     "where": _where,

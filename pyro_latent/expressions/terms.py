@@ -4,7 +4,12 @@ A :class:`Term` is a number times constants times latents. Every operand carries
 dimensions: a *label*, which says which dimension of the result it runs along, or a :class:`Gather`, which reads it at
 given places. Negative labels are the result's dimensions, counted from the right as in broadcasting; positive
 labels are summed over. A label that an operand lacks is one that it does not vary along, so broadcasting, expansion and
-``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[z]`` is ``mu`` with a
+``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[index]`` is ``mu`` with
+a gathered axis.
+
+A discrete latent enters a term as a :class:`Choice`: a label that runs along its values, which operands have as they
+have others. The term's value at a place is read at the value that the latent takes in the element that the choice's own
+axes name, so that ``mu[z]`` is ``mu`` with the label of ``z`` in place of its axis, and ``z[group]`` is ``z`` with a
 gathered axis.
 """
 
@@ -12,19 +17,35 @@ from __future__ import annotations
 
 import itertools
 import math
+import weakref
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, reduce
+from typing import Any
 
 import torch
 from torch import Tensor
 
 _fresh = itertools.count(1)
 
+#: Labels from here down run along the values of discrete latents, one label for each choice.
+_HIGHEST_CHOICE = -(10**6)
+_fresh_choice = itertools.count(_HIGHEST_CHOICE, -1)
+
 
 def fresh_label() -> int:
     """A label for a summed dimension that no other term uses."""
     return next(_fresh)
+
+
+def is_choice(label: int) -> bool:
+    """Whether a label runs along the values of a discrete latent."""
+    return label <= _HIGHEST_CHOICE
+
+
+def is_position(label: int) -> bool:
+    """Whether a label is a dimension of the result, counted from the right."""
+    return _HIGHEST_CHOICE < label < 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +159,7 @@ def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
 
 @dataclass(frozen=True, eq=False)
 class Constant:
-    """A floating tensor with one dimension for each label."""
+    """A tensor with one dimension for each label."""
 
     tensor: Tensor
     labels: tuple[int, ...]
@@ -159,7 +180,7 @@ class Constant:
             return self
         return Constant(*read(self.tensor, tuple(mapping.get(label, label) for label in self.labels)))
 
-    def chosen(self, mask: Constant) -> Constant:
+    def where(self, mask: Constant) -> Constant:
         """The constant where the mask holds, and 0 elsewhere, infinite or not."""
         labels = unique_labels((*self.labels, *mask.labels))
         where = {label: place for place, label in enumerate(labels)}
@@ -167,8 +188,52 @@ class Constant:
         return Constant(torch.where(chosen != 0, own, torch.zeros_like(own)), labels)
 
 
-#: A tensor computed again from the values of points; the second argument keeps what was computed on the way.
-Replay = Callable[[Mapping[str, Tensor], dict[int, Tensor]], Tensor]
+@dataclass(frozen=True, eq=False)
+class Choice:
+    """The value of a discrete latent in the elements that ``axes`` name, one axis for each of its batch dimensions.
+
+    ``label`` runs along the ``size`` values. Choices of the same site in the same elements are one object, with one
+    label.
+    """
+
+    site: str
+    axes: tuple[Axis, ...]
+    size: int
+    label: int
+
+    @staticmethod
+    def of(site: str, axes: tuple[Axis, ...], size: int) -> Choice:
+        """The choice of these elements."""
+        key = (site, size, tuple(_axis_key(axis) for axis in axes))
+        found = _choices.get(key)
+        if found is None:
+            found = _choices[key] = Choice(site, axes, size, next(_fresh_choice))
+        return found
+
+    @cached_property
+    def labels(self) -> tuple[int, ...]:
+        """The labels that the elements run along."""
+        return unique_labels(self.axes)
+
+    def substitute(self, mapping: Mapping[int, Axis]) -> Choice:
+        """Replace the labels of the axes by other axes."""
+        if not any(label in mapping for label in self.labels):
+            return self
+        return Choice.of(self.site, tuple(substitute(a, mapping) for a in self.axes), self.size)
+
+
+_choices: weakref.WeakValueDictionary[Any, Choice] = weakref.WeakValueDictionary()
+
+
+def _axis_key(axis: Axis) -> Any:
+    if not isinstance(axis, Gather):
+        return axis
+    return axis.labels, tuple(axis.index.shape), axis.index.cpu().numpy().tobytes()
+
+
+#: A tensor computed again from the values of points by name, and of choices by label (the number of each); the second
+#: argument keeps what was computed on the way.
+Replay = Callable[[Mapping[Any, Any], dict[Any, Tensor]], Tensor]
 
 
 @dataclass(frozen=True, eq=False)
@@ -241,16 +306,24 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """``coefficient`` × constants × factors, summed over its positive labels."""
+    """``coefficient`` × constants × factors, summed over its positive labels, at the values of its choices.
+
+    A choice that no operand varies with is dropped.
+    """
 
     coefficient: float = 1.0
     constants: tuple[Constant, ...] = ()
     factors: tuple[Factor, ...] = ()
+    choices: tuple[Choice, ...] = ()
     labels: frozenset[int] = field(init=False)
 
     def __post_init__(self) -> None:
         found = {label for c in self.constants for label in c.labels}
         found.update(label for f in self.factors for label in f.labels)
+        if self.choices:
+            kept = {c.label: c for c in self.choices if c.label in found}
+            object.__setattr__(self, "choices", tuple(kept.values()))
+            found.update(label for c in kept.values() for label in c.labels)
         object.__setattr__(self, "labels", frozenset(found))
 
     @cached_property
@@ -261,12 +334,23 @@ class Term:
         """Replace labels by other axes; labels not named stay."""
         if not any(label in mapping for label in self.labels):
             return self
+        choices = tuple(c.substitute(mapping) for c in self.choices)
+        if choices:
+            moved = {old.label: new.label for old, new in zip(self.choices, choices, strict=True) if new is not old}
+            mapping = moved | dict(mapping)
         constants = tuple(c.substitute(mapping) for c in self.constants)
         factors = tuple(replace(f, axes=tuple(substitute(a, mapping) for a in f.axes)) for f in self.factors)
-        return Term(self.coefficient, constants, factors)
+        return Term(self.coefficient, constants, factors, choices)
+
+    def at(self, choice: Choice, value: int, device: torch.device) -> Term:
+        """The term where a choice takes the value of this number."""
+        constants = tuple(_chosen(c, choice.label, value) for c in self.constants)
+        index: dict[int, Axis] = {choice.label: Gather(torch.tensor(value, device=device), ())}
+        factors = tuple(replace(f, axes=tuple(substitute(a, index) for a in f.axes)) for f in self.factors)
+        return Term(self.coefficient, constants, factors, self.choices)
 
     def scaled(self, number: float) -> Term:
-        return Term(self.coefficient * number, self.constants, self.factors)
+        return replace(self, coefficient=self.coefficient * number)
 
     def times(self, other: Term) -> Term:
         """The product; equal elementwise factors add their powers."""
@@ -282,7 +366,8 @@ class Term:
             else:
                 factors.append(new)
         kept = tuple(f for f in factors if f.power != 0)
-        return Term(self.coefficient * other.coefficient, self.constants + other.constants, kept)
+        choices = self.choices + other.choices
+        return Term(self.coefficient * other.coefficient, self.constants + other.constants, kept, choices)
 
     def raised(self, exponent: float, like: Tensor) -> Term | None:
         """A term without a sum to a power, of the dtype of ``like``; None where the power of the product is not the
@@ -293,7 +378,8 @@ class Term:
             return None
         constants = tuple(Constant(widened(c.tensor, like) ** exponent, c.labels) for c in self.constants)
         coefficient = float(torch.tensor(self.coefficient, dtype=torch.float64) ** exponent)
-        return Term(coefficient, constants, tuple(f for f in factors if f is not None and f.power != 0))
+        kept = tuple(f for f in factors if f is not None and f.power != 0)
+        return Term(coefficient, constants, kept, self.choices)
 
     def log(self, like: Tensor) -> list[Term] | None:
         """The terms of the logarithm of a term without a sum, of the dtype of ``like``; None where it is not the sum
@@ -303,8 +389,10 @@ class Term:
         if self.coefficient <= 0 or absolute or not self._has_sign or any(f.function != "x" for f in self.factors):
             return None
         terms = [Term(math.log(self.coefficient))] if self.coefficient != 1 else []
-        terms += [Term(1.0, (Constant(widened(c.tensor, like).log(), c.labels),)) for c in self.constants]
-        terms += [Term(f.power, (), (replace(f, function="log", power=1.0),)) for f in self.factors]
+        terms += [
+            Term(1.0, (Constant(widened(c.tensor, like).log(), c.labels),), (), self.choices) for c in self.constants
+        ]
+        terms += [Term(f.power, (), (replace(f, function="log", power=1.0),), self.choices) for f in self.factors]
         return terms or [Term(0.0)]
 
     @property
@@ -327,26 +415,40 @@ class Term:
             left.remove(match)
         return not left
 
-    def masked(self, mask: Constant) -> Term:
-        """The term where the mask holds, and 0 elsewhere, also where constants are not finite."""
-        constants = self.constants
-        if not math.isfinite(self.coefficient):
-            number = torch.tensor(self.coefficient, dtype=mask.tensor.dtype, device=mask.tensor.device)
-            return Term(1.0, (*constants, Constant(number, ())), self.factors).masked(mask)
-        kept = tuple(c if c.is_finite else c.chosen(mask) for c in constants)
-        return Term(self.coefficient, (*kept, mask), self.factors)
+    def masked(self, mask: Term) -> Term:
+        """The term where a mask, which is one constant, holds, and 0 elsewhere, also where constants are not finite."""
+        (indicator,) = mask.constants
+        constants, coefficient = self.constants, self.coefficient
+        if not math.isfinite(coefficient):
+            number = torch.tensor(coefficient, dtype=indicator.tensor.dtype, device=indicator.tensor.device)
+            constants, coefficient = (*constants, Constant(number, ())), 1.0
+        kept = tuple(c if c.is_finite else c.where(indicator) for c in constants)
+        return Term(coefficient, (*kept, indicator), self.factors, self.choices + mask.choices)
 
     @property
     def is_finite(self) -> bool:
         return math.isfinite(self.coefficient) and all(c.is_finite for c in self.constants)
 
     def dense(self, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
-        """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order."""
-        labels = tuple(sorted(label for label in self.labels if label < 0))
+        """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order, so that
+        those of choices come first.
+        """
+        labels = tuple(sorted({label for c in self.constants for label in c.labels if label < 0}))
         if not self.constants:
-            dtype = like.dtype if like.is_floating_point() else torch.float64
-            return torch.as_tensor(self.coefficient, dtype=dtype, device=like.device), ()
-        return contract([(c.tensor, c.labels) for c in self.constants], labels) * self.coefficient, labels
+            whole = like.is_floating_point() or float(self.coefficient).is_integer()
+            return torch.as_tensor(self.coefficient, dtype=like.dtype if whole else None, device=like.device), ()
+        value = contract([(c.tensor, c.labels) for c in self.constants], labels)
+        if self.coefficient == 1:
+            return value, labels
+        whole = not value.dtype.is_floating_point and float(self.coefficient).is_integer()
+        return value * (int(self.coefficient) if whole else self.coefficient), labels
+
+
+def _chosen(constant: Constant, label: int, value: int) -> Constant:
+    if label not in constant.labels:
+        return constant
+    tensor = constant.tensor.select(constant.labels.index(label), value)
+    return Constant(tensor, tuple(x for x in constant.labels if x != label))
 
 
 def _same_reading(a: Factor, b: Factor) -> bool:
@@ -360,15 +462,18 @@ def _same_reading(a: Factor, b: Factor) -> bool:
 
 def widened(tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor in the wider of its own dtype and that of another, in which torch computes functions of it."""
-    return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
+    dtype = torch.promote_types(tensor.dtype, like.dtype)
+    return tensor.to(dtype if dtype.is_floating_point else torch.get_default_dtype())
 
 
 def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
     if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
         return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
-    if len({tensor.dtype for tensor, _ in operands}) > 1:
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
+    dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
+    if dtype == torch.bool:
+        dtype = torch.int64  # einsum adds up
+    if any(tensor.dtype != dtype for tensor, _ in operands):
         operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
     numbers: dict[int, int] = {}
     arguments: list[Tensor | list[int]] = []

@@ -24,6 +24,7 @@ from ..objective import (
     Summand,
     natural_of,
     responsibilities,
+    taken,
 )
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
@@ -129,7 +130,8 @@ class Sweep:
                 self._hold(None, {})
             return
         block = self.program.blocks[key]
-        self.set(key, self.updated(block))
+        for turn in self.program.turns.get(key, (None,)):
+            self.set(key, taken(turn, self.updated(block), self.state[key]))
 
     def set(self, key: BlockKey, natural: Natural) -> None:
         """Put a block at given natural parameters."""

@@ -1,7 +1,6 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
 from .blocks import Block, BlockKey, make_blocks
-from .elimination import LogFactor, eliminate
 from .explain import explain
 from .posterior import (
     Posteriors,
@@ -13,7 +12,7 @@ from .posterior import (
     responsibilities,
     shaped,
 )
-from .program import Bound, Held, Program
+from .program import Bound, Held, Program, taken
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .starts import Init, fresh_blocks, initial_state
 from .summands import Means, State, Summand
@@ -27,7 +26,6 @@ __all__ = [
     "Held",
     "Init",
     "LatentSite",
-    "LogFactor",
     "Means",
     "Plate",
     "Posteriors",
@@ -38,7 +36,6 @@ __all__ = [
     "Summand",
     "Summary",
     "discrete_distribution",
-    "eliminate",
     "explain",
     "fresh_blocks",
     "initial_state",
@@ -50,4 +47,5 @@ __all__ = [
     "responsibilities",
     "shaped",
     "summarize",
+    "taken",
 ]

@@ -13,8 +13,9 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..families import FAMILIES, JOINT_FAMILIES, Family, Mean, Natural, Params, family_of
+from ..families.finite import Finite
 from ..families.point import Point
-from .recording import LatentSite, Recording
+from .recording import DiscreteSite, LatentSite, Recording
 
 BlockKey = str | tuple[str, ...]
 
@@ -69,6 +70,11 @@ class Block:
         return isinstance(self.family, Point)
 
     @property
+    def is_discrete(self) -> bool:
+        """Whether the block is a discrete site, whose elements are independent in q."""
+        return isinstance(self.family, Finite)
+
+    @property
     def numel(self) -> int:
         return sum(site.shape.numel() for site in self.sites)
 
@@ -101,6 +107,7 @@ class Block:
         """The sufficient statistics of values of its sites, ``[draws] + shape``, in the model's own coordinates."""
         shaped = []
         for site, value, event in zip(self.sites, values, self.event_shapes, strict=True):
+            event = site.event_shape if self.is_discrete else event
             if site is self.location_site and site.origin is not None:
                 value = value - site.origin
             shaped.append(value.reshape(len(value), *self.batch_shape, *event))
@@ -185,8 +192,19 @@ def _joint(names: tuple[str, ...], recording: Recording) -> Block:
     raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
 
 
+def discrete_block(site: DiscreteSite, seen: Tensor | None, device: torch.device) -> Block:
+    """A block of a discrete site whose elements are independent in q; ``seen``: where it weighs something."""
+    event = torch.Size([site.cardinality])
+    shape = site.support.shape[1:]
+    latent = LatentSite(
+        site.name, site.distribution, site.batch_shape, shape, site.plates, site.scale, seen, site.update
+    )
+    family = Finite(site.distribution, site.support)
+    return Block((latent,), family, site.batch_shape, (event,), site.scale, None, device)
+
+
 def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> dict[BlockKey, Block]:
-    """One block for each site, but for those named together in ``joint``.
+    """One block for each continuous site, but for those named together in ``joint``.
 
     Raises:
         NotConjugateError: for a prior outside the known families, or a joint block that no family fits.

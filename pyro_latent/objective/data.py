@@ -8,9 +8,9 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import DataError, NotConjugateError
 from ..expressions import RandomTensor
-from ..rules import RandomDistribution, unwrap, unwrap_masks
+from ..rules import RandomDistribution, family_class, unwrap, unwrap_masks
 from .recording import Plate
 
 
@@ -34,6 +34,28 @@ def placeholder_distribution(fn: Any) -> Any:
     base, reinterpreted, _ = unwrap(fn)
     plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
     return plain.to_event(reinterpreted) if reinterpreted else plain
+
+
+def support_of(name: str, fn: Any) -> Tensor:
+    """The values of a discrete latent, one in each row: ``[K] + event``.
+
+    Raises:
+        NotConjugateError: if there are infinitely many, or they depend on a latent.
+    """
+    base = unwrap(fn)[0]
+    if isinstance(base, RandomDistribution) and isinstance(base.arguments.get("total_count"), RandomTensor):
+        raise NotConjugateError(
+            f"Expected a known total_count of the discrete latent {name!r}; got one that depends on latents. Write it "
+            "as a sum of Bernoulli sites."
+        )
+    try:
+        support: Tensor = placeholder_distribution(fn).enumerate_support(expand=False)
+    except NotImplementedError:
+        raise NotConjugateError(
+            f"Expected discrete latents that can be enumerated; got site {name!r}, a {family_class(base).__name__}, "
+            "whose values are infinitely many, or have no list."
+        ) from None
+    return support.reshape(support.shape[0], *fn.event_shape)
 
 
 def base_constraint(support: Any) -> Any:
@@ -94,7 +116,7 @@ def check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) ->
             f"{tuple(value.shape)}."
         )
     if not isinstance(value, RandomTensor):
-        check_plates(name, batch, plates, frozenset(), "observed", value.shape)
+        check_plates(name, batch, plates, "observed", value.shape)
 
 
 def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
@@ -146,7 +168,6 @@ def check_plates(
     name: str,
     shape: torch.Size,
     plates: tuple[Plate, ...],
-    enumerated: frozenset[int],
     kind: str,
     shown: torch.Size | None = None,
 ) -> None:
@@ -155,7 +176,7 @@ def check_plates(
     sizes = {plate.dim: plate.size for plate in plates}
     for i, n in enumerate(shape):
         dim = i - len(shape)
-        if n == 1 or dim in enumerated:
+        if n == 1:
             continue
         if dim not in sizes:
             raise DataError(

@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Axis, Constant, Factor, Gather, Term, read, same_axes
+from ..expressions.terms import Axis, Choice, Constant, Factor, Gather, Term, read, same_axes
 from ..families.base import Monomial
 from .blocks import Block
 
@@ -31,11 +31,12 @@ class Moment:
 
 @dataclass(frozen=True, eq=False)
 class ExpectedTerm:
-    """``coefficient`` × constants × moments, summed over the positive labels."""
+    """``coefficient`` × constants × moments, summed over the positive labels, at the values of its choices."""
 
     coefficient: float
     constants: tuple[Constant, ...]
     moments: tuple[Moment, ...]
+    choices: tuple[Choice, ...] = ()
 
 
 @dataclass(frozen=True, eq=False)
@@ -67,10 +68,13 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
         if owners[factors[0].variable.site][0].is_point:
             moments += [_point_moment(f, owners) for f in factors]
             continue
+        if owners[factors[0].variable.site][0].is_discrete:
+            moments += [Moment(owners[f.variable.site][0], "x", f.axes) for f in factors]
+            continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
         moments.append(_moment(factors, owners, set(others), site))
-    return ExpectedTerm(term.coefficient, term.constants, tuple(moments))
+    return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
 
 
 def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Moment:

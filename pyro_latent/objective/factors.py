@@ -6,14 +6,16 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..expressions.terms import axis_labels, contract
+from ..expressions.terms import axis_labels, contract, read
 from .expectation import Moment
+from .joints import Layout, Reading
 from .recording import DiscreteSite
 from .summands import START, Means, Summand, labels_of, read_moment
 
@@ -29,14 +31,15 @@ class Piece(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class DiscreteFactor:
-    """The expected log density of a site that depends on discrete latents.
+    """The expected log density of a site, or a part of it, that depends on discrete latents.
 
-    ``shape`` is that of the factor (enumeration and plate dimensions); ``features`` holds, when the data and the
-    parameters meet only in sums, one row for each link and one column for each element along ``rows``.
+    ``shape`` is that of the factor: a dimension for each of the values that ``layout`` reads, then its places;
+    ``features`` holds, when the data and the parameters meet only in sums, one row for each link and one column for
+    each element along ``rows``.
     """
 
     site: str
-    dims: dict[str, int]
+    layout: Layout
     shape: torch.Size
     pieces: tuple[Piece, ...]
     rows: tuple[int, ...]
@@ -136,15 +139,51 @@ def place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
     return tensor.permute(order).reshape(shape)
 
 
-def over_dims(site: DiscreteSite, probs: Tensor, ndim: int) -> Tensor:
-    """Probabilities ``[starts, plates..., values]`` in the layout of the factors, over the whole of the plates."""
-    shape = [1] * ndim
-    for plate in site.plates:
-        shape[plate.dim] = plate.size
-    depth = max((-plate.dim for plate in site.plates), default=0)
-    spread = probs.expand(*probs.shape[:1], *shape[ndim - depth :], site.cardinality)
-    shape[site.dim] = site.cardinality
-    return spread.movedim(-1, 1).reshape(probs.shape[0], *shape)
+def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
+    """The probabilities of what a factor reads, ``[starts] + the factor's shape``, of independent elements.
+
+    Args:
+        layout: the factor's.
+        probs: by site, ``[starts, batch..., values]``.
+    """
+    depth = len(layout.sizes)
+    ndim = depth + len(layout.readings)
+    total: Tensor | None = None
+    for i, reading in enumerate(layout.readings):
+        own = (*reading.axes, i - ndim)
+        tensor = place(*_started(read(probs[reading.site.name], own, lead=1)), ndim)
+        for j, other in enumerate(layout.readings[:i]):
+            if other.site is reading.site:  # one element has one value
+                tensor = torch.where(_same_element(other, reading, ndim), _equal(j, i, reading, ndim, tensor), tensor)
+        total = tensor if total is None else total * tensor
+    assert total is not None
+    return total
+
+
+def _started(found: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, tuple[int, ...]]:
+    return found[0], (START, *found[1])
+
+
+def _same_element(a: Reading, b: Reading, ndim: int) -> Tensor:
+    """Where two readings of a site are of one element, over the places."""
+    shape = a.site.batch_shape
+    numbers = torch.arange(shape.numel(), device=a.site.support.device).reshape(1, *shape)
+    first, second = (place(*_started(read(numbers, r.axes, lead=1)), ndim) for r in (a, b))
+    return first == second
+
+
+def _equal(i: int, j: int, reading: Reading, ndim: int, like: Tensor) -> Tensor:
+    """One where two readings have the same value."""
+    size = reading.site.cardinality
+    eye = torch.eye(size, dtype=like.dtype, device=like.device)
+    return place(eye.unsqueeze(0), (START, i - ndim, j - ndim), ndim)
+
+
+def over_places(site: DiscreteSite, probs: Tensor, nesting: int) -> Tensor:
+    """Probabilities ``[starts, batch..., values]`` as a factor of the site: ``[starts, values] + plates``."""
+    batch = site.batch_shape
+    moved = probs.expand(*probs.shape[:1], *batch, site.cardinality).movedim(-1, 1)
+    return moved.reshape(probs.shape[0], site.cardinality, *[1] * (nesting - len(batch)), *batch)
 
 
 def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..families import Natural, Params
+from ..families.finite import Finite
 from .blocks import Block, BlockKey
-from .elimination import LogFactor
 from .program import Program, standard_params
 from .recording import DiscreteSite
 from .summands import Means, State
@@ -94,17 +94,7 @@ class Posteriors(Mapping[Any, Any]):
 
 def discrete_distribution(site: DiscreteSite, probs: Tensor) -> Any:
     """The posterior of a discrete site from probabilities over its support, in the last dimension."""
-    if issubclass(site.distribution, dist.Bernoulli):
-        return dist.Bernoulli(probs[..., 1])
-    if issubclass(site.distribution, dist.OneHotCategorical):
-        return dist.OneHotCategorical(probs)
-    count = torch.arange(site.cardinality, device=site.support.device, dtype=site.support.dtype)
-    if site.support.ndim != 1 or not torch.equal(site.support, count):
-        raise ModelError(
-            f"Expected a discrete site with values 0, 1, …; got {site.name!r} with values {site.support.tolist()}. "
-            f"Use Categorical."
-        )
-    return dist.Categorical(probs)
+    return Finite(site.distribution, site.support).distribution({"probs": probs})
 
 
 def responsibilities(
@@ -120,63 +110,57 @@ def responsibilities(
     clamped values may be plates, by default those of the model; what is on their left are draws.
     """
     nesting = program.recording.max_plate_nesting if nesting is None else nesting
-    extra = [
-        _clamp(s, clamped[s.name], program.ndim, nesting) for s in program.discrete if clamped and s.name in clamped
-    ]
-    starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f.tensor) for f in extra)])
+    given = {
+        s.name: _clamp(s, clamped[s.name], nesting, program.nesting)
+        for s in program.discrete
+        if clamped and s.name in clamped and s.cardinality > 1
+    }
+    starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f) for f in given.values())])
     like = program.recording.like
     with torch.enable_grad():
         probes = {
-            s.name: torch.zeros(
-                starts, *_layout(s, program.ndim), dtype=like.dtype, device=like.device
-            ).requires_grad_()
+            s.name: torch.zeros(starts, *_layout(s, program.nesting), dtype=like.dtype, device=like.device)
             for s in sites
+            if s.cardinality > 1
         }
-        added = [LogFactor(probes[s.name], {s.name: s.dim}) for s in sites]
-        total = program.log_normalizer(means, [*extra, *added])
-        weights = torch.autograd.grad(total.sum(), list(probes.values()))
-    return {s.name: _normalized(s, w) for s, w in zip(sites, weights, strict=True)}
+        leaves = [p.requires_grad_() for p in probes.values()]
+        extra = {n: given.get(n, 0.0) + probes.get(n, 0.0) for n in {**given, **probes}}
+        weights = torch.autograd.grad(program.log_normalizer(means, extra).sum(), leaves) if leaves else ()
+    found = dict(zip(probes, weights, strict=True))
+    ones = torch.ones(starts, dtype=like.dtype, device=like.device)
+    return {s.name: _normalized(s, found[s.name]) if s.name in found else _certain(s, ones) for s in sites}
 
 
-def _layout(site: DiscreteSite, ndim: int) -> list[int]:
+def _layout(site: DiscreteSite, nesting: int) -> list[int]:
     """The shape of a factor of the site alone, without starts."""
-    shape = [1] * ndim
-    for plate in site.plates:
-        shape[plate.dim] = plate.size
-    shape[site.dim] = site.cardinality
-    return shape
+    return [site.cardinality, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape]
 
 
-def _depth(site: DiscreteSite) -> int:
-    """The number of dimensions that the site's plates take."""
-    return max((-plate.dim for plate in site.plates), default=0)
+def _certain(site: DiscreteSite, ones: Tensor) -> Tensor:
+    """The probabilities of a site of one value."""
+    return ones.reshape(-1, *[1] * len(site.batch_shape), 1).expand(-1, *site.batch_shape, 1)
 
 
 def _normalized(site: DiscreteSite, weights: Tensor) -> Tensor:
-    """Probabilities from weights in the factors' layout; uniform where the weight is zero, as under a mask."""
-    last = weights.movedim(site.dim, -1)
-    probs = last.reshape(len(last), *last.shape[last.ndim - 1 - _depth(site) : -1], site.cardinality)
+    """Probabilities ``[starts, batch..., values]`` from the weights of a factor of the site."""
+    probs = weights.reshape(*weights.shape[:2], *site.batch_shape).movedim(1, -1)
     total = probs.sum(-1, keepdim=True)
     return torch.where(total > 0, probs / total, torch.full_like(probs, 1 / site.cardinality))
 
 
-def _clamp(site: DiscreteSite, value: Tensor, ndim: int, nesting: int) -> LogFactor:
+def _clamp(site: DiscreteSite, value: Tensor, nesting: int, depth: int) -> Tensor:
     """A log factor that is zero where the site has the given value, and minus infinity elsewhere.
 
-    Dimensions of the value to the left of the plates are draws: they take the place of starts.
+    Dimensions of the value to the left of the ``nesting`` plates are draws: they take the place of starts.
     """
     event = site.support.ndim - 1
     spread = site.support.reshape(site.cardinality, *[1] * (value.ndim - event), *site.support.shape[1:])
     equal = spread == value.unsqueeze(0)
     equal = equal.flatten(-event).all(-1) if event else equal
     inner = equal.shape[max(1, equal.ndim - nesting) :]
-    equal = equal.reshape(len(equal), -1, *inner)  # what is on the left of the plates are draws
-    shape = [1] * ndim
-    for i, n in enumerate(inner):
-        shape[i - len(inner)] = n
-    shape[site.dim] = site.cardinality
-    log = torch.where(equal, 0.0, -torch.inf).movedim(0, 1).to(torch.get_default_dtype())
-    return LogFactor(log.reshape(len(log), *shape), {site.name: site.dim})
+    equal = equal.reshape(len(equal), -1, *inner).movedim(0, 1)  # what is on the left of the plates are draws
+    log = torch.where(equal, 0.0, -torch.inf).to(torch.get_default_dtype())
+    return log.reshape(*log.shape[:2], *[1] * (depth - len(inner)), *inner)
 
 
 def posteriors(program: Program, state: State, start: int = 0, with_discrete: bool = True) -> Posteriors:

@@ -11,7 +11,7 @@ for given responsibilities, responsibilities × features.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -19,14 +19,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import NotConjugateError
-from ..expressions.terms import Constant, Term, Variable, contract
+from ..errors import ModelError, NotConjugateError
+from ..expressions import Expression
+from ..expressions.terms import Constant, Term, Variable, contract, fresh_label
 from ..families import Mean, Natural, Params
 from ..families.point import VALUE, Point, PointMean
-from .blocks import Block, BlockKey, make_blocks
-from .elimination import LogFactor, eliminate, plate_dims, relative_scale
+from .blocks import Block, BlockKey, discrete_block, make_blocks
+from .densities import Part as DensityPart
+from .densities import conflicts, is_finite, live_elements, masked, parts_of, with_indicators
+from .elimination import laid, relative_scale
 from .expectation import ExpectedTerm, expect
-from .factors import DiscreteFactor, features_of, make_piece, over_dims, place, product_of
+from .factors import DiscreteFactor, features_of, joint_probabilities, make_piece, over_places, place, product_of
+from .joints import Joint, TooLargeError, connected
 from .modes import Part, mode
 from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .summands import Means, State, Summand, canonical, labels_of, merged, renamed, total_of
@@ -67,8 +71,12 @@ class Bound(NamedTuple):
 
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
     """Σ weight × value over all factors, for each start, in float64."""
-    parts = [(v * w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True)]
-    return torch.stack(parts).sum(0)
+    return torch.stack([_inner(v, w) for v, w in zip(values, weights, strict=True)]).sum(0)
+
+
+def _inner(value: Tensor, weight: Tensor) -> Tensor:
+    """Σ weight × value, for each start, where what has no weight may be −∞."""
+    return torch.where(weight == 0, 0.0, value * weight).flatten(1).sum(1, dtype=torch.float64)
 
 
 def _derived_variables(recording: Recording) -> list[Variable]:
@@ -111,40 +119,117 @@ class Program:
         NotConjugateError: if a site is not conditionally conjugate, or couples the elements of a block.
     """
 
-    def __init__(self, recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> None:
+    def __init__(
+        self, recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_field: Collection[str] = ()
+    ) -> None:
         self.recording = recording
+        sites = recording.discrete
+        terms = {s.name: usable_terms(s) for s in self._ready(recording).values()}
+        #: By discrete site whose elements are independent in q, why they are.
+        self.mean_field = self._not_exact(terms, dict.fromkeys(mean_field, "as asked"))
         self.blocks = make_blocks(recording, joint)
+        self.blocks |= {
+            n: discrete_block(site, self.seen(site), recording.device)
+            for n, site in sites.items()
+            if n in self.mean_field
+        }
         self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
-        self.discrete = list(recording.discrete.values())
+        self.discrete = [s for s in sites.values() if s.name not in self.mean_field]
         self.derived = _derived_variables(recording)
         self.owners |= {v.site: (_derived_block(v, recording), 0) for v in self.derived}
-        whole: list[Summand] = []
-        part: list[Summand] = []
         self.factors: list[DiscreteFactor] = []
-        for scored in recording.scored.values():
-            terms = [expect(t, self.owners, scored.name) for t in usable_terms(scored)]
-            if self._discrete_of(scored):
-                self.factors.append(self._discrete_factor(scored, terms))
-            else:
-                summands = part if _in_subsample(scored.plates) else whole
-                summands += [self._summand(scored, t) for t in terms]
-        #: The terms of sites outside of subsampled plates, and of those inside.
-        self.whole_summands, self.part_summands = merged(whole, recording.like), merged(part, recording.like)
+        self._compile(terms)
         self.summands = self.whole_summands + self.part_summands
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
+        self.joints = self._joints(self.factors)
+        #: By block whose elements meet in a density, masks over them: the elements of each are updated together.
+        self.turns = self._turns(terms)
 
     # Compilation.
 
-    def _discrete_of(self, scored: ScoredSite) -> list[DiscreteSite]:
-        """The discrete sites that a density varies with."""
-        padded = (1,) * (max(0, self.ndim - len(scored.shape))) + tuple(scored.shape)
-        found = {name for dim, name in scored.enumerated.items() if padded[dim] > 1}
-        return [s for s in self.discrete if s.name in found or (s.cardinality == 1 and s.name == scored.name)]
+    def _ready(self, recording: Recording) -> dict[str, ScoredSite]:
+        """The densities with the masks that weights cannot stand for: of discrete sites, and of what is −∞."""
+        found = dict(recording.scored)
+        live: dict[str, Tensor] = {}
+        for site in reversed(recording.discrete.values()):
+            scored = found[site.name]
+            if site.mask is not None and scored.density is not None and not scored.density.opacity:
+                live[site.name] = live_elements(recording, site, live)
+                unseen = ~(site.mask | live[site.name])
+                constant = torch.where(unseen, -math.log(site.cardinality), 0.0).to(recording.dtype)
+                density = masked(scored.density, site.mask) + Expression.constant(constant)
+                found[site.name] = replace(scored, density=density, mask=None)
+        for name, scored in found.items():
+            if scored.mask is not None and scored.density is not None and not is_finite(scored.density):
+                found[name] = replace(scored, density=masked(scored.density, scored.mask), mask=None)
+        self._scored, self.live = found, live
+        return found
+
+    def _not_exact(self, terms: Mapping[str, Sequence[Term]], asked: dict[str, str]) -> dict[str, str]:
+        """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why."""
+        sites = self.recording.discrete
+        unknown = [name for name in asked if name not in sites]
+        if unknown:
+            raise ModelError(f"Expected mean_field to name discrete sites of {sorted(sites)}; got {unknown}.")
+        parts = [p for name, t in terms.items() for p in self._parts(name, t)[1]]
+        found = dict(asked)
+        free = [s for s in sites.values() if s.name not in asked]
+        layouts = [p.layout for p in parts if not set(p.layout.names) & set(asked)]
+        for group in connected(layouts, free):
+            names = {s.name for s in group}
+            own = [x for x in layouts if set(x.names) & names]
+            try:
+                Joint(own, group, range(len(own)))
+            except TooLargeError as problem:
+                found |= dict.fromkeys(names, f"their joint posterior needs {problem}")
+        return found
+
+    def _parts(self, name: str, terms: Sequence[Term]) -> tuple[list[Term], list[DensityPart]]:
+        return parts_of(self._scored[name], terms, self.recording.discrete, self.recording.max_plate_nesting)
+
+    def _compile(self, terms: Mapping[str, Sequence[Term]]) -> None:
+        """Sums over parameters, outside of subsampled plates and inside, and factors over discrete sites."""
+        whole: list[Summand] = []
+        part: list[Summand] = []
+        self._site_summands: dict[str, list[Summand]] = {}
+        for name, own in terms.items():
+            scored = self._scored[name]
+            own = with_indicators(own, self.recording.discrete, self.mean_field)
+            plain, parts = self._parts(name, own)
+            found = [self._summand(scored, expect(t, self.owners, name)) for t in plain]
+            self._site_summands[name] = found
+            (part if _in_subsample(scored.plates) else whole).extend(found)
+            self.factors += [self._discrete_factor(scored, p) for p in parts]
+        like = self.recording.like
+        #: The terms of sites outside of subsampled plates, and of those inside.
+        self.whole_summands, self.part_summands = merged(whole, like), merged(part, like)
+
+    def _joints(self, factors: Sequence[DiscreteFactor]) -> list[Joint]:
+        read = {name for f in factors for name in f.layout.names}
+        groups = connected([f.layout for f in factors], [s for s in self.discrete if s.name in read])
+        found = []
+        for group in groups:
+            names = {s.name for s in group}
+            indices = [i for i, f in enumerate(factors) if set(f.layout.names) & names]
+            found.append(Joint([factors[i].layout for i in indices], group, indices))
+        return found
+
+    def _turns(self, terms: Mapping[str, Sequence[Term]]) -> dict[BlockKey, list[Tensor]]:
+        found: dict[BlockKey, list[Tensor]] = {}
+        for name in self.mean_field:
+            site = self.recording.discrete[name]
+            each = [
+                conflicts(t, site) for own in terms.values() for t in own if [c.site for c in t.choices].count(name) > 1
+            ]
+            meet = torch.stack(each).any(0) if each else None
+            if meet is not None and bool(meet.any()):
+                found[name] = [m.reshape(site.batch_shape) for m in _independent_sets(meet)]
+        return found
 
     @property
-    def ndim(self) -> int:
-        """The number of dimensions of a factor: plates, and enumeration on their left."""
-        return max([self.recording.max_plate_nesting, *(-s.dim for s in self.discrete)])
+    def nesting(self) -> int:
+        """The number of dimensions that plates take."""
+        return self.recording.max_plate_nesting
 
     def _weights(self, scored: ScoredSite, scale: Tensor | float) -> list[Constant]:
         """The scale and the mask of a density, as constants."""
@@ -171,31 +256,34 @@ class Program:
         constant = contract(_precise(term, self.recording.like), out)
         return canonical(Summand(constant, out, term.moments))
 
-    def _discrete_factor(self, scored: ScoredSite, terms: list[ExpectedTerm]) -> DiscreteFactor:
-        sites = self._discrete_of(scored)
+    def _discrete_factor(self, scored: ScoredSite, part: DensityPart) -> DiscreteFactor:
+        """The factor of terms that read the same discrete elements, summed over places that no reading runs along."""
+        layout, ndim = part.layout, len(part.layout.readings) + len(part.layout.sizes)
+        sites = [r.site for r in layout.readings]
         inner = max(sites, key=lambda s: len(s.plates))
-        plates = frozenset().union(*(plate_dims(s) for s in sites))
-        shape = [1] * (self.ndim - len(scored.shape)) + list(scored.shape)
-        summed = {i - len(shape) for i, n in enumerate(shape) if n > 1} - plates - {s.dim for s in sites}
         weights = self._weights(scored, relative_scale(scored.scale, inner.scale))
+        summed = {
+            i - len(scored.shape): n
+            for i, n in enumerate(scored.shape)
+            if n > 1 and i - len(scored.shape) not in part.places
+        }
         pieces = []
-        for term in terms:
-            constants = [_cast(c, self.recording.like) for c in (*term.constants, *weights)]
-            present = {x for _, c in constants for x in c} | set(labels_of(term.moments))
-            coefficient = term.coefficient
-            for label in summed - present:
-                coefficient *= shape[label]
-            rename = {label: 10**9 - label for label in summed}
-            moments = tuple(replace(m, axes=tuple(renamed(a, rename) for a in m.axes)) for m in term.moments)
+        for term in part.terms:
+            expected = expect(term, self.owners, scored.name)
+            rename = {label: i - ndim for i, label in enumerate(part.choices)} | dict(part.places)
+            constants = [_cast(c, self.recording.like) for c in (*expected.constants, *weights)]
+            present = {x for _, c in constants for x in c} | set(labels_of(expected.moments))
+            coefficient = expected.coefficient
+            for label, size in summed.items():
+                coefficient *= 1 if label in present else size
+                rename[label] = fresh_label()
+            moments = tuple(replace(m, axes=tuple(renamed(a, rename) for a in m.axes)) for m in expected.moments)
             constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
             number = torch.tensor(coefficient, dtype=self.recording.dtype, device=self.recording.device)
             pieces.append(make_piece([(number, ()), *constants], moments))
-        for label in summed:
-            shape[label] = 1
         rows, features = features_of(pieces)
-        return DiscreteFactor(
-            scored.name, {s.name: s.dim for s in sites}, torch.Size(shape), tuple(pieces), rows, features
-        )
+        shape = torch.Size((*(s.cardinality for s in sites), *layout.sizes))
+        return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
 
     def is_local(self, key: BlockKey) -> bool:
         """Whether a block belongs to the data at hand: it lies in a subsampled plate, or, where none is, in a plate of
@@ -251,15 +339,21 @@ class Program:
 
     def eliminate(self, means: Means) -> Held | None:
         """The exact posterior of the discrete sites, given the other blocks."""
-        if not self.discrete:
+        if not self.factors:
             return None
         with torch.enable_grad():
             values = [v.detach().requires_grad_() for v in self._factor_values(means)]
-            factors = [LogFactor(v, f.dims) for v, f in zip(values, self.factors, strict=True)]
-            total, magnitude = eliminate(factors, self.discrete)
+            total, magnitude = self._eliminated(values)
             weights = torch.autograd.grad(total.sum(), values)
             energy = _weighted(values, weights)
         return Held(weights, total.detach(), magnitude, (total - energy).detach())
+
+    def _eliminated(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        found = [joint.run([values[i] for i in joint.indices]) for joint in self.joints]
+        total, magnitude = found[0]
+        for part, size in found[1:]:
+            total, magnitude = total + part, magnitude + size
+        return total, magnitude
 
     def _factor_values(self, means: Means) -> list[Tensor]:
         """The factors at the same number of starts each."""
@@ -282,10 +376,17 @@ class Program:
             total = total + weighted.reshape(len(weighted), -1).sum(1, dtype=torch.float64)
         return total
 
-    def log_normalizer(self, means: Means, extra: Sequence[LogFactor]) -> Tensor:
-        """log Z of the discrete sites for each start, with more log factors on them."""
-        factors = [LogFactor(f.value(means), f.dims) for f in self.factors]
-        return eliminate([*factors, *extra], self.discrete)[0]
+    def log_normalizer(self, means: Means, extra: Mapping[str, Tensor]) -> Tensor:
+        """log Z of the discrete sites for each start, with more log factors on them: ``[starts, values] + plates``."""
+        values = [f.value(means) for f in self.factors]
+        for name, factor in extra.items():
+            i = next(i for i, f in enumerate(self.factors) if f.site == name and name in f.layout.names)
+            names = self.factors[i].layout.names
+            lead = 1 + len(names)
+            pad = (1,) * (values[i].ndim - lead - self.nesting)
+            moved = laid(factor, (name,), names)
+            values[i] = values[i] + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
+        return self._eliminated(values)[0]
 
     def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> Held:
         """A posterior of the discrete sites that factorises into given probabilities.
@@ -294,28 +395,31 @@ class Program:
             responsibilities: by discrete site, ``[starts, plates..., values]``.
             means: the mean parameters of the blocks, at which the bound is taken.
         """
-        laid = {s.name: over_dims(s, responsibilities[s.name], self.ndim) for s in self.discrete}
+        probs = {s.name: _over_batch(s, responsibilities[s.name]) for s in self.discrete}
         weights, values = [], []
         for factor, value in zip(self.factors, self._factor_values(means), strict=True):
-            joint: Tensor | None = None
-            for name in factor.dims:
-                joint = laid[name] if joint is None else joint * laid[name]
-            assert joint is not None
-            inner = max((s for s in self.discrete if s.name in factor.dims), key=lambda s: len(s.plates))
+            joint = joint_probabilities(factor.layout, probs)
+            inner = max((r.site for r in factor.layout.readings), key=lambda s: len(s.plates))
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
             values.append(value)
-        energy, entropy = _weighted(values, weights), self._entropy_of(laid)
+        energy, entropy = _weighted(values, weights), self._entropy_of(probs)
         return Held(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
-    def _entropy_of(self, laid: Mapping[str, Tensor]) -> Tensor:
+    def _entropy_of(self, probs: Mapping[str, Tensor]) -> Tensor:
         """The entropy of independent discrete sites, for each start."""
         total = torch.zeros((), dtype=torch.float64)
         for site in self.discrete:
-            each = -torch.special.xlogy(laid[site.name], laid[site.name]).sum(site.dim, keepdim=True) * site.scale
-            each = each if site.mask is None else torch.where(site.mask, each, torch.zeros_like(each))
-            total = total + each.flatten(1).sum(1, dtype=torch.float64)
+            p = over_places(site, probs[site.name], self.nesting)
+            each = -torch.special.xlogy(p, p).sum(1) * site.scale
+            seen = self.seen(site)
+            each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
+            total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
         return total
+
+    def seen(self, site: DiscreteSite) -> Tensor | None:
+        """Where a discrete site or something that depends on it is not masked; None: everywhere."""
+        return None if site.mask is None else site.mask | self.live[site.name]
 
     def unused_params(self) -> list[str]:
         """The parameters that no density depends on."""
@@ -329,31 +433,29 @@ class Program:
         found = {}
         for scored in self.recording.scored.values():
             total: Tensor | None = None
-            for term in usable_terms(scored):
+            terms = usable_terms(scored)
+            choices = tuple({c.label: c for t in terms for c in t.choices if c.site not in self.mean_field}.values())
+            depth = len(choices) + len(scored.shape)
+            for term in with_indicators(terms, self.recording.discrete, self.mean_field):
                 expected = expect(term, self.owners, scored.name)
                 constants = [_cast(c, self.recording.like) for c in expected.constants]
                 number = torch.tensor(expected.coefficient, dtype=self.recording.dtype, device=self.recording.device)
                 tensor, labels = product_of(make_piece([(number, ()), *constants], expected.moments), means)
-                part = place(tensor, labels, len(scored.shape))
+                names = {c.label: i - depth for i, c in enumerate(choices)}
+                part = place(tensor, tuple(names.get(x, x) for x in labels), depth)
                 total = part if total is None else total + part
             assert total is not None
-            found[scored.name] = total.expand(total.shape[0], *scored.shape)
+            lead = total.shape[: 1 + len(choices)]
+            found[scored.name] = total.expand(*lead, *scored.shape)
         return found
 
     def expected_log_joint(self, means: Means, held: Held | None) -> dict[str, Tensor]:
         """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
-        found: dict[str, Tensor] = {}
-        for name, value in self.expected_log_densities(means).items():
-            scored = self.recording.scored[name]
-            weighted = value.double() * scored.scale
-            weighted = weighted if scored.mask is None else torch.where(scored.mask, weighted, 0.0)
-            found[name] = weighted.reshape(len(weighted), -1).sum(1)
+        zero = torch.zeros((), dtype=torch.float64, device=self.recording.device)
+        found = {n: sum((s.value(means).double() for s in own), zero) for n, own in self._site_summands.items()}
         if held is not None:
-            values = self._factor_values(means)
-            found |= {
-                f.site: (v * w).flatten(1).sum(1, dtype=torch.float64)
-                for f, v, w in zip(self.factors, values, held.weights, strict=True)
-            }
+            for factor, value, weight in zip(self.factors, self._factor_values(means), held.weights, strict=True):
+                found[factor.site] = found[factor.site] + _inner(value, weight)
         return found
 
     def held_summands(self, held: Held | None) -> list[Summand]:
@@ -387,9 +489,13 @@ class Program:
         found = []
         for name in sites:
             scored = self.recording.scored[name]
-            terms = [expect(t, self.owners, name) for t in usable_terms(scored)]
-            count = math.prod(s.cardinality for s in self._discrete_of(scored))
-            found += [self._summand(scored, replace(t, coefficient=t.coefficient / count)) for t in terms]
+            terms = [
+                expect(t, self.owners, name)
+                for t in with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field)
+            ]
+            for term in terms:
+                count = math.prod(c.size for c in term.choices)
+                found.append(self._summand(scored, replace(term, coefficient=term.coefficient / count)))
         return [replace(s, constant=s.constant.to(self.recording.dtype)) for s in found]
 
     def blank_mean(self, block: Block, starts: int) -> Mean:
@@ -436,8 +542,10 @@ class Program:
             before = {k: means[k] for k in local}
             summands = self.held_summands(self.eliminate(means))
             for key in local:
-                state = state | {key: self.optimum(key, means, summands)}
-                means = self.updated(means, key, state[key])
+                for turn in self.turns.get(key, (None,)):
+                    natural = taken(turn, self.optimum(key, means, summands), state[key])
+                    state = state | {key: natural}
+                    means = self.updated(means, key, natural)
             moved = [
                 ((means[k][n] - before[k][n]).abs() / (1 + before[k][n].abs())).max() for k in local for n in means[k]
             ]
@@ -474,6 +582,30 @@ class Program:
         return Bound(total, magnitude, held)
 
 
+def taken(turn: Tensor | None, natural: Natural, old: Natural) -> Natural:
+    """New natural parameters of the elements whose turn it is, those of a discrete block; None: of all."""
+    if turn is None:
+        return natural
+    return Natural(**{n: torch.where(turn.unsqueeze(-1), natural[n], old[n]) for n in natural})
+
+
+def _independent_sets(meet: Tensor) -> list[Tensor]:
+    """Elements in sets that do not meet, by greedy coloring of the graph in which they do."""
+    rows = meet.cpu()
+    color = torch.full((len(rows),), -1)
+    for i in range(len(rows)):
+        used = set(color[rows[i]].tolist())
+        color[i] = next(c for c in range(len(rows)) if c not in used)
+    return [(color == c).to(meet.device) for c in range(int(color.max()) + 1)]
+
+
+def _over_batch(site: DiscreteSite, probs: Tensor) -> Tensor:
+    """Probabilities ``[starts, plates..., values]`` over the whole batch shape of a site."""
+    lead = len(site.batch_shape) + 2 - probs.ndim
+    probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:]) if lead > 0 else probs
+    return probs.expand(len(probs), *site.batch_shape, site.cardinality)
+
+
 def _in_subsample(plates: Sequence[Plate]) -> bool:
     return any(p.is_subsample for p in plates)
 
@@ -482,6 +614,8 @@ def standard_params(block: Block) -> Params:
     """Params of a proper member of the block's family, of the block's shapes."""
     values = {"loc": 0.0, "concentration": 2.0, "concentration1": 2.0, "concentration0": 2.0, "probs": 0.5}
     event = block.event_shapes[0]
+    if block.is_discrete:
+        return {"probs": torch.full((*block.batch_shape, *event), 1 / event[0])}
     params = {}
     for name in block.family.param_names:
         if name == "df":

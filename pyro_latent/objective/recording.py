@@ -61,12 +61,15 @@ class LatentSite:
 
 @dataclass(frozen=True, eq=False)
 class DiscreteSite:
-    """An enumerated latent: the dimension it is enumerated along, its values, plates, scale and mask."""
+    """A discrete latent: its values, one in each row of ``support``, its batch shape, plates, scale and mask.
+
+    ``marked``: the model asks for its enumeration.
+    """
 
     name: str
     distribution: type
-    dim: int
     support: Tensor
+    batch_shape: torch.Size
     plates: tuple[Plate, ...]
     scale: Tensor | float
     mask: Tensor | None
@@ -80,11 +83,7 @@ class DiscreteSite:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSite:
-    """A site's log density as an expression of its batch shape, or the error that stands in its place.
-
-    ``enumerated`` names the discrete site behind each enumeration dimension; chains use the same dimensions again and
-    again.
-    """
+    """A site's log density as an expression of its batch shape, or the error that stands in its place."""
 
     name: str
     density: Expression | None
@@ -97,7 +96,6 @@ class ScoredSite:
     distribution: str = ""
     event_dim: int = 0
     parents: frozenset[str] = frozenset()
-    enumerated: dict[int, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)

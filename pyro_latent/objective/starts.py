@@ -269,7 +269,7 @@ def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
     columns = []
     for factor in program.factors:
         value = program.recording.observations.get(factor.site)
-        if value is None or site.name not in factor.dims or not value.is_floating_point():
+        if value is None or site.name not in factor.layout.names or not value.is_floating_point():
             continue
         event = program.recording.scored[factor.site].event_dim
         batch = value.ndim - event

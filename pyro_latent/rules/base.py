@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from ..errors import MissingRuleError
-from ..expressions import Expression
+from ..expressions import Expression, RandomTensor
 
 
 class Arguments(Mapping[str, Expression]):
@@ -92,7 +92,12 @@ def rule_of(distribution: type) -> Rule:
 
 
 def as_expression(value: Any, like: Tensor) -> Expression | None:
-    """Numbers and tensors as constants of the dtype of ``like``; anything that is neither as None."""
+    """Numbers, tensors and functions of discrete latents in the dtype of ``like``, other latents as they are; anything
+    else as None.
+    """
+    if isinstance(value, RandomTensor):
+        symbol = value.expression
+        return symbol.to(like.dtype) if symbol.is_table and symbol.like.dtype != like.dtype else symbol
     if isinstance(value, bool | int | float):
         value = torch.tensor(float(value), dtype=like.dtype, device=like.device)
     if not isinstance(value, Tensor):

@@ -10,4 +10,4 @@ from .base import Arguments, register_rule
 def dirichlet(arguments: Arguments, value: Expression) -> Expression:
     """Σ_k (a_k − 1) log x_k + log Γ(Σ a) − Σ_k log Γ(a_k)."""
     concentration = arguments["concentration"]
-    return (concentration - 1.0).weigh(value.log()).sum(-1) - concentration.log_beta()
+    return (concentration - 1.0).xlogy(value).sum(-1) - concentration.log_beta()

@@ -17,13 +17,12 @@ def log_probs(arguments: Arguments) -> Expression:
     """
     if arguments.probs is None:
         logits = arguments["logits"]
-        if logits.is_constant:
-            return Expression.constant(torch.log_softmax(logits.value(), -1))
+        if logits.is_table:
+            return Expression.apply(lambda t: torch.log_softmax(t, -1), logits, dims=(-1,))
         return Expression.opaque(logits.shape, logits.like, "softmax of the logits", (logits,))
     probs = arguments.probs
-    if probs.is_constant:
-        value = probs.value()
-        return Expression.constant((value / value.sum(-1, keepdim=True)).log())
+    if probs.is_table:
+        return Expression.apply(lambda t: (t / t.sum(-1, keepdim=True)).log(), probs, dims=(-1,))
     if probs.is_normalized:
         return probs.log()
     return Expression.opaque(
@@ -34,20 +33,20 @@ def log_probs(arguments: Arguments) -> Expression:
 @register_rule(dist.Categorical)
 def categorical(arguments: Arguments, value: Expression) -> Expression:
     """log p_x."""
-    return log_probs(arguments).take_last(value.value())
+    return log_probs(arguments).take_last(value)
 
 
 @register_rule(dist.OneHotCategorical)
 def one_hot_categorical(arguments: Arguments, value: Expression) -> Expression:
     """Σ_k x_k log p_k."""
-    return value.weigh(log_probs(arguments)).sum(-1)
+    return value.times_log(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Multinomial)
 def multinomial(arguments: Arguments, value: Expression) -> Expression:
     """log n! − Σ_k log x_k! + Σ_k x_k log p_k."""
     ways = (value.sum(-1) + 1.0).lgamma() - (value + 1.0).lgamma().sum(-1)
-    return ways + value.weigh(log_probs(arguments)).sum(-1)
+    return ways + value.times_log(log_probs(arguments)).sum(-1)
 
 
 @register_rule(dist.Bernoulli)
@@ -55,12 +54,12 @@ def bernoulli(arguments: Arguments, value: Expression) -> Expression:
     """x log p + (1 − x) log(1 − p)."""
     if arguments.probs is not None:
         probs = arguments.probs
-        return value.weigh(probs.log()) + (1.0 - value).weigh(probs.log1m())
+        return value.xlogy(probs) + (1.0 - value).xlogy(1.0 - probs)
     logits = arguments["logits"]
-    if not logits.is_constant:
+    if not logits.is_table:
         hint = "give probs a Beta site: Bernoulli(probs=p)"
         return Expression.opaque(logits.shape, logits.like, "sigmoid of the logits", (logits,), hint)
-    return value * logits - Expression.constant(torch.nn.functional.softplus(logits.value()))
+    return value * logits - Expression.apply(torch.nn.functional.softplus, logits)
 
 
 @register_rule(dist.Binomial)
@@ -69,17 +68,17 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
     count = arguments["total_count"]
     ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
     if arguments.probs is not None:
-        return ways + value.weigh(arguments.probs.log()) + (count - value).weigh(arguments.probs.log1m())
+        return ways + value.xlogy(arguments.probs) + (count - value).xlogy(1.0 - arguments.probs)
     logits = arguments["logits"]
-    if not logits.is_constant:
+    if not logits.is_table:
         return Expression.opaque(
             logits.shape, logits.like, "sigmoid of the logits", (logits,), "give probs a Beta site"
         )
-    return ways + value * logits - count * Expression.constant(torch.nn.functional.softplus(logits.value()))
+    return ways + value * logits - count * Expression.apply(torch.nn.functional.softplus, logits)
 
 
 @register_rule(dist.Poisson)
 def poisson(arguments: Arguments, value: Expression) -> Expression:
     """x log r − r − log x!."""
     rate = arguments["rate"]
-    return value.weigh(rate.log()) - rate - (value + 1.0).lgamma()
+    return value.xlogy(rate) - rate - (value + 1.0).lgamma()

@@ -10,5 +10,5 @@ from .base import Arguments, register_rule
 def gamma(arguments: Arguments, value: Expression) -> Expression:
     """a log b − log Γ(a) + (a − 1) log x − b x."""
     concentration, rate = arguments["concentration"], arguments["rate"]
-    powers = concentration * rate.log() + (concentration - 1.0).weigh(value.log())
+    powers = concentration * rate.log() + (concentration - 1.0).xlogy(value)
     return powers - concentration.lgamma() - rate * value

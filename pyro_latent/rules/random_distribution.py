@@ -20,7 +20,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..errors import LatentValueError, MissingRuleError, NotConjugateError
-from ..expressions import Expression, RandomTensor, derived_from_points, placeholders
+from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, placeholders
 from .base import Arguments, as_expression, rule_of
 
 
@@ -176,7 +176,7 @@ def arguments_of(distribution: Any, like: Tensor) -> Arguments:
     else:
         names = inspect.signature(type(distribution)).parameters
         raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
-    found = {n: v.expression if isinstance(v, RandomTensor) else as_expression(v, like) for n, v in raw.items()}
+    found = {n: as_expression(v, like) for n, v in raw.items()}
     return Arguments({n: e for n, e in found.items() if e is not None})
 
 
@@ -206,21 +206,59 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
 
 
 def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
-    symbol = value.expression if isinstance(value, RandomTensor) else as_expression(value, like)
+    symbol = as_expression(value, like)
     assert symbol is not None
     return rule_of(family_class(base))(arguments_of(base, like), symbol).polynomial()
 
 
 def _density(base: Any, value: Any, like: Tensor) -> Expression:
-    """By the rule; where there is none, or it has no expectation, as a function of points if nothing else is random."""
+    """By the rule; without one, or an expectation, as a function of discrete latents or points, if nothing
+    else is random.
+    """
     try:
         density = _by_rule(base, value, like)
     except MissingRuleError:
-        found = _of_points(base, value, like)
+        found = _without_rule(base, value, like)
         if found is None:
             raise
         return found
-    return (density.opacity and _of_points(base, value, like)) or density
+    return (density.opacity and _without_rule(base, value, like)) or density
+
+
+def _without_rule(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The log density as PyTorch computes it, where points and discrete latents alone are random in it."""
+    return _of_tables(base, value, like) or _of_points(base, value, like)
+
+
+def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The log density at every value of the discrete latents, where nothing else is random in it."""
+    arguments = base.arguments if isinstance(base, RandomDistribution) else {}
+    symbols = [as_expression(v, like) if isinstance(v, Tensor) else None for v in (*arguments.values(), value)]
+    if not any(s is not None and s.choices for s in symbols) or any(s and not s.is_table for s in symbols):
+        return None
+    events = [_event_dim(base, name) for name in arguments] + [len(base.event_shape)]
+    batch = torch.broadcast_shapes(
+        base.batch_shape, *(s.shape[: s.ndim - e] for s, e in zip(symbols, events, strict=True) if s)
+    )
+    given = (*arguments.values(), value)
+
+    def log_prob(*tables: Tensor) -> Tensor:
+        rest = iter(tables)
+        plain = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
+        if not isinstance(base, RandomDistribution):
+            return base.log_prob(plain[-1])
+        named = dict(zip(arguments, plain[:-1], strict=True))
+        return base.family(**named, validate_args=False).log_prob(plain[-1])
+
+    pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s]
+    return over_batch(log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
+
+
+def _event_dim(base: RandomDistribution, name: str) -> int:
+    try:
+        return int(base.family.arg_constraints[name].event_dim)  # type: ignore[attr-defined]
+    except (AttributeError, KeyError, NotImplementedError, TypeError):
+        return 0
 
 
 def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:

@@ -16,8 +16,8 @@ def wishart(arguments: Arguments, value: Expression) -> Expression:
     df, inverse_scale = arguments["df"], precision_matrix(arguments)
     dim = inverse_scale.shape[-1]
     trace = (inverse_scale * value).sum((-1, -2))
-    if not df.is_constant:
+    if not df.is_table:
         return Expression.opaque(df.shape, df.like, "multivariate log gamma of df", (df,))
-    log_gamma = Expression.constant(torch.mvlgamma(df.value() / 2, dim))
+    log_gamma = Expression.apply(lambda t: torch.mvlgamma(t / 2, dim), df)
     powers = (df - float(dim + 1)) * value.log_det() + df * inverse_scale.log_det()
     return 0.5 * (powers - trace - df * (dim * math.log(2))) - log_gamma

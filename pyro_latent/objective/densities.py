@@ -1,0 +1,250 @@
+"""Densities of a recording, made ready for expectations: masks, discrete sites in mean field, and what each reads."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from ..expressions import Expression
+from ..expressions.terms import Axis, Choice, Constant, Factor, Gather, Term, Variable, fresh_label, read
+from .joints import Layout, Reading
+from .recording import DiscreteSite, Recording, ScoredSite
+
+#: log 0 in a density of a mean-field discrete site, whose probability of such a value is exactly zero with it.
+_LOG_ZERO = -1e30
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """Terms of a density that read the same discrete elements.
+
+    ``choices`` are the labels of what they read, in the order of the layout's readings; ``places`` maps the labels that
+    the readings run along to those of the factor, −depth … −1.
+    """
+
+    site: str
+    terms: tuple[Term, ...]
+    layout: Layout
+    choices: tuple[int, ...]
+    places: Mapping[int, int]
+
+
+def parts_of(
+    scored: ScoredSite, terms: Sequence[Term], sites: Mapping[str, DiscreteSite], nesting: int
+) -> tuple[list[Term], list[Part]]:
+    """The terms that depend on no discrete site, and the others: together where every one reads its own elements,
+    else by what they read.
+    """
+    depth = max(nesting, len(scored.shape))
+    together = {c.label: c for t in terms for c in t.choices}
+    own = {i - len(scored.shape): i - len(scored.shape) for i in range(len(scored.shape))}
+    if all(_reading(c, own, sites).is_aligned for c in together.values()):
+        if not together:
+            return list(terms), []
+        return [], [_part(scored, terms, tuple(together.values()), sites, depth)]
+    groups: dict[frozenset[int], list[Term]] = {}
+    for term in terms:
+        groups.setdefault(frozenset(c.label for c in term.choices), []).append(term)
+    plain = groups.pop(frozenset(), [])
+    return plain, [_part(scored, group, group[0].choices, sites, depth) for group in groups.values()]
+
+
+def _part(
+    scored: ScoredSite, terms: Sequence[Term], choices: Sequence[Choice], sites: Mapping[str, DiscreteSite], depth: int
+) -> Part:
+    used = {x for c in choices for x in c.labels}
+    bound = sorted(x for x in used if x > 0)
+    places = {x: x for x in used if x < 0} | {x: -depth - 1 - i for i, x in enumerate(bound)}
+    shape = (1,) * (depth - len(scored.shape)) + tuple(scored.shape)
+    sizes = _sizes(terms)
+    own = [n if i - depth in used else 1 for i, n in enumerate(shape)]
+    layout = Layout(tuple(_reading(c, places, sites) for c in choices), (*(sizes[x] for x in reversed(bound)), *own))
+    return Part(scored.name, tuple(terms), layout, tuple(c.label for c in choices), places)
+
+
+def _reading(choice: Choice, places: Mapping[int, int], sites: Mapping[str, DiscreteSite]) -> Reading:
+    moved = choice.substitute({x: places[x] for x in choice.labels if places.get(x, x) != x})
+    return Reading(sites[choice.site], moved.axes)
+
+
+def _sizes(terms: Sequence[Term]) -> dict[int, int]:
+    """The sizes of the summed labels of terms, from what they read."""
+    sizes: dict[int, int] = {}
+    for term in terms:
+        for c in term.constants:
+            sizes |= dict(zip(c.labels, c.tensor.shape, strict=True))
+        axes = [(a, n) for f in term.factors for a, n in zip(f.axes, f.variable.shape, strict=False)]
+        sizes |= {a: n for a, n in axes if isinstance(a, int)}
+        for axis in (*(a for a, _ in axes), *(a for c in term.choices for a in c.axes)):
+            if isinstance(axis, Gather):
+                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
+    return sizes
+
+
+# Masks.
+
+
+def masked(density: Expression, mask: Tensor) -> Expression:
+    """The density where the mask holds, and 0 elsewhere, also where it is −∞ there."""
+    return Expression.constant(mask.to(density.like.dtype)).times_log(density).expand(density.shape)
+
+
+def is_finite(density: Expression) -> bool:
+    """Whether every constant in a density is finite."""
+    return all(bool(c.tensor.isfinite().all()) for t in density.terms for c in t.constants)
+
+
+def live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, Tensor]) -> Tensor:
+    """Where a density other than its own varies with a discrete site, as a mask over its batch shape.
+
+    ``live`` has the same of later discrete sites that are masked: their own densities count where it holds.
+    """
+    device = site.support.device
+    found = torch.zeros(site.batch_shape, dtype=torch.bool, device=device)
+    for scored in recording.scored.values():
+        if scored.name == site.name or scored.density is None or scored.density.opacity:
+            continue
+        shown = scored.mask
+        if shown is not None and scored.name in live:
+            shown = shown | live[scored.name]
+        for term in scored.density.terms:
+            for choice in term.choices:
+                if choice.site == site.name:
+                    found = found | _reached(term, choice, site, shown, scored.shape)
+    return found
+
+
+def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | None, shape: Sequence[int]) -> Tensor:
+    """The elements of a site that a term varies with, where it is shown."""
+    varies: list[tuple[Tensor, tuple[int, ...]]] = []
+    for tensor, labels in _indexed(term):
+        if choice.label in labels:
+            at = labels.index(choice.label)
+            differs = (tensor != tensor.narrow(at, 0, 1)).any(at)
+            varies.append((differs, tuple(x for x in labels if x != choice.label)))
+    if any(choice.label in f.axes for f in term.factors):
+        varies.append((torch.ones((), dtype=torch.bool, device=site.support.device), ()))
+    labels = choice.labels
+    sizes = _sizes([term]) | {i - len(shape): n for i, n in enumerate(shape)}
+    total = torch.zeros([sizes[x] for x in labels], dtype=torch.bool, device=site.support.device)
+    for differs, own in varies:
+        total = total | _onto(differs, own, labels)
+    if shown is not None:
+        total = total & _onto(shown, tuple(i - shown.ndim for i in range(shown.ndim)), labels)
+    element, order = _elements(choice, site)
+    element = _spread(element, order, labels).expand(total.shape)
+    reached = torch.zeros(site.batch_shape.numel(), dtype=torch.bool, device=site.support.device)
+    reached[element[total]] = True
+    return reached.reshape(site.batch_shape)
+
+
+def _indexed(term: Term) -> list[tuple[Tensor, tuple[int, ...]]]:
+    found = [(c.tensor, c.labels) for c in term.constants]
+    return found + [(a.index, a.labels) for f in term.factors for a in f.axes if isinstance(a, Gather)]
+
+
+def _onto(mask: Tensor, own: Sequence[int], labels: Sequence[int]) -> Tensor:
+    """A mask over other labels: true where it holds anywhere along those that are gone."""
+    gone = [i for i, x in enumerate(own) if x not in labels]
+    kept = [x for x in own if x in labels]
+    return _spread(mask.float().amax(gone).bool() if gone else mask, kept, labels)
+
+
+def _spread(tensor: Tensor, own: Sequence[int], labels: Sequence[int]) -> Tensor:
+    order = [list(own).index(x) for x in labels if x in own]
+    sizes = [tensor.shape[list(own).index(x)] if x in own else 1 for x in labels]
+    return tensor.permute(order).reshape(sizes)
+
+
+# Mean field over the elements of discrete sites.
+
+
+def with_indicators(
+    terms: Sequence[Term], sites: Mapping[str, DiscreteSite], mean_field: Collection[str]
+) -> list[Term]:
+    """Terms in which a choice of a mean-field site is a sum over its values, times the indicator of each.
+
+    Where two choices read the same element they have the same value; elsewhere their indicators are independent.
+    """
+    found = [t for term in terms for t in _separated(term, sites, mean_field, frozenset())]
+    return [_with_indicators(t, sites, mean_field) for t in found]
+
+
+def _separated(
+    term: Term, sites: Mapping[str, DiscreteSite], mean_field: Collection[str], apart: frozenset[tuple[int, int]]
+) -> list[Term]:
+    """The term where no two of its choices read one element, and where they do; ``apart`` has the labels of pairs that
+    are known not to.
+    """
+    own = [c for c in term.choices if c.site in mean_field]
+    for b, a in itertools.combinations(own, 2):
+        if a.site != b.site or (a.label, b.label) in apart:
+            continue
+        same, labels = same_element(a, b, sites[a.site])
+        known = apart | {(a.label, b.label)}
+        if not bool(same.any()):
+            continue
+        mask = Constant(same.to(torch.get_default_dtype()), labels)
+        one = replace(term, constants=(*term.constants, mask)).substitute({a.label: b.label})
+        found = _separated(one, sites, mean_field, known)
+        if not bool(same.all()):
+            mask = replace(mask, tensor=1 - mask.tensor)
+            two = replace(term, constants=(*term.constants, mask))
+            found += _separated(two, sites, mean_field, known)
+        return found
+    return [term]
+
+
+def conflicts(term: Term, site: DiscreteSite) -> Tensor:
+    """Which elements of a site meet in a term: a symmetric matrix over its elements."""
+    count = site.batch_shape.numel()
+    meet = torch.zeros(count, count, dtype=torch.bool, device=site.support.device)
+    own = [c for c in term.choices if c.site == site.name]
+    for a, b in itertools.combinations(own, 2):
+        (first, left), (second, right) = _elements(a, site), _elements(b, site)
+        labels = tuple(dict.fromkeys((*left, *right)))
+        pair = torch.broadcast_tensors(_spread(first, left, labels), _spread(second, right, labels))
+        meet[pair[0].reshape(-1), pair[1].reshape(-1)] = True
+    return (meet | meet.T) & ~torch.eye(count, dtype=torch.bool, device=meet.device)
+
+
+def _elements(choice: Choice, site: DiscreteSite) -> tuple[Tensor, tuple[int, ...]]:
+    """The number of the element that a choice reads, over the labels that it runs along."""
+    numbers = torch.arange(site.batch_shape.numel(), device=site.support.device).reshape(site.batch_shape)
+    return read(numbers, choice.axes)
+
+
+def same_element(a: Choice, b: Choice, site: DiscreteSite) -> tuple[Tensor, tuple[int, ...]]:
+    """Where two choices of a site read one element, over the labels that they run along."""
+    (first, left), (second, right) = _elements(a, site), _elements(b, site)
+    labels = tuple(dict.fromkeys((*left, *right)))
+    return _spread(first, left, labels) == _spread(second, right, labels), labels
+
+
+def _with_indicators(term: Term, sites: Mapping[str, DiscreteSite], mean_field: Collection[str]) -> Term:
+    for choice in term.choices:
+        if choice.site not in mean_field:
+            continue
+        label = fresh_label()
+        variable = Variable(choice.site, torch.Size((*sites[choice.site].batch_shape, choice.size)))
+        axes: tuple[Axis, ...] = (*choice.axes, label)
+        term = term.substitute({choice.label: label})
+        term = replace(
+            term,
+            constants=tuple(_finite(c) for c in term.constants),
+            factors=(*term.factors, Factor(variable, axes)),
+            choices=tuple(c for c in term.choices if c is not choice),
+        )
+    return term
+
+
+def _finite(constant: Constant) -> Constant:
+    tensor = constant.tensor
+    return replace(constant, tensor=tensor.clamp(min=_LOG_ZERO)) if tensor.is_floating_point() else constant
+
+
+__all__ = ["Part", "conflicts", "is_finite", "live_elements", "masked", "parts_of", "with_indicators"]

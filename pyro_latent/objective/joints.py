@@ -1,0 +1,237 @@
+"""The joint posteriors of discrete sites: which sites hang together, and how they are eliminated.
+
+A *joint* is a connected set of discrete sites. Where every density reads their elements place by place, in nested
+plates, the plates stay whole. Where elements of one site meet (``z[group]``, ``z[i]`` against ``z[j]``, a sum of them)
+or plates cross, each element is a variable of its own, and the factors are cut into one for each place: exact, where
+the tables that elimination makes are affordable.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..expressions.terms import Axis, Gather, axis_labels
+from .elimination import NotNestedError, Plan, Scope, Variable
+from .recording import DiscreteSite
+
+#: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
+#: the elements meet in at most so many places.
+_LARGEST_TABLE, _MOST_WORK, _MOST_PLACES = 2**16, 2**21, 20_000
+
+
+@dataclass(frozen=True, eq=False)
+class Reading:
+    """A discrete site as a factor reads it: the axes of its batch dimensions in the labels of the factor."""
+
+    site: DiscreteSite
+    axes: tuple[Axis, ...]
+
+    @property
+    def is_aligned(self) -> bool:
+        """Whether each place reads its own element."""
+        own = tuple(None if n == 1 else i - len(self.axes) for i, n in enumerate(self.site.batch_shape))
+        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.axes, own, strict=True))
+
+    @property
+    def labels(self) -> frozenset[int]:
+        return frozenset(x for axis in self.axes for x in axis_labels(axis))
+
+    def element(self, place: dict[int, int]) -> tuple[Any, ...]:
+        """The index of the element at a place; labels without one stay."""
+        found: list[Any] = []
+        for axis in self.axes:
+            if axis is None:
+                found.append(0)
+            elif isinstance(axis, Gather):
+                found.append(int(axis.index[tuple(place[x] for x in axis.labels)]))
+            else:
+                found.append(place.get(axis, "all"))
+        return tuple(found)
+
+
+@dataclass(frozen=True, eq=False)
+class Layout:
+    """A factor as elimination sees it: what it reads, in the order of its first dimensions, and its places.
+
+    ``sizes`` are the sizes of the dimensions that its places run along, whose labels are −len(sizes) … −1.
+    """
+
+    readings: tuple[Reading, ...]
+    sizes: tuple[int, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(r.site.name for r in self.readings)
+
+
+def connected(layouts: Sequence[Layout], sites: Sequence[DiscreteSite]) -> list[list[DiscreteSite]]:
+    """The sites in groups that share no factor, in the order of the model."""
+    group = {s.name: {s.name} for s in sites}
+    for layout in layouts:
+        merged = set().union(*(group[n] for n in layout.names))
+        for name in merged:
+            group[name] = merged
+    found = {id(g): g for g in group.values()}
+    return [[s for s in sites if s.name in g] for g in found.values()]
+
+
+class Joint:
+    """The exact joint posterior of connected sites.
+
+    Raises:
+        TooLargeError: if it is not affordable.
+        ModelError: if sites that meet have different scales.
+    """
+
+    def __init__(self, layouts: Sequence[Layout], sites: Sequence[DiscreteSite], indices: Sequence[int]) -> None:
+        self.sites, self.indices = list(sites), list(indices)
+        self._cuts: list[_Cut] | None = None
+        plain = all(r.is_aligned for layout in layouts for r in layout.readings)
+        variables = [
+            Variable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale) for s in sites
+        ]
+        own = {v.name: frozenset(v.plates) for v in variables}
+        if plain and not any(len(set(x.names)) < len(x.names) for x in layouts):
+            scopes = [Scope(x.names, frozenset().union(*(own[n] for n in x.names))) for x in layouts]
+            try:
+                self.plan = Plan(scopes, variables)
+                return
+            except NotNestedError:
+                pass
+        self._by_elements(layouts)
+
+    @property
+    def is_by_elements(self) -> bool:
+        """Whether each element is a variable of its own."""
+        return self._cuts is not None
+
+    def _by_elements(self, layouts: Sequence[Layout]) -> None:
+        whole = _whole_plates(layouts, self.sites)
+        _check_scales(self.sites, whole)
+        places = sum(math.prod(n for i, n in enumerate(x.sizes) if i - len(x.sizes) not in whole) for x in layouts)
+        if places > _MOST_PLACES:
+            raise TooLargeError(f"{places} places where elements meet")
+        self._cuts = [_Cut(x, whole) for x in layouts]
+        sizes = {
+            name: s.cardinality
+            for c in self._cuts
+            for names in c.names
+            for name in names
+            for s in self.sites
+            if s.name == name[0]
+        }
+        kept = {p.dim: p.size for s in self.sites for p in s.plates if p.dim in whole}
+        variables = [Variable(name, size, kept, _number(self.sites[0].scale)) for name, size in sizes.items()]
+        self.plan = Plan([Scope(n, frozenset(kept)) for c in self._cuts for n in c.names], variables)
+        if self.plan.largest > _LARGEST_TABLE or self.plan.work > _MOST_WORK:
+            raise TooLargeError(f"tables of {self.plan.largest} numbers")
+
+    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
+        if self._cuts is not None:
+            tensors = [part for cut, t in zip(self._cuts, tensors, strict=True) for part in cut.parts(t)]
+        return self.plan.run(tensors)
+
+
+class TooLargeError(Exception):
+    """The joint posterior of some elements is not affordable; the message says what is too large."""
+
+
+class _Cut:
+    """A factor, cut into one for each place along the dimensions that are not whole."""
+
+    def __init__(self, layout: Layout, whole: frozenset[int]) -> None:
+        depth, lead = len(layout.sizes), 1 + len(layout.readings)
+        labels = [i - depth for i in range(depth)]
+        self.whole = [label for label in labels if label in whole]
+        self.sizes = layout.sizes
+        used = frozenset().union(*(r.labels for r in layout.readings)) - whole
+        self._cut = [label for label in labels if label in used]
+        self._lead = lead
+        self._nesting = max((-d for d in whole), default=0)
+        self.names: list[tuple[Any, ...]] = []
+        self._equal: list[tuple[int, ...]] = []
+        for index in itertools.product(*(range(layout.sizes[label]) for label in self._cut)):
+            place = dict(zip(self._cut, index, strict=True))
+            found = [(r.site.name, *r.element(place)) for r in layout.readings]
+            names = tuple(dict.fromkeys(found))
+            self.names.append(names)
+            self._equal.append(tuple(names.index(n) for n in found))
+
+    def parts(self, tensor: Tensor) -> list[Tensor]:
+        """The factor at each place: ``[starts] + variables + whole plates``."""
+        shape = list(tensor.shape)
+        for label in self._cut:
+            shape[label] = self.sizes[label]
+        tensor = tensor.expand(shape)
+        order = [tensor.ndim + label for label in self._cut]
+        rest = [i for i in range(tensor.ndim) if i not in order]
+        plates = [1] * self._nesting
+        for label in self.whole:
+            plates[label] = tensor.shape[label]
+        rows = tensor.permute([*order, *rest]).reshape(-1, *tensor.shape[: self._lead], *plates)
+        return [_merged(row, equal) for row, equal in zip(rows.unbind(0), self._equal, strict=True)]
+
+
+def _merged(tensor: Tensor, equal: tuple[int, ...]) -> Tensor:
+    """A factor that reads one element twice, where both readings agree."""
+    if len(set(equal)) == len(equal):
+        return tensor
+    letters = [0, *(1 + e for e in equal)]
+    tail = [100 + i for i in range(tensor.ndim - len(letters))]
+    out = [0, *(1 + e for e in dict.fromkeys(equal)), *tail]
+    numbers = {x: i for i, x in enumerate(dict.fromkeys([*letters, *tail]))}
+    return torch.einsum(tensor, [numbers[x] for x in (*letters, *tail)], [numbers[x] for x in out])
+
+
+def _whole_plates(layouts: Sequence[Layout], sites: Sequence[DiscreteSite]) -> frozenset[int]:
+    """The dimensions of the plates that every site lies in, and every factor reads place by place."""
+    dims = frozenset.intersection(*(frozenset(p.dim for p in s.plates if p.size > 1) for s in sites))
+
+    def stays(reading: Reading, dim: int) -> bool:
+        return reading.axes[dim] == dim and not any(
+            dim in axis_labels(a) for i, a in enumerate(reading.axes) if i - len(reading.axes) != dim
+        )
+
+    return frozenset(d for d in dims if all(stays(r, d) for x in layouts for r in x.readings))
+
+
+def _check_scales(sites: Sequence[DiscreteSite], whole: frozenset[int]) -> None:
+    """Elements that meet have one scale, and none of their plates is subsampled.
+
+    Raises:
+        ModelError: if not.
+    """
+    names = ", ".join(repr(s.name) for s in sites)
+    part = next((p for s in sites for p in s.plates if p.is_subsample and p.dim not in whole), None)
+    if part is not None:
+        raise ModelError(
+            f"Expected all elements of the discrete sites {names}, which meet in one density; got a subsample of plate "
+            f"{part.name!r}. Give all of the plate."
+        )
+    scales = {_number(s.scale) for s in sites}
+    if len(scales) > 1:
+        raise ModelError(
+            f"Expected one scale for the discrete sites {names}, whose elements meet in one density; got "
+            f"{sorted(scales)}. Put poutine.scale around all of them."
+        )
+
+
+def _number(scale: Tensor | float) -> float:
+    if isinstance(scale, Tensor) and scale.numel() > 1 and not bool((scale == scale.reshape(-1)[0]).all()):
+        raise ModelError(
+            "Expected one scale for discrete sites whose elements meet in one density; got one for each element. Scale "
+            "all of them alike."
+        )
+    return float(scale.reshape(-1)[0]) if isinstance(scale, Tensor) else float(scale)
+
+
+__all__ = ["Joint", "Layout", "Reading", "TooLargeError", "connected"]
