@@ -90,7 +90,7 @@ def run(code: str, names: Mapping[str, Any]) -> Any:
 class Writer:
     """Draws a program from a seed."""
 
-    def __init__(self, seed: int, lines: int = 6) -> None:
+    def __init__(self, seed: int, lines: int = 4) -> None:
         self.choose = random.Random(seed)
         self.generator = torch.Generator().manual_seed(seed)
         self.size, self.batch = self.choose.choice((1, 2, 3, 3)), self.choose.choice((1, 2, 3))

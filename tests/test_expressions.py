@@ -7,6 +7,7 @@ values that the code never saw.
 from __future__ import annotations
 
 import copy
+import itertools
 import math
 import pickle
 from collections.abc import Callable, Mapping
@@ -293,6 +294,8 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "an integer or a latent": lambda x: torch.where(MASK2, 1, x.matrix) + 0.5,
     "masks or a latent": lambda x: torch.where(MASK2, U > 0.5, x.matrix) - 0.5,
     "masks on the left": lambda x: MASK2 * x.matrix + MASK2,
+    "masks that add up": lambda x: MASK2 + x.matrix + MASK2 + (x.matrix * 0 + MASK2),
+    "chosen masks that add up": lambda x: torch.where(MASK2, U > 0.5, x.matrix)[0] + (V > 0),
     "as another that is a latent": lambda x: (
         V.expand_as(x.matrix) * x.matrix + torch.zeros(12, dtype=torch.float64).view_as(x.matrix)
     ),
@@ -712,3 +715,36 @@ def test_evaluating_an_opaque_expression_is_an_error(truth: dict[str, Tensor], s
 def test_evaluating_needs_a_value_for_every_latent(symbols: Names) -> None:
     with pytest.raises(KeyError, match=r"Expected a value for the latent 'tau'; got values of \['vector'\]"):
         (symbols.vector * symbols.tau).expression.evaluate({"vector": torch.zeros(4)})
+
+
+DISCRETE_CASES: dict[str, Callable[..., Any]] = {
+    "read": lambda z, x: x.vector[z],
+    "read and multiplied": lambda z, x: (x.vector[z] * z).sum(),
+    "elements": lambda z, x: x.vector[z[0]] * x.share[z[1]],
+    "chosen": lambda z, x: torch.where(z == 1, x.vector[0], x.vector[z] * 2) + z * 0.5,
+    "log of a gated complement": lambda z, x: (1 - (z > 0) * x.share[0]).log(),
+    "log of a product": lambda z, x: (x.share[z] * (z + 1)).log(),
+    "square of a sum": lambda z, x: (x.vector[z] + z) ** 2,
+    "root": lambda z, x: x.share[z] ** -0.5,
+    "logdet": lambda z, x: torch.logdet(x.precisions[z % 2]),
+    "inverse": lambda z, x: torch.inverse(2 * x.precisions[z % 2]),
+    "logdet of a diagonal": lambda z, x: torch.logdet(torch.diag_embed(x.share[z])),
+    "logdet of a chosen diagonal": lambda z, x: torch.logdet(
+        torch.diag_embed(torch.where(z[:, None] > 0, x.share[:2], x.share[1:]))
+    ),
+    "logdet of chosen matrices": lambda z, x: torch.logdet(
+        torch.where((z > 0)[:, None, None], x.precisions[0], 3 * x.precisions[1])
+    ),
+}
+
+
+@pytest.mark.parametrize("name", DISCRETE_CASES)
+def test_an_expression_of_discrete_latents_is_what_the_code_computes_at_each_of_their_values(
+    name: str, truth: dict[str, Tensor], symbols: Names
+) -> None:
+    z = RandomTensor(torch.zeros(3, dtype=torch.long), Expression.discrete("z", torch.arange(3), torch.Size((3,))))
+    found = DISCRETE_CASES[name](z, symbols)
+    for values in itertools.product(range(3), repeat=3):
+        numbers = torch.tensor(values)
+        expected = DISCRETE_CASES[name](numbers, Names(truth))
+        torch.testing.assert_close(found.expression.evaluate(truth | {"z": numbers}), expected)
