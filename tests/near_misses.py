@@ -13,11 +13,12 @@ import torch
 from random_models import RandomProgram
 
 # In a template: v, w are normals, g a vector of three, t, s gammas, p a beta, f a Dirichlet, z a Categorical of three
-# values, b a Bernoulli, m three normals in a plate; in a plate of N, u are normals, c Categoricals and e Bernoullis. What
-# follows "| " is observed: its distribution, and after another " | " the kind of its data. "#" is a random number.
+# values, b a Bernoulli, m three normals in a plate; in a plate of N, u are normals, c Categoricals, e Bernoullis; W is a
+# Wishart matrix. What follows "| " is observed: its distribution, and after another " | " the kind of its data. "#" is a
+# positive random number, "~" one of either sign.
 PRIORS = {
-    "v": 'v = pyro.sample("v", dist.Normal(#, 1.0))',
-    "w": 'w = pyro.sample("w", dist.Normal(#, 1.0))',
+    "v": 'v = pyro.sample("v", dist.Normal(~, 1.0))',
+    "w": 'w = pyro.sample("w", dist.Normal(~, 1.0))',
     "t": 't = pyro.sample("t", dist.Gamma(3.0, 2.0))',
     "s": 's = pyro.sample("s", dist.Gamma(2.0, 1.0))',
     "p": 'p = pyro.sample("p", dist.Beta(2.0, 3.0))',
@@ -25,9 +26,10 @@ PRIORS = {
     "g": 'g = pyro.sample("g", dist.Normal(torch.tensor([#, -#, 0.0]), 1.0).to_event(1))',
     "z": 'z = pyro.sample("z", dist.Categorical(torch.tensor([0.2, 0.5, 0.3]))MARK)',
     "b": 'b = pyro.sample("b", dist.Bernoulli(0.4)MARK)',
-    "m": 'with pyro.plate("k", 3):\n    m = pyro.sample("m", dist.Normal(#, 1.5))',
-    "u": 'with pyro.plate("n", N):\n    u = pyro.sample("u", dist.Normal(#, 1.0))',
+    "m": 'with pyro.plate("k", 3):\n    m = pyro.sample("m", dist.Normal(~, 1.5))',
+    "u": 'with pyro.plate("n", N):\n    u = pyro.sample("u", dist.Normal(~, 1.0))',
     "c": 'with pyro.plate("n", N):\n    c = pyro.sample("c", dist.Categorical(torch.tensor([0.2, 0.5, 0.3]))MARK)',
+    "W": 'W = pyro.sample("W", dist.Wishart(torch.tensor(4.5), torch.eye(3) + 0.2))',
     "e": 'with pyro.plate("n", N):\n    e = pyro.sample("e", dist.Bernoulli(0.4)MARK)',
 }
 
@@ -112,6 +114,46 @@ TEMPLATES: list[tuple[str, list[str]]] = [
     ("vw", ["| dist.Normal(torch.where(v > w, 1.0, -1.0), 1.0) | real"]),
     ("v", ["| dist.Normal((v > 0).double(), 1.0) | real"]),
     ("v", ["| dist.Normal(torch.heaviside(v, torch.tensor(0.0, dtype=v.dtype)), 1.0) | real"]),
+    ("v", ["| dist.Normal((v + v) ** 2, 1.0) | real"]),
+    ("v", ["pyro.factor('x', -0.1 * (v + v) ** 2)"]),
+    ("vw", ["| dist.Normal((v + w) ** 2, 1.0) | real"]),
+    ("vw", ["pyro.factor('x', -0.1 * (v - w) ** 2)"]),
+    ("vw", ["| dist.Normal(((v - w) ** 2).sqrt(), 1.0) | real"]),
+    ("p", ["| dist.Normal(1 / p.log(), 1.0) | real"]),
+    ("t", ["pyro.factor('x', 1 / t.log())"]),
+    ("f", ["| dist.Categorical(f[:1]) | none_label"]),
+    ("f", ["| dist.Categorical(f.unsqueeze(-1)[0]) | none_label"]),
+    # Integers beside latents.
+    ("v", ["| dist.Normal(torch.tensor(2) + v + 0.5, 1.0) | real"]),
+    ("v", ["| dist.Normal((torch.tensor(2) * v + 0.5) * 0.5, 1.0) | real"]),
+    ("v", ["| dist.Normal(torch.where(torch.tensor(2) > 1, 1, v) + 0.5, 1.0) | real"]),
+    ("v", ["| dist.Normal(torch.where(torch.tensor(True), torch.tensor(1), v) + 0.5, 1.0) | real"]),
+    ("v", ["| dist.Normal(torch.tensor(True) * v * 0.5, 1.0) | real"]),
+    ("v", ["| dist.Normal(torch.tensor(3) / 2 * v, 1.0) | real"]),
+    ("v", ["| dist.Normal(torch.tensor(3) // 2 * v + 0.25, 1.0) | real"]),
+    ("v", ["| dist.Normal((1 - torch.tensor(2) * v) / 4, 1.0) | real"]),
+    ("t", ["| dist.Poisson(torch.tensor(3) * t * 0.5) | count"]),
+    ("ts", ["| dist.Normal(0.0, (torch.tensor(2) * t * s).rsqrt()) | real"]),
+    ("p", ["| dist.Bernoulli(torch.tensor(1) - p) | bit"]),
+    ("u", ["| dist.Normal((torch.arange(N) * u)[-1] + 0.5, 1.0) | real"]),
+    ("zv", ["| dist.Normal(z + v + 0.5, 1.0) | real"]),
+    ("zv", ["| dist.Normal(z * v * 0.5, 1.0) | real"]),
+    ("zt", ["| dist.Poisson((1 + z) * t * 0.5) | count"]),
+    ("zt", ["| dist.Normal(0.5, ((1 + z) * t).rsqrt()) | real"]),
+    ("zv", ["| dist.Normal((z == 1) * v + 0.5, 1.0) | real"]),
+    # Parts of matrices.
+    ("W", ["| dist.MultivariateNormal(torch.zeros(2), precision_matrix=W[:2, :2]) | pair"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(2), covariance_matrix=torch.inverse(W)[:2, :2]) | pair"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=2.0 * W) | reals"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=W + torch.eye(3)) | reals"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=W.mT) | reals"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(3), covariance_matrix=W) | reals"]),
+    ("W", ["| dist.MultivariateNormal(torch.zeros(3), scale_tril=torch.linalg.cholesky(W)) | reals"]),
+    ("W", ["| dist.Normal(0.0, W[0, 0].rsqrt()) | real"]),
+    ("t", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=t * torch.eye(3)) | reals"]),
+    ("t", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=torch.diag(t.expand(3))) | reals"]),
+    ("ts", ["| dist.MultivariateNormal(torch.zeros(2), precision_matrix=torch.diag(torch.stack([t, s]))) | pair"]),
+    ("t", ["| dist.MultivariateNormal(torch.zeros(3), precision_matrix=t * (torch.eye(3) + 0.3)) | reals"]),
     # Values as numbers.
     ("v", ["| dist.Normal(float(v), 1.0) | real"]),
     ("v", ["| dist.Normal(v.item(), 1.0) | real"]),
@@ -243,16 +285,16 @@ def near_miss(seed: int) -> RandomProgram:
     number = _numbers(chance)
     body = [PRIORS[name] for name in latents] if "c" not in latents or "e" not in latents else []
     body += [_observed(line, chance, size, dtype) for line in lines]
-    if chance.random() < 0.3:
-        body.append('pyro.sample("extra", dist.Normal(0.0, 1.0))')
-    if any("extra" in line for line in body) or not any("obs=" in line for line in body):
-        parent = "extra" if any('"extra"' in line for line in body) else "v"
-        body = [line.replace('pyro.sample("extra"', 'extra = pyro.sample("extra"') for line in body]
-        body.append(f'pyro.sample("y", dist.Normal({parent}, 1.0), obs=torch.tensor(0.3))')
+    observed = any("obs=" in line for line in body)
+    if not observed or chance.random() < 0.3:  # something to be fitted beside it
+        body.append('extra = pyro.sample("extra", dist.Normal(0.0, 1.0))')
+        body.append('pyro.sample("y", dist.Normal(extra, 1.0), obs=torch.tensor(0.3))')
     mark = chance.choice(["", "", ', infer={"enumerate": "parallel"}'])
     text = "\n".join(body).replace("MARK", mark)
     while "#" in text:
         text = text.replace("#", number(), 1)
+    while "~" in text:
+        text = text.replace("~", chance.choice(["", "-"]) + number(), 1)
     indented = "\n".join(f"    {line}" for line in text.split("\n"))
     return RandomProgram(f"N = {size}\ndata = ()\n\n\ndef model():\n{indented}\n", dtype)
 
@@ -279,6 +321,8 @@ def _observed(line: str, chance: random.Random, size: int, dtype: torch.dtype) -
         "simplex": f"[{first:.2f}, {second - first:.2f}, {1 - second:.2f}]",
         "bit": f"{chance.randint(0, 1)}.0",
         "bit_label": str(chance.randint(0, 1)),
+        "none_label": "0",
+        "pair": f"[{real()}, {real()}]",
         "label": str(chance.randint(0, 2)),
         "count": f"{chance.randint(0, 4)}.0",
         "reals": "[" + ", ".join(real() for _ in range(3)) + "]",
