@@ -13,8 +13,8 @@ import torch
 from random_models import RandomProgram
 
 # In a template: v, w are normals, g a vector of three, t, s gammas, p a beta, f a Dirichlet, z a Categorical of three
-# values, b a Bernoulli, m three normals in a plate; in a plate of N, u are normals, c Categoricals, e Bernoullis; W is a
-# Wishart matrix. What follows "| " is observed: its distribution, and after another " | " the kind of its data. "#" is a
+# values, b a Bernoulli, m three normals in a plate, W a Wishart matrix; in a plate of N, u are normals, c Categoricals,
+# e Bernoullis. What follows "| " is observed: its distribution, and after another " | " the kind of its data. "#" is a
 # positive random number, "~" one of either sign.
 PRIORS = {
     "v": 'v = pyro.sample("v", dist.Normal(~, 1.0))',

@@ -177,6 +177,7 @@ def vars_of(natural: Any) -> list[str]:
 
 
 MAX_CONFIGS = 1024
+ONE_BY_ONE = 1000  # evaluations of a model that cannot be vectorized
 
 
 @dataclass
@@ -365,12 +366,30 @@ def _scores(
         return torch.vmap(lambda z: score(theta, z))(configs) if configs else score(theta, {})[None]
 
     try:
-        return torch.vmap(over_z)(given) if given else over_z({}).expand(draws, count)
+        with multinomials_without_writes():
+            return torch.vmap(over_z)(given) if given else over_z({}).expand(draws, count)
     except (RuntimeError, ValueError, NotImplementedError):  # an operation that vmap lacks, or control flow
-        draws = max(10, min(draws, 4 * draws // count)) if given else 2
+        draws = max(10, min(draws, ONE_BY_ONE // count)) if given else 2
         thetas = [{n: v[i] for n, v in given.items()} for i in range(draws if given else 1)]
         zs = [{n: v[i] for n, v in configs.items()} for i in range(count)]
         return torch.stack([torch.stack([score(t, z) for z in zs]) for t in thetas]).expand(draws, count)
+
+
+@contextmanager
+def multinomials_without_writes() -> Any:
+    """The log density of torch's Multinomial without the write in place that vmap refuses."""
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        logits = torch.where((value == 0) & (self.logits == -torch.inf), 0.0, self.logits)
+        return (1 + value.sum(-1)).lgamma() - (1 + value).lgamma().sum(-1) + (logits * value).sum(-1)
+
+    multinomial: Any = torch.distributions.Multinomial
+    before = multinomial.log_prob
+    multinomial.log_prob = log_prob
+    try:
+        yield
+    finally:
+        multinomial.log_prob = before
 
 
 def _live(log_p: Tensor, discrete: dict[str, Any], numbers: Tensor) -> Tensor:
@@ -604,29 +623,52 @@ class Writer:
             self.variables[-1] = Variable(name, kind, plates, size, is_float=True)
 
     def chain(self) -> None:
-        """A hidden Markov model of three steps, with or without a plate; each step is a discrete variable."""
+        """A hidden Markov model of three steps, with or without a plate: of the first order or the second, and with a
+        second discrete site at each step or not.
+        """
         plates = tuple(p for p in self.axes if p.size <= 2)[: self.pick(0, 1)]
-        size, steps = self.pick(2, 2, 3), 3
-        if size ** (steps * math.prod(p.size for p in plates)) > MAX_CONFIGS:
+        order, size = self.pick(1, 1, 1, 2), self.pick(2, 2, 3)
+        leaf = self.flip(0.25) and size == 2
+        if size ** ((3 + 3 * leaf) * math.prod(p.size for p in plates)) > 256:
             plates = ()
         self.elements = self.MAX_ELEMENTS
-        table = self.simplexes([size], size, zeros=self.flip(0.5))
-        rows = [v for v in self.variables if v.kind == "simplex" and v.shape == (size,) and v.size == size]
-        self.body.append(f"table = {self.pick(rows[0].name, table) if rows else table}")
-        self.body.append(f"state = {self.chance.randrange(size)}")
+        rows = self.candidates("simplex", size=size)
+        rows = [v.name for v in rows if v.shape == (size,)] if order == 1 else []
+        table = self.simplexes([size] * order, size, zeros=self.flip(0.5))
         means = [v.name for v in self.variables if v.kind == "real" and v.shape == (size,)]
+        self.body.append(f"table = {self.pick(*rows, table)}")
         self.body.append(f"means = {self.pick(*means) if means else self.tensor([size], -2, 2)}")
+        self.body.append(f"state = before = {self.chance.randrange(size)}")
         shape = Variable("", "", plates).shape
-        lengths = self.flip(0.3) and bool(plates)
-        self.body.append("for t in pyro.markov(range(3)):")
+        self.body.append(f"for t in pyro.markov(range(3){', history=2' if order == 2 else ''}):")
         indent = "    "
         if plates:
             mask = f", poutine.mask(mask=torch.tensor({self._nested(shape, lambda: str(self.pick(1, 2, 3)))}) > t)"
-            self.body.append(f"    with {', '.join(p.name for p in plates)}{mask if lengths else ''}:")
+            self.body.append(f"    with {', '.join(p.name for p in plates)}{mask if self.flip(0.3) else ''}:")
             indent = "        "
-        self.body.append(f'{indent}state = pyro.sample(f"z{{t}}", dist.Categorical(table[state]))')
-        data = self.observations([steps, *shape], -2, 2)
-        self.body.append(f'{indent}pyro.sample(f"y{{t}}", dist.Normal(means[state], 1.0), obs={data}[t])')
+        data = self.observations([3, *shape], -2, 2)
+        index = "state" if order == 1 else "before, state"
+        step = [
+            f'before, state = state, pyro.sample(f"z{{t}}", dist.Categorical(Vindex(table)[{index}]))',
+            f'pyro.sample(f"y{{t}}", dist.Normal({self.pick("", "0.5 * ")}means[state], 1.0), obs={data}[t])',
+        ]
+        if leaf:
+            step[1:] = [
+                f'leaf = pyro.sample(f"l{{t}}", dist.Bernoulli({self.tensor([2], 0.1, 0.9)}[state]))',
+                f'pyro.sample(f"y{{t}}", dist.Normal(means[leaf.long()], 1.0), obs={data}[t])',
+            ]
+        self.body += [indent + line for line in step]
+
+    def loop(self) -> None:
+        """A sequential plate, with a discrete site and an observed one in each round."""
+        means = self.candidates("real")
+        means = [v.name for v in means if v.shape == (2,)]
+        self.elements += 2
+        data = self.observations([2], -2, 2)
+        self.body.append('for i in pyro.plate("s", 2):')
+        self.body.append(f'    r = pyro.sample(f"r{{i}}", dist.Bernoulli({self.probability((), 1)}))')
+        mean = f"{self.pick(*means)}[r.long()]" if means else f"({self.number(-1, 1)} + r)"
+        self.body.append(f'    pyro.sample(f"y{{i}}_", dist.Normal({mean}, 1.0), obs={data}[i])')
 
     # Expressions.
 
@@ -987,6 +1029,8 @@ class Writer:
             self.continuous()
         if self.flip(0.12):
             self.chain()
+        elif self.flip(0.08):
+            self.loop()
         for _ in range(self.chance.choice([0, 1, 1, 1, 2, 2])):
             self.discrete()
         if self.flip(0.3) or not self.variables:
