@@ -559,8 +559,8 @@ class Writer:
         """A continuous latent: in no plate, in some of the data's, or in one of its own to be indexed."""
         name = f"v{len(self.variables)}"
         plates = self.some_plates()
-        if self.flip(0.5):
-            own = Axis(f"k{len(self.variables)}", self.pick(1, 2, 2, 3), self.pick(-1, -1, -1, -2))
+        if self.flip(0.6):
+            own = Axis(f"k{len(self.variables)}", self.pick(1, 2, 2, 2, 3, 3), self.pick(-1, -1, -1, -2))
             self.body.append(f'{own.name} = pyro.plate("{own.name}", {own.size}, dim={own.dim})')
             plates = (own,)
             if own.dim == -2 and self.flip(0.5):
@@ -796,54 +796,67 @@ class Writer:
         return text if "v" in text.replace("Vindex", "") or not re.search(r"z\d", text) else f"1.0 * {text}"
 
     def _location(self, plates: Sequence[Axis], depth: int) -> str:
-        if depth == 0 or self.flip(0.15):
+        if depth == 0 or self.flip(0.1):
             return self.pick(self.number(-1, 1), "0.0", self.number(-1, 1))
+        leaves = self.reals(plates)
+        gate, pairs, hots = self.gate(plates), self.pairs(plates), self.of_one_hot(plates)
+        if pairs and self.flip(0.5):
+            return pairs
+        forms = [*leaves * 3, *hots * 2]
+        if leaves:
+            forms += self.linear(leaves, gate, plates)
+        if gate:
+            forms += [gate, gate, f"({self.number(-1, 1)} + {self.number(-2, 2)} * {gate})"]
+        return self.pick(*forms) if forms else self.number(-1, 1)
+
+    def reals(self, plates: Sequence[Axis]) -> list[str]:
+        """Numbers that are continuous latents, or linear in a vector of them."""
         leaves = [text for v in self.candidates("real") if (text := self.read(v, plates)) is not None]
         for v in self.candidates("vector"):
             if (text := self.read(v, plates)) is not None:
-                leaves += [
-                    f"({text} * {self.tensor([v.size], -1, 1)}).sum(-1)",
-                    f"{text}[..., {self.chance.randrange(v.size)}]",
-                ]
+                leaves.append(f"({text} * {self.tensor([v.size], -1, 1)}).sum(-1)")
+                leaves.append(f"{text}[..., {self.chance.randrange(v.size)}]")
                 if not v.plates and len(plates) == 1 and plates[0].dim == -1:
-                    leaves.append(f"{self.tensor([plates[0].size, v.size], -1, 1)} @ {text}")
-        gate = self.gate(plates)
-        forms = list(leaves) * 3
-        if leaves:
-            leaf, other = self.pick(*leaves), self.pick(*leaves)
-            constant = self.number(-2, 2)
-            forms += [f"{constant} * {leaf}", f"({leaf} + {constant})", f"({constant} - {leaf})", f"({leaf} - {other})"]
-            forms += [f"({leaf} + {other})", f"{leaf} / 2", f"-{leaf}"]
-            if leaf.split("[")[0] != other.split("[")[0]:
-                forms.append(f"{leaf} * {other}")
-            forms += [
-                f"({self.pick('1', '2', 'torch.tensor(2)', 'torch.tensor(1)')} {self.pick('*', '+', '-')} {leaf} + 0.5)"
-            ]
-            shape = Variable("", "", tuple(plates)).shape
-            if shape:
-                forms.append(f"{self.tensor(shape, -2, 2)} * {leaf}")
-                forms.append(f"torch.tensor({self._nested(shape, lambda: str(self.chance.randint(-2, 2)))}) * {leaf}")
-                forms.append(f"torch.tensor({self._nested(shape, lambda: str(self.flip(0.5)))}) * {leaf}")
-            if gate:
-                forms += [f"{gate} * {leaf}"] * 2 + [f"({leaf} + {gate})"] * 2
-            comparison = self.condition(plates)
-            if comparison:
-                forms += [f"torch.where({comparison}, {leaf}, {self.pick(other, f'torch.tensor({constant})')})"] * 2
-        pairs = self.pairs(plates)
-        forms += [pairs] * 20 if pairs else []
+                    leaves += [f"{self.tensor([plates[0].size, v.size], -1, 1)} @ {text}"] * 3
+        return leaves
+
+    def linear(self, leaves: list[str], gate: str | None, plates: Sequence[Axis]) -> list[str]:
+        """Expressions that are linear in each of the leaves."""
+        leaf, other, constant = self.pick(*leaves), self.pick(*leaves), self.number(-2, 2)
+        whole = self.pick("1", "2", "torch.tensor(2)", "torch.tensor(1)", "torch.tensor(True)")
+        forms = [f"{constant} * {leaf}", f"({leaf} + {constant})", f"({constant} - {leaf})", f"({leaf} - {other})"]
+        forms += [f"({leaf} + {other})", f"{leaf} / 2", f"-{leaf}"]
+        forms.append(f"({whole} {'*' if 'True' in whole else self.pick('*', '+', '-')} {leaf} + 0.5)")
+        names = {name for name in re.findall(r"\bv\d", leaf)}
+        others = [text for text in leaves if not names & set(re.findall(r"\bv\d", text))]
+        if others:
+            forms += [f"{leaf} * {self.pick(*others)}"] * 4
+        shape = Variable("", "", tuple(plates)).shape
+        if shape:
+            forms.append(f"{self.tensor(shape, -2, 2)} * {leaf}")
+            forms.append(f"torch.tensor({self._nested(shape, lambda: str(self.chance.randint(-2, 2)))}) * {leaf}")
+            forms.append(f"torch.tensor({self._nested(shape, lambda: str(self.flip(0.5)))}) * {leaf}")
         if gate:
-            forms += [gate, gate, f"({self.number(-1, 1)} + {self.number(-2, 2)} * {gate})"]
-        hots = [v for v in self.candidates("one_hot") if all(p in plates for p in v.plates)]
-        for v in hots:
-            forms += [f"({v.name} * {self.tensor([v.size], -2, 2)}).sum(-1)", f"{v.name}[..., 0]"]
-            means = [m for m in self.candidates("real") if m.shape == (v.size,)]
-            forms += [f"{v.name} @ {m.name}" for m in means if self.default == self.data_dtype]
+            forms += [f"{gate} * {leaf}"] * 2 + [f"({leaf} + {gate})"] * 2
+        comparison = self.condition(plates)
+        if comparison:
+            forms += [f"torch.where({comparison}, {leaf}, {self.pick(other, f'torch.tensor({constant})')})"] * 2
+        return forms
+
+    def of_one_hot(self, plates: Sequence[Axis]) -> list[str]:
+        """Numbers from one-hot values: an entry, a weighted sum, a choice among latents."""
+        forms = []
+        for v in self.candidates("one_hot"):
+            if all(p in plates for p in v.plates):
+                means = [m.name for m in self.candidates("real") if m.shape == (v.size,)]
+                forms += [f"({v.name} * {self.tensor([v.size], -2, 2)}).sum(-1)", f"{v.name}[..., 0]"]
+                forms += [f"{v.name} @ {mean}" for mean in means if self.default == self.data_dtype]
         for v in self.candidates("discrete"):
-            means = [m for m in self.candidates("real") if m.shape == (v.size,)]
+            means = [m.name for m in self.candidates("real") if m.shape == (v.size,)]
             if means and all(p in plates for p in v.plates):
                 whole = f"{v.name}.long()" if v.is_float else v.name
-                forms.append(f"F.one_hot({whole}, {v.size}).to({means[0].name}.dtype) @ {means[0].name}")
-        return self.pick(*forms) if forms else self.number(-1, 1)
+                forms.append(f"F.one_hot({whole}, {v.size}).to({means[0]}.dtype) @ {means[0]}")
+        return forms
 
     def pairs(self, plates: Sequence[Axis]) -> str | None:
         """A table read at pairs of elements of one discrete latent, as in a stochastic block model."""
