@@ -26,7 +26,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, PyroLatentError
+from pyro_latent import CAVI, AutoConjugate, ElboDecreaseError, PyroLatentError
 
 HEADER = """\
 import pyro
@@ -90,9 +90,11 @@ def check(program: RandomProgram, draws: int = 500, max_steps: int = 25, perturb
         try:
             return _checked(program.source, model, data, draws, max_steps, perturbations)
         except PyroLatentError as error:
-            if type(error).__name__ == "ElboDecreaseError":
-                return Outcome(faults=[f"the ELBO fell: {error}"])
-            return Outcome(refusal=error)
+            if not isinstance(error, ElboDecreaseError):
+                return Outcome(refusal=error)
+            if "[-inf]" in str(error) and _is_impossible(model, data):
+                return Outcome()  # rightly
+            return Outcome(faults=[f"the ELBO fell: {error}"])
         except Exception as error:
             frame = _innermost(error)
             return Outcome(faults=[f"a foreign error, {type(error).__name__} at {frame}: {error}"])
@@ -187,7 +189,8 @@ class Table:
     ``log_p``, ``log_q``: [draws, configurations], weighted and masked as Pyro's traces do; ``log_z``: [configurations],
     log q(z) without weights or masks; ``live``: the number of each configuration where elements that are masked out
     and that nothing depends on are left out; ``drawn``: the configuration of each draw of the guide; ``digits``: the
-    relative precision; ``scale``: that of all discrete sites, None if they differ.
+    relative precision; ``scale``: that of all discrete sites, None if they differ; ``marginals``: by discrete site
+    what ``guide.posterior()`` says, and what q(z) does, ``[values, elements]``.
     """
 
     log_p: Tensor
@@ -197,6 +200,7 @@ class Table:
     drawn: Tensor
     digits: float
     scale: float | None
+    marginals: dict[str, tuple[Tensor, Tensor]]
 
     def faults(self, reported: float, errors: int = 5) -> list[str]:
         """What contradicts the reported ELBO, and what is wrong with q(z)."""
@@ -209,6 +213,9 @@ class Table:
         mean, error = float(terms.mean()), float(terms.std() / math.sqrt(len(terms)))
         if not abs(mean - reported) <= errors * error + slack:
             found.append(f"the reported ELBO is {reported:.6f}; Pyro's traces say {mean:.6f} ± {error:.2g}")
+        for name, (reported_probs, probs) in self.marginals.items():
+            if not torch.allclose(reported_probs, probs, atol=1e-4):
+                found.append(f"posterior()[{name!r}] says {reported_probs.tolist()}, the joint {probs.tolist()}")
         if len(q) == 1 or self.scale is None:
             return found
         groups, live = self.live.unique(return_inverse=True)
@@ -268,7 +275,22 @@ def tabulate(model: Any, guide: Any, data: tuple[Any, ...], draws: int) -> Table
         _which(values, configs, draws, count),
         1e-4 if narrow else 2e-6,
         scales.pop() if len(scales) == 1 else None,
+        _marginals(guide.posterior(), discrete, places, log_z.double().exp()),
     )
+
+
+def _is_impossible(model: Any, data: tuple[Any, ...]) -> bool:
+    """Whether the data has no probability under any values of the latents: Pyro clamps log 0 to -36 nats in float64."""
+    with torch.no_grad():
+        traces = [latents(poutine.trace(model).get_trace(*data)) for _ in range(20)]
+        discrete = {n: s for n, s in traces[0].items() if s["fn"].has_enumerate_support}
+        configs, places = configurations(discrete)
+        given = {n: torch.stack([t[n]["value"] for t in traces]) for n in traces[0] if n not in discrete}
+        pyro.enable_validation(False)
+        try:
+            return bool(_scores(model, data, given, configs, {}, len(traces), len(places)).max() < -30)
+        finally:
+            pyro.enable_validation(True)
 
 
 def latents(trace: Any) -> dict[str, Any]:
@@ -337,10 +359,7 @@ def _computed(traces: list[Any]) -> list[Any]:
 
 def _scored(node: Any, count: int, site: Any) -> tuple[Tensor, Tensor, Tensor]:
     """A site of a guide's trace: its values, log q as the trace has it, and log q without weights and masks."""
-    fn = node["fn"]
-    while type(fn).__name__ == "MaskedDistribution":
-        fn = fn.base_dist
-    plain = fn.log_prob(node["value"])
+    plain = _unmasked(node["fn"]).log_prob(node["value"])
     value = node["value"].reshape(count, *site["value"].shape)
     return value, node["log_prob"].reshape(count, -1).sum(1), plain.reshape(count, -1).sum(1)
 
@@ -407,6 +426,27 @@ def _live(log_p: Tensor, discrete: dict[str, Any], numbers: Tensor) -> Tensor:
                     live[:, start + element] = 0
         start += math.prod(shape)
     return torch.tensor([index[tuple(row)] for row in live.tolist()])
+
+
+def _marginals(
+    posterior: dict[str, Any], discrete: dict[str, Any], numbers: Tensor, q: Tensor
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """By site its posterior as the guide summarizes it, and as the sum of q(z), ``[values, elements]`` each."""
+    found, start = {}, 0
+    for name, node in discrete.items():
+        fn, size = _unmasked(posterior[name]), math.prod(node["fn"].batch_shape)
+        support = node["fn"].enumerate_support()
+        reported = fn.log_prob(support).exp().double().reshape(len(support), -1)
+        mine = numbers[:, start : start + size]
+        found[name] = reported, torch.stack([(q[:, None] * (mine == k)).sum(0) for k in range(len(support))])
+        start += size
+    return found
+
+
+def _unmasked(fn: Any) -> Any:
+    while type(fn).__name__ == "MaskedDistribution":
+        fn = fn.base_dist
+    return fn
 
 
 def _masks(node: Any) -> list[Any]:

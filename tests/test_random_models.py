@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -207,6 +208,7 @@ def test_judge_sees_impossible_and_improbable_draws() -> None:
     assert table.faults(guide.elbo()) == []
     never = table.log_p.clone()
     never[:, table.drawn[0]] = -torch.inf
-    wrong = Table(never, table.log_q, table.log_z, table.live, table.drawn, table.digits, table.scale)
+    wrong = replace(table, log_p=never, marginals={"a": (torch.tensor([0.1, 0.9]), torch.tensor([0.2, 0.8]))})
     assert any("impossible" in fault for fault in wrong.faults(guide.elbo()))
     assert any("nats from the exact joint" in fault for fault in wrong.faults(guide.elbo()))
+    assert any("posterior()['a']" in fault for fault in wrong.faults(guide.elbo()))
