@@ -689,7 +689,7 @@ class Writer:
         data = self.observations([3, *shape], -2, 2)
         index = "state" if order == 1 else "before, state"
         step = [
-            f'before, state = state, pyro.sample(f"z{{t}}", dist.Categorical(Vindex(table)[{index}]))',
+            f'before, state = state, pyro.sample(f"h{{t}}", dist.Categorical(Vindex(table)[{index}]))',
             f'pyro.sample(f"y{{t}}", dist.Normal({self.pick("", "0.5 * ")}means[state], 1.0), obs={data}[t])',
         ]
         if leaf:
@@ -1078,17 +1078,20 @@ class Writer:
 
     def write(self) -> RandomProgram:
         """The whole program."""
-        for _ in range(self.chance.choice([0, 1, 1, 2, 2])):
-            self.continuous()
+        latents = [self.continuous] * self.pick(0, 1, 1, 2, 2) + [self.discrete] * self.pick(0, 1, 1, 1, 2, 2)
+        if self.flip(0.3):
+            self.chance.shuffle(latents)
         if self.flip(0.12):
-            self.chain()
+            latents.insert(0, self.chain)
         elif self.flip(0.08):
-            self.loop()
-        for _ in range(self.chance.choice([0, 1, 1, 1, 2, 2])):
-            self.discrete()
-        if self.flip(0.3) or not self.variables:
-            self.continuous()
-        for _ in range(self.chance.choice([1, 1, 2])):
+            latents.insert(0, self.loop)
+        if self.flip(0.3) or not latents:
+            latents.append(self.continuous)
+        for latent in latents:
+            latent()
+            if self.flip(0.1):
+                self.likelihood()
+        for _ in range(self.pick(1, 1, 2)):
             self.likelihood()
         names = ", ".join(f"data{i}" for i in range(len(self.data)))
         lines = "\n".join(f"    {line}" for line in self.body)
