@@ -579,7 +579,7 @@ class Writer:
         contexts = [p.name for p in plates]
         self.chance.shuffle(contexts)
         shape = Variable(name, "", tuple(plates)).shape
-        if self.flip(0.1):
+        if self.flip(0.1) and "Wishart" not in distribution:  # whose posterior without a prior can be degenerate
             mask = f"torch.tensor({self._nested(shape, lambda: str(self.flip(0.6)))})"
             if self.flip(0.5):
                 contexts.append(f"poutine.mask(mask={mask})")
@@ -1060,7 +1060,7 @@ class Writer:
 
     def _vector(self, plates: Sequence[Axis], size: int, shape: list[int]) -> tuple[str, str]:
         """A multivariate normal, or a normal with an event dimension."""
-        matrices = [t for v in self.candidates("matrix") if (t := self.read(v, plates)) is not None]
+        matrices = [t for v in self.candidates("matrix", size=size) if (t := self.read(v, plates)) is not None]
         if not matrices:
             size = next((v.size for v in self.variables if v.kind == "vector"), 2)
         locations = [t for v in self.candidates("vector", size=size) if (t := self.read(v, plates)) is not None]
