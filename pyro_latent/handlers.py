@@ -327,8 +327,10 @@ class RecordMessenger(Messenger):
             site = factor.variable.site
             if site in self.found_origins or self.classes.get(site) not in _LOCATED or factor.function != "x":
                 continue
-            if len([a for a in factor.axes if isinstance(a, int)]) == value.ndim:
-                self.own_data.setdefault(site, mean_over(value, factor.axes))
+            labels = [a for a in factor.axes if isinstance(a, int)]
+            if len(labels) == value.ndim:
+                if sorted(labels) == list(range(-value.ndim, 0)):
+                    self.own_data.setdefault(site, mean_over(value, factor.axes))
                 continue  # one latent for each observation: its own data is no common origin, but where it starts
             parts = [f.dim - len(msg["fn"].event_shape) for f in msg["cond_indep_stack"] if _is_part(f)]
             gone = [i for i, axis in enumerate(factor.axes) if axis in parts]
