@@ -339,8 +339,8 @@ class RecordMessenger(Messenger):
         origin = _common(mean, factor.axes, location, value)
         if origin is not None:
             self.found_origins[factor.variable.site] = origin
-        else:  # one latent for each observation: its own data is no common origin, but where it starts
-            self.own_data.setdefault(factor.variable.site, mean)
+        if sorted(a for a in factor.axes if isinstance(a, int)) == list(range(-value.ndim, 0)):
+            self.own_data.setdefault(factor.variable.site, mean)  # one latent for each observation starts there
         above = self.locations.get(factor.variable.site)
         if above is not None:
             self._measure(above, mean.expand(factor.variable.shape))

@@ -190,7 +190,7 @@ def test_a_positive_parameter_of_the_store_stays_positive(m_step: Any) -> None:
 class Module(PyroModule):
     def __init__(self) -> None:
         super().__init__()
-        self.scale = PyroParam(number(1.0), constraints.positive)
+        self.scale: Any = PyroParam(number(1.0), constraints.positive)
 
     def forward(self, x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(number(0.0), 10.0))
@@ -241,7 +241,8 @@ def test_em_takes_over_where_coordinate_ascent_names_it() -> None:
 
     def model(x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(number(0.0), 10.0))
-        scale = pyro.sample("scale", dist.Gamma(number(2.0), 1.0), infer={"estimate": "point"})
+        infer: Any = {"estimate": "point"}
+        scale = pyro.sample("scale", dist.Gamma(number(2.0), 1.0), infer=infer)
         with pyro.plate("data", len(x)):
             pyro.sample("x", dist.Normal(mu, scale), obs=x)
 
