@@ -182,10 +182,13 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
     if block.location_site is None:
         return _unequal(block, params, generator) if _tells_apart(program, block) else natural
     loc, own = params["loc"], program.recording.own_data.get(block.location_site.name)
-    if block.location_site.origin is not None:
-        return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
+    origin = block.location_site.origin
     if own is not None and own.numel() == block.location_site.shape.numel():
-        return block.family.from_params(params | {"loc": own.to(loc).reshape(loc.shape[1:]).expand_as(loc)})
+        own = own.reshape(block.location_site.shape)
+        own = (own if origin is None else own - origin).to(loc)
+        return block.family.from_params(params | {"loc": own.reshape(loc.shape[1:]).expand_as(loc)})
+    if origin is not None:
+        return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
     spread = _spread(block, params).clamp(max=_LARGEST_SPREAD)
     return block.family.from_params(params | {"loc": loc + spread * _noise(loc, generator)})
 
