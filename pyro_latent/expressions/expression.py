@@ -400,7 +400,8 @@ class Expression:
             return self
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
-        if self.is_table and self.choices:
+        expands = exponent in range(1, _LARGEST_EXPANSION + 1)
+        if self.is_table and self.choices and not (expands and _combinations((self,)) > _MOST_CASES):
             return Expression.apply(lambda t: t**exponent, self)
         raised = self.terms[0].raised(exponent, self.like) if self._is_monomial else None
         if raised is not None:
@@ -411,7 +412,7 @@ class Expression:
             pairs = [(i, j) for j in range(len(self.terms)) for i in range(j + 1)]
             terms = self.terms
             return _collect(self._with([terms[i].times(terms[j]).scaled(1.0 if i == j else 2.0) for i, j in pairs]))
-        if exponent in range(1, _LARGEST_EXPANSION + 1):
+        if expands:
             product = self
             for _ in range(int(exponent) - 1):
                 product = product * self

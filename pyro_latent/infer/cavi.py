@@ -58,14 +58,14 @@ class CAVIResult:
     dropped: Mapping[int, str] = field(default_factory=dict)
 
 
-def _place(block: Block) -> tuple[bool, bool, int, int]:
-    """Where a block comes by default: parameters last, locations before all that hangs on them, and the block that its
-    plates repeat most often first.
+def _place(block: Block) -> tuple[bool, bool, bool, int, int]:
+    """Where a block comes by default: parameters last, discrete sites before them, whose start the others then see,
+    locations before all that hangs on them, and the block that its plates repeat most often first.
 
     A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
     lose the start that the data gave them.
     """
-    return (block.is_param, not block.is_location, -block.count, -block.numel)
+    return (block.is_param, block.is_discrete, not block.is_location, -block.count, -block.numel)
 
 
 class _Memory(NamedTuple):

@@ -142,6 +142,10 @@ class Program:
             for n, site in sites.items()
             if n in self.mean_field
         }
+        if self.mean_field:  # in the order of the model, in which starts are drawn
+            places = {name: i for i, name in enumerate(recording.scored)}
+            order = sorted(self.blocks.values(), key=lambda b: min(places.get(s.name, -1) for s in b.sites))
+            self.blocks = {block.key: block for block in order}
         self.owners = {s.name: (b, i) for b in self.blocks.values() for i, s in enumerate(b.sites)}
         self.discrete = [s for s in sites.values() if s.name not in self.mean_field]
         self.derived = _derived_variables(recording)

@@ -55,6 +55,9 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
             point = _point_start(block, given.get(key, own), restarts, program.recording.like)
             state[key] = point if key in given else _moved(program, block, point, generator)
             continue
+        if block.is_discrete:
+            state[key] = _discrete_start(program, block, given.get(key), generator, restarts)
+            continue
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
         state[key] = _user_natural(program, block, given, drawn, restarts)
@@ -149,9 +152,20 @@ def fresh_blocks(program: Program, state: State, keys: Collection[BlockKey]) -> 
             continue
         if block.is_point:
             state[key] = _point_start(block, None, restarts, program.recording.like)
+        elif block.is_discrete:
+            state[key] = _discrete_start(program, block, None, generator, restarts)
         else:
             state[key] = _perturbed(program, block, _prior(program, block, state, restarts), generator)
     return {key: state[key] for key in program.blocks}
+
+
+def _discrete_start(program: Program, block: Block, given: Any, generator: torch.Generator, restarts: int) -> Natural:
+    """A discrete site in mean field at the user's responsibilities, or at a draw, which tells its elements apart."""
+    site = program.recording.discrete[block.sites[0].name]
+    probs = _responsibilities(program, site, given, None, generator, restarts)
+    lead = len(block.batch_shape) + 2 - probs.ndim
+    probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:])
+    return block.family.from_params({"probs": probs.expand(-1, *block.batch_shape, -1).clone()})
 
 
 def _prior(program: Program, block: Block, state: State, restarts: int) -> Natural:
