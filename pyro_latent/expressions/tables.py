@@ -180,15 +180,10 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
     laid = [t.table(choices, range(-t.ndim, 0)) for t in tables]
     check_combinations(choices, sum(torch.Size((*sizes, *t.shape)).numel() for t in tables))
     rows = [t.expand(*sizes, *t.shape[len(sizes) :]).flatten(0, len(sizes) - 1) if sizes else t[None] for t in laid]
-    count = len(rows[0])
     try:
         found = torch.vmap(lambda *tensors: call(tensors))(*rows)
-    except RuntimeError:
-        if count > _MOST_LOOPS:
-            raise _too_many(tables) from None
-        each = [call([r[i] for r in rows]) for i in range(count)]
-        many = isinstance(each[0], tuple | list)
-        found = [torch.stack(parts) for parts in zip(*each, strict=True)] if many else torch.stack(each)
+    except Exception:  # whatever vmap has no rule for
+        found = _one_by_one(call, rows, tables)
 
     def shaped(tensor: Tensor) -> Tensor:
         return tensor.reshape(*sizes, *tensor.shape[1:])
@@ -197,11 +192,23 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
     return _wrapped(found, choices, result)
 
 
+def _one_by_one(call: Callable[..., Any], rows: Sequence[Tensor], tables: Sequence[Expression]) -> Any:
+    """An operation at one combination of values after the other, if its results have one shape."""
+    if len(rows[0]) > _MOST_LOOPS:
+        raise _too_many(tables)
+    try:
+        each = [call([r[i] for r in rows]) for i in range(len(rows[0]))]
+        many = isinstance(each[0], tuple | list)
+        return [torch.stack(parts) for parts in zip(*each, strict=True)] if many else torch.stack(each)
+    except Exception:
+        raise _too_many(tables) from None
+
+
 def _too_many(tables: Sequence[Expression]) -> LatentValueError:
     names = ", ".join(repr(s) for s in sorted({c.site for t in tables for c in t.choices}))
     return LatentValueError(
-        f"Expected an elementwise operation on the discrete latents {names}; got one that must be evaluated at each of "
-        "their combinations. Write it with sums, comparisons and torch.where."
+        f"Expected an operation on the discrete latents {names} whose result has one shape whatever their values, or "
+        "few elements of them; got another. Write it with sums, comparisons and torch.where."
     )
 
 

@@ -106,11 +106,37 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
         )
     if not _has_random(args) and not _has_random(kwargs.values()):
         return None
+    if issubclass(cls, _WRAPPERS):
+        sites = sorted(
+            {s for a in (*args, *kwargs.values()) if isinstance(a, RandomTensor) for s in a.expression.sites}
+        )
+        raise NotConjugateError(
+            f"Expected a constant mask of a distribution; got one that depends on the latents {sites}. Write "
+            "torch.where(condition, a, b) in the arguments of the distribution."
+        )
     bound = inspect.signature(cls).bind(*args, **kwargs).arguments
     named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
+    _check_numbers(cls, named)
     values, batch_shape = _one_element(cls, placeholders(named))
     placeholder = cls(**values, validate_args=False)
     return RandomDistribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+
+
+def _check_numbers(cls: type, arguments: dict[str, Any]) -> None:
+    """PyTorch cuts the fractions of numbers beside a tensor of whole numbers off, which nobody means.
+
+    Raises:
+        NotConjugateError: naming the latents that are whole.
+    """
+    tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
+    cut = {n: v for n, v in arguments.items() if isinstance(v, float) and not v.is_integer()}
+    if cut and not any(t.is_floating_point() for t in tensors):
+        sites = sorted({s for t in tensors if isinstance(t, RandomTensor) for s in t.expression.sites})
+        raise NotConjugateError(
+            f"Expected arguments of {cls.__name__} that are all floating; got whole numbers of the latents {sites} "
+            f"beside {', '.join(f'{n}={v}' for n, v in cut.items())}, which PyTorch cuts to whole numbers too. Write "
+            "z.float() or z * 1.0."
+        )
 
 
 def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], torch.Size | None]:
