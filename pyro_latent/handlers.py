@@ -191,7 +191,7 @@ class RecordMessenger(Messenger):
 
     def _pyro_param(self, msg: Any) -> None:
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
-        if msg["done"]:  # poutine.substitute says what it is
+        if msg["value"] is not None:  # poutine.substitute says what it is
             return
         name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
         store = pyro.get_param_store()
