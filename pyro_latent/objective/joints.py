@@ -71,6 +71,14 @@ class Layout:
     def names(self) -> tuple[str, ...]:
         return tuple(r.site.name for r in self.readings)
 
+    def innermost(self, name: str) -> DiscreteSite:
+        """The site that the density of a site is summed over first, whose scale it is relative to: its own, or else the
+        one in the most plates.
+        """
+        sites = [r.site for r in self.readings]
+        own = next((s for s in sites if s.name == name), None)
+        return own or max(sites, key=lambda s: sum(p.size > 1 for p in s.plates))
+
 
 def connected(layouts: Sequence[Layout], sites: Sequence[DiscreteSite]) -> list[list[DiscreteSite]]:
     """The sites in groups that share no factor, in the order of the model."""

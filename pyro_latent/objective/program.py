@@ -309,7 +309,7 @@ class Program:
         """The factor of terms that read the same discrete elements, summed over places that no reading runs along."""
         layout, ndim = part.layout, len(part.layout.readings) + len(part.layout.sizes)
         sites = [r.site for r in layout.readings]
-        inner = max(sites, key=lambda s: len(s.plates))
+        inner = layout.innermost(scored.name)
         weights = self._weights(scored, relative_scale(scored.scale, inner.scale))
         summed = {
             i - len(scored.shape): n
@@ -502,7 +502,7 @@ class Program:
         weights, values = [], []
         for factor, value in zip(self.factors, self._factor_values(means), strict=True):
             joint = joint_probabilities(factor.layout, probs)
-            inner = max((r.site for r in factor.layout.readings), key=lambda s: len(s.plates))
+            inner = factor.layout.innermost(factor.site)
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
             values.append(value)
