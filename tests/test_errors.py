@@ -486,7 +486,7 @@ NOT_CONJUGATE: list[tuple[Model, tuple[str, ...]]] = [
     (mixed_simplex, ("'x'", "'p'", "division of probs by their sum")),
     (regression_in_a_plate, ("elements of 'w'", "'x'", "couples them", ".to_event(1)", "without the plate")),
     (differences_in_a_plate, ("elements of 's'", "'x'", "couples them")),
-    (neighbours_in_a_plate, ("'x'", "'s'", "roll of 's'")),
+    (neighbours_in_a_plate, ("elements of 's'", "'x'", "couples them")),
     (
         log_normal_observed,
         ("'x'", "got LogNormal", "register_rule(LogNormal,", "exist:", "Gamma", "MultivariateNormal", "Wishart"),

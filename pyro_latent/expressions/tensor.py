@@ -201,7 +201,7 @@ def _wrap(
     hidden = expression is not None and expression.opacity is not None and expression.cholesky_of is None
     if unknown or (hidden and replay is not None):
         parents = _parents(args, kwargs)
-        if replay is not None and result.is_floating_point():
+        if replay is not None and result.is_floating_point() and _each_site_once(parents):
             expression = _derived(name, result, replay, _random(args, kwargs))
         else:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
@@ -210,6 +210,12 @@ def _wrap(
 
 
 _numbers = itertools.count(1)
+
+
+def _each_site_once(parents: Sequence[Expression]) -> bool:
+    """Whether no two elements of one discrete site are read: a replay has one value for each site."""
+    read = {c.label: c.site for p in parents for c in p.choices}
+    return len(set(read.values())) == len(read)
 
 
 def _derived(name: str, value: Tensor, replay: Replay, sources: list[RandomTensor]) -> Expression:
@@ -229,10 +235,10 @@ def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     sources = _random(args, kwargs)
     if any(_replay_of(t) is None for t in sources):
         return None
-    labels = sorted({c.label for t in sources for c in t.expression.choices})
+    sites = sorted({c.site for t in sources for c in t.expression.choices})
 
     def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
-        key = (id(replay), *(values[label] for label in labels))
+        key = (id(replay), *(values[site] for site in sites))
         if key not in known:
             plain = _mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
             known[key] = func(*plain[0], **plain[1])
@@ -249,7 +255,7 @@ def _replay_of(tensor: RandomTensor) -> Replay | None:
 
     def read(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
         choices = expression.choices
-        return expression.table(choices)[tuple(values[c.label] for c in choices)].expand(expression.shape)
+        return expression.table(choices)[tuple(values[c.site] for c in choices)].expand(expression.shape)
 
     return read
 
@@ -263,7 +269,7 @@ def _over_choices(replay: Replay, choices: Sequence[Choice]) -> Replay:
     def stacked(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
         rows = []
         for place in itertools.product(*map(range, sizes)):
-            chosen = dict(zip((c.label for c in choices), place, strict=True))
+            chosen = dict(zip((c.site for c in choices), place, strict=True))
             rows.append(replay({**values, **chosen}, known))
         return torch.stack(rows).reshape(*sizes, *rows[0].shape)
 
@@ -277,7 +283,7 @@ def derived_from_points(
     arguments.
     """
     replay = _replay(func, args, {})
-    if replay is None:
+    if replay is None or not _each_site_once(_parents(args)):
         return None
     return _derived(name, func(*placeholders(args)).to(like), replay, _random(args))
 

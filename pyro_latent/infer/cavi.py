@@ -443,8 +443,11 @@ class CAVI:
         if alone and not program.recording.declares_size:
             _check_same(self._seen, seen)
         before = self._memory
-        if before is not None and not (before.program is program and before.revision == self.guide.revision):
+        if before is not None and before.revision != self.guide.revision:
             before = None
+        if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
+            bound = program.bound(prepared.state, program.means(prepared.state))
+            before = _Memory(program, before.revision, bound, bound.elbo.tolist())
         task = _Task(program, Call(args, kwargs), prepared.state, prepared.starts, before)
         failures, (sweep, bound, elbo) = self._survivors(task)
         self.guide.commit(prepared, sweep.state)

@@ -52,8 +52,8 @@ def support_of(name: str, fn: Any) -> Tensor:
         support: Tensor = placeholder_distribution(fn).enumerate_support(expand=False)
     except NotImplementedError:
         raise NotConjugateError(
-            f"Expected discrete latents that can be enumerated; got site {name!r}, a {family_class(base).__name__}, "
-            "whose values are infinitely many, or have no list."
+            f"Expected discrete latents that can be enumerated; got site {name!r}, a {family_class(base).__name__} "
+            "with infinitely many values, or without a list of them."
         ) from None
     return support.reshape(support.shape[0], *fn.event_shape)
 

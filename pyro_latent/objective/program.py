@@ -133,10 +133,10 @@ class Program:
     ) -> None:
         self.recording = recording
         sites = recording.discrete
+        self.blocks = make_blocks(recording, joint)
         terms = {s.name: usable_terms(s) for s in self._ready(recording).values()}
         #: By discrete site whose elements are independent in q, why they are.
         self.mean_field = self._not_exact(terms, dict.fromkeys(mean_field, "as asked"))
-        self.blocks = make_blocks(recording, joint)
         self.blocks |= {
             n: discrete_block(site, self.seen(site), recording.device)
             for n, site in sites.items()

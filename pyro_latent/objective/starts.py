@@ -53,7 +53,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
         if block.is_point:
             own = block.sites[0].own_point if asked else None
             point = _point_start(block, given.get(key, own), restarts, program.recording.like)
-            state[key] = point if key in given else _moved(program, block, point, generator)
+            state[key] = point if given else _moved(program, block, point, generator)
             continue
         if block.is_discrete:
             state[key] = _discrete_start(program, block, given.get(key), generator, restarts)
