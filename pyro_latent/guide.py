@@ -54,16 +54,16 @@ class _Call:
     """The arguments of a recorded call, and what the model saw then, to tell whether it would see the same again."""
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._args, self._kwargs = args, kwargs
+        self.args, self.kwargs = args, kwargs
         self._snapshot = Snapshot(model, args, kwargs)
 
     @property
     def has_arguments(self) -> bool:
-        return bool(self._args or self._kwargs)
+        return bool(self.args or self.kwargs)
 
     def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         """Whether a call would see the same; within one run, which passes on the same dict, without looking."""
-        return (args is self._args and kwargs is self._kwargs) or self._snapshot.matches(args, kwargs)
+        return (args is self.args and kwargs is self.kwargs) or self._snapshot.matches(args, kwargs)
 
 
 class Prepared(NamedTuple):

@@ -506,9 +506,9 @@ def test_the_start_that_stochastic_steps_keep_is_the_one_that_they_rank_best() -
     driver = CAVI(mixture, guide, step_size=RobbinsMonro(5, 0.7))
     for piece in x.split(30) * 3:
         driver.step(piece, 600)
-    kept = guide.posterior()["mean"].mean
+    kept = guide.posterior()["mean"].mean.sort().values  # equal optima, up to the order, rank by rounding
     driver.run_batches([(x[:30],)], size=600)
-    torch.testing.assert_close(guide.posterior()["mean"].mean, kept, atol=0.5, rtol=0)
+    torch.testing.assert_close(guide.posterior()["mean"].mean.sort().values, kept, atol=0.5, rtol=0)
 
 
 def test_a_batch_of_all_the_data_is_one_of_a_declared_size() -> None:

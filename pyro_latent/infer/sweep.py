@@ -121,7 +121,7 @@ class Sweep:
             _, update = site.update  # type: ignore[misc]
             values = [update(q, *self.call.args, **self.call.kwargs).probs for q in self._posteriors()]
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
-        if self._probs:
+        if self._probs and self.program.factors:
             held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
         self.held = held or self.program.eliminate(self.means)
         self.summands = self.program.held_summands(self.held)

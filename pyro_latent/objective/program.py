@@ -171,7 +171,7 @@ class Program:
             if site.mask is not None and scored.density is not None and not scored.density.opacity:
                 live[site.name] = live_elements(recording, site, live)
                 unseen = ~(site.mask | live[site.name])
-                constant = torch.where(unseen, -math.log(site.cardinality), 0.0).to(recording.dtype)
+                constant = -math.log(site.cardinality) * unseen.to(recording.dtype)
                 density = masked(scored.density, site.mask) + Expression.constant(constant)
                 found[site.name] = replace(scored, density=density, mask=None)
         for name, scored in found.items():
@@ -514,9 +514,10 @@ class Program:
         total = torch.zeros((), dtype=torch.float64)
         for site in self.discrete:
             p = over_places(site, probs[site.name], self.nesting)
-            each = -torch.special.xlogy(p, p).sum(1) * site.scale
+            each = -torch.special.xlogy(p, p).sum(1)
             seen = self.seen(site)
             each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
+            each = each * site.scale
             total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
         return total
 
