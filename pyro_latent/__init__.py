@@ -13,6 +13,7 @@ from .errors import (
     NaturalDomainError,
     NotConjugateError,
     PyroLatentError,
+    RecordingError,
 )
 from .families import register_family
 from .guide import AutoConjugate
@@ -35,6 +36,7 @@ __all__ = [
     "NaturalDomainError",
     "NotConjugateError",
     "PyroLatentError",
+    "RecordingError",
     "RobbinsMonro",
     "check_updates",
     "handlers",

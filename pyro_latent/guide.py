@@ -303,7 +303,8 @@ class AutoConjugate(AutoGuide):
     def _mean_field_of(self, recording: Recording) -> list[str]:
         """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
         blocks = [name for block in self._layout.get("blocks", []) for name in block]
-        return [name for name in recording.discrete if name in self.mean_field or name in blocks]
+        found = [name for name in recording.discrete if name in blocks and name not in self.mean_field]
+        return [*self.mean_field, *found]
 
     def doubt(self) -> None:
         """Have the next step record the model anew: drivers do so at the start of a run, for a model may read what no
