@@ -66,7 +66,7 @@ def _walk(value: Any, seen: set[int]) -> Iterator[_Mark]:
     if isinstance(value, Tensor):
         yield value, _tensor_mark(value)
     elif isinstance(value, np.ndarray) and value.dtype != object:
-        yield value, (value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value)))
+        yield value, (value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value).data))
     elif isinstance(value, list | tuple) and all(type(v) in _PLAIN for v in value):
         yield None, tuple(value)
     else:
@@ -133,7 +133,7 @@ def checksum(tensor: Tensor) -> int:
     """A number that changes with a dense tensor's bytes and with their order; off the CPU one scalar is transferred."""
     flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
     if flat.device.type == "cpu":
-        return zlib.crc32(flat.numpy())
+        return zlib.crc32(flat.numpy().data)
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
     for start in range(0, len(flat), _CHUNK):
         part = flat[start : start + _CHUNK].long()

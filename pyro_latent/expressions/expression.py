@@ -649,7 +649,9 @@ class Expression:
         if any(-count <= x < 0 for c in choices for x in c.labels):
             return None
         table = self.table(choices)
-        first = table[(..., *[slice(0, 1)] * count)]
+        first = table
+        for dim in range(-count, 0):
+            first = first.narrow(dim, 0, 1)
         shape = (*self.shape[: self.ndim - count], *[1] * count)
         return Expression.from_table(first, choices, shape) if torch.equal(table, first.expand_as(table)) else None
 
@@ -1103,9 +1105,9 @@ def _index_axes(
     choices: tuple[Choice, ...] = ()
     for dim, read, at in reads:
         first = block_at + len(block) - len(read.shape) if at < 0 else at
-        places = read.moved(first - len(out))
-        axes[dim - len(shape)] = places.axis(shape[dim])
-        choices += places.choices
+        there = read.moved(first - len(out))
+        axes[dim - len(shape)] = there.axis(shape[dim])
+        choices += there.choices
     return axes, out, choices
 
 

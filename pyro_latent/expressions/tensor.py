@@ -371,7 +371,7 @@ def _wrap_all(
         found = _of_tables(name, func, results, args, kwargs)
         if found is not None:
             pairs = [RandomTensor(r, e) for r, e in zip(results, found, strict=True)]
-            return tuple(pairs) if type(results) in (tuple, list) else type(results)(pairs)
+            return tuple(pairs) if type(results) in (tuple, list) else type(results)(pairs)  # type: ignore[call-arg]
     wrapped = [RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results]
     return tuple(wrapped) if type(results) in (tuple, list) else type(results)(wrapped)  # type: ignore[call-arg]
 

@@ -78,6 +78,7 @@ class Block:
         """Whether the block is a discrete site, whose elements are independent in q."""
         return isinstance(self.family, Finite)
 
+    @property
     def is_location(self) -> bool:
         """Whether the block has a location: it moves with the data, or lies anywhere on the line."""
         if self.is_point:

@@ -128,7 +128,9 @@ def responsibilities(
             if s.cardinality > 1
         }
         leaves = [p.requires_grad_() for p in probes.values()]
-        extra = {n: given.get(n, 0.0) + probes.get(n, 0.0) for n in {**given, **probes}}
+        extra = dict(given)
+        for name, probe in probes.items():
+            extra[name] = extra[name] + probe if name in extra else probe
         weights = torch.autograd.grad(program.log_normalizer(means, extra).sum(), leaves) if leaves else ()
     found = dict(zip(probes, weights, strict=True))
     ones = torch.ones(starts, dtype=like.dtype, device=like.device)
@@ -168,9 +170,8 @@ class DependentElements(TorchDistribution):
         outer = shape[: len(shape) - len(self.site.batch_shape)]
         for place, probs in self._in_turn(values):
             drawn = torch.distributions.Categorical(probs.expand(outer.numel(), -1)).sample()
-            values[(..., *place, *[slice(None)] * len(self.event_shape))] = self.site.support[drawn].reshape(
-                outer + self.event_shape
-            )
+            at: Any = (..., *place, *[slice(None)] * len(self.event_shape))
+            values[at] = self.site.support[drawn].reshape(outer + self.event_shape)
         return values
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -183,7 +184,8 @@ class DependentElements(TorchDistribution):
         for place, probs in self._in_turn(value):
             each = probs.expand(outer.numel(), -1).reshape(*outer, -1).log()
             found = each.new_zeros(shape) if found is None else found
-            found[(..., *place)] = each.gather(-1, numbers[(..., *place)].unsqueeze(-1)).squeeze(-1)
+            at: Any = (..., *place)
+            found[at] = each.gather(-1, numbers[at].unsqueeze(-1)).squeeze(-1)
         assert found is not None
         return found
 
@@ -196,7 +198,8 @@ class DependentElements(TorchDistribution):
         """Each element and its probabilities ``[draws, values]`` given the values of those before, as they are then."""
         known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=values.device)
         for place in itertools.product(*map(range, self.site.batch_shape)):
-            yield place, self.conditional(values, known)[(slice(None), *place)]
+            at: Any = (slice(None), *place)
+            yield place, self.conditional(values, known)[at]
             known[place] = True
 
 

@@ -118,7 +118,8 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
     named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
     _check_numbers(cls, named)
     values, batch_shape = _one_element(cls, placeholders(named))
-    placeholder = cls(**values, validate_args=False)
+    family: Any = cls
+    placeholder = family(**values, validate_args=False)
     return RandomDistribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
 
 
