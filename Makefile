@@ -19,11 +19,14 @@ help: ## list the targets
 demo: $(STAMP) ## fit Old Faithful by coordinate ascent and by SVI, and compare; results in demo-output/
 	$(RUN) examples/compare_guides.py --out demo-output
 
+# Two workers, each with one thread; a file's tests stay together, in order.
+TESTS := OMP_NUM_THREADS=1 $(RUN) -m pytest -n 2 --dist loadfile
+
 test: $(STAMP) ## run the tests, but for the slow ones
-	$(RUN) -m pytest
+	$(TESTS)
 
 test-slow: $(STAMP) ## run the slow tests
-	$(RUN) -m pytest -m slow
+	$(TESTS) -m slow
 
 # A package that pyproject.toml maps from another directory is invisible to type checkers, so they get a tree of links.
 lint: $(STAMP) ## check style, formatting and types
