@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +203,7 @@ def _leaves(generator: torch.Generator) -> list[Leaf]:
     def definite(*shape: int) -> Tensor:
         return (root := normal(*shape)) @ root.mT + torch.eye(shape[-1], dtype=torch.float64)
 
-    draws = {
+    draws: dict[str, tuple[str, Callable[..., Tensor]]] = {
         **{name: ("real", lambda shape=shape: normal(*shape)) for name, shape in
            {"m": (3,), "s": (), "mu": (2,), "mus": (3, 2)}.items()},
         **{name: ("positive", lambda shape=shape: normal(*shape).abs() + 0.3) for name, shape in

@@ -672,8 +672,8 @@ class Writer:
         if size ** ((3 + 3 * leaf) * math.prod(p.size for p in plates)) > 256:
             plates = ()
         self.elements = self.MAX_ELEMENTS
-        rows = self.candidates("simplex", size=size)
-        rows = [v.name for v in rows if v.shape == (size,)] if order == 1 else []
+        found = self.candidates("simplex", size=size)
+        rows = [v.name for v in found if v.shape == (size,)] if order == 1 else []
         table = self.simplexes([size] * order, size, zeros=self.flip(0.5))
         means = [v.name for v in self.variables if v.kind == "real" and v.shape == (size,)]
         self.body.append(f"table = {self.pick(*rows, table)}")
@@ -701,8 +701,8 @@ class Writer:
 
     def loop(self) -> None:
         """A sequential plate, with a discrete site and an observed one in each round."""
-        means = self.candidates("real")
-        means = [v.name for v in means if v.shape == (2,)]
+        found = self.candidates("real")
+        means = [v.name for v in found if v.shape == (2,)]
         self.elements += 2
         data = self.observations([2], -2, 2)
         self.body.append('for i in pyro.plate("s", 2):')

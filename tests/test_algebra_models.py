@@ -7,6 +7,7 @@ guide, scored by Pyro's own traces. Nothing of the recording enters the second n
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -39,7 +40,7 @@ def rate(name: str = "g") -> torch.Tensor:
     return pyro.sample(name, GAMMA(2.0, 1.0))
 
 
-def observe(distribution: Callable[[], object], data: torch.Tensor = X) -> None:
+def observe(distribution: Callable[[], Any], data: torch.Tensor = X) -> None:
     with pyro.plate("data", len(data)):
         pyro.sample("x", distribution(), obs=data)
 

@@ -26,7 +26,7 @@ from pyro_latent.expressions import Expression, RandomTensor
 from pyro_latent.families import Natural
 from pyro_latent.rules import RULES
 
-ENUMERATED: dict[str, Any] = {"enumerate": "parallel"}
+ENUMERATED: Any = {"enumerate": "parallel"}
 sample = pyro.sample
 
 
@@ -52,7 +52,7 @@ def fitted(model: Callable[..., Any], *args: Any, **settings: Any) -> AutoConjug
 
 def log_joints(model: Callable[..., Any]) -> tuple[list[dict[str, Tensor]], Tensor]:
     """Every combination of values of the discrete latents, and Pyro's log joint of each."""
-    nodes = poutine.trace(model).get_trace().nodes.values()
+    nodes: Any = poutine.trace(model).get_trace().nodes.values()
     sites = [n for n in nodes if n["type"] == "sample" and not n["is_observed"] and "Subsample" not in str(n["fn"])]
     values = []
     for site in sites:
@@ -61,12 +61,13 @@ def log_joints(model: Callable[..., Any]) -> tuple[list[dict[str, Tensor]], Tens
         rows = itertools.product(range(len(support)), repeat=shape.numel())
         values.append([support[list(r)].reshape(shape + site["fn"].event_shape) for r in rows])
     found = [dict(zip([s["name"] for s in sites], v, strict=True)) for v in itertools.product(*values)]
-    return found, torch.stack([poutine.trace(poutine.condition(model, v)).get_trace().log_prob_sum() for v in found])
+    scores: Any = [poutine.trace(poutine.condition(model, v)).get_trace().log_prob_sum() for v in found]
+    return found, torch.stack(scores)
 
 
 def elbo_of_draws(model: Callable[..., Any], guide: AutoConjugate, *args: Any, draws: int) -> Tensor:
     """log p − log q at draws of the guide, by Pyro's traces."""
-    found = []
+    found: list[Any] = []
     for _ in range(draws):
         drawn = poutine.trace(guide).get_trace(*args)
         scored = poutine.trace(poutine.replay(model, drawn)).get_trace(*args)
@@ -87,7 +88,8 @@ def masked_child() -> None:
     with pyro.plate("n", 3):
         a = sample("a", dist.Categorical(RATES[0]))
         sample("x0", dist.Normal(LEVELS[a], 1.0), obs=number(-1.0, 0.5, 2.0))
-        with poutine.mask(mask=torch.tensor([True, True, False])):
+        mask: Any = torch.tensor([True, True, False])
+        with poutine.mask(mask=mask):
             sample("b", dist.Categorical(RATES[a]))
 
 
@@ -147,13 +149,14 @@ def crossed_plates() -> None:
 def chain_with_zeros() -> None:
     z: Any = torch.tensor(1)
     left_to_right = torch.tensor([[1.0, 0.0], [0.3, 0.7]])
-    for t, x in pyro.markov(list(enumerate(number(0.5, -1.0, -2.0)))):
+    steps: Any = list(enumerate(number(0.5, -1.0, -2.0)))
+    for t, x in pyro.markov(steps):
         z = sample(f"z{t}", dist.Categorical(left_to_right[z]), infer=ENUMERATED)
         sample(f"x{t}", dist.Normal(LEVELS[z], 1.0), obs=x)
 
 
 def ragged_chain() -> None:
-    lengths = torch.tensor([3, 1])
+    lengths: Any = torch.tensor([3, 1])
     data = torch.tensor([[0.5, -1.0, -2.0], [0.2, 0.0, 0.0]])
     z: Any = None
     with pyro.plate("sequences", 2):
@@ -248,7 +251,8 @@ def test_a_chain_that_is_masked_at_its_end_is_a_shorter_chain() -> None:
 
 
 def test_labels_that_are_partly_seen() -> None:
-    labels, seen = torch.tensor([0, 0, 1, 1]), torch.tensor([True, False, True, True])
+    labels = torch.tensor([0, 0, 1, 1])
+    seen: Any = torch.tensor([True, False, True, True])
     x, weights = number(0.5, 1.2, -0.3, 2.0), number(0.3, 0.7)
 
     def model() -> None:

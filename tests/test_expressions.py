@@ -677,7 +677,8 @@ def test_an_array_to_the_left_of_a_latent_is_an_error(symbols: Names) -> None:
 def test_dtypes_promote_as_those_of_torch(own: torch.dtype, other: torch.dtype) -> None:
     decoy, constant = torch.ones(3, dtype=own), torch.ones(3).to(other)
     symbol = RandomTensor(decoy, Expression.latent("x", decoy))
-    for operation in (torch.add, torch.mul, torch.div, lambda a, b: torch.where(MASK, a, b)):
+    operations: list[Any] = [torch.add, torch.mul, torch.div, lambda a, b: torch.where(MASK, a, b)]
+    for operation in operations:
         for pair, plain in (((symbol, constant), (decoy, constant)), ((constant, symbol), (constant, decoy))):
             found, expected = operation(*pair) * 0.5, operation(*plain) * 0.5
             assert found.expression.like.dtype == found.dtype == expected.dtype

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -15,8 +16,9 @@ from pyro_latent import CAVI, AutoConjugate, ModelError
 
 def _features(name: str, local: bool | None) -> Callable[[Tensor], None]:
     def model(x: Tensor) -> None:
+        infer: Any = {} if local is None else {"local": local}
         with pyro.plate(name, x.shape[1], dim=-1):
-            w = pyro.sample("w", dist.Normal(0.0, 10.0), infer={} if local is None else {"local": local})
+            w = pyro.sample("w", dist.Normal(0.0, 10.0), infer=infer)
         with pyro.plate("data", len(x), dim=-2), pyro.plate("features", x.shape[1], dim=-1):
             pyro.sample("x", dist.Normal(w, 1.0), obs=x)
 

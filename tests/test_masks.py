@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -13,7 +14,7 @@ from pyro.infer import Trace_ELBO
 
 from pyro_latent import CAVI, AutoConjugate, NaturalDomainError
 
-_MASK = torch.tensor([True, False])
+_MASK: Any = torch.tensor([True, False])
 
 
 def _normal(x):
@@ -85,7 +86,8 @@ def test_improper_likelihood_under_a_masked_prior_is_an_error():
     """One column of the design is zero, so the likelihood does not say where that weight is."""
 
     def model(x, y):
-        with poutine.mask(mask=torch.tensor(False)):
+        mask: Any = torch.tensor(False)
+        with poutine.mask(mask=mask):
             w = pyro.sample("w", dist.Normal(torch.zeros(2), 1.0).to_event(1))
         with pyro.plate("n", len(x)):
             pyro.sample("y", dist.Normal(x @ w, 1.0), obs=y)

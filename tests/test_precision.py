@@ -41,9 +41,10 @@ def _regression(x: Tensor) -> None:
 def _local(x: Tensor) -> None:
     """A latent for each datum, and a mask."""
     precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    mask: Any = x[:, 1] > 0
     with pyro.plate("n", len(x)):
         rate = pyro.sample("rate", dist.Gamma(2.0, 2.0))
-        with pyro.poutine.mask(mask=x[:, 1] > 0):
+        with pyro.poutine.mask(mask=mask):
             pyro.sample("x", dist.Normal(0.0, (precision * rate).rsqrt()), obs=x[:, 0])
 
 

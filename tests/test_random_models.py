@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -192,7 +193,7 @@ def test_judge_sees_a_factor_off_its_optimum(monkeypatch: pytest.MonkeyPatch) ->
     """A last step that overshoots: the ELBO of that q is reported rightly, and a change of the factor raises it."""
     right = CAVI.run
 
-    def overshoot(self: CAVI, *args: torch.Tensor, **options: float) -> CAVIResult:
+    def overshoot(self: CAVI, *args: torch.Tensor, **options: Any) -> CAVIResult:
         result = right(self, *args, **options)
         state = self.guide.state
         self.guide.store({key: natural.map(lambda t: 1.2 * t) for key, natural in state.items()})

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyro
@@ -62,9 +64,9 @@ class _Module(PyroModule):
 class _Case:
     """A model, its arguments, and how its data becomes the given one in place."""
 
-    model: object
+    model: Callable[..., Any]
     args: tuple
-    change: object
+    change: Callable[[Tensor], Any]
 
 
 def _case(kind: str) -> _Case:
