@@ -488,7 +488,8 @@ class AutoConjugate(AutoGuide):
     ) -> Any:
         """The distribution of a discrete site given those drawn before it."""
         nesting = _guide_nesting(program)
-        if not program.is_by_elements(site):
+        turns = program.turns_of(site)
+        if turns is None:
             probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
             beside = outer or _draws_shape(program, drawn)
             return discrete_distribution(site, probs[0] if len(probs) == 1 else _beside_plates(probs, beside, program))
@@ -500,7 +501,7 @@ class AutoConjugate(AutoGuide):
 
         depth = _draws_shape(program, drawn)
         batch = torch.Size((*depth, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape))
-        return DependentElements(site, conditional, batch if depth else site.batch_shape)
+        return DependentElements(site, conditional, turns, batch if depth else site.batch_shape)
 
     def _sample_block(self, block: Block, natural: Natural, plates: _Plates, values: dict[str, Tensor]) -> None:
         drawn: list[Tensor] = []

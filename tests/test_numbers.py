@@ -14,8 +14,8 @@ from pyro.nn import PyroModule, PyroParam
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-import pyro_latent.guide
 from pyro_latent import CAVI, EM, AutoConjugate, ModelError, NaturalDomainError, check_updates, handlers
+from pyro_latent import guide as guides
 from pyro_latent.infer.sweep import rounding_of
 from pyro_latent.models import gmm
 
@@ -278,9 +278,9 @@ def test_a_start_that_collapses_is_dropped_and_named(monkeypatch: pytest.MonkeyP
     probs = torch.rand(4, len(x), 2, dtype=F64)
     probs = probs / probs.sum(-1, keepdim=True)
     probs[2] = torch.nn.functional.one_hot((x > 30).long(), 2)
-    starts = pyro_latent.guide.initial_state
+    starts: Any = vars(guides)["initial_state"]
     with monkeypatch.context() as patch:
-        patch.setattr(pyro_latent.guide, "initial_state", lambda *args: (starts(*args)[0], {"z": probs}))
+        patch.setattr(guides, "initial_state", lambda *args: (starts(*args)[0], {"z": probs}))
         result = em.run(x, table, max_steps=3, tol=0.0)
     assert result.restarts[2] == -math.inf and list(result.dropped) == [2]
     assert "'scale'" in result.dropped[2] and "collapses" in result.dropped[2]

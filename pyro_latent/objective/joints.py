@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.terms import Axis, Gather, axis_labels
+from ..expressions.terms import Axis, Gather, axis_labels, read
 from .elimination import NotNestedError, Plan, Scope, Variable
 from .recording import DiscreteSite
 
@@ -37,8 +37,13 @@ class Reading:
     @property
     def is_aligned(self) -> bool:
         """Whether each place reads its own element."""
-        own = tuple(None if n == 1 else i - len(self.axes) for i, n in enumerate(self.site.batch_shape))
-        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.axes, own, strict=True))
+        return all(a is b or (isinstance(a, int) and a == b) for a, b in zip(self.axes, self.own.axes, strict=True))
+
+    @property
+    def own(self) -> Reading:
+        """The reading of the site's own elements, place by place."""
+        shape = self.site.batch_shape
+        return Reading(self.site, tuple(None if n == 1 else i - len(shape) for i, n in enumerate(shape)))
 
     @property
     def labels(self) -> frozenset[int]:
@@ -102,6 +107,10 @@ class Joint:
     def __init__(self, layouts: Sequence[Layout], sites: Sequence[DiscreteSite], indices: Sequence[int]) -> None:
         self.sites, self.indices = list(sites), list(indices)
         self._cuts: list[_Cut] | None = None
+        depth = max(len(s.batch_shape) for s in sites)
+        depth = max([depth, *(len(x.sizes) for x in layouts if all(r.is_aligned for r in x.readings))])
+        self._sums = [_Sum.of(x, depth) for x in layouts]
+        layouts = [x if s is None else s.layout for x, s in zip(layouts, self._sums, strict=True)]
         plain = all(r.is_aligned for layout in layouts for r in layout.readings)
         variables = [
             Variable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale) for s in sites
@@ -142,8 +151,32 @@ class Joint:
         if self.plan.largest > _LARGEST_TABLE or self.plan.work > _MOST_WORK:
             raise TooLargeError(f"tables of {self.plan.largest} numbers")
 
+    def turns(self, site: DiscreteSite) -> list[Tensor]:
+        """Masks over the elements of a site, which are drawn in turn: those of one mask hang together with no other of
+        it, whatever the values of those before.
+        """
+        assert self._cuts is not None
+        group = {name: {name} for cut in self._cuts for names in cut.names for name in names}
+        for cut in self._cuts:
+            for names in cut.names:
+                merged = set().union(*(group[n] for n in names))
+                for name in merged:
+                    group[name] = merged
+        found: list[Tensor] = []
+        count: dict[int, int] = {}
+        for place in itertools.product(*map(range, site.batch_shape)):
+            name = next((n for n in group if n[0] == site.name and _is_at(n[1:], place)), None)
+            turn = count.get(id(group[name]), 0) if name is not None else 0
+            if name is not None and "all" not in name:
+                count[id(group[name])] = turn + 1
+            if turn == len(found):
+                found.append(torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device))
+            found[turn][place] = True
+        return found
+
     def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
+        tensors = [t if s is None else s.added(t) for t, s in zip(tensors, self._sums, strict=True)]
         if self._cuts is not None:
             tensors = [part for cut, t in zip(self._cuts, tensors, strict=True) for part in cut.parts(t)]
         return self.plan.run(tensors)
@@ -151,6 +184,42 @@ class Joint:
 
 class TooLargeError(Exception):
     """The joint posterior of some elements is not affordable; the message says what is too large."""
+
+
+def _is_at(name: tuple[Any, ...], place: tuple[int, ...]) -> bool:
+    return all(a == "all" or a == b for a, b in zip(name, place, strict=True))
+
+
+@dataclass(frozen=True, eq=False)
+class _Sum:
+    """A factor that reads one element at each place, as ``z[group]`` does, added up to a factor of the elements."""
+
+    layout: Layout
+    sizes: tuple[int, ...]
+    elements: Tensor
+
+    @staticmethod
+    def of(layout: Layout, depth: int) -> _Sum | None:
+        """The sum of a factor of one site that reads it otherwise than place by place; None for others."""
+        if len(layout.readings) != 1 or layout.readings[0].is_aligned:
+            return None
+        (reading,) = layout.readings
+        shape = reading.site.batch_shape
+        numbers = torch.arange(shape.numel(), device=reading.site.support.device).reshape(shape)
+        found, labels = read(numbers, reading.axes)
+        spread = [1] * len(layout.sizes)
+        for label, size in zip(labels, found.shape, strict=True):
+            spread[label] = size
+        order = sorted(range(len(labels)), key=labels.__getitem__)
+        elements = found.permute(order).reshape(spread).expand(layout.sizes).reshape(-1)
+        own = Layout((reading.own,), (*[1] * (depth - len(shape)), *shape))
+        return _Sum(own, layout.sizes, elements)
+
+    def added(self, tensor: Tensor) -> Tensor:
+        """The factor of the elements, ``[starts, values] + plates``."""
+        flat = tensor.expand(*tensor.shape[:2], *self.sizes).flatten(2)
+        total = flat.new_zeros(*flat.shape[:2], torch.Size(self.layout.sizes).numel())
+        return total.index_add(2, self.elements, flat).reshape(*flat.shape[:2], *self.layout.sizes)
 
 
 class _Cut:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -146,15 +145,20 @@ class DependentElements(TorchDistribution):
     Args:
         site: the site.
         conditional: the probabilities ``[draws, batch..., values]`` given values and where they are known.
+        turns: masks over the elements, which are drawn in turn; those of one mask are independent given those before.
         batch_shape: that of the site, with draws on its left.
     """
 
     arg_constraints: dict[str, Any] = {}
 
     def __init__(
-        self, site: DiscreteSite, conditional: Callable[[Tensor, Tensor], Tensor], batch_shape: torch.Size
+        self,
+        site: DiscreteSite,
+        conditional: Callable[[Tensor, Tensor], Tensor],
+        turns: Sequence[Tensor],
+        batch_shape: torch.Size,
     ) -> None:
-        self.site, self.conditional = site, conditional
+        self.site, self.conditional, self.turns = site, conditional, turns
         super().__init__(batch_shape, site.support.shape[1:], validate_args=False)
 
     @property
@@ -162,45 +166,41 @@ class DependentElements(TorchDistribution):
         return self.site.constraint
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> DependentElements:
-        return DependentElements(self.site, self.conditional, torch.Size(batch_shape))
+        return DependentElements(self.site, self.conditional, self.turns, torch.Size(batch_shape))
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         values = self.site.support[0].expand(shape + self.event_shape).clone()
-        outer = shape[: len(shape) - len(self.site.batch_shape)]
-        for place, probs in self._in_turn(values):
-            drawn = torch.distributions.Categorical(probs.expand(outer.numel(), -1)).sample()
-            at: Any = (..., *place, *[slice(None)] * len(self.event_shape))
-            values[at] = self.site.support[drawn].reshape(outer + self.event_shape)
+        known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=values.device)
+        for turn in self.turns:
+            drawn = self.site.support[torch.distributions.Categorical(self._given(values, known, shape)).sample()]
+            values = torch.where(turn.reshape(turn.shape + (1,) * len(self.event_shape)), drawn, values)
+            known = known | turn
         return values
 
     def log_prob(self, value: Tensor) -> Tensor:
-        event = len(self.event_shape)
-        shape = torch.broadcast_shapes(value.shape[: value.ndim - event], self.batch_shape)
+        shape = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         value = value.expand(shape + self.event_shape)
-        outer = shape[: len(shape) - len(self.site.batch_shape)]
-        numbers = self._numbers(value)
-        found: Tensor | None = None
-        for place, probs in self._in_turn(value):
-            each = probs.expand(outer.numel(), -1).reshape(*outer, -1).log()
-            found = each.new_zeros(shape) if found is None else found
-            at: Any = (..., *place)
-            found[at] = each.gather(-1, numbers[at].unsqueeze(-1)).squeeze(-1)
-        assert found is not None
+        known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=value.device)
+        numbers = self._numbers(value).unsqueeze(-1)
+        found = torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
+        for turn in self.turns:
+            each = self._given(value, known, shape).gather(-1, numbers).squeeze(-1).log()
+            found = torch.where(turn, each, found.to(each))
+            known = known | turn
         return found
+
+    def _given(self, values: Tensor, known: Tensor, shape: torch.Size) -> Tensor:
+        """The probabilities of every element given those that are known."""
+        probs = self.conditional(values, known)
+        outer = shape[: len(shape) - len(self.site.batch_shape)]
+        probs = probs.expand(max(outer.numel(), 1), *probs.shape[1:])
+        return probs.reshape(*outer, *self.site.batch_shape, probs.shape[-1])
 
     def _numbers(self, value: Tensor) -> Tensor:
         event = len(self.event_shape)
         equal = value.unsqueeze(-1 - event) == self.site.support
         return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
-
-    def _in_turn(self, values: Tensor) -> Iterator[tuple[tuple[int, ...], Tensor]]:
-        """Each element and its probabilities ``[draws, values]`` given the values of those before, as they are then."""
-        known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=values.device)
-        for place in itertools.product(*map(range, self.site.batch_shape)):
-            at: Any = (slice(None), *place)
-            yield place, self.conditional(values, known)[at]
-            known[place] = True
 
 
 def _layout(site: DiscreteSite, nesting: int) -> list[int]:

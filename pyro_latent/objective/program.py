@@ -156,6 +156,7 @@ class Program:
         self._held_summands: tuple[Held, list[Summand]] | None = None
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
         self.joints = self._joints(self.factors)
+        self._draws: dict[str, list[Tensor]] = {}
         #: By block whose elements meet in a density, masks over them: the elements of each are updated together.
         self.turns = self._turns(terms)
         self.blocks = {key: self._with_readers(block) for key, block in self.blocks.items()}
@@ -521,9 +522,14 @@ class Program:
             total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
         return total
 
-    def is_by_elements(self, site: DiscreteSite) -> bool:
-        """Whether the elements of a discrete site are dependent."""
-        return any(joint.is_by_elements and site in joint.sites for joint in self.joints)
+    def turns_of(self, site: DiscreteSite) -> list[Tensor] | None:
+        """Masks over the elements of a discrete site that are drawn in turn; None where all are independent."""
+        joint = next((j for j in self.joints if j.is_by_elements and site in j.sites), None)
+        if joint is None:
+            return None
+        if site.name not in self._draws:
+            self._draws[site.name] = joint.turns(site)
+        return self._draws[site.name]
 
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """Where a discrete site or something that depends on it is not masked; None: everywhere."""
