@@ -132,7 +132,8 @@ class AutoConjugate(AutoGuide):
             all discrete sites is exact, given the continuous ones; where elements of one site meet (``z[i]`` against
             ``z[j]``) and their joint is not affordable, they become independent by themselves, with a warning.
         check: whether to run the model once more when it is first recorded, and again for data of another kind, with
-            draws of the latents, and to compare the log density of every site with Pyro's own.
+            draws of the latents, and to compare the log density of every site with Pyro's own; it is left out where
+            the distributions of a run hold more than four million numbers.
 
     Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
     ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to

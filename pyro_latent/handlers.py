@@ -60,7 +60,7 @@ from .objective.data import (
     support_of,
 )
 from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
-from .verification import check_recording
+from .verification import LARGEST_CHECK, check_recording
 
 Update = Callable[..., Any]
 
@@ -156,6 +156,7 @@ class RecordMessenger(Messenger):
         self.locations: dict[str, _Location] = {}
         self.classes: dict[str, type] = {}
         self.dtypes: set[torch.dtype] = set()
+        self.numbers = 0  # how many the distributions of a run would hold
 
     def _pyro_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -397,6 +398,7 @@ class RecordMessenger(Messenger):
             else []
         )
         parents = frozenset().union(*(a.expression.sites for a in random))
+        self.numbers += sum(a.numel() for a in random) + msg["value"].numel()
         density, error = None, None
         kind = family_class(unwrap(fn)[0]).__name__
         try:
@@ -617,7 +619,7 @@ def record(
         rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
         before: a recording of the same model with data of the same kind, which saves one of two runs.
         check: whether to run the model once more, with draws of the latents, and compare the density of every site with
-            Pyro's; not where ``before`` has been.
+            Pyro's; not where ``before`` has been, nor where that run would hold more than four million numbers.
 
     Returns:
         The recording; sites without a rule hold their error, which is raised when the density is needed.
@@ -660,7 +662,8 @@ def record(
         messenger.declares_size,
         messenger.own_data,
     )
-    trace = _draw(model, args, kwargs, messenger) if check else None
+    affordable = messenger.numbers <= LARGEST_CHECK
+    trace = _draw(model, args, kwargs, messenger) if check and affordable else None
     if trace is not None:
         check_recording(recording, trace)
     return recording

@@ -17,6 +17,8 @@ from .objective import Recording, ScoredSite
 
 #: How far two densities may be apart, relative to the sum of the absolute values of their terms.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
+#: A model whose distributions hold more numbers is not run again: Pyro lays a matrix out for each datum.
+LARGEST_CHECK = 2**22
 #: Densities of more elements are compared at every so many.
 _LARGEST = 20_000
 
@@ -99,4 +101,4 @@ def _thinned(shape: torch.Size) -> tuple[slice, ...]:
     return tuple(steps)
 
 
-__all__ = ["check_recording"]
+__all__ = ["LARGEST_CHECK", "check_recording"]

@@ -221,6 +221,9 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "mask of two dimensions": lambda x: x.matrix[MASK2],
     "mask in a later dimension": lambda x: x.cube[:, MASK],
     "take": lambda x: torch.take(x.matrix, torch.tensor([[7, 0], [-1, 3]])),
+    "movedim": lambda x: (
+        x.cube.movedim(0, -1) + torch.moveaxis(x.cube, (0, 1), (2, 0)).transpose(0, 1).transpose(0, 1).reshape(3, 4, 2)
+    ),
     "embedding": lambda x: torch.nn.functional.embedding(COLUMNS % 3, x.matrix),
     "select and narrow": lambda x: x.cube.select(1, 2) + x.cube.narrow(1, 0, 1).squeeze(1) + x.cube.select(-2, 0),
     "index_select": lambda x: torch.index_select(x.matrix, 1, COLUMNS % 4) + x.matrix.index_select(-1, COLUMNS % 4),

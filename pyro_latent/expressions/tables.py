@@ -43,14 +43,13 @@ SPARSE = _words(
 CASTS = _words("to type type_as float double half long int short clone detach contiguous data cpu cuda")
 #: Operations that put each element somewhere else.
 MOVES = _words(
-    "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal movedim moveaxis unfold ravel "
-    "unflatten masked_select"
+    "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal unfold ravel unflatten masked_select"
 )
 #: Views, indexing and joining, which have a rule for every expression.
 VIEWS = _words(
-    "view reshape view_as reshape_as flatten unsqueeze squeeze permute transpose swapaxes swapdims mT T t adjoint "
-    "expand expand_as broadcast_to __getitem__ select narrow index_select embedding take take_along_dim gather "
-    "stack cat concat concatenate"
+    "view reshape view_as reshape_as flatten unsqueeze squeeze permute movedim moveaxis transpose swapaxes "
+    "swapdims mT T t adjoint expand expand_as broadcast_to __getitem__ select narrow index_select embedding take "
+    "take_along_dim gather stack cat concat concatenate"
 )
 #: Operations along one dimension, the second argument.
 ALONG = _words(

@@ -129,6 +129,10 @@ class RandomTensor(Tensor):
         name = _name(func)
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
+        if name == "__getitem__" and not kwargs and _random(args[1]):
+            found = _read_at(*args, func)
+            if found is not None:
+                return found
         result = func(*placeholders(args), **placeholders(kwargs))
         if isinstance(result, Tensor) and _reads_shapes_only(name, args):
             return result
@@ -190,6 +194,26 @@ def _mapped(item: Any, function: Callable[[RandomTensor], Any]) -> Any:
 
 def _expressions(item: Any) -> Any:
     return _mapped(item, lambda tensor: tensor.expression)
+
+
+def _read_at(source: Any, index: Any, func: Callable[..., Any]) -> RandomTensor | None:
+    """``source[index]`` by discrete latents, whose placeholder is one element, expanded, for a matrix for each datum
+    would take much memory to say nothing; None where it is no such reading.
+    """
+    expression = _by_rule("__getitem__", func, (source, index), {})
+    if expression is None or expression.opacity:
+        return None
+    small = _mapped(index, lambda t: _collapsed(t._placeholder))
+    value = func(placeholders(source), small).expand(expression.shape)
+    return RandomTensor(value, expression.as_dtype_of(value), _replay(func, (source, index), {}))
+
+
+def _collapsed(tensor: Tensor) -> Tensor:
+    """A tensor with size 1 along the dimensions that it is expanded over."""
+    for dim in range(tensor.ndim):
+        if tensor.stride(dim) == 0:
+            tensor = tensor.narrow(dim, 0, 1)
+    return tensor
 
 
 def _wrap(
@@ -552,6 +576,14 @@ def _index_select(x: Any, dim: int, index: Any) -> Expression | None:
     return _index(x, (*[slice(None)] * (dim % x.ndim), index)) if x.ndim else None
 
 
+def _movedim(x: Expression, source: Any, destination: Any) -> Expression:
+    sources, places = ([d] if isinstance(d, int) else list(d) for d in (source, destination))
+    order = [d for d in range(x.ndim) if d not in [s % x.ndim for s in sources]]
+    for place, moved_dim in sorted((p % x.ndim, s % x.ndim) for p, s in zip(places, sources, strict=True)):
+        order.insert(place, moved_dim)
+    return x.permute(order)
+
+
 def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
     return _index(weight, index)
 
@@ -595,6 +627,7 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "narrow": lambda x, dim, start, length: x.take((*[slice(None)] * (dim % x.ndim), slice(start, start + length))),
     "index_select": _index_select,
     "embedding": _embedding,
+    **dict.fromkeys(("movedim", "moveaxis"), _movedim),
     "take": lambda x, index: _index(_lift(x).reshape([-1]), index),
     "gather": _gather,
     "take_along_dim": _take_along,
