@@ -16,7 +16,7 @@ import heapq
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -150,7 +150,7 @@ class Plan:
         totals: list[Tensor] = []
         for index, step in enumerate(self.steps, len(self.scopes)):
             joint = _product([(pool.pop(i), scopes[i]) for i in step.factors], step.names)
-            reduced = _logsumexp(joint, 1 + step.at)
+            reduced = _LogSumExp.apply(joint, 1 + step.at)
             variable = step.variable
             rest = tuple(n for n in step.names if n != variable.name)
             if step.gone or not rest:
@@ -204,14 +204,22 @@ def laid(tensor: Tensor, own: Sequence[Hashable], names: Sequence[Hashable]) -> 
     return ordered.reshape(tensor.shape[0], *sizes, *tensor.shape[1 + len(own) :])
 
 
-def _logsumexp(tensor: Tensor, dim: int) -> Tensor:
+class _LogSumExp(torch.autograd.Function):
     """log Σ exp over a dimension; −∞, with gradient zero, where every term is −∞."""
-    top = tensor.detach().amax(dim, keepdim=True)
-    top = torch.where(top.isfinite(), top, torch.zeros_like(top))
-    total = (tensor - top).exp().sum(dim)
-    some = total > 0
-    log = torch.where(some, torch.where(some, total, torch.ones_like(total)).log(), -torch.inf)
-    return log + top.squeeze(dim)
+
+    @staticmethod
+    def forward(ctx: Any, tensor: Tensor, dim: int) -> Tensor:
+        result = tensor.logsumexp(dim)
+        ctx.save_for_backward(tensor, result)
+        ctx.dim = dim
+        return result
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        tensor, result = ctx.saved_tensors
+        (gradient,) = gradients
+        finite = torch.where(result.isfinite(), result, torch.zeros_like(result))
+        return (tensor - finite.unsqueeze(ctx.dim)).exp_().mul_(gradient.unsqueeze(ctx.dim)), None
 
 
 def _over(tensor: Tensor, plates: Mapping[int, int]) -> Tensor:

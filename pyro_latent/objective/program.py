@@ -85,7 +85,11 @@ def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Tensor:
 
 def _inner(value: Tensor, weight: Tensor) -> Tensor:
     """Σ weight × value, for each start, where what has no weight may be −∞."""
-    return torch.where(weight == 0, 0.0, value * weight).flatten(1).sum(1, dtype=torch.float64)
+    return _product(value, weight).flatten(1).sum(1, dtype=torch.float64)
+
+
+def _product(value: Tensor, weight: Tensor) -> Tensor:
+    return value.clamp(min=torch.finfo(value.dtype).min) * weight
 
 
 def _derived_variables(recording: Recording) -> list[Variable]:
@@ -438,9 +442,11 @@ class Program:
             values = [v.detach().requires_grad_() for v in self._factor_values(means)]
             total, magnitude = self._eliminated(values)
             weights = torch.autograd.grad(total.sum(), values)
-            energy = _weighted(values, weights)
-            sizes = [torch.where(w == 0, 0.0, v.abs()) for v, w in zip(values, weights, strict=True)]
-            magnitude = magnitude + _weighted(sizes, weights).detach()
+        with torch.no_grad():
+            products = [_product(v, w).flatten(1) for v, w in zip(values, weights, strict=True)]
+        energy = torch.stack([p.sum(1, dtype=torch.float64) for p in products]).sum(0)
+        sizes = torch.stack([p.abs_().sum(1, dtype=torch.float64) for p in products]).sum(0)
+        magnitude = magnitude + sizes
         return Held(weights, total.detach(), magnitude, (total - energy).detach())
 
     def _eliminated(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
