@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from examples import compare_guides as demo
+from examples import crowdsourcing
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.models import gmm
 
@@ -240,3 +241,28 @@ def test_a_mean_in_the_table_is_the_posterior_mean(outcome: tuple[list[demo.Fit]
         draws = fit.draws[name]
         error = draws.std(0) / math.sqrt(len(draws))
         assert bool(((draws.mean(0) - exact(name)).abs() < 5 * error).all())
+
+
+@pytest.fixture(scope="module")
+def crowd() -> tuple[crowdsourcing.Labels, AutoConjugate]:
+    data = crowdsourcing.make_labels(num_items=40)
+    return data, crowdsourcing.fit(data)
+
+
+def test_classes_of_crowdsourced_items_are_those_of_dawid_and_skene(
+    crowd: tuple[crowdsourcing.Labels, AutoConjugate],
+) -> None:
+    """Given the other factors, log q(truth_n) is E log share plus E log confusion, summed over the item's labels."""
+    data, guide = crowd
+    posterior = guide.posterior()
+    share, confusion = (posterior[name].concentration for name in ("share", "confusion"))
+    expected_log = torch.digamma(confusion) - torch.digamma(confusion.sum(-1, keepdim=True))
+    log_probs = (torch.digamma(share) - torch.digamma(share.sum())).expand(len(data.truth), -1)
+    log_probs = log_probs.index_add(0, data.item, expected_log[data.annotator, :, data.label])
+    torch.testing.assert_close(posterior["truth"].probs, log_probs.softmax(-1), rtol=0, atol=1e-9)
+
+
+def test_knowing_the_annotators_beats_a_majority_of_votes() -> None:
+    data = crowdsourcing.make_labels(num_items=80)
+    found = crowdsourcing.fit(data).posterior()["truth"].probs
+    assert crowdsourcing.accuracy(found, data) > crowdsourcing.accuracy(crowdsourcing.votes(data), data)
