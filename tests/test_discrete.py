@@ -21,7 +21,7 @@ from pyro.ops.indexing import Vindex
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, RecordingError
-from pyro_latent.errors import LatentValueError, ModelError, NotConjugateError
+from pyro_latent.errors import DataError, LatentValueError, ModelError, NotConjugateError
 from pyro_latent.expressions import Expression, RandomTensor
 from pyro_latent.families import Natural
 from pyro_latent.rules import RULES
@@ -574,3 +574,53 @@ def test_the_check_leaves_no_trace() -> None:
     guide = AutoConjugate(rates)
     guide.program(x)
     assert torch.equal(torch.get_rng_state(), before) and set(pyro.get_param_store().keys()) == names
+
+
+# Regressions of draws, of starts and of impossible data.
+
+
+def chains_in_rows() -> None:
+    with pyro.plate("row", 2, dim=-2):
+        with pyro.plate("node", 3):
+            z = sample("z", dist.Bernoulli(0.5))
+            sample("x", dist.Normal(z, 1.0), obs=torch.tensor([[0.3, 1.0, -0.5], [2.0, 0.1, 0.4]]))
+        with pyro.plate("edge", 2):
+            sample("y", dist.Bernoulli(torch.where(z[:, 1:] == z[:, :-1], 0.9, 0.1)), obs=torch.ones(2, 2))
+
+
+def scaled_child_of_an_element() -> None:
+    with pyro.plate("a", 1):
+        z0 = sample("z0", dist.Bernoulli(0.37))
+    with pyro.plate("b", 2, dim=-1), poutine.scale(scale=2.0):
+        sample("z1", dist.Categorical(torch.tensor([[0.6, 0.4], [0.1, 0.9]])[z0[0].long()]))
+    sample("x", dist.Normal(0.0, 1.0), obs=number(0.3))
+
+
+@pytest.mark.parametrize("model", [chains_in_rows, scaled_child_of_an_element], ids=lambda m: m.__name__)
+def test_draws_of_an_exact_posterior_have_the_evidence_each(model: Callable[[], None]) -> None:
+    guide = fitted(model)
+    draws = elbo_of_draws(model, guide, draws=20)
+    torch.testing.assert_close(draws, torch.full_like(draws, guide.elbo()), rtol=0, atol=1e-9)
+
+
+def test_data_that_no_latents_can_have_made_are_an_error_that_names_their_site() -> None:
+    def model() -> None:
+        z = sample("z", dist.Bernoulli(0.4))
+        sample("x", dist.Bernoulli(0.0 * z), obs=number(1.0))
+
+    with pytest.raises(DataError, match=r"density of zero at 'x', whatever the latents are"):
+        fitted(model)
+
+
+def test_a_start_that_cannot_have_made_the_data_is_left_at_once() -> None:
+    x = number(4.0, 4.0, 2.0)
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("n", 6, subsample=torch.tensor([1, 2, 5])):
+            z = sample("z", dist.Bernoulli(0.31))
+            sample("x", dist.Binomial(4, 0.89 * z), obs=x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide, step_size=1.0).step(x)
+    expected = 2 * (3 * number(0.31).log() + dist.Binomial(4, number(0.89)).log_prob(x).sum())
+    assert guide.elbo(x) == pytest.approx(float(expected), abs=1e-9)

@@ -824,15 +824,19 @@ class Expression:
         """The product, which is 0 where ``self``, a table, is 0, even if the logarithm is infinite: 0 log 0 = 0."""
         if logarithm.pieces:
             return logarithm._map_pieces(self.weigh)
-        if not self.is_table or logarithm.opacity:
+        if not self.is_table or logarithm.opacity or logarithm.is_finite:
             return self * logarithm
         tables = logarithm._with([t for t in logarithm.terms if not t.factors])
-        if not tables.terms or bool(tables.table(tables.choices).isfinite().all()):
-            return self * logarithm
         rest = logarithm._with([t for t in logarithm.terms if t.factors])
-        product = Expression.apply(lambda x, t: torch.where(x == 0, torch.zeros_like(t), x * t), self, tables)
-        shape = broadcast_shapes(self.shape, logarithm.shape)
-        return (product + self * rest).expand(shape) if rest.terms else product.expand(shape)
+        product = self * rest if rest.terms else self._number(0.0)
+        if not rest.is_finite:
+            nonzero = Expression.apply(lambda x: x != 0, self)
+            product = Expression.where(nonzero, product, self._number(0.0)).polynomial()
+        if tables.terms:
+            product = product + Expression.apply(
+                lambda x, t: torch.where(x == 0, torch.zeros_like(t), x * t), self, tables
+            )
+        return product.expand(broadcast_shapes(self.shape, logarithm.shape))
 
     def log_beta(self) -> Expression:
         """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""

@@ -185,7 +185,7 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
         found = _one_by_one(call, rows, tables)
 
     def shaped(tensor: Tensor) -> Tensor:
-        return tensor.reshape(*sizes, *tensor.shape[1:])
+        return tensor.reshape([*sizes, *tensor.shape[1:]])
 
     found = [shaped(f) for f in found] if isinstance(found, tuple | list) else shaped(found)
     return _wrapped(found, choices, result)

@@ -528,7 +528,7 @@ class CAVI:
         """
         values = sweep.check_proper([bound.elbo, bound.magnitude])
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
-        check_finite(elbo)
+        check_finite(elbo, sweep.program, sweep.means)
         if before is not None:
             slack = [rounding_of(m, sweep.program.recording.dtype) for m in magnitude]
             falls = [o - e for o, e, s in zip(before.elbo, elbo, slack, strict=True) if o - e > s]

@@ -78,6 +78,7 @@ class MemoisedSteps:
         bound, size = _bound(program, sweep, total, [key for key in order if key not in local])
         values = sweep.check_proper([bound, size])
         elbo, sizes = values[: len(bound)], values[len(bound) :]
+        check_finite(elbo, program, sweep.means)
         self._check_rise(program, elbo, sizes, known is not None)
         self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
         self._total = total
@@ -109,7 +110,6 @@ class MemoisedSteps:
             )
 
     def _check_rise(self, program: Program, elbo: list[float], sizes: list[float], seen: bool) -> None:
-        check_finite(elbo)
         if self._level is None or not seen:
             return
         slack = [rounding_of(s, program.recording.dtype) for s in sizes]

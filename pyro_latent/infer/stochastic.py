@@ -74,7 +74,7 @@ class StochasticSteps:
             elbo = sweep.held_bound().elbo
             summary = self._global_steps(sweep, [key for key in order if key not in local], step_size)
         values = sweep.check_proper([elbo])
-        check_finite(values)
+        check_finite(values, program, sweep.means)
         self.count += 1
         self._summary = summary
         self._last = call

@@ -40,14 +40,22 @@ class NotFiniteError(ElboDecreaseError):
     """The ELBO of a start is no number."""
 
 
-def check_finite(elbo: Sequence[float]) -> None:
+def check_finite(elbo: Sequence[float], program: Program, means: Means) -> None:
     """Raise where the ELBO of a start is no number.
 
     Raises:
-        NotFiniteError: if it is not.
+        DataError: if data have density zero whatever the latents are, with their sites.
+        NotFiniteError: if it is not finite otherwise.
     """
-    if not all(math.isfinite(value) for value in elbo):
-        raise NotFiniteError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+    if all(math.isfinite(value) for value in elbo):
+        return
+    sites = program.impossible(means)
+    if sites:
+        raise DataError(
+            f"Expected data that the model can have made; got a density of zero at {', '.join(map(repr, sites))}, "
+            "whatever the latents are. Check probabilities of zero, and supports. The guide is as before the step."
+        )
+    raise NotFiniteError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
 
 
 def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
@@ -123,6 +131,8 @@ class Sweep:
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs and self.program.factors:
             held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
+            if not written and not bool(held.log_normalizer.isfinite().all()):
+                held = None  # a start that cannot have made the data
         self.held = held or self.program.eliminate(self.means)
         self.summands = self.program.held_summands(self.held)
 

@@ -162,13 +162,12 @@ class Joint:
                 merged = set().union(*(group[n] for n in names))
                 for name in merged:
                     group[name] = merged
+        order: dict[int, dict[Any, int]] = {}  # by group, the turn of each of its variables
         found: list[Tensor] = []
-        count: dict[int, int] = {}
         for place in itertools.product(*map(range, site.batch_shape)):
-            name = next((n for n in group if n[0] == site.name and _is_at(n[1:], place)), None)
-            turn = count.get(id(group[name]), 0) if name is not None else 0
-            if name is not None and "all" not in name:
-                count[id(group[name])] = turn + 1
+            name = next(n for n in group if n[0] == site.name and _is_at(n[1:], place))
+            own = order.setdefault(id(group[name]), {})
+            turn = own.setdefault(name, len(own))
             if turn == len(found):
                 found.append(torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device))
             found[turn][place] = True

@@ -528,6 +528,20 @@ class Program:
             total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
         return total
 
+    def impossible(self, means: Means) -> list[str]:
+        """The sites whose density is zero whatever the discrete latents are, in the order of the model."""
+        found = {n for n, own in self._site_summands.items() if any(bool(s.value(means).isneginf().any()) for s in own)}
+        values = self._factor_values(means) if self.factors else []
+        for joint in self.joints:
+            own = [values[i] for i in joint.indices]
+            if bool(joint.run(own)[0].isneginf().any()):
+                zero = {
+                    self.factors[i].site for i, v in zip(joint.indices, own, strict=True) if bool(v.isneginf().any())
+                }
+                seen = {name for name in zero if self.recording.scored[name].observed}
+                found |= seen or zero
+        return [name for name in self.recording.scored if name in found]
+
     def turns_of(self, site: DiscreteSite) -> list[Tensor] | None:
         """Masks over the elements of a discrete site that are drawn in turn; None where all are independent."""
         joint = next((j for j in self.joints if j.is_by_elements and site in j.sites), None)
