@@ -624,3 +624,27 @@ def test_a_start_that_cannot_have_made_the_data_is_left_at_once() -> None:
     CAVI(model, guide, step_size=1.0).step(x)
     expected = 2 * (3 * number(0.31).log() + dist.Binomial(4, number(0.89)).log_prob(x).sum())
     assert guide.elbo(x) == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_a_count_with_a_latent_limit() -> None:
+    """The N-mixture of counts: data above some values of the limit rule these out."""
+    y = number(2.0, 0.0, 3.0)
+
+    def model() -> None:
+        limit = sample("limit", dist.Binomial(4, 0.6))
+        with pyro.plate("visit", 3):
+            sample("y", dist.Binomial(limit, 0.4), obs=y)
+
+    limits = torch.arange(3.0, 5.0)  # below three the third count cannot be
+    each = dist.Binomial(limits, 0.4).log_prob(y[:, None]).sum(0)
+    expected = (dist.Binomial(4, 0.6).log_prob(limits) + each).logsumexp(0)
+    assert fitted(model).elbo() == pytest.approx(float(expected), abs=1e-9)
+
+
+def test_an_event_of_discrete_latents_is_an_error_that_says_where_to_put_them() -> None:
+    def model() -> None:
+        g = sample("g", dist.Bernoulli(torch.ones(3) / 2).to_event(1))
+        sample("x", dist.Normal(g.sum(-1), 1.0), obs=number(1.0))
+
+    with pytest.raises(NotConjugateError, match=r"one by one; got site 'g', an event of several.*pyro\.plate"):
+        fitted(model)

@@ -42,8 +42,13 @@ def support_of(name: str, fn: Any) -> Tensor:
     Raises:
         NotConjugateError: if there are infinitely many, or they depend on a latent.
     """
-    base = unwrap(fn)[0]
-    if isinstance(base, RandomDistribution) and isinstance(base.arguments.get("total_count"), RandomTensor):
+    base, reinterpreted, _ = unwrap(fn)
+    if reinterpreted:
+        raise NotConjugateError(
+            f"Expected discrete latents one by one; got site {name!r}, an event of several. Put them into a "
+            "pyro.plate, without .to_event()."
+        )
+    if _bound_by_latent(base):
         raise NotConjugateError(
             f"Expected a known total_count of the discrete latent {name!r}; got one that depends on latents. Write it "
             "as a sum of Bernoulli sites."
@@ -56,6 +61,12 @@ def support_of(name: str, fn: Any) -> Tensor:
             "with infinitely many values, or without a list of them."
         ) from None
     return support.reshape(support.shape[0], *fn.event_shape)
+
+
+def _bound_by_latent(base: Any) -> bool:
+    """Whether the support of a base distribution depends on a latent."""
+    bounds = ("total_count", "low", "high")
+    return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in bounds)
 
 
 def base_constraint(support: Any) -> Any:
@@ -160,6 +171,8 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
             f"them, or hide "
             "them with obs_mask= or poutine.mask."
         )
+    if _bound_by_latent(unwrap(fn)[0]):
+        return value  # its density says which values of the latent allow it
     support = placeholder_distribution(fn).support
     inside = support.check(value)
     if not bool(inside.all()):
