@@ -631,13 +631,13 @@ def test_a_count_with_a_latent_limit() -> None:
     y = number(2.0, 0.0, 3.0)
 
     def model() -> None:
-        limit = sample("limit", dist.Binomial(4, 0.6))
+        limit = sample("limit", dist.Binomial(4, number(0.6)))
         with pyro.plate("visit", 3):
-            sample("y", dist.Binomial(limit, 0.4), obs=y)
+            sample("y", dist.Binomial(limit, number(0.4)), obs=y)
 
     limits = torch.arange(3.0, 5.0)  # below three the third count cannot be
-    each = dist.Binomial(limits, 0.4).log_prob(y[:, None]).sum(0)
-    expected = (dist.Binomial(4, 0.6).log_prob(limits) + each).logsumexp(0)
+    each = dist.Binomial(limits, number(0.4)).log_prob(y[:, None]).sum(0)
+    expected = (dist.Binomial(4, number(0.6)).log_prob(limits) + each).logsumexp(0)
     assert fitted(model).elbo() == pytest.approx(float(expected), abs=1e-9)
 
 

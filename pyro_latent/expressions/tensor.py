@@ -130,7 +130,7 @@ class RandomTensor(Tensor):
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
         if name == "__getitem__" and not kwargs and _random(args[1]):
-            found = _read_at(*args, func)
+            found = _read_at(args[0], args[1], func)
             if found is not None:
                 return found
         result = func(*placeholders(args), **placeholders(kwargs))
