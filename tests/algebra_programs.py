@@ -52,7 +52,9 @@ class Leaf:
             return self.value.to(self.dtype)
         decoy = self.decoy.to(self.dtype)
         expression = Expression.latent(self.name, decoy, is_point=self.is_point, **FACTS[self.kind])
-        return RandomTensor(decoy, expression, (lambda values, _: values[self.name]) if self.is_point else None)
+        return RandomTensor(
+            decoy, expression, (lambda values, _: values[self.name].to(self.dtype)) if self.is_point else None
+        )
 
     def __str__(self) -> str:
         what = "point" if self.is_point else "constant" if self.decoy is None else "latent"

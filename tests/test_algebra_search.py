@@ -53,7 +53,10 @@ def mismatch(expression: Expression, expected: Tensor, values: dict[str, Tensor]
         return f"shape {tuple(expression.shape)} for {tuple(expected.shape)}"
     if expression.opacity:
         return None
-    found = expression.evaluate(values)
+    try:
+        found = expression.evaluate(values)
+    except torch.linalg.LinAlgError:  # no inverse at these values, where torch may have given one that is no number
+        found = torch.full(expected.shape, torch.nan, dtype=torch.float64)
     known = ~expected.isnan()
     scale = float(expected[known].abs().max()) if known.any() else 0.0
     if not torch.allclose(found[known], expected[known].double(), rtol=tolerance, atol=tolerance * (1 + scale)):

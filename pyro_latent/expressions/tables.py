@@ -178,7 +178,9 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
     sizes = [c.size for c in choices]
     laid = [t.table(choices, range(-t.ndim, 0)) for t in tables]
     check_combinations(choices, sum(torch.Size((*sizes, *t.shape)).numel() for t in tables))
-    rows = [t.expand(*sizes, *t.shape[len(sizes) :]).flatten(0, len(sizes) - 1) if sizes else t[None] for t in laid]
+    if not choices:
+        return _of_constants(call, laid, result)
+    rows = [t.expand(*sizes, *t.shape[len(sizes) :]).flatten(0, len(sizes) - 1) for t in laid]
     try:
         found = torch.vmap(lambda *tensors: call(tensors))(*rows)
     except Exception:  # whatever vmap has no rule for
@@ -189,6 +191,14 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
 
     found = [shaped(f) for f in found] if isinstance(found, tuple | list) else shaped(found)
     return _wrapped(found, choices, result)
+
+
+def _of_constants(call: Callable[..., Any], tensors: Sequence[Tensor], result: Any) -> Any:
+    """An operation on numbers alone; None where it cannot take them, as a singular matrix that has no inverse."""
+    try:
+        return _wrapped(call(tensors), (), result)
+    except Exception:
+        return None
 
 
 def _one_by_one(call: Callable[..., Any], rows: Sequence[Tensor], tables: Sequence[Expression]) -> Any:

@@ -317,7 +317,7 @@ def _apply(
 ) -> Expression | None:
     """The expression of an operation's result; None where it has no rule."""
     sources = _random(args, kwargs)
-    if not result.numel():
+    if not result.numel() and not any(t.expression.choices for t in sources):
         return Expression.constant(result)
     if name in MOVES and len(sources) == 1 and sources[0] is args[0] and not sources[0].expression.opacity:
         return moved(sources[0].expression, lambda places: _called(func, args, kwargs, [places]))
@@ -407,11 +407,9 @@ def _of(parents: list[Expression]) -> str:
 
 def _number_error(operation: str, parents: list[Expression]) -> LatentValueError:
     return LatentValueError(
-        f"Expected tensor operations on {_of(parents)}; got {operation}, which needs its value as a number. "
-        f"Coordinate ascent "
-        "knows the distribution of a latent, not a value. Keep it a tensor: instead of branching on it, use "
-        "torch.where "
-        "with an enumerated discrete site."
+        f"Expected tensor operations on {_of(parents)}; got {operation}, which needs its value as a number. Coordinate "
+        "ascent knows the distribution of a latent, not a value. Keep it a tensor: instead of branching on it, use "
+        "torch.where(z > 0, a, b) with a discrete site z."
     )
 
 

@@ -71,6 +71,7 @@ def _joints(
     }
     for group in program.joints:
         if group.is_by_elements:
-            how = "exact joint of its elements with those of " + ", ".join(s.name for s in group.sites)
+            others = ", ".join(s.name for s in group.sites)
+            how = "exact joint of its elements" + (f" with those of {others}" if len(group.sites) > 1 else "")
             found |= {s.name: ("-", "exact", how + ", enumerated and eliminated one by one") for s in group.sites}
     return found
