@@ -57,6 +57,7 @@ from .objective.data import (
     joined_mask,
     mean_over,
     placeholder_distribution,
+    seen_data,
     support_of,
 )
 from .rules import RandomDistribution, expected_log_density, family_class, random_arguments, unwrap
@@ -327,7 +328,10 @@ class RecordMessenger(Messenger):
             if location is not None:
                 self.locations[msg["name"]] = location
         elif location is not None and msg["value"].is_floating_point():
-            self._measure(location, msg["value"])
+            masks = [msg["mask"], *unwrap(msg["fn"])[2]]
+            mask = joined_mask([m for m in masks if not isinstance(m, RandomTensor)], self.like.device)
+            seen = msg["value"] if mask is False else seen_data(msg["value"], mask, len(msg["fn"].event_shape))
+            self._measure(location, seen)
 
     def _measure(self, location: _Location, value: Tensor) -> None:
         """Give the latent in a location the mean of a value, and go on from there to the latent's own location.

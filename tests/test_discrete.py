@@ -648,3 +648,24 @@ def test_an_event_of_discrete_latents_is_an_error_that_says_where_to_put_them() 
 
     with pytest.raises(NotConjugateError, match=r"one by one; got site 'g', an event of several.*pyro\.plate"):
         fitted(model)
+
+
+@pytest.mark.parametrize("init", [0, 1, None])
+def test_a_start_does_not_see_what_a_mask_hides(init: int | None) -> None:
+    lengths, states = torch.tensor([20, 9, 14]), torch.bernoulli(torch.full((3, 20), 0.15)).cumsum(1).long() % 2
+    x = 3.0 * states + 0.5 * torch.randn(3, 20)
+    shown = torch.arange(20) < lengths[:, None]
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("state", 2):
+            transition = sample("transition", dist.Dirichlet(number(2.0, 2.0)))
+            loc, precision = sample("loc", dist.Normal(0.0, 10.0)), sample("precision", dist.Gamma(2.0, 1.0))
+        z: Any = None
+        with pyro.plate("sequence", 3):
+            for t in pyro.markov(range(20)):
+                with poutine.mask(mask=shown[:, t]):
+                    z = sample(f"z{t}", dist.Categorical(number(0.5, 0.5) if z is None else transition[z]))
+                    sample(f"x{t}", dist.Normal(loc[z], precision[z].rsqrt()), obs=x[:, t])
+
+    found = [fitted(model, torch.where(shown, x, hidden), init=init).elbo() for hidden in (0.0, 50.0)]
+    assert found[1] == pytest.approx(found[0], abs=1e-6)

@@ -211,9 +211,15 @@ def check_plates(
             )
 
 
+def seen_data(value: Tensor, mask: Tensor | None, event_dim: int) -> Tensor:
+    """Floating data with NaN in place of what a mask over its batch dimensions hides, or what is not finite."""
+    value = torch.where(value.isfinite(), value, torch.nan)
+    return value if mask is None else torch.where(mask.reshape(mask.shape + (1,) * event_dim), value, torch.nan)
+
+
 def mean_over(value: Tensor, axes: tuple[Any, ...]) -> Tensor:
     """The mean of finite data over every dimension that the axes do not run along; size 1 where they gather."""
-    value = torch.where(value.isfinite(), value, torch.nan)
+    value = seen_data(value, None, 0)
     labels = [a for a in axes if _runs_along(a, value)]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
     mean = value.double().nanmean(gone) if gone else value.double()

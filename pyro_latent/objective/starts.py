@@ -23,7 +23,7 @@ from ..families import Natural
 from ..families.beta import Beta
 from ..families.dirichlet import Dirichlet
 from .blocks import Block, BlockKey
-from .data import ends_in_simplex
+from .data import ends_in_simplex, seen_data
 from .modes import on_edge
 from .posterior import natural_of
 from .program import Program
@@ -382,11 +382,14 @@ def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
         value = program.recording.observations.get(factor.site)
         if value is None or site.name not in factor.layout.names or not value.is_floating_point():
             continue
-        event = program.recording.scored[factor.site].event_dim
+        scored = program.recording.scored[factor.site]
+        event = scored.event_dim
         batch = value.ndim - event
+        value = seen_data(value, scored.mask, event)
         if batch >= depth and all(value.shape[p.dim - event] == p.size for p in site.plates):
             rows = value.movedim([d - event for d in sorted(dims)], list(range(depth)))
-            columns.append(torch.nan_to_num(rows.reshape(rows.shape[:depth].numel(), -1)))
+            rows = rows.reshape(rows.shape[:depth].numel(), -1)
+            columns.append(torch.where(rows.isfinite(), rows, torch.nan_to_num(rows.nanmean(0))))
     return torch.cat(columns, 1) if columns else None
 
 
