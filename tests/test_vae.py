@@ -8,6 +8,7 @@ import gzip
 import math
 import os
 import pickle
+import re
 import signal
 import struct
 import subprocess
@@ -1102,7 +1103,7 @@ def test_a_process_that_is_killed_by_a_signal_resumes(tmp_path: Path) -> None:
         ({"kl_weight": anneal_linearly(20)}, r"kl_weight = 0\.0 at step 0 .* got one with 1\.0"),
         ({"validation": torch.zeros(2, 8, 8)}, r"the same validation .* got one with no validation images"),
     ],
-    ids=str,
+    ids=lambda value: re.sub(" at 0x[0-9a-f]+", "", str(value)),  # the same in every worker
 )
 def test_a_checkpoint_of_another_run_is_an_error(
     change: dict[str, Any], message: str, tmp_path: Path, digits: Tensor

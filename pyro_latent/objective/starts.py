@@ -35,6 +35,8 @@ Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], An
 #: Locations start at most this many units from their prior's mean, so that a vague prior does not throw them far away.
 _LARGEST_SPREAD = 1.0
 _LLOYD_STEPS = 10
+#: How far a drawn value of a discrete site in mean field is from certain at the start.
+_DOUBT = 0.2
 
 
 def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, dict[str, Tensor]]:
@@ -160,9 +162,14 @@ def fresh_blocks(program: Program, state: State, keys: Collection[BlockKey]) -> 
 
 
 def _discrete_start(program: Program, block: Block, given: Any, generator: torch.Generator, restarts: int) -> Natural:
-    """A discrete site in mean field at the user's responsibilities, or at a draw, which tells its elements apart."""
+    """A discrete site in mean field at the user's responsibilities, or near drawn values, which tell its elements
+    apart.
+    """
     site = program.recording.discrete[block.sites[0].name]
     probs = _responsibilities(program, site, given, None, generator, restarts)
+    if given is None:
+        drawn = torch.nn.functional.one_hot(probs.argmax(-1), site.cardinality).to(probs)
+        probs = (1 - _DOUBT) * drawn + _DOUBT / site.cardinality
     lead = len(block.batch_shape) + 2 - probs.ndim
     probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:])
     return block.family.from_params({"probs": probs.expand(-1, *block.batch_shape, -1).clone()})
