@@ -579,7 +579,10 @@ class Writer:
         contexts = [p.name for p in plates]
         self.chance.shuffle(contexts)
         shape = Variable(name, "", tuple(plates)).shape
-        if self.flip(0.1) and "Wishart" not in distribution:  # whose posterior without a prior can be degenerate
+        # Without a prior the posterior of a precision can be degenerate: of a matrix, or of one datum in float32.
+        narrow = "torch.float32" in (self.data_dtype, self.default)
+        degenerate = "Wishart" in distribution or (narrow and not obs and "Gamma(" in distribution)
+        if self.flip(0.1) and not degenerate:
             mask = f"torch.tensor({self._nested(shape, lambda: str(self.flip(0.6)))})"
             if self.flip(0.5):
                 contexts.append(f"poutine.mask(mask={mask})")

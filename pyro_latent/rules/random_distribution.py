@@ -88,6 +88,8 @@ class RandomDistribution(TorchDistribution):
 _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
 
 
+#: Data of at most so many numbers are squared in float64.
+_FEW = 2**16
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
@@ -234,7 +236,8 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
 
 
 def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
-    symbol = as_expression(value, like)
+    small = not isinstance(value, Tensor) or value.numel() <= _FEW
+    symbol = as_expression(value, like.double() if small else like)  # squares of data lose digits, and cancel
     assert symbol is not None
     return rule_of(family_class(base))(arguments_of(base, like), symbol).polynomial()
 
