@@ -663,7 +663,8 @@ def test_a_start_does_not_see_what_a_mask_hides(init: int | None) -> None:
         z: Any = None
         with pyro.plate("sequence", 3):
             for t in pyro.markov(range(20)):
-                with poutine.mask(mask=shown[:, t]):
+                seen: Any = shown[:, t]
+                with poutine.mask(mask=seen):
                     z = sample(f"z{t}", dist.Categorical(number(0.5, 0.5) if z is None else transition[z]))
                     sample(f"x{t}", dist.Normal(loc[z], precision[z].rsqrt()), obs=x[:, t])
 
