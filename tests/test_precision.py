@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -106,3 +107,42 @@ def test_pieces_in_float32_have_the_elbo_of_the_whole() -> None:
     pieces = CAVI(model, AutoConjugate(model, blocks=blocks), memoised=True).run_batches(x.split(1000), epochs=3)
     whole = CAVI(model, AutoConjugate(model, blocks=blocks)).run(x.double())
     assert float(pieces.elbo[-1]) == pytest.approx(float(whole.elbo[-1]), abs=2e-3)
+
+
+def _line(x: Tensor, y: Tensor) -> None:
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    intercept = pyro.sample("intercept", dist.Normal(0.0, 1000.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 100.0))
+    with pyro.plate("n", len(x)):
+        pyro.sample("y", dist.Normal(intercept + slope * x, precision.rsqrt()), obs=y)
+
+
+def _line_data(origin: float) -> tuple[Tensor, Tensor]:
+    x = torch.linspace(-10, 10, 200)
+    noise = torch.randn(200, generator=torch.Generator().manual_seed(0))
+    return origin + x, 3 + 0.5 * x + noise
+
+
+def test_run_that_float32_has_stopped_short_of_the_optimum_has_not_converged() -> None:
+    x, y = _line_data(1e4)
+    with pytest.warns(UserWarning, match="float32 to have the digits"):
+        result = CAVI(_line, AutoConjugate(_line)).run(x, y, max_steps=100)
+    assert not result.converged
+    double = CAVI(_line, AutoConjugate(_line)).run(x.double(), y.double(), max_steps=100)
+    assert not double.converged
+    assert float(double.elbo.diff()[-1]) > 0
+
+
+@pytest.mark.parametrize("tol", [1e-8, 1e-4])
+def test_run_in_float32_converges_where_its_digits_suffice(tol: float) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert CAVI(_line, AutoConjugate(_line)).run(*_line_data(30.0), max_steps=1000, tol=tol).converged
+
+
+@pytest.mark.parametrize(("model", "blocks"), [c for c in _CASES if c[0] is not _mixture])
+def test_runs_in_float32_converge(model: Callable[..., Any], blocks: Any) -> None:
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        result = CAVI(model, AutoConjugate(model, blocks=blocks)).run(_clusters(2000), max_steps=300)
+    assert result.converged

@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from os import PathLike
@@ -44,7 +45,8 @@ class CAVIResult:
             rounding, relative to the sum of its terms' absolute values (or to 1, if that is more): 1e-9 of it for data
             in float64, 1e-4 in float32. On minibatches it is an unbiased estimate at each step, and with
             ``memoised=True`` the exact ELBO of the pieces seen so far.
-        converged: whether the last sweep (or pass over pieces) raised it by no more than the tolerance.
+        converged: whether the last sweep (or pass over pieces) raised it by no more than the tolerance, and not only
+            because float32 lacks the digits to raise it.
         num_steps: the number of steps.
         restarts: the last ELBO of every start; the best one is the guide's. It is −∞ for a start that was dropped.
         dropped: by the number of each start that was dropped, the error that its updates ended in, while others went
@@ -56,6 +58,11 @@ class CAVIResult:
     num_steps: int
     restarts: Tensor
     dropped: Mapping[int, str] = field(default_factory=dict)
+
+
+#: A run in float32 has not converged if one sweep in float64 raises its ELBO by more than this, or than the
+#: tolerance if that is more, relative to the ELBO or to 1.
+_LEAST_RISE = 1e-6
 
 
 def _place(block: Block) -> tuple[bool, bool, bool, int, int]:
@@ -241,7 +248,23 @@ class CAVI:
                 converged = exact and _has_settled(history, tol)
         if history and not self.guide.has_program:  # a finished run was loaded
             self.guide.program(*args, **kwargs)
-        return self._result(history, converged)
+        return self._result(history, converged and not self._lacks_digits(history[-1], tol))
+
+    def _lacks_digits(self, elbo: list[float], tol: float) -> bool:
+        """Whether a run in float32 has stopped because its updates are rounded, not because it is at an optimum."""
+        memory = self._memory
+        if memory is None or memory.program.recording.dtype == torch.float64:
+            return False
+        rise = float(memory.program.rise_unrounded(self.guide.state, memory.bound.held).max())
+        if rise <= max(_LEAST_RISE, tol) * max(1.0, abs(max(elbo))):
+            return False
+        warnings.warn(
+            f"Expected float32 to have the digits for this fit; got an ELBO that one sweep in float64 raises by "
+            f"{rise:.3g} nats, so it has not converged. Subtract the means of data and of columns of a design, and "
+            "divide by their spread, or write x.double().",
+            stacklevel=3,
+        )
+        return True
 
     def run_batches(
         self,
