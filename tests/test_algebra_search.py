@@ -56,6 +56,8 @@ def mismatch(expression: Expression, expected: Tensor, values: dict[str, Tensor]
     try:
         found = expression.evaluate(values)
     except torch.linalg.LinAlgError:  # no inverse at these values, where torch may have given one that is no number
+        if expected.isnan().any():
+            return None
         found = torch.full(expected.shape, torch.nan, dtype=torch.float64)
     singular = found.isneginf() & (expected < -30)  # a determinant that is zero but for rounding
     known = ~expected.isnan() & ~singular

@@ -278,10 +278,14 @@ class Factor:
         return self.power % 2 != 1 or (self.function == "x" and self.variable.nonnegative)
 
     def raised(self, exponent: float) -> Factor | None:
-        """The factor to a power; None where that would drop the absolute value in ``(x**2) ** 0.5``."""
+        """The factor to a power; None where that would drop the absolute value in ``(x**2) ** 0.5``, or the zero in
+        ``(1 / x.log()) ** 0.5`` at 0.
+        """
         power = self.power * exponent
         even = self.power % 2 == 0 and not (self.function == "x" and self.variable.nonnegative)
-        return None if even and exponent % 1 != 0 and power % 2 != 0 else replace(self, power=power)
+        drops_sign = even and power % 2 != 0
+        drops_zero = self.function == "log" and self.power < 0
+        return None if exponent % 1 != 0 and (drops_sign or drops_zero) else replace(self, power=power)
 
     def reads_whole(self, shape: Sequence[int]) -> bool:
         """Whether the last axes read all of the variable's last dimensions, in order, along the result's last ones.
