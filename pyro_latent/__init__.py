@@ -4,6 +4,8 @@ from . import handlers
 from .arviz import to_arviz
 from .checks import check_updates
 from .errors import (
+    ArgumentError,
+    ArgumentTypeError,
     CheckpointError,
     DataError,
     ElboDecreaseError,
@@ -25,6 +27,8 @@ __version__ = "0.1.0"
 __all__ = [
     "CAVI",
     "EM",
+    "ArgumentError",
+    "ArgumentTypeError",
     "AutoConjugate",
     "CAVIResult",
     "CheckpointError",

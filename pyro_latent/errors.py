@@ -14,6 +14,14 @@ class PyroLatentError(Exception):
     """Base of the library's own errors."""
 
 
+class ArgumentError(PyroLatentError, ValueError):
+    """An argument has a value that makes no sense: it names the argument, and the values that do."""
+
+
+class ArgumentTypeError(PyroLatentError, TypeError):
+    """An argument is of a type that cannot be used: it names the argument, and the types that can."""
+
+
 class NotConjugateError(PyroLatentError):
     """A site whose coordinate update has no closed form: it names the site, the operation, and the parent."""
 
@@ -64,10 +72,10 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
         least: the smallest count that makes sense.
 
     Raises:
-        ValueError: if it is no integer, or below ``least``; with what to write.
+        ArgumentError: if it is no integer, or below ``least``; with what to write.
     """
     if is_count(value, least):
         return int(value)
     whole = isinstance(value, float) and value.is_integer() and value >= least
     advice = f"{name}={int(value)}" if whole else f"{name}={least} or more"
-    raise ValueError(f"Expected {name} to be an integer of at least {least}; got {value!r}. Write {advice}.")
+    raise ArgumentError(f"Expected {name} to be an integer of at least {least}; got {value!r}. Write {advice}.")
