@@ -14,7 +14,8 @@ from .errors import ModelError
 from .families import Natural
 from .guide import AutoConjugate
 from .infer.sweep import Call, Sweep
-from .objective import Block, DiscreteSite, responsibilities
+from .objective import Block, responsibilities
+from .recording import DiscreteSite
 
 _NEWTON_LIKE_STEPS = 200
 #: By dtype, what rounding alone may put between two right updates, and between two bounds of one size.

@@ -25,18 +25,14 @@ from torch.distributions import transform_to
 from .errors import DataError, ModelError
 from .families import FAMILIES, JOINT_FAMILIES, Natural
 from .families.point import Point
-from .handlers import record
 from .objective import (
     Block,
     BlockKey,
     DependentElements,
-    DiscreteSite,
     Init,
     Means,
-    Plate,
     Posteriors,
     Program,
-    Recording,
     State,
     discrete_distribution,
     explain,
@@ -47,7 +43,7 @@ from .objective import (
     responsibilities,
     shaped,
 )
-from .snapshot import Snapshot
+from .recording import DiscreteSite, Plate, Recording, Snapshot, record
 
 
 class _Call:
@@ -309,7 +305,7 @@ class AutoConjugate(AutoGuide):
 
     def doubt(self) -> None:
         """Have the next step record the model anew: drivers do so at the start of a run, for a model may read what no
-        :class:`~pyro_latent.snapshot.Snapshot` sees.
+        :class:`~pyro_latent.recording.Snapshot` sees.
         """
         self._doubted = True
 

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "tables"},
-    {"checkpoint", "distributions", "reparam_distributions", "reparam_rows", "reparameterization", "snapshot"},
+    {"checkpoint", "distributions", "reparam_distributions", "reparam_rows", "reparameterization"},
     {"families"},
     {"expressions"},
     {"rules"},
+    {"recording"},
     {"objective"},
-    {"handlers", "verification"},
+    {"handlers"},
     {"guide"},
     {"particles"},
     {"infer"},

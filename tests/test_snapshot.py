@@ -16,7 +16,7 @@ from pyro.nn import PyroModule
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.snapshot import Snapshot, checksum
+from pyro_latent.recording.snapshot import Snapshot, checksum
 
 _SETTING: dict[str, Tensor] = {}
 

@@ -15,7 +15,6 @@ from ..objective import (
     Block,
     BlockKey,
     Bound,
-    DiscreteSite,
     Held,
     Means,
     Posteriors,
@@ -26,6 +25,7 @@ from ..objective import (
     responsibilities,
     taken,
 )
+from ..recording import DiscreteSite
 
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-7}

@@ -14,7 +14,6 @@ from .posterior import (
     shaped,
 )
 from .program import Bound, Held, Program, taken
-from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .starts import Init, fresh_blocks, initial_state
 from .summands import Means, State, Summand
 from .summaries import Summary, summarize
@@ -24,16 +23,11 @@ __all__ = [
     "BlockKey",
     "Bound",
     "DependentElements",
-    "DiscreteSite",
     "Held",
     "Init",
-    "LatentSite",
     "Means",
-    "Plate",
     "Posteriors",
     "Program",
-    "Recording",
-    "ScoredSite",
     "State",
     "Summand",
     "Summary",

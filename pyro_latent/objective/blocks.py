@@ -16,8 +16,7 @@ from ..errors import NotConjugateError
 from ..families import FAMILIES, JOINT_FAMILIES, Family, Mean, Natural, Params, family_of
 from ..families.finite import Finite
 from ..families.point import Point
-from .data import base_constraint
-from .recording import DiscreteSite, LatentSite, Recording
+from ..recording import DiscreteSite, LatentSite, Recording, base_constraint
 
 BlockKey = str | tuple[str, ...]
 

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..expressions import Expression
 from ..expressions.terms import Axis, Choice, Constant, Factor, Gather, Term, Variable, fresh_label, read
+from ..recording import DiscreteSite, Recording, ScoredSite
 from .joints import Layout, Reading
-from .recording import DiscreteSite, Recording, ScoredSite
 
 #: log 0 in a density of a mean-field discrete site, whose probability of such a value is exactly zero with it.
 _LOG_ZERO = -1e30

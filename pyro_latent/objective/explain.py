@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import NotConjugateError, PyroLatentError
+from ..recording import Recording
 from .blocks import make_blocks
 from .expectation import expect
 from .program import Program, usable_terms
-from .recording import Recording
 
 _EXACT = ("-", "exact", "enumerated and eliminated, given the other blocks")
 

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from ..expressions.terms import axis_labels, contract, read
+from ..recording import DiscreteSite
 from .expectation import Moment
 from .joints import Layout, Reading
-from .recording import DiscreteSite
 from .summands import START, Means, Summand, labels_of, read_moment
 
 

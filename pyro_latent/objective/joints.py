@@ -19,8 +19,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..expressions.terms import Axis, Gather, axis_labels, read
+from ..recording import DiscreteSite
 from .elimination import NotNestedError, Plan, Scope, Variable
-from .recording import DiscreteSite
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.

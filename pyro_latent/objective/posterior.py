@@ -16,9 +16,9 @@ from torch import Tensor
 from ..errors import ModelError
 from ..families import Natural, Params
 from ..families.finite import Finite
+from ..recording import DiscreteSite
 from .blocks import Block, BlockKey
 from .program import Program, standard_params
-from .recording import DiscreteSite
 from .summands import Means, State
 
 #: Draws behind the quantiles of distributions whose quantiles have no closed form.

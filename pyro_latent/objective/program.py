@@ -25,6 +25,7 @@ from ..expressions import Expression
 from ..expressions.terms import Axis, Constant, Term, Variable, contract, fresh_label, is_position
 from ..families import Mean, Natural, Params
 from ..families.point import VALUE, Point, PointMean
+from ..recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .blocks import Block, BlockKey, discrete_block, make_blocks
 from .densities import Part as DensityPart
 from .densities import conflicts, is_finite, live_elements, masked, parts_of, with_indicators
@@ -33,7 +34,6 @@ from .expectation import ExpectedTerm, expect
 from .factors import DiscreteFactor, features_of, joint_probabilities, make_piece, over_places, place, product_of
 from .joints import Joint, TooLargeError, connected
 from .modes import Part, mode
-from .recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .summands import Means, State, Summand, canonical, cast, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.

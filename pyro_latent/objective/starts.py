@@ -22,12 +22,11 @@ from ..errors import ModelError, NaturalDomainError
 from ..families import Natural
 from ..families.beta import Beta
 from ..families.dirichlet import Dirichlet
+from ..recording import DiscreteSite, LatentSite, ends_in_simplex, seen_data
 from .blocks import Block, BlockKey
-from .data import ends_in_simplex, seen_data
 from .modes import on_edge
 from .posterior import natural_of
 from .program import Program
-from .recording import DiscreteSite, LatentSite
 from .summands import Means, State
 
 Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], Any]

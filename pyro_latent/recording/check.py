@@ -12,8 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .errors import RecordingError
-from .objective import Recording, ScoredSite
+from ..errors import RecordingError
+from .sites import Recording, ScoredSite
 
 #: How far two densities may be apart, relative to the sum of the absolute values of their terms.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}

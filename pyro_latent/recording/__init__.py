@@ -1,0 +1,20 @@
+"""A model run once with random tensors at its latents: its sites, and the log density of each as an expression."""
+
+from .data import seen_data
+from .run import record
+from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
+from .snapshot import Snapshot
+from .supports import base_constraint, ends_in_simplex
+
+__all__ = [
+    "DiscreteSite",
+    "LatentSite",
+    "Plate",
+    "Recording",
+    "ScoredSite",
+    "Snapshot",
+    "base_constraint",
+    "ends_in_simplex",
+    "record",
+    "seen_data",
+]

@@ -1,0 +1,128 @@
+"""Whether observed data fits its site: shapes, plates, masks, and values inside the support."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError
+from ..expressions import RandomTensor
+from ..rules import unwrap, unwrap_masks
+from .sites import Plate
+from .supports import feasible, is_bound_by_latent, placeholder_distribution
+
+
+def joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
+    """The conjunction of masks: None for all true, False for all false."""
+    joined: Tensor | None = None
+    for mask in masks:
+        if mask is None or mask is True:
+            continue
+        if mask is False:
+            return False
+        joined = mask.to(device) if joined is None else joined & mask
+    return joined
+
+
+def check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) -> None:
+    """Observed data has the event's shape and fits its plates.
+
+    Raises:
+        DataError: if it does not.
+    """
+    event = len(fn.event_shape)
+    batch = value.shape[: value.ndim - event]
+    if value.ndim < event or value.shape[value.ndim - event :] != fn.event_shape:
+        raise DataError(
+            f"Expected data at site {name!r} of shape {tuple(fn.batch_shape)} + {tuple(fn.event_shape)}; got "
+            f"{tuple(value.shape)}."
+        )
+    if not isinstance(value, RandomTensor):
+        check_plates(name, batch, plates, "observed", value.shape)
+
+
+def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
+    """Observed data, with the elements that a mask hides replaced by one that it does not.
+
+    Raises:
+        DataError: if what is left is not finite, outside the support, complex, of half precision, or of the wrong event
+            shape.
+    """
+    if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
+        return value
+    if value.is_complex():
+        raise DataError(
+            f"Expected real data at site {name!r}; got {value.dtype}. Give its real and imaginary parts as two "
+            "elements of an event: torch.view_as_real(x)."
+        )
+    if value.dtype in (torch.float16, torch.bfloat16):
+        raise DataError(
+            f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
+        )
+    event = fn.event_shape
+    value = value.detach()
+    for cells in unwrap_masks(fn)[3]:
+        shape = torch.broadcast_shapes(cells.shape, value.shape)
+        seen = value.expand(shape)[cells.expand(shape)]
+        value = torch.where(cells, value, seen[0] if len(seen) else torch.ones((), dtype=value.dtype))
+    if mask is not None:
+        shape = torch.broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
+        shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
+        full = value.expand(shape + event)
+        kept = full[mask.expand(shape)]
+        filler = kept[0] if len(kept) else feasible(fn.support, event, full)
+        inside = placeholder_distribution(fn).support.check(full)
+        usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
+        usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
+        value = torch.where(shown | usable, full, filler.to(full.dtype))
+    wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
+    if wrong:
+        raise DataError(
+            f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. "
+            "Remove them, or hide them with obs_mask= or poutine.mask."
+        )
+    if is_bound_by_latent(unwrap(fn)[0]):
+        return value  # its density says which values of the latent allow it
+    support = placeholder_distribution(fn).support
+    inside = support.check(value)
+    if not bool(inside.all()):
+        bad = int((~inside).sum())
+        raise DataError(
+            f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it."
+        )
+    return value
+
+
+def check_plates(
+    name: str,
+    shape: torch.Size,
+    plates: tuple[Plate, ...],
+    kind: str,
+    shown: torch.Size | None = None,
+) -> None:
+    """Every dimension of a batch shape belongs to a plate; errors print the shape ``shown``."""
+    shown = shape if shown is None else shown
+    sizes = {plate.dim: plate.size for plate in plates}
+    for i, n in enumerate(shape):
+        dim = i - len(shape)
+        if n == 1:
+            continue
+        if dim not in sizes:
+            raise DataError(
+                f"Expected every batch dimension of the {kind} site {name!r} to be in a plate; got shape "
+                f"{tuple(shown)}, whose dimension {dim} of size {n} is in none. Declare it with pyro.plate, or make it "
+                "part of the event with .to_event()."
+            )
+        if n != sizes[dim]:
+            raise DataError(
+                f"Expected size {sizes[dim]} along the plate at dimension {dim} of the {kind} site {name!r}; got "
+                f"shape {tuple(shown)}."
+            )
+
+
+def seen_data(value: Tensor, mask: Tensor | None, event_dim: int) -> Tensor:
+    """Floating data with NaN in place of what a mask over its batch dimensions hides, or what is not finite."""
+    value = torch.where(value.isfinite(), value, torch.nan)
+    return value if mask is None else torch.where(mask.reshape(mask.shape + (1,) * event_dim), value, torch.nan)

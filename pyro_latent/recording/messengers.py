@@ -1,0 +1,419 @@
+"""The two runs of a model that make a recording: one learns its structure, the next writes its densities down.
+
+Both put random tensors at the latents. What the second one needs to know beforehand (the dtype of the data, the
+constants that locations are measured from, the subsamples that were drawn) is found by the first.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import replace
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.distributions import constraints
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ..errors import DataError, ModelError, NotConjugateError
+from ..expressions import Expression, RandomTensor
+from ..rules import RandomDistribution, expected_log_density, family_class, unwrap
+from .data import check_plates, check_shape, checked_data, joined_mask
+from .origins import Origins, is_part, origin_for
+from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
+from .supports import (
+    base_constraint,
+    dtypes_of,
+    ends_in_simplex,
+    feasible,
+    is_discrete,
+    is_nonnegative,
+    placeholder_distribution,
+    support_of,
+)
+
+
+class SymbolMessenger(Messenger):
+    """Puts random tensors at the latents and parameters of a model, and keeps to one subsample of each plate.
+
+    To implement one: ``_site(msg, plates)`` takes each site in once it has its value, ``_parameter(site)`` each
+    parameter.
+
+    Args:
+        like: an empty tensor of the dtype and device that latents have.
+        subsamples: by plate, the indices that an earlier run drew.
+        is_first: whether no guide has been fitted, so that it matters where the model starts its parameters.
+    """
+
+    def __init__(self, like: Tensor, subsamples: Mapping[str, Tensor], is_first: bool) -> None:
+        super().__init__()
+        self.like = like
+        self.subsamples = dict(subsamples)
+        self.is_first = is_first
+        self.observations: dict[str, Tensor] = {}
+        self.nesting = 0
+        self.redraws = False
+        self.declares_size = False
+
+    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+        raise NotImplementedError
+
+    def _parameter(self, site: LatentSite) -> None:
+        raise NotImplementedError
+
+    def _latent_like(self, fn: Any) -> Tensor:
+        """An empty tensor of the dtype and device of a latent."""
+        return self.like
+
+    def _origin(self, name: str, shape: torch.Size) -> Tensor | None:
+        """The constant that a latent is measured from."""
+        return None
+
+    def _is_point(self, msg: Any) -> bool:
+        return msg["infer"].get("estimate") == "point"
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self._subsample(msg)
+            return
+        if msg["is_observed"] or msg["done"]:
+            return
+        msg["value"] = _discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
+        msg["done"] = True
+
+    def _subsample(self, msg: Any) -> None:
+        """Every run of one recording sees the same subsample."""
+        size, is_given = msg["fn"].subsample_size, msg["value"] is not None
+        self.declares_size |= size is not None or is_given
+        if is_given or msg["done"]:
+            return
+        self.redraws |= size is not None and size < msg["fn"].size
+        if msg["name"] in self.subsamples:
+            msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+
+    def _symbol(self, msg: Any) -> RandomTensor:
+        """The latent as a random tensor, measured from its origin."""
+        name, fn = msg["name"], msg["fn"]
+        shape = fn.batch_shape + fn.event_shape
+        value = feasible(fn.support, shape, self._latent_like(fn))
+        if self._is_point(msg):
+            return _point_symbol(name, value, fn.support, None)
+        return RandomTensor(value, _measured(_latent(name, value, fn.support, False), self._origin(name, shape)))
+
+    def _pyro_param(self, msg: Any) -> None:
+        """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
+        if msg["value"] is not None:  # poutine.substitute says what it is
+            return
+        name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
+        store = pyro.get_param_store()
+        own = _own_value(msg) if self.is_first or name not in store else None
+        unconstrained: Tensor | None = None
+        if name in store:
+            unconstrained, value = store._params[name], store[name].detach()
+            _check_stored(name, value, own, constraint)
+            constraint = store._constraints[name]
+        elif own is None:
+            return
+        else:
+            value = own
+        site = LatentSite(
+            name,
+            dist.Delta,
+            value.shape,
+            torch.Size(),
+            (),
+            1.0,
+            None,
+            origin=self._origin(name, value.shape),
+            point=value,
+            constraint=constraint,
+            is_param=True,
+            own_point=None if own is None else own.to(self.like),
+            module_value=unconstrained if isinstance(unconstrained, torch.nn.Parameter) else None,
+        )
+        self._parameter(site)
+        msg["value"] = _point_symbol(name, value.to(self.like), constraint, site.origin)
+        msg["done"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg):
+            self.subsamples[msg["name"]] = msg["value"]
+            return
+        _check_frames(msg["cond_indep_stack"], msg["name"])
+        frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
+        self.nesting = max([self.nesting, *(-f.dim for f in frames)])
+        if msg["infer"].get("_deterministic"):
+            return
+        plates = tuple(self._plate(f) for f in frames)
+        if msg["is_observed"]:
+            _check_observed(msg, plates)
+        self._site(msg, plates)
+
+    def _plate(self, frame: Any) -> Plate:
+        subsample = self.subsamples.get(frame.name) if is_part(frame) else None
+        full = frame.size if frame.full_size is None else frame.full_size
+        return Plate(frame.name, frame.dim, frame.size, full, subsample)
+
+
+class StructureMessenger(SymbolMessenger):
+    """The first run: it finds the dtypes, the depth of the plates, the subsamples, the origins, and what is marked."""
+
+    def __init__(self, like: Tensor, is_first: bool) -> None:
+        super().__init__(like, {}, is_first)
+        self.dtypes: set[torch.dtype] = set()
+        self.origins = Origins()
+        self.marked: dict[str, bool] = {}
+
+    def _latent_like(self, fn: Any) -> Tensor:
+        """The dtype of a latent is that of its prior, while that of the data is not known."""
+        return self.like.double() if torch.float64 in dtypes_of(placeholder_distribution(fn)) else self.like
+
+    def _parameter(self, site: LatentSite) -> None:
+        assert site.point is not None
+        self.dtypes.add(site.point.dtype)
+        self.origins.add_parameter(site.name, base_constraint(site.constraint) is constraints.real)
+
+    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+        name = msg["name"]
+        self.marked.setdefault(name, _is_marked(msg))
+        self.dtypes |= dtypes_of(placeholder_distribution(msg["fn"]))
+        if msg["is_observed"]:
+            self.observations[name] = msg["value"]
+        self.origins.add_site(msg, self.like.device)
+
+
+class RecordMessenger(SymbolMessenger):
+    """The second run: it writes down every site, and its log density as an expression in the latents.
+
+    Args:
+        like: an empty tensor of the dtype and device of the data.
+        origins: by site, the constant that it is measured from.
+        point: sites that get a point estimate, beside those that ask for it.
+        rescale: whether the scales of sites hold those of subsampled plates.
+        marked: by discrete site, whether the model asked for its enumeration in an earlier run.
+        subsamples, is_first: as in :class:`SymbolMessenger`.
+    """
+
+    def __init__(
+        self,
+        like: Tensor,
+        origins: Mapping[str, Tensor],
+        point: Collection[str],
+        rescale: bool,
+        marked: Mapping[str, bool],
+        subsamples: Mapping[str, Tensor],
+        is_first: bool = False,
+    ) -> None:
+        super().__init__(like, subsamples, is_first)
+        self.origins = origins
+        self.point = point
+        self.rescale = rescale
+        self.marked = marked
+        self.latents: dict[str, LatentSite] = {}
+        self.discrete: dict[str, DiscreteSite] = {}
+        self.scored: dict[str, ScoredSite] = {}
+        self.numbers = 0  # how many the distributions of a run would hold
+
+    def _origin(self, name: str, shape: torch.Size) -> Tensor | None:
+        return origin_for(self.origins, name, shape)
+
+    def _is_point(self, msg: Any) -> bool:
+        return super()._is_point(msg) or msg["name"] in self.point
+
+    def _parameter(self, site: LatentSite) -> None:
+        assert site.point is not None
+        self.latents[site.name] = replace(site, point=site.point.to(self.like))
+
+    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+        name, fn, value = msg["name"], msg["fn"], msg["value"]
+        if not self.rescale:
+            msg["scale"] = msg["scale"] / math.prod(p.full_size / p.size for p in plates)
+        masks = [msg["mask"], *unwrap(fn)[2]]
+        _check_weights(name, msg["scale"], masks)
+        mask = joined_mask(masks, self.like.device)
+        if mask is False and msg["is_observed"]:
+            return
+        mask = torch.tensor(False, device=self.like.device) if mask is False else mask
+        if msg["is_observed"]:
+            self.observations[name] = value
+            value = checked_data(name, fn, value, mask)
+        elif is_discrete(fn):
+            self._discrete(msg, plates, mask)
+        else:
+            self._latent(msg, plates, mask)
+        self._score(msg, value, plates, mask)
+
+    def _discrete(self, msg: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
+        name, fn = msg["name"], msg["fn"]
+        self.discrete[name] = DiscreteSite(
+            name,
+            family_class(unwrap(fn)[0]),
+            support_of(name, fn),
+            fn.batch_shape,
+            plates,
+            msg["scale"],
+            mask,
+            self.marked.get(name, _is_marked(msg)),
+            msg["infer"].get("update"),
+        )
+
+    def _latent(self, msg: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
+        name, fn, shape = msg["name"], msg["fn"], msg["value"].shape
+        batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
+        check_plates(name, batch, plates, "latent")
+        site = LatentSite(
+            name,
+            family_class(unwrap(fn)[0]),
+            batch,
+            fn.event_shape,
+            plates,
+            msg["scale"],
+            mask,
+            msg["infer"].get("update"),
+            self._origin(name, shape),
+            local=msg["infer"].get("local"),
+        )
+        if self._is_point(msg):
+            site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
+        self.latents[name] = site
+
+    def _score(self, msg: Any, value: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
+        name, fn, event = msg["name"], msg["fn"], len(msg["fn"].event_shape)
+        base = unwrap(fn)[0]
+        arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
+        random = [a for a in arguments if isinstance(a, RandomTensor)]
+        self.numbers += sum(a.numel() for a in random) + msg["value"].numel()
+        density, error = None, None
+        try:
+            density = expected_log_density(fn, value, self.like)
+        except (NotConjugateError, NotImplementedError) as problem:
+            kind_of_error = type(problem) if isinstance(problem, NotConjugateError) else NotConjugateError
+            error = kind_of_error(f"Site {name!r}: {problem}")
+        batch = value.shape[: value.ndim - event]
+        shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
+        check_plates(name, shape, plates, "observed" if msg["is_observed"] else "latent")
+        self.scored[name] = ScoredSite(
+            name,
+            density,
+            shape,
+            plates,
+            msg["scale"],
+            mask,
+            msg["is_observed"],
+            error,
+            family_class(base).__name__,
+            event,
+            frozenset().union(*(a.expression.sites for a in random)),
+        )
+
+
+def _latent(name: str, value: Tensor, support: Any, is_point: bool) -> Expression:
+    """The symbol of a latent or parameter, with what its support says of it."""
+    base = base_constraint(support)
+    return Expression.latent(
+        name,
+        value,
+        simplex=ends_in_simplex(support),
+        is_point=is_point,
+        lower_cholesky=isinstance(base, type(constraints.lower_cholesky)),
+        is_matrix=isinstance(base, type(constraints.positive_definite)),
+        nonnegative=is_nonnegative(support),
+    )
+
+
+def _measured(symbol: Expression, origin: Tensor | None) -> Expression:
+    return symbol if origin is None else symbol + Expression.constant(origin)
+
+
+def _point_symbol(name: str, value: Tensor, support: Any, origin: Tensor | None) -> RandomTensor:
+    """A point estimate as a random tensor, which knows how to compute itself again."""
+    symbol = _measured(_latent(name, value, support, True), origin)
+    return RandomTensor(value, symbol, lambda values, known: values[name])
+
+
+def _discrete_symbol(msg: Any) -> RandomTensor:
+    """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
+    fn = msg["fn"]
+    support = support_of(msg["name"], fn)
+    shape = fn.batch_shape + fn.event_shape
+    return RandomTensor(support[0].expand(shape), Expression.discrete(msg["name"], support, fn.batch_shape))
+
+
+def _is_marked(msg: Any) -> bool:
+    """Whether the model asks for the enumeration of a site."""
+    return msg["infer"].get("enumerate") is not None
+
+
+def _own_value(msg: Any) -> Tensor | None:
+    """Where the model itself starts a parameter; None where it only names it."""
+    if len(msg["args"]) < 2 or msg["args"][1] is None:
+        return None
+    value = msg["args"][1]
+    return (value() if callable(value) else torch.as_tensor(value)).detach()
+
+
+def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: Any) -> None:
+    """A parameter in Pyro's store is the model's own.
+
+    Raises:
+        ModelError: if its shape or its constraint is that of another model.
+    """
+    stored = pyro.get_param_store()._constraints[name]
+    clear = "Write pyro.clear_param_store() before the fit of another model, or give the parameter another name."
+    if own is not None and own.shape != value.shape:
+        raise ModelError(
+            f"Expected the parameter {name!r} of shape {tuple(own.shape)} in Pyro's store; got {tuple(value.shape)}, "
+            f"of another model. {clear}"
+        )
+    if constraint is not constraints.real and repr(constraint) != repr(stored):
+        raise ModelError(
+            f"Expected the parameter {name!r} in {constraint} in Pyro's store; got {stored}, of another model. {clear}"
+        )
+
+
+def _check_frames(frames: Collection[Any], name: str) -> None:
+    """A loop over a plate goes over all of it.
+
+    Raises:
+        ModelError: if it subsamples.
+    """
+    for frame in frames:
+        if not frame.vectorized and is_part(frame):
+            raise ModelError(
+                f"Expected subsampling in a vectorized plate, with pyro.plate(...) as indices; got a loop over "
+                f"{frame.size} of {frame.full_size} in plate {frame.name!r} at site {name!r}."
+            )
+
+
+def _check_observed(msg: Any, plates: tuple[Plate, ...]) -> None:
+    """Data is a tensor, of the event's shape, in its plates.
+
+    Raises:
+        DataError: if it is not.
+    """
+    name, value = msg["name"], msg["value"]
+    if not isinstance(value, Tensor):
+        raise DataError(
+            f"Expected a torch.Tensor as obs= of site {name!r}; got {type(value).__name__}. Convert it: "
+            "torch.as_tensor(data)."
+        )
+    check_shape(name, msg["fn"], value, plates)
+
+
+def _check_weights(name: str, scale: Any, masks: Collection[Any]) -> None:
+    """Scales and masks are constants.
+
+    Raises:
+        NotConjugateError: if one depends on latents.
+    """
+    for kind, value in (("scale", scale), *(("mask", m) for m in masks)):
+        if isinstance(value, RandomTensor):
+            raise NotConjugateError(
+                f"Expected a constant {kind} at site {name!r}; got one that depends on the latents "
+                f"{sorted(value.expression.sites)}. Write torch.where(condition, a, b) in the arguments of its "
+                "distribution."
+            )

@@ -1,0 +1,292 @@
+"""Runs of a model that write its sites and densities down, and leave no trace outside."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+
+from ..errors import DataError, LatentValueError, ModelError
+from ..expressions import RandomTensor
+from ..rules import random_arguments
+from .check import LARGEST_CHECK, check_recording
+from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
+from .sites import Plate, Recording
+
+
+@dataclass(frozen=True)
+class _Model:
+    """A model and the arguments of a call."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any]
+
+    def run(self, messenger: SymbolMessenger) -> None:
+        """Run the model under the messenger."""
+        with _recording_context(messenger.like, random_arguments()), messenger:
+            self.function(*self.args, **self.kwargs)
+
+    def draw(self, like: Tensor, subsamples: Mapping[str, Tensor]) -> Any:
+        """A trace of the model itself; None where it cannot be drawn from, as under an improper prior."""
+        try:
+            with (
+                _recording_context(like, nullcontext()),
+                warnings.catch_warnings(),
+                pyro.validation_enabled(False),
+                _Subsamples(subsamples),
+            ):
+                warnings.simplefilter("ignore")
+                return poutine.trace(self.function).get_trace(*self.args, **self.kwargs)
+        except Exception:  # whatever a draw from a vague prior breaks
+            return None
+
+    def first_guess(self) -> Tensor:
+        """An empty tensor of the dtype and device that the model most likely computes in: its arguments'."""
+        tensors = [item for item in (*self.args, *self.kwargs.values()) if isinstance(item, Tensor)]
+        for item in tensors:
+            if item.dtype in (torch.float32, torch.float64):
+                return item.new_empty(0)
+        return torch.empty(0, device=tensors[0].device if tensors else None)
+
+
+class _Subsamples(Messenger):
+    """Every plate at the subsample that was recorded."""
+
+    def __init__(self, subsamples: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.subsamples = subsamples
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.subsamples:
+            msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+
+
+@contextmanager
+def _recording_context(like: Tensor, arguments: AbstractContextManager[None]) -> Iterator[None]:
+    """Constants in the dtype and on the device of the data, a treatment of random arguments, no gradients, and the
+    random state left as it was.
+    """
+    default = torch.get_default_dtype()
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    devices = [like.device] if like.device.type == "cuda" else []
+    with (
+        arguments,
+        poutine.block(),
+        torch.random.fork_rng(devices),
+        torch.no_grad(),
+        torch.device(like.device) if like.device.type != "cpu" else nullcontext(),
+    ):
+        torch.set_default_dtype(like.dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(default)
+            for name in set(store.keys()) - known:
+                del store[name]
+
+
+def record(
+    model: Callable[..., Any],
+    *args: Any,
+    origins: Mapping[str, Tensor] | None = None,
+    point: Collection[str] = (),
+    known: Collection[str] | None = None,
+    rescale: bool = True,
+    before: Recording | None = None,
+    check: bool = False,
+    **kwargs: Any,
+) -> Recording:
+    """Run a model once, and write down the log density of every site as an expression in its latents.
+
+    Latents are random tensors, discrete ones too. The model's random draws and its parameters
+    leave no trace outside: the global random state and the handlers around are untouched.
+
+    Args:
+        model: a Pyro model; the other arguments are its own.
+        origins: by site, a constant that the latent is measured from, for exact differences from data far from zero;
+            by default the mean of the data that the latent is a location of, or a location of such a location.
+        point: latent sites that get a point estimate, beside the parameters and those with ``infer={"estimate":
+            "point"}``.
+        known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
+        rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
+        before: a recording of the same model with data of the same kind, which saves one of two runs.
+        check: whether to run the model once more, with draws of the latents, and compare the density of every site with
+            Pyro's; not where ``before`` has been, nor where that run would hold more than four million numbers.
+
+    Returns:
+        The recording; sites without a rule hold their error, which is raised when the density is needed.
+
+    Raises:
+        ModelError: if there is no latent site, nothing is observed, or a loop over a plate subsamples.
+        DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
+        LatentValueError: if the model uses a latent's value as a number.
+        RecordingError: if a recorded density is not Pyro's.
+    """
+    call = _Model(model, args, kwargs)
+    messenger = None if before is None else _recorded_as(before, call, origins or {}, point, rescale)
+    own_data: dict[str, Tensor] = {}
+    if messenger is None:
+        structure = _structure_of(call, is_first=origins is None)
+        own_data = structure.origins.own_data
+        guess = structure.like.double() if torch.float64 in structure.dtypes else structure.like
+        messenger = RecordMessenger(
+            _data_like(structure.observations, guess),
+            structure.origins.found if origins is None else origins,
+            point,
+            rescale,
+            structure.marked,
+            structure.subsamples,
+            structure.is_first,
+        )
+        call.run(messenger)
+    else:
+        check = False
+    if known is None:
+        _check_sites(messenger)
+    hidden = _hidden_by_obs_mask(messenger)
+    dropped = {*hidden, *_unknown(messenger, known)}
+    recording = Recording(
+        latents={name: site for name, site in messenger.latents.items() if name not in dropped},
+        discrete={name: site for name, site in messenger.discrete.items() if name not in dropped},
+        scored={name: site for name, site in messenger.scored.items() if name not in dropped},
+        max_plate_nesting=messenger.nesting,
+        dtype=messenger.like.dtype,
+        device=messenger.like.device,
+        observations=messenger.observations,
+        hidden=hidden,
+        redraws=messenger.redraws,
+        rescaled=rescale,
+        declares_size=messenger.declares_size,
+        own_data=own_data,
+    )
+    trace = call.draw(messenger.like, messenger.subsamples) if check and messenger.numbers <= LARGEST_CHECK else None
+    if trace is not None:
+        check_recording(recording, trace)
+    return recording
+
+
+def _structure_of(call: _Model, is_first: bool) -> StructureMessenger:
+    """A first run, which finds the dtype of the data, the subsamples, and the origins.
+
+    Raises:
+        DataError: if a plate is empty.
+    """
+    guess = call.first_guess()
+    messenger = StructureMessenger(guess, is_first)
+    try:
+        call.run(messenger)
+    except ZeroDivisionError as error:
+        raise DataError(
+            f"Expected data in every plate; got a plate of size 0 ({error}). Leave empty batches out."
+        ) from None
+    except RuntimeError as error:
+        if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
+            raise
+        messenger = StructureMessenger(guess.double(), is_first)  # for data that the model closes over
+        call.run(messenger)
+    _move_on(messenger)
+    return messenger
+
+
+def _move_on(messenger: SymbolMessenger) -> None:
+    """The draws inside a recording are taken back: go on from them, so that the next one sees another subsample."""
+    if messenger.redraws:
+        for device in {s.device for s in messenger.subsamples.values()}:
+            torch.rand(1, device=device)
+
+
+def _recorded_as(
+    before: Recording, call: _Model, origins: Mapping[str, Tensor], point: Collection[str], rescale: bool
+) -> RecordMessenger | None:
+    """One run instead of two, for data of the same kind as in an earlier recording; None if it is of another."""
+    marked = {site.name: site.marked for site in before.discrete.values()}
+    messenger = RecordMessenger(before.like, origins, point, rescale, marked, {})
+    generators = torch.get_rng_state()
+    try:
+        call.run(messenger)
+        like = _data_like(messenger.observations, before.like)
+    except Exception:  # the two runs say better what is wrong
+        torch.set_rng_state(generators)
+        return None
+    same = messenger.nesting == before.max_plate_nesting and (like.dtype, like.device) == (before.dtype, before.device)
+    if not same or set(messenger.discrete) != set(before.discrete):
+        return None
+    _move_on(messenger)
+    return messenger
+
+
+def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
+    """An empty tensor of the dtype and device of the data.
+
+    Raises:
+        DataError: if observed sites differ in dtype or device, or are of half precision.
+    """
+    kinds: dict[tuple[torch.dtype, torch.device], str] = {}
+    for name, value in observations.items():
+        if value.dtype in (torch.float16, torch.bfloat16):
+            raise DataError(
+                f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
+            )
+        if value.is_floating_point() and not isinstance(value, RandomTensor):
+            kinds.setdefault((value.dtype, value.device), name)
+    if len(kinds) > 1:
+        listed = ", ".join(f"{n!r}: {d} on {v}" for (d, v), n in kinds.items())
+        raise DataError(f"Expected observed sites of one dtype and device; got {listed}.")
+    if kinds:
+        ((dtype, device),) = kinds
+        return torch.empty(0, dtype=dtype, device=device)
+    devices = {v.device for v in observations.values()}
+    return torch.empty(0, dtype=guess.dtype, device=next(iter(devices), guess.device))
+
+
+def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[str]:
+    """Latent sites that the guide does not know: data that is not given, to be predicted.
+
+    Raises:
+        ModelError: if something else depends on one, for then it is another model.
+    """
+    if known is None:
+        return []
+    found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known]
+    for name in found:
+        users = [
+            s.name
+            for s in messenger.scored.values()
+            if s.name != name and (name in s.parents or (s.density is not None and name in s.density.sites))
+        ]
+        if users:
+            raise ModelError(
+                f"Expected the latent sites of the fitted guide, {sorted(known)}; got {name!r} besides, which {users} "
+                "depend on. Make a new guide for another model."
+            )
+    return found
+
+
+def _hidden_by_obs_mask(messenger: RecordMessenger) -> dict[str, tuple[Plate, ...]]:
+    """The sites that ``obs_mask`` makes for missing data and nothing else depends on: they integrate to one."""
+    found = {}
+    for name in messenger.latents:
+        observed = name.removesuffix("_unobserved") + "_observed"
+        others = (s for s in messenger.scored.values() if s.name != name)
+        used = any(s.density is None or name in s.density.sites for s in others)
+        if name.endswith("_unobserved") and observed in messenger.scored and not used:
+            found[name] = messenger.latents[name].plates
+    return found
+
+
+def _check_sites(messenger: RecordMessenger) -> None:
+    if not messenger.latents and not messenger.discrete:
+        raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
+    if not any(s.observed for s in messenger.scored.values()):
+        raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")

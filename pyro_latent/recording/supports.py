@@ -1,0 +1,103 @@
+"""What a recording asks of distributions: supports, dtypes, values of a discrete latent, and a place inside."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions import constraints
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..expressions import RandomTensor
+from ..rules import RandomDistribution, family_class, unwrap
+
+
+def dtypes_of(distribution: Any) -> set[torch.dtype]:
+    """The floating dtypes of a distribution's parameters."""
+    found = set()
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    for value in vars(distribution).values():
+        if isinstance(value, Tensor) and value.is_floating_point():
+            found.add(value.dtype)
+    return found
+
+
+def is_discrete(fn: Any) -> bool:
+    """Whether a distribution is over discrete values."""
+    return bool(placeholder_distribution(fn).support.is_discrete)
+
+
+def placeholder_distribution(fn: Any) -> Any:
+    """The distribution with its latent arguments at their placeholders."""
+    base, reinterpreted, _ = unwrap(fn)
+    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
+    return plain.to_event(reinterpreted) if reinterpreted else plain
+
+
+def support_of(name: str, fn: Any) -> Tensor:
+    """The values of a discrete latent, one in each row: ``[K] + event``.
+
+    Raises:
+        NotConjugateError: if there are infinitely many, or they depend on a latent.
+    """
+    base, reinterpreted, _ = unwrap(fn)
+    if reinterpreted:
+        raise NotConjugateError(
+            f"Expected discrete latents one by one; got site {name!r}, an event of several. Put them into a "
+            "pyro.plate, without .to_event()."
+        )
+    if is_bound_by_latent(base):
+        raise NotConjugateError(
+            f"Expected a known total_count of the discrete latent {name!r}; got one that depends on latents. Write it "
+            "as a sum of Bernoulli sites."
+        )
+    try:
+        support: Tensor = placeholder_distribution(fn).enumerate_support(expand=False)
+    except NotImplementedError:
+        raise NotConjugateError(
+            f"Expected discrete latents that can be enumerated; got site {name!r}, a {family_class(base).__name__} "
+            "with infinitely many values, or without a list of them."
+        ) from None
+    return support.reshape(support.shape[0], *fn.event_shape)
+
+
+def is_bound_by_latent(base: Any) -> bool:
+    """Whether the support of a base distribution depends on a latent."""
+    bounds = ("total_count", "low", "high")
+    return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in bounds)
+
+
+def base_constraint(support: Any) -> Any:
+    """The constraint of one event inside of independent ones."""
+    while isinstance(support, constraints.independent):
+        support = support.base_constraint
+    return support
+
+
+def ends_in_simplex(support: Any) -> bool:
+    """Whether the last dimension of a value sums to one."""
+    return isinstance(base_constraint(support), type(constraints.simplex))
+
+
+def is_nonnegative(support: Any) -> bool:
+    """Whether no element of a value in the support is below zero."""
+    base = base_constraint(support)
+    least = getattr(base, "lower_bound", None)
+    return ends_in_simplex(support) or (least is not None and bool(torch.as_tensor(least >= 0).all()))
+
+
+def feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
+    """A value inside the support."""
+    base = base_constraint(support)
+    value = torch.zeros(shape, dtype=like.dtype, device=like.device)
+    if isinstance(base, type(constraints.simplex)):
+        return value + 1.0 / shape[-1]
+    if isinstance(base, type(constraints.positive_definite)):
+        return value + torch.eye(shape[-1], dtype=like.dtype, device=like.device)
+    if isinstance(base, type(constraints.unit_interval)):
+        return value + 0.5
+    if isinstance(base, constraints.greater_than | constraints.greater_than_eq):
+        return value + base.lower_bound + 1.0
+    return value
