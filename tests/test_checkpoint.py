@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, RobbinsMonro
-from pyro_latent.checkpoint import read_checkpoint, write_checkpoint
+from pyro_latent.checkpoint import Run, fingerprint, read_checkpoint, write_checkpoint
 from pyro_latent.infer.monte_carlo_em import MonteCarloEM
 
 
@@ -193,7 +194,7 @@ def test_monte_carlo_em_that_was_killed_ends_where_the_unkilled_one_does(
     torch.testing.assert_close(resumed.q_function, whole.q_function, rtol=1e-9, atol=1e-9)
     for name, values in whole.params.items():
         torch.testing.assert_close(resumed.params[name], values, rtol=1e-9, atol=1e-9)
-    with pytest.raises(CheckpointError, match="other data or with other settings"):
+    with pytest.raises(CheckpointError, match="Expected a checkpoint with the same data"):
         MonteCarloEM(model, **settings).run(x + 1, max_steps=5, checkpoint=path)
 
 
@@ -291,3 +292,84 @@ def test_a_write_that_fails_leaves_the_last_checkpoint(tmp_path: Path) -> None:
         write_checkpoint(path, "CAVI", {"a": lambda: 1})
     assert read_checkpoint(path, "CAVI") == {"a": 1}
     assert [p.name for p in tmp_path.iterdir()] == ["some.pt"]
+
+
+@dataclass
+class Record:
+    """What a model may be given in the place of tensors."""
+
+    rows: Tensor
+    name: str = "a"
+
+
+@pytest.mark.parametrize(
+    ("here", "there"),
+    [
+        (torch.ones(3), torch.ones(3, dtype=torch.float64)),
+        (torch.ones(2, 3), torch.ones(3, 2)),
+        (torch.tensor([1.0, 2.0]), torch.tensor([2.0, 1.0])),
+        ([torch.ones(2), torch.zeros(1)], [torch.ones(2), torch.zeros(1), None]),
+        ([[1, 2], [3]], [[1], [2, 3]]),
+        ({"a": 1, "b": 2}, {"a": 2, "b": 1}),
+        (1, True),
+        (1, 1.0),
+        ("1", 1),
+        (Record(torch.ones(2)), Record(torch.zeros(2))),
+        (Record(torch.ones(2)), Record(torch.ones(2), "b")),
+    ],
+    ids=str,
+)
+def test_unequal_data_have_unequal_fingerprints(here: Any, there: Any) -> None:
+    assert fingerprint(here) != fingerprint(there)
+
+
+def test_equal_data_have_equal_fingerprints_whatever_holds_them() -> None:
+    rows = torch.arange(6.0).reshape(2, 3)
+    for same in (rows.clone(), rows.numpy(), rows.mT.contiguous().mT, rows.to_sparse(), rows.requires_grad_()):
+        assert fingerprint([same, "a"]) == fingerprint((rows, "a"))
+    assert fingerprint(Record(rows), {"size": 3}) == fingerprint(Record(rows.clone()), {"size": 3})
+
+
+def test_a_run_is_kept_at_its_turns_and_at_its_end_and_never_twice(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    written: list[int] = []
+
+    def keep(run: Run, step: int, last: bool) -> None:
+        def state() -> dict[str, Any]:
+            written.append(step)
+            return {"at": step}
+
+        run.keep(step, state, last)
+
+    run = Run(path, "some", every=2, data={"x": torch.ones(2)})
+    for step in (0, 1, 2, 3, 4, 5, 5):
+        keep(run, step, last=step == 5)
+    assert written == [0, 2, 4, 5]
+    again = Run(path, "some", data={"x": torch.ones(2)})
+    state = again.read()
+    assert state is not None and state["at"] == 5
+    keep(again, 5, last=True)
+    keep(Run(None, "some", data={"x": None}), 7, last=True)
+    assert written == [0, 2, 4, 5]
+
+
+def test_a_run_compares_data_and_the_settings_that_both_know(tmp_path: Path) -> None:
+    path = tmp_path / "run.pt"
+    Run(path, "some", data={"x": torch.ones(2), "held_out": None}, settings={"rate": 0.5, "old": 1}).keep(1, dict)
+    assert Run(path, "some", data={"x": torch.ones(2), "held_out": None}, settings={"rate": 0.5, "new": 2}).read()
+    for data, settings, words in [
+        ({"x": torch.ones(2), "held_out": None}, {"rate": 0.1}, r"with rate = 0\.1 in .*; got one with 0\.5\. Delete"),
+        ({"x": torch.ones(3), "held_out": None}, {}, "with the same x in .*; got one with others"),
+        ({"x": torch.ones(2), "held_out": torch.ones(1)}, {}, "with the same held_out in .*; got one with no held_out"),
+        ({"x": None, "held_out": None}, {}, "with no x in .*; got one with others"),
+    ]:
+        with pytest.raises(CheckpointError, match=f"Expected a checkpoint {words}"):
+            Run(path, "some", data=data, settings=settings).read()  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="Expected checkpoint_every to be an integer of at least 1; got 0"):
+        Run(path, "some", every=0, data={})
+
+
+def test_a_checkpoint_of_another_release_is_refused_by_name(tmp_path: Path) -> None:
+    torch.save({"format": "pyro_latent checkpoint 1", "kind": "CAVI", "content": {}}, tmp_path / "run.pt")
+    with pytest.raises(CheckpointError, match=r"got a pyro_latent checkpoint 1, of another release\. Name another"):
+        read_checkpoint(tmp_path / "run.pt", "CAVI")

@@ -13,8 +13,6 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any, NoReturn, TypeAlias
 
 import pyro
@@ -23,9 +21,8 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_latent.checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from pyro_latent.errors import CheckpointError, check_count
-from pyro_latent.infer.place import fingerprint
+from pyro_latent.checkpoint import Run, random_state, restore_random_state
+from pyro_latent.errors import check_count
 
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
@@ -148,7 +145,6 @@ def fit(
     least = 1 if checkpoint is None else 0
     check_count("epochs", epochs, least)
     check_count("batch_size", batch_size)
-    check_count("checkpoint_every", checkpoint_every)
     if not 0 < learning_rate < math.inf:
         raise ValueError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
@@ -166,15 +162,13 @@ def fit(
     rate = learning_rate if optimizer is None else None
     training = _Training(vae, images, validation, batch_size, elbo, made, schedule, learning_rate=rate)
     training.num_steps = epochs * math.ceil(len(images) / batch_size)
-    if checkpoint is not None:
-        training.start(Path(checkpoint))
+    file = training.start(checkpoint, checkpoint_every)
     # The values were checked once, above; Pyro would check every minibatch of every step.
     with pyro.validation_enabled(False), tqdm(total=epochs, disable=not progress, unit="epoch") as bar:
         bar.update(min(epochs, len(training.history)))
         while (epoch := len(training.history)) < epochs:
             training.run_epoch()
-            if checkpoint is not None and ((epoch + 1) % checkpoint_every == 0 or epoch + 1 == epochs):
-                training.save(Path(checkpoint))
+            file.keep(epoch + 1, training.state, last=epoch + 1 == epochs)
             bar.set_postfix(elbo=f"{training.history.elbo[-1]:.2f}")
             bar.update()
     return training.history
@@ -319,52 +313,51 @@ class _Training:
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def start(self, path: Path) -> None:
+    def start(self, path: str | os.PathLike[str] | None, every: int) -> Run:
         """Go on from the checkpoint, or write the first one."""
-        if not path.exists():
-            self.save(path)
-            return
-        found = read_checkpoint(path, "vae.fit")
-        for name, value in self._settings.items():
-            different = _difference(name, value, found["settings"].get(name))
-            if different:
-                wanted, got = different
-                raise CheckpointError(
-                    f"Expected a checkpoint with {wanted} in {str(path)!r}; got one with {got}. Delete the file, or "
-                    "name another."
-                )
+        file = Run(path, "vae.fit", every=every, data=self._data(), settings={} if path is None else self._settings())
+        found = file.read()
+        if found is None:
+            file.keep(0, self.state)
+            return file
         self._restore(found)
         self.history = History(**found["history"])
+        return file
 
-    def save(self, path: Path) -> None:
-        """Write all that a resumed run needs."""
-        state = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict(), "random": random_state()}
-        content = {**state, "step": self.step, "history": asdict(self.history), "settings": self._settings}
-        write_checkpoint(path, "vae.fit", content)
+    def state(self) -> dict[str, Any]:
+        """All that a resumed run needs."""
+        parameters = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
+        return parameters | {"step": self.step, "history": asdict(self.history)}
 
-    @cached_property
+    def _data(self) -> dict[str, Any]:
+        shapes = {name: list(value.shape) for name, value in self.vae.named_parameters()}
+        return {"parameter shapes": shapes, "images": self.images, "validation": self.validation}
+
     def _settings(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the first."""
+        """What a resumed run must have in common with the first; a schedule by its values, as far as both runs go."""
         vae, elbo = self.vae, self.elbo
         names = ("input_shape", "latent_dim", "hidden", "likelihood", "network", "levels", "weight_prior", "reduction")
         settings = {name: getattr(vae, name) for name in names}
         settings |= {"context_dim": vae.context_dim, "flow": None if vae.flow is None else layers_of(vae.flow)}
-        settings["parameters"] = {name: list(value.shape) for name, value in vae.named_parameters()}
         settings |= {"dtype": str(vae.prior_loc.dtype), "batch_size": self.batch_size}
-        settings |= {"images": fingerprint(self.images), "validation": fingerprint(self.validation)}
         settings |= {"optimizer": type(self.optimizer).__name__, "learning_rate": self.learning_rate}
-        settings["options"] = self.options
-        settings["kl_weight"] = [float(self.schedule(step)) for step in _STEPS_COMPARED if step < self.num_steps]
+        settings |= self.options
+        steps = [step for step in _STEPS_COMPARED if step < self.num_steps]
+        settings |= {f"kl_weight at step {step}": float(self.schedule(step)) for step in steps}
         settings |= {"closed_form": elbo.closed_form, "free_bits": elbo.free_bits, "num_particles": elbo.num_particles}
         return settings
 
 
-def _options(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+def _options(optimizer: torch.optim.Optimizer) -> dict[str, Any]:
     """What the optimiser was made with: its rate, its weight decay, … of each group of parameters."""
-    return [
-        {name: _plain(value) for name, value in group.items() if name not in _NOT_OPTIONS}
-        for group in optimizer.param_groups
-    ]
+    groups = optimizer.param_groups
+    options = {
+        f"an optimiser of {name}" + (f" (group {number})" if number else ""): _plain(value)
+        for number, group in enumerate(groups)
+        for name, value in group.items()
+        if name not in _NOT_OPTIONS
+    }
+    return {"groups of parameters": len(groups), **options}
 
 
 def _plain(value: Any) -> Any:
@@ -372,26 +365,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.tolist()
     return list(value) if isinstance(value, tuple) else value
-
-
-def _difference(name: str, wanted: Any, found: Any) -> tuple[str, str] | None:
-    """What to call a setting as it is and as the checkpoint has it; None where they are the same."""
-    if name == "kl_weight" and isinstance(found, list):
-        steps = zip(_STEPS_COMPARED, wanted, found, strict=False)  # the longer run has values at more steps
-        return next(((f"{name} = {one} at step {step}", f"{two}") for step, one, two in steps if one != two), None)
-    if name == "options" and isinstance(found, list) and len(found) == len(wanted):
-        # Only options that both have: another release of torch may know more of them.
-        pairs = ((key, one[key], two[key]) for one, two in zip(wanted, found, strict=True) for key in one.keys() & two)
-        unlike = sorted((f"an optimiser of {key} = {one}", f"{two}") for key, one, two in pairs if one != two)
-        return unlike[0] if unlike else None
-    if wanted == found:
-        return None
-    if name in ("images", "validation"):
-        ours, theirs = (f"no {name} images" if each == [None] else "" for each in (wanted, found))
-        return ours or f"the same {name}", theirs or ("some" if ours else "others")
-    if name == "parameters":
-        return "parameters of the same shapes", "others"
-    return f"{name} = {wanted}", f"{found}"
 
 
 def _row(terms: Terms) -> Tensor:

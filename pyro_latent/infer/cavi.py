@@ -24,13 +24,13 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
+from ..checkpoint import fingerprint, random_state, read_checkpoint, restore_random_state, write_checkpoint
 from ..errors import CheckpointError, ElboDecreaseError, ModelError, NaturalDomainError, check_count
 from ..guide import AutoConjugate
 from ..objective import Block, BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
 from .natural_gradient import draws_of
-from .place import Place, fingerprint
+from .place import Place
 from .step_size import RobbinsMonro, StepSize, as_step_size
 from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, at_draws, settle, structured_elbo
 from .sweep import Call, NotFiniteError, Sweep, check_finite, rounding_of

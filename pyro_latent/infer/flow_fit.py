@@ -9,16 +9,14 @@ import copy
 import math
 from dataclasses import asdict, dataclass, field
 from os import PathLike
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ModelError
-from .place import fingerprint
+from ..checkpoint import Run, restore_random_state
+from ..errors import ModelError
 
 if TYPE_CHECKING:
     from .flows import FlowDensity
@@ -76,16 +74,15 @@ class FlowTraining:
         self._alive = torch.ones((), dtype=torch.bool, device=self.data.device)
         self._terms: dict[int, Tensor] = {}  # by step, since the last look
 
-    def run(self, path: str | PathLike[str] | None, every: int, progress: bool) -> FlowFit:
-        """The steps that are left, written to the file after each ``every``; the density keeps the best parameters."""
+    def run(self, file: Run, progress: bool) -> FlowFit:
+        """The steps that are left, written to the file now and then; the density keeps the best parameters."""
         last = self.settings.max_steps
         done = len(self.values)
         for step in tqdm(range(done, last), initial=done, total=last, disable=not progress, desc="flow"):
             self._step(step)
             if step + 1 == last:
                 self._score_last()
-            if path is not None and ((step + 1) % every == 0 or step + 1 == last):
-                self._write(path)
+            file.keep(step + 1, self._state, last=step + 1 == last)
         self._check(last)
         return self._finish()
 
@@ -170,30 +167,28 @@ class FlowTraining:
 
     # ----------------------------------------------------------------------------------------------------- checkpoints
 
-    def start(self, path: str | PathLike[str]) -> None:
+    def start(self, path: str | PathLike[str] | None, every: int) -> Run:
         """Go on from the checkpoint, or write the first one."""
-        if not Path(path).exists():
-            self._write(path)
-            return
-        found = read_checkpoint(path, "FlowDensity.fit")
-        for name, value in self._task().items():
-            if found["task"].get(name) != value:
-                raise _another_run(path, name, value, found["task"].get(name))
+        file = Run(path, "FlowDensity.fit", every=every, data=self._data(), settings=asdict(self.settings))
+        found = file.read()
+        if found is None:
+            file.keep(0, self._state)
+            return file
         self.density.load_state_dict(found["density"])
         self.optimizer.load_state_dict(found["optimizer"])
         self.schedule.load_state_dict(found["schedule"])
         self._good = found["good"]
-        for name, value in found.get("last", found["density"]).items():
+        for name, value in found["last"].items():
             self._last[name].copy_(value)
         self.values = list(found["values"].to(self.data.device))
         self.scores, self.checked = found["scores"], found["checked"]
         restore_random_state(found["random"])
+        return file
 
-    def _write(self, path: str | PathLike[str]) -> None:
-        """Write all that a resumed run needs, and nothing that it could not go on from."""
+    def _state(self) -> dict[str, Any]:
+        """All that a resumed run needs, and nothing that it could not go on from."""
         self._look()
-        content = {
-            "task": self._task(),
+        return {
             "density": self.density.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
@@ -202,26 +197,15 @@ class FlowTraining:
             "values": torch.stack(self.values) if self.values else self.data.new_zeros(0),
             "scores": self.scores,
             "checked": self.checked,
-            "random": random_state(),
         }
-        write_checkpoint(path, "FlowDensity.fit", content)
 
-    def _task(self) -> dict[str, Any]:
-        """What a resumed run must have in common with the first."""
+    def _data(self) -> dict[str, Any]:
+        """What a resumed run must have in common with the first, beside the settings."""
         state = self.density.state_dict()
         layers = [
             # The order of Pyro's Permute is drawn where none is given, and is no part of the module's state.
-            [type(part).__name__, fingerprint(getattr(part, "permutation", None))]
+            [type(part).__name__, getattr(part, "permutation", None)]
             for part in getattr(self.density.flow, "parts", [self.density.flow])
         ]
         shapes = {name: list(value.shape) for name, value in state.items()}
-        data = {"data": fingerprint(self.data), "held_out": fingerprint(self.held_out)}
-        return {"flow": layers, "parameters": shapes, **asdict(self.settings), **data}
-
-
-def _another_run(path: str | PathLike[str], name: str, value: Any, found: Any) -> CheckpointError:
-    plain = name in Settings.__dataclass_fields__
-    wanted, got = (f"{name} = {value}", found) if plain else (f"the same {name}", "others")
-    return CheckpointError(
-        f"Expected a checkpoint with {wanted} in {str(path)!r}; got one with {got}. Delete the file, or name another."
-    )
+        return {"flow": layers, "parameter shapes": shapes, "data": self.data, "held_out": self.held_out}

@@ -535,24 +535,16 @@ class FlowDensity(PyroModule):
             if x is not None and len(x) < least:
                 raise DataError(f"Expected {name} of at least {least} points; got {len(x)}. Give more points.")
         settings = Settings(max_steps, learning_rate, batch_size, check_every)
-        training = self._prepared(data, held_out, settings, checkpoint)
-        return training.run(checkpoint, checkpoint_every, progress)
-
-    def _prepared(
-        self, data: Tensor, held_out: Tensor | None, settings: Settings, checkpoint: str | PathLike[str] | None
-    ) -> FlowTraining:
-        """The fit where it begins or goes on; where the checkpoint is refused, the density stays as it was."""
         before = self.state_dict()
         self._standardise(data)
         training = FlowTraining(self, data, held_out, settings)
-        if checkpoint is not None:
-            try:
-                training.start(checkpoint)
-            except CheckpointError:
-                self.to(before["shift"])
-                self.load_state_dict(before)
-                raise
-        return training
+        try:
+            file = training.start(checkpoint, checkpoint_every)
+        except CheckpointError:  # the density stays as it was
+            self.to(before["shift"])
+            self.load_state_dict(before)
+            raise
+        return training.run(file, progress)
 
     def _standardise(self, data: Tensor) -> None:
         """Take the dtype, device, mean and standard deviation of the data."""

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
 from ..objective import BlockKey, Program, Summary, summarize
-from .place import fingerprint
 from .stochastic import settle
 from .sweep import Call, Sweep, check_finite, check_start, rounding_of
 
@@ -35,7 +35,7 @@ class Piece:
 
     summary: Summary
     local: Mapping[BlockKey, Natural]
-    mark: list[Any]
+    mark: str
 
 
 class MemoisedSteps:
@@ -88,7 +88,7 @@ class MemoisedSteps:
         self._level = (driver.guide.revision, elbo)
         return elbo
 
-    def _check(self, program: Program, name: int | str, known: Piece | None, mark: list[Any]) -> None:
+    def _check(self, program: Program, name: int | str, known: Piece | None, mark: str) -> None:
         whole = not program.recording.is_subsample and not program.recording.declares_size
         if self.pieces and name not in self.pieces and whole:
             raise ModelError(
@@ -179,7 +179,7 @@ def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey])
     return value, size
 
 
-def _mark(program: Program, call: Call) -> list[Any]:
+def _mark(program: Program, call: Call) -> str:
     """What the data of a piece is known by: digests of the arguments, and of the observed data."""
     return fingerprint(*call.args, *call.kwargs.values(), program.recording.observations)
 

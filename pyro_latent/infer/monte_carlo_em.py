@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -24,10 +23,9 @@ from pyro.infer import NUTS, infer_discrete
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ModelError, check_count
+from ..checkpoint import Run, restore_random_state
+from ..errors import ModelError, check_count
 from ..particles import LogJoint, Runner, Target
-from .place import fingerprint
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
 
@@ -122,63 +120,48 @@ class MonteCarloEM:
             CheckpointError: if the file is of other data or settings.
         """
         check_count("max_steps", max_steps)
-        check_count("checkpoint_every", checkpoint_every)
+        data, settings = {"data": (args, kwargs)}, self._settings()
+        file = Run(checkpoint, "MonteCarloEM", every=checkpoint_every, data=data, settings=settings)
         self._log_joint = self._sampler = self._chain = None
-        task = {"data": fingerprint(args, kwargs), "settings": self._settings()}
         q_function: list[float] = []
         history: list[dict[str, Tensor]] = []
-        if checkpoint is not None and Path(checkpoint).exists():
-            q_function, history = self._resume(checkpoint, task, args, kwargs)
+        if (found := file.read()) is not None:
+            self._resume(found, args, kwargs)
+            q_function, history = found["q_function"], found["history"]
         steps = range(len(history), max_steps)
         for _ in tqdm(steps, initial=len(history), total=max_steps, disable=not progress, desc="Monte Carlo EM"):
             q_function.append(-self.step(*args, **kwargs))
             history.append({name: pyro.param(name).detach().clone() for name in self._names(args, kwargs)})
-            if checkpoint is not None and (len(history) % checkpoint_every == 0 or len(history) == max_steps):
-                self._write(checkpoint, task, q_function, history)
+            file.keep(len(history), lambda: self._state(q_function, history), last=len(history) == max_steps)
         params = {name: torch.stack([values[name] for values in history]) for name in history[0]}
         return MonteCarloEMResult(torch.tensor(q_function, dtype=torch.float64), params)
 
     # Checkpoints.
 
-    def _settings(self) -> list[int]:
-        return [self.num_samples, self.burn_in, self.warmup, self.gradient_steps, self.max_tree_depth]
+    def _settings(self) -> dict[str, int]:
+        names = ("num_samples", "burn_in", "warmup", "gradient_steps", "max_tree_depth")
+        return {name: getattr(self, name) for name in names}
 
-    def _write(
-        self,
-        path: str | PathLike[str],
-        task: dict[str, Any],
-        q_function: list[float],
-        history: list[dict[str, Tensor]],
-    ) -> None:
+    def _state(self, q_function: list[float], history: list[dict[str, Tensor]]) -> dict[str, Any]:
+        """All that a resumed run needs."""
         store = pyro.get_param_store()
-        content = {
-            "task": task,
+        return {
             "q_function": q_function,
             "history": history,
             "params": {name: store._params[name].detach() for name in history[-1]},
             "chain": None if self._chain is None else self._chain.state(),
-            "random": random_state(),
         }
-        write_checkpoint(path, "MonteCarloEM", content)
 
-    def _resume(
-        self, path: str | PathLike[str], task: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-    ) -> tuple[list[float], list[dict[str, Tensor]]]:
-        content = read_checkpoint(path, "MonteCarloEM")
-        if content["task"] != task:
-            raise CheckpointError(
-                f"Expected a checkpoint of this run in {str(path)!r}; got one on other data or with other settings. "
-                "Delete it to start anew, or name another file."
-            )
+    def _resume(self, state: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Put the parameters into the store, and rebuild what draws."""
         self._log_joint = self._make_log_joint(args, kwargs)  # it puts the parameters into the store
         with torch.no_grad():
-            for name, value in content["params"].items():
+            for name, value in state["params"].items():
                 pyro.get_param_store()._params[name].copy_(value)
-        self._sampler = self._make_sampler(self._log_joint.target, content["chain"])
+        self._sampler = self._make_sampler(self._log_joint.target, state["chain"])
         if self._chain is None:
             self._sampler()  # the first draws check themselves by further ones, and the killed run had made them
-        restore_random_state(content["random"])
-        return content["q_function"], content["history"]
+        restore_random_state(state["random"])
 
     # The E-step.
 

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import fields, is_dataclass
 from os import PathLike
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -84,30 +81,4 @@ class Place:
             self._shuffler.set_state(state["shuffler"])
 
 
-def digest(value: Tensor) -> str:
-    """A hash of a tensor's bytes: equal for equal data only."""
-    plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-    data = plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy()
-    return hashlib.blake2b(data.tobytes(), digest_size=16).hexdigest()
-
-
-def fingerprint(*values: Any) -> list[Any]:
-    """What data is known by in a checkpoint: shapes and digests of arrays, plain values, and names of the rest."""
-    found: list[Any] = []
-    for value in values:
-        if isinstance(value, Tensor):
-            found.append([list(value.shape), str(value.dtype), digest(value)])
-        elif isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
-            found.append([list(value.shape), str(value.dtype), digest(torch.from_numpy(np.ascontiguousarray(value)))])
-        elif isinstance(value, Mapping):
-            found.append([[str(k), fingerprint(v)] for k, v in value.items()])
-        elif isinstance(value, tuple | list):
-            found.append(fingerprint(*value))
-        elif is_dataclass(value) and not isinstance(value, type):
-            found.append([type(value).__name__, fingerprint(*(getattr(value, f.name) for f in fields(value)))])
-        else:
-            found.append(value if isinstance(value, int | float | str | bool | None) else type(value).__name__)
-    return found
-
-
-__all__ = ["Place", "digest", "fingerprint"]
+__all__ = ["Place"]

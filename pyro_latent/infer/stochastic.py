@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from ..checkpoint import fingerprint
 from ..errors import ModelError
 from ..families import Natural
 from ..guide import Prepared
 from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary, summarize
 from .natural_gradient import Draws, covariance_term, draws_of
-from .place import fingerprint
 from .step_size import StepSize
 from .sweep import Call, Sweep, check_finite, check_start
 
