@@ -27,7 +27,7 @@ import torch
 from scipy.sparse import coo_matrix, csr_matrix
 
 from pyro_latent.models.lda import LDA, as_corpus
-from pyro_latent.models.lda.kernels import ExpectedTopics, document_step, expected_topics
+from pyro_latent.models.lda.kernel import ExpectedTopics, document_step, expected_topics
 
 from . import lda_peers as peers
 from .lda_peers import Array, Entry, Task

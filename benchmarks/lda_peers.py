@@ -25,7 +25,7 @@ from torch import Tensor
 
 from pyro_latent.models.lda.collapsed import collapsed_pass, collapsed_start
 from pyro_latent.models.lda.corpus import Corpus, as_corpus
-from pyro_latent.models.lda.kernels import document_step
+from pyro_latent.models.lda.kernel import document_step
 
 Array = npt.NDArray[np.float64]
 

@@ -23,7 +23,8 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate, check_updates, handlers
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import lda
-from pyro_latent.models.lda import Corpus, as_corpus, kernels
+from pyro_latent.models.lda import Corpus, as_corpus
+from pyro_latent.models.lda.kernel import jit
 
 DOUBLE = torch.float64
 ALPHA = torch.tensor([0.3, 0.5, 0.2, 0.9], dtype=DOUBLE)
@@ -492,7 +493,7 @@ def test_compiled_and_torch_kernels_agree(length: int) -> None:
 
 @needs_numba
 def test_results_do_not_depend_on_the_number_of_threads(monkeypatch: pytest.MonkeyPatch) -> None:
-    from pyro_latent.models.lda import compiled_step
+    from pyro_latent.models.lda.kernel import compiled_step
 
     monkeypatch.setattr(compiled_step, "_LEAST_FOR_THREADS", 0)
     corpus = synthetic(80, 400, 7, 150)
@@ -569,7 +570,7 @@ def test_the_torch_kernel_on_a_gpu_agrees() -> None:
 
 
 def test_a_compiled_kernel_that_cannot_be_is_an_error(monkeypatch: pytest.MonkeyPatch, corpus: Corpus) -> None:
-    monkeypatch.setattr(kernels, "njit", None)
+    monkeypatch.setattr(jit, "njit", None)
     lambda_, _ = random_state(corpus)
     with pytest.raises(ValueError, match="Expected Numba and data on the CPU"):
         lda.document_step(corpus, lambda_, ALPHA, compiled=True)
@@ -899,7 +900,7 @@ def test_the_fast_document_step_is_rounds_of_the_derived_updates(
     corpus: Corpus, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The kernel as a handler: after each sweep λ, γ and the ELBO of derived rounds to convergence."""
-    step = functools.partial(kernels.document_step, compiled=compiled)
+    step = functools.partial(lda.document_step, compiled=compiled)
     module = sys.modules["pyro_latent.models.lda.updates"]  # the package's name `updates` is the dict
     monkeypatch.setattr(module, "document_step", step)
     monkeypatch.setattr(module, "_TOLERANCE", 1e-13)

@@ -637,11 +637,12 @@ def test_it_can_be_copied_and_saved(counts: Any, tmp_path: Path) -> None:
 GROWTH = """
 import sys
 import numpy as np, scipy.sparse, torch
-from pyro_latent.models.lda import LDA, as_corpus, kernels
+from pyro_latent.models.lda import LDA, as_corpus
+from pyro_latent.models.lda.kernel import jit
 
 torch.set_num_threads(1)
 if sys.argv[2] == "torch":
-    kernels.njit = None
+    jit.njit = None
 
 def counts(documents, words, length=100):
     drawn = (words * np.random.default_rng(0).random(documents * length) ** 2).astype(np.int32)

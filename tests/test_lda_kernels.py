@@ -19,7 +19,7 @@ from pyro_latent.models.lda import Corpus, as_corpus
 
 numba = pytest.importorskip("numba", reason="needs Numba, the extra `fast`")
 
-from pyro_latent.models.lda import compiled_step, simd  # noqa: E402
+from pyro_latent.models.lda.kernel import compiled_step, simd  # noqa: E402
 
 DOUBLE = torch.float64
 DTYPES = [np.float64, np.float32]

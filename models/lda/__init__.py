@@ -21,7 +21,7 @@ from .evaluation import (
 )
 from .front import LDA
 from .hyperparameters import dirichlet_concentration, dirichlet_gradient, symmetric_concentration
-from .kernels import DocumentStep, ExpectedTopics, document_step, expected_topics, has_compiled_kernel
+from .kernel import DocumentStep, ExpectedTopics, document_step, expected_topics, has_compiled_kernel
 from .model import AmortizedGuide, complete_priors, guide, model
 from .starts import collapsed_topics, merge_topics
 from .updates import (

@@ -33,8 +33,7 @@ from torch import Tensor
 from pyro_latent.errors import is_count
 
 from .corpus import Corpus, as_corpus
-from .jit import compile_function
-from .kernels import _use_numba
+from .kernel import compile_function, use_compiled
 from .model import Prior, complete_priors
 
 __all__ = ["CollapsedFit", "CollapsedState", "collapsed_fit", "collapsed_pass", "collapsed_start"]
@@ -162,7 +161,7 @@ def collapsed_pass(state: CollapsedState, alpha: Tensor, xi: Tensor, block_size:
 
     Source: Asuncion et al. 2009, CVB0.
     """
-    compiled = _use_numba(state.responsibilities, None)
+    compiled = use_compiled(state.responsibilities)
     total = (_numba_pass if compiled else _torch_pass)(state, alpha, xi, block_size)
     return total / state.corpus.num_tokens if total else 0.0
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_latent.errors import DataError
 
 from .corpus import Corpus
-from .kernels import ExpectedTopics, document_step
+from .kernel import ExpectedTopics, document_step
 from .model import Prior, complete_priors
 from .updates import expected_log
 

@@ -21,7 +21,7 @@ from .collapsed import CollapsedState, collapsed_fit, collapsed_start
 from .corpus import Corpus
 from .evaluation import dirichlet_bound
 from .hyperparameters import dirichlet_concentration, symmetric_concentration
-from .kernels import DocumentStep, document_step, expected_topics
+from .kernel import DocumentStep, document_step, expected_topics
 from .model import complete_priors
 from .parameters import Parameters
 from .starts import collapsed_topics, near_one

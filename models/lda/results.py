@@ -20,7 +20,7 @@ from .corpus import Corpus, as_corpus, check_not_counts
 from .evaluation import coherence_npmi, top_words
 from .fitting import State, bound, documents
 from .frames import as_frame, column_names
-from .kernels import DocumentStep
+from .kernel import DocumentStep
 from .parameters import Parameters
 
 __all__ = ["NotFittedError", "Results"]

@@ -18,7 +18,7 @@ from torch import Tensor
 from pyro_latent.errors import ModelError
 
 from .corpus import Corpus
-from .kernels import document_step
+from .kernel import document_step
 from .model import Prior, complete_priors, with_an_entry
 
 __all__ = [

@@ -28,13 +28,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .corpus import Corpus
-from .jit import njit
+from ..corpus import Corpus
+from .jit import has_compiled_kernel, use_compiled
 
-if njit is not None:
+if has_compiled_kernel():
     from . import compiled_step
 
-__all__ = ["DocumentStep", "document_step", "expected_topics", "has_compiled_kernel"]
+__all__ = ["DocumentStep", "ExpectedTopics", "document_step", "expected_topics"]
 
 #: The torch kernel asks whether documents have converged once in so many steps: each answer waits for the device.
 _STEPS_BETWEEN_CHECKS = 10
@@ -74,11 +74,6 @@ class ExpectedTopics(NamedTuple):
     log_scale: Tensor
 
 
-def has_compiled_kernel() -> bool:
-    """Whether Numba is installed."""
-    return njit is not None
-
-
 def expected_topics(topic_word: Tensor, compiled: bool | None = None) -> ExpectedTopics:
     """exp(E log β), which every document step under the same topics shares.
 
@@ -87,7 +82,7 @@ def expected_topics(topic_word: Tensor, compiled: bool | None = None) -> Expecte
         compiled: whether to use Numba; default on the CPU where it is installed.
     """
     by_word = topic_word.mT.contiguous()
-    if _use_numba(topic_word, compiled):
+    if use_compiled(topic_word, compiled):
         totals = topic_word.sum(1, dtype=torch.float64)
         return ExpectedTopics(*compiled_step.expect(by_word, totals, _LARGEST_EXPONENT[topic_word.dtype]))
     expectation = torch.digamma(by_word) - torch.digamma(by_word.sum(0))
@@ -127,7 +122,7 @@ def document_step(
     scaled = expected.scaled.to(corpus.count)
     size = (corpus.num_documents, len(doc_topic_prior))
     gamma = corpus.count.new_ones(size) if start is None else start.to(corpus.count).clone().contiguous()
-    fast = _use_numba(corpus.count, compiled)
+    fast = use_compiled(corpus.count, compiled)
     prior = doc_topic_prior.to(corpus.count)
     work = (corpus, scaled, prior, gamma, tol, max_steps)
     theta, ratio, steps = compiled_step.converge(*work, _LARGEST_EXPONENT[gamma.dtype]) if fast else _converge(*work)
@@ -142,21 +137,6 @@ def _word_bound(corpus: Corpus, log_scale: Tensor, gamma: Tensor, ratio: Tensor)
     count = corpus.count.double()
     words = count @ (count.log() - ratio.double().log() + log_scale.double()[corpus.word])
     return words - corpus.lengths.double() @ torch.digamma(gamma.sum(1, dtype=torch.float64))
-
-
-def _use_numba(like: Tensor, compiled: bool | None) -> bool:
-    """Whether the compiled kernel is to be used.
-
-    Raises:
-        ValueError: if it is asked for and cannot be.
-    """
-    able = njit is not None and like.device.type == "cpu" and like.dtype in _LARGEST_EXPONENT
-    if compiled and not able:
-        raise ValueError(
-            f"Expected Numba and data on the CPU for compiled=True; got {'no Numba' if njit is None else like.device}. "
-            "Install the extra `fast`, or leave compiled out."
-        )
-    return able if compiled is None else compiled
 
 
 def _floored_exp(exponent: Tensor) -> Tensor:

@@ -26,7 +26,7 @@ import torch
 from numba import njit
 from torch import Tensor
 
-from .corpus import Corpus
+from ..corpus import Corpus
 from .jit import compile_function
 from .simd import (
     VECTOR_BYTES,
