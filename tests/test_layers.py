@@ -1,7 +1,7 @@
 """The import direction of the layers, held by reading the source; and no trace of one machine in the files.
 
 A module of ``pyro_latent`` imports from its own layer and from those above it in ``LAYERS``; the root ``__init__.py``
-imports from all; ``models`` sees only what a user of the engine's handlers needs.
+imports from all; ``models`` sees the families, and what a user of the engine's handlers needs.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ LAYERS = (
     {"infer"},
     {"arviz", "arviz_core", "checks", "compare", "diagnostics", "plotting", "race"},
 )
-MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "handlers"}
+MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "families", "handlers"}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
 

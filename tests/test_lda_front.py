@@ -199,7 +199,7 @@ def test_learned_priors_never_lower_the_bound(counts: Any) -> None:
     fitted = LDA(4, random_state=0, max_iter=40, learn_priors=True, tol=0, **PRIORS).fit(counts)
     plain = LDA(4, random_state=0, max_iter=40, tol=0, **PRIORS).fit(counts)
     assert fitted.bound_ > plain.bound_
-    alpha = lda.dirichlet_concentration(lda.expected_log(fitted.doc_topic_).mean(0), fitted.doc_topic_prior_)
+    alpha = lda.dirichlet_concentration(lda.expected_log(fitted.doc_topic_).mean(0))
     best = lda.dirichlet_bound(fitted.doc_topic_, alpha)
     for factor in (0.9, 1.1):
         assert lda.dirichlet_bound(fitted.doc_topic_, alpha * factor) < best

@@ -219,8 +219,7 @@ def _with_learned_priors(state: State) -> State:
     assert state.gamma is not None
     alpha, xi = state.alpha, state.xi
     if len(alpha) > 1:
-        alpha = dirichlet_concentration(expected_log(state.gamma).mean(0), alpha)
+        alpha = dirichlet_concentration(expected_log(state.gamma).mean(0))
     if len(xi) > 1:
-        shared = symmetric_concentration(expected_log(state.topic_word).mean(0), float(xi.mean()))
-        xi = torch.full_like(xi, shared)
+        xi = symmetric_concentration(expected_log(state.topic_word).mean(0)).repeat(len(xi))
     return replace(state, alpha=alpha, xi=xi)
