@@ -79,7 +79,7 @@ def check_updates(
     """
     if guide.model is not model:
         raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
-    program = guide.program(*args, **kwargs)
+    program = guide.commit(guide.prepare(args, kwargs))
     tol = _TOLERANCE[program.recording.dtype] if tol is None else tol
     state = {key: n.map(lambda t: t[:1]) for key, n in guide.state.items()}
     start = {name: probs[:1] for name, probs in guide.pending_starts.items()}

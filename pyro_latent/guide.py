@@ -240,41 +240,79 @@ class AutoConjugate(AutoGuide):
 
     # Recording.
 
-    def program(self, *args: Any, **kwargs: Any) -> Program:
-        """The recorded model for these arguments, recorded anew only if they have changed.
+    def prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, predict: bool = False, rescale: bool = True
+    ) -> Prepared:
+        """What a call with these arguments works on: the model is recorded only if the call would see something new.
+
+        Args:
+            args, kwargs: the model's arguments.
+            predict: False: the call fits the guide, which stays as it is until :meth:`commit`. True: the call reads its
+                best start. A fitted guide stays as it is: new data is looked at with the globals as they are and the
+                local blocks at their optimum. Without arguments the call is the last one.
+            rescale: whether subsampled plates scale their sites to the size of the whole.
 
         Raises:
             ModelError: if latents, families or global shapes are not those of the fitted guide.
             DataError: if the data's dtype or device are not.
         """
-        prepared = self.prepare(args, kwargs)
-        if prepared.program is not self._program or self._params_seen != _param_versions(prepared.program):
-            self.commit(prepared, prepared.state, prepared.starts)
-        return prepared.program
+        if predict:
+            return self._predicted(args, kwargs)
+        known, call = self._program, self._call
+        if known is not None and call is not None and not self._doubted:
+            same = known.recording.rescaled == rescale and not known.recording.redraws
+            if same and call.matches(args, kwargs):
+                return self._last(known, call, self._with_params(known, self.state))
+        return self._recorded(args, kwargs, rescale)
 
-    def prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], predict: bool = False, rescale: bool = True
+    def _last(self, program: Program, call: _Call, state: State) -> Prepared:
+        return Prepared(program, state, self._starts, self._layout, self.origins, call)
+
+    def _predicted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """What :meth:`prepare` gives a call that reads the posterior."""
+        known, call = self._program, self._call
+        if not args and not kwargs and known is None:
+            self._require_state()
+            raise ModelError(
+                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+                "Call guide(data) once."
+            )
+        if not args and not kwargs and known is not None and call is not None and call.has_arguments:
+            found = self._last(known, call, self.state)
+        elif known is None or call is None or (call.matches(args, kwargs) and not known.recording.is_subsample):
+            found = self.prepare(args, kwargs)
+            self.commit(found)
+        else:
+            found = self._looked_at(known, args, kwargs)
+        program = found.program
+        state = {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in found.state.items()}
+        if self.structured:  # which has no local blocks of its own: they are at their optimum given the globals
+            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+        return found._replace(state=state)
+
+    def _looked_at(self, known: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """Data that the guide is not fitted to, remembered for the next call."""
+        now = (self._revision, _param_versions(known))
+        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
+            self._reading = (now, self._recorded(args, kwargs, predict=True))
+        found = self._reading[1]
+        if found.program.recording.redraws:
+            self._reading = None  # the next call sees another subsample
+        return found
+
+    def _recorded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
     ) -> Prepared:
-        """What a call with these arguments works on; the guide itself stays as it is until :meth:`commit`.
-
-        ``predict``: data need not be given, and the local blocks of new data are set to their optimum given the
-        globals. ``rescale``: whether subsampled plates scale their sites to the size of the whole.
-        """
+        """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
         known = self._program
-        same = known is not None and known.recording.rescaled == rescale and not known.recording.redraws
-        same = same and not self._doubted
-        if known is not None and same and self._call is not None and self._call.matches(args, kwargs):
-            state = self._with_params(known, self.state)
-            return Prepared(known, state, self._starts, self._layout, self.origins, self._call)
-        fitted = bool(self._layout) and (predict or not self._starts)  # one that waits for its first sweep starts anew
+        fitted = bool(self._layout) and (predict or not self._starts)
         sites = (
             [*(name for block in self._layout["blocks"] for name in block), *self._layout["discrete"]] if fitted else []
         )
-        origins = self.origins if fitted else None
         recording = record(
             self.model,
             *args,
-            origins=origins,
+            origins=self.origins if fitted else None,
             point=self.point,
             known=sites if fitted and predict else None,
             rescale=rescale,
@@ -309,17 +347,29 @@ class AutoConjugate(AutoGuide):
         """
         self._doubted = True
 
-    def commit(self, prepared: Prepared, state: State, starts: dict[str, Tensor] | None = None) -> None:
-        """Take on a prepared call and a state; drivers do so once a step has succeeded."""
-        if prepared.program is not self._program:
-            self._program, self._call, self._layout = prepared.program, prepared.call, prepared.layout
-            self._keys = tuple(prepared.program.blocks)
+    def commit(
+        self, prepared: Prepared, state: State | None = None, starts: dict[str, Tensor] | None = None
+    ) -> Program:
+        """Take on a prepared call, and its program is returned.
+
+        Drivers give the state that they have reached once a step has succeeded. Without one, the guide takes on what
+        the recording made of its own, if that has changed.
+        """
+        program = prepared.program
+        if state is None:
+            if program is self._program and self._params_seen == _param_versions(program):
+                return program
+            state, starts = prepared.state, prepared.starts
+        if program is not self._program:
+            self._program, self._call, self._layout = program, prepared.call, prepared.layout
+            self._keys = tuple(program.blocks)
             for i, origin in enumerate(prepared.origins.values()):
                 self.register_buffer(f"origin_{i}", origin)
         self.store(state)
         self._doubted = False
         self._starts = starts or {}
-        self._params_seen = _param_versions(prepared.program)
+        self._params_seen = _param_versions(program)
+        return program
 
     def _with_params(self, program: Program, state: State) -> State:
         """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last
@@ -384,55 +434,14 @@ class AutoConjugate(AutoGuide):
                     f"Make a new guide."
                 )
 
-    def reading(self, *args: Any, **kwargs: Any) -> tuple[Program, State]:
-        """The program and the best start's state for these arguments; see :meth:`posterior`."""
-        program, state = self._read(args, kwargs)
-        return program, {key: n.map(lambda t: t[self._best : self._best + 1]) for key, n in state.items()}
-
-    def _read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, State]:
-        """What :meth:`_found` gives; the local blocks of structured inference, which has none of its own, at their
-        optimum given the globals.
-        """
-        program, state = self._found(args, kwargs)
-        if self.structured:
-            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
-        return program, state
-
-    def _found(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, State]:
-        """The program and the state for these arguments, or without any those of the last call.
-
-        A fitted guide stays as it is: new data is looked at with the globals as they are and its local blocks at their
-            optimum.
-        """
-        bare = not args and not kwargs
-        if bare and self._program is not None and (self._call is None or self._call.has_arguments):
-            return self._program, self.state
-        if bare and self._program is None:
-            self._require_state()
-            raise ModelError(
-                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
-                "Call guide(data) once."
-            )
-        known = self._program
-        if known is None or (
-            self._call is not None and self._call.matches(args, kwargs) and not known.recording.is_subsample
-        ):
-            return self.program(*args, **kwargs), self.state
-        now = (self._revision, _param_versions(known))
-        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
-            self._reading = (now, self.prepare(args, kwargs, predict=True))
-        found = self._reading[1]
-        if found.program.recording.redraws:
-            self._reading = None  # the next reading sees another subsample
-        return found.program, found.state
-
     # Sampling.
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site from the posterior, as Pyro sample statements."""
         if self._program is None:
-            self.program(*args, **kwargs)  # a model without arguments, too, is recorded by the first call
-        program, state = self._read(args, kwargs)
+            self.commit(self.prepare(args, kwargs))  # a model without arguments, too, is recorded by the first call
+        found = self.prepare(args, kwargs, predict=True)
+        program, state = found.program, found.state
         plates = _Plates(program)
         values = self._sample_sites(program, state, plates)
         if program.recording.hidden:  # missing data: drawn from the model, given everything else
@@ -445,7 +454,7 @@ class AutoConjugate(AutoGuide):
         return values
 
     def _sample_sites(self, program: Program, state: State, plates: _Plates) -> dict[str, Tensor]:
-        state = {key: n.map(lambda t: t[self._best]) for key, n in state.items()}
+        state = {key: n.map(lambda t: t[0]) for key, n in state.items()}
         values: dict[str, Tensor] = {}
         local = [k for k in program.blocks if self.structured and program.is_local(k)]
         for key, block in program.blocks.items():
@@ -520,8 +529,9 @@ class AutoConjugate(AutoGuide):
                 discrete site); True: by block, its distribution, and the discrete sites'.
             args, kwargs: the model's arguments; left out, those of the last call.
         """
-        program, state = self._read(args, kwargs)
-        found: Posteriors = posteriors(program, state, self._best)
+        prepared = self.prepare(args, kwargs, predict=True)
+        program = prepared.program
+        found: Posteriors = posteriors(program, prepared.state)
         blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
         keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
         return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
@@ -549,7 +559,8 @@ class AutoConjugate(AutoGuide):
         Raises:
             DataError: if it is not finite.
         """
-        program, state = self.reading(*args, **kwargs)
+        prepared = self.prepare(args, kwargs, predict=True)
+        program, state = prepared.program, prepared.state
         value = float(program.bound(state, program.means(state)).elbo)
         if not math.isfinite(value):
             raise DataError(
@@ -560,7 +571,8 @@ class AutoConjugate(AutoGuide):
 
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
-        program, state = self.reading(*args, **kwargs)
+        prepared = self.prepare(args, kwargs, predict=True)
+        program, state = prepared.program, prepared.state
         held = program.eliminate(program.means(state))
         densities = {n: float(v) for n, v in program.expected_log_joint(state, held).items()}
         exact = program.exactly(state)

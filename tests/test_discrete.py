@@ -572,7 +572,7 @@ def test_the_check_leaves_no_trace() -> None:
     x = number(1.0, 2.0, 0.0)
     before, names = torch.get_rng_state(), set(pyro.get_param_store().keys())
     guide = AutoConjugate(rates)
-    guide.program(x)
+    guide.commit(guide.prepare((x,), {}))
     assert torch.equal(torch.get_rng_state(), before) and set(pyro.get_param_store().keys()) == names
 
 

@@ -73,7 +73,7 @@ def test_each_observations_own_latents_are_local() -> None:
             pyro.sample("x", dist.Normal(inner + offset, scale.rsqrt()), obs=x)
 
     guide = AutoConjugate(model)
-    program = guide.program(_X[:, 0])
+    program = guide.commit(guide.prepare((_X[:, 0],), {}))
     assert {key for key in program.blocks if program.is_local(key)} == {"scale", "weights", "inner"}
     assert not any(program.is_shared(key) for key in program.blocks)
 
@@ -86,7 +86,7 @@ def test_as_many_components_as_data_are_still_global() -> None:
             z = pyro.sample("z", dist.Categorical(torch.ones(len(x))), infer={"enumerate": "parallel"})
             pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
 
-    program = AutoConjugate(model).program(_X[:, 0])
+    program = AutoConjugate(model).prepare((_X[:, 0],), {}).program
     assert not program.is_local("loc") and not program.is_shared("loc")
 
 

@@ -69,7 +69,7 @@ def test_the_size_of_a_bound_is_that_of_the_terms_and_not_of_their_sum() -> None
             z = pyro.sample("z", dist.Categorical(number([0.5, 0.5])))
             pyro.sample("x", dist.Normal(mu + z, 1 / math.sqrt(2 * math.pi)), obs=x)
 
-    program = AutoConjugate(model).program(x)
+    program = AutoConjugate(model).prepare((x,), {}).program
     means = program.means(AutoConjugate(model, init={"mu": dist.Normal(number(0.0), 0.01)}).prepare((x,), {}).state)
     held = program.eliminate(means)
     assert held is not None
@@ -98,7 +98,7 @@ def test_locations_come_before_the_scales_that_hang_on_them(point: tuple[str, ..
     x = centers + torch.randn(300, 2, dtype=F64)
     guide = AutoConjugate(with_precisions, point=point)
     driver = CAVI(with_precisions, guide)
-    names = driver.sites(guide.program(x))
+    names = driver.sites(guide.commit(guide.prepare((x,), {})))
     assert names.index("locs") < names.index("precision")
     order = ["z", "locs", "precision", "weights"]
     first = CAVI(with_precisions, AutoConjugate(with_precisions, point=point), order=order).run(x, max_steps=100)
@@ -232,7 +232,7 @@ def test_a_start_that_is_asked_for_is_not_the_stored_one(options: Any) -> None:
     x = torch.randn(50, dtype=F64)
     pyro.param("scale", number(7.0), constraint=constraints.positive)
     em = EM(normal_with_scale, **options)
-    em.guide.program(x, constraints.positive)
+    em.guide.commit(em.guide.prepare((x, constraints.positive), {}))
     assert float(em.guide.params()["scale"]) == pytest.approx(1.0 if options else 7.0)
 
 
@@ -430,7 +430,7 @@ def test_restarts_of_parameters_alone_differ() -> None:
     """Without discrete sites all starts were the model's own value."""
     x = torch.randn(20, dtype=F64)
     em = EM(normal_with_scale, restarts=3, m_step="gradient")
-    em.guide.program(x)
+    em.guide.commit(em.guide.prepare((x,), {}))
     values = em.guide.state["scale"].x
     assert float(values[0]) == 1.0
     assert len(set(values.tolist())) == 3

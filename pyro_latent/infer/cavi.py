@@ -247,7 +247,7 @@ class CAVI:
                 record(self._step(args, kwargs))
                 converged = exact and _has_settled(history, tol)
         if history and not self.guide.has_program:  # a finished run was loaded
-            self.guide.program(*args, **kwargs)
+            self.guide.commit(self.guide.prepare(args, kwargs))
         return self._result(history, converged and not self._lacks_digits(history[-1], tol))
 
     def _lacks_digits(self, elbo: list[float], tol: float) -> bool:
@@ -325,7 +325,7 @@ class CAVI:
                 converged = self._passed(history, ends, tol)
         if history and not self.guide.has_program:
             args, kwargs = self._arguments(next(iter(batches)), kwargs)
-            self.guide.program(*args, **kwargs)
+            self.guide.commit(self.guide.prepare(args, kwargs))
         return self._result(history, converged)
 
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
@@ -376,7 +376,8 @@ class CAVI:
             draws: the number of draws of β.
         """
         draws = check_count("draws", draws)
-        program, state = self.guide.reading(*args, **kwargs)
+        prepared = self.guide.prepare(args, kwargs, predict=True)
+        program, state = prepared.program, prepared.state
         local = [key for key in program.blocks if program.is_local(key)]
         values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
         drawn = at_draws(program, state, values, draws, Call(args, kwargs))

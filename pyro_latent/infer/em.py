@@ -167,7 +167,7 @@ class EM(CAVI):
 
         It is exact for discrete latents and for one conjugate block; several blocks are visited once each.
         """
-        program = self.guide.program(*args, **kwargs)
+        program = self.guide.commit(self.guide.prepare(args, kwargs))
         check_whole(program)
         sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.pending_starts)
         latent = [key for key in self.sites(program) if key is not None and not program.blocks[key].is_point]
@@ -196,14 +196,14 @@ class EM(CAVI):
         Raises:
             ModelError: if a continuous latent has a posterior, for then only a bound is known.
         """
-        program = self.guide.program(*args, **kwargs)
+        program = self.guide.commit(self.guide.prepare(args, kwargs))
         spread = [b.label for b in program.blocks.values() if not b.is_point]
         if spread:
             raise ModelError(f"Expected discrete latents only; got {spread}, for which evaluate_loss gives the bound.")
         return self.guide.elbo(*args, **kwargs)
 
     def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, Held | None]:
-        program = self.guide.program(*args, **kwargs)
+        program = self.guide.commit(self.guide.prepare(args, kwargs))
         if self._held is None or self._held[0] is not program:
             self.e_step(*args, **kwargs)
         assert self._held is not None
