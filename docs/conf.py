@@ -65,7 +65,6 @@ MODULES = (
     "pyro_latent.compare",
     "pyro_latent.race",
     "pyro_latent.plotting",
-    "pyro_latent.reparameterization",
     "pyro_latent.checkpoint",
     "pyro_latent.models",
 )

@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "tables"},
-    {"checkpoint", "distributions", "reparam_distributions", "reparam_rows", "reparameterization"},
+    {"checkpoint", "distributions"},
     {"families"},
     {"expressions"},
     {"rules"},

@@ -16,10 +16,10 @@ import torch
 from torch import Tensor
 from torch.distributions import biject_to
 
-from pyro_latent import reparameterization
-from pyro_latent.reparam_distributions import Elliptical, Erlang, Gompertz, LogUniform, Rayleigh, Triangular
-from pyro_latent.reparam_rows import student_radius
-from pyro_latent.reparameterization import TABLE, WAYS, Check, Reparameterization, check, markdown_table
+from examples import reparameterization_table
+from examples.reparameterization_rows import TABLE, WAYS, Reparameterization, student_radius
+from examples.reparameterization_table import Check, check, markdown_table
+from pyro_latent.distributions import Elliptical, Erlang, Gompertz, LogUniform, Rayleigh, Triangular
 
 PAGE = Path(__file__).parent.parent / "docs" / "reparameterization.md"
 
@@ -267,8 +267,8 @@ def test_the_table_has_every_distribution_that_the_notes_list() -> None:
 @pytest.mark.parametrize("row", [r for r in TABLE if r.way == WAYS[0]], ids=row_id)
 def test_an_inverse_distribution_function_is_scipys_quantile(row: Reparameterization) -> None:
     probability = torch.linspace(0.001, 0.999, 999, dtype=torch.float64)
-    expected = row.reference(row.parameters).ppf(probability.numpy())
-    np.testing.assert_allclose(row.transform(probability, row.tensors()).numpy(), expected, rtol=1e-11, atol=1e-11)
+    expected = row.reference(**row.parameters).ppf(probability.numpy())
+    np.testing.assert_allclose(row.transform(probability, **row.tensors()).numpy(), expected, rtol=1e-11, atol=1e-11)
 
 
 @pytest.mark.parametrize("row", TABLE, ids=row_id)
@@ -276,13 +276,13 @@ def test_the_distribution_in_code_draws_the_same_law_with_the_same_gradient(row:
     """``rsample`` of torch's and our distributions: law and gradient of each moment, within four standard errors."""
     count = 20_000
     parameters = {n: p.expand(count, *p.shape).clone().requires_grad_() for n, p in row.tensors().items()}
-    draws = row.project(row.distribution(parameters).rsample())
-    assert scipy.stats.kstest(draws.detach().numpy(), row.reference(row.parameters).cdf).pvalue > 1e-3
+    draws = row.project(row.distribution(**parameters).rsample())
+    assert scipy.stats.kstest(draws.detach().numpy(), row.reference(**row.parameters).cdf).pvalue > 1e-3
     for name, moment in row.moments.items():
         gradients = torch.autograd.grad(moment(draws).sum(), list(parameters.values()), retain_graph=True)
         for parameter, found in zip(parameters, gradients, strict=True):
-            exact = reparameterization._exact_gradient(row, name, parameter)
-            assert reparameterization._standard_errors(found, exact) < 4
+            exact = reparameterization_table._exact_gradient(row, name, parameter)
+            assert reparameterization_table._standard_errors(found, exact) < 4
 
 
 def test_with_the_exact_implicit_derivative_every_composition_meets_1e_6(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -314,14 +314,14 @@ def test_torchs_derivative_of_a_gamma_is_within_the_tolerance_that_the_page_stat
 @pytest.mark.parametrize(
     ("change", "field"),
     [
-        (lambda e, p: -torch.log1p(-e) / p["rate"] * 1.02, "moment_error"),
-        (lambda e, p: -torch.log1p(-e) / p["rate"].detach(), "gradient_error"),
+        (lambda e, rate: -torch.log1p(-e) / rate * 1.02, "moment_error"),
+        (lambda e, rate: -torch.log1p(-e) / rate.detach(), "gradient_error"),
     ],
     ids=["wrong scale", "no gradient"],
 )
 def test_a_wrong_row_is_found_and_prints_no_table(change: Any, field: str) -> None:
-    def wrong(e: Tensor, p: Any) -> Tensor:
-        return change(e, p) + 0 * p["rate"]
+    def wrong(e: Tensor, rate: Tensor) -> Tensor:
+        return change(e, rate) + 0 * rate
 
     found = check(replace(TABLE[0], transform=wrong))
     assert getattr(found, field) > 4
@@ -332,23 +332,25 @@ def test_a_wrong_row_is_found_and_prints_no_table(change: Any, field: str) -> No
 
 def test_the_committed_table_is_the_generated_one(checks: list[Check]) -> None:
     text = PAGE.read_text(encoding="utf-8")
-    committed = text.split(reparameterization.BEGIN)[1].split(reparameterization.END)[0]
+    committed = text.split(reparameterization_table.BEGIN)[1].split(reparameterization_table.END)[0]
     assert committed.strip() == markdown_table(checks)
 
 
 def test_the_table_is_written_between_the_marks(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(reparameterization, "markdown_table", lambda: "| new |")
+    monkeypatch.setattr(reparameterization_table, "markdown_table", lambda: "| new |")
     page = tmp_path / "page.md"
-    page.write_text(f"above\n{reparameterization.BEGIN}\n| old |\n{reparameterization.END}\nbelow\n")
-    reparameterization.main([str(page)])
-    assert page.read_text() == f"above\n{reparameterization.BEGIN}\n| new |\n{reparameterization.END}\nbelow\n"
-    reparameterization.main([])
+    page.write_text(f"above\n{reparameterization_table.BEGIN}\n| old |\n{reparameterization_table.END}\nbelow\n")
+    reparameterization_table.main([str(page)])
+    assert (
+        page.read_text() == f"above\n{reparameterization_table.BEGIN}\n| new |\n{reparameterization_table.END}\nbelow\n"
+    )
+    reparameterization_table.main([])
     assert capsys.readouterr().out == "| new |\n"
     page.write_text("no marks")
     with pytest.raises(SystemExit, match="Expected the lines"):
-        reparameterization.main([str(page)])
+        reparameterization_table.main([str(page)])
 
 
 def test_check_needs_two_draws() -> None:

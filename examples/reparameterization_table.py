@@ -1,12 +1,12 @@
 """The table of reparameterisations, checked against scipy as it is printed.
 
-For each row of :data:`~pyro_latent.reparam_rows.TABLE`, :func:`check` compares z = g(ε) with scipy:
+For each row of :data:`~examples.reparameterization_rows.TABLE`, :func:`check` compares z = g(ε) with scipy:
 
 - the moments of z, and its distribution (Kolmogorov and Smirnov);
 - the gradient of those moments by the parameters, with finite differences of the exact moments;
 - the derivative of g at fixed noise, with its own finite differences.
 
-``python -m pyro_latent.reparameterization`` checks all rows and prints them; with the path of a page, such as
+``python -m examples.reparameterization_table`` checks all rows and prints them; with the path of a page, such as
 ``docs/reparameterization.md``, it writes them between that page's two marks.
 
 Source: ``docs/sources.md``, [4] (163)-(166) and the three lists after them.
@@ -26,11 +26,9 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from .reparam_rows import TABLE, WAYS, Reparameterization
+from examples.reparameterization_rows import TABLE, Reparameterization
 
-__all__ = ["TABLE", "WAYS", "Check", "Reparameterization", "check", "markdown_table"]
-
-BEGIN = "<!-- table: python -m pyro_latent.reparameterization docs/reparameterization.md -->"
+BEGIN = "<!-- table: python -m examples.reparameterization_table docs/reparameterization.md -->"
 END = "<!-- end of the table -->"
 
 
@@ -76,7 +74,7 @@ class _Draws:
 
     def values(self, **changed: Tensor) -> Tensor:
         """project(g(ε)), ``[n]``, at the parameters with some of them changed."""
-        return self.row.project(self.row.transform(self.noise, {**self.parameters, **changed}))
+        return self.row.project(self.row.transform(self.noise, **{**self.parameters, **changed}))
 
     def derivatives(self, moment: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
         """By parameter, the derivative of each draw's moment: ``[n]`` and the parameter's own shape."""
@@ -110,7 +108,7 @@ def check(row: Reparameterization, num_samples: int = 100_000, seed: int = 0) ->
         moment_error=max(_standard_errors(m(values), row.exact(n, row.parameters)) for n, m in row.moments.items()),
         gradient_error=max(_gradient_errors(draws)),
         derivative_error=max(_derivative_errors(_Draws(row, noise[:1000]))),
-        p_value=float(scipy.stats.kstest(values.numpy(), row.reference(row.parameters).cdf).pvalue),
+        p_value=float(scipy.stats.kstest(values.numpy(), row.reference(**row.parameters).cdf).pvalue),
     )
 
 
@@ -177,7 +175,8 @@ def _line(found: Check) -> str:
         raise ArithmeticError(f"Expected {row.name} by {row.way} to agree with scipy; got {found}. Mend g.")
     mean = f"{found.mean:.3f}, {found.exact_mean:.3f}" + (" (arctan z)" if row.bounded else "")
     errors = f"{found.moment_error:.1f} | {found.gradient_error:.1f} | < {row.tolerance:.0e}"
-    return f"| {row.way} | {row.name} | {row.noise} | {row.formula} | `{row.code}` | {mean} | {errors} |"
+    *words, code = row.words
+    return f"| {' | '.join(words)} | `{code}` | {mean} | {errors} |"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -1,8 +1,11 @@
-"""Reparameterised distributions that Pyro and torch lack, each drawn as z = g(ε) with noise ε free of parameters.
+"""Distributions of a scalar that Pyro and torch lack, each drawn as z = g(ε) with noise ε free of parameters.
 
-Rayleigh, LogUniform (the "reciprocal" distribution), Gompertz and Triangular by their inverse distribution function,
-Erlang as a sum of exponentials, and Elliptical from a direction and a radius. The whole table is in
-``docs/reparameterization.md``.
+Rayleigh, LogUniform (the "reciprocal" distribution), Gompertz and Triangular are drawn by their inverse distribution
+function, and Erlang as a sum of exponentials. The whole table is in ``docs/reparameterization.md``.
+
+A Rayleigh is a Weibull of shape 2, and LogUniform and Gompertz are transforms of a uniform and of an exponential. They
+are written out, because torch's versions take 1 - exp(-x) and log(1 - ε), which lose the digits of small probabilities,
+and because they leave out the ends of the support.
 
 To add one with an inverse distribution function: subclass :class:`InverseCDF`, name the parameters in
 ``arg_constraints``, and write ``log_prob``, ``cdf`` and ``icdf``.
@@ -14,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, NoReturn, Self
 
 import pyro.distributions as dist
 import torch
@@ -22,14 +25,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
-__all__ = ["Elliptical", "Erlang", "Gompertz", "InverseCDF", "LogUniform", "Rayleigh", "Triangular", "open_uniform"]
-
 Parameter = Tensor | float
-
-_NO_MOMENTS = (
-    "Expected a moment in closed form; got Gompertz, whose moments need the exponential integral, which torch lacks. "
-    "Write d.sample((100_000,)).{}(0), or take the median, d.icdf(torch.tensor(0.5))."
-)
 
 
 def open_uniform(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -45,6 +41,7 @@ class InverseCDF(dist.TorchDistribution):
     ``arg_constraints``, whose keys are the parameters, and ``support``, ``log_prob``, ``cdf`` and ``icdf``.
     """
 
+    arg_constraints: ClassVar[dict[str, constraints.Constraint]]
     has_rsample = True
 
     def __init__(self, *, validate_args: bool | None = None, **parameters: Parameter) -> None:
@@ -81,7 +78,7 @@ class Rayleigh(InverseCDF):
         ValueError: if ``scale`` is not positive, with validation on.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {"scale": constraints.positive}
+    arg_constraints = {"scale": constraints.positive}
     support = constraints.nonnegative
     scale: Tensor
 
@@ -117,10 +114,7 @@ class LogUniform(InverseCDF):
         ValueError: if the ends are not so, with validation on.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "low": constraints.positive,
-        "high": constraints.positive,
-    }
+    arg_constraints = {"low": constraints.positive, "high": constraints.positive}
     low: Tensor
     high: Tensor
 
@@ -169,10 +163,7 @@ class Gompertz(InverseCDF):
         ValueError: if a parameter is not positive, with validation on.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "concentration": constraints.positive,
-        "scale": constraints.positive,
-    }
+    arg_constraints = {"concentration": constraints.positive, "scale": constraints.positive}
     support = constraints.nonnegative
     concentration: Tensor
     scale: Tensor
@@ -191,12 +182,13 @@ class Gompertz(InverseCDF):
         return self.scale * torch.log1p(-torch.log1p(-value) / self.concentration)
 
     @property
-    def mean(self) -> Tensor:
-        raise NotImplementedError(_NO_MOMENTS.format("mean"))
+    def mean(self) -> NoReturn:
+        raise NotImplementedError(
+            "Expected a moment in closed form; got Gompertz, whose moments need the exponential integral, which torch "
+            "lacks. Write d.sample((100_000,)).mean(0) or .var(0), or take the median, d.icdf(torch.tensor(0.5))."
+        )
 
-    @property
-    def variance(self) -> Tensor:
-        raise NotImplementedError(_NO_MOMENTS.format("var"))
+    variance = mean
 
 
 class Triangular(InverseCDF):
@@ -209,11 +201,7 @@ class Triangular(InverseCDF):
         ValueError: if they are not so, with validation on.
     """
 
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "low": constraints.real,
-        "peak": constraints.real,
-        "high": constraints.real,
-    }
+    arg_constraints = {"low": constraints.real, "peak": constraints.real, "high": constraints.real}
     low: Tensor
     peak: Tensor
     high: Tensor
@@ -231,34 +219,26 @@ class Triangular(InverseCDF):
     def support(self) -> constraints.Constraint:
         return constraints.interval(self.low, self.high)
 
-    @property
-    def _width(self) -> Tensor:
-        return self.high - self.low
-
     def _side(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Whether a value is left of the peak; its distance from the end of its side; how long that side is."""
-        left = value < self.peak
+        """Whether a value lies left of the peak, its distance from the end of its side, and that side's length."""
+        # A peak at ``high`` has no right side, and belongs to the left one.
+        left = (value < self.peak) | (self.peak == self.high)
         distance = torch.where(left, value - self.low, self.high - value)
         return left, distance, torch.where(left, self.peak - self.low, self.high - self.peak)
 
     def log_prob(self, value: Tensor) -> Tensor:
         _, distance, side = self._side(self._checked(value))
-        # Only a peak at the end ``high`` has a side of no length, and there the density is the peak's.
-        height = torch.where(side > 0, distance, 1.0) / torch.where(side > 0, side, 1.0)
-        return math.log(2) + height.log() - self._width.log()
+        return math.log(2) + (distance / side).log() - (self.high - self.low).log()
 
     def cdf(self, value: Tensor) -> Tensor:
         left, distance, side = self._side(self._checked(value))
-        area = distance.square() / (self._width * torch.where(side > 0, side, 1.0))
+        area = distance.square() / ((self.high - self.low) * side)
         return torch.where(left, area, 1 - area)
 
     def icdf(self, value: Tensor) -> Tensor:
-        left = value * self._width < self.peak - self.low
-        share, side = (
-            torch.where(left, value, 1 - value),
-            torch.where(left, self.peak - self.low, self.high - self.peak),
-        )
-        square = share * self._width * side
+        width, rise = self.high - self.low, self.peak - self.low
+        left = value * width < rise
+        square = torch.where(left, value * rise, (1 - value) * (self.high - self.peak)) * width
         root = torch.where(square > 0, square, 1.0).sqrt() * (square > 0)  # √0 has no derivative
         return torch.where(left, self.low + root, self.high - root)
 
@@ -294,9 +274,7 @@ class Erlang(dist.Gamma):
         super().__init__(torch.full_like(rate, concentration).detach(), rate, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Erlang:
-        new: Erlang = super().expand(Size(batch_shape), self._get_checked_instance(Erlang, _instance))
-        new.count = self.count
-        return new
+        return Erlang(self.count, self.rate.expand(Size(batch_shape)), validate_args=self._validate_args)
 
     def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
         """``sample_shape + batch_shape``, differentiable in the rate."""
@@ -325,93 +303,3 @@ def _bisect_gamma(concentration: Tensor, probability: Tensor) -> Tensor:
         below = torch.special.gammainc(concentration, middle.exp()) < probability
         low, high = torch.where(below, middle, low), torch.where(below, high, middle)
     return ((low + high) / 2).exp()
-
-
-class Elliptical(dist.TorchDistribution):
-    """loc + scale_tril · R u: a radius R of any law, and a direction u that is uniform on the sphere.
-
-    The contours of its density are ellipsoids. With R² ~ χ²(D) it is the multivariate normal, with R² / D ~ F(D, ν) the
-    multivariate Student t of ν degrees of freedom.
-
-    Args:
-        loc: the centre, ``batch + (D,)``.
-        scale_tril: lower triangular with a positive diagonal, ``batch + (D, D)``.
-        radius: the distribution of R, with positive support and an ``rsample``; of batch shape ``batch``, or one that
-            broadcasts to it.
-
-    Raises:
-        ValueError: if the shapes do not fit, or ``radius`` is not reparameterised.
-    """
-
-    arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
-        "loc": constraints.real_vector,
-        "scale_tril": constraints.lower_cholesky,
-    }
-    support = constraints.real_vector
-    has_rsample = True
-
-    def __init__(self, loc: Tensor, scale_tril: Tensor, radius: Any, *, validate_args: bool | None = None) -> None:
-        if loc.dim() < 1 or scale_tril.shape[-2:] != (loc.shape[-1], loc.shape[-1]):
-            raise ValueError(
-                f"Expected loc [..., D] and scale_tril [..., D, D]; got {list(loc.shape)} and "
-                f"{list(scale_tril.shape)}. Give scale_tril the size of loc in both last dimensions."
-            )
-        if radius.event_shape or not radius.has_rsample:
-            raise ValueError(
-                f"Expected radius to be a reparameterised distribution of scalars; got {radius}. "
-                "Use one with has_rsample and an empty event shape."
-            )
-        batch = torch.broadcast_shapes(loc.shape[:-1], scale_tril.shape[:-2], radius.batch_shape)
-        self.loc = loc.expand(batch + loc.shape[-1:])
-        self.scale_tril = scale_tril.expand(batch + scale_tril.shape[-2:])
-        self.radius = radius.expand(batch)
-        super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
-
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Elliptical:
-        new: Elliptical = self._get_checked_instance(Elliptical, _instance)
-        batch = Size(batch_shape)
-        new.loc = self.loc.expand(batch + self.event_shape)
-        new.scale_tril = self.scale_tril.expand(batch + 2 * self.event_shape)
-        new.radius = self.radius.expand(batch)
-        super(Elliptical, new).__init__(batch, self.event_shape, validate_args=False)
-        new._validate_args = self._validate_args
-        return new
-
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """``sample_shape + batch + (D,)``; differentiable in loc, scale_tril and the radius's parameters."""
-        shape = self._extended_shape(Size(sample_shape))
-        normal = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
-        direction = normal / torch.linalg.vector_norm(normal, dim=-1, keepdim=True)
-        offset = self.radius.rsample(Size(sample_shape)).unsqueeze(-1) * direction
-        return self.loc + (self.scale_tril @ offset.unsqueeze(-1)).squeeze(-1)
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        """The density of R at the distance, over the area of the sphere of that radius and the volume of scale_tril.
-
-        At the centre it is 0 / 0: there, and nearer than the fourth root of the smallest float (4e-77 in float64, 3e-10
-        in float32), it is that at this distance, and has no derivative.
-        """
-        if self._validate_args:
-            self._validate_sample(value)
-        dim = self.event_shape[0]
-        offset = torch.linalg.solve_triangular(self.scale_tril, (value - self.loc).unsqueeze(-1), upper=False)
-        radius = torch.linalg.vector_norm(offset.squeeze(-1), dim=-1)
-        radius = radius.clamp(min=torch.finfo(radius.dtype).tiny ** 0.25)
-        log_area = math.log(2) + dim / 2 * math.log(math.pi) - math.lgamma(dim / 2) + (dim - 1) * radius.log()
-        log_volume = self.scale_tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-        return self.radius.log_prob(radius) - log_area - log_volume
-
-    @property
-    def mean(self) -> Tensor:
-        """The centre; where R has no mean, the median."""
-        return self.loc
-
-    @property
-    def covariance_matrix(self) -> Tensor:
-        """E R² / D · scale_tril scale_trilᵀ, ``batch + (D, D)``; the radius must know its mean and variance."""
-        second_moment = self.radius.variance + self.radius.mean.square()
-        return (second_moment / self.event_shape[0])[..., None, None] * (self.scale_tril @ self.scale_tril.mT)
-
-    @property
-    def variance(self) -> Tensor:
-        return self.covariance_matrix.diagonal(dim1=-2, dim2=-1)

@@ -6,7 +6,7 @@ A pair has no single event shape: ``event_shape`` is empty, and ``log_prob`` and
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import pyro.distributions as dist
@@ -157,21 +157,3 @@ class NormalWishart(MeanPrecision):
 
     def mean_given(self, precision: Tensor) -> dist.MultivariateNormal:
         return dist.MultivariateNormal(self.loc, precision_matrix=self.precision_scaling[..., None, None] * precision)
-
-
-def _parts(flow: Any) -> Iterator[Any]:
-    """A transform, or a module that has some, and all that it is made of."""
-    yield flow
-    inner = [*getattr(flow, "parts", ()), *getattr(flow, "transforms", ())]
-    for part in [*inner, *(flow.children() if isinstance(flow, torch.nn.Module) else ())]:
-        yield from _parts(part)
-
-
-def forget_last_draw(flow: Any) -> None:
-    """Drop what transforms remember of their last draw: it belongs to a graph, which cannot be copied."""
-    for part in _parts(flow):
-        if "_cached_x_y" in vars(part):
-            part._cached_x_y = None, None
-        for name, value in vars(part).items():
-            if isinstance(value, Tensor) and value.grad_fn is not None:
-                vars(part)[name] = None

@@ -1,0 +1,29 @@
+"""Pyro distributions that Pyro lacks: joint ones of a mean and a precision, and reparameterised ones of the notes.
+
+``joint`` has Normal-Gamma and Normal-Wishart, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
+``elliptical`` a location, a shape and a radius of any law, and ``transforms`` what a flow remembers of its last draw.
+"""
+
+from __future__ import annotations
+
+from .elliptical import Elliptical
+from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
+from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
+from .transforms import forget_last_draw
+
+__all__ = [
+    "Elliptical",
+    "Erlang",
+    "Gompertz",
+    "InverseCDF",
+    "LogUniform",
+    "MeanPrecision",
+    "NormalGamma",
+    "NormalWishart",
+    "Pair",
+    "Rayleigh",
+    "Triangular",
+    "Wishart",
+    "forget_last_draw",
+    "open_uniform",
+]
