@@ -79,10 +79,10 @@ def check_updates(
     """
     if guide.model is not model:
         raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
-    program = guide.commit(guide.prepare(args, kwargs))
+    program = guide.posterior_state.commit(guide.prepare(args, kwargs))
     tol = _TOLERANCE[program.recording.dtype] if tol is None else tol
     state = {key: n.map(lambda t: t[:1]) for key, n in guide.state.items()}
-    start = {name: probs[:1] for name, probs in guide.pending_starts.items()}
+    start = {name: probs[:1] for name, probs in guide.posterior_state.starts.items()}
     sweep = Sweep(program, state, Call(args, kwargs), None, start)
     checks = [_check_block(sweep, block, tol) for block in program.blocks.values() if block.update is not None]
     exact = Sweep(program, state, Call(args, kwargs)) if start else sweep

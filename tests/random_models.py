@@ -162,11 +162,11 @@ class _Judge:
         for key, name in places[:count]:
             for factor in (0.97, 1.03):
                 changed = {n: (t * factor if n == name else t) for n, t in state[key].items()}
-                self.guide.store({**state, key: type(state[key])(**changed)})
+                self.guide.posterior_state.store({**state, key: type(state[key])(**changed)})
                 now = self.guide.elbo()
                 if now > best + slack:
                     faults.append(f"{factor} times {name!r} of {key!r} raises the ELBO from {best:.8f} to {now:.8f}")
-        self.guide.store(state)
+        self.guide.posterior_state.store(state)
         return faults
 
     def _exact(self) -> bool:

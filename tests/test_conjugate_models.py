@@ -1296,7 +1296,7 @@ def test_the_elbo_never_falls_and_is_a_maximum_over_every_block_at_the_end(name:
     assert found.result.converged
     assert elbo.diff().min() >= -1e-9 * size
     state = found.guide.state
-    program = found.guide.commit(found.guide.prepare(args, case.kwargs))
+    program = found.guide.posterior_state.commit(found.guide.prepare(args, case.kwargs))
     best = program.bound(state, program.means(state)).elbo.item()
     fallen = 0
     for key, natural in state.items():

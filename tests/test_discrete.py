@@ -366,9 +366,9 @@ def test_no_perturbation_of_a_factor_raises_the_elbo_of_a_mean_field_fit(site: s
     best, state = guide.elbo(), guide.state
     for _ in range(10):
         moved = Natural(**{n: t * (1 + 1e-3 * torch.randn_like(t)) for n, t in state[site].items()})
-        guide.store({**state, site: moved})
+        guide.posterior_state.store({**state, site: moved})
         assert guide.elbo() <= best + 1e-10
-    guide.store(state)
+    guide.posterior_state.store(state)
     assert guide.elbo() == best
 
 
@@ -572,7 +572,7 @@ def test_the_check_leaves_no_trace() -> None:
     x = number(1.0, 2.0, 0.0)
     before, names = torch.get_rng_state(), set(pyro.get_param_store().keys())
     guide = AutoConjugate(rates)
-    guide.commit(guide.prepare((x,), {}))
+    guide.posterior_state.commit(guide.prepare((x,), {}))
     assert torch.equal(torch.get_rng_state(), before) and set(pyro.get_param_store().keys()) == names
 
 

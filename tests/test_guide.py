@@ -754,15 +754,15 @@ def test_each_of_the_restarts_is_the_run_of_its_start_alone() -> None:
     x = clusters(40)
     guide = AutoConjugate(mixture, init=5, restarts=4)
     guide(x)
-    starts = [probs[0] for probs in guide.pending_starts["z"].split(1)]
+    starts = [probs[0] for probs in guide.posterior_state.starts["z"].split(1)]
     states = [{k: n.map(functools.partial(one_start, i)) for k, n in guide.state.items()} for i in range(4)]
     together = CAVI(mixture, guide).run(x, max_steps=15, tol=0).restarts
     for i in range(4):
         alone = AutoConjugate(mixture, init={"z": starts[i]})
         alone(x)
-        pending = dict(alone.pending_starts)
-        alone.store(states[i])
-        alone._starts = pending
+        pending = dict(alone.posterior_state.starts)
+        alone.posterior_state.store(states[i])
+        alone.posterior_state.starts = pending
         result = CAVI(mixture, alone).run(x, max_steps=15, tol=0)
         assert float(result.elbo[-1]) == pytest.approx(float(together[i]), rel=1e-10)
 

@@ -834,7 +834,7 @@ def test_a_start_is_not_spent_on_documents_without_words(corpus: Corpus, options
     driver = CAVI(lda.model, guide, **options)
     with pytest.raises(DataError, match="data in the first batch, which the start of 'z' is made for"):
         driver.run_batches([(data.minibatch([11]), 4), (data.minibatch(range(10)), 4)])
-    assert not guide.has_program
+    assert guide.posterior_state.program is None
     driver.run_batches([(data.minibatch(range(10)), 4), (data.minibatch([11]), 4)], epochs=3)
     topics = guide.posterior()["beta"].concentration
     assert float((topics[0] - topics[1]).abs().max()) > 1

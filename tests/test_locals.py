@@ -73,7 +73,7 @@ def test_each_observations_own_latents_are_local() -> None:
             pyro.sample("x", dist.Normal(inner + offset, scale.rsqrt()), obs=x)
 
     guide = AutoConjugate(model)
-    program = guide.commit(guide.prepare((_X[:, 0],), {}))
+    program = guide.posterior_state.commit(guide.prepare((_X[:, 0],), {}))
     assert {key for key in program.blocks if program.is_local(key)} == {"scale", "weights", "inner"}
     assert not any(program.is_shared(key) for key in program.blocks)
 

@@ -98,7 +98,7 @@ def test_locations_come_before_the_scales_that_hang_on_them(point: tuple[str, ..
     x = centers + torch.randn(300, 2, dtype=F64)
     guide = AutoConjugate(with_precisions, point=point)
     driver = CAVI(with_precisions, guide)
-    names = driver.sites(guide.commit(guide.prepare((x,), {})))
+    names = driver.sites(guide.posterior_state.commit(guide.prepare((x,), {})))
     assert names.index("locs") < names.index("precision")
     order = ["z", "locs", "precision", "weights"]
     first = CAVI(with_precisions, AutoConjugate(with_precisions, point=point), order=order).run(x, max_steps=100)
@@ -232,7 +232,7 @@ def test_a_start_that_is_asked_for_is_not_the_stored_one(options: Any) -> None:
     x = torch.randn(50, dtype=F64)
     pyro.param("scale", number(7.0), constraint=constraints.positive)
     em = EM(normal_with_scale, **options)
-    em.guide.commit(em.guide.prepare((x, constraints.positive), {}))
+    em.guide.posterior_state.commit(em.guide.prepare((x, constraints.positive), {}))
     assert float(em.guide.params()["scale"]) == pytest.approx(1.0 if options else 7.0)
 
 
@@ -430,7 +430,7 @@ def test_restarts_of_parameters_alone_differ() -> None:
     """Without discrete sites all starts were the model's own value."""
     x = torch.randn(20, dtype=F64)
     em = EM(normal_with_scale, restarts=3, m_step="gradient")
-    em.guide.commit(em.guide.prepare((x,), {}))
+    em.guide.posterior_state.commit(em.guide.prepare((x,), {}))
     values = em.guide.state["scale"].x
     assert float(values[0]) == 1.0
     assert len(set(values.tolist())) == 3

@@ -196,7 +196,7 @@ def test_judge_sees_a_factor_off_its_optimum(monkeypatch: pytest.MonkeyPatch) ->
     def overshoot(self: CAVI, *args: torch.Tensor, **options: Any) -> CAVIResult:
         result = right(self, *args, **options)
         state = self.guide.state
-        self.guide.store({key: natural.map(lambda t: 1.2 * t) for key, natural in state.items()})
+        self.guide.posterior_state.store({key: natural.map(lambda t: 1.2 * t) for key, natural in state.items()})
         return result
 
     monkeypatch.setattr(CAVI, "run", overshoot)

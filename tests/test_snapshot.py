@@ -160,9 +160,9 @@ def test_what_has_not_changed_is_not_recorded_again(kind: str) -> None:
     guide = AutoConjugate(case.model)
     cavi = CAVI(case.model, guide)
     cavi.run(*case.args)
-    program = guide.commit(guide.prepare(case.args, {}))
+    program = guide.posterior_state.commit(guide.prepare(case.args, {}))
     cavi.step(*case.args)
-    assert guide.commit(guide.prepare(case.args, {})) is program
+    assert guide.posterior_state.commit(guide.prepare(case.args, {})) is program
 
 
 def test_a_model_that_holds_its_own_guide_is_not_recorded_at_each_step() -> None:
@@ -176,9 +176,9 @@ def test_a_model_that_holds_its_own_guide_is_not_recorded_at_each_step() -> None
 
     experiment, x = Experiment(), torch.zeros(5)
     experiment.cavi.step(x)
-    program = experiment.guide.commit(experiment.guide.prepare((x,), {}))
+    program = experiment.guide.posterior_state.commit(experiment.guide.prepare((x,), {}))
     experiment.cavi.step(x)
-    assert experiment.guide.commit(experiment.guide.prepare((x,), {})) is program
+    assert experiment.guide.posterior_state.commit(experiment.guide.prepare((x,), {})) is program
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.int64, torch.bool, torch.bfloat16])

@@ -396,7 +396,7 @@ def test_a_forgotten_size_is_named_with_what_to_write(batch: Any) -> None:
     driver = CAVI(mixture, guide, step_size=0.5)
     with pytest.raises(TypeError, match=r"arguments \(x.*, size.*missing.*'size'.*run_batches\(batches, size="):
         driver.run_batches([batch])
-    assert not guide.has_program
+    assert guide.posterior_state.program is None
 
 
 # Memoised.
@@ -689,9 +689,9 @@ def test_plain_inference_takes_the_structure_off_the_guide() -> None:
     x = clusters(20)
     guide = AutoConjugate(pair)
     CAVI(pair, guide, step_size=0.5, structured=3).run(x, max_steps=3)
-    assert guide.structured
+    assert guide.posterior_state.structured
     CAVI(pair, guide).run(x, max_steps=3)
-    assert not guide.structured
+    assert not guide.posterior_state.structured
 
 
 def test_for_one_posterior_of_the_globals_structure_never_loses(

@@ -215,7 +215,7 @@ class LDA(Results):
         """An AutoConjugate guide of ``lda.model`` whose factors are these: for ``posterior()``, ``Predictive``, …"""
         start = {"beta": dist.Dirichlet(self.components_), "theta": dist.Dirichlet(self.doc_topic_)}
         guide = AutoConjugate(model, init=start)
-        guide.commit(guide.prepare(self.model_args_, self.model_kwargs_))
+        guide.posterior_state.commit(guide.prepare(self.model_args_, self.model_kwargs_))
         return guide
 
     def to_arviz(self, num_samples: int = 200, seed: int = 0) -> Any:

@@ -13,6 +13,7 @@ from pyro.infer import MCMC
 from torch import Tensor
 
 from ..errors import ModelError
+from ..guide import AutoConjugate
 from ..particles import Call
 
 Array = np.ndarray[Any, Any]
@@ -33,12 +34,13 @@ def check_same_data(here: Call, guide: Any, name: str) -> None:
     Raises:
         ModelError: naming the argument that differs, and how.
     """
-    call = getattr(guide, "_call", None)
     if isinstance(guide, MCMC):
         if guide._args is not None:
             _check_arguments(here, guide._args, guide._kwargs or {}, name)
-    elif call is not None:
-        _check_arguments(here, call.args, call.kwargs, name)
+    elif isinstance(guide, AutoConjugate):
+        call = guide.posterior_state.call
+        if call is not None:
+            _check_arguments(here, call.args, call.kwargs, name)
 
 
 def _check_arguments(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:

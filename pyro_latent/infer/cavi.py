@@ -241,13 +241,13 @@ class CAVI:
         place = Place(self, checkpoint, checkpoint_every, task)
         history = place.history
         converged = exact and _has_settled(history, tol)
-        self.guide.doubt()
+        self.guide.posterior_state.doubted = True
         with _recording(place, max_steps, progress, callback) as record:
             while len(history) < max_steps and not converged:
                 record(self._step(args, kwargs))
                 converged = exact and _has_settled(history, tol)
-        if history and not self.guide.has_program:  # a finished run was loaded
-            self.guide.commit(self.guide.prepare(args, kwargs))
+        if history and self.guide.posterior_state.program is None:  # a finished run was loaded
+            self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         return self._result(history, converged and not self._lacks_digits(history[-1], tol))
 
     def _lacks_digits(self, elbo: list[float], tol: float) -> bool:
@@ -323,9 +323,9 @@ class CAVI:
                     raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.")
                 ends.append(len(history))
                 converged = self._passed(history, ends, tol)
-        if history and not self.guide.has_program:
+        if history and self.guide.posterior_state.program is None:
             args, kwargs = self._arguments(next(iter(batches)), kwargs)
-            self.guide.commit(self.guide.prepare(args, kwargs))
+            self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         return self._result(history, converged)
 
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
@@ -437,16 +437,17 @@ class CAVI:
         values = torch.tensor(history, dtype=torch.float64)
         if not history:
             return CAVIResult(torch.empty(0, dtype=torch.float64), False, 0, torch.empty(0, dtype=torch.float64))
-        best = self._living[self.guide.best] if self._living else self.guide.best
+        kept = self.guide.posterior_state.best
+        best = self._living[kept] if self._living else kept
         dropped = dict(self._dropped)
         if values.shape[1] > 1:
-            self._keep(self.guide.best)
+            self._keep(kept)
         self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone(), dropped)
 
     def _keep(self, start: int) -> None:
         """Forget all starts but one, of those that the guide holds."""
-        self.guide.collapse(start)
+        self.guide.posterior_state.collapse(start)
         self._memory = None
         self._living, self._dropped = [], {}
         if self._steps is not None:
@@ -467,18 +468,16 @@ class CAVI:
         if alone and not program.recording.declares_size:
             _check_same(self._seen, seen)
         before = self._memory
-        if before is not None and before.revision != self.guide.revision:
+        if before is not None and before.revision != self.guide.posterior_state.revision:
             before = None
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(prepared.state, program.means(prepared.state))
             before = _Memory(program, before.revision, bound, bound.elbo.tolist())
         task = _Task(program, Call(args, kwargs), prepared.state, prepared.starts, before)
         failures, (sweep, bound, elbo) = self._survivors(task)
-        self.guide.commit(prepared, sweep.state)
-        self.guide.structured = False
-        self.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
+        self.guide.posterior_state.commit(prepared, sweep.state, best=max(range(len(elbo)), key=elbo.__getitem__))
         self._seen = seen if alone else {}
-        self._memory = _Memory(program, self.guide.revision, bound, elbo)
+        self._memory = _Memory(program, self.guide.posterior_state.revision, bound, elbo)
         return self._numbered(elbo, failures)
 
     def _swept(self, task: _Task) -> tuple[Sweep, Bound, list[float]]:

@@ -167,28 +167,28 @@ class EM(CAVI):
 
         It is exact for discrete latents and for one conjugate block; several blocks are visited once each.
         """
-        program = self.guide.commit(self.guide.prepare(args, kwargs))
+        program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         check_whole(program)
-        sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.pending_starts)
+        sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.posterior_state.starts)
         latent = [key for key in self.sites(program) if key is not None and not program.blocks[key].is_point]
         for key in latent:
             sweep.visit(key)
-        if program.discrete and (latent or self.guide.pending_starts):
+        if program.discrete and (latent or self.guide.posterior_state.starts):
             sweep.visit(None)
         if latent:
-            self.guide.store(sweep.state)
+            self.guide.posterior_state.store(sweep.state)
         self._held = (program, sweep.held)
 
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
         program, held = self._last(args, kwargs)
-        return float(program.energy(self.guide.state, held)[self.guide.best])
+        return float(program.energy(self.guide.state, held)[self.guide.posterior_state.best])
 
     def free_energy(self, *args: Any, **kwargs: Any) -> float:
         """F(q, θ) = Q(θ) + H(q), in nats: a lower bound on log p(x | θ), and equal to it right after an E-step."""
         program, held = self._last(args, kwargs)
         state = self.guide.state
-        return float((program.energy(state, held) + program.entropy(state, held))[self.guide.best])
+        return float((program.energy(state, held) + program.entropy(state, held))[self.guide.posterior_state.best])
 
     def log_likelihood(self, *args: Any, **kwargs: Any) -> float:
         """log p(x | θ), in nats, of a model whose latents are all discrete or points.
@@ -196,14 +196,14 @@ class EM(CAVI):
         Raises:
             ModelError: if a continuous latent has a posterior, for then only a bound is known.
         """
-        program = self.guide.commit(self.guide.prepare(args, kwargs))
+        program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         spread = [b.label for b in program.blocks.values() if not b.is_point]
         if spread:
             raise ModelError(f"Expected discrete latents only; got {spread}, for which evaluate_loss gives the bound.")
         return self.guide.elbo(*args, **kwargs)
 
     def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, Held | None]:
-        program = self.guide.commit(self.guide.prepare(args, kwargs))
+        program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         if self._held is None or self._held[0] is not program:
             self.e_step(*args, **kwargs)
         assert self._held is not None

@@ -59,7 +59,7 @@ class MemoisedSteps:
         check_start(program, prepared.starts)
         mark = _mark(program, call)
         self._check(program, name, known, mark)
-        if self._level is not None and self._level[0] not in (_LOADED, driver.guide.revision):
+        if self._level is not None and self._level[0] not in (_LOADED, driver.guide.posterior_state.revision):
             self._level = None  # somebody else has moved the guide
         state = prepared.state if known is None else prepared.state | dict(known.local)
         sweep = Sweep(program, state, call, None, {} if self.pieces else prepared.starts)
@@ -82,10 +82,9 @@ class MemoisedSteps:
         self._check_rise(program, elbo, sizes, known is not None)
         self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
         self._total = total
-        driver.guide.commit(prepared, sweep.state)
-        driver.guide.structured = False
-        driver.guide.keep_best(max(range(len(elbo)), key=elbo.__getitem__))
-        self._level = (driver.guide.revision, elbo)
+        best = max(range(len(elbo)), key=elbo.__getitem__)
+        driver.guide.posterior_state.commit(prepared, sweep.state, best=best)
+        self._level = (driver.guide.posterior_state.revision, elbo)
         return elbo
 
     def _check(self, program: Program, name: int | str, known: Piece | None, mark: str) -> None:

@@ -78,9 +78,8 @@ class StochasticSteps:
         self.count += 1
         self._summary = summary
         self._last = call
-        driver.guide.commit(prepared, sweep.state)
-        driver.guide.structured = self.draws > 0
-        self._rank(driver, values)
+        best = self._ranked(values)
+        driver.guide.posterior_state.commit(prepared, sweep.state, best=best, structured=self.draws > 0)
         return values
 
     def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: float) -> Summary | None:
@@ -129,11 +128,11 @@ class StochasticSteps:
                 plain.blend(key, target, step_size)
         return plain, elbo
 
-    def _rank(self, driver: CAVI, values: list[float]) -> None:
-        """Several starts are ranked by an average of their estimates."""
+    def _ranked(self, values: list[float]) -> int:
+        """The best of several starts, by an average of their estimates."""
         pairs = zip(self._average or values, values, strict=True)
         self._average = [old + _FORGETTING * (new - old) for old, new in pairs]
-        driver.guide.keep_best(max(range(len(values)), key=self._average.__getitem__))
+        return max(range(len(values)), key=self._average.__getitem__)
 
     def _check(self, program: Program, call: Call) -> None:
         other = self._last is not None and not _same_data(self._last, call)

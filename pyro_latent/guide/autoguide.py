@@ -1,0 +1,371 @@
+"""``AutoConjugate``: the posterior of coordinate ascent, as a Pyro autoguide.
+
+:class:`pyro_latent.CAVI` moves what the guide keeps, its :class:`~pyro_latent.guide.state.PosteriorState`; the guide
+itself records a call, samples, describes and saves.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor
+
+from ..errors import DataError, ModelError
+from ..objective import BlockKey, Init, Program, State, explain, initial_state, posteriors, quantile
+from ..recording import Recording, record
+from .param_store import param_blocks, param_versions, write_params
+from .sampling import Sampler
+from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
+
+
+class ElboTerms(NamedTuple):
+    """The terms of an ELBO, in nats.
+
+    ``log_densities``: by site, E_q log p(site | its parents). ``entropies``: by block, the entropy of its factor; the
+    discrete sites, whose posterior is joint, share one.
+    """
+
+    log_densities: dict[str, float]
+    entropies: dict[BlockKey, float]
+
+    @property
+    def total(self) -> float:
+        """Their sum, the ELBO."""
+        return sum(self.log_densities.values()) + sum(self.entropies.values())
+
+
+class AutoConjugate(AutoGuide):
+    """A guide whose factors are exponential families, found from the model, and fitted in closed form.
+
+    It is the guide of :class:`pyro_latent.CAVI`, and an ordinary Pyro guide: for ``SVI`` with ``Trace_ELBO`` or
+    ``TraceEnum_ELBO`` (which then scores it), ``Predictive``, and ``pyro.infer.importance``. Discrete sites are sampled
+    from their exact joint posterior given the other blocks; inside an enumeration the sites that the model marks are
+    left out.
+
+    Args:
+        model: a Pyro model.
+        blocks: tuples of sites that share a joint factor, such as ``[("mean", "precision")]`` for a Normal-Gamma or
+            Normal-Wishart. Every other site is a factor of its own (mean field).
+        init: where to start. None: from the data where the model has clusters in it, else a draw from the prior, with
+            seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or
+            (discrete sites) responsibilities of shape ``plates + (values,)``; or a function of a site that returns one
+            of these or None.
+        restarts: the number of starts that are optimised at once; the best is kept.
+        point: latent sites that get a point estimate, the mode of their coordinate optimum (MAP), as do sites with
+            ``infer={"estimate": "point"}``. Their entropy is left out, so the ELBO is then a bound on log p(x, point).
+            Every ``pyro.param`` of the model is a point estimate too, by maximum likelihood.
+        mean_field: discrete sites whose elements are independent in the posterior. By default the joint posterior of
+            all discrete sites is exact, given the continuous ones; where elements of one site meet (``z[i]`` against
+            ``z[j]``) and their joint is not affordable, they become independent by themselves, with a warning.
+        check: whether to run the model once more when it is first recorded, and again for data of another kind, with
+            draws of the latents, and to compare the log density of every site with Pyro's own; it is left out where
+            the distributions of a run hold more than four million numbers.
+
+    Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
+    ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to
+    new data, and first in a sweep. The others are global, and stay. Where some observations share an element, and
+    others another, new data of the same size may be of the same groups or of others: the model says which by
+    ``infer={"local": True}`` or ``False``; data of another size is of others.
+
+    Raises:
+        ModelError, DataError, NotConjugateError: at the first call, which records the model.
+
+    Source: mean-field coordinate ascent, Bishop (2006) §10.1; the updates are gradients, Hoffman et al. (2013) §2.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        *,
+        blocks: Sequence[Sequence[str]] | None = None,
+        init: Init = None,
+        restarts: int = 1,
+        point: Sequence[str] = (),
+        mean_field: Sequence[str] = (),
+        check: bool = True,
+    ) -> None:
+        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
+            raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
+        super().__init__(model)
+        self._joint = _joint_blocks(blocks)
+        self._init = init
+        self.restarts = restarts
+        self.point = tuple(point)
+        self.mean_field = tuple(mean_field)
+        self.check = check
+        #: What the guide keeps, and drivers move.
+        self.posterior_state = PosteriorState(self)
+        self._reading: tuple[Any, Prepared] | None = None
+
+    @property
+    def state(self) -> State:
+        """The natural parameters by block, each with a leading dimension over starts."""
+        return self.posterior_state.naturals
+
+    # Recording.
+
+    def prepare(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, predict: bool = False, rescale: bool = True
+    ) -> Prepared:
+        """What a call with these arguments works on: the model is recorded only if the call would see something new.
+
+        Args:
+            args, kwargs: the model's arguments.
+            predict: False: the call fits the guide, which stays as it is until :meth:`PosteriorState.commit`. True: the
+                call reads the best start of a guide that stays as it is: new data is looked at with the globals as they
+                are and the local blocks at their optimum. Without arguments the call is the last one.
+            rescale: whether subsampled plates scale their sites to the size of the whole.
+
+        Raises:
+            ModelError: if latents, families or global shapes are not those of the fitted guide.
+            DataError: if the data's dtype or device are not.
+        """
+        if predict:
+            return self._predicted(args, kwargs)
+        posterior, last = self.posterior_state, self.posterior_state.last()
+        if last is None or posterior.doubted or last.program.recording.redraws:
+            return self._recorded(args, kwargs, rescale)
+        if last.program.recording.rescaled != rescale or not last.call.matches(args, kwargs):
+            return self._recorded(args, kwargs, rescale)
+        return last._replace(state=posterior.with_params(last.program, last.state))
+
+    def _predicted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """What :meth:`prepare` gives a call that reads the posterior."""
+        posterior, last = self.posterior_state, self.posterior_state.last()
+        bare = not args and not kwargs
+        if bare and last is None:
+            posterior.require_data()
+            raise ModelError(
+                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+                "Call guide(data) once."
+            )
+        if last is not None and bare and last.call.has_arguments:
+            found = last
+        elif last is None or (last.call.matches(args, kwargs) and not last.program.recording.is_subsample):
+            found = self.prepare(args, kwargs)
+            posterior.commit(found)
+        else:
+            found = self._looked_at(last.program, args, kwargs)
+        program, best = found.program, posterior.best
+        state = {key: n.map(lambda t: t[best : best + 1]) for key, n in found.state.items()}
+        if posterior.structured:  # which has no local blocks of its own: they are at their optimum given the globals
+            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+        return found._replace(state=state)
+
+    def _looked_at(self, known: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """Data that the guide is not fitted to, remembered for the next call."""
+        now = (self.posterior_state.revision, param_versions(known))
+        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
+            self._reading = (now, self._recorded(args, kwargs, predict=True))
+        found = self._reading[1]
+        if found.program.recording.redraws:
+            self._reading = None  # the next call sees another subsample
+        return found
+
+    def _recorded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
+    ) -> Prepared:
+        """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
+        posterior, layout = self.posterior_state, self.posterior_state.layout
+        known = posterior.program
+        fitted = bool(layout) and (predict or not posterior.starts)
+        sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
+        recording = record(
+            self.model,
+            *args,
+            origins=posterior.origins if fitted else None,
+            point=self.point,
+            known=sites if fitted and predict else None,
+            rescale=rescale,
+            before=known.recording if known is not None and fitted and not predict else None,
+            check=self.check and not predict,
+            **kwargs,
+        )
+        unknown = [name for name in self.point if name not in recording.latents]
+        if unknown and not predict:
+            raise ModelError(
+                f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
+            )
+        program = Program(recording, self._joint, self._mean_field_of(recording))
+        call = RecordedCall(self.model, args, kwargs)
+        if fitted:
+            state, layout = posterior.adopted(program, predict)
+            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
+        _warn_of_mean_field(program, self.mean_field)
+        state, starts = initial_state(program, self._init, self.restarts)
+        layout, origins = layout_of(program)
+        return Prepared(program, state, starts, layout, origins, call)
+
+    def _mean_field_of(self, recording: Recording) -> list[str]:
+        """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
+        blocks = [name for block in self.posterior_state.layout.get("blocks", []) for name in block]
+        found = [name for name in recording.discrete if name in blocks and name not in self.mean_field]
+        return [*self.mean_field, *found]
+
+    # Sampling.
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Sample every latent site from the posterior, as Pyro sample statements."""
+        posterior = self.posterior_state
+        if posterior.program is None:
+            posterior.commit(self.prepare(args, kwargs))  # a model without arguments, too, is recorded here
+        found = self.prepare(args, kwargs, predict=True)
+        sampler = Sampler(found.program, found.state, posterior.structured)
+        values = sampler.latents()
+        if found.program.recording.hidden:
+            sampler.missing(self.model, args, kwargs)
+        return values
+
+    # Summaries.
+
+    def posterior(self, *args: Any, joint: bool = False, **kwargs: Any) -> dict[Any, Any]:
+        """The posterior as Pyro distributions.
+
+        Args:
+            joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a
+                discrete site); True: by block, its distribution, and the discrete sites'.
+            args, kwargs: the model's arguments; left out, those of the last call.
+        """
+        prepared = self.prepare(args, kwargs, predict=True)
+        program = prepared.program
+        found = posteriors(program, prepared.state)
+        blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
+        keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
+        return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
+
+    def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """By site, the elementwise posterior median, of the site's shape."""
+        return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
+
+    def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """By site, elementwise posterior quantiles: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
+
+        They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
+        """
+        if isinstance(quantiles, int | float):
+            raise TypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
+        wrong = [q for q in quantiles if not 0 < q < 1]
+        if wrong:
+            raise ValueError(f"Expected quantiles in (0, 1); got {wrong}.")
+        found = self.posterior(*args, **kwargs)
+        return {name: torch.stack([quantile(d, float(q)) for q in quantiles]) for name, d in found.items()}
+
+    def elbo(self, *args: Any, **kwargs: Any) -> float:
+        """The exact ELBO, in nats, of the current posterior.
+
+        Raises:
+            DataError: if it is not finite.
+        """
+        prepared = self.prepare(args, kwargs, predict=True)
+        program, state = prepared.program, prepared.state
+        value = float(program.bound(state, program.means(state)).elbo)
+        if not math.isfinite(value):
+            raise DataError(
+                f"Expected data whose ELBO is a number in {program.recording.dtype}; got {value}. Values as large as "
+                "these overflow when they are squared: divide the data by their scale."
+            )
+        return value
+
+    def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
+        """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
+        prepared = self.prepare(args, kwargs, predict=True)
+        program, state = prepared.program, prepared.state
+        held = program.eliminate(program.means(state))
+        densities = {n: float(v) for n, v in program.expected_log_joint(state, held).items()}
+        exact = program.exactly(state)
+        entropies = {
+            key: float(program.entropy_terms(*exact, [key])[0])
+            for key, block in program.blocks.items()
+            if not block.is_point
+        }
+        if held is not None:
+            names = tuple(site.name for site in program.discrete)
+            entropies[names[0] if len(names) == 1 else names] = float(held.entropy)
+        return ElboTerms(densities, entropies)
+
+    def explain(self, *args: Any, **kwargs: Any) -> str:
+        """A table of the sites: family, block, and how each is updated, or why it is not."""
+        known = self.posterior_state.program
+        if args or kwargs or known is None:
+            return explain(record(self.model, *args, point=self.point, **kwargs), self._joint, self.mean_field)
+        return explain(known.recording, self._joint, self.mean_field)
+
+    def params(self) -> dict[str, Tensor]:
+        """By name, the current values of the model's parameters, constrained."""
+        state, best = self.state, self.posterior_state.best
+        blocks = param_blocks(self._known_program())
+        return {b.sites[0].name: b.params(state[b.key])["value"][best] for b in blocks}
+
+    def write_params(self) -> None:
+        """Put the parameters into Pyro's store, as SVI leaves them; existing entries keep their identity."""
+        program = self._known_program()
+        write_params(program, self.params())
+        self.posterior_state.note_params(program)
+
+    def _known_program(self) -> Program:
+        program = self.posterior_state.program
+        if program is None:
+            raise ModelError("Expected a guide that has seen its data; got none. Call guide(data) once.")
+        return program
+
+    # Saving.
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], *args: Any, **kwargs: Any) -> AutoConjugate:
+        """What ``.to()``, ``.float()`` and ``.double()`` do; ``.half()`` and ``.bfloat16()`` are an error."""
+        for buffer in self.buffers():
+            check_dtype(fn(buffer[:0] if buffer.ndim else buffer).dtype)
+        moved: AutoConjugate = super()._apply(fn, *args, **kwargs)
+        return moved
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not what was recorded, which is made anew at the next call."""
+        return self.__dict__ | {"master": None, "_reading": None}
+
+    def get_extra_state(self) -> dict[str, Any]:
+        """What names the buffers, in plain types: safe under ``weights_only=True``."""
+        posterior = self.posterior_state
+        return {"layout": posterior.layout, "best": posterior.best, "structured": posterior.structured}
+
+    def set_extra_state(self, state: dict[str, Any]) -> None:
+        """Take on what :meth:`get_extra_state` gave, but for the layout, which goes before the buffers."""
+        posterior = self.posterior_state
+        posterior.best, posterior.structured = state["best"], state.get("structured", False)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        extra = state_dict.get(prefix + "_extra_state")
+        if extra and extra["layout"]:
+            own = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
+            self.posterior_state.receive(extra["layout"], own)
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+
+def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
+    """Say once what is an approximation beyond the blocks."""
+    names = [n for n in program.mean_field if n not in asked]
+    if names:
+        warnings.warn(
+            f"The elements of the discrete sites {names} are independent in the posterior (mean field): "
+            f"{program.mean_field[names[0]]}, more than is affordable. Write AutoConjugate(model, mean_field={names}) "
+            "to ask for it.",
+            stacklevel=2,
+        )
+
+
+def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
+    found = []
+    for block in blocks or ():
+        if isinstance(block, str) or not all(isinstance(name, str) for name in block):
+            raise TypeError(
+                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
+            )
+        if len(block) > 1:
+            found.append(tuple(block))
+    return tuple(found)
+
+
+__all__ = ["AutoConjugate", "ElboTerms"]

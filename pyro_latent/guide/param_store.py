@@ -1,0 +1,60 @@
+"""The parameters of a program in Pyro's store, where SVI and modules keep theirs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+from torch.distributions import transform_to
+
+from ..objective import Block, Program
+
+
+def param_blocks(program: Program) -> list[Block]:
+    """The blocks that are parameters of the model, ``pyro.param`` sites."""
+    return [block for block in program.blocks.values() if block.is_param]
+
+
+def param_versions(program: Program) -> dict[str, tuple[int, int]]:
+    """What tells whether an entry of Pyro's store has changed, for the program's parameters."""
+    store = pyro.get_param_store()
+    names = [block.sites[0].name for block in param_blocks(program)]
+    found = {n: _unconstrained(n) for n in names if n in store}
+    return {n: (id(t), t._version) for n, t in found.items()}
+
+
+def write_params(program: Program, values: Mapping[str, Tensor]) -> None:
+    """Put constrained values into Pyro's store; entries that exist keep their identity, and so their optimizers."""
+    store = pyro.get_param_store()
+    for block in param_blocks(program):
+        site = block.sites[0]
+        name = site.name
+        if name not in store and site.module_value is None:
+            store.setdefault(name, values[name].clone(), site.constraint)
+            continue
+        if name not in store:
+            _register(name, site.module_value, site.constraint)
+        with torch.no_grad():
+            unconstrained = _unconstrained(name)
+            inverse = transform_to(store._constraints[name]).inv
+            unconstrained.copy_(inverse(values[name]).to(unconstrained))
+
+
+def _register(name: str, unconstrained: Any, constraint: Any) -> None:
+    """Put a module's own tensor into Pyro's store, as a PyroModule does, so that both go on as one."""
+    store = pyro.get_param_store()
+    store._params[name], store._constraints[name] = unconstrained, constraint
+    store._param_to_name[unconstrained] = name
+
+
+def _unconstrained(name: str) -> Tensor:
+    """The tensor that Pyro's store keeps for a parameter, and optimizers hold."""
+    entry: Any = pyro.get_param_store()[name]
+    unconstrained: Tensor = entry.unconstrained()
+    return unconstrained
+
+
+__all__ = ["param_blocks", "param_versions", "write_params"]

@@ -1,0 +1,193 @@
+"""Draws of a posterior as Pyro sample statements: blocks, discrete sites, missing data, within their plates."""
+
+from __future__ import annotations
+
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.enum_messenger import EnumMessenger
+from pyro.poutine.runtime import _PYRO_STACK
+from torch import Tensor
+
+from ..errors import ModelError
+from ..families import Natural
+from ..objective import (
+    Block,
+    DependentElements,
+    Means,
+    Program,
+    State,
+    discrete_distribution,
+    responsibilities,
+    shaped,
+)
+from ..recording import DiscreteSite, Plate
+
+
+class Sampler:
+    """Draws of the latent sites of a program, in the particles that surround it.
+
+    Args:
+        program: the recorded model.
+        state: the natural parameters of one start, ``[1, ...]``.
+        structured: whether the local blocks are drawn given the draw of the others, q(β) q(z | β).
+    """
+
+    def __init__(self, program: Program, state: State, structured: bool) -> None:
+        self.program, self.state = program, state
+        self._local = [k for k in program.blocks if structured and program.is_local(k)]
+        self._structured = structured
+        sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
+        used = [*(p for s in sites for p in s.plates), *(p for held in program.recording.hidden.values() for p in held)]
+        self._nesting = max((-p.dim for p in used), default=0)
+        self._plates = {name: _plate(p) for name, p in {p.name: p for p in used}.items()}
+        self.values: dict[str, Tensor] = {}
+
+    def latents(self) -> dict[str, Tensor]:
+        """By site, a draw of every latent; inside an enumeration the sites that the model marks are left out."""
+        program = self.program
+        for key, block in program.blocks.items():
+            if not block.is_param and key not in self._local:
+                self._block(block, self.state[key].map(lambda t: t[0]))
+        means = program.means(self.state)
+        outer = torch.Size()
+        if self._structured:
+            outer = self._particles(self.values)
+            state, means = self._given_globals(outer.numel())
+            for key in self._local:
+                depth = self._nesting - len(program.blocks[key].sites[0].batch_shape)
+                lead = (*outer, *[1] * depth) if outer else ()
+                self._block(
+                    program.blocks[key],
+                    Natural(**{n: t.reshape(*lead, *t.shape[1:]) for n, t in state[key].items()}),
+                )
+        self._discrete_sites(means, outer)
+        return self.values
+
+    def missing(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Draw the missing data from the model, given everything else."""
+        with poutine.block():
+            given = poutine.trace(poutine.condition(model, data=self.values)).get_trace(*args, **kwargs)
+        for name, used in self.program.recording.hidden.items():
+            node: Any = given.nodes[name]
+            with self._within(used, node["scale"]):
+                self.values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
+
+    def _block(self, block: Block, natural: Natural) -> None:
+        drawn: list[Tensor] = []
+        for component, conditional in block.family.conditionals(block.params(natural)):
+            site = block.sites[component]
+            distribution = shaped(block, component, conditional(*drawn))
+            with self._within(site.plates, site.scale):
+                value = pyro.sample(site.name, _masked(distribution, site.mask))
+            drawn.append(value)
+            self.values[site.name] = value
+
+    def _given_globals(self, draws: int) -> tuple[State, Means]:
+        """The local blocks at their optimum given draws of the others, and the mean parameters there, by draw."""
+        program = self.program
+        state = {key: n.map(lambda t: t[0].expand(draws, *t.shape[1:])) for key, n in self.state.items()}
+        means = program.means(state)
+        for key, block in program.blocks.items():
+            if key in self._local or block.is_point:
+                continue
+            drawn = [self.values[site.name].reshape(-1, *site.shape) for site in block.sites]
+            means[key] = block.statistics([d.expand(draws, *d.shape[1:]) for d in drawn])
+        state = program.settled(state, self._local, means)
+        return state, means | {key: program.blocks[key].family.mean(state[key]) for key in self._local}
+
+    def _discrete_sites(self, means: Means, outer: torch.Size) -> None:
+        """Draw each discrete site given those before it: a draw of their joint posterior."""
+        sites = [s for s in self.program.discrete if not (s.marked and _enumerating())]
+        sites.sort(key=lambda s: len(s.plates))  # given those outside of a plate, its elements are independent
+        if sites and _mean_field_elbo():
+            raise ModelError(
+                f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use "
+                "TraceEnum_ELBO: mark the sites with infer={'enumerate': 'parallel'}."
+            )
+        drawn: dict[str, Tensor] = {}
+        for site in sites:
+            found = self._given_discrete(means, site, drawn, outer)
+            with self._within(site.plates, site.scale):
+                drawn[site.name] = pyro.sample(
+                    site.name, _masked(found, self.program.seen(site)), infer={"is_auxiliary": False}
+                )
+        self.values |= drawn
+
+    def _given_discrete(self, means: Means, site: DiscreteSite, drawn: dict[str, Tensor], outer: torch.Size) -> Any:
+        """The distribution of a discrete site given those drawn before it."""
+        program, nesting = self.program, self._nesting
+        turns = program.turns_of(site)
+        particles = self._particles(drawn)
+        if turns is None:
+            probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
+            beside = outer or particles
+            return discrete_distribution(site, probs[0] if len(probs) == 1 else self._beside_plates(probs, beside))
+        before = dict(drawn)
+
+        def conditional(values: Tensor, known: Tensor) -> Tensor:
+            given = before | {site.name: values}
+            return responsibilities(program, means, [site], given, nesting, {site.name: known})[site.name]
+
+        batch = torch.Size((*particles, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape))
+        return DependentElements(site, conditional, turns, batch if particles else site.batch_shape)
+
+    def _particles(self, values: dict[str, Tensor]) -> torch.Size:
+        """The dimensions that values have to the left of all plates."""
+        outer = torch.Size()
+        for name, value in values.items():
+            event = self.program.recording.scored[name].event_dim
+            batch = value.shape[: value.ndim - event]
+            outer = max(outer, batch[: max(0, len(batch) - self._nesting)], key=len)
+        return outer
+
+    def _beside_plates(self, probs: Tensor, outer: torch.Size) -> Tensor:
+        """Probabilities ``[draws, plates..., values]`` with the draws in the dimensions that particles have."""
+        plates = probs.shape[1:-1]
+        return probs.reshape(*outer, *[1] * (self._nesting - len(plates)), *plates, probs.shape[-1])
+
+    @contextmanager
+    def _within(self, used: Sequence[Plate], scale: Tensor | float) -> Iterator[None]:
+        """The plates of a site, and what its scale holds besides theirs."""
+        with ExitStack() as stack:
+            for plate in used:
+                stack.enter_context(self._plates[plate.name])
+            if self.program.recording.rescaled:
+                scale = scale / math.prod(p.full_size / p.size for p in used)
+            if isinstance(scale, Tensor) or scale != 1:
+                stack.enter_context(poutine.scale(scale=scale))
+            yield
+
+
+def _plate(plate: Plate) -> pyro.plate:
+    if plate.is_subsample:
+        size: Any = plate.full_size
+        return pyro.plate(plate.name, size, subsample=plate.subsample, dim=plate.dim)
+    return pyro.plate(plate.name, plate.size, dim=plate.dim)
+
+
+def _masked(distribution: Any, mask: Tensor | None) -> Any:
+    return distribution if mask is None else distribution.mask(mask)
+
+
+def _enumerating() -> bool:
+    return any(isinstance(handler, EnumMessenger) for handler in _PYRO_STACK)
+
+
+def _mean_field_elbo() -> bool:
+    """Whether TraceMeanField_ELBO runs the guide: its own error would not say what to use instead."""
+    frame = sys._getframe()
+    while frame is not None:
+        if frame.f_globals.get("__name__") == "pyro.infer.trace_mean_field_elbo":
+            return True
+        frame = frame.f_back  # type: ignore[assignment]
+    return False
+
+
+__all__ = ["Sampler"]

@@ -1,0 +1,315 @@
+"""What a guide keeps: natural parameters, the call that they belong to, and where its locations are measured from.
+
+The tensors are buffers of the guide: they follow ``.to()``, appear in ``state_dict()``, and no optimizer sees them.
+Drivers move them by :meth:`PosteriorState.commit`, once a step has succeeded.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import pyro
+import torch
+from torch import Tensor, nn
+
+from ..errors import DataError, ModelError
+from ..families import FAMILIES, JOINT_FAMILIES, Natural
+from ..families.point import Point
+from ..objective import BlockKey, Program, State, fresh_blocks
+from ..recording import Snapshot
+from .param_store import param_blocks, param_versions
+
+
+class RecordedCall:
+    """The arguments of a recorded call, and what the model saw then, to tell whether it would see the same again."""
+
+    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self.args, self.kwargs = args, kwargs
+        self._snapshot = Snapshot(model, args, kwargs)
+
+    @property
+    def has_arguments(self) -> bool:
+        return bool(self.args or self.kwargs)
+
+    def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        """Whether a call would see the same; within one run, which passes on the same dict, without looking."""
+        return (args is self.args and kwargs is self.kwargs) or self._snapshot.matches(args, kwargs)
+
+
+class Prepared(NamedTuple):
+    """What a call works on; a guide takes it on by :meth:`PosteriorState.commit`.
+
+    ``state``: the natural parameters ``[starts, ...]``. ``starts``: by discrete site, the responsibilities ``[starts,
+    plates..., values]`` that the first sweep begins at. ``origins``: by site, what its location is measured from.
+    """
+
+    program: Program
+    state: State
+    starts: dict[str, Tensor]
+    layout: dict[str, Any]
+    origins: dict[str, Tensor]
+    call: RecordedCall
+
+
+class PosteriorState:
+    """The natural parameters of a guide, and the recorded call that they were fitted to.
+
+    Args:
+        module: the guide, whose buffers they are.
+
+    Attributes:
+        program, call: the recorded model and what it was recorded with; None of a new or a loaded guide.
+        starts: responsibilities ``[starts, plates..., values]`` that the first sweep begins at, until it is done.
+        best: the start that the posterior is read from.
+        structured: whether q is q(β) q(z | β), the sites of a data plate given a draw of the others.
+        revision: a number that changes with the natural parameters.
+        doubted: whether the next step records the model anew; drivers set it at the start of a run, for a model may
+            read what no :class:`~pyro_latent.recording.Snapshot` sees.
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self.keys: tuple[BlockKey, ...] = ()
+        self.layout: dict[str, Any] = {}
+        self.program: Program | None = None
+        self.call: RecordedCall | None = None
+        self.starts: dict[str, Tensor] = {}
+        self.best = 0
+        self.structured = False
+        self.revision = 0
+        self.doubted = False
+        self._params_seen: dict[str, tuple[int, int]] = {}
+        self._is_loaded = False
+
+    @property
+    def naturals(self) -> State:
+        """The natural parameters by block, each with a leading dimension over starts."""
+        self.require_data()
+        return {
+            key: Natural(**{n: getattr(self._module, f"natural_{i}_{n}") for n in self.layout["statistics"][i]})
+            for i, key in enumerate(self.keys)
+        }
+
+    def require_data(self) -> None:
+        """Raise where the guide is new.
+
+        Raises:
+            ModelError: saying what to call first.
+        """
+        if not self.layout:
+            raise ModelError(
+                "Expected a guide that has seen data; got a new one. Call CAVI(model, guide).run(data), or "
+                "guide(data), first."
+            )
+
+    @property
+    def origins(self) -> dict[str, Tensor]:
+        """By site, the constant that its location is measured from."""
+        return {name: getattr(self._module, f"origin_{i}") for i, name in enumerate(self.layout.get("origins", []))}
+
+    def store(self, state: State) -> None:
+        """Replace the natural parameters."""
+        for i, key in enumerate(self.keys):
+            for name, tensor in state[key].items():
+                self._module.register_buffer(f"natural_{i}_{name}", tensor.detach())
+        self.revision += 1
+        self.starts = {}
+
+    def collapse(self, start: int) -> None:
+        """Drop all starts but one."""
+        self.best = 0
+        self.store({key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.naturals.items()})
+
+    def last(self) -> Prepared | None:
+        """The last call as it stands, if there was one."""
+        if self.program is None or self.call is None:
+            return None
+        return Prepared(self.program, self.naturals, self.starts, self.layout, self.origins, self.call)
+
+    def commit(
+        self, prepared: Prepared, state: State | None = None, *, best: int = 0, structured: bool = False
+    ) -> Program:
+        """Take on a prepared call; its program is returned.
+
+        Args:
+            prepared: the call.
+            state, best, structured: what a driver has reached by it, once a step has succeeded. Without a state, the
+                guide takes on what the recording made of its own, if that has changed.
+        """
+        program = prepared.program
+        if state is not None:
+            self.best, self.structured = best, structured
+        elif program is self.program and self._params_seen == param_versions(program):
+            return program
+        if program is not self.program:
+            self.program, self.call, self.layout = program, prepared.call, prepared.layout
+            self.keys = tuple(program.blocks)
+            for i, origin in enumerate(prepared.origins.values()):
+                self._module.register_buffer(f"origin_{i}", origin)
+        self.store(prepared.state if state is None else state)
+        self.starts = prepared.starts if state is None else {}
+        self.doubted = False
+        self.note_params(program)
+        return program
+
+    def adopted(self, program: Program, predict: bool) -> tuple[State, dict[str, Any]]:
+        """The state for a new recording: globals are kept; blocks in a subsampled plate, or in a data plate whose size
+        changed, start anew.
+        """
+        self._check_structure(program)
+        state = self.naturals
+        like = next(iter(next(iter(state.values())).values())) if state else program.recording.like
+        if like.dtype != program.recording.dtype or like.device != program.recording.device:
+            raise DataError(
+                f"Expected data of {like.dtype} on {like.device}, as the guide was fitted; got "
+                f"{program.recording.dtype} on {program.recording.device}. Convert the data, or the guide with "
+                "guide.to(...)."
+            )
+        shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
+        old_shapes = self.layout["shapes"]
+        changed = [k for k, old, new in zip(self.keys, old_shapes, shapes, strict=True) if old != new]
+        changed += [k for k in self.keys if program.in_subsample(k) and k not in changed]
+        if changed:
+            state = fresh_blocks(program, state, changed)
+        if predict:
+            local = [k for k in program.blocks if program.is_local(k) or k in changed]
+            _check_told(program, [k for k in program.blocks if program.is_shared(k) and k not in local])
+            state = program.settled(state, local)
+        return state, {**self.layout, "shapes": shapes}
+
+    def _check_structure(self, program: Program) -> None:
+        blocks = list(program.blocks.values())
+        found = {
+            "latent sites and blocks": [[s.name for s in b.sites] for b in blocks],
+            "families": [b.family.name for b in blocks],
+            "discrete sites": {s.name: s.cardinality for s in program.discrete},
+        }
+        fitted = dict(zip(found, (self.layout[k] for k in ("blocks", "families", "discrete")), strict=True))
+        for what, value in found.items():
+            if value != fitted[what]:
+                raise ModelError(
+                    f"Expected the {what} of the fitted guide, {fitted[what]}; got {value}. Make a new guide for "
+                    "another model."
+                )
+        for block, old in zip(blocks, self.layout["shapes"], strict=True):
+            new = [list(s.shape) for s in block.sites]
+            if new != old and not program.is_local(block.key) and not program.is_shared(block.key):
+                raise ModelError(
+                    f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
+                    "Make a new guide."
+                )
+
+    # Pyro's store.
+
+    def with_params(self, program: Program, state: State) -> State:
+        """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last
+        call.
+        """
+        now = param_versions(program)
+        if self._is_loaded:  # what was loaded goes before what the store happens to hold
+            self._is_loaded, self._params_seen = False, now
+            return state
+        store = pyro.get_param_store()
+        for block in param_blocks(program):
+            name = block.sites[0].name
+            if name in now and now[name] != self._params_seen.get(name):
+                value = store[name].detach().to(program.recording.like)
+                starts = len(state[block.key].x)
+                state = state | {block.key: block.natural({"value": value.expand(starts, *value.shape)})}
+        return state
+
+    def note_params(self, program: Program) -> None:
+        """Take the parameters in Pyro's store for known: what changes from here on, somebody else has changed."""
+        self._params_seen = param_versions(program)
+
+    # Saving.
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not the recorded program, which is made anew at the next call."""
+        return self.__dict__ | {"program": None, "call": None}
+
+    def receive(self, layout: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
+        """Take on the layout of a saved state, and make its buffers, which torch fills.
+
+        Raises:
+            ModelError: if the state is of other blocks, or of no proper distributions.
+        """
+        _check_saved(layout, tensors)
+        if self.layout and layout["blocks"] != self.layout["blocks"]:
+            raise ModelError(f"Expected a state of the blocks {self.layout['blocks']}; got one of {layout['blocks']}.")
+        self.layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
+        self.keys = tuple(b[0] if len(b) == 1 else tuple(b) for b in layout["blocks"])
+        for name, tensor in tensors.items():
+            if name.startswith(("natural_", "origin_")):
+                self._module.register_buffer(name, torch.empty_like(tensor))
+        self.program = self.call = None
+        self.starts = {}
+        self._is_loaded = True
+        self.revision += 1
+
+
+def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """What names a guide's buffers, in plain types, and the origins of its locations."""
+    blocks = program.blocks.values()
+    origins = {s.name: s.origin for s in program.recording.latents.values() if s.origin is not None}
+    layout = {
+        "blocks": [[s.name for s in b.sites] for b in blocks],
+        "families": [b.family.name for b in blocks],
+        "shapes": [[list(s.shape) for s in b.sites] for b in blocks],
+        "statistics": [list(b.family.statistics) for b in blocks],
+        "discrete": {s.name: s.cardinality for s in program.discrete},
+        "origins": list(origins),
+    }
+    return layout, origins
+
+
+def _check_told(program: Program, keys: Sequence[BlockKey]) -> None:
+    """New data is read with globals as they are, and locals of its own.
+
+    Raises:
+        ModelError: naming the blocks that may be either.
+    """
+    if keys:
+        labels = ", ".join(program.blocks[key].label for key in keys)
+        raise ModelError(
+            f"Expected to know whether {labels!r} stays as it is for new data; got a site that some observations share "
+            'in a plate of theirs. Write infer={"local": False} at it if the new data has the same elements, as of '
+            'features, and infer={"local": True} if it has others, as of new groups or items.'
+        )
+
+
+def _check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """A saved state is one of proper distributions.
+
+    Raises:
+        ModelError: naming the first block that is not.
+    """
+    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+    for i, names in enumerate(layout["blocks"]):
+        family = families.get(layout["families"][i])
+        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
+        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
+        if len(natural) < len(fields):
+            continue  # torch names what is missing
+        check_dtype(next(iter(natural.values())).dtype)
+        proper = family is None or bool(family.in_domain(natural).all())
+        if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
+            raise ModelError(
+                f"Expected a saved state of proper distributions; got natural parameters of {', '.join(names)!r} that "
+                f"are not finite, or outside the domain of {layout['families'][i]}. Save the guide again, or fit it "
+                "anew."
+            )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """The mathematics needs 24 bits.
+
+    Raises:
+        DataError: for half precision.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
+
+
+__all__ = ["PosteriorState", "Prepared", "RecordedCall", "check_dtype", "layout_of"]
