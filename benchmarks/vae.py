@@ -86,7 +86,7 @@ def fit_step(images: Tensor, fused: bool) -> Step:
     adam = torch.optim.Adam(vae.parameters(), LEARNING_RATE, fused=fused)
     training = _Training(vae, images, None, BATCH, VAE_ELBO(), adam, lambda step: 1.0)
     take = minibatches(images)
-    return lambda: training._run_window([take()])
+    return lambda: training.run_window([take()])
 
 
 def estimator_step(images: Tensor, fused: bool) -> Step:

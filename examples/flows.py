@@ -29,8 +29,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_latent import EM
+from pyro_latent.gradient.flows import FlowDensity, FlowGuide
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling
-from pyro_latent.infer.flows import FlowDensity, FlowGuide
 from pyro_latent.models import gmm, two_modes
 from pyro_latent.particles import Particles
 

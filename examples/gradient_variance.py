@@ -29,7 +29,7 @@ from pyro.infer import ELBO, SVI
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
-from pyro_latent.infer.estimators import (
+from pyro_latent.gradient.estimators import (
     AnalyticKLELBO,
     EstimatorReport,
     PathwiseELBO,

@@ -25,7 +25,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.infer.approximations import laplace, moment_matching
+from pyro_latent.gradient.approximations import laplace, moment_matching
 from pyro_latent.models import bivariate_gaussian, two_modes
 from pyro_latent.particles import Particles
 

@@ -24,7 +24,7 @@ from torch.distributions import kl_divergence
 from examples import kl_directions
 from pyro_latent import CAVI, AutoConjugate, check_updates, handlers
 from pyro_latent.errors import DataError, ModelError
-from pyro_latent.infer.approximations import GaussianGuide, laplace, moment_matching
+from pyro_latent.gradient.approximations import GaussianGuide, laplace, moment_matching
 from pyro_latent.infer.baselines import importance_sampling, naive_monte_carlo
 from pyro_latent.models import bivariate_gaussian, normal_gamma, two_modes
 from pyro_latent.particles import Particles

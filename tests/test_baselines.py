@@ -20,8 +20,8 @@ from torch.distributions import constraints
 from examples import naive_monte_carlo as example
 from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.errors import ModelError, check_count
+from pyro_latent.gradient.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling, naive_monte_carlo
-from pyro_latent.infer.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
 from pyro_latent.particles import Particles
 

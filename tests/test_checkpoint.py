@@ -22,7 +22,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, RobbinsMonro
 from pyro_latent.checkpoint import Run, fingerprint, read_checkpoint, write_checkpoint
-from pyro_latent.infer.monte_carlo_em import MonteCarloEM
+from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
 
 
 def mixture(x: Tensor, size: int | None = None) -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.errors import ModelError
-from pyro_latent.infer.estimators import (
+from pyro_latent.gradient.estimators import (
     AnalyticKLELBO,
     EstimatorStatistics,
     PathwiseELBO,

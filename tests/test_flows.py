@@ -26,9 +26,17 @@ from torch import Tensor
 
 from pyro_latent.checkpoint import write_checkpoint
 from pyro_latent.errors import CheckpointError, DataError, ModelError
+from pyro_latent.gradient.flows import (
+    ElementwiseAffine,
+    FlowDensity,
+    FlowFit,
+    FlowGuide,
+    FlowPosterior,
+    make_flow,
+    push,
+)
+from pyro_latent.gradient.flows.density import FlowTraining
 from pyro_latent.infer.baselines import importance_sampling
-from pyro_latent.infer.flow_fit import FlowTraining
-from pyro_latent.infer.flows import ElementwiseAffine, FlowDensity, FlowFit, FlowGuide, FlowPosterior, make_flow, push
 from pyro_latent.models import normal_gamma, two_modes
 
 KINDS = (
@@ -228,7 +236,7 @@ def test_a_step_without_end_leaves_finite_parameters_here_and_in_the_file(
         with pytest.raises(ModelError, match=r"Expected a finite likelihood and finite parameters; got .*step [01]"):
             density.fit(moons(100, 0), learning_rate=math.inf, checkpoint=path, **options)
         assert all(torch.equal(p, start[n].double()) for n, p in density.named_parameters())
-        kept = torch.load(path, weights_only=True)["content"]["state"]["density"]
+        kept = torch.load(path, weights_only=True)["content"]["state"]["module"]
         assert all(bool(value.isfinite().all()) for value in kept.values())
 
 

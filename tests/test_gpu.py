@@ -15,7 +15,7 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.infer.flows import FlowDensity, FlowGuide, FlowPosterior, make_flow
+from pyro_latent.gradient.flows import FlowDensity, FlowGuide, FlowPosterior, make_flow
 from pyro_latent.models import gmm, normal_gamma
 
 pytestmark = pytest.mark.gpu

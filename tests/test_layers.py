@@ -26,10 +26,10 @@ LAYERS = (
     {"handlers"},
     {"guide"},
     {"particles"},
-    {"infer"},
+    {"gradient", "infer"},
     {"arviz", "arviz_core", "checks", "compare", "diagnostics", "plotting", "race"},
 )
-MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "families", "handlers"}
+MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "families", "gradient", "handlers"}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
 

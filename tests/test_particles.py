@@ -16,8 +16,8 @@ from torch import Tensor
 
 from pyro_latent.diagnostics import score
 from pyro_latent.errors import ModelError
+from pyro_latent.gradient.flows import FlowGuide
 from pyro_latent.infer.baselines import importance_sampling
-from pyro_latent.infer.flows import FlowGuide
 from pyro_latent.models import normal_gamma
 from pyro_latent.particles import Call, LogJoint, Particles, Runner, Target, Way, log_joint
 

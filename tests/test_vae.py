@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from examples import vae_digits
 from pyro_latent import checkpoint
 from pyro_latent.errors import CheckpointError, DataError, ModelError
-from pyro_latent.infer.flows import make_flow
+from pyro_latent.gradient.flows import make_flow
 from pyro_latent.models import vae as package
 from pyro_latent.models.vae import (
     VAE,

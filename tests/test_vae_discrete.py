@@ -19,7 +19,7 @@ from pyro.infer import SVI
 from torch import Tensor
 
 from pyro_latent.errors import DataError, ModelError
-from pyro_latent.infer.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
+from pyro_latent.gradient.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
 from pyro_latent.models.vae import NonFiniteLossError
 from pyro_latent.models.vae.discrete import (
     VQVAE,

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from examples.flows import old_faithful
 from pyro_latent import EM
-from pyro_latent.infer.monte_carlo_em import MonteCarloEM
+from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
 from pyro_latent.models import gmm
 
 from .seeds import SEEDS, ranged

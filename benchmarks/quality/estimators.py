@@ -16,7 +16,7 @@ from pyro.nn import pyro_method
 from torch import Tensor
 
 from examples.gradient_variance import digits_course
-from pyro_latent.infer.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
+from pyro_latent.gradient.estimators import PathwiseELBO, ScoreFunctionELBO, estimator_variance
 from pyro_latent.models.vae import load_digits
 from pyro_latent.models.vae.discrete import VQVAE, DiscreteVAE, TemperatureSchedule, perplexity
 

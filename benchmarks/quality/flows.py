@@ -12,8 +12,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from examples.flows import GUIDES, POSTERIORS, gaussian_score, half_circles, mixture_score, old_faithful
+from pyro_latent.gradient.flows import FlowDensity, FlowGuide, make_flow
 from pyro_latent.infer.baselines import ImportanceSample, importance_sampling
-from pyro_latent.infer.flows import FlowDensity, FlowGuide, make_flow
 from pyro_latent.models import two_modes
 from pyro_latent.models.vae import VAE, fit, importance_weighted_bounds, load_digits
 

@@ -10,7 +10,7 @@ import pyro
 import torch
 from torch import Tensor
 
-from pyro_latent.infer.estimators import AnalyticKLELBO, PathwiseELBO, estimator_variance
+from pyro_latent.gradient.estimators import AnalyticKLELBO, PathwiseELBO, estimator_variance
 from pyro_latent.models.vae import (
     VAE,
     Bound,

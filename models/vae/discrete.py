@@ -8,7 +8,7 @@ A draw of a category has no derivative, so each way puts something in its place:
   one-hot vector as the temperature falls;
 - ``"straight_through"``: the decoder sees the nearest one-hot vector, and its gradient goes to that point as it is;
 - ``"exact"``: z is one-hot, for an estimator that needs no derivative of a draw (``ScoreFunctionELBO`` of
-  ``pyro_latent.infer.estimators``); it alone has no bias;
+  ``pyro_latent.gradient.estimators``); it alone has no bias;
 - :class:`VQVAE`: z is the code nearest to the encoder's output, and the gradient at the code is either copied to that
   output (straight-through), or turned and scaled as the output would have to be to become the code (rotation).
 

@@ -100,7 +100,7 @@ class VAE(StoredModule):
         reduction: ``"sum"`` makes the loss an estimate of -ELBO of all N images, N / M times the sum over a minibatch
             of M, [4] (154). ``"mean"`` divides all of it by N, the KL divergence of the weights too.
         flow: a torch transform of vectors of ``latent_dim`` elements, such as ``make_flow("planar", latent_dim)`` of
-            ``pyro_latent.infer.flows``; q(z | x) is then the encoder's Gaussian sent through it. A module is trained
+            ``pyro_latent.gradient.flows``; q(z | x) is then the encoder's Gaussian sent through it. A module is trained
             with the VAE. There is no KL divergence in closed form: use ``Trace_ELBO``, or estimator ``"A"``.
         context_dim: for a conditional flow, made with that ``context_dim``: the encoder gives it a context of so many
             elements for each image.

@@ -67,7 +67,7 @@ def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
     if not conditional and not isinstance(flow, Transform):
         raise TypeError(
             f"Expected flow to be a transform or a conditional one; got {type(flow).__name__}. Write "
-            f"flow=make_flow('affine_coupling', {latent_dim}), of pyro_latent.infer.flows."
+            f"flow=make_flow('affine_coupling', {latent_dim}), of pyro_latent.gradient.flows."
         )
     if conditional != (context_dim is not None):
         wanted, fix = (

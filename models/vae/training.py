@@ -13,7 +13,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
-from typing import Any, NoReturn, TypeAlias
+from typing import Any, TypeAlias
 
 import pyro
 import torch
@@ -21,8 +21,9 @@ from pyro.optim import PyroOptim
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from pyro_latent.checkpoint import Run, random_state, restore_random_state
+from pyro_latent.checkpoint import Run
 from pyro_latent.errors import check_count
+from pyro_latent.gradient.trainer import Trainer
 
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
@@ -208,22 +209,29 @@ class _Training:
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     history: History = field(default_factory=History)
-    step: int = 0
     num_steps: int = 0  #: in all, for the values of the schedule that a checkpoint has
     learning_rate: float | None = None  #: None: the optimiser has its own
 
     def __post_init__(self) -> None:
         self.options = _options(self.optimizer)  # as it was made: a checkpoint would put its own in their place
+        self.steps_between_looks = _STEPS_BETWEEN_LOOKS.get(self.images.device.type, 1)
+        every_step = self.steps_between_looks == 1
+        self.trainer = Trainer(self.vae, self.optimizer, self._error, every_step=every_step)
 
     # ----------------------------------------------------------------------------------------------------------- steps
+
+    @property
+    def step(self) -> int:
+        """The number of steps taken."""
+        return self.trainer.step
 
     def run_epoch(self) -> None:
         """Every image once, in a random order."""
         start = time.perf_counter()
         order = torch.randperm(len(self.images), device=self.images.device)
         batches = order.split(self.batch_size)
-        size = _STEPS_BETWEEN_LOOKS.get(self.images.device.type, 1)
-        parts = [self._run_window(batches[i : i + size]) for i in range(0, len(batches), size)]
+        size = self.steps_between_looks
+        parts = [self.run_window(batches[i : i + size]) for i in range(0, len(batches), size)]
         counts = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
         loss, *terms = (counts / counts.sum() @ torch.cat(parts).double()).tolist()
         size = len(self.images) if self.vae.reduction == "sum" else 1
@@ -236,67 +244,27 @@ class _Training:
         for name, value in found.items():
             getattr(self.history, name).append(value)
 
-    def _run_window(self, batches: Sequence[Tensor]) -> Tensor:
-        """Some steps, then one look at their loss; the terms of each step, ``[steps, 3 or 4]`` on the CPU.
-
-        A window of one step looks before it changes a parameter. A longer one that went wrong is taken back, and run
-        again up to the step that did.
-        """
-        if len(batches) == 1:
-            terms = self._terms(batches[0])
-            if not math.isfinite(terms.loss.item()):
-                self._fail(_row(terms))
-            self._descend(terms)
-            return _row(terms).unsqueeze(0).cpu()
-        before = self._snapshot()
-        table = torch.stack([self._run_step(batch) for batch in batches]).cpu()
-        wrong = (~table.isfinite().all(-1)).nonzero().flatten().tolist()
-        if wrong:
-            self._rewind(before, batches[: wrong[0]])
-            self._fail(table[wrong[0]])
-        return table
-
-    def _run_step(self, batch: Tensor) -> Tensor:
-        terms = self._terms(batch)
-        self._descend(terms)
-        return _row(terms)
+    def run_window(self, batches: Sequence[Tensor]) -> Tensor:
+        """Some steps, then one look at their loss; the terms of each step, ``[steps, 3 or 4]`` on the CPU."""
+        for batch in batches:
+            terms = self._terms(batch)
+            self.trainer.watch(_row(terms))
+            self.trainer.descend(terms.loss)
+        return self.trainer.look()
 
     def _terms(self, batch: Tensor) -> Terms:
         self.elbo.kl_weight = self.schedule(self.step)
-        # The programs without their param statements: the optimiser has the module's parameters already.
+        # The programs without their param statements: the optimizer has the module's parameters already.
         return self.elbo.terms(self.vae._model, self.vae._guide, self.images[batch], len(self.images), None)
 
-    def _descend(self, terms: Terms) -> None:
-        self.optimizer.zero_grad()
-        terms.loss.backward()
-        self.optimizer.step()
-        self.step += 1
-
-    def _fail(self, row: Tensor) -> NoReturn:
+    def _error(self, step: int, row: Tensor) -> NonFiniteLossError:
         values = zip(("loss", *_TERMS), row.tolist(), strict=False)
         wrong = [f"{name} {value:g}" for name, value in values if not math.isfinite(value)]
-        raise NonFiniteLossError(
-            f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {self.step} (epoch "
+        return NonFiniteLossError(
+            f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {step} (epoch "
             f"{len(self.history)}), both counted from 0. The parameters are {self.vae._health()}. Lower the "
             "learning rate, or scale the images."
         )
-
-    def _snapshot(self) -> dict[str, Any]:
-        state = {name: value.clone() for name, value in self.vae.state_dict().items()}
-        moments = _copied(self.optimizer.state_dict())
-        return {"vae": state, "optimizer": moments, "random": random_state(), "step": self.step}
-
-    def _rewind(self, before: dict[str, Any], batches: Sequence[Tensor]) -> None:
-        """Go back to a snapshot, and run these batches again."""
-        self._restore(before)
-        for batch in batches:
-            self._run_step(batch)
-
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.vae.load_state_dict(state["vae"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        restore_random_state(state["random"])
-        self.step = state["step"]
 
     def _validate(self, images: Tensor) -> float:
         """``reconstruction - kl`` for each image, from the same draws each time; the random state stays as it was."""
@@ -320,14 +288,13 @@ class _Training:
         if found is None:
             file.keep(0, self.state)
             return file
-        self._restore(found)
+        self.trainer.load_state(found)
         self.history = History(**found["history"])
         return file
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        parameters = {"vae": self.vae.state_dict(), "optimizer": self.optimizer.state_dict()}
-        return parameters | {"step": self.step, "history": asdict(self.history)}
+        return {**self.trainer.to_state(), "history": asdict(self.history)}
 
     def _data(self) -> dict[str, Any]:
         shapes = {name: list(value.shape) for name, value in self.vae.named_parameters()}
@@ -372,12 +339,3 @@ def _row(terms: Terms) -> Tensor:
     weights = [] if terms.weight_kl is None else [terms.weight_kl]
     with torch.no_grad():
         return torch.stack([terms.loss, terms.reconstruction, terms.kl, *weights])
-
-
-def _copied(value: Any) -> Any:
-    """A copy of nested dicts and lists with the tensors cloned."""
-    if isinstance(value, Tensor):
-        return value.clone()
-    if isinstance(value, dict):
-        return {name: _copied(each) for name, each in value.items()}
-    return [_copied(each) for each in value] if isinstance(value, list) else value

@@ -26,10 +26,10 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import fingerprint, random_state, read_checkpoint, restore_random_state, write_checkpoint
 from ..errors import CheckpointError, ElboDecreaseError, ModelError, NaturalDomainError, check_count
+from ..gradient.natural_gradient import draws_of
 from ..guide import AutoConjugate
 from ..objective import Block, BlockKey, Bound, Program, State
 from .memoised import MemoisedSteps
-from .natural_gradient import draws_of
 from .place import Place
 from .step_size import RobbinsMonro, StepSize, as_step_size
 from .stochastic import LOCAL_STEPS, LOCAL_TOL, StochasticSteps, at_draws, settle, structured_elbo

@@ -23,9 +23,9 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import ModelError
 from ..families import Natural
+from ..gradient.natural_gradient import Draws, covariance_term, draws_of
 from ..guide import Prepared
 from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary, summarize
-from .natural_gradient import Draws, covariance_term, draws_of
 from .step_size import StepSize
 from .sweep import Call, Sweep, check_finite, check_start
 

@@ -31,8 +31,8 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..errors import DataError, ModelError
+from ..infer.baselines import ImportanceSample
 from ..particles import check_no_subsample, sample_sites
-from .baselines import ImportanceSample
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
 
