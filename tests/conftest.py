@@ -27,6 +27,12 @@ def old_faithful() -> Tensor:
     return torch.from_numpy(np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1))
 
 
+@pytest.fixture
+def x() -> Tensor:
+    """Thirty points, float64."""
+    return 3.0 + 2.0 * torch.randn(30, dtype=torch.float64)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Skip the tests marked ``gpu`` where there is no CUDA device."""
     if torch.cuda.is_available():

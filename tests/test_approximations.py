@@ -37,12 +37,6 @@ PRECISIONS = {
 }
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 @pytest.fixture(params=PRECISIONS)
 def precision(request: pytest.FixtureRequest) -> Tensor:
     return torch.tensor(PRECISIONS[request.param], dtype=torch.float64)

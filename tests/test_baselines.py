@@ -26,12 +26,6 @@ from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted
 from pyro_latent.particles import Particles
 
 
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
-
-
 @pytest.fixture
 def sample() -> Tensor:
     return torch.tensor([1.3, -0.2, 2.5, 0.8, 1.1], dtype=torch.float64)

@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from shared_models import batch_mixture as mixture
 from torch import Tensor
 from torch.distributions import constraints
 from torch.utils.data import DataLoader, TensorDataset
@@ -23,16 +24,6 @@ from torch.utils.data import DataLoader, TensorDataset
 from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, RobbinsMonro
 from pyro_latent.checkpoint import Run, fingerprint, read_checkpoint, write_checkpoint
 from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
-
-
-def mixture(x: Tensor, size: int | None = None) -> None:
-    size = len(x) if size is None else size
-    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(3)))
-    with pyro.plate("components", 3):
-        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 10.0))
-    with pyro.plate("data", size, subsample_size=len(x)):
-        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
 
 
 def likelihood(x: Tensor) -> None:
@@ -201,7 +192,8 @@ def test_monte_carlo_em_that_was_killed_ends_where_the_unkilled_one_does(
 SCRIPT = """
 import sys, time
 import torch
-from tests.test_checkpoint import clusters, mixture
+sys.path.append("tests")
+from test_checkpoint import clusters, mixture
 from pyro_latent import CAVI, AutoConjugate
 
 driver = CAVI(mixture, AutoConjugate(mixture))

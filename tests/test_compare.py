@@ -31,12 +31,6 @@ Model = Callable[..., Any]
 MODEL = normal_gamma.model
 
 
-@pytest.fixture
-def x() -> Tensor:
-    """Thirty points, float64."""
-    return 3.0 + 2.0 * torch.randn(30, dtype=torch.float64)
-
-
 def svi(model: Model, guide: Any, rate: float = 0.05, loss: Any = None) -> SVI:
     return SVI(model, guide, pyro.optim.Adam({"lr": rate}), loss or Trace_ELBO())
 

@@ -20,9 +20,9 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
+from shared_models import StartedMixture
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
-from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -204,15 +204,6 @@ def test_single_precision_far_from_the_origin_agrees_with_double(blocks: Any) ->
 
 
 # -------------------------------------------------------------------------------------------------- Gaussian mixture
-
-
-class StartedMixture(BayesianGaussianMixture):
-    """scikit-learn's mixture from given responsibilities."""
-
-    responsibilities: np.ndarray
-
-    def _initialize_parameters(self, X: np.ndarray, random_state: Any, xp: Any = None) -> None:
-        self._initialize(X, self.responsibilities)
 
 
 def fit_scikit_learn(

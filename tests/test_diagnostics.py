@@ -53,12 +53,6 @@ from pyro_latent.particles import Call, Runner, log_joint, run, seeded
 Model = Callable[..., Any]
 
 
-@pytest.fixture
-def x() -> Tensor:
-    """Thirty points, float64."""
-    return 3.0 + 2.0 * torch.randn(30, dtype=torch.float64)
-
-
 def fitted(model: Model, *args: Any, **options: Any) -> AutoConjugate:
     """Coordinate ascent to convergence."""
     guide = AutoConjugate(model, **options)

@@ -10,12 +10,14 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import pytest
+import shared_models
 import torch
 from pyro import poutine
 from pyro.distributions.distribution import COERCIONS
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
+from shared_models import gaussian
 from torch import Tensor
 
 from pyro_latent import (
@@ -46,19 +48,8 @@ def observe(distribution: Any, x: Tensor) -> None:
         pyro.sample("x", distribution, obs=x)
 
 
-def gaussian(x: Tensor) -> None:
-    tau = pyro.sample("tau", dist.Gamma(2.0, 1.0))
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    observe(dist.Normal(mu, tau.rsqrt()), x)
-
-
 def mixture(x: Tensor, k: int = 2) -> None:
-    theta = pyro.sample("theta", dist.Dirichlet(torch.ones(k, dtype=x.dtype)))
-    with pyro.plate("components", k):
-        mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(theta))
-        pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+    shared_models.mixture(x, k, width=10.0, marked=False)
 
 
 def snapshot(guide: AutoConjugate) -> dict[str, Any]:

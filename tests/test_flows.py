@@ -20,6 +20,7 @@ from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer import SVI, Predictive, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from pyro.nn import PyroModule
+from shared_models import Killed
 from sklearn.datasets import load_digits, make_moons
 from sklearn.mixture import GaussianMixture
 from torch import Tensor
@@ -50,12 +51,6 @@ KINDS = (
 )
 CONDITIONAL = ("planar", "radial", "affine_coupling", "affine_autoregressive", "spline_autoregressive")
 INVERTIBLE = ("affine_coupling", "spline", "spline_coupling", "spline_autoregressive")
-
-
-@pytest.fixture(autouse=True)
-def fresh() -> None:
-    pyro.clear_param_store()
-    pyro.set_rng_seed(0)
 
 
 def log_abs_det(f: Callable[[Tensor], Tensor], points: Tensor) -> Tensor:
@@ -320,10 +315,6 @@ def test_data_that_have_no_density_are_named() -> None:
 
 
 # ---------------------------------------------------------------------------------------------------------- checkpoints
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def fit_with_checkpoint(path: Path | None, kind: str, batch_size: int | None) -> tuple[FlowDensity, FlowFit]:

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
-import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
+from shared_models import batch_mixture, regression
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
@@ -21,11 +21,8 @@ from pyro_latent.models import gmm, normal_gamma
 pytestmark = pytest.mark.gpu
 
 
-def regression(features: Tensor, targets: Tensor) -> None:
-    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
-    weights = pyro.sample("weights", dist.Normal(torch.zeros_like(features[0]), 1.0).to_event(1))
-    with pyro.plate("data", len(targets)):
-        pyro.sample("targets", dist.Normal(features @ weights, precision.rsqrt()), obs=targets)
+def mixture(x: Tensor, size: int) -> None:
+    batch_mixture(x, size, k=2)
 
 
 def rows(count: int, columns: int) -> Tensor:
@@ -49,15 +46,6 @@ def test_the_elbo_is_that_of_the_cpu(model: Callable[..., Any], args: tuple[Any,
     found = CAVI(model, there).run(*on_gpu, tol=1e-12).elbo[-1]
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=0)
     assert all(buffer.is_cuda for buffer in there.buffers())
-
-
-def mixture(x: Tensor, size: int) -> None:
-    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
-    with pyro.plate("components", 2):
-        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 10.0))
-    with pyro.plate("data", size, subsample_size=len(x)):
-        z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
 
 
 @pytest.mark.parametrize("settings", [{"step_size": 0.5}, {"memoised": True}], ids=str)

@@ -16,6 +16,7 @@ from pyro import poutine
 from pyro.infer import SVI, Importance, Predictive, Trace_ELBO, TraceEnum_ELBO, TraceMeanField_ELBO
 from pyro.infer.importance import psis_diagnostic, vectorized_importance_weights
 from pyro.optim import Adam
+from shared_models import gaussian, mixture
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, ElboDecreaseError, ModelError, handlers
@@ -32,23 +33,6 @@ def x() -> Tensor:
 
 def number(value: float) -> Tensor:
     return torch.tensor(value, dtype=torch.float64)
-
-
-def gaussian(x: Tensor) -> None:
-    tau = pyro.sample("tau", dist.Gamma(2.0, 1.0))
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mu, tau.rsqrt()), obs=x)
-
-
-def mixture(x: Tensor, marked: bool = True) -> None:
-    theta = pyro.sample("theta", dist.Dirichlet(torch.ones(3).to(x)))
-    with pyro.plate("components", 3):
-        mu = pyro.sample("mu", dist.Normal(0.0, torch.tensor(5.0).to(x)))
-    with pyro.plate("data", len(x)):
-        infer: Any = {"enumerate": "parallel"} if marked else {}
-        z = pyro.sample("z", dist.Categorical(theta), infer=infer)
-        pyro.sample("x", dist.Normal(mu[z], torch.tensor(1.0).to(x)), obs=x)
 
 
 def unmarked(x: Tensor) -> None:

@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from sklearn.mixture import BayesianGaussianMixture
+from shared_models import StartedMixture
 from torch import Tensor
 from torch.distributions import kl_divergence
 
@@ -328,15 +328,6 @@ def test_mixture_model_has_the_densities_of_its_definition(old_faithful: Tensor)
     np.testing.assert_allclose(found["mean"], expected, rtol=1e-10)
     expected = scipy.stats.norm.logpdf(data, mean[component], diagonal[component].numpy() ** -0.5).sum(-1)
     np.testing.assert_allclose(found["obs"], expected, rtol=1e-10)
-
-
-class StartedMixture(BayesianGaussianMixture):
-    """scikit-learn's mixture from given responsibilities."""
-
-    responsibilities: np.ndarray
-
-    def _initialize_parameters(self, X: np.ndarray, random_state: Any, xp: Any = None) -> None:
-        self._initialize(X, self.responsibilities)
 
 
 class IndependentGammaMixture(StartedMixture):

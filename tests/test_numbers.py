@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.nn import PyroModule, PyroParam
 from pyro.ops.indexing import Vindex
+from shared_models import gaussian
 from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, ModelError, NaturalDomainError, check_updates, handlers
@@ -106,13 +107,6 @@ def test_locations_come_before_the_scales_that_hang_on_them(point: tuple[str, ..
 
 
 # --------------------------------------------------------------------------------------------------------- Batches
-
-
-def gaussian(x: Tensor) -> None:
-    tau = pyro.sample("tau", dist.Gamma(number(2.0), 1.0))
-    mu = pyro.sample("mu", dist.Normal(number(0.0), 10.0))
-    with pyro.plate("data", len(x)):
-        pyro.sample("x", dist.Normal(mu, tau.rsqrt()), obs=x)
 
 
 def test_steps_on_other_data_are_an_error_that_says_how_to_give_batches() -> None:

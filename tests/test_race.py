@@ -23,12 +23,6 @@ from pyro_latent.race import Lap, Race, Runner, on_device, race, start_like, svi
 MODEL = normal_gamma.model
 
 
-@pytest.fixture
-def x() -> Tensor:
-    """Thirty points, float64."""
-    return 3.0 + 2.0 * torch.randn(30, dtype=torch.float64)
-
-
 def cavi(blocks: Any = None) -> Callable[[], CAVI]:
     return lambda: CAVI(MODEL, AutoConjugate(MODEL, blocks=blocks))
 

@@ -27,6 +27,7 @@ from pyro import poutine
 from pyro.distributions import transforms
 from pyro.distributions.torch_transform import ComposeTransformModule
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceMeanField_ELBO
+from shared_models import Killed
 from torch import Tensor, nn
 
 from examples import vae_digits
@@ -1004,10 +1005,6 @@ def test_a_loss_that_is_not_finite_is_named_and_its_step_not_taken(
 
 
 # --------------------------------------------------------------------------------------------------------- checkpoints
-
-
-class Killed(BaseException):
-    """Stands for the end of the process."""
 
 
 def fit_with_checkpoint(path: Path | None, images: Tensor, epochs: int = 4) -> VAE:

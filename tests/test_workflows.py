@@ -9,6 +9,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import pytest
+import shared_models
 import torch
 from pyro.infer import Predictive, Trace_ELBO
 from torch import Tensor
@@ -20,17 +21,16 @@ def f64(*values: float) -> Tensor:
     return torch.tensor(values, dtype=torch.float64)
 
 
+def mixture(x: Tensor) -> None:
+    shared_models.batch_mixture(x, k=2, width=30.0)
+
+
+def regression(features: Tensor, targets: Tensor | None = None) -> None:
+    shared_models.regression(features, targets, width=10.0)
+
+
 def rows(*shape: int) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64)
-
-
-def mixture(x: Tensor) -> None:
-    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(2)))
-    with pyro.plate("components", 2):
-        mean = pyro.sample("mean", dist.Normal(0.0, 30.0))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
 
 
 @pytest.mark.parametrize("start", [[-3.0, 3.0], [3.0, -3.0]])
@@ -96,13 +96,6 @@ def test_local_blocks_of_other_data_are_at_their_optimum() -> None:
     fitted = guide.posterior()["z"].mean
     torch.testing.assert_close(guide.posterior(x.flip(0), 2)["z"].mean, fitted.flip(0), rtol=0, atol=1e-4)
     torch.testing.assert_close(guide.posterior(x[:7], 2)["z"].mean, fitted[:7], rtol=0, atol=1e-4)
-
-
-def regression(features: Tensor, targets: Tensor | None = None) -> None:
-    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
-    weights = pyro.sample("weights", dist.Normal(torch.zeros_like(features[0]), 10.0).to_event(1))
-    with pyro.plate("data", len(features)):
-        pyro.sample("targets", dist.Normal(features @ weights, precision.rsqrt()), obs=targets)
 
 
 def test_predictive_draws_targets_that_are_not_given() -> None:
