@@ -1,6 +1,7 @@
 """Latents as symbols: tensors that record what the model computes, and the algebra that expectations are taken in."""
 
-from .expression import Expression, Opacity
+from .expression import Expression
+from .symbolic import Opacity
 from .tables import over_batch
 from .tensor import RandomTensor, derived_from_points, placeholders
 

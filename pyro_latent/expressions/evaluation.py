@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from ..families import point
-from .terms import Constant, Factor, Gather, Term, contract, read
+from .axes import Gather, contract, read
+from .terms import Constant, Factor, Term
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -14,7 +14,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
-from .expression import Expression, check_combinations
+from .axes import is_summed
+from .expression import Expression
+from .symbolic import check_combinations
 
 
 def _words(text: str) -> frozenset[str]:
@@ -138,7 +140,7 @@ def _labels(table: Expression) -> frozenset[int]:
 
 
 def _is_bound(tables: Sequence[Expression]) -> bool:
-    return any(label > 0 for t in tables for c in t.choices for label in c.labels)
+    return any(is_summed(label) for t in tables for c in t.choices for label in c.labels)
 
 
 def _union(tables: Sequence[Expression]) -> tuple[Any, ...]:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
-from .expression import Expression, check_combinations
+from .expression import Expression
+from .symbolic import check_combinations
 from .tables import ALONG, MOVES, along, moved, of_tables
 from .terms import Choice, Replay
 
@@ -659,5 +660,5 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
 }
 #: The rules of methods whose arguments stand in another order than those of the function of the same name.
 METHODS: dict[Callable[..., Any], Callable[..., Expression | None]] = {
-    Tensor.where: lambda x, condition, other: _where(condition, x, other),
+    Tensor.where: lambda x, condition, other: _where(condition, x, other)
 }

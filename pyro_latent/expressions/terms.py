@@ -15,146 +15,32 @@ gathered axis.
 
 from __future__ import annotations
 
-import itertools
 import math
 import weakref
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property, lru_cache, reduce
+from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-_fresh = itertools.count(1)
-
-#: Labels from here down run along the values of discrete latents, one label for each choice.
-_HIGHEST_CHOICE = -(10**6)
-_fresh_choice = itertools.count(_HIGHEST_CHOICE, -1)
-
-
-def fresh_label() -> int:
-    """A label for a summed dimension that no other term uses."""
-    return next(_fresh)
-
-
-def is_choice(label: int) -> bool:
-    """Whether a label runs along the values of a discrete latent."""
-    return label <= _HIGHEST_CHOICE
-
-
-def is_position(label: int) -> bool:
-    """Whether a label is a dimension of the result, counted from the right."""
-    return _HIGHEST_CHOICE < label < 0
-
-
-@dataclass(frozen=True, eq=False)
-class Gather:
-    """An axis read at ``index``, whose dimensions run along ``labels``."""
-
-    index: Tensor
-    labels: tuple[int, ...]
-
-
-#: One dimension of an operand: a label, a gather, or None for a dimension of size 1.
-Axis = int | Gather | None
-
-
-def axis_labels(axis: Axis) -> tuple[int, ...]:
-    """The labels that an axis runs along."""
-    if axis is None:
-        return ()
-    return axis.labels if isinstance(axis, Gather) else (axis,)
-
-
-def same_axis(a: Axis, b: Axis) -> bool:
-    """Whether two axes read the same places."""
-    if isinstance(a, Gather) and isinstance(b, Gather):
-        return a.labels == b.labels and (a.index is b.index or torch.equal(a.index, b.index))
-    return a == b if not isinstance(a, Gather) and not isinstance(b, Gather) else False
-
-
-def same_axes(a: Iterable[Axis], b: Iterable[Axis]) -> bool:
-    """Whether two tuples of axes, of one length, read the same places."""
-    return all(same_axis(x, y) for x, y in zip(a, b, strict=True))
-
-
-def unique_labels(axes: Iterable[Axis]) -> tuple[int, ...]:
-    """The labels of the axes, in order of first appearance."""
-    found: dict[int, None] = {}
-    for axis in axes:
-        if type(axis) is int:
-            found[axis] = None
-        else:
-            found.update(dict.fromkeys(axis_labels(axis)))
-    return tuple(found)
-
-
-#: torch.broadcast_shapes works in Python, and a recording asks for few different ones many times.
-broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
-
-
-def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor, tuple[int, ...]]:
-    """Read ``tensor`` through ``axes``: a tensor with one dimension for each label, and those labels.
-
-    The first ``lead`` dimensions of the tensor have no axis and stay in front.
-    """
-    if None in axes:
-        for i in reversed(range(len(axes))):
-            if axes[i] is None:
-                tensor = tensor.select(lead + i, 0)
-        axes = tuple(axis for axis in axes if axis is not None)
-    labels = unique_labels(axes)
-    gathers = [i for i, axis in enumerate(axes) if isinstance(axis, Gather)]
-    count = sum(len(axis_labels(axis)) for axis in axes)
-    if not gathers and len(labels) == len(axes):
-        return tensor, labels
-    if len(gathers) == 1 and count == len(labels):
-        (i,) = gathers
-        axis = axes[i]
-        assert isinstance(axis, Gather)
-        picked = tensor.index_select(lead + i, axis.index.reshape(-1))
-        shape = (*tensor.shape[: lead + i], *axis.index.shape, *tensor.shape[lead + i + 1 :])
-        return picked.reshape(shape), labels
-    where = {label: place for place, label in enumerate(labels)}
-    index = []
-    for i, axis in enumerate(axes):
-        if isinstance(axis, Gather):
-            index.append(_spread(axis.index, axis.labels, where))
-        else:
-            assert axis is not None
-            size = tensor.shape[lead + i]
-            index.append(_spread(torch.arange(size, device=tensor.device), (axis,), where))
-    index = list(torch.broadcast_tensors(*index))
-    return tensor[(slice(None),) * lead + tuple(index)], labels
-
-
-def _spread(tensor: Tensor, labels: tuple[int, ...], where: Mapping[int, int]) -> Tensor:
-    """Lay the dimensions of ``tensor`` at their labels' places, with size 1 elsewhere."""
-    order = sorted(range(len(labels)), key=lambda i: where[labels[i]])
-    shape = [1] * len(where)
-    for i in order:
-        shape[where[labels[i]]] = tensor.shape[i]
-    return tensor.permute(order).reshape(shape)
-
-
-def substitute(axis: Axis, mapping: Mapping[int, Axis]) -> Axis:
-    """Replace the labels of an axis by other axes."""
-    if axis is None:
-        return None
-    if isinstance(axis, int):
-        return mapping.get(axis, axis)
-    index, labels = read(axis.index, tuple(mapping.get(label, label) for label in axis.labels))
-    return as_axis(index, labels, None)
-
-
-def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
-    """The axis that reads a dimension of ``size`` at ``index``; a plain label where that is the whole range in
-    order.
-    """
-    if index.ndim == 1 and index.shape[0] == size and torch.equal(index, torch.arange(size, device=index.device)):
-        return labels[0]
-    return Gather(index, labels)
+from .axes import (
+    Axis,
+    Gather,
+    axis_key,
+    contract,
+    fresh_choice,
+    fresh_label,
+    is_summed,
+    position_axes,
+    read,
+    same_axes,
+    spread,
+    substitute,
+    unique_labels,
+    widened,
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -184,7 +70,7 @@ class Constant:
         """The constant where the mask holds, and 0 elsewhere, infinite or not."""
         labels = unique_labels((*self.labels, *mask.labels))
         where = {label: place for place, label in enumerate(labels)}
-        own, chosen = _spread(self.tensor, self.labels, where), _spread(mask.tensor, mask.labels, where)
+        own, chosen = spread(self.tensor, self.labels, where), spread(mask.tensor, mask.labels, where)
         return Constant(torch.where(chosen != 0, own, torch.zeros_like(own)), labels)
 
 
@@ -204,10 +90,10 @@ class Choice:
     @staticmethod
     def of(site: str, axes: tuple[Axis, ...], size: int) -> Choice:
         """The choice of these elements."""
-        key = (site, size, tuple(_axis_key(axis) for axis in axes))
+        key = (site, size, tuple(axis_key(axis) for axis in axes))
         found = _choices.get(key)
         if found is None:
-            found = _choices[key] = Choice(site, axes, size, next(_fresh_choice))
+            found = _choices[key] = Choice(site, axes, size, fresh_choice())
         return found
 
     @cached_property
@@ -223,12 +109,6 @@ class Choice:
 
 
 _choices: weakref.WeakValueDictionary[Any, Choice] = weakref.WeakValueDictionary()
-
-
-def _axis_key(axis: Axis) -> Any:
-    if not isinstance(axis, Gather):
-        return axis
-    return axis.labels, tuple(axis.index.shape), axis.index.cpu().numpy().tobytes()
 
 
 #: A tensor computed again from the values of points by name, and of choices by label (the number of each); the second
@@ -297,7 +177,7 @@ class Factor:
         if self.variable.shape[len(self.variable.shape) - event :] != torch.Size(shape) or len(self.axes) < event:
             return False
         split = len(self.axes) - event
-        plain = tuple(None if n == 1 else i - event for i, n in enumerate(shape))
+        plain = position_axes(shape)
         return self.axes[split:] == plain and not any(-event <= x < 0 for x in unique_labels(self.axes[:split]))
 
     def is_whole_matrix(self, dim: int) -> bool:
@@ -332,7 +212,7 @@ class Term:
 
     @cached_property
     def summed(self) -> frozenset[int]:
-        return frozenset(label for label in self.labels if label > 0)
+        return frozenset(label for label in self.labels if is_summed(label))
 
     def substitute(self, mapping: Mapping[int, Axis]) -> Term:
         """Replace labels by other axes; labels not named stay."""
@@ -455,25 +335,6 @@ def _same_reading(a: Factor, b: Factor) -> bool:
     return (
         a.variable.site == b.variable.site
         and a.function == b.function
-        and not any(label > 0 for label in a.labels)
+        and not any(is_summed(label) for label in a.labels)
         and same_axes(a.axes, b.axes)
     )
-
-
-def widened(tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor in the wider of its own dtype and that of another, in which torch computes functions of it."""
-    return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
-
-
-def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
-    """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
-    if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
-        return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
-    if len({tensor.dtype for tensor, _ in operands}) > 1:
-        dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
-        operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
-    numbers: dict[int, int] = {}
-    arguments: list[Tensor | list[int]] = []
-    for tensor, labels in operands:
-        arguments += [tensor, [numbers.setdefault(label, len(numbers)) for label in labels]]
-    return torch.einsum(*arguments, [numbers[label] for label in out])

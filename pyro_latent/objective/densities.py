@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from ..expressions import Expression
-from ..expressions.terms import Axis, Choice, Constant, Factor, Gather, Term, Variable, fresh_label, read
+from ..expressions.axes import Axis, Gather, fresh_label, read
+from ..expressions.terms import Choice, Constant, Factor, Term, Variable
 from ..recording import DiscreteSite, Recording, ScoredSite
 from .joints import Layout, Reading
 

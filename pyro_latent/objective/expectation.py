@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Axis, Choice, Constant, Factor, Gather, Term, read, same_axes
+from ..expressions.axes import Axis, Gather, read, same_axes
+from ..expressions.terms import Choice, Constant, Factor, Term
 from ..families.base import Monomial
 from .blocks import Block
 

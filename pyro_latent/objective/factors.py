@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..expressions.terms import axis_labels, contract, read
+from ..expressions.axes import axis_labels, contract, read
 from ..recording import DiscreteSite
 from .expectation import Moment
 from .joints import Layout, Reading

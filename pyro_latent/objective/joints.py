@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.terms import Axis, Gather, axis_labels, read
+from ..expressions.axes import Axis, Gather, axis_labels, read
 from ..recording import DiscreteSite
 from .elimination import NotNestedError, Plan, Scope, Variable
 

@@ -22,7 +22,8 @@ from torch import Tensor
 
 from ..errors import ModelError, NotConjugateError
 from ..expressions import Expression
-from ..expressions.terms import Axis, Constant, Term, Variable, contract, fresh_label, is_position
+from ..expressions.axes import Axis, contract, fresh_label, is_position
+from ..expressions.terms import Constant, Term, Variable
 from ..families import Mean, Natural, Params
 from ..families.point import VALUE, Point, PointMean
 from ..recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..expressions.terms import Axis, Gather, axis_labels, contract, read, unique_labels
+from ..expressions.axes import Axis, Gather, axis_labels, contract, read, unique_labels
 from ..families import Mean, Natural
 from .blocks import BlockKey
 from .expectation import Moment

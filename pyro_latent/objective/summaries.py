@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.terms import Gather, contract
+from ..expressions.axes import Gather, contract
 from .blocks import BlockKey
 from .expectation import Moment
 from .program import Held, Program

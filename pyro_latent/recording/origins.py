@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from ..expressions import Expression, RandomTensor
-from ..expressions.terms import Axis, Factor, is_position
+from ..expressions.axes import Axis, is_position
+from ..expressions.terms import Factor
 from ..rules import RandomDistribution, family_class, unwrap
 from .data import joined_mask, seen_data
 
@@ -108,9 +109,9 @@ def _common(mean: Tensor, axes: tuple[Axis, ...], location: _Location, value: Te
     """The mean that elements of a latent share: over the plates that hold a part of the data, and over all plates where
     each datum has an element of its own, for that is no mean; None where that leaves one datum alone.
     """
-    positions = [i for i, axis in enumerate(axes) if isinstance(axis, int) and is_position(axis)]
-    batch = [i for i in positions if axes[i] < -location.event_dim]
-    gone = [i for i in batch if axes[i] in location.parts]
+    positions = {i: axis for i, axis in enumerate(axes) if isinstance(axis, int) and is_position(axis)}
+    batch = [i for i, axis in positions.items() if axis < -location.event_dim]
+    gone = [i for i in batch if positions[i] in location.parts]
     if len(positions) == value.ndim:
         if not batch:
             return None
@@ -121,16 +122,13 @@ def _common(mean: Tensor, axes: tuple[Axis, ...], location: _Location, value: Te
 def _mean_over(value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """The mean of finite data over every dimension that the axes do not run along; size 1 where they gather."""
     value = seen_data(value, None, 0)
-    labels = [a for a in axes if _runs_along(a, value)]
+    along = [a if isinstance(a, int) and -value.ndim <= a < 0 else None for a in axes]
+    labels = [a for a in along if a is not None]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
     mean = value.double().nanmean(gone) if gone else value.double()
     kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
     mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
-    return mean.reshape([value.shape[a] if _runs_along(a, value) else 1 for a in axes])
-
-
-def _runs_along(axis: Any, value: Tensor) -> bool:
-    return isinstance(axis, int) and -value.ndim <= axis < 0
+    return mean.reshape([1 if a is None else value.shape[a] for a in along])
 
 
 def origin_for(origins: Mapping[str, Tensor], name: str, shape: torch.Size) -> Tensor | None:

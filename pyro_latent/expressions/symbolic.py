@@ -1,0 +1,346 @@
+"""What an expression is: terms, pieces or an operation without a rule; and the numbers of a table."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from ..errors import LatentValueError
+from .axes import Gather, broadcast_shapes, is_choice, is_summed, position_axes, shift
+from .evaluation import Values, evaluate_term
+from .terms import Choice, Constant, Factor, Replay, Term, Variable
+
+#: A table has at most so many combinations of values, and so many numbers.
+_MOST_COMBINATIONS, _LARGEST_TABLE = 2**20, 2**27
+
+
+@dataclass(frozen=True)
+class Opacity:
+    """Why an expression has no expectation: the operation, the latents behind it, and what to write instead."""
+
+    operation: str
+    sites: frozenset[str]
+    hint: str = ""
+
+
+class Symbolic:
+    """A tensor-valued function of the latents, with the ``shape``, ``dtype`` and ``device`` of its value."""
+
+    __slots__ = ("cholesky_of", "like", "opacity", "pieces", "shape", "terms")
+
+    def __init__(
+        self,
+        shape: Sequence[int],
+        like: Tensor,
+        terms: Sequence[Term] = (),
+        *,
+        pieces: tuple[tuple[Self, Self], ...] = (),
+        opacity: Opacity | None = None,
+        cholesky_of: Self | None = None,
+    ) -> None:
+        self.shape = torch.Size(shape)
+        self.like = like
+        self.terms = tuple(terms)
+        self.pieces = pieces
+        self.opacity = opacity
+        self.cholesky_of = cholesky_of
+
+    @classmethod
+    def constant(cls, tensor: Tensor) -> Self:
+        """A plain tensor; integers and booleans are kept exactly, as floating numbers."""
+        labels = tuple(i - tensor.ndim for i in range(tensor.ndim) if tensor.shape[i] != 1)
+        squeezed = tensor.reshape([n for n in tensor.shape if n != 1])
+        if not tensor.is_floating_point():
+            squeezed = squeezed.to(torch.get_default_dtype() if tensor.dtype == torch.bool else torch.float64)
+        return cls(tensor.shape, tensor.new_empty(0), (Term(1.0, (Constant(squeezed, labels),)),))
+
+    @classmethod
+    def latent(
+        cls,
+        site: str,
+        value: Tensor,
+        simplex: bool = False,
+        is_point: bool = False,
+        lower_cholesky: bool = False,
+        is_matrix: bool = False,
+        nonnegative: bool = False,
+    ) -> Self:
+        """A latent site whose value has the shape, dtype and device of ``value``; what is known of it is as in
+        :class:`~.terms.Variable`.
+        """
+        variable = Variable(
+            site, value.shape, simplex, is_point, lower_cholesky, is_matrix, nonnegative=nonnegative or simplex
+        )
+        return cls(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, position_axes(value.shape)),)),))
+
+    @classmethod
+    def discrete(cls, site: str, support: Tensor, batch_shape: torch.Size) -> Self:
+        """A discrete latent of this batch shape, whose values are the rows of ``support``."""
+        event = support.shape[1:]
+        axes = position_axes((*batch_shape, *event))[: len(batch_shape)]
+        choice = Choice.of(site, axes, support.shape[0])
+        table = support.reshape(support.shape[0], *[1] * len(batch_shape), *event)
+        return cls.from_table(table, (choice,), batch_shape + event)
+
+    @classmethod
+    def from_table(cls, table: Tensor, choices: Sequence[Choice], shape: Sequence[int]) -> Self:
+        """A number for each combination of values: ``table`` has a dimension for each choice, then those of ``shape``,
+        of size 1 where it does not vary.
+        """
+        names = (*(c.label for c in choices), *range(-len(shape), 0))
+        like = table.new_empty(0)
+        if not table.is_floating_point():  # kept exactly
+            table = table.to(torch.get_default_dtype() if table.dtype == torch.bool else torch.float64)
+        kept = [i for i, n in enumerate(table.shape) if n != 1]
+        constant = Constant(table.reshape([table.shape[i] for i in kept]), tuple(names[i] for i in kept))
+        return cls(shape, like, (Term(1.0, (constant,), (), tuple(choices)),))
+
+    @classmethod
+    def derived(
+        cls, name: str, value: Tensor, replay: Replay, parents: frozenset[str], choices: Sequence[Choice] = ()
+    ) -> Self:
+        """What the model computed from points by an operation without a rule: a point itself, for each combination of
+        the values of discrete latents.
+        """
+        shape = torch.Size((*(c.size for c in choices), *value.shape))
+        variable = Variable(name, shape, is_point=True, replay=replay, parents=parents)
+        factor = Factor(variable, (*(c.label for c in choices), *position_axes(value.shape)))
+        return cls(value.shape, value.new_empty(0), (Term(1.0, (), (factor,), tuple(choices)),))
+
+    @classmethod
+    def opaque(
+        cls, shape: Sequence[int], like: Tensor, operation: str, parents: Sequence[Self], hint: str = ""
+    ) -> Self:
+        """The result of an operation that has no rule."""
+        first = next((p.opacity for p in parents if p.opacity), None)
+        sites = frozenset().union(*(p.sites for p in parents))
+        return cls(shape, like, opacity=first or Opacity(operation, sites, hint))
+
+    def _opaque(self, operation: str, *others: Self, shape: Sequence[int] | None = None) -> Self:
+        return self.opaque(self.shape if shape is None else shape, self.like, operation, (self, *others))
+
+    def _number(self, number: float) -> Self:
+        whole = self.like.is_floating_point() or isinstance(number, bool | int)
+        return type(self)((), self.like if whole else torch.empty(0, device=self.like.device), (Term(float(number)),))
+
+    def as_dtype_of(self, like: Tensor) -> Self:
+        """The expression with the dtype and device of another tensor."""
+        return type(self)(
+            self.shape,
+            like.new_empty(0),
+            self.terms,
+            pieces=self.pieces,
+            opacity=self.opacity,
+            cholesky_of=self.cholesky_of,
+        )
+
+    def _lift(self, other: Any) -> Self:
+        if isinstance(other, type(self)):
+            return other
+        if isinstance(other, Tensor):
+            return self.constant(other)
+        return self._number(other)
+
+    def _with(self, terms: Sequence[Term], shape: Sequence[int] | None = None, like: Tensor | None = None) -> Self:
+        return type(self)(self.shape if shape is None else shape, self.like if like is None else like, terms)
+
+    def of_terms(self, terms: Sequence[Term]) -> Self:
+        """Some of the terms of a polynomial."""
+        return self._with(terms)
+
+    @property
+    def ndim(self) -> int:
+        """The number of dimensions."""
+        return len(self.shape)
+
+    @property
+    def sites(self) -> frozenset[str]:
+        """The latents that the expression depends on."""
+        if self.opacity:
+            return self.opacity.sites
+        found = {f.variable.site for t in self.terms for f in t.factors}
+        found.update(c.site for t in self.terms for c in t.choices)
+        return frozenset(found).union(*(e.sites for pair in self.pieces for e in pair))
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """The discrete latents that the expression depends on, in the elements that it reads."""
+        found = {c.label: c for t in self.terms for c in t.choices}
+        for pair in self.pieces:
+            for expression in pair:
+                found |= {c.label: c for c in expression.choices}
+        return tuple(found.values())
+
+    @property
+    def is_constant(self) -> bool:
+        return not self.opacity and not self.sites
+
+    @property
+    def is_table(self) -> bool:
+        """Whether it is known once the discrete latents are: a constant is a table, too."""
+        return not self.opacity and not self.pieces and not any(t.factors for t in self.terms)
+
+    @property
+    def is_finite(self) -> bool:
+        """Whether every constant in the expression is finite."""
+        return all(t.is_finite for t in self.terms) and all(p.is_finite for _, p in self.pieces)
+
+    def table(self, choices: Sequence[Choice], dims: Sequence[int] = ()) -> Tensor:
+        """The numbers of a table: a dimension for each of these choices, then those of the shape, of size 1 where it
+        does not vary, but for the (negative) ``dims``.
+        """
+        order = [c.label for c in choices]
+        parts = [laid(*term.dense(self.like), order, self.ndim) for term in self.unbound().terms]
+        total = parts[0] if parts else self.like.new_zeros([1] * (len(order) + self.ndim))
+        for part in parts[1:]:
+            total = total + part
+        total = total.to(self.like.dtype)
+        full = [self.shape[i] if i - self.ndim in dims else -1 for i in range(self.ndim)]
+        return total.expand(*[-1] * len(order), *full) if dims else total
+
+    def unbound(self) -> Self:
+        """A table whose sums over the elements of a discrete latent are written out, one term for each element."""
+        if not any(is_summed(label) for t in self.terms for c in t.choices for label in c.labels):
+            return self
+        terms: list[Term] = []
+        for term in self.terms:
+            bound = {label for c in term.choices for label in c.labels if is_summed(label)}
+            sizes = sizes_of(term)
+            places = itertools.product(*(range(sizes[label]) for label in bound))
+            for place in places if bound else [()]:
+                index = {
+                    label: Gather(torch.tensor(i, device=self.like.device), ())
+                    for label, i in zip(bound, place, strict=False)
+                }
+                terms.append(term.substitute(index) if bound else term)
+        return self._with(terms)
+
+    @classmethod
+    def apply(
+        cls,
+        function: Callable[..., Tensor],
+        *tables: Self,
+        shape: Sequence[int] | None = None,
+        dims: Sequence[int] = (),
+        gone: int = 0,
+    ) -> Self:
+        """An elementwise function of tables, as a table; or one over their last ``dims``, with the ``shape`` of its
+        result, which lacks so many of them.
+
+        Raises:
+            LatentValueError: if the discrete latents have too many combinations of values.
+        """
+        shape = broadcast_shapes(*(t.shape for t in tables)) if shape is None else shape
+        tables = tuple(t.unbound() for t in tables)
+        choices = tuple({c.label: c for t in tables for c in t.choices}.values())
+        ndim = max(t.ndim for t in tables)
+        check_combinations(choices)
+        laid = [t.widened(ndim).table(choices, dims) for t in tables]
+        check_combinations(choices, broadcast_shapes(*(t.shape for t in laid)).numel())
+        moved = tuple(c.substitute({x: x + gone for x in range(-ndim, -gone)}) for c in choices) if gone else choices
+        return cls.from_table(function(*laid), moved, shape)
+
+    def widened(self, ndim: int) -> Self:
+        """With dimensions of size 1 on the left, up to ``ndim``."""
+        return self._with(self.terms, [1] * (ndim - self.ndim) + list(self.shape))
+
+    def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:
+        """The value in float64 at given values of the latents.
+
+        Args:
+            values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
+                given as its distance from it, and a discrete latent as the numbers of its values.
+
+        Raises:
+            ValueError: if the expression is opaque.
+        """
+        return self._evaluate(Values(values))
+
+    def _evaluate(self, values: Values) -> Tensor:
+        if self.opacity:
+            raise ValueError(
+                f"Expected an expression with a value; got the opaque result of {self.opacity.operation} on "
+                f"{sorted(self.sites)}. Write it with operations that have a rule."
+            )
+        total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
+        for mask, piece in self.pieces:
+            total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
+        for term in self.terms:
+            total = total + laid(*evaluate_term(term, values), (), self.ndim)
+        return total
+
+    def _without_matrix(self) -> Self:
+        """The view without the last two dimensions, along which it does not vary."""
+        return self._with([t.substitute(shift(t.labels, 2)) for t in self.terms], self.shape[:-2])
+
+    def expand(self, shape: Sequence[int]) -> Self:
+        """Broadcast to a larger shape; -1 keeps a size."""
+        lead = len(shape) - self.ndim
+        sizes = [self.shape[i - lead] if n == -1 else n for i, n in enumerate(shape)]
+        kept = self.cholesky_of if torch.Size(sizes[-2:]) == self.shape[-2:] else None
+        return type(self)(sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=kept)
+
+    @property
+    def _is_monomial(self) -> bool:
+        """One product, with no sum inside: powers and logarithms act on each factor."""
+        return len(self.terms) == 1 and not self.terms[0].summed
+
+    def _map_pieces(self, function: Callable[[Self], Self], shape: Sequence[int] | None = None) -> Self:
+        pieces: tuple[tuple[Self, Self], ...] = tuple((mask, function(piece)) for mask, piece in self.pieces)
+        blocked = next((p for _, p in pieces if p.opacity), None)
+        shape = pieces[0][1].shape if shape is None else shape
+        if blocked is not None:
+            return type(self)(shape, self.like, opacity=blocked.opacity)
+        shape = broadcast_shapes(shape, *(mask.shape for mask, _ in pieces), *(p.shape for _, p in pieces))
+        return type(self)(shape, self.like, pieces=pieces)
+
+    def __repr__(self) -> str:
+        kind = "opaque" if self.opacity else "pieces" if self.pieces else f"{len(self.terms)} terms"
+        return f"Expression(shape={tuple(self.shape)}, {kind}, of {sorted(self.sites)})"
+
+
+def count_combinations(tables: Sequence[Symbolic]) -> int:
+    return math.prod({c.label: c.size for t in tables for c in t.unbound().choices}.values())
+
+
+def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
+    """A table of all combinations of some discrete latents, of so many numbers, is affordable.
+
+    Raises:
+        LatentValueError: if it is not.
+    """
+    count = math.prod(c.size for c in choices)
+    if count <= _MOST_COMBINATIONS and numbers <= _LARGEST_TABLE:
+        return
+    names = ", ".join(repr(s) for s in sorted({c.site for c in choices}))
+    raise LatentValueError(
+        f"Expected an operation on few discrete latents at once; got one on {len(choices)} elements of {names}, which "
+        f"have {count} combinations of values. Sums of them, and sums of functions of one element each, need no joint "
+        "table: write those, or give the elements a site of fewer values."
+    )
+
+
+def sizes_of(term: Term) -> dict[int, int]:
+    """The sizes of the labels that the elements of a term's choices run along, from what reads them."""
+    sizes = {label: n for c in term.constants for label, n in zip(c.labels, c.tensor.shape, strict=True)}
+    for choice in term.choices:
+        for axis in choice.axes:
+            if isinstance(axis, Gather):
+                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
+    return sizes
+
+
+def laid(tensor: Tensor, labels: tuple[int, ...], order: Sequence[int], ndim: int) -> Tensor:
+    """Lay a labelled tensor out: a dimension for each choice of ``order``, then ``ndim``, of size 1 elsewhere."""
+    names = {label: i for i, label in enumerate(order)}
+    places = [names[label] if is_choice(label) else len(order) + ndim + label for label in labels]
+    shape = [1] * (len(order) + ndim)
+    for place, size in zip(places, tensor.shape, strict=True):
+        shape[place] = size
+    return tensor.permute(sorted(range(len(places)), key=places.__getitem__)).reshape(shape)
