@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_latent.errors import LatentValueError
 from pyro_latent.expressions import Expression, RandomTensor
-from pyro_latent.expressions.tensor import OPERATIONS
+from pyro_latent.expressions.operations import OPERATIONS
 
 
 def evaluate(expression: Expression, values: Mapping[str, Tensor]) -> Tensor:

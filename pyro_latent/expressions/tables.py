@@ -19,12 +19,13 @@ from .expression import Expression
 from .symbolic import check_combinations
 
 
-def _words(text: str) -> frozenset[str]:
+def words(text: str) -> frozenset[str]:
+    """The words of a text, as names of operations."""
     return frozenset(text.split())
 
 
 #: Operations whose result at a place depends on their arguments at that place alone.
-ELEMENTWISE = _words(
+ELEMENTWISE = words(
     "abs absolute add sub subtract rsub mul multiply div divide true_divide floor_divide remainder fmod pow "
     "float_power neg negative positive sign square sqrt rsqrt reciprocal exp exp2 expm1 log log2 log10 log1p "
     "sigmoid logit tanh sin cos tan asin acos atan sinh cosh erf erfc lgamma digamma gammaln floor ceil round trunc "
@@ -38,23 +39,23 @@ ELEMENTWISE = _words(
     "__or__ __ror__ __xor__ __rxor__ __invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 )
 #: Those whose result is a sum of products, which needs no joint table of both arguments.
-SPARSE = _words(
+SPARSE = words(
     "add sub subtract rsub mul multiply neg negative __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __neg__ sum "
     "mean matmul __matmul__ __rmatmul__ mm mv bmm dot einsum linear"
 )
-CASTS = _words("to type type_as float double half long int short clone detach contiguous data cpu cuda")
+CASTS = words("to type type_as float double half long int short clone detach contiguous data cpu cuda")
 #: Operations that put each element somewhere else.
-MOVES = _words(
+MOVES = words(
     "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal unfold ravel unflatten masked_select"
 )
 #: Views, indexing and joining, which have a rule for every expression.
-VIEWS = _words(
+VIEWS = words(
     "view reshape view_as reshape_as flatten unsqueeze squeeze permute movedim moveaxis transpose swapaxes "
     "swapdims mT T t adjoint expand expand_as broadcast_to __getitem__ select narrow index_select embedding take "
     "take_along_dim gather stack cat concat concatenate"
 )
 #: Operations along one dimension, the second argument.
-ALONG = _words(
+ALONG = words(
     "softmax log_softmax logsumexp cumsum cumprod prod amax amin max min argmax argmin any all sort argsort std var "
     "norm median logcumsumexp cummax cummin diff"
 )
@@ -231,4 +232,4 @@ def _wrapped(found: Any, choices: Sequence[Any], result: Any) -> Any:
     return Expression.from_table(found, choices, result.shape).as_dtype_of(result)
 
 
-__all__ = ["ALONG", "MOVES", "along", "moved", "of_tables", "over_batch"]
+__all__ = ["ALONG", "MOVES", "along", "moved", "of_tables", "over_batch", "words"]
