@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import os
 import re
@@ -142,3 +143,23 @@ def test_no_document_names_a_file_that_is_not_there() -> None:
         paths = [s for s in spans if "/" in s and s.endswith((".py", ".md", ".csv")) and " " not in s and "*" not in s]
         missing += [f"{document.name}: {p}" for p in paths if not (ROOT / p).exists()]
     assert not missing
+
+
+def _hops() -> list[tuple[str, str]]:
+    """The names that the page on the architecture links to code, with their files."""
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    return re.findall(r"\[`([\w.]+)`\]\(\.\./([\w/]+\.py)\)", page)
+
+
+@pytest.mark.parametrize(("name", "file"), _hops())
+def test_each_hop_of_the_architecture_is_in_the_file_that_it_links_to(name: str, file: str) -> None:
+    body = ast.parse((ROOT / file).read_text(encoding="utf-8")).body
+    for part in name.split("."):
+        found = [n for n in body if isinstance(n, ast.ClassDef | ast.FunctionDef) and n.name == part]
+        assert found, f"expected {name} in {file}; {part} is not there"
+        body = found[0].body
+
+
+def test_the_architecture_links_every_hop_to_code() -> None:
+    page = (DOCS / "architecture.md").read_text(encoding="utf-8")
+    assert len(_hops()) == page.count("](")
