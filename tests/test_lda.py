@@ -89,7 +89,7 @@ def test_lists_of_words_and_of_numbers_make_the_same_corpus() -> None:
     corpus = as_corpus(words)
     assert corpus.vocabulary == ("a", "b", "c")
     assert corpus.to_dense().tolist() == [[1, 2, 0], [0, 0, 0], [0, 0, 1]]
-    assert as_corpus([[1, 0, 1], [], [2]]).fingerprint == corpus.fingerprint
+    assert torch.equal(as_corpus([[1, 0, 1], [], [2]]).to_dense(), corpus.to_dense())
     assert as_corpus(words, vocabulary=["c", "b", "a"]).to_dense().tolist() == [[0, 2, 1], [0, 0, 0], [1, 0, 0]]
     assert as_corpus([["a", "x"]], vocabulary=["a", "b"], unknown="ignore").to_dense().tolist() == [[1, 0]]
     assert as_corpus([[], []], num_words=5).num_words == 5
@@ -310,7 +310,7 @@ def test_the_model_runs_as_it_is_and_predicts(corpus: Corpus) -> None:
 @pytest.mark.parametrize(
     ("args", "options", "message"),
     [
-        ((0,), {}, "Expected num_topics to be an integer >= 1; got 0"),
+        ((0,), {}, "Expected num_topics to be an integer of at least 1; got 0"),
         ((True,), {}, "Expected num_topics to be an integer"),
         ((4,), {"doc_topic_prior": -1.0}, "Expected doc_topic_prior to be positive and finite; got -1.0"),
         ((4,), {"doc_topic_prior": torch.ones(3)}, r"Expected doc_topic_prior to be a number or of shape \[4\]"),

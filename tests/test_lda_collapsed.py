@@ -221,9 +221,9 @@ def test_known_topics_are_recovered() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"num_topics": 0}, r"Expected num_topics to be an integer >= 1; got 0\. Write num_topics=1"),
-        ({"max_iter": 0}, r"Expected max_iter to be an integer >= 1; got 0\. Write max_iter=1"),
-        ({"block_size": 0}, "Expected block_size to be an integer >= 1; got 0"),
+        ({"num_topics": 0}, r"Expected num_topics to be an integer of at least 1; got 0\. Write num_topics=1"),
+        ({"max_iter": 0}, r"Expected max_iter to be an integer of at least 1; got 0\. Write max_iter=1"),
+        ({"block_size": 0}, "Expected block_size to be an integer of at least 1; got 0"),
         ({"tol": float("nan")}, "Expected tol to be non-negative and finite; got nan"),
         ({"doc_topic_prior": 0.0}, "Expected doc_topic_prior to be positive and finite; got 0"),
         (

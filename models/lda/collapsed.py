@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import is_count
+from pyro_latent.errors import ArgumentError, check_count
 
 from .corpus import Corpus, as_corpus
 from .kernel import compile_function, use_compiled
@@ -73,6 +73,11 @@ class CollapsedState:
     document_counts: Tensor
     word_counts: Tensor
 
+    @property
+    def counts(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The three that a pass changes."""
+        return self.responsibilities, self.document_counts, self.word_counts
+
 
 def collapsed_fit(
     data: Any,
@@ -103,11 +108,16 @@ def collapsed_fit(
 
     Raises:
         DataError: as :func:`as_corpus` does, and for a minibatch.
-        ValueError: if a number is out of its range, or a prior has another shape.
+        ArgumentError: if a number is out of its range, or a prior has another shape.
 
     Source: Asuncion et al. 2009, CVB0.
     """
-    _check_numbers(max_iter, tol, block_size)
+    check_count("max_iter", max_iter)
+    check_count("block_size", block_size)
+    if not 0 <= tol < math.inf:
+        raise ArgumentError(
+            f"Expected tol to be non-negative and finite; got {tol}. Write tol=0.0 for passes up to max_iter."
+        )
     corpus = as_corpus(data) if state is None else state.corpus
     alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
     state = collapsed_start(corpus, num_topics, generator) if state is None else state
@@ -216,8 +226,7 @@ def _visits(corpus: Corpus, block_size: int) -> list[list[Tensor]]:
 def _numba_pass(state: CollapsedState, alpha: Tensor, xi: Tensor, block_size: int) -> float:
     """A pass document by document, compiled."""
     totals = state.word_counts.sum(0) + xi.sum()
-    counts = (state.responsibilities, state.document_counts, state.word_counts)
-    tensors = (state.corpus.starts, state.corpus.word, state.corpus.count, *counts, totals, alpha, xi)
+    tensors = (state.corpus.starts, state.corpus.word, state.corpus.count, *state.counts, totals, alpha, xi)
     arrays = [tensor.numpy() for tensor in tensors]
     return float(_sweep(*arrays, block_size))
 
@@ -261,16 +270,3 @@ def _update_document(word, count, responsibilities, change, in_document, word_co
             total += abs(moved[k])
             old[k] = r
     return total
-
-
-# ------------------------------------------------------------------------------------------------------------- checks
-
-
-def _check_numbers(max_iter: int, tol: float, block_size: int) -> None:
-    for name, value in (("max_iter", max_iter), ("block_size", block_size)):
-        if not is_count(value):
-            raise ValueError(f"Expected {name} to be an integer >= 1; got {value!r}. Write {name}=1 or more.")
-    if not 0 <= tol < math.inf:
-        raise ValueError(
-            f"Expected tol to be non-negative and finite; got {tol}. Write tol=0.0 for passes up to max_iter."
-        )

@@ -6,7 +6,6 @@ length. :func:`as_corpus` makes one of a count matrix (dense or sparse, NumPy, S
 
 from __future__ import annotations
 
-import hashlib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -18,7 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import ArgumentError, DataError
 
 from .frames import column_names, frame_counts
 
@@ -89,14 +88,6 @@ class Corpus:
     def lengths(self) -> Tensor:
         """The number of tokens of each document, shape ``[D]``."""
         return self.count.new_zeros(self.num_documents).index_add_(0, self.doc, self.count)
-
-    @cached_property
-    def fingerprint(self) -> str:
-        """A digest of the entries and sizes: equal for equal data, whatever the device."""
-        digest = hashlib.blake2b(f"{self.num_documents} {self.num_words} {self.count.dtype}".encode(), digest_size=16)
-        for tensor in (self.doc, self.word, self.count):
-            digest.update(np.ascontiguousarray(tensor.cpu().numpy()).tobytes())
-        return digest.hexdigest()
 
     @property
     def is_whole(self) -> bool:
@@ -248,7 +239,7 @@ def as_corpus(
         TypeError: if ``data`` is none of these, or the vocabulary has no order.
     """
     if unknown not in ("error", "ignore"):
-        raise ValueError(
+        raise ArgumentError(
             f'Expected unknown to be "error" or "ignore"; got {unknown!r}. Write "ignore" to drop such tokens.'
         )
     words = _ordered(vocabulary)

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import ArgumentError, DataError
 
 from .corpus import Corpus
 from .kernel import ExpectedTopics, document_step
@@ -132,8 +132,8 @@ def document_completion(
 
     Raises:
         DataError: if counts are not whole, or no token is held out.
-        ValueError: if ``topics`` are no probabilities of the corpus's words, or one of its words has none; or if α is
-            not positive or has another shape.
+        ArgumentError: if ``topics`` are no probabilities of the corpus's words, or one of its words has none; or if α
+            is not positive or has another shape.
     """
     _check_topics(topics, corpus)
     alpha, _xi = complete_priors(corpus, len(topics), doc_topic_prior)
@@ -156,15 +156,15 @@ def document_completion(
 
 def _check_topics(topics: Tensor, corpus: Corpus) -> None:
     if topics.dim() != 2 or topics.shape[1] != corpus.num_words:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected topics of shape [topics, {corpus.num_words}], as the corpus has words; got "
             f"{list(topics.shape)}. Count the documents in the words of the topics, in the same order."
         )
     if not bool((topics >= 0).all()) or float((topics.sum(1) - 1).abs().max()) > 1e-3:
-        raise ValueError("Expected topics whose rows are probabilities; got others. Divide them by their sums.")
+        raise ArgumentError("Expected topics whose rows are probabilities; got others. Divide them by their sums.")
     if bool((topics.amax(0)[corpus.word] == 0).any()):
         word = int(corpus.word[topics.amax(0)[corpus.word] == 0][0])
-        raise ValueError(f"Expected a topic that has each word; got none for word {word}. Smooth the topics first.")
+        raise ArgumentError(f"Expected a topic that has each word; got none for word {word}. Smooth the topics first.")
 
 
 def split_tokens(
@@ -181,7 +181,7 @@ def split_tokens(
         DataError: if counts are not whole, or no document has a token on each side.
     """
     if not 0 < fraction < 1:
-        raise ValueError(f"Expected a fraction in (0, 1); got {fraction}. Write 0.5 for one half.")
+        raise ArgumentError(f"Expected a fraction in (0, 1); got {fraction}. Write 0.5 for one half.")
     if not torch.equal(corpus.count, corpus.count.round()):
         raise DataError(
             "Expected whole counts, which are tokens that can be split; got fractional ones. Take the counts that the "
@@ -223,7 +223,7 @@ def _with_counts(corpus: Corpus, count: Tensor) -> Corpus:
 def top_words(topics: Tensor, num: int = 10) -> Tensor:
     """The most probable words of each topic, best first, int64, shape ``[K, num]``; ``topics`` is ``[K, V]``."""
     if not 1 <= num <= topics.shape[1]:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected a number of words from 1 to {topics.shape[1]}; got {num}. Write one of these: there are "
             f"{topics.shape[1]} words in all."
         )
@@ -244,13 +244,13 @@ def coherence_npmi(top: Tensor, corpus: Corpus) -> Tensor:
     Source: Bouma 2009; Lau, Newman and Baldwin 2014, §3.
     """
     if top.dim() != 2 or top.shape[1] < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected at least 2 words of each topic, shape [K, num]; got shape {list(top.shape)}. Write "
             "top_words(topics, 10)."
         )
     words, places = torch.unique(top.to(corpus.word.device), return_inverse=True)
     if int(words[-1]) >= corpus.num_words or int(words[0]) < 0:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected words from 0 to {corpus.num_words - 1}; got {int(words[0])} to {int(words[-1])}. Count the "
             "documents in the words of the topics, in the same order."
         )

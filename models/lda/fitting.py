@@ -9,13 +9,16 @@ Source: [4] (113)-(118), (133)-(145); Hoffman, Blei and Bach 2010 for minibatche
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm.auto import tqdm
+
+from pyro_latent.checkpoint import Run
 
 from .collapsed import CollapsedState, collapsed_fit, collapsed_start
 from .corpus import Corpus
@@ -27,7 +30,7 @@ from .parameters import Parameters
 from .starts import collapsed_topics, near_one
 from .updates import expected_log
 
-__all__ = ["State", "bound", "documents", "finished", "first_topics", "initial", "online_step", "passes"]
+__all__ = ["State", "bound", "documents", "finished", "first_topics", "fitted", "initial", "online_step", "passes"]
 
 #: With learned priors, passes before the first is learned: earlier, all documents still look alike.
 _PASSES_BEFORE_PRIORS = 10
@@ -44,7 +47,7 @@ class State:
         passes, batches: passes made, and minibatches seen.
         converged: whether the tolerance was reached.
         bounds: (pass, ELBO) where it was worked out.
-        responsibilities, document_counts, word_counts: what CVB0 goes on from, and changes in place; see
+        counts: the responsibilities and the two counts that CVB0 goes on from, and changes in place; see
             ``CollapsedState``.
     """
 
@@ -56,21 +59,19 @@ class State:
     batches: int = 0
     converged: bool = False
     bounds: list[tuple[int, float]] = field(default_factory=list)
-    responsibilities: Tensor | None = None
-    document_counts: Tensor | None = None
-    word_counts: Tensor | None = None
+    counts: tuple[Tensor, ...] = ()
 
 
-def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator | None) -> State:
+def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> State:
     """Where the passes of a fit start: for CVB0 at random responsibilities, else at topics."""
     if parameters.learning_method != "cvb0":
         return first_topics(parameters, corpus, generator)
     alpha, xi = _priors(parameters, corpus)
     start = collapsed_start(corpus, parameters.num_topics, generator)
-    return _with_counts(State(xi.expand(parameters.num_topics, -1), alpha, xi), start)
+    return State(xi.expand(parameters.num_topics, -1), alpha, xi, counts=start.counts)
 
 
-def first_topics(parameters: Parameters, corpus: Corpus, generator: torch.Generator | None) -> State:
+def first_topics(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> State:
     """Topics drawn from Gamma(100, rate 100), as in scikit-learn: no two are alike; or those of CVB0, merged."""
     alpha, xi = _priors(parameters, corpus)
     if parameters.topic_start == "collapsed":
@@ -82,7 +83,50 @@ def _priors(parameters: Parameters, corpus: Corpus) -> tuple[Tensor, Tensor]:
     return complete_priors(corpus, parameters.num_topics, parameters.doc_topic_prior, parameters.topic_word_prior)
 
 
-def passes(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> Iterator[State]:
+def fitted(
+    parameters: Parameters, corpus: Corpus, path: str | os.PathLike[str] | None = None, every: int = 10
+) -> tuple[State, float]:
+    """The state after all passes, with the documents at the final topics, and its ELBO in nats.
+
+    Args:
+        parameters: how to fit.
+        corpus: a whole corpus.
+        path: a file that the fit is written to, and goes on from where it exists.
+        every: passes between two writings.
+
+    Raises:
+        CheckpointError: if the file is of other data or settings, or of a fit on another kind of device, whose draws
+            cannot go on here; or cannot be written.
+    """
+    device = corpus.count.device
+    generator = parameters._generator(device)
+    data = {"data": [corpus.num_documents, corpus.num_words, corpus.doc, corpus.word, corpus.count]}
+    settings = {"device": device.type, **parameters._kept_on_resuming()}
+    run = Run(path, "LDA", every=every, data=data, settings=settings)
+    found = run.read()
+    if found is None:
+        state = initial(parameters, corpus, generator)
+    else:
+        generator.set_state(found.pop("random"))
+        state = State(**{name: _on(device, value) for name, value in found.items()})
+
+    def content() -> dict[str, Any]:
+        return {"random": generator.get_state(), **{f.name: getattr(state, f.name) for f in fields(state)}}
+
+    for after in passes(parameters, corpus, state, generator):
+        state = after
+        run.keep(state.passes, content)
+    run.keep(state.passes, content, last=True)
+    return finished(parameters, corpus, state)
+
+
+def _on(device: torch.device, value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_on(device, each) for each in value)
+    return value.to(device) if isinstance(value, Tensor) else value
+
+
+def passes(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> Iterator[State]:
     """The state after each pass over the documents."""
     one = _PASS[parameters.learning_method]
     with tqdm(total=parameters.max_iter, initial=state.passes, disable=not parameters.progress, desc="LDA") as bar:
@@ -97,7 +141,7 @@ def passes(parameters: Parameters, corpus: Corpus, state: State, generator: torc
 def finished(parameters: Parameters, corpus: Corpus, state: State) -> tuple[State, float]:
     """The documents once more, so that they belong to the final topics; the priors, if learned, to them; the ELBO."""
     step = documents(parameters, corpus, state, state.gamma, statistics=False)
-    after = replace(state, gamma=step.gamma, responsibilities=None, document_counts=None, word_counts=None)
+    after = replace(state, gamma=step.gamma, counts=())
     if parameters.learn_priors and state.passes > _PASSES_BEFORE_PRIORS:
         after = _with_learned_priors(after)
     return after, bound(step, after)
@@ -106,7 +150,7 @@ def finished(parameters: Parameters, corpus: Corpus, state: State) -> tuple[Stat
 # ------------------------------------------------------------------------------------------------------------- a pass
 
 
-def _batch_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> State:
+def _batch_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> State:
     """All documents to convergence, then the topics, then, if asked for, the priors."""
     number = state.passes + 1
     evaluate = parameters.evaluate_every > 0 and number % parameters.evaluate_every == 0
@@ -138,14 +182,14 @@ def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
     return abs(last - before) <= tol * abs(last)
 
 
-def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator | None) -> State:
+def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> State:
     """All minibatches once, in an order drawn at random."""
     for part in corpus.minibatches(parameters.batch_size, generator):
         state = online_step(parameters, part, state, generator)
     return replace(state, passes=state.passes + 1)
 
 
-def online_step(parameters: Parameters, part: Corpus, state: State, generator: torch.Generator | None) -> State:
+def online_step(parameters: Parameters, part: Corpus, state: State, generator: torch.Generator) -> State:
     """A natural-gradient step: λ moves towards the update that the whole corpus would give."""
     start = near_one((part.num_documents, len(state.alpha)), part.count, generator)
     step = documents(parameters, part, state, start, bound=False)
@@ -157,22 +201,22 @@ def online_step(parameters: Parameters, part: Corpus, state: State, generator: t
     return replace(state, topic_word=topic_word, batches=batches)
 
 
-def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator | None) -> State:
+def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator) -> State:
     """A pass of CVB0, with the tolerance of ``collapsed_fit``."""
-    assert state.responsibilities is not None and state.document_counts is not None and state.word_counts is not None
     found = collapsed_fit(
         corpus,
         len(state.alpha),
         doc_topic_prior=state.alpha,
         topic_word_prior=state.xi,
         max_iter=1,
-        state=CollapsedState(corpus, state.responsibilities, state.document_counts, state.word_counts),
+        state=CollapsedState(corpus, *state.counts),
     )
-    after = replace(state, topic_word=found.lambda_, gamma=found.gamma, passes=state.passes + 1)
-    return _with_counts(replace(after, converged=found.converged), found.state)
+    return replace(
+        state, topic_word=found.lambda_, gamma=found.gamma, passes=state.passes + 1, converged=found.converged
+    )
 
 
-Pass = Callable[[Parameters, Corpus, State, torch.Generator | None], State]
+Pass = Callable[[Parameters, Corpus, State, torch.Generator], State]
 _PASS: dict[str, Pass] = {"batch": _batch_pass, "online": _online_pass, "cvb0": _collapsed_pass}
 
 
@@ -199,15 +243,6 @@ def bound(step: DocumentStep, state: State) -> float:
     assert step.word_bound is not None
     parts = dirichlet_bound(step.gamma, state.alpha) + dirichlet_bound(state.topic_word, state.xi)
     return float(step.word_bound + parts)
-
-
-def _with_counts(state: State, counts: CollapsedState) -> State:
-    return replace(
-        state,
-        responsibilities=counts.responsibilities,
-        document_counts=counts.document_counts,
-        word_counts=counts.word_counts,
-    )
 
 
 def _with_learned_priors(state: State) -> State:

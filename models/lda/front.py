@@ -21,17 +21,16 @@ import torch
 from torch import Tensor
 
 from pyro_latent.arviz import to_arviz
-from pyro_latent.errors import DataError
+from pyro_latent.errors import ArgumentError, DataError
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.rules import register_rule
 
 from .corpus import Corpus, as_corpus
 from .distributions import TopicWord
-from .fitting import finished, first_topics, initial, online_step, passes
+from .fitting import first_topics, fitted, online_step
 from .frames import column_names
 from .model import model
 from .results import Results
-from .store import Store
 
 __all__ = ["LDA"]
 
@@ -57,7 +56,8 @@ class LDA(Results):
             ``max_iter`` ends the fit.
         evaluate_every: batch only: evaluate the ELBO once in so many passes; 0: never, and never stop early.
         batch_size: documents in a minibatch.
-        learning_decay, learning_offset: κ in (0.5, 1] and τ of the step sizes (t + τ)^−κ of minibatches.
+        learning_decay, learning_offset: κ in (0.5, 1] and τ of the step sizes (t + τ)^−κ of minibatches. With κ ≤ 0.5
+            the squares of the step sizes would add up to infinity, and minibatches never settle.
         total_samples: for :meth:`partial_fit`, how many documents the minibatches are taken from.
         mean_change_tol: a document is done when the mean of \\|change of its concentrations\\| is below this.
         max_doc_update_iter: or after so many updates.
@@ -120,7 +120,7 @@ class LDA(Results):
 
         Raises:
             DataError: if the data is not as :func:`as_corpus` wants it, has no tokens, or is a minibatch.
-            ValueError: if a parameter is out of its range.
+            ArgumentError: if a parameter is out of its range.
             CheckpointError: if the checkpoint is of other data or settings, or of a fit on another kind of device, or
                 cannot be written.
         """
@@ -131,16 +131,9 @@ class LDA(Results):
             raise DataError(
                 "Expected a corpus with at least one token; got empty documents only. Check how the words were counted."
             )
-        generator = self._generator(corpus)
-        store = Store(checkpoint, checkpoint_every, self._kept_on_resuming(), corpus, generator)
-        state = store.read() or initial(self, corpus, generator)
-        for after in passes(self, corpus, state, generator):
-            state = after
-            store.keep(state)
-        store.write(state)
-        self._forget()
-        self.__dict__.pop("_stream", None)
-        self._state, self._bound = finished(self, corpus, state)
+        state, bound = fitted(self, corpus, checkpoint, checkpoint_every)
+        self._forget("_stream")
+        self._state, self._bound = state, bound
         self._corpus, self._vocabulary, self._framed = corpus, corpus.vocabulary, column_names(X) is not None
         return self
 
@@ -162,18 +155,18 @@ class LDA(Results):
 
         Raises:
             DataError: if the data is not as :func:`as_corpus` wants it, or of another vocabulary than the first.
-            ValueError: if a parameter is out of its range, or there are topics so far, but not ``num_topics``.
+            ArgumentError: if a parameter is out of its range, or there are topics so far, but not ``num_topics``.
         """
         self._check()
         if not hasattr(self, "_state"):
             corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
             self._vocabulary, self._framed = corpus.vocabulary, column_names(X) is not None
-            self._stream = self._generator(corpus)
+            self._stream = self._generator(corpus.count.device)
             state = first_topics(self, corpus, self._stream)
         else:
             corpus, state = self._read_on(X, vocabulary), self._state
         if not hasattr(self, "_stream"):
-            self._stream = self._generator(corpus)
+            self._stream = self._generator(corpus.count.device)
         whole = replace(corpus, total_documents=max(self.total_samples, corpus.num_documents))
         order = torch.arange(corpus.num_documents, device=corpus.doc.device)
         for part in order.split(self.batch_size):
@@ -186,16 +179,16 @@ class LDA(Results):
         """Further documents of a stream: over the same words, for as many topics."""
         found = len(self._fitted.topic_word)
         if found != self.num_topics:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected num_topics={found} of the topics so far; got {self.num_topics}. Call fit to begin anew."
             )
         corpus = self._read(X, vocabulary)
         self._vocabulary = corpus.vocabulary
         return corpus
 
-    def _forget(self) -> None:
+    def _forget(self, *also: str) -> None:
         """Drop what was worked out from an earlier fit."""
-        for name in ("guide_", "_corpus", "_bound"):
+        for name in ("guide_", "_corpus", "_bound", *also):
             self.__dict__.pop(name, None)
 
     # The Pyro model.

@@ -28,7 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError, is_count
+from pyro_latent.errors import ArgumentError, DataError, check_count
 
 from .corpus import Corpus
 from .distributions import MixedWord, TopicWord
@@ -63,7 +63,7 @@ def model(
 
     Raises:
         DataError: if ``corpus`` is not a :class:`Corpus`, or is a whole one without tokens.
-        ValueError: if K or a prior is not as above.
+        ArgumentError: if K or a prior is not as above.
 
     Source: [4] (106)-(108).
     """
@@ -180,7 +180,7 @@ class AmortizedGuide(PyroModule):
 
     Raises:
         DataError: when it reads documents over another vocabulary.
-        ValueError: when it is called for another number of topics.
+        ArgumentError: when it is called for another number of topics.
     """
 
     prior: Tensor
@@ -227,7 +227,7 @@ class AmortizedGuide(PyroModule):
     def forward(self, corpus: Corpus, num_topics: int, **_: Any) -> None:
         """Sample ``beta`` and ``theta``; the arguments are the model's."""
         if num_topics != self.num_topics:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected {self.num_topics} topics, as the guide was made for; got {num_topics}. Make a guide "
                 "for as many."
             )
@@ -244,12 +244,11 @@ def complete_priors(
 
     Raises:
         DataError: if ``corpus`` is not a :class:`Corpus`.
-        ValueError: if K is not an integer of at least 1, or a prior is not positive or has another shape.
+        ArgumentError: if K is not an integer of at least 1, or a prior is not positive or has another shape.
     """
     if not isinstance(corpus, Corpus):
         raise DataError(f"Expected a Corpus; got {type(corpus).__name__}. Write as_corpus(data).")
-    if not is_count(num_topics):
-        raise ValueError(f"Expected num_topics to be an integer >= 1; got {num_topics!r}. Write num_topics=1 or more.")
+    check_count("num_topics", num_topics)
     return (
         _concentration("doc_topic_prior", doc_topic_prior, num_topics, 1 / num_topics, corpus.count),
         _concentration("topic_word_prior", topic_word_prior, corpus.num_words, 1 / num_topics, corpus.count),
@@ -259,13 +258,13 @@ def complete_priors(
 def _concentration(name: str, value: Prior, size: int, default: float, like: Tensor) -> Tensor:
     found = torch.as_tensor(default if value is None else value, dtype=like.dtype, device=like.device)
     if list(found.shape) not in ([], [size]):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected {name} to be a number or of shape [{size}]; got shape {list(found.shape)}. Write one number for "
             "all, or leave it out for 1 / num_topics."
         )
     wrong = ~((found > 0) & found.isfinite())
     if bool(wrong.any()):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected {name} to be positive and finite; got {found[wrong].flatten()[0].item()}. Leave it out for "
             "1 / num_topics."
         )

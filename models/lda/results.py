@@ -14,7 +14,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from pyro_latent.errors import DataError, ModelError
+from pyro_latent.errors import ArgumentError, DataError, ModelError
 
 from .corpus import Corpus, as_corpus, check_not_counts
 from .evaluation import coherence_npmi, top_words
@@ -217,7 +217,7 @@ class Results(Parameters):
                 :meth:`get_feature_names_out` as columns; None: as before.
         """
         if transform not in (None, "default", "pandas"):
-            raise ValueError(
+            raise ArgumentError(
                 f'Expected transform to be "default" or "pandas"; got {transform!r}. For another kind of table convert '
                 "what pandas gives."
             )

@@ -10,6 +10,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from pyro_latent.errors import ArgumentError
+
 from .collapsed import collapsed_fit
 from .corpus import Corpus
 
@@ -61,7 +63,7 @@ def merge_topics(counts: Tensor, num_topics: int) -> Tensor:
         Counts of the same sum, shape ``[num_topics, V]``.
     """
     if not 1 <= num_topics <= len(counts):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected to keep from 1 to {len(counts)} topics; got {num_topics}. Topics can only be "
             "merged: start with more."
         )

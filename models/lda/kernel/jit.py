@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latent.errors import ArgumentError
+
 njit: Any
 try:
     from numba import njit
@@ -30,11 +32,11 @@ def use_compiled(like: Tensor, compiled: bool | None = None) -> bool:
         compiled: what the user asked for; None: whatever is faster.
 
     Raises:
-        ValueError: if it is asked for and cannot be.
+        ArgumentError: if it is asked for and cannot be.
     """
     able = njit is not None and like.device.type == "cpu" and like.dtype in (torch.float32, torch.float64)
     if compiled and not able:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected Numba and data on the CPU for compiled=True; got {'no Numba' if njit is None else like.device}. "
             "Install the extra `fast`, or leave compiled out."
         )
