@@ -23,8 +23,8 @@ from sklearn.decomposition import LatentDirichletAllocation
 from sklearn.utils.parallel import Parallel
 from torch import Tensor
 
+from pyro_latent.models.lda import Corpus, as_corpus
 from pyro_latent.models.lda.collapsed import collapsed_pass, collapsed_start
-from pyro_latent.models.lda.corpus import Corpus, as_corpus
 from pyro_latent.models.lda.kernel import document_step
 
 Array = npt.NDArray[np.float64]

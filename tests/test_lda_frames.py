@@ -22,7 +22,7 @@ from sklearn.utils import estimator_checks
 from sklearn.utils.validation import check_is_fitted
 
 from pyro_latent.errors import DataError, ModelError
-from pyro_latent.models.lda import LDA, as_corpus, corpus
+from pyro_latent.models.lda import LDA, as_corpus, reading
 
 pd = pytest.importorskip("pandas")
 
@@ -279,8 +279,8 @@ def test_it_passes_scikit_learns_own_checks(name: str, monkeypatch: pytest.Monke
     check = getattr(estimator_checks, name, None)
     if check is None:
         pytest.skip(f"this scikit-learn has no {name}")
-    original = corpus._check_counts
-    monkeypatch.setattr(corpus, "_check_counts", lambda rows, columns, count, _: original(rows, columns, count, True))
+    original = reading._check_counts
+    monkeypatch.setattr(reading, "_check_counts", lambda counts, _: original(counts, True))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         check("LDA", LDA(3, random_state=0, max_iter=5))

@@ -8,7 +8,7 @@ Source: [4] (106)-(145).
 """
 
 from .collapsed import collapsed_fit
-from .corpus import Corpus, as_corpus
+from .corpus import Corpus
 from .distributions import MixedWord, TopicWord
 from .evaluation import (
     Completion,
@@ -23,6 +23,7 @@ from .front import LDA
 from .hyperparameters import dirichlet_concentration, dirichlet_gradient, symmetric_concentration
 from .kernel import DocumentStep, ExpectedTopics, document_step, expected_topics, has_compiled_kernel
 from .model import AmortizedGuide, complete_priors, guide, model
+from .reading import as_corpus
 from .starts import collapsed_topics, merge_topics
 from .updates import (
     expected_log,

@@ -32,9 +32,10 @@ from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, check_count
 
-from .corpus import Corpus, as_corpus
+from .corpus import Corpus
 from .kernel import compile_function, use_compiled
 from .model import Prior, complete_priors
+from .reading import as_corpus
 
 __all__ = ["CollapsedFit", "CollapsedState", "collapsed_fit", "collapsed_pass", "collapsed_start"]
 

@@ -42,26 +42,20 @@ class TopicWord(TorchDistribution):
 
     def log_prob(self, value: Tensor) -> Tensor:
         """log β_zw in nats, of the shape of ``value`` (words, integers below V) broadcast with the batch's."""
-        topics, assignment, value = self._aligned(torch.as_tensor(value))
-        return topics[(*_places(topics), assignment, value)].log()
+        value = torch.as_tensor(value)
+        topics = _stacked(self.topics, max(value.dim(), len(self.batch_shape)))
+        return topics[(*_places(topics), self.assignment, value)].log()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
         with torch.no_grad():
-            topics, assignment, _ = self._aligned(torch.zeros(shape, dtype=torch.int64, device=self.topics.device))
-            rows = (*_places(topics), assignment)
+            topics = _stacked(self.topics, len(shape))
+            rows = (*_places(topics), self.assignment)
             return _draw(topics.reshape(-1, topics.shape[-1]), _flat_rows(rows, topics.shape[:-1]).expand(shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TopicWord:
         assignment = self.assignment.expand(torch.Size(batch_shape))
         return TopicWord(self.topics, assignment, validate_args=False)
-
-    def _aligned(self, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Topics whose batch dimensions stand over those of the assignment and of the value."""
-        ndim = max(value.dim(), len(self.batch_shape))
-        batch = self.topics.shape[:-2]
-        topics = self.topics.reshape(*[1] * (ndim - len(batch)), *batch, *self.topics.shape[-2:])
-        return topics, self.assignment, value
 
 
 class MixedWord(TorchDistribution):
@@ -90,13 +84,8 @@ class MixedWord(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """log Σ_k θ_k β_kw in nats, of the shape of ``value`` (words, integers below V) broadcast with the batch's."""
         value = torch.as_tensor(value)
-        if self.topics.dim() == 2:
-            chosen = self.topics.mT[value]
-        else:
-            ndim = max(value.dim(), len(self.batch_shape))
-            batch = self.topics.shape[:-2]
-            topics = self.topics.reshape(*[1] * (ndim - len(batch)), *batch, *self.topics.shape[-2:]).mT
-            chosen = topics[(*_places(topics), value)]
+        topics = _stacked(self.topics, max(value.dim(), len(self.batch_shape))).mT
+        chosen = topics[(*_places(topics), value)]
         return torch.linalg.vecdot(self.weights, chosen).log()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -112,6 +101,12 @@ class MixedWord(TorchDistribution):
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixedWord:
         weights = self.weights.expand(*torch.Size(batch_shape), self.weights.shape[-1])
         return MixedWord(weights, self.topics, validate_args=False)
+
+
+def _stacked(topics: Tensor, ndim: int) -> Tensor:
+    """Topics ``[K, V]`` as they are; batches of them with their dimensions over those of a batch of ``ndim``."""
+    batch = topics.shape[:-2]
+    return topics.reshape(*[1] * (ndim - len(batch)), *batch, *topics.shape[-2:]) if batch else topics
 
 
 def _places(stacked: Tensor) -> list[Tensor]:

@@ -6,10 +6,12 @@ completion; Bouma 2009 and Lau, Newman and Baldwin 2014 for coherence by normali
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.distributions import Dirichlet, kl_divergence
 
 from pyro_latent.errors import ArgumentError, DataError
 
@@ -43,10 +45,8 @@ def dirichlet_bound(concentration: Tensor, prior: Tensor) -> Tensor:
 
     Source: [4] (123) + (128), (124) + (127).
     """
-    a, b = concentration.double(), prior.double()
-    energy = ((b - a) * expected_log(a)).sum()
-    normalizers = torch.lgamma(a).sum() - torch.lgamma(a.sum(1)).sum()
-    return energy + normalizers + len(a) * (torch.lgamma(b.sum()) - torch.lgamma(b).sum())
+    q, p = (Dirichlet(each.double(), validate_args=False) for each in (concentration, prior))
+    return -kl_divergence(q, p.expand(q.batch_shape)).sum()
 
 
 def elbo_terms(
@@ -71,24 +71,23 @@ def elbo_terms(
 
     Source: [4] (123)-(129); (130) is their sum.
     """
-    alpha, xi, count = doc_topic_prior, topic_word_prior, corpus.count.unsqueeze(1)
-    log_theta = torch.digamma(doc_topic) - torch.digamma(doc_topic.sum(1, keepdim=True))
-    log_beta = torch.digamma(topic_word) - torch.digamma(topic_word.sum(1, keepdim=True))
-    num_documents, num_topics = doc_topic.shape
+    count = corpus.count.unsqueeze(1)
+    log_theta, log_beta = expected_log(doc_topic), expected_log(topic_word)
     return {
-        "log p(theta)": num_documents * (torch.lgamma(alpha.sum()) - torch.lgamma(alpha).sum())
-        + ((alpha - 1) * log_theta).sum(),
-        "log p(beta)": num_topics * (torch.lgamma(xi.sum()) - torch.lgamma(xi).sum()) + ((xi - 1) * log_beta).sum(),
+        "log p(theta)": _expected_log_density(log_theta, doc_topic_prior),
+        "log p(beta)": _expected_log_density(log_beta, topic_word_prior),
         "log p(z)": (count * assignments * log_theta[corpus.doc]).sum(),
         "log p(word)": (count * assignments * log_beta.mT[corpus.word]).sum(),
-        "-log q(beta)": -torch.lgamma(topic_word.sum(1)).sum()
-        + torch.lgamma(topic_word).sum()
-        - ((topic_word - 1) * log_beta).sum(),
-        "-log q(theta)": -torch.lgamma(doc_topic.sum(1)).sum()
-        + torch.lgamma(doc_topic).sum()
-        - ((doc_topic - 1) * log_theta).sum(),
+        "-log q(beta)": -_expected_log_density(log_beta, topic_word),
+        "-log q(theta)": -_expected_log_density(log_theta, doc_topic),
         "-log q(z)": -(count * torch.xlogy(assignments, assignments)).sum(),
     }
+
+
+def _expected_log_density(expected_log: Tensor, concentration: Tensor) -> Tensor:
+    """Σ over rows of E log Dirichlet(x | concentration), given E log x ``[rows, columns]``."""
+    normalizer = torch.lgamma(concentration).sum(-1) - torch.lgamma(concentration.sum(-1))
+    return (((concentration - 1) * expected_log).sum(-1) - normalizer).sum()
 
 
 class Completion(NamedTuple):
@@ -208,16 +207,7 @@ def split_tokens(
 def _with_counts(corpus: Corpus, count: Tensor) -> Corpus:
     """The corpus with other counts; entries of none are left out."""
     kept = count > 0
-    return Corpus(
-        corpus.doc[kept],
-        corpus.word[kept],
-        count[kept],
-        corpus.num_documents,
-        corpus.num_words,
-        corpus.index,
-        corpus.total_documents,
-        corpus.vocabulary,
-    )
+    return replace(corpus, doc=corpus.doc[kept], word=corpus.word[kept], count=count[kept])
 
 
 def top_words(topics: Tensor, num: int = 10) -> Tensor:

@@ -21,15 +21,16 @@ import torch
 from torch import Tensor
 
 from pyro_latent.arviz import to_arviz
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import ArgumentError
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.rules import register_rule
 
-from .corpus import Corpus, as_corpus
+from .corpus import Corpus
 from .distributions import TopicWord
 from .fitting import first_topics, fitted, online_step
 from .frames import column_names
 from .model import model
+from .reading import as_corpus
 from .results import Results
 
 __all__ = ["LDA"]
@@ -127,10 +128,7 @@ class LDA(Results):
         self._check()
         corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
         corpus.check_whole()
-        if len(corpus.doc) == 0:
-            raise DataError(
-                "Expected a corpus with at least one token; got empty documents only. Check how the words were counted."
-            )
+        corpus.check_tokens()
         state, bound = fitted(self, corpus, checkpoint, checkpoint_every)
         self._forget("_stream")
         self._state, self._bound = state, bound

@@ -68,10 +68,8 @@ def model(
     Source: [4] (106)-(108).
     """
     alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
-    if len(corpus.doc) == 0 and corpus.is_whole:
-        raise DataError(
-            "Expected a corpus with at least one token; got empty documents only. Check how the words were counted."
-        )
+    if corpus.is_whole:
+        corpus.check_tokens()
     with pyro.plate("topics", num_topics):
         beta = pyro.sample("beta", dist.Dirichlet(xi))
     with _documents(corpus):

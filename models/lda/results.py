@@ -16,12 +16,13 @@ from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, DataError, ModelError
 
-from .corpus import Corpus, as_corpus, check_not_counts
+from .corpus import Corpus
 from .evaluation import coherence_npmi, top_words
 from .fitting import State, bound, documents
 from .frames import as_frame, column_names
 from .kernel import DocumentStep
 from .parameters import Parameters
+from .reading import as_corpus, check_not_counts
 
 __all__ = ["NotFittedError", "Results"]
 
@@ -160,10 +161,7 @@ class Results(Parameters):
     def perplexity(self, X: Any) -> float:
         """exp(−score / number of tokens), as in scikit-learn: lower is better. The topics' part counts."""
         corpus = self._read(X)
-        if corpus.num_tokens == 0:
-            raise DataError(
-                "Expected a corpus with at least one token; got empty documents only. Leave these documents out."
-            )
+        corpus.check_tokens()
         return math.exp(-bound(self._infer(corpus), self._fitted) / corpus.num_tokens)
 
     def coherence(self, X: Any, n: int = 10) -> Tensor:

@@ -54,57 +54,41 @@ def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: An
     return dist.Categorical(probs=torch.softmax(theta[corpus.doc] + beta.mT[corpus.word], -1))
 
 
-def update_theta(
-    q: Mapping[Any, Any],
-    corpus: Corpus,
-    num_topics: int,
-    *,
-    doc_topic_prior: Prior = None,
-    topic_word_prior: Prior = None,
-    **_: Any,
-) -> dist.Dirichlet:
+def update_theta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Prior) -> dist.Dirichlet:
     """γ_dk = α_k + Σ_n φ_dnk, over the tokens of a document.
 
     Args:
         q: current posteriors; ``q["z"]`` is read.
         corpus: the documents.
         num_topics: K.
-        doc_topic_prior, topic_word_prior: the model's.
+        **priors: the model's, by its names.
 
     Returns:
         A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
 
     Source: [4] (117), (136).
     """
-    alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    alpha, _xi = complete_priors(corpus, num_topics, **priors)
     corpus = with_an_entry(corpus)
     share = corpus.count.unsqueeze(1) * q["z"].probs
     return dist.Dirichlet(alpha + share.new_zeros(corpus.num_documents, num_topics).index_add_(0, corpus.doc, share))
 
 
-def update_beta(
-    q: Mapping[Any, Any],
-    corpus: Corpus,
-    num_topics: int,
-    *,
-    doc_topic_prior: Prior = None,
-    topic_word_prior: Prior = None,
-    **_: Any,
-) -> dist.Dirichlet:
+def update_beta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Prior) -> dist.Dirichlet:
     """λ_kv = ξ_v + Σ_dn φ_dnk 1[w_dn = v], over all tokens; those of a minibatch stand for the whole corpus.
 
     Args:
         q: current posteriors; ``q["z"]`` is read.
         corpus: the documents.
         num_topics: K.
-        doc_topic_prior, topic_word_prior: the model's.
+        **priors: the model's, by its names.
 
     Returns:
         A Dirichlet of batch shape ``[K]`` and event shape ``[V]``.
 
     Source: [4] (118), (133).
     """
-    _alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    _alpha, xi = complete_priors(corpus, num_topics, **priors)
     corpus = with_an_entry(corpus)
     share = corpus.count.unsqueeze(1) * q["z"].probs * (corpus.total_documents / corpus.num_documents)
     return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
@@ -116,13 +100,7 @@ def expected_log(concentration: Tensor) -> Tensor:
 
 
 def update_theta_to_convergence(
-    q: Mapping[Any, Any],
-    corpus: Corpus,
-    num_topics: int,
-    *,
-    doc_topic_prior: Prior = None,
-    topic_word_prior: Prior = None,
-    **_: Any,
+    q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Prior
 ) -> dist.Dirichlet:
     """γ and φ of each document in turn, (113) and (117), until γ stays: the whole document step by the fast kernel.
 
@@ -133,7 +111,7 @@ def update_theta_to_convergence(
         q: current posteriors; ``q["theta"]``, where it starts, and ``q["beta"]`` are read.
         corpus: the documents.
         num_topics: K.
-        doc_topic_prior, topic_word_prior: the model's.
+        **priors: the model's, by its names.
 
     Returns:
         A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
@@ -144,7 +122,7 @@ def update_theta_to_convergence(
 
     Source: [4] (113), (117).
     """
-    alpha, _xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
+    alpha, _xi = complete_priors(corpus, num_topics, **priors)
     start, topics = q["theta"].concentration, q["beta"].concentration
     if num_topics > 1 and len(corpus.doc) > 0 and bool((topics == topics[0]).all()):
         raise ModelError(
