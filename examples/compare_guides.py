@@ -58,9 +58,9 @@ from torch.distributions.utils import tril_matrix_to_vec, vec_to_tril_matrix
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.arviz import to_arviz
+from pyro_latent.criticism.pictures import STYLE
 from pyro_latent.distributions import NormalWishart
 from pyro_latent.models import gmm
-from pyro_latent.plotting import STYLE
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 DECAY = 0.1

@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import arviz
 import numpy as np
 import pyro
 import pyro.distributions as dist
@@ -25,8 +26,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, plotting
 from pyro_latent.arviz import to_arviz
-from pyro_latent.compare import Comparison, compare
-from pyro_latent.diagnostics import calibrate, evidence
+from pyro_latent.criticism import Comparison, calibrate, compare, evidence
 
 DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 UNITS = {"intercept": "min", "slope": "min per min", "precision": "min⁻²"}
@@ -83,7 +83,8 @@ def main(arguments: Sequence[str] | None = None) -> Comparison:
     found.save_html(options.out / "posteriors.html")
     plotting.plot_densities(found, units=UNITS).savefig(options.out / "densities.png")
     idata = {name: to_arviz(separate, getattr(m, "guide", m), *data) for name, m in given.items()}
-    forest = plotting.plot_forest(idata, ["intercept"], figsize=(5, 2.2), textsize=8)
+    look: Any = {"combined": True, "figsize": (5, 2.2), "textsize": 8}
+    forest = arviz.plot_forest(list(idata.values()), model_names=list(idata), var_names=["intercept"], **look)
     np.ravel(forest)[0].figure.savefig(options.out / "forest.png", bbox_inches="tight")
     print(f"\nevidence, with the guide of mean field:\n{evidence(separate, given['mean field'], *data)}")
     if options.simulations:

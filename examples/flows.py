@@ -29,8 +29,8 @@ from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_latent import EM
+from pyro_latent.criticism import Weights, importance_sampling
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
-from pyro_latent.infer.baselines import ImportanceSample, importance_sampling
 from pyro_latent.models import gmm, two_modes
 from pyro_latent.particles import Particles
 
@@ -54,7 +54,7 @@ POSTERIORS: dict[str, tuple[Any, Any]] = {
 class Posterior:
     """A fitted guide: its weighted draws, and the seconds of its fit."""
 
-    sample: ImportanceSample
+    sample: Weights
     seconds: float
 
     @property

@@ -24,7 +24,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from pyro_latent.infer.baselines import ImportanceSample, importance_sampling, naive_monte_carlo
+from pyro_latent.criticism import Weights, importance_sampling, naive_monte_carlo
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128)
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
@@ -64,7 +64,7 @@ def errors(dim: int, num_samples: int, repeats: int) -> dict[str, tuple[float, f
     }
     found = {}
     for name, sample in samples.items():
-        parts = [ImportanceSample(row) for row in sample.log_weights.reshape(repeats, num_samples)]
+        parts = [Weights(row) for row in sample.log_weights.reshape(repeats, num_samples)]
         square = sum((p.log_evidence - log_evidence(dim)) ** 2 for p in parts) / repeats
         found[name] = math.sqrt(square), sum(p.effective_sample_size for p in parts) / repeats
     return found

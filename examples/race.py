@@ -29,15 +29,15 @@ from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, plotting
+from pyro_latent.criticism import Race, race, start_like, svi_grid
 from pyro_latent.models import gmm, lda, normal_gamma
 from pyro_latent.models.vae import VAE, load_digits
-from pyro_latent.race import Race, race, start_like, svi_grid
 
 DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 RATES = (0.003, 0.01, 0.03, 0.1)
 
 
-def race_normal_gamma(steps: int, device: str) -> Race:
+def race_normal_gamma(steps: int, device: str, seed: int = 0) -> Race:
     """A sample of 1,000 points."""
     x = (3.0 + 2.0 * torch.randn(1000, dtype=torch.float64)).to(device)
     model = normal_gamma.model
@@ -59,10 +59,11 @@ def race_normal_gamma(steps: int, device: str) -> Race:
         x,
         max_steps=steps,
         device=device,
+        seed=seed,
     )
 
 
-def race_mixture(steps: int, device: str) -> Race:
+def race_mixture(steps: int, device: str, seed: int = 0) -> Race:
     """Old Faithful, two components, all methods from the same k-means clusters."""
     data = torch.from_numpy(np.loadtxt(DATA, delimiter=",", skiprows=1)).to(device)
     clusters = gmm.initial_responsibilities(data, 2)
@@ -87,10 +88,11 @@ def race_mixture(steps: int, device: str) -> Race:
         data,
         2,
         max_steps=steps,
+        seed=seed,
     )
 
 
-def race_lda(steps: int, device: str) -> Race:
+def race_lda(steps: int, device: str, seed: int = 0) -> Race:
     """200 documents of 80 words from 5 topics over 100 words; SVI on the model with the assignments summed out."""
     topics = torch.distributions.Dirichlet(torch.full((100,), 0.1).double()).sample((5,))
     shares = torch.distributions.Dirichlet(torch.full((5,), 0.3).double()).sample((200,))
@@ -109,7 +111,7 @@ def race_lda(steps: int, device: str) -> Race:
 
     rates = [10 * rate for rate in RATES]  # concentrations are in the hundreds
     grid = svi_grid(marginal, guide, rates, loss=Trace_ELBO, name="SVI, Dirichlet guide", over=steps)
-    return race(lda.model, {"CAVI": cavi, **grid}, corpus, 5, max_steps=steps)
+    return race(lda.model, {"CAVI": cavi, **grid}, corpus, 5, max_steps=steps, seed=seed)
 
 
 def lda_start(corpus: lda.Corpus, num_topics: int) -> dict[str, Tensor]:
@@ -119,7 +121,7 @@ def lda_start(corpus: lda.Corpus, num_topics: int) -> dict[str, Tensor]:
         return {name: pyro.param(name).detach().clone() for name in ("topic_word", "doc_topic")}
 
 
-def race_vae(steps: int, device: str) -> Race:
+def race_vae(steps: int, device: str, seed: int = 0) -> Race:
     """500 of scikit-learn's digits in two latent dimensions, all in each step; each run from the same networks."""
     images = load_digits()[0][:500].flatten(1)
     vae = VAE([64], latent_dim=2, hidden=[64])
@@ -131,10 +133,11 @@ def race_vae(steps: int, device: str) -> Race:
         return vae.guide
 
     grid = svi_grid(vae.model, guide, RATES, loss=Trace_ELBO, name="SVI, amortised guide", over=steps)
-    return race(vae.model, grid, images, max_steps=steps, num_samples=50, final_samples=100, device=device)
+    counts = {"max_steps": steps, "num_samples": 50, "final_samples": 100}
+    return race(vae.model, grid, images, **counts, device=device, seed=seed)
 
 
-RACES: dict[str, Callable[[int, str], Race]] = {
+RACES: dict[str, Callable[..., Race]] = {
     "normal-gamma": race_normal_gamma,
     "mixture": race_mixture,
     "lda": race_lda,

@@ -22,13 +22,24 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor, nn
 
 from .arviz_core import Array, check_coords, check_dims, container, loo
-from .diagnostics.arguments import check_same_data
-from .diagnostics.draws import guide_values, mcmc_values, with_discrete
-from .diagnostics.importance import LEAST_DRAWS, rounding_of, score_draws
+from .criticism.arguments import check_same_data
+from .criticism.draws import guide_values, mcmc_values, with_discrete
 from .errors import ModelError, check_count
 from .guide import AutoConjugate
 from .infer import CAVI
-from .particles import Call, Draws, Run, Runner, Target, is_latent, quiet_redraws, sample_sites, seeded
+from .particles import (
+    LEAST_DRAWS,
+    Call,
+    Draws,
+    Run,
+    Runner,
+    Target,
+    Weights,
+    is_latent,
+    quiet_redraws,
+    sample_sites,
+    seeded,
+)
 
 __all__ = ["loo", "to_arviz"]
 
@@ -58,7 +69,7 @@ def to_arviz(
     lists and tuples, which are not observed: ``X``, ``data.X`` for ``data["X"]``, ``parts.0`` for ``parts[0]``); with
     ``prior_samples`` also ``prior`` and ``prior_predictive``. Attributes of the posterior say by which method and
     versions, the exact ELBO of an :class:`~pyro_latent.AutoConjugate`, the ELBO and Pareto k̂ that these draws give (as
-    ``diagnostics.score`` with this seed does, but with no discrete site summed out), and up to which differences
+    ``criticism.score`` with this seed does, but with no discrete site summed out), and up to which differences
     (``rounding``, in nats) their weights count as equal.
 
     Draws are made and scored in batches where the model and the guide allow it, else one by one.
@@ -317,10 +328,10 @@ def _quality(draws: Draws) -> dict[str, Any]:
     """The rounding of the draws' weights, and the ELBO and Pareto k̂ that they give, where there are enough."""
     if draws.log_q is None:
         return {}
-    found: dict[str, Any] = {"rounding": rounding_of(draws)}
-    if len(draws.log_p) < LEAST_DRAWS:
+    score = Weights.of(draws)
+    found: dict[str, Any] = {"rounding": score.rounding}
+    if score.num_samples < LEAST_DRAWS:
         return found
-    score = score_draws(draws)
     return found | {
         "elbo_estimate": score.elbo,
         "elbo_estimate_error": score.elbo_error,

@@ -2,74 +2,31 @@
 
 Each function returns a matplotlib ``Figure``, which shows itself in a notebook and is written by
 ``figure.savefig(path)``. matplotlib is imported when one is called, and its global state stays as it is. What ArviZ
-draws, it draws: forests, predictive checks, and comparisons of models, in ArviZ 0.x and 1.x.
+draws is not here: give it what :func:`~pyro_latent.to_arviz` makes.
 """
 
 from __future__ import annotations
 
-import importlib
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .arviz_core import is_tree
+from .criticism.comparison import plot_bounds, plot_densities
+from .criticism.pictures import DASHES, PALETTE, Array, colors, new_figure, styled
+from .criticism.race import Race
 from .errors import check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from .compare import Comparison
-    from .race import Race
-
-Array = np.ndarray[Any, Any]
-
-#: Okabe and Ito's palette, which colour-blind readers tell apart.
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
-
-STYLE: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.linewidth": 0.6,
-    "axes.titlesize": 8,
-    "axes.titlelocation": "left",
-    "xtick.major.width": 0.6,
-    "ytick.major.width": 0.6,
-    "xtick.minor.width": 0.4,
-    "ytick.minor.width": 0.4,
-    "legend.frameon": False,
-}
-
-#: How many panels a picture of densities has at most.
-PANELS = 12
-
-
-@contextmanager
-def _styled() -> Iterator[None]:
-    import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def _figure(width: float, height: float) -> Figure:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+__all__ = ["plot_bounds", "plot_densities", "plot_mixture", "plot_path", "plot_race", "plot_topics"]
 
 
 def _numpy(value: Any) -> Array:
     return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
-
-
-def colours(names: Sequence[str]) -> dict[str, str]:
-    """A colour for each name, in their order."""
-    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
 
 
 # --------------------------------------------------------------------------------------------------------------- races
@@ -81,11 +38,11 @@ def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
     Of each method the best learning rate is bold, and a higher one darker.
 
     Args:
-        race: what :func:`pyro_latent.race.race` returned.
+        race: what :func:`pyro_latent.criticism.race` returned.
         title: above the axes.
     """
-    with _styled():
-        figure = _figure(5.6, 3.2)
+    with styled():
+        figure = new_figure(5.6, 3.2)
         axes = figure.subplots()
         _draw_gaps(axes, race)
         axes.set_title(title)
@@ -115,11 +72,11 @@ def _draw_gaps(axes: Axes, race: Race) -> None:
 
 
 def _shades(race: Race) -> dict[str, Any]:
-    """A colour for each run: one for each method, from light to dark with its learning rate."""
+    """A color for each run: one for each method, from light to dark with its learning rate."""
     from matplotlib.colors import to_rgb
 
     found: dict[str, Any] = {}
-    for group, colour in colours([r.group for r in race.runners.values()]).items():
+    for group, colour in colors([r.group for r in race.runners.values()]).items():
         names = _by_rate(race, group)
         for name, depth in zip(names, np.linspace(-0.5, 0.45, len(names)) if len(names) > 1 else [0.0], strict=True):
             towards = np.ones(3) if depth < 0 else np.zeros(3)
@@ -149,100 +106,6 @@ def _handles(race: Race, colour: Mapping[str, Any]) -> list[Any]:
     return handles
 
 
-# ---------------------------------------------------------------------------------------------------------- comparisons
-
-
-def plot_bounds(comparison: Comparison) -> Figure:
-    """ELBO and importance-weighted evidence of each guide, with two standard errors, and what k̂ says of it."""
-    entries = {name: e for name, e in comparison.entries.items() if e.score is not None}
-    with _styled():
-        figure = _figure(5.6, 0.6 + 0.42 * max(len(entries), 1))
-        axes = figure.subplots()
-        for place, entry in enumerate(entries.values()):
-            s = entry.score
-            assert s is not None
-            axes.errorbar(s.elbo, place + 0.12, xerr=2 * s.elbo_error, fmt="o", color=PALETTE[0], markersize=4)
-            axes.errorbar(s.evidence, place - 0.12, xerr=2 * s.evidence_error, fmt="s", color=PALETTE[1], markersize=4)
-            axes.text(1.01, place, f"k̂ {s.k}", transform=axes.get_yaxis_transform(), va="center", color="0.35")
-        axes.set_yticks(range(len(entries)), list(entries))
-        axes.set(xlabel="nats, ± 2 standard errors", ylim=(len(entries) - 0.5, -0.5))
-        axes.set_title("ELBO (circle) and importance-weighted evidence (square)")
-        axes.ticklabel_format(axis="x", useOffset=False)
-        figure.canvas.draw()
-    return figure
-
-
-def plot_densities(
-    comparison: Comparison,
-    sites: Sequence[str] | None = None,
-    *,
-    panels: int = PANELS,
-    units: Mapping[str, str] | None = None,
-) -> Figure:
-    """The posterior density of each element of the sites, by method, the reference filled.
-
-    Args:
-        comparison: what :func:`pyro_latent.compare.compare` returned.
-        sites: which; all that have numbers by default.
-        panels: how many elements at most, in the order of the sites.
-        units: what is written below the panels, by site.
-    """
-    chosen = list(_elements(comparison, sites))[:panels]
-    columns = min(4, max(1, len(chosen)))
-    rows = math.ceil(len(chosen) / columns)
-    colour = colours(list(comparison.entries))
-    with _styled():
-        figure = _figure(1.9 * columns, 1.5 * rows + 0.35)
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, (site, index) in zip(grid, chosen, strict=False):
-            _draw_densities(axes, comparison, site, index, colour)
-            axes.set_xlabel((units or {}).get(site, ""))
-        for axes in grid[len(chosen) :]:
-            axes.set_axis_off()
-        handles = grid[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
-        figure.canvas.draw()
-    return figure
-
-
-def _elements(comparison: Comparison, sites: Sequence[str] | None) -> Iterator[tuple[str, tuple[int, ...]]]:
-    entry = comparison.entries[comparison.reference]
-    for site in sites if sites is not None else comparison.sites:
-        sd = entry.moments[site].sd
-        symmetric = sd.ndim >= 2 and sd.shape[-1] == sd.shape[-2] and bool((sd == sd.mT).all())
-        for index in np.ndindex(*sd.shape):
-            if not (symmetric and index[-1] < index[-2]):
-                yield site, index
-
-
-def _draw_densities(
-    axes: Axes, comparison: Comparison, site: str, index: tuple[int, ...], colour: Mapping[str, str]
-) -> None:
-    for number, (name, entry) in enumerate(comparison.entries.items()):
-        values = _numpy(entry.draws.values[site].movedim(0, -1)[index]).astype(float)
-        grid, height = density(values)
-        if name == comparison.reference:
-            axes.fill_between(grid, height, color=colour[name], alpha=0.2, linewidth=0)
-        axes.plot(grid, height, color=colour[name], linestyle=DASHES[number % len(DASHES)], linewidth=1.2, label=name)
-    axes.set_title(f"{site}[{', '.join(map(str, index))}]" if index else site)
-    axes.set(yticks=[], ylim=(0, None))
-    axes.spines["left"].set_visible(False)
-
-
-def density(values: Array, points: int = 200) -> tuple[Array, Array]:
-    """A kernel estimate of the density of draws: where, and how high. Draws that do not vary make a spike."""
-    from scipy.stats import gaussian_kde
-
-    low, high = np.quantile(values, [0.002, 0.998])
-    margin = 0.15 * (high - low)
-    if high <= low:
-        centre, width = float(low), max(abs(float(low)) * 1e-3, 1e-6)
-        return np.array([centre - width, centre, centre + width]), np.array([0.0, 1.0 / width, 0.0])
-    lowest, highest = max(low - margin, values.min()), min(high + margin, values.max())
-    grid = np.linspace(lowest, highest, points)
-    return grid, gaussian_kde(values)(grid)
-
-
 # ------------------------------------------------------------------------------------------------------------- mixtures
 
 
@@ -254,7 +117,7 @@ def plot_mixture(
     Args:
         data: the points, ``[N, D]``; the first two columns are drawn.
         fits: by method, means ``[K, D]`` and covariances ``[K, D, D]``, or variances ``[K, D]``. From the eighth on
-            colours come again, with other dashes.
+            colors come again, with other dashes.
         labels: of the two axes, both or none.
         deviations: how many standard deviations an ellipse is wide to each side.
 
@@ -271,8 +134,8 @@ def plot_mixture(
     if isinstance(labels, str) or len(labels) not in (0, 2):
         raise ValueError(f'Expected two labels; got {labels!r}. Write labels=("duration (min)", "waiting time (min)").')
     components = {name: _components(name, *fit) for name, fit in fits.items()}
-    with _styled():
-        figure = _figure(4.4, 3.0)
+    with styled():
+        figure = new_figure(4.4, 3.0)
         axes = figure.subplots()
         axes.scatter(points[:, 0], points[:, 1], s=5, color="0.75", linewidths=0)
         handles = []
@@ -337,8 +200,8 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
     rows = math.ceil(len(shares) / columns)
     best = [np.argsort(-row)[:top] for row in shares]
     longest = max(len(str(vocabulary[i])) for words in best for i in words)
-    with _styled():
-        figure = _figure((1.0 + 0.065 * longest) * columns, 0.16 * top * rows + 0.35 * rows + 0.15)
+    with styled():
+        figure = new_figure((1.0 + 0.065 * longest) * columns, 0.16 * top * rows + 0.35 * rows + 0.15)
         grid = figure.subplots(rows, columns, squeeze=False).flatten()
         for number, (axes, row, words) in enumerate(zip(grid, shares, best, strict=False)):
             axes.barh(range(len(words)), row[words], color=PALETTE[0], height=0.7)
@@ -408,8 +271,8 @@ def plot_path(
     half = extent * (0.5 + margin)
     x, y = (np.linspace(c - half, c + half, 160) for c in centre)
     height = _numpy(log_density(*np.meshgrid(x, y)))
-    with _styled():
-        figure = _figure(3.4, 3.2)
+    with styled():
+        figure = new_figure(3.4, 3.2)
         axes = figure.subplots()
         levels = height.max() - 0.5 * np.array([4.0, 3.0, 2.0, 1.0, 0.25]) ** 2
         axes.contour(x, y, height, levels=levels, colors="0.7", linewidths=0.8, linestyles="solid")
@@ -421,60 +284,3 @@ def plot_path(
         axes.set_title(f"Coordinate ascent, {len(steps) - 1} updates")
         figure.canvas.draw()
     return figure
-
-
-# ---------------------------------------------------------------------------------------------------------------- ArviZ
-
-
-def plot_forest(data: Mapping[str, Any], sites: Sequence[str] | None = None, **options: Any) -> Any:
-    """Intervals of every element by method, by ArviZ.
-
-    Args:
-        data: by method, what :func:`~pyro_latent.to_arviz` made.
-        sites: which; all by default.
-        options: for ArviZ's own function.
-
-    Returns:
-        Axes (ArviZ 0.x) or a ``PlotCollection`` (1.x).
-
-    Raises:
-        TypeError: if ``data`` is not by method.
-    """
-    import arviz
-
-    _check_named(data)
-    if is_tree(arviz):
-        return arviz.plot_forest(dict(data), var_names=sites, backend="matplotlib", **options)
-    return arviz.plot_forest(list(data.values()), model_names=list(data), var_names=sites, combined=True, **options)
-
-
-def plot_predictive(data: Any, **options: Any) -> Any:
-    """Data against draws of the posterior predictive, by ArviZ."""
-    arviz: Any = importlib.import_module("arviz")
-    if is_tree(arviz):
-        return arviz.plot_ppc_dist(data, backend="matplotlib", **options)
-    return arviz.plot_ppc(data, **options)
-
-
-def plot_models(data: Mapping[str, Any], **options: Any) -> Any:
-    """Models by their leave-one-out density, by ArviZ; each of ``data`` is what :func:`~pyro_latent.to_arviz` made.
-
-    Raises:
-        TypeError: if ``data`` is not by method.
-    """
-    import arviz
-
-    _check_named(data)
-    found = arviz.compare(dict(data))
-    if is_tree(arviz):
-        return arviz.plot_compare(found, backend="matplotlib", **options)
-    return arviz.plot_compare(found, **options)
-
-
-def _check_named(data: Any) -> None:
-    # ArviZ's own containers are mappings too, of groups.
-    if not isinstance(data, Mapping) or hasattr(data, "posterior"):
-        raise TypeError(
-            f"Expected a dictionary of what to_arviz made, by method; got {type(data).__name__}. Write "
-            '{"CAVI": data}.'
-        )

@@ -23,9 +23,9 @@ from torch.distributions import kl_divergence
 
 from examples import kl_directions
 from pyro_latent import CAVI, AutoConjugate, check_updates, handlers
+from pyro_latent.criticism import importance_sampling, naive_monte_carlo
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.gradient.approximations import GaussianGuide, laplace, moment_matching
-from pyro_latent.infer.baselines import importance_sampling, naive_monte_carlo
 from pyro_latent.models import bivariate_gaussian, normal_gamma, two_modes
 from pyro_latent.particles import Particles
 
@@ -412,7 +412,7 @@ def test_what_gives_no_moments_is_named() -> None:
         moment_matching(two_modes.model, draws, x, covariance="none")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"Expected draws of the latent sites, .* with \[0\] draws"):
         moment_matching(two_modes.model, {n: d[:0] for n, d in draws.items()}, x)
-    with pytest.raises(TypeError, match="Expected an MCMC, an ImportanceSample or draws by site; got list"):
+    with pytest.raises(TypeError, match="Expected an MCMC, an Weights or draws by site; got list"):
         moment_matching(two_modes.model, [draws], x)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"Expected covariance_matrix to be symmetric; got entries that differ by 0\.5"

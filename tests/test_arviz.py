@@ -22,7 +22,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.arviz import loo, to_arviz
-from pyro_latent.diagnostics import score
+from pyro_latent.criticism import score
 from pyro_latent.errors import ModelError
 from pyro_latent.models import gmm, normal_gamma
 from pyro_latent.particles import runs
@@ -578,7 +578,10 @@ def test_the_groups_of_an_autoguide_agree_with_each_other(x: Tensor, make: Any) 
     np.testing.assert_allclose(idata.sample_stats["lp"].values, lp, rtol=1e-6)
 
 
-def test_importing_the_library_does_not_import_arviz() -> None:
-    code = "import sys, pyro_latent, pyro_latent.arviz; print('arviz' in sys.modules, 'xarray' in sys.modules)"
+def test_importing_the_library_imports_neither_arviz_nor_matplotlib() -> None:
+    code = (
+        "import sys, pyro_latent, pyro_latent.arviz, pyro_latent.plotting; "
+        "print(*(name in sys.modules for name in ('arviz', 'xarray', 'matplotlib')))"
+    )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "False"]
+    assert done.stdout.split() == ["False", "False", "False"]

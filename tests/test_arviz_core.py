@@ -30,7 +30,7 @@ def module(name: str) -> ModuleType:
     return importlib.import_module(f"_pyro_latent.{name}")
 
 
-core, plotting = module("arviz_core"), module("plotting")
+core = module("arviz_core")
 
 NUM, DRAWS = 12, 2000
 GROUPS = {
@@ -179,9 +179,15 @@ def test_compare_ranks_by_the_leave_one_out_density() -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_arviz_draws_forests_checks_and_comparisons_of_it(tmp_path: Path) -> None:
     one, other = Normal().data(), Normal(shift=1.0, seed=3).data()
-    forest = plotting.plot_forest({"one": one, "other": other}, ["mean"])
-    checks = plotting.plot_predictive(one)
-    models = plotting.plot_models({"one": one, "other": other})
+    named = {"one": one, "other": other}
+    if TREE:
+        forest = az.plot_forest(named, var_names=["mean"], backend="matplotlib")
+        checks = az.plot_ppc_dist(one, backend="matplotlib")
+        models = az.plot_compare(az.compare(named), backend="matplotlib")
+    else:
+        forest = az.plot_forest([one, other], model_names=list(named), var_names=["mean"], combined=True)
+        checks = az.plot_ppc(one)
+        models = az.plot_compare(az.compare(named))
     for drawn in (forest, checks, models):
         figure = _figure(drawn)
         figure.savefig(tmp_path / "picture.png")
@@ -210,6 +216,6 @@ def test_the_core_imports_no_torch() -> None:
         "    importlib.import_module('bare.' + name)\n"
         "print('torch' in sys.modules, 'arviz' in sys.modules, 'matplotlib' in sys.modules)"
     )
-    arguments = [sys.executable, "-c", code, str(ROOT), "arviz_core", "plotting"]
+    arguments = [sys.executable, "-c", code, str(ROOT), "arviz_core"]
     done = subprocess.run(arguments, capture_output=True, text=True, check=True)
     assert done.stdout.split() == ["False", "False", "False"]

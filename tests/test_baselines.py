@@ -19,9 +19,9 @@ from torch.distributions import constraints
 
 from examples import naive_monte_carlo as example
 from pyro_latent import CAVI, EM, AutoConjugate
+from pyro_latent.criticism import Weights, importance_sampling, naive_monte_carlo
 from pyro_latent.errors import ModelError, check_count
 from pyro_latent.gradient.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
-from pyro_latent.infer.baselines import ImportanceSample, importance_sampling, naive_monte_carlo
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
 from pyro_latent.particles import Particles
 
@@ -69,7 +69,7 @@ def test_naive_weights_are_likelihoods_of_draws_of_the_prior(sample: Tensor) -> 
 
 def test_estimate_error_and_effective_size_are_those_of_the_weights() -> None:
     log_weights = 3 * torch.randn(40, dtype=torch.float64) - 900
-    found, w = ImportanceSample(log_weights), np.exp(log_weights.numpy() + 900)
+    found, w = Weights(log_weights), np.exp(log_weights.numpy() + 900)
     assert found.log_evidence == pytest.approx(math.log(w.mean()) - 900, rel=1e-12)
     assert found.effective_sample_size == pytest.approx(w.sum() ** 2 / (w**2).sum(), rel=1e-12)
     assert found.standard_error == pytest.approx(w.std(ddof=1) / w.mean() / math.sqrt(40), rel=1e-10)
@@ -113,7 +113,7 @@ def test_the_reported_error_is_the_spread_of_the_estimates() -> None:
     x, size, repeats = torch.ones(2, dtype=torch.float64), 500, 400
     exact = 2 * scipy.stats.norm.logpdf(1.0, 0, math.sqrt(2))
     weights = naive_monte_carlo(linear_gaussian, x, num_samples=size * repeats).log_weights.reshape(repeats, size)
-    found = [ImportanceSample(row) for row in weights]
+    found = [Weights(row) for row in weights]
     scores = np.array([(f.log_evidence - exact) / f.standard_error for f in found])
     low, high = scipy.stats.chi2.ppf([1e-4, 1 - 1e-4], repeats) / repeats
     assert low < (scores**2).mean() < high

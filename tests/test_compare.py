@@ -20,12 +20,10 @@ from pyro.infer.autoguide import AutoDelta, AutoLaplaceApproximation, AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, handlers, plotting
-from pyro_latent.compare import Comparison, compare
-from pyro_latent.diagnostics import score
-from pyro_latent.diagnostics.parameters import own_parameters
+from pyro_latent.criticism import Comparison, compare, race, score
+from pyro_latent.criticism.parameters import own_parameters
 from pyro_latent.errors import ModelError, NotConjugateError
 from pyro_latent.models import gmm, lda, normal_gamma
-from pyro_latent.race import race
 
 Model = Callable[..., Any]
 MODEL = normal_gamma.model
@@ -67,7 +65,7 @@ def test_every_kind_of_method_stands_in_one_table(x: Tensor) -> None:
     assert list(found.entries) == list(methods) and found.reference == "nuts"
     joint, field, chain = found["joint"], found["mean field"], found["nuts"]
     assert joint.score is not None and joint.score.k.label == "exact"
-    assert joint.score.evidence == pytest.approx(truth, rel=1e-11) == joint.exact_elbo
+    assert joint.score.log_evidence == pytest.approx(truth, rel=1e-11) == joint.exact_elbo
     assert field.score is not None and field.exact_elbo is not None and field.exact_elbo < truth
     assert field.score.elbo == pytest.approx(field.exact_elbo, abs=5 * field.score.elbo_error)
     assert field.converged and field.steps is not None and field.steps < 50
@@ -239,7 +237,7 @@ def test_a_laplace_approximation_is_the_gaussian_around_the_maximum(x: Tensor) -
     assert float(found.moments["mean"].mean) == pytest.approx(float(loc), abs=4 * float(found.moments["mean"].error))
     assert float(found.moments["mean"].sd) == pytest.approx(float(scale), rel=0.06)
     truth = dist.MultivariateNormal(x.new_zeros(30), 2.25 * torch.eye(30).double() + 4.0).log_prob(x).item()
-    assert found.score is not None and found.score.evidence == pytest.approx(truth, abs=1e-3)
+    assert found.score is not None and found.score.log_evidence == pytest.approx(truth, abs=1e-3)
 
 
 def test_a_laplace_approximation_away_from_a_maximum_is_an_error(x: Tensor) -> None:
@@ -341,7 +339,7 @@ def test_one_component_is_no_mixture(x: Tensor) -> None:
 
     found = compare(model, {"cavi": AutoConjugate(model)}, x, 1)["cavi"].score
     truth = dist.MultivariateNormal(x.new_zeros(30), 2.25 * torch.eye(30).double() + 4.0).log_prob(x).item()
-    assert found is not None and found.evidence == pytest.approx(truth, abs=1e-6)
+    assert found is not None and found.log_evidence == pytest.approx(truth, abs=1e-6)
 
 
 def test_an_unknown_plate_of_components_is_an_error(old_faithful: Tensor) -> None:

@@ -27,7 +27,7 @@ from scipy.stats import beta, ks_2samp, kstest, multivariate_normal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.diagnostics import (
+from pyro_latent.criticism import (
     Calibration,
     Components,
     Draws,
@@ -43,9 +43,9 @@ from pyro_latent.diagnostics import (
     pareto_k,
     score,
 )
-from pyro_latent.diagnostics.calibration import simulated, with_data
-from pyro_latent.diagnostics.evidence import Estimate
-from pyro_latent.diagnostics.moments import features_of, relabelled
+from pyro_latent.criticism.calibration import simulated, with_data
+from pyro_latent.criticism.evidence import Estimate
+from pyro_latent.criticism.moments import features_of, relabelled
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import gmm, normal_gamma
 from pyro_latent.particles import Call, Runner, log_joint, run, seeded
@@ -117,8 +117,8 @@ def test_k_is_exact_for_exact_posteriors(x: Tensor) -> None:
     found = score(normal_gamma.model, exact_normal_gamma(normal_gamma.model, x), x)
     truth = normal_gamma.log_evidence(x).item()
     assert (found.k.label, found.k.verdict) == ("exact", "exact posterior")
-    assert found.elbo == pytest.approx(truth, rel=1e-12) and found.evidence == pytest.approx(truth, rel=1e-12)
-    assert found.elbo_error < 1e-10 and found.ess == pytest.approx(1000, rel=1e-9)
+    assert found.elbo == pytest.approx(truth, rel=1e-12) and found.log_evidence == pytest.approx(truth, rel=1e-12)
+    assert found.elbo_error < 1e-10 and found.effective_sample_size == pytest.approx(1000, rel=1e-9)
 
 
 def test_k_is_exact_in_single_precision_too(x: Tensor) -> None:
@@ -636,5 +636,5 @@ def test_a_gaussian_posterior_has_the_evidence_of_its_marginal(x: Tensor) -> Non
 
     found = score(model, fitted(model, x), x)
     marginal = multivariate_normal(np.zeros(30), 2.25 * np.eye(30) + 4.0 * np.ones((30, 30)))
-    assert found.evidence == pytest.approx(marginal.logpdf(x.numpy()), rel=1e-10)
+    assert found.log_evidence == pytest.approx(marginal.logpdf(x.numpy()), rel=1e-10)
     assert found.k.label == "exact"

@@ -26,6 +26,7 @@ from sklearn.mixture import GaussianMixture
 from torch import Tensor
 
 from pyro_latent.checkpoint import write_checkpoint
+from pyro_latent.criticism import importance_sampling
 from pyro_latent.errors import CheckpointError, DataError, ModelError
 from pyro_latent.gradient.flows import (
     ElementwiseAffine,
@@ -37,7 +38,6 @@ from pyro_latent.gradient.flows import (
     push,
 )
 from pyro_latent.gradient.flows.density import FlowTraining
-from pyro_latent.infer.baselines import importance_sampling
 from pyro_latent.models import normal_gamma, two_modes
 
 KINDS = (

@@ -14,10 +14,9 @@ import torch
 from pyro.infer import Trace_ELBO, infer_discrete
 from torch import Tensor
 
-from pyro_latent.diagnostics import score
+from pyro_latent.criticism import importance_sampling, score
 from pyro_latent.errors import ModelError
 from pyro_latent.gradient.flows import FlowGuide
-from pyro_latent.infer.baselines import importance_sampling
 from pyro_latent.models import normal_gamma
 from pyro_latent.particles import Call, LogJoint, Particles, Runner, Target, Way, log_joint
 

@@ -9,9 +9,8 @@ import pytest
 import torch
 from matplotlib.text import Text
 
-from pyro_latent import CAVI, AutoConjugate, plotting
-from pyro_latent.arviz import to_arviz
-from pyro_latent.compare import compare
+from pyro_latent import AutoConjugate, plotting
+from pyro_latent.criticism import compare
 from pyro_latent.models import normal_gamma
 
 POINTS = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
@@ -96,16 +95,3 @@ def test_densities_have_their_units() -> None:
     axes = plotting.plot_densities(found, units={"mean": "min"}).axes
     labels = {a.get_title(loc="left"): a.get_xlabel() for a in axes}
     assert labels["mean"] == "min" and labels["precision"] == ""
-
-
-@pytest.mark.filterwarnings("ignore:.*arviz")
-def test_a_forest_or_a_ranking_of_data_without_names_is_named() -> None:
-    pytest.importorskip("arviz")
-    x = torch.randn(20, dtype=torch.float64)
-    guide = AutoConjugate(normal_gamma.model)
-    CAVI(normal_gamma.model, guide).run(x)
-    data = to_arviz(normal_gamma.model, guide, x, num_samples=50)
-    for plot in (plotting.plot_forest, plotting.plot_models):
-        for given in (data, [data]):
-            with pytest.raises(TypeError, match=r'Expected a dictionary of what to_arviz made.*Write \{"CAVI": data\}'):
-                plot(given)  # type: ignore[arg-type]

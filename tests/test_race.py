@@ -15,10 +15,10 @@ from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, plotting
-from pyro_latent.diagnostics import score
+from pyro_latent.criticism import Lap, Race, Runner, race, score, start_like, svi_grid
+from pyro_latent.criticism.race import on_device
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import gmm, lda, normal_gamma
-from pyro_latent.race import Lap, Race, Runner, on_device, race, start_like, svi_grid
 
 MODEL = normal_gamma.model
 

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from functools import partial
-from unittest import mock
 
 import pyro
 import torch
@@ -13,8 +11,7 @@ import torch
 from examples.compare_posteriors import DATA, _proper, methods, read, separate
 from examples.race import RACES
 from pyro_latent import CAVI
-from pyro_latent.diagnostics import calibrate, score
-from pyro_latent.race import RATE, Race, Runner, race
+from pyro_latent.criticism import Race, Runner, calibrate, score
 
 from ..timing import markdown
 from .seeds import SEEDS, ranged
@@ -94,12 +91,11 @@ def races() -> str:
     return "\n\n".join(parts)
 
 
-def raced(make: Callable[[int, str], Race], seed: int, steps: int) -> Race:
+def raced(make: Callable[..., Race], seed: int, steps: int) -> Race:
     """A race of the example, with this seed for its data and starts, and for the noise of its methods too."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
-    with mock.patch("examples.race.race", partial(race, seed=seed)):
-        return make(steps, "cpu")
+    return make(steps, "cpu", seed)
 
 
 def row(method: str, found: list[Race]) -> list[str]:
@@ -122,11 +118,11 @@ def duel(found: list[Race]) -> str:
     """The last bound of coordinate ascent less that of SVI at its best rate."""
 
     def best_of(contest: Race, is_svi: bool) -> Runner | None:
-        runners = [r for r in contest.runners.values() if (RATE in r.name) == is_svi]
+        runners = [r for r in contest.runners.values() if bool(r.rate) == is_svi]
         return max(runners, key=lambda r: r.score.elbo, default=None)
 
     pairs = [(best_of(contest, False), best_of(contest, True)) for contest in found]
     gaps = [cavi.score.elbo - svi.score.elbo for cavi, svi in pairs if cavi is not None and svi is not None]
-    rates = ", ".join(svi.name.split(RATE)[1] for _, svi in pairs if svi is not None)
+    rates = ", ".join(svi.rate for _, svi in pairs if svi is not None)
     ahead = f"Coordinate ascent less SVI at its best rate: {ranged(gaps, 3)}. " if gaps else ""
     return f"{ahead}The best rate by seed: {rates}."

@@ -12,8 +12,8 @@ from pyro.infer import SVI, Trace_ELBO
 from torch import Tensor
 
 from examples.flows import GUIDES, POSTERIORS, gaussian_score, half_circles, mixture_score, old_faithful
+from pyro_latent.criticism import Weights, importance_sampling
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide, make_flow
-from pyro_latent.infer.baselines import ImportanceSample, importance_sampling
 from pyro_latent.models import two_modes
 from pyro_latent.models.vae import VAE, fit, importance_weighted_bounds, load_digits
 
@@ -80,7 +80,7 @@ def densities() -> str:
 
 def fitted(
     model: Callable[..., Any], make: Callable[[Any], Any], x: Tensor, seed: int, particles: int = 16, rate: float = 0.02
-) -> tuple[ImportanceSample, float]:
+) -> tuple[Weights, float]:
     """The weighted draws of a guide after SVI whose rate falls to a tenth, and the CPU seconds of the fit."""
     pyro.clear_param_store()
     pyro.set_rng_seed(seed)
@@ -94,7 +94,7 @@ def fitted(
     return importance_sampling(model, guide, x, num_samples=NUM_DRAWS, keep_samples=True), seconds
 
 
-def finds_both(sample: ImportanceSample) -> bool:
+def finds_both(sample: Weights) -> bool:
     """Whether draws are in both quadrants with a mode."""
     share = float((sample.samples["first"] > 0).double().mean())
     return min(share, 1 - share) >= LEAST_SHARE

@@ -31,8 +31,7 @@ from torch import Tensor
 from torch.distributions import biject_to
 
 from ..errors import DataError, ModelError
-from ..infer.baselines import ImportanceSample
-from ..particles import check_no_subsample, sample_sites
+from ..particles import Weights, check_no_subsample, sample_sites
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
 
@@ -205,7 +204,7 @@ def _traces(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[
 
 def moment_matching(
     model: Callable[..., Any],
-    samples: MCMC | ImportanceSample | Mapping[str, Tensor | np.ndarray[Any, Any]],
+    samples: MCMC | Weights | Mapping[str, Tensor | np.ndarray[Any, Any]],
     *args: Any,
     covariance: Literal["full", "diagonal"] = "full",
     **kwargs: Any,
@@ -250,9 +249,9 @@ def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
         return samples.get_samples(), None
     if isinstance(samples, Mapping):
         return {name: torch.as_tensor(value) for name, value in samples.items()}, None
-    if not isinstance(samples, ImportanceSample):
+    if not isinstance(samples, Weights):
         raise TypeError(
-            f"Expected an MCMC, an ImportanceSample or draws by site; got {type(samples).__name__}. Write "
+            f"Expected an MCMC, Weights or draws by site; got {type(samples).__name__}. Write "
             '{"mean": draws}, with the draws along the first dimension.'
         )
     if not samples.samples:

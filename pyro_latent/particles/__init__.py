@@ -4,12 +4,15 @@ from .particles import Draws, Particles, Proposal, without_marked
 from .runs import WAYS, Call, Program, Run, Runner, Values, Way, close, quiet_redraws, run, seeded
 from .sites import check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target, log_joint
+from .weights import LEAST_DRAWS, ParetoK, Weights, pareto_k
 
 __all__ = [
+    "LEAST_DRAWS",
     "WAYS",
     "Call",
     "Draws",
     "LogJoint",
+    "ParetoK",
     "Particles",
     "Program",
     "Proposal",
@@ -18,6 +21,7 @@ __all__ = [
     "Target",
     "Values",
     "Way",
+    "Weights",
     "check_no_subsample",
     "close",
     "innermost",
@@ -25,6 +29,7 @@ __all__ = [
     "is_latent",
     "log_joint",
     "max_nesting",
+    "pareto_k",
     "quiet_redraws",
     "run",
     "sample_sites",

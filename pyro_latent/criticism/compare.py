@@ -7,15 +7,11 @@ standard deviation.
 
 from __future__ import annotations
 
-import html
 import math
-import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from pyro.infer import MCMC, SVI
@@ -23,179 +19,16 @@ from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from .diagnostics import Components, Difference, Moments, Score, align, difference, draw, moments
-from .diagnostics.arguments import check_same_data
-from .diagnostics.draws import check_same_model
-from .diagnostics.importance import LEAST_DRAWS, score_draws
-from .diagnostics.moments import find_components
-from .diagnostics.pages import figure_html, page, table_html
-from .diagnostics.parameters import Parameters
-from .errors import ModelError, PyroLatentError, check_count
-from .guide import AutoConjugate
-from .infer import CAVI
-from .particles import Draws, Target, seeded
-from .tables import text_table
-
-#: How many elements of a site are listed one by one; of a larger one, the table has the extremes.
-LISTED = 12
-
-NOTES = (
-    "ELBO: mean log weight, with its standard error; all guides by one estimator and the same random numbers.",
-    "exact ELBO: of AutoConjugate, with the discrete sites as factors of their own; the scored ELBO sums them out.",
-    "evidence: log of the mean weight; k̂ says whether to believe it. −: not defined for MCMC, or not measured.",
-)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """One method of a comparison.
-
-    Attributes:
-        kind: what it is, in words.
-        draws: from it, with mixture components in the common order.
-        moments: by site.
-        score: ELBO, evidence and k̂; None for MCMC.
-        exact_elbo: of an :class:`~pyro_latent.AutoConjugate`, in nats.
-        seconds: inside its fit, if it was fitted here.
-        steps: sweeps, gradient steps, or MCMC transitions (warm-up included) of all chains, where known.
-        converged: whether its own criterion was met, if it has one.
-        r_hat: of MCMC, the largest split R̂ over sites and elements.
-    """
-
-    kind: str
-    draws: Draws = field(repr=False)
-    moments: dict[str, Moments] = field(repr=False)
-    score: Score | None
-    exact_elbo: float | None = None
-    seconds: float | None = None
-    steps: int | None = None
-    converged: bool | None = None
-    r_hat: float | None = None
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """What :func:`compare` found; ``print`` shows its tables, a notebook its page.
-
-    Attributes:
-        entries: by method, in the order given.
-        reference: the method that the others are measured against.
-        differences: by method and site, from the reference.
-        components: where the mixture components are, if the model has any.
-        title: the model's name.
-    """
-
-    entries: dict[str, Entry]
-    reference: str
-    differences: dict[str, dict[str, Difference]] = field(repr=False)
-    components: Components | None
-    title: str
-
-    def __getitem__(self, method: str) -> Entry:
-        return self.entries[method]
-
-    def worst_difference(self, method: str) -> float:
-        """The largest |difference of means| from the reference, over sites and elements, in its standard deviations."""
-        return max(
-            (float(d.mean.abs().max()) for d in self.differences[method].values() if d.mean.numel()), default=0.0
-        )
-
-    def score_rows(self) -> list[list[str]]:
-        """The table of scores: a heading, then a row for each method."""
-        head = ["method", "ELBO", "exact ELBO", "evidence", "k̂", "max |Δ|/sd", "seconds", "steps"]
-        return [head, *(self._score_row(name, entry) for name, entry in self.entries.items())]
-
-    def _score_row(self, name: str, entry: Entry) -> list[str]:
-        s = entry.score
-        scored = (
-            [f"{s.elbo:.3f} ± {s.elbo_error:.3f}", f"{s.evidence:.3f} ± {s.evidence_error:.3f}"] if s else ["−", "−"]
-        )
-        exact = "−" if entry.exact_elbo is None else f"{entry.exact_elbo:.3f}"
-        worst = "reference" if name == self.reference else f"{self.worst_difference(name):.2f}"
-        seconds = "−" if entry.seconds is None else f"{entry.seconds:.3g}"
-        steps = "−" if entry.steps is None else f"{entry.steps:,}"
-        if entry.converged is False:
-            steps += " (not converged)"
-        return [name, scored[0], exact, scored[1], _k_of(entry), worst, seconds, steps]
-
-    def site_rows(self, site: str) -> list[list[str]]:
-        """Mean ± sd of a site by method: a row for each element, or, of a large one, one of extremes."""
-        mean = self.entries[self.reference].moments[site].mean
-        head = [site, *self.entries]
-        if mean.numel() > LISTED:
-            return [head, self._extremes(site)]
-        return [head, *(self._element(site, index) for index in np.ndindex(*mean.shape))]
-
-    def _element(self, site: str, index: tuple[int, ...]) -> list[str]:
-        cells = []
-        for name, entry in self.entries.items():
-            m = entry.moments[site]
-            shown = f"{float(m.mean[index]):.4g} ± {float(m.sd[index]):.2g}"
-            if name != self.reference:
-                d = self.differences[name][site]
-                shown += f" ({float(d.mean[index]):+.2f} sd, ×{float(d.sd[index]):.2f})"
-            cells.append(shown)
-        return [f"{site}[{', '.join(map(str, index))}]" if index else site, *cells]
-
-    def _extremes(self, site: str) -> list[str]:
-        cells = []
-        for name in self.entries:
-            d = self.differences[name][site]
-            low, high = float(d.sd.min()), float(d.sd.max())
-            cells.append(
-                "reference"
-                if name == self.reference
-                else f"at most {float(d.mean.abs().max()):.2f} sd, sd ×{low:.2f} to ×{high:.2f}"
-            )
-        return [f"{site} {list(self.entries[self.reference].moments[site].mean.shape)}", *cells]
-
-    @property
-    def sites(self) -> list[str]:
-        """The latent sites that have numbers."""
-        return list(self.entries[self.reference].moments)
-
-    def __str__(self) -> str:
-        sites = [text_table(self.site_rows(site)) for site in self.sites]
-        kinds = [f"{name}: {entry.kind}" for name, entry in self.entries.items()]
-        return "\n\n".join([text_table(self.score_rows()), "\n".join([*kinds, *self.notes()]), *sites])
-
-    def notes(self) -> list[str]:
-        """What the columns mean, and what was done."""
-        found = [*NOTES, f"(+0.10 sd, ×0.90): from {self.reference}, the mean in its sd, and the ratio of the sds."]
-        summed = self.entries[self.reference].draws.summed
-        if summed:
-            found.append(f"Summed out exactly: {', '.join(summed)}.")
-        if self.components is not None:
-            found.append(
-                f"Components of plate {self.components.plate!r} are in one order, in {', '.join(self.components.axes)}."
-            )
-        return found
-
-    def html(self, pictures: bool = True) -> str:
-        """One page that needs nothing else: its pictures are inside."""
-        from . import plotting
-
-        parts = [table_html(self.score_rows()), *(f"<p>{html.escape(n)}</p>" for n in self.notes())]
-        if pictures:
-            parts.append(figure_html(plotting.plot_bounds(self), "ELBO and evidence by method"))
-            parts.append(figure_html(plotting.plot_densities(self), "Posterior densities by method"))
-        parts += [f"<h2>{html.escape(site)}</h2>{table_html(self.site_rows(site))}" for site in self.sites]
-        return page(f"Posteriors of {self.title}", parts)
-
-    def save_html(self, path: str | Path) -> Path:
-        """Write the page; returns where."""
-        target = Path(path)
-        target.write_text(self.html(), encoding="utf-8")
-        return target
-
-    def _repr_html_(self) -> str:
-        return self.html()
-
-
-def _k_of(entry: Entry) -> str:
-    if entry.score is not None:
-        return str(entry.score.k)
-    return "−" if entry.r_hat is None else f"R̂ {entry.r_hat:.3f}"
+from ..errors import ModelError, PyroLatentError, check_count
+from ..guide import AutoConjugate
+from ..infer import CAVI
+from ..particles import LEAST_DRAWS, Draws, Target, Weights, seeded
+from .arguments import check_same_data
+from .comparison import Comparison, Entry
+from .draws import check_same_model, draw
+from .methods import Stopwatch, check_methods
+from .moments import Components, align, difference, find_components, moments
+from .parameters import Parameters
 
 
 def compare(
@@ -285,19 +118,6 @@ def is_fitted(guide: AutoConjugate) -> bool:
         return bool(guide.state)
     except ModelError:
         return False
-
-
-def check_methods(methods: Any, example: str) -> None:
-    """Methods are given by name, and there is one.
-
-    Raises:
-        TypeError: if they are no mapping; with the example to write.
-        ValueError: if it is empty.
-    """
-    if not isinstance(methods, Mapping):
-        raise TypeError(f"Expected methods by name, in a dict; got {type(methods).__name__}. Write {example}.")
-    if not methods:
-        raise ValueError(f"Expected at least one method; got none. Write {example}.")
 
 
 def _check_method(name: str, method: Any) -> None:
@@ -398,7 +218,7 @@ class _Job:
             kind=done.kind,
             draws=draws,
             moments=moments(draws),
-            score=None if draws.log_q is None else score_draws(draws),
+            score=None if draws.log_q is None else Weights.of(draws),
             exact_elbo=exact,
             seconds=done.seconds,
             steps=done.steps,
@@ -452,22 +272,6 @@ class _Job:
         steps = mcmc.num_chains * (mcmc.num_samples + mcmc.warmup_steps)
         kernel = mcmc.kernel
         return _Fitted(mcmc, getattr(kernel, "model", None), f"MCMC, {type(kernel).__name__}", seconds, steps)
-
-
-class Stopwatch:
-    """Seconds since it was made, with the work that waits on any CUDA device done."""
-
-    def __init__(self) -> None:
-        self._start = self._now()
-
-    def seconds(self) -> float:
-        return self._now() - self._start
-
-    @staticmethod
-    def _now() -> float:
-        if torch.cuda.is_available() and torch.cuda.is_initialized():
-            torch.cuda.synchronize()
-        return time.perf_counter()
 
 
 def _r_hat(draws: Draws) -> float | None:

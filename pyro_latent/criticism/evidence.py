@@ -8,18 +8,16 @@ Source: ``docs/sources.md`` [2], "why plain Monte Carlo fails"; Vehtari et al. 2
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 from ..errors import check_count
 from ..guide import AutoConjugate
-from ..infer.baselines import naive_monte_carlo
-from ..particles import Target, seeded
+from ..particles import LEAST_DRAWS, ParetoK, Target, Weights, seeded
 from ..tables import text_table
 from .draws import draw
-from .importance import LEAST_DRAWS, ParetoK, pareto_k, score_draws
+from .importance import naive_monte_carlo
 
 
 @dataclass(frozen=True)
@@ -97,11 +95,13 @@ def evidence(
     num_samples = check_count("num_samples", num_samples, LEAST_DRAWS)
     with seeded(seed):
         prior = naive_monte_carlo(model, *args, num_samples=num_samples, **kwargs)
-        scored = score_draws(draw(Target.of(model, args, kwargs), guide, num_samples))
-    naive = Estimate("naive Monte Carlo", prior.log_evidence, prior.standard_error, pareto_k(prior.log_weights))
-    importance = Estimate("importance sampling", scored.evidence, scored.evidence_error, scored.k)
-    elbo = Estimate("ELBO (bound)", scored.elbo, scored.elbo_error)
+        drawn = Weights.of(draw(Target.of(model, args, kwargs), guide, num_samples))
+    elbo = Estimate("ELBO (bound)", drawn.elbo, drawn.elbo_error)
     if isinstance(guide, AutoConjugate):
         elbo = Estimate("ELBO (bound, exact)", guide.elbo(*args, **kwargs), 0.0)
-    is_exact = scored.k.k == -math.inf
-    return Evidence(naive, importance, elbo, Estimate("exact posterior", scored.elbo, 0.0) if is_exact else None)
+    return Evidence(
+        naive=Estimate("naive Monte Carlo", prior.log_evidence, prior.standard_error, prior.k),
+        importance=Estimate("importance sampling", drawn.log_evidence, drawn.standard_error, drawn.k),
+        elbo=elbo,
+        exact=Estimate("exact posterior", drawn.elbo, 0.0) if drawn.k.is_exact else None,
+    )

@@ -18,15 +18,14 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from .compare import Stopwatch, check_methods
-from .diagnostics import Score, draw
-from .diagnostics.importance import LEAST_DRAWS, score_draws
-from .diagnostics.parameters import Snapshot
-from .errors import DataError, check_count
-from .guide import AutoConjugate
-from .infer import CAVI
-from .particles import Target, seeded
-from .tables import text_table
+from ..errors import DataError, check_count
+from ..guide import AutoConjugate
+from ..infer import CAVI
+from ..particles import LEAST_DRAWS, Target, Weights, seeded
+from ..tables import text_table
+from .draws import draw
+from .methods import Stopwatch, check_methods
+from .parameters import Snapshot
 
 #: What makes a fresh driver: an object with ``step(*args, **kwargs)``, which returns a loss, and a ``guide``.
 Make = Callable[[], Any]
@@ -58,7 +57,7 @@ class Runner:
 
     name: str
     laps: list[Lap]
-    score: Score
+    score: Weights
     settled: bool
 
     @property
@@ -261,9 +260,9 @@ class _Course:
             before = loss
         return laps, False
 
-    def _score(self, driver: Any, name: str, num: int) -> Score:
+    def _score(self, driver: Any, name: str, num: int) -> Weights:
         with seeded(self.seed):
-            return score_draws(draw(self.target, driver.guide, num, repr(name)))
+            return Weights.of(draw(self.target, driver.guide, num, repr(name)))
 
 
 def _check_fresh(name: str, driver: Any, before: Any) -> None:

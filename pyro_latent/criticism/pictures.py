@@ -1,0 +1,70 @@
+"""How pictures look: palette, dashes, style, and the density of draws.
+
+matplotlib is imported when a picture is drawn, and its global state stays as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+Array = np.ndarray[Any, Any]
+
+#: Okabe and Ito's palette, which colour-blind readers tell apart.
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
+DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
+
+STYLE: Any = {
+    "font.size": 8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.6,
+    "axes.titlesize": 8,
+    "axes.titlelocation": "left",
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.minor.width": 0.4,
+    "ytick.minor.width": 0.4,
+    "legend.frameon": False,
+}
+
+
+@contextmanager
+def styled() -> Iterator[None]:
+    """This style for what is drawn inside."""
+    import matplotlib
+
+    with matplotlib.rc_context(STYLE):
+        yield
+
+
+def new_figure(width: float, height: float) -> Figure:
+    """A figure of so many inches, which belongs to no global state."""
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+
+
+def colors(names: Sequence[str]) -> dict[str, str]:
+    """A color for each name, in their order."""
+    return {name: PALETTE[i % len(PALETTE)] for i, name in enumerate(dict.fromkeys(names))}
+
+
+def density(values: Array, points: int = 200) -> tuple[Array, Array]:
+    """A kernel estimate of the density of draws: where, and how high. Draws that do not vary make a spike."""
+    from scipy.stats import gaussian_kde
+
+    low, high = np.quantile(values, [0.002, 0.998])
+    margin = 0.15 * (high - low)
+    if high <= low:
+        centre, width = float(low), max(abs(float(low)) * 1e-3, 1e-6)
+        return np.array([centre - width, centre, centre + width]), np.array([0.0, 1.0 / width, 0.0])
+    lowest, highest = max(low - margin, values.min()), min(high + margin, values.max())
+    grid = np.linspace(lowest, highest, points)
+    return grid, gaussian_kde(values)(grid)
