@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import constraints, transform_to
+from torch.distributions import transform_to
 
 from .errors import ModelError
 from .families import Natural
@@ -116,7 +116,7 @@ def _numeric_gain(sweep: Sweep, block: Block, written: Natural) -> tuple[float, 
 
     with torch.enable_grad():
         params = {n: p.detach() for n, p in block.family.to_params(written).items()}
-        maps = {n: transform_to(_constraint(n, block)) for n, p in params.items()}
+        maps = {n: transform_to(c) for n, c in block.family.constraints(params).items()}
         free = {n: maps[n].inv(p).detach().requires_grad_() for n, p in params.items()}
 
         def natural() -> Natural:
@@ -136,16 +136,6 @@ def _numeric_gain(sweep: Sweep, block: Block, written: Natural) -> tuple[float, 
         optimizer.step(closure)
         after = float(bound(natural()).detach())
     return max(0.0, after - before), abs(before)
-
-
-def _constraint(name: str, block: Block) -> Any:
-    if name == "loc":
-        return constraints.real
-    if name == "covariance_matrix":
-        return constraints.positive_definite
-    if name == "df":
-        return constraints.greater_than(block.event_shapes[-1][-1] - 1.0)
-    return constraints.positive
 
 
 def _check_discrete(sweep: Sweep, site: DiscreteSite, tol: float) -> UpdateCheck:

@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
+import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_latent import distributions, families
+from pyro_latent import CAVI, AutoConjugate, distributions, families
 from pyro_latent.errors import PyroLatentError
 from pyro_latent.families import Family, Mean, Natural, Params, family_of, register_family
 from pyro_latent.families.base import Coordinates, multivariate_digamma
 from pyro_latent.families.newton import inverse_digamma, inverse_dirichlet_mean, inverse_log_minus_digamma
+from pyro_latent.families.quantiles import quantile
 
 Shape = tuple[int, ...]
 DIM = 3
@@ -99,7 +104,32 @@ CATALOGUE = {
         {"quadratic": torch.neg, "precision": torch.neg, "log_det": constant(-0.5)},
     ),
 }
-JOINT = ("NormalGamma", "NormalWishart")
+
+
+def documented() -> dict[str, Any]:
+    """What the page on new distributions defines for a joint block; its registration does not outlive the call."""
+    page = Path(__file__).parent.parent / "docs" / "add-a-distribution.md"
+    snippet = page.read_text(encoding="utf-8").split("## A joint block")[1].split("```python\n")[1].split("```")[0]
+    before = dict(families.JOINT_FAMILIES)
+    names: dict[str, Any] = {}
+    exec(compile(snippet, str(page), "exec"), names)
+    families.JOINT_FAMILIES.clear()
+    families.JOINT_FAMILIES.update(before)
+    return names
+
+
+IsotropicNormalGamma = documented()["IsotropicNormalGamma"]
+CATALOGUE["documented"] = Entry(
+    IsotropicNormalGamma(),
+    lambda b: {
+        "center": real((*b, DIM)),
+        "scaling": positive(b),
+        "concentration": positive(b),
+        "rate": positive(b),
+    },
+    {"square": torch.neg, "precision": constant(0.0), "log_precision": constant(DIM / 2 - 1)},
+)
+JOINT = ("NormalGamma", "NormalWishart", "documented")
 WITHOUT_TORCH_KL = {"Wishart", *JOINT}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "x": lambda x: x,
@@ -351,11 +381,125 @@ def test_certain_bernoulli_has_no_entropy() -> None:
     assert_same(family.entropy(natural), torch.zeros(2, dtype=torch.float64))
 
 
+# What the base class derives
+
+
+@every_entry
+def test_example_is_a_proper_member_of_the_given_shapes(entry: Entry) -> None:
+    wanted = entry.params((2, 3))
+    events = [value.shape for value in draw(entry, entry.params(()), ())]
+    if isinstance(entry.family, families.Categorical):  # whose value is an index, and whose statistic is K numbers
+        events = [torch.Size((DIM,))]
+    example = entry.family.example(torch.Size((2, 3)), *events)
+    assert {name: p.shape for name, p in example.items()} == {name: p.shape for name, p in wanted.items()}
+    natural = entry.family.from_params(example)
+    assert entry.family.in_domain(natural).all()
+    assert all(field.isfinite().all() for field in entry.family.mean(natural).values())
+
+
+@every_batch
+@every_entry
+def test_constraints_hold_for_the_params(entry: Entry, batch: Shape) -> None:
+    params = entry.params(batch)
+    found = entry.family.constraints(params)
+    assert tuple(found) == entry.family.param_names
+    assert all(found[name].check(value).all() for name, value in params.items())
+
+
+@pytest.mark.parametrize("probability", [0.1, 0.5, 0.95])
+@every_entry
+def test_quantiles_split_the_draws(entry: Entry, probability: float) -> None:
+    """No less than q of the mass is at the quantile or below, and no more than q below, element by element."""
+    params = entry.params((3,))
+    values = draw(entry, params, (DRAWS,))
+    for value, found in zip(values, entry.family.quantiles(params, probability), strict=True):
+        assert found.shape == value.shape[1:]
+        error = 6 * (probability * (1 - probability) / DRAWS) ** 0.5 + 6 * 0.5 / 4000**0.5 * (value.ndim > 2)
+        slack = 1e-9 * found.abs() if value.is_floating_point() else 0
+        assert ((value <= found + slack).double().mean(0) >= probability - error).all()
+        assert ((value < found - slack).double().mean(0) <= probability + error).all()
+
+
+@pytest.mark.parametrize("name", ["Laplace", "Weibull", "LogNormal", "Kumaraswamy"])
+def test_quantile_inverts_the_cdf(name: str) -> None:
+    one, two = positive((4,)), 1 + positive((4,))
+    distribution = getattr(dist, name)(one, two)
+    for probability in (1e-4, 0.3, 0.999):
+        level = torch.full((4,), probability, dtype=torch.float64)
+        assert_same(distribution.cdf(quantile(distribution, probability)), level, rtol=1e-8)
+
+
+def test_quantile_of_a_gamma_by_bisection_is_that_of_its_family() -> None:
+    params = CATALOGUE["Gamma"].params((5,))
+    for probability in (0.01, 0.5, 0.99):
+        (expected,) = families.Gamma().quantiles(params, probability)
+        assert_same(quantile(dist.Gamma(**params), probability), expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("groups", [None, 2], ids=["one", "in a plate"])
+def test_documented_family_has_the_exact_posterior(groups: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The conjugate posterior, evidence and marginals of a mean vector with one precision, in each of its groups."""
+    key = dist.MultivariateNormal, dist.Gamma
+    monkeypatch.setitem(families.JOINT_FAMILIES, key, IsotropicNormalGamma())
+    x = 5 + real((7, groups or 1, DIM))
+    prior_center = real((DIM,))
+
+    def model(data: Tensor) -> None:
+        with pyro.plate("groups", data.shape[-2]) if groups else contextlib.nullcontext():
+            precision = pyro.sample("precision", dist.Gamma(torch.tensor(3.0).to(data), 2.0))
+            scale = (0.5 * precision).rsqrt().unsqueeze(-1)
+            mean = pyro.sample("mean", dist.Normal(prior_center, scale).expand([*precision.shape, DIM]).to_event(1))
+            with pyro.plate("points", len(data), dim=-2 if groups else -1):
+                pyro.sample("x", dist.Normal(mean, precision.rsqrt().unsqueeze(-1)).to_event(1), obs=data)
+
+    data = x if groups else x.squeeze(1)
+    guide = AutoConjugate(model, blocks=[("mean", "precision")])
+    result = CAVI(model, guide).run(data)
+    found = guide.posterior(joint=True)["mean", "precision"]
+    count = len(x)
+    scaling = 0.5 + count
+    center = (0.5 * prior_center + x.sum(0)) / scaling
+    squares = 0.5 * (prior_center**2).sum(-1) + (x**2).sum((0, -1)) - scaling * (center**2).sum(-1)
+    concentration, rate = torch.full((groups or 1,), 3 + count * DIM / 2).double(), 2 + 0.5 * squares
+    expected = {
+        "center": center,
+        "scaling": torch.full_like(rate, scaling),
+        "concentration": concentration,
+        "rate": rate,
+    }
+    for name, value in expected.items():
+        assert_same(getattr(found, name), value if groups else value.squeeze(0))
+    evidence = torch.lgamma(concentration) - math.lgamma(3) + 3 * math.log(2) - concentration * rate.log()
+    evidence = evidence + 0.5 * DIM * math.log(0.5 / scaling) - 0.5 * count * DIM * math.log(2 * math.pi)
+    assert result.elbo == pytest.approx(float(evidence.sum()), rel=1e-10)
+    scale = (rate / (concentration * scaling)).sqrt().unsqueeze(-1)
+    level = torch.as_tensor(scipy.stats.t.ppf(0.9, 2 * concentration.numpy())).unsqueeze(-1)
+    quantiles = guide.quantiles([0.9])["mean"][0]
+    wanted = center + scale * level if groups else (center + scale * level).squeeze(0)
+    assert ((quantiles - wanted).abs() < 0.2 * scale).all()  # a marginal of draws, for the family gives no formula
+
+
+def test_a_scalar_normal_and_a_gamma_stay_a_normal_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(families.JOINT_FAMILIES, (dist.MultivariateNormal, dist.Gamma), IsotropicNormalGamma())
+
+    def model(data: Tensor) -> None:
+        precision = pyro.sample("precision", dist.Gamma(3.0, 2.0))
+        mean = pyro.sample("mean", dist.Normal(0.0, precision.rsqrt()))
+        pyro.sample("x", dist.Normal(mean, precision.rsqrt()), obs=data)
+
+    guide = AutoConjugate(model, blocks=[("mean", "precision")])
+    CAVI(model, guide).run(torch.tensor(1.5))
+    assert isinstance(guide.posterior(joint=True)["mean", "precision"], distributions.NormalGamma)
+
+
 # Blocks
 
 
 def precision_given_mean(entry: Entry, params: Params, mean: Tensor) -> Any:
     """p(precision | mean) by Bayes' rule: one more observation of weight precision_scaling."""
+    if isinstance(entry.family, IsotropicNormalGamma):
+        square = ((mean - params["center"]) ** 2).sum(-1)
+        return dist.Gamma(params["concentration"] + DIM / 2, params["rate"] + 0.5 * params["scaling"] * square)
     scaling, offset = params["precision_scaling"], mean - params["loc"]
     if isinstance(entry.family, families.NormalGamma):
         return dist.Gamma(params["concentration"] + 0.5, params["rate"] + 0.5 * scaling * offset**2)
@@ -487,7 +631,7 @@ def registry(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_every_family_has_a_distribution() -> None:
     registered = {type(family) for family in families.FAMILIES.values()}
-    assert registered == {type(entry.family) for entry in CATALOGUE.values()}
+    assert registered == {type(entry.family) for name, entry in CATALOGUE.items() if name != "documented"}
     for cls, family in families.FAMILIES.items():
         (entry,) = (entry for entry in CATALOGUE.values() if type(entry.family) is type(family))
         assert isinstance(family.distribution(entry.params(())), cls)

@@ -12,8 +12,9 @@ two are named after the statistics.
 
 To implement a family: name its ``statistics`` with the number of event dimensions of each, list its ``moments``, and
 write ``sufficient_statistics``, ``log_normalizer``, ``mean``, ``from_mean``, ``to_params``, ``from_params``,
-``in_domain`` and ``distribution``. The base class derives log densities, entropies and divergences, and one suite of
-laws tests every family in the catalogue.
+``in_domain`` and ``distribution``; a family whose params have several shapes, or where a one is out of place, writes
+``example`` too. The base class derives log densities, entropies and divergences, the constraints of the params and the
+quantiles, and one suite of laws tests every family in the catalogue.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ from typing import Any, ClassVar, NamedTuple, Self
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
+
+from .quantiles import quantile
 
 Params = dict[str, Tensor]
 
@@ -103,6 +107,13 @@ class Family(ABC):
         statistics: the statistics t(x), with the number of event dimensions of each.
         moments: the expected products that are linear in the mean parameters.
         location: the params entry that moves when x is shifted by a constant, and the component that it belongs to.
+        counts: the params entries that count observations, as those of a Dirichlet do: each observation adds one to
+            one element of them. Only families of probabilities have some.
+        event_class: the distribution class whose family is that of several elements that ``.to_event()`` makes one
+            event; None: they stay independent.
+        read_classes: distribution classes, beside that of :meth:`distribution`, that :meth:`distribution_params` reads.
+        hint: where a site of the family is conjugate, for errors; ``reciprocal_hint`` is for a site that is read by a
+            negative power, and by default the same.
     """
 
     name: ClassVar[str]
@@ -110,6 +121,11 @@ class Family(ABC):
     statistics: ClassVar[dict[str, int]]
     moments: ClassVar[dict[Monomial, Moment]]
     location: ClassVar[tuple[str, int] | None] = None
+    counts: ClassVar[tuple[str, ...]] = ()
+    event_class: ClassVar[type | None] = None
+    read_classes: ClassVar[tuple[type, ...]] = ()
+    hint: ClassVar[str] = "a density that is linear in its statistics."
+    reciprocal_hint: ClassVar[str | None] = None
 
     @abstractmethod
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -152,6 +168,16 @@ class Family(ABC):
     #: The names of the params, read from a Pyro distribution's attributes.
     param_names: ClassVar[tuple[str, ...]] = ()
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        """The params of some proper member, of the default dtype; by default all ones.
+
+        Args:
+            batch: the batch shape.
+            events: the event shape of each component.
+        """
+        (event,) = events
+        return {name: torch.ones(batch + event) for name in self.param_names}
+
     def marginals(self, params: Params) -> tuple[Any, ...]:
         """A Pyro distribution for each component."""
         return (self.distribution(params),)
@@ -161,6 +187,24 @@ class Family(ABC):
         return ((0, lambda: self.distribution(params)),)
 
     # What follows from the above.
+
+    def constraints(self, params: Params) -> dict[str, constraints.Constraint]:
+        """By param, the constraint on it, as the Pyro distribution at ``params`` declares it."""
+        declared = self.distribution(params).arg_constraints
+        return {name: declared[name] for name in self.param_names}
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        """For each component the elementwise quantile at a probability in (0, 1), of the shape of a draw."""
+        return tuple(quantile(marginal, probability) for marginal in self.marginals(params))
+
+    def location_scale(self, params: Params) -> Tensor:
+        """The scale of each element of the location's marginal, of the location's shape."""
+        assert self.location is not None
+        marginal = self.marginals(params)[self.location[1]]
+        if hasattr(marginal, "scale_tril"):
+            return marginal.scale_tril.square().sum(-1).sqrt()  # type: ignore[no-any-return]
+        scale: Tensor = marginal.scale if hasattr(marginal, "scale") else marginal.stddev
+        return scale
 
     def inner(self, natural: Natural, coordinates: Mean) -> Tensor:
         """⟨η, t⟩, of batch shape."""

@@ -43,8 +43,15 @@ class Bernoulli(Family):
     def from_params(self, params: Params) -> Natural:
         return self.from_mean(Mean(x=params["probs"]))
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        return {"probs": torch.full(batch, 0.5)}
+
     def in_domain(self, natural: Natural) -> Tensor:
         return natural.x.isfinite()
 
     def distribution(self, params: Params) -> Any:
         return dist.Bernoulli(probs=params["probs"])
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        probs = params["probs"]
+        return ((1 - probs < probability).to(probs),)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Family, Mean, Moment, Natural, Params
 from .newton import inverse_dirichlet_mean
+from .quantiles import beta_quantile
 
 
 class Beta(Family):
@@ -21,6 +22,8 @@ class Beta(Family):
     name = "Beta"
     statistics = {"log_x": 0, "log1m_x": 0}
     moments = {((0, "log"),): Moment("log_x", "->"), ((0, "log1m"),): Moment("log1m_x", "->")}
+    counts = ("concentration1", "concentration0")
+    hint = "a Beta site is conjugate as the probabilities of a discrete distribution, not inside a sum."
     param_names = ("concentration1", "concentration0")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -47,9 +50,15 @@ class Beta(Family):
         one, zero = torch.broadcast_tensors(params["concentration1"], params["concentration0"])
         return Natural(log_x=one - 1, log1m_x=zero - 1)
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        return {name: torch.full(batch, 2.0) for name in self.param_names}
+
     def in_domain(self, natural: Natural) -> Tensor:
         inside = (natural.log_x > -1) & (natural.log1m_x > -1)
         return inside & natural.log_x.isfinite() & natural.log1m_x.isfinite()
 
     def distribution(self, params: Params) -> Any:
         return dist.Beta(params["concentration1"], params["concentration0"])
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        return (beta_quantile(params["concentration1"], params["concentration0"], probability),)

@@ -54,8 +54,16 @@ class Categorical(Family):
     def from_params(self, params: Params) -> Natural:
         return self.from_mean(Mean(x=params["probs"]))
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        (event,) = events
+        return {"probs": torch.full(batch + event, 1 / event[0])}
+
     def in_domain(self, natural: Natural) -> Tensor:
         return natural.x.isfinite().all(-1)
 
     def distribution(self, params: Params) -> Any:
         return dist.Categorical(probs=params["probs"])
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        probs = params["probs"]
+        return ((probs.cumsum(-1) < probability).sum(-1).clamp(max=probs.shape[-1] - 1),)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Family, Mean, Moment, Natural, Params
 from .newton import inverse_dirichlet_mean
+from .quantiles import beta_quantile
 
 
 class Dirichlet(Family):
@@ -19,6 +20,8 @@ class Dirichlet(Family):
     event_dims = (1,)
     statistics = {"log_x": 1}
     moments = {((0, "log"),): Moment("log_x", "i->i")}
+    counts = ("concentration",)
+    hint = "a Dirichlet site is conjugate as the probabilities of a discrete distribution, not inside a sum."
     param_names = ("concentration",)
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -42,8 +45,16 @@ class Dirichlet(Family):
     def from_params(self, params: Params) -> Natural:
         return Natural(log_x=params["concentration"] - 1)
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        (event,) = events
+        return {"concentration": torch.full(batch + event, 2.0)}
+
     def in_domain(self, natural: Natural) -> Tensor:
         return ((natural.log_x > -1) & natural.log_x.isfinite()).all(-1)
 
     def distribution(self, params: Params) -> Any:
         return dist.Dirichlet(params["concentration"])
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        concentration = params["concentration"]
+        return (beta_quantile(concentration, concentration.sum(-1, keepdim=True) - concentration, probability),)

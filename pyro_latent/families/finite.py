@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .base import Mean, Natural
+from .base import Mean, Natural, Params
 from .categorical import Categorical
 
 
@@ -38,7 +38,7 @@ class Finite(Categorical):
     def log_prob(self, natural: Natural, *values: Tensor) -> Tensor:
         return self.inner(natural, self.sufficient_statistics(*values)) - self.log_normalizer(natural)
 
-    def distribution(self, params: dict[str, Tensor]) -> Any:
+    def distribution(self, params: Params) -> Any:
         """The distribution that the prior's class has with these probabilities.
 
         Raises:
@@ -57,7 +57,15 @@ class Finite(Categorical):
             )
         return dist.Categorical(probs)
 
-    def distribution_params(self, distribution: Any) -> dict[str, Tensor]:
+    def distribution_params(self, distribution: Any) -> Params:
         if isinstance(distribution, dist.Bernoulli):
             return {"probs": torch.stack([1 - distribution.probs, distribution.probs], -1)}
         return {"probs": distribution.probs}
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        """The quantile in the values of the support, which rise; for one-hot vectors element by element."""
+        if self.support.ndim > 1:
+            probs = params["probs"]
+            return ((1 - probs < probability).to(self.support),)
+        (index,) = super().quantiles(params, probability)
+        return (self.support[index],)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from .base import Family, Mean, Moment, Natural, Params
 from .newton import inverse_log_minus_digamma
+from .quantiles import gamma_quantile
 
 
 class Gamma(Family):
@@ -18,6 +19,8 @@ class Gamma(Family):
     name = "Gamma"
     statistics = {"log_x": 0, "x": 0}
     moments = {((0, "log"),): Moment("log_x", "->"), ((0, "x"),): Moment("x", "->")}
+    hint = "a Gamma site is conjugate as a precision or a rate, to the first power."
+    reciprocal_hint = "a Gamma site is conjugate as the precision of a normal: write scale=tau.rsqrt(), not scale=tau."
     param_names = ("concentration", "rate")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -43,8 +46,14 @@ class Gamma(Family):
         concentration, rate = torch.broadcast_tensors(params["concentration"], params["rate"])
         return Natural(log_x=concentration - 1, x=-rate)
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        return {"concentration": torch.full(batch, 2.0), "rate": torch.ones(batch)}
+
     def in_domain(self, natural: Natural) -> Tensor:
         return (natural.log_x > -1) & (natural.x < 0) & natural.log_x.isfinite() & natural.x.isfinite()
 
     def distribution(self, params: Params) -> Any:
         return dist.Gamma(params["concentration"], params["rate"])
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        return (gamma_quantile(params["concentration"], params["rate"], probability),)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from .base import Family, Mean, Moment, Natural, Params
@@ -20,6 +21,7 @@ from .matrices import (
     solve,
     symmetrise,
 )
+from .quantiles import quantile
 
 
 class MultivariateNormal(Family):
@@ -33,6 +35,8 @@ class MultivariateNormal(Family):
     statistics = {"x": 1, "xx": 2}
     moments = {((0, "x"),): Moment("x", "i->i"), ((0, "x"), (0, "x")): Moment("xx", "i,j->ij")}
     location = ("loc", 0)
+    read_classes = (dist.Normal,)
+    hint = "a normal site is conjugate inside a location, where it enters linearly."
     param_names = ("loc", "covariance_matrix")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -61,9 +65,22 @@ class MultivariateNormal(Family):
         fields = {"x": matvec(precision, params["loc"]), "xx": -0.5 * precision}
         return Natural(**expand_batch(fields, self.statistics))
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        (event,) = events
+        return {"loc": torch.zeros(batch + event), "covariance_matrix": torch.eye(event[-1]).expand(*batch, -1, -1)}
+
     def in_domain(self, natural: Natural) -> Tensor:
         precision = -2 * natural.xx
         return is_positive_definite(precision) & is_well_conditioned(precision) & natural.x.isfinite().all(-1)
 
     def distribution(self, params: Params) -> Any:
         return dist.MultivariateNormal(params["loc"], params["covariance_matrix"])
+
+    def distribution_params(self, distribution: Any) -> Params:
+        if isinstance(distribution, dist.Normal):  # independent elements, of batch + event shape
+            return {"loc": distribution.loc, "covariance_matrix": torch.diag_embed(distribution.scale**2)}
+        return super().distribution_params(distribution)
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        scale = params["covariance_matrix"].diagonal(dim1=-2, dim2=-1).sqrt()
+        return (quantile(dist.Normal(params["loc"], scale), probability),)

@@ -19,6 +19,8 @@ class Normal(Family):
     statistics = {"x": 0, "xx": 0}
     moments = {((0, "x"),): Moment("x", "->"), ((0, "x"), (0, "x")): Moment("xx", ",->")}
     location = ("loc", 0)
+    event_class = dist.MultivariateNormal
+    hint = "a normal site is conjugate inside a location, where it enters linearly."
     param_names = ("loc", "scale")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -46,6 +48,9 @@ class Normal(Family):
         loc, scale = torch.broadcast_tensors(params["loc"], params["scale"])
         precision = scale**-2
         return Natural(x=loc * precision, xx=-0.5 * precision)
+
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        return {"loc": torch.zeros(batch), "scale": torch.ones(batch)}
 
     def in_domain(self, natural: Natural) -> Tensor:
         return (natural.xx < 0) & natural.x.isfinite() & natural.xx.isfinite()

@@ -12,6 +12,7 @@ from torch import Tensor
 from .. import distributions
 from .base import Family, Mean, Moment, Natural, Params
 from .newton import inverse_log_minus_digamma
+from .quantiles import gamma_quantile, student_quantile
 
 
 class NormalGamma(Family):
@@ -32,6 +33,10 @@ class NormalGamma(Family):
         ((1, "log"),): Moment("log_precision", "->"),
     }
     location = ("loc", 0)
+    hint = (
+        "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate "
+        "blocks."
+    )
     param_names = ("loc", "precision_scaling", "concentration", "rate")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -86,6 +91,10 @@ class NormalGamma(Family):
             log_precision=concentration - 0.5,
         )
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        params = (torch.zeros(batch), torch.ones(batch), torch.full(batch, 2.0), torch.ones(batch))
+        return dict(zip(self.param_names, params, strict=True))
+
     def in_domain(self, natural: Natural) -> Tensor:
         loc, scaling, concentration, rate = self.to_params(natural).values()
         finite = loc.isfinite() & scaling.isfinite() & concentration.isfinite() & rate.isfinite()
@@ -97,6 +106,13 @@ class NormalGamma(Family):
     def marginals(self, params: Params) -> tuple[Any, ...]:
         joint = self.distribution(params)
         return joint.mean_marginal(), joint.precision_marginal()
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        mean, precision = self.marginals(params)
+        return (
+            student_quantile(mean.df, mean.loc, mean.scale, probability),
+            gamma_quantile(precision.concentration, precision.rate, probability),
+        )
 
     def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
         joint = self.distribution(params)

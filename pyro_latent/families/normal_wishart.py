@@ -13,6 +13,7 @@ from .. import distributions
 from .base import Family, Mean, Moment, Natural, Params, multivariate_digamma
 from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
 from .newton import inverse_log_minus_digamma
+from .quantiles import quantile, student_quantile
 
 
 class NormalWishart(Family):
@@ -33,6 +34,10 @@ class NormalWishart(Family):
         ((1, "log_det"),): Moment("log_det", "->"),
     }
     location = ("loc", 0)
+    hint = (
+        "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate "
+        "blocks."
+    )
     param_names = ("loc", "precision_scaling", "df", "covariance_matrix")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -84,6 +89,12 @@ class NormalWishart(Family):
         }
         return Natural(**expand_batch(fields, self.statistics))
 
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        mean, precision = events
+        scale = torch.eye(precision[-1]).expand(*batch, -1, -1)
+        df = torch.full(batch, precision[-1] + 2.0)
+        return dict(zip(self.param_names, (torch.zeros(batch + mean), torch.ones(batch), df, scale), strict=True))
+
     def in_domain(self, natural: Natural) -> Tensor:
         loc, scaling, rate, half_df = self._split(natural)
         finite = loc.isfinite().all(-1) & scaling.isfinite() & half_df.isfinite()
@@ -95,6 +106,14 @@ class NormalWishart(Family):
     def marginals(self, params: Params) -> tuple[Any, ...]:
         joint = self.distribution(params)
         return joint.mean_marginal(), joint.precision_marginal()
+
+    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
+        mean, precision = self.marginals(params)
+        scale = self.location_scale(params)
+        return (
+            student_quantile(mean.df.unsqueeze(-1), mean.loc, scale, probability),
+            quantile(precision, probability),
+        )
 
     def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
         joint = self.distribution(params)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -23,6 +24,8 @@ class Wishart(Family):
     event_dims = (2,)
     statistics = {"log_det": 0, "x": 2}
     moments = {((0, "log_det"),): Moment("log_det", "->"), ((0, "x"),): Moment("x", "ij->ij")}
+    read_classes = (dist.Wishart,)
+    hint = "a Wishart site is conjugate as a precision: write MultivariateNormal(loc, precision_matrix=...)."
     param_names = ("df", "covariance_matrix")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
@@ -51,6 +54,11 @@ class Wishart(Family):
         scale = symmetrise(params["covariance_matrix"])
         fields = {"log_det": (params["df"] - scale.shape[-1] - 1) / 2, "x": -0.5 * inverse(scale)}
         return Natural(**expand_batch(fields, self.statistics))
+
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        (event,) = events
+        scale = torch.eye(event[-1]).expand(*batch, -1, -1)
+        return {"df": torch.full(batch, event[-1] + 2.0), "covariance_matrix": scale}
 
     def in_domain(self, natural: Natural) -> Tensor:
         return (natural.log_det > -1) & natural.log_det.isfinite() & is_positive_definite(-natural.x)

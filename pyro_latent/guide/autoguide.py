@@ -16,7 +16,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..errors import DataError, ModelError
-from ..objective import BlockKey, Init, Program, State, explain, initial_state, posteriors, quantile
+from ..objective import BlockKey, Init, Program, State, explain, initial_state, posteriors, quantiles_of
 from ..recording import Recording, record
 from .param_store import param_blocks, param_versions, write_params
 from .sampling import Sampler
@@ -252,8 +252,8 @@ class AutoConjugate(AutoGuide):
         wrong = [q for q in quantiles if not 0 < q < 1]
         if wrong:
             raise ValueError(f"Expected quantiles in (0, 1); got {wrong}.")
-        found = self.posterior(*args, **kwargs)
-        return {name: torch.stack([quantile(d, float(q)) for q in quantiles]) for name, d in found.items()}
+        prepared = self.prepare(args, kwargs, predict=True)
+        return quantiles_of(prepared.program, prepared.state, quantiles)
 
     def elbo(self, *args: Any, **kwargs: Any) -> float:
         """The exact ELBO, in nats, of the current posterior.

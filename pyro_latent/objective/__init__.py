@@ -9,7 +9,7 @@ from .posterior import (
     marginals,
     natural_of,
     posteriors,
-    quantile,
+    quantiles_of,
     responsibilities,
     shaped,
 )
@@ -39,7 +39,7 @@ __all__ = [
     "marginals",
     "natural_of",
     "posteriors",
-    "quantile",
+    "quantiles_of",
     "responsibilities",
     "shaped",
     "summarize",

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
@@ -99,6 +99,11 @@ class Block:
         return self.sites[0].update
 
     @property
+    def example(self) -> Params:
+        """The params of some proper member of the family, of the block's shapes."""
+        return self.family.example(self.batch_shape, *self.event_shapes)
+
+    @property
     def location_site(self) -> LatentSite | None:
         """The site that the family's location belongs to."""
         return self.sites[self.family.location[1]] if self.family.location else None
@@ -159,7 +164,8 @@ def _single(site: LatentSite, device: torch.device) -> Block:
     if site.point is not None:
         weight = 1.0 if site.is_param else site.scale
         return Block((site,), Point(), torch.Size(site.shape), (torch.Size(),), weight, None, device)
-    if site.distribution is dist.Normal and site.event_shape:
+    found = family_of(site.distribution)
+    if found is not None and found.event_class is not None and site.event_shape:
         size = site.event_shape.numel()
         if size > _LARGE_EVENT:
             warnings.warn(
@@ -169,9 +175,8 @@ def _single(site: LatentSite, device: torch.device) -> Block:
                 "instead.",
                 stacklevel=2,
             )
-        family: Family = FAMILIES[dist.MultivariateNormal]
-        return Block((site,), family, site.batch_shape, (torch.Size([size]),), site.scale, site.mask, device)
-    found = family_of(site.distribution)
+        joined, events = FAMILIES[found.event_class], (torch.Size([size]),)
+        return Block((site,), joined, site.batch_shape, events, site.scale, site.mask, device)
     if found is None:
         known = ", ".join(sorted(d.__name__ for d in FAMILIES))
         raise NotConjugateError(
@@ -187,12 +192,8 @@ def _single(site: LatentSite, device: torch.device) -> Block:
 
 def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -> Block:
     """A block over sites, with events that ``to_event`` made counted as batch."""
-    shapes = []
-    for site, own in zip(sites, family.event_dims, strict=True):
-        split = len(site.shape) - own
-        shapes.append((torch.Size(site.shape[:split]), torch.Size(site.shape[split:])))
-    batches = {batch for batch, _ in shapes}
-    if len(batches) > 1:
+    shapes = _shapes(family, sites)
+    if len({batch for batch, _ in shapes}) > 1:
         listed = ", ".join(f"{s.name!r} {tuple(b)}" for s, (b, _) in zip(sites, shapes, strict=True))
         raise NotConjugateError(
             f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. Put them in the same "
@@ -208,6 +209,16 @@ def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -
     return Block(sites, family, batch, events, widen(sites[0].scale), widen(sites[0].mask), device)
 
 
+def _shapes(family: Family, sites: Sequence[LatentSite]) -> list[tuple[torch.Size, torch.Size]]:
+    """By site, its shape split into batch and event as the family has them."""
+    splits = [(site.shape, len(site.shape) - own) for site, own in zip(sites, family.event_dims, strict=True)]
+    return [(torch.Size(shape[:split]), torch.Size(shape[split:])) for shape, split in splits]
+
+
+def _batches(family: Family, sites: Sequence[LatentSite]) -> set[torch.Size]:
+    return {batch for batch, _ in _shapes(family, sites)}
+
+
 def _joint(names: tuple[str, ...], recording: Recording) -> Block:
     missing = [n for n in names if n not in recording.latents]
     if missing:
@@ -216,13 +227,28 @@ def _joint(names: tuple[str, ...], recording: Recording) -> Block:
             f"{names}."
         )
     sites = [recording.latents[n] for n in names]
-    for classes, family in JOINT_FAMILIES.items():
-        order = [next((s for s in sites if issubclass(s.distribution, c)), None) for c in classes]
-        if len(sites) == len(classes) and None not in order and len({id(s) for s in order}) == len(classes):
-            return _over(family, tuple(s for s in order if s is not None), recording.device)
+    fitting = [(f, o) for classes, f in JOINT_FAMILIES.items() if (o := _in_order(sites, classes)) is not None]
+    if fitting:  # the first whose events fit the sites' shapes; else the first, whose error says what does not
+        family, order = next((c for c in fitting if len(_batches(*c)) == 1), fitting[0])
+        return _over(family, order, recording.device)
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     got = " with ".join(s.distribution.__name__ for s in sites)
     raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
+
+
+def _in_order(sites: Sequence[LatentSite], classes: tuple[type, ...]) -> tuple[LatentSite, ...] | None:
+    """The sites in the order of the classes that they belong to; None if they do not."""
+    if len(sites) != len(classes):
+        return None
+    orders = itertools.permutations(sites)
+    return next((o for o in orders if all(map(_belongs, o, classes))), None)
+
+
+def _belongs(site: LatentSite, cls: type) -> bool:
+    """Whether a site is of a class, by its own class or by that of its events."""
+    family = family_of(site.distribution) if site.event_shape else None
+    event_class = None if family is None else family.event_class
+    return issubclass(site.distribution, cls) or (event_class is not None and issubclass(event_class, cls))
 
 
 def discrete_block(site: DiscreteSite, seen: Tensor | None, device: torch.device) -> Block:

@@ -174,24 +174,11 @@ def _written(factors: list[Factor]) -> str:
     return "E[" + " · ".join(parts) + "]"
 
 
-_HINTS = {
-    "Gamma": "a Gamma site is conjugate as a precision or a rate, to the first power.",
-    "Beta": "a Beta site is conjugate as the probabilities of a discrete distribution, not inside a sum.",
-    "Dirichlet": "a Dirichlet site is conjugate as the probabilities of a discrete distribution, not inside a sum.",
-    "Wishart": "a Wishart site is conjugate as a precision: write MultivariateNormal(loc, precision_matrix=...).",
-}
-
-
 def _hint(block: Block, factors: list[Factor]) -> str:
-    name = block.family.name
-    if name == "Gamma" and any(f.power < 0 for f in factors):
-        return "a Gamma site is conjugate as the precision of a normal: write scale=tau.rsqrt(), not scale=tau."
-    if name.startswith("Normal-"):
-        return (
-            "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in "
-            "separate blocks."
-        )
-    return _HINTS.get(name, "a normal site is conjugate inside a location, where it enters linearly.")
+    family = block.family
+    if family.reciprocal_hint is not None and any(f.power < 0 for f in factors):
+        return family.reciprocal_hint
+    return family.hint
 
 
 def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateError:

@@ -6,23 +6,18 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
-import scipy.special
-import scipy.stats
 import torch
 from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor
 
 from ..errors import ModelError
-from ..families import Natural, Params
+from ..families import Natural, Params, family_of
 from ..families.finite import Finite
 from ..recording import DiscreteSite
 from .blocks import Block, BlockKey
-from .program import Program, standard_params
+from .program import Program
 from .summands import Means, State
-
-#: Draws behind the quantiles of distributions whose quantiles have no closed form.
-_QUANTILE_DRAWS = 4000
 
 
 class Reshaped(dist.TransformedDistribution):
@@ -247,58 +242,21 @@ def posteriors(program: Program, state: State, start: int = 0, with_discrete: bo
     return Posteriors(program, params, found)
 
 
-# Quantiles.
-
-
-def quantile(distribution: Any, probability: float) -> Tensor:
-    """An elementwise quantile of a marginal, of the shape of a draw; a draw-based one where no closed form exists."""
-    base, plain = _base(distribution)
-    if isinstance(base, dist.MultivariateNormal):
-        value = dist.Normal(base.loc, base.variance.sqrt()).icdf(base.loc.new_tensor(probability))
-    elif isinstance(base, dist.MultivariateStudentT):
-        scale = (base.scale_tril**2).sum(-1).sqrt()
-        value = base.loc + scale * _numpy(scipy.stats.t.ppf, probability, like=scale, df=base.df.unsqueeze(-1))
-    elif isinstance(base, dist.StudentT):
-        value = base.loc + base.scale * _numpy(scipy.stats.t.ppf, probability, like=base.scale, df=base.df)
-    elif isinstance(base, dist.Gamma):
-        value = _inverse(scipy.special.gammaincinv, base.concentration, probability) / base.rate
-    elif isinstance(base, dist.Beta):
-        value = _inverse(scipy.special.betaincinv, base.concentration1, base.concentration0, probability)
-    elif isinstance(base, dist.Dirichlet):
-        rest = base.concentration.sum(-1, keepdim=True) - base.concentration
-        value = _inverse(scipy.special.betaincinv, base.concentration, rest, probability)
-    elif isinstance(base, dist.Normal):
-        value = base.icdf(base.loc.new_tensor(probability))
-    elif isinstance(base, dist.Bernoulli):
-        value = (1 - base.probs < probability).to(base.probs.dtype)
-    elif isinstance(base, dist.Categorical):
-        value = (base.probs.cumsum(-1) < probability).sum(-1).clamp(max=base.probs.shape[-1] - 1)
-    else:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            return distribution.sample((_QUANTILE_DRAWS,)).quantile(probability, 0)
-    return value.reshape(plain)
-
-
-def _base(distribution: Any) -> tuple[Any, torch.Size]:
-    """The distribution inside wrappers that keep its values, and the shape of a draw."""
-    plain = distribution.batch_shape + distribution.event_shape
-    while hasattr(distribution, "base_dist"):
-        transforms = getattr(distribution, "transforms", ())
-        if not all(isinstance(t, ReshapeTransform) for t in transforms):
-            break
-        distribution = distribution.base_dist
-    return distribution, plain
-
-
-def _inverse(function: Any, *arguments: Tensor | float) -> Tensor:
-    like = next(a for a in arguments if isinstance(a, Tensor))
-    arrays = [a.detach().cpu().double().numpy() if isinstance(a, Tensor) else a for a in arguments]
-    return torch.as_tensor(function(*arrays)).to(like)
-
-
-def _numpy(function: Any, probability: float, like: Tensor, df: Tensor) -> Tensor:
-    return torch.as_tensor(function(probability, df.detach().cpu().double().numpy())).to(like)
+def quantiles_of(program: Program, state: State, start: int, levels: Sequence[float]) -> dict[str, Tensor]:
+    """By site of one start that is no parameter, its elementwise quantiles, ``[levels] + shape``."""
+    found: dict[str, list[Tensor]] = {}
+    for key, block in program.blocks.items():
+        if not block.is_param:
+            params = block.params(state[key].map(lambda t: t[start]))
+            by_level = [block.family.quantiles(params, level) for level in levels]
+            for i, site in enumerate(block.sites):
+                found[site.name] = [q[i].reshape(site.shape) for q in by_level]
+    means = program.means({key: natural.map(lambda t: t[start : start + 1]) for key, natural in state.items()})
+    probs = responsibilities(program, means, program.discrete) if program.discrete else {}
+    for site in program.discrete:
+        family = Finite(site.distribution, site.support)
+        found[site.name] = [family.quantiles({"probs": probs[site.name][0]}, level)[0] for level in levels]
+    return {name: torch.stack(each) for name, each in found.items()}
 
 
 def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Natural:
@@ -311,17 +269,14 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
         raise ModelError(
             f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}."
         )
-    base = _base(distribution)[0] if hasattr(distribution, "base_dist") else distribution
-    example = standard_params(block)
-    expected = type(block.family.distribution(example))
-    if not isinstance(base, expected | _plain_class(expected)):
-        if expected is dist.MultivariateNormal and isinstance(base, dist.Normal):
-            flat = base.expand(block.batch_shape + block.event_shapes[0])
-            base = dist.MultivariateNormal(flat.loc, torch.diag_embed(flat.scale**2))
-        else:
-            got = type(base).__name__
-            hint = f" Give the guide blocks=[{_names_of(block)}]." if got in ("NormalGamma", "NormalWishart") else ""
-            raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {got}.{hint}")
+    base, example = _base(distribution), block.example
+    if not isinstance(base, (type(block.family.distribution(example)), *block.family.read_classes)):
+        got = family_of(type(base))
+        is_joint = got is not None and len(got.event_dims) > 1
+        hint = f" Give the guide blocks=[{_names_of(block)}]." if is_joint else ""
+        raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(base).__name__}.{hint}")
+    if len(block.sites) == 1 and len(base.event_shape) < block.family.event_dims[0]:  # its elements are batch
+        base = base.expand(block.batch_shape + block.event_shapes[0])
     params = {name: p.to(like) for name, p in block.family.distribution_params(base).items()}
     shapes = {name: tuple(t.shape) for name, t in example.items()}
     try:
@@ -337,8 +292,13 @@ def _names_of(block: Block) -> str:
     return str(update[0] if update is not None else tuple(s.name for s in block.sites))
 
 
-def _plain_class(cls: type) -> type:
-    return dist.Wishart if issubclass(cls, dist.Wishart) else cls
+def _base(distribution: Any) -> Any:
+    """The distribution inside wrappers that keep its values."""
+    while hasattr(distribution, "base_dist"):
+        if not all(isinstance(t, ReshapeTransform) for t in getattr(distribution, "transforms", ())):
+            break
+        distribution = distribution.base_dist
+    return distribution
 
 
 __all__ = [
@@ -348,7 +308,7 @@ __all__ = [
     "marginals",
     "natural_of",
     "posteriors",
-    "quantile",
+    "quantiles_of",
     "responsibilities",
     "shaped",
 ]

@@ -24,7 +24,7 @@ from ..errors import ModelError, NotConjugateError
 from ..expressions import Expression
 from ..expressions.axes import Axis, contract, fresh_label, is_position
 from ..expressions.terms import Constant, Term, Variable
-from ..families import Mean, Natural, Params
+from ..families import Mean, Natural
 from ..families.point import VALUE, Point, PointMean
 from ..recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .blocks import Block, BlockKey, discrete_block, make_blocks
@@ -665,7 +665,7 @@ class Program:
     def blank_mean(self, block: Block, starts: int) -> Mean:
         """Mean parameters of the block's shapes, of no meaning: a place to take gradients at."""
         like = self.recording.like
-        params = {n: p.to(like).expand(starts, *p.shape) for n, p in standard_params(block).items()}
+        params = {n: p.to(like).expand(starts, *p.shape) for n, p in block.example.items()}
         return block.family.mean(block.family.from_params(params))
 
     def optimum_of(self, block: Block, means: Means, found: Sequence[Summand]) -> Natural:
@@ -692,7 +692,7 @@ class Program:
             return natural
         mask = block.mask
         like = next(iter(natural.values()))
-        standard = block.family.from_params({n: p.to(like) for n, p in standard_params(block).items()})
+        standard = block.family.from_params({n: p.to(like) for n, p in block.example.items()})
         fields = {}
         for name, value in natural.items():
             wide = mask.reshape(mask.shape + (1,) * block.family.statistics[name])
@@ -788,25 +788,6 @@ def _generic(tensor: Tensor) -> Tensor:
 
 def _in_subsample(plates: Sequence[Plate]) -> bool:
     return any(p.is_subsample for p in plates)
-
-
-def standard_params(block: Block) -> Params:
-    """Params of a proper member of the block's family, of the block's shapes."""
-    values = {"loc": 0.0, "concentration": 2.0, "concentration1": 2.0, "concentration0": 2.0, "probs": 0.5}
-    event = block.event_shapes[0]
-    if block.is_discrete:
-        return {"probs": torch.full((*block.batch_shape, *event), 1 / event[0])}
-    params = {}
-    for name in block.family.param_names:
-        if name == "df":
-            params[name] = torch.full(block.batch_shape, event[-1] + 2.0)
-        elif name == "covariance_matrix":
-            params[name] = torch.eye(event[-1]).expand(*block.batch_shape, event[-1], event[-1])
-        else:
-            is_event = name == "loc" or block.family.event_dims == (1,)
-            shape = block.batch_shape + (event if is_event else torch.Size())
-            params[name] = torch.full(shape, values.get(name, 1.0))
-    return params
 
 
 def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:

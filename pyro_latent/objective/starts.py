@@ -20,8 +20,6 @@ from torch.distributions import constraints, transform_to
 
 from ..errors import ModelError, NaturalDomainError
 from ..families import Natural
-from ..families.beta import Beta
-from ..families.dirichlet import Dirichlet
 from ..recording import DiscreteSite, LatentSite, ends_in_simplex, seen_data
 from .blocks import Block, BlockKey
 from .modes import on_edge
@@ -201,28 +199,21 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
     params = block.family.to_params(natural)
     if block.location_site is None:
         return _unequal(block, params, generator) if _tells_apart(program, block) else natural
-    loc, own = params["loc"], program.recording.own_data.get(block.location_site.name)
+    name = block.family.location[0]  # type: ignore[index]
+    loc, own = params[name], program.recording.own_data.get(block.location_site.name)
     origin = block.location_site.origin
     if own is not None and own.numel() == block.location_site.shape.numel():
         own = own.reshape(block.location_site.shape)
         own = (own if origin is None else own - origin).to(loc)
-        return block.family.from_params(params | {"loc": own.reshape(loc.shape[1:]).expand_as(loc)})
+        return block.family.from_params(params | {name: own.reshape(loc.shape[1:]).expand_as(loc)})
     if origin is not None:
-        return block.family.from_params(params | {"loc": torch.zeros_like(loc)})
-    spread = _spread(block, params).clamp(max=_LARGEST_SPREAD)
-    return block.family.from_params(params | {"loc": loc + spread * _noise(loc, generator)})
+        return block.family.from_params(params | {name: torch.zeros_like(loc)})
+    spread = block.family.location_scale(params).clamp(max=_LARGEST_SPREAD)
+    return block.family.from_params(params | {name: loc + spread * _noise(loc, generator)})
 
 
 def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.randn(like.shape, generator=generator, dtype=like.dtype, device=like.device)
-
-
-def _spread(block: Block, params: Mapping[str, Tensor]) -> Tensor:
-    """The scale of the marginal of a block's location."""
-    marginal = block.family.marginals(dict(params))[block.family.location[1]]  # type: ignore[index]
-    tril = getattr(marginal, "scale_tril", None)
-    scale: Tensor = marginal.scale if tril is None else tril.square().sum(-1).sqrt()
-    return scale
 
 
 def _tells_apart(program: Program, block: Block) -> bool:
@@ -235,7 +226,7 @@ def _tells_apart(program: Program, block: Block) -> bool:
 def _is_probability(block: Block) -> bool:
     if block.is_point:
         return not block.is_param and ends_in_simplex(block.sites[0].constraint)
-    return isinstance(block.family, Beta | Dirichlet)
+    return bool(block.family.counts)
 
 
 def _following(program: Program) -> set[str]:
@@ -255,14 +246,16 @@ def _first_of_each(program: Program, sites: Sequence[DiscreteSite]) -> list[Disc
 
 def _unequal(block: Block, params: Mapping[str, Tensor], generator: torch.Generator) -> Natural:
     """Probabilities with one observation more for each element: a random one in part, so that no two are equal."""
-    first = next(iter(params.values()))
+    counts = {name: params[name] for name in block.family.counts}
+    first = next(iter(counts.values()))
     weights = -_uniform(first, generator).log()
-    if block.family.event_dims == (1,):
-        weights = weights / weights.sum(-1, keepdim=True)
-        return block.family.from_params({name: value + weights for name, value in params.items()})
-    share = _uniform(first, generator)
-    shares = dict(zip(params, (share, 1 - share), strict=True))
-    return block.family.from_params({name: value + shares[name] for name, value in params.items()})
+    if len(counts) == 1:
+        shares = [weights / weights.sum(-1, keepdim=True)]
+    else:
+        share = _uniform(first, generator)
+        shares = [share, 1 - share]
+    more = {name: count + own for (name, count), own in zip(counts.items(), shares, strict=True)}
+    return block.family.from_params({**params, **more})
 
 
 def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
@@ -298,14 +291,14 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
             raise ModelError(
                 f"Expected a distribution as init for {block.label!r}, a {block.family.name} block; got a tensor."
             )
-        params = block.params(natural)
+        params, name = block.params(natural), block.family.location[0]
         shape = block.batch_shape + block.event_shapes[0]
         if found.shape.numel() != shape.numel():
             raise ModelError(
                 f"Expected a location of shape {tuple(shape)} as init for {block.label!r}; got {tuple(found.shape)}."
             )
-        loc = found.to(params["loc"]).reshape(shape)
-        return block.natural(params | {"loc": loc.expand_as(params["loc"])})
+        loc = found.to(params[name]).reshape(shape)
+        return block.natural(params | {name: loc.expand_as(params[name])})
     where = f"init[{block.key!r}]"
     one = natural_of(block, found, where, program.recording.like)
     if not bool(block.family.in_domain(one).all()):
