@@ -242,17 +242,16 @@ def posteriors(program: Program, state: State, start: int = 0, with_discrete: bo
     return Posteriors(program, params, found)
 
 
-def quantiles_of(program: Program, state: State, start: int, levels: Sequence[float]) -> dict[str, Tensor]:
-    """By site of one start that is no parameter, its elementwise quantiles, ``[levels] + shape``."""
+def quantiles_of(program: Program, state: State, levels: Sequence[float]) -> dict[str, Tensor]:
+    """By site that is no parameter, the elementwise quantiles in a state of one start, ``[levels] + shape``."""
     found: dict[str, list[Tensor]] = {}
     for key, block in program.blocks.items():
         if not block.is_param:
-            params = block.params(state[key].map(lambda t: t[start]))
+            params = block.params(state[key].map(lambda t: t[0]))
             by_level = [block.family.quantiles(params, level) for level in levels]
             for i, site in enumerate(block.sites):
                 found[site.name] = [q[i].reshape(site.shape) for q in by_level]
-    means = program.means({key: natural.map(lambda t: t[start : start + 1]) for key, natural in state.items()})
-    probs = responsibilities(program, means, program.discrete) if program.discrete else {}
+    probs = responsibilities(program, program.means(state), program.discrete) if program.discrete else {}
     for site in program.discrete:
         family = Finite(site.distribution, site.support)
         found[site.name] = [family.quantiles({"probs": probs[site.name][0]}, level)[0] for level in levels]
