@@ -202,7 +202,7 @@ class Family(ABC):
         assert self.location is not None
         marginal = self.marginals(params)[self.location[1]]
         if hasattr(marginal, "scale_tril"):
-            return marginal.scale_tril.square().sum(-1).sqrt()  # type: ignore[no-any-return]
+            return marginal.scale_tril.square().sum(-1).sqrt()
         scale: Tensor = marginal.scale if hasattr(marginal, "scale") else marginal.stddev
         return scale
 

@@ -252,9 +252,9 @@ def quantiles_of(program: Program, state: State, levels: Sequence[float]) -> dic
             for i, site in enumerate(block.sites):
                 found[site.name] = [q[i].reshape(site.shape) for q in by_level]
     probs = responsibilities(program, program.means(state), program.discrete) if program.discrete else {}
-    for site in program.discrete:
-        family = Finite(site.distribution, site.support)
-        found[site.name] = [family.quantiles({"probs": probs[site.name][0]}, level)[0] for level in levels]
+    for discrete in program.discrete:
+        family, own = Finite(discrete.distribution, discrete.support), {"probs": probs[discrete.name][0]}
+        found[discrete.name] = [family.quantiles(own, level)[0] for level in levels]
     return {name: torch.stack(each) for name, each in found.items()}
 
 
@@ -268,7 +268,8 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
         raise ModelError(
             f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}."
         )
-    base, example = _base(distribution), block.example
+    base: Any = _base(distribution)
+    example = block.example
     if not isinstance(base, (type(block.family.distribution(example)), *block.family.read_classes)):
         got = family_of(type(base))
         is_joint = got is not None and len(got.event_dims) > 1
