@@ -11,7 +11,6 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
