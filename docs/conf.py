@@ -60,7 +60,7 @@ MODULES = (
     "pyro_latent.distributions",
     "pyro_latent.families",
     "pyro_latent.rules",
-    "pyro_latent.infer",
+    "pyro_latent.ascent",
     "pyro_latent.criticism",
     "pyro_latent.plotting",
     "pyro_latent.checkpoint",

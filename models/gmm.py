@@ -34,6 +34,8 @@ from torch.distributions import constraints
 from pyro_latent.distributions import NormalGamma, NormalWishart
 from pyro_latent.errors import DataError
 
+from ..errors import ArgumentError
+
 __all__ = [
     "default_priors",
     "guide",
@@ -182,7 +184,7 @@ def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "f
     """
     _check(data, num_components, covariance, ("full", "tied", "diagonal", "spherical"))
     if not 0 <= reg_covar < math.inf:
-        raise ValueError(f"Expected reg_covar to be a finite number >= 0; got {reg_covar}.")
+        raise ArgumentError(f"Expected reg_covar to be a finite number >= 0; got {reg_covar}.")
     start = functools.cache(lambda: ml_start(data, num_components, covariance))
     is_matrix = covariance in ("full", "tied")
     weights = pyro.param("weights", lambda: start()["weights"], constraint=constraints.simplex)
@@ -569,7 +571,7 @@ def _complete_priors(
     degrees_of_freedom = _as_data("degrees_of_freedom_prior", degrees_of_freedom_prior, float(dim), data, [])
     least = dim - 1 if covariance == "full" else 0
     if degrees_of_freedom_prior is not None and not bool(degrees_of_freedom > least):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected degrees_of_freedom_prior > {least} for {covariance} covariances in {dim} dimensions; "
             f"got {degrees_of_freedom_prior}."
         )
@@ -589,11 +591,13 @@ def _covariance(data: Tensor, covariance: Covariance, covariance_prior: Prior) -
         value = torch.as_tensor(covariance_prior, dtype=data.dtype, device=data.device)
         expected = [dim, dim] if covariance == "full" else [dim]
         if list(value.shape) != expected:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected covariance_prior of shape {expected} for {covariance} covariances; got {list(value.shape)}."
             )
         if not _is_positive_definite(value):
-            raise ValueError(f"Expected covariance_prior to be symmetric and positive definite; got {value.tolist()}.")
+            raise ArgumentError(
+                f"Expected covariance_prior to be symmetric and positive definite; got {value.tolist()}."
+            )
         return value
     if len(data) < 2:
         raise DataError(
@@ -628,14 +632,14 @@ def _as_data(name: str, value: Prior, default: float, data: Tensor, shape: list[
     """``value``, or ``default``, in the data's dtype and on its device; a vector may be given by a scalar."""
     tensor = torch.as_tensor(default if value is None else value, dtype=data.dtype)
     if list(tensor.shape) not in ([], shape) or (name == "mean_prior" and tensor.dim() == 0):
-        raise ValueError(f"Expected {name} of shape {shape}; got shape {list(tensor.shape)}.")
+        raise ArgumentError(f"Expected {name} of shape {shape}; got shape {list(tensor.shape)}.")
     return tensor.to(data.device)
 
 
 def _positive(name: str, value: Prior, default: float, data: Tensor, shape: list[int]) -> Tensor:
     tensor = _as_data(name, value, default, data, shape)
     if value is not None and not bool(((tensor > 0) & tensor.isfinite()).all()):
-        raise ValueError(f"Expected {name} to be positive and finite; got {value}.")
+        raise ArgumentError(f"Expected {name} to be positive and finite; got {value}.")
     return tensor
 
 
@@ -651,7 +655,7 @@ def _check(data: Tensor, num_components: int, covariance: str, allowed: tuple[st
             "Write data.unsqueeze(-1) for points on a line."
         )
     if isinstance(num_components, bool) or not isinstance(num_components, int) or num_components < 1:
-        raise ValueError(f"Expected num_components to be an integer >= 1; got {num_components!r}.")
+        raise ArgumentError(f"Expected num_components to be an integer >= 1; got {num_components!r}.")
     if covariance not in allowed:
         listed = " or ".join(f'"{name}"' for name in allowed)
-        raise ValueError(f"Expected covariance to be {listed}; got {covariance!r}.")
+        raise ArgumentError(f"Expected covariance to be {listed}; got {covariance!r}.")

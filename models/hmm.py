@@ -18,6 +18,8 @@ from torch.distributions import constraints
 
 from pyro_latent.errors import DataError
 
+from ..errors import ArgumentError
+
 __all__ = ["log_likelihood", "model", "start"]
 
 
@@ -112,4 +114,4 @@ def _check(sequences: Tensor, num_states: int, num_symbols: int | None) -> None:
             f"got {sequences.dtype} with num_symbols={num_symbols}."
         )
     if isinstance(num_states, bool) or not isinstance(num_states, int) or num_states < 1:
-        raise ValueError(f"Expected num_states to be an integer >= 1; got {num_states!r}.")
+        raise ArgumentError(f"Expected num_states to be an integer >= 1; got {num_states!r}.")

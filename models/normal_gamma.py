@@ -24,6 +24,8 @@ from torch.distributions import constraints
 from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import DataError
 
+from ..errors import ArgumentError
+
 __all__ = [
     "guide",
     "joint_guide",
@@ -345,11 +347,11 @@ def _check(
 def _scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     scalar = torch.as_tensor(value, dtype=like.dtype)  # a Python number is checked on the CPU: no wait for the device
     if scalar.dim() != 0 or not bool(scalar.isfinite()):
-        raise ValueError(f"Expected {name} to be a finite scalar; got {value}.")
+        raise ArgumentError(f"Expected {name} to be a finite scalar; got {value}.")
     return scalar.to(like.device)
 
 
 def _positive(name: str, value: float | Tensor, like: Tensor) -> Tensor:
     if not bool(torch.as_tensor(value > 0).all()):
-        raise ValueError(f"Expected {name} to be positive; got {value}.")
+        raise ArgumentError(f"Expected {name} to be positive; got {value}.")
     return _scalar(name, value, like)

@@ -26,6 +26,8 @@ from torch import Tensor
 
 from pyro_latent.errors import DataError
 
+from ..errors import ArgumentError
+
 __all__ = [
     "banana_log_evidence",
     "banana_model",
@@ -183,4 +185,4 @@ def _check(x: Tensor, **scales: float) -> None:
         raise DataError("Expected x to be finite; got NaN or infinity. Drop those points: x[x.isfinite()].")
     for name, scale in scales.items():
         if not 0 < scale < math.inf:
-            raise ValueError(f"Expected {name} to be a positive number; got {scale}.")
+            raise ArgumentError(f"Expected {name} to be a positive number; got {scale}.")

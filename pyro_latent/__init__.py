@@ -2,6 +2,7 @@
 
 from . import handlers
 from .arviz import to_arviz
+from .ascent import CAVI, EM, CAVIResult, RobbinsMonro
 from .checks import check_updates
 from .errors import (
     ArgumentError,
@@ -19,7 +20,6 @@ from .errors import (
 )
 from .families import register_family
 from .guide import AutoConjugate
-from .infer import CAVI, EM, CAVIResult, RobbinsMonro
 from .rules import register_rule
 
 __version__ = "0.1.0"

@@ -22,11 +22,11 @@ from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor, nn
 
 from .arviz_core import Array, check_coords, check_dims, container, loo
+from .ascent import CAVI
 from .criticism.arguments import check_same_data
 from .criticism.draws import guide_values, mcmc_values, with_discrete
-from .errors import ModelError, check_count
+from .errors import ArgumentTypeError, ModelError, check_count
 from .guide import AutoConjugate
-from .infer import CAVI
 from .particles import (
     LEAST_DRAWS,
     Call,
@@ -136,7 +136,7 @@ def _guide_of(method: Any) -> Any:
     """
     guide: Any = method.guide if isinstance(method, CAVI | SVI) else method
     if not (callable(guide) or isinstance(guide, MCMC)):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected a guide, CAVI, SVI or MCMC after the model; got {type(guide).__name__}. Write "
             "to_arviz(model, guide, *args)."
         )
@@ -148,7 +148,7 @@ def _guide_of(method: Any) -> Any:
 
 def _check_result(result: Any) -> None:
     if result is not None and not (hasattr(result, "converged") and hasattr(result, "num_steps")):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected result to be what a driver's run returned; got {type(result).__name__}. Write "
             "result=cavi.run(*args)."
         )

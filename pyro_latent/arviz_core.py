@@ -12,6 +12,8 @@ from typing import Any
 
 import numpy as np
 
+from .errors import ArgumentError, ArgumentTypeError
+
 Array = np.ndarray[Any, Any]
 
 #: The groups whose arrays have no dimensions of chain and draw.
@@ -72,16 +74,16 @@ def check_dims(dims: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequence[
     """
     unknown = [name for name in dims if name not in shapes]
     if unknown:
-        raise ValueError(f"Expected dims of {list(shapes)}; got {unknown}. Name sites, or constant data.")
+        raise ArgumentError(f"Expected dims of {list(shapes)}; got {unknown}. Name sites, or constant data.")
     for name, given in dims.items():
         if isinstance(given, str) or not isinstance(given, Sequence):
             advice = repr([given]) if isinstance(given, str) else "['name']"
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"Expected a list of names of the dimensions of {name!r}; got {given!r}. "
                 f"Write dims={{{name!r}: {advice}}}."
             )
         if len(given) > len(shapes[name]):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected names for the dimensions of {name!r}, of shape {list(shapes[name])}; got {list(given)}. "
                 f"Leave out {len(given) - len(shapes[name])} of them: chain and draw are named by themselves."
             )
@@ -95,7 +97,7 @@ def check_coords(coords: Mapping[str, Any], known: Collection[str]) -> None:
     """
     unknown = [name for name in coords if name not in known]
     if unknown:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected coords along {sorted(known)}; got {unknown}. Name one of these, or name dimensions by dims=."
         )
 
@@ -129,7 +131,7 @@ def dataset(
 def _labels(dim: str, size: int, coords: Mapping[str, Any]) -> Any:
     labels = coords.get(dim, np.arange(size))
     if len(labels) != size:
-        raise ValueError(f"Expected {size} labels along {dim!r}; got {len(labels)}. Give one for each element.")
+        raise ArgumentError(f"Expected {size} labels along {dim!r}; got {len(labels)}. Give one for each element.")
     return labels
 
 

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from .errors import ModelError
+from .ascent.sweep import Call, Sweep
+from .errors import ArgumentError, ModelError
 from .families import Natural
 from .guide import AutoConjugate
-from .infer.sweep import Call, Sweep
 from .objective import Block, responsibilities
 from .recording import DiscreteSite
 
@@ -78,7 +78,7 @@ def check_updates(
         ModelError: if the model has no hand-written update.
     """
     if guide.model is not model:
-        raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
+        raise ArgumentError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
     program = guide.posterior_state.commit(guide.prepare(args, kwargs))
     tol = _TOLERANCE[program.recording.dtype] if tol is None else tol
     state = {key: n.map(lambda t: t[:1]) for key, n in guide.state.items()}

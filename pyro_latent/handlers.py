@@ -30,7 +30,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .errors import ModelError
+from .errors import ArgumentTypeError, ModelError
 from .objective import Program
 from .recording import record
 from .rules import unwrap
@@ -47,7 +47,7 @@ class ClosedFormMessenger(Messenger):
         for key, update in updates.items():
             names = (key,) if isinstance(key, str) else tuple(key)
             if not callable(update):
-                raise TypeError(f"Expected a function update(q, *args, **kwargs) for {key!r}; got {update!r}")
+                raise ArgumentTypeError(f"Expected a function update(q, *args, **kwargs) for {key!r}; got {update!r}")
             for name in names:
                 self.by_site[name] = (names, update)
         self.seen: set[str] = set()

@@ -16,7 +16,7 @@ import numpy as np
 from .criticism.comparison import plot_bounds, plot_densities
 from .criticism.pictures import DASHES, PALETTE, Array, colors, new_figure, styled
 from .criticism.race import Race
-from .errors import check_count
+from .errors import ArgumentError, check_count
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -128,11 +128,13 @@ def plot_mixture(
 
     points = _numpy(data)
     if points.ndim != 2 or points.shape[1] < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected data of shape [N, D] with D >= 2; got {list(points.shape)}. Draw one column otherwise."
         )
     if isinstance(labels, str) or len(labels) not in (0, 2):
-        raise ValueError(f'Expected two labels; got {labels!r}. Write labels=("duration (min)", "waiting time (min)").')
+        raise ArgumentError(
+            f'Expected two labels; got {labels!r}. Write labels=("duration (min)", "waiting time (min)").'
+        )
     components = {name: _components(name, *fit) for name, fit in fits.items()}
     with styled():
         figure = new_figure(4.4, 3.0)
@@ -162,7 +164,7 @@ def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
     if centres.ndim == 2 and spreads.shape == centres.shape:
         spreads = spreads[:, :, None] * np.eye(centres.shape[1])
     if centres.ndim != 2 or centres.shape[1] < 2 or spreads.shape != (*centres.shape, centres.shape[1]):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected means [K, D], D >= 2, and covariances [K, D, D] of {name!r}; got {list(centres.shape)} and "
             f"{list(spreads.shape)}. Give one matrix, or one row of variances, for each mean."
         )
@@ -221,13 +223,13 @@ def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
     """Word weights over the sum of their row, ``[K, V]``."""
     weights = _numpy(topics).astype(float)
     if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != len(vocabulary):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected topics of shape [K, {len(vocabulary)}], one column a word; got "
             f"{list(weights.shape)}. Give at least one topic, and the vocabulary that they were fitted with."
         )
     sums = weights.sum(1, keepdims=True)
     if not (np.isfinite(weights).all() and (weights >= 0).all() and (sums > 0).all()):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected word weights that are not negative, and not all 0 in a topic; got {weights.min():.3g} at the "
             f"least, and {sums.min():.3g} as the least sum. Give probabilities or counts, not logarithms: "
             "log_weights.exp()."
@@ -262,7 +264,7 @@ def plot_path(
     """
     steps = _numpy(path)
     if steps.ndim != 2 or steps.shape[1] != 2:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected a path of shape [T, 2]; got {list(steps.shape)}. Write torch.stack(means), one mean of two "
             "coordinates for each update."
         )

@@ -412,7 +412,7 @@ def test_what_gives_no_moments_is_named() -> None:
         moment_matching(two_modes.model, draws, x, covariance="none")  # type: ignore[arg-type]
     with pytest.raises(DataError, match=r"Expected draws of the latent sites, .* with \[0\] draws"):
         moment_matching(two_modes.model, {n: d[:0] for n, d in draws.items()}, x)
-    with pytest.raises(TypeError, match="Expected an MCMC, an Weights or draws by site; got list"):
+    with pytest.raises(TypeError, match="Expected an MCMC, Weights or draws by site; got list"):
         moment_matching(two_modes.model, [draws], x)  # type: ignore[arg-type]
     with pytest.raises(
         ValueError, match=r"Expected covariance_matrix to be symmetric; got entries that differ by 0\.5"

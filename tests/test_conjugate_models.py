@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.infer.cavi import CAVIResult
+from pyro_latent.ascent.cavi import CAVIResult
 from pyro_latent.models import gmm, normal_gamma
 
 BLOCK = ("mean", "precision")

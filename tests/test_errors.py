@@ -761,7 +761,7 @@ def test_an_update_that_raises_leaves_the_guide(x: Tensor) -> None:
 
     model = handlers.closed_form(gaussian, {"tau": wrong})
     guide = AutoConjugate(model)
-    with pytest.raises(KeyError, match=r"expected one of \['tau', 'mu'\]; got 'no such site'"):
+    with pytest.raises(KeyError, match=r"Expected one of \['tau', 'mu'\]; got 'no such site'"):
         CAVI(model, guide).step(x)
 
 

@@ -27,7 +27,7 @@ LAYERS = (
     {"guide"},
     {"particles"},
     {"gradient"},
-    {"infer"},
+    {"ascent"},
     {"criticism"},
     {"arviz", "arviz_core", "checks", "plotting"},
 )
@@ -105,7 +105,7 @@ def test_modules_import_only_from_the_layers_above() -> None:
         ("pyro_latent/errors.py", "\nfrom .families.base import F", "errors.py:2: errors imports pyro_latent.families"),
         ("pyro_latent/families/normal.py", "from ..rules import base", "families imports pyro_latent.rules"),
         ("pyro_latent/families/__init__.py", "from .. import guide", "families imports pyro_latent.guide"),
-        ("pyro_latent/guide/state.py", "def f():\n    import pyro_latent.infer.cavi", "state.py:2: guide imports"),
+        ("pyro_latent/guide/state.py", "def f():\n    import pyro_latent.ascent.cavi", "state.py:2: guide imports"),
         ("pyro_latent/guide/state.py", "from pyro_latent import CAVI", "state.py:1: guide imports pyro_latent.CAVI"),
         ("pyro_latent/handlers.py", "import pyro_latent", "handlers.py:1: handlers imports pyro_latent;"),
         ("pyro_latent/rules/normal.py", "from pyro_latent.models import gmm", "rules imports pyro_latent.models.gmm"),
@@ -124,12 +124,12 @@ def test_an_import_from_below_is_found_and_named(tmp_path: Path, file: str, sour
 @pytest.mark.parametrize(
     ("file", "source"),
     [
-        ("pyro_latent/__init__.py", "from pyro_latent.infer.cavi import CAVI"),
+        ("pyro_latent/__init__.py", "from pyro_latent.ascent.cavi import CAVI"),
         ("pyro_latent/families/normal.py", "from pyro_latent.families.base import Family\nfrom ..errors import Error"),
-        ("pyro_latent/infer/cavi.py", "import pyro_latent.guide\nfrom .base import Driver\nimport torch"),
+        ("pyro_latent/ascent/cavi.py", "import pyro_latent.guide\nfrom .base import Driver\nimport torch"),
         ("pyro_latent/arviz.py", "import arviz\nfrom . import criticism, families"),
         ("models/gmm.py", "from pyro_latent import handlers\nfrom .base import prior"),
-        ("models/lda/front.py", "from pyro_latent.infer import CAVI"),
+        ("models/lda/front.py", "from pyro_latent.ascent import CAVI"),
     ],
 )
 def test_an_import_from_above_or_beside_is_allowed(tmp_path: Path, file: str, source: str) -> None:

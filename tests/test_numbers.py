@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, ModelError, NaturalDomainError, check_updates, handlers
 from pyro_latent import guide as guides
-from pyro_latent.infer.sweep import rounding_of
+from pyro_latent.ascent.sweep import rounding_of
 from pyro_latent.models import gmm
 
 BLOCK = [("mean", "precision")]

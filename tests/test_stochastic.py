@@ -25,12 +25,12 @@ from torch.distributions import constraints
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from pyro_latent import CAVI, EM, AutoConjugate, RobbinsMonro, handlers
+from pyro_latent.ascent.memoised import MemoisedSteps
+from pyro_latent.ascent.stochastic import StochasticSteps
+from pyro_latent.ascent.sweep import Sweep
 from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.gradient.natural_gradient import draws_of, fisher_information
-from pyro_latent.infer.memoised import MemoisedSteps
-from pyro_latent.infer.stochastic import StochasticSteps
-from pyro_latent.infer.sweep import Sweep
 from pyro_latent.models import normal_gamma
 from pyro_latent.objective import Program
 

@@ -17,6 +17,8 @@ from torch import Tensor
 
 from pyro_latent.errors import DataError
 
+from ...errors import ArgumentTypeError
+
 __all__ = ["Corpus"]
 
 #: What to write for documents of a corpus.
@@ -190,7 +192,7 @@ class Corpus:
         """The corpus on a device, with counts of a floating dtype."""
         dtype = self.count.dtype if dtype is None else dtype
         if not dtype.is_floating_point:
-            raise TypeError(f"Expected a floating dtype for counts; got {dtype}. Write torch.float64.")
+            raise ArgumentTypeError(f"Expected a floating dtype for counts; got {dtype}. Write torch.float64.")
         device = self.count.device if device is None else torch.device(device)
         if dtype == self.count.dtype and device == self.count.device:
             return self

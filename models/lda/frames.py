@@ -14,6 +14,8 @@ import numpy as np
 
 from pyro_latent.errors import DataError
 
+from ...errors import ArgumentTypeError
+
 __all__ = ["as_frame", "column_names", "frame_counts"]
 
 
@@ -27,7 +29,7 @@ def column_names(data: Any) -> tuple[str, ...] | None:
     names = list(columns) if isinstance(columns, Iterable) else []
     others = [name for name in names if not isinstance(name, str)]
     if others and len(others) < len(names):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected columns that all have strings as names, or none; got {others[0]!r} among strings. Write "
             "data.columns = data.columns.astype(str)."
         )

@@ -107,8 +107,8 @@ def _check_counts(counts: Any, fractional: bool) -> None:
             first = int(places.argmax())
             raise DataError(
                 f"Expected counts that are {expected}; got {values[first]:g} for word {counts.col[first]} of document "
-                f"{counts.row[first]}, and {int(places.sum())} such in all. Clean the "
-                "data first; for weights that are no whole numbers write as_corpus(data, fractional=True)."
+                f"{counts.row[first]}, and {int(places.sum())} such in all. Clean the data first; "
+                "for weights that are no whole numbers write as_corpus(data, fractional=True)."
             )
 
 

@@ -36,6 +36,7 @@ from torch import Tensor, nn
 
 from pyro_latent.errors import DataError, check_count
 
+from ...errors import ArgumentError
 from .network import check_iterable
 from .store import NonFiniteLossError, StoredModule
 
@@ -75,7 +76,7 @@ class TemperatureSchedule:
 
     def __post_init__(self) -> None:
         if not (0 < self.floor <= self.start < math.inf and 0 <= self.rate < math.inf):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected 0 < floor <= start and rate >= 0; got start={self.start}, floor={self.floor} and "
                 f"rate={self.rate}. Write TemperatureSchedule(start=1.0, floor=0.5, rate=1e-3)."
             )
@@ -230,14 +231,16 @@ class DiscreteVAE(_CodeAutoencoder):
     ) -> None:
         super().__init__(num_pixels, num_variables, num_categories, num_categories, hidden, name)
         if relaxation not in get_args(Relaxation):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected relaxation to be one of {get_args(Relaxation)}; got {relaxation!r}. Choose one."
             )
         self.relaxation = relaxation
 
     def _relaxed(self, logits: Tensor, temperature: float) -> Any:
         if not temperature > 0:
-            raise ValueError(f"Expected a temperature > 0; got {temperature}. Use TemperatureSchedule, with a floor.")
+            raise ArgumentError(
+                f"Expected a temperature > 0; got {temperature}. Use TemperatureSchedule, with a floor."
+            )
         is_soft = self.relaxation == "gumbel_softmax"
         family = dist.RelaxedOneHotCategorical if is_soft else dist.RelaxedOneHotCategoricalStraightThrough
         return family(logits.new_tensor(temperature), logits=logits).to_event(1).mask(False)
@@ -384,7 +387,9 @@ class VectorQuantizer(nn.Module):
     def __init__(self, num_codes: int, code_dim: int, gradient: CodeGradient = "rotation") -> None:
         super().__init__()
         if gradient not in get_args(CodeGradient):
-            raise ValueError(f"Expected gradient to be one of {get_args(CodeGradient)}; got {gradient!r}. Choose one.")
+            raise ArgumentError(
+                f"Expected gradient to be one of {get_args(CodeGradient)}; got {gradient!r}. Choose one."
+            )
         self.gradient = gradient
         self.codebook = nn.Parameter(torch.randn(num_codes, code_dim) / code_dim**0.5)
 
@@ -448,7 +453,7 @@ class VQVAE(_CodeAutoencoder):
     ) -> None:
         super().__init__(num_pixels, num_variables, num_categories, code_dim, hidden, name)
         if not 0 <= commitment < math.inf:
-            raise ValueError(f"Expected commitment >= 0; got {commitment}. The paper has 0.25.")
+            raise ArgumentError(f"Expected commitment >= 0; got {commitment}. The paper has 0.25.")
         self.commitment = commitment
         self.quantizer = VectorQuantizer(num_categories, code_dim, gradient)
 

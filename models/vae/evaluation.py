@@ -22,6 +22,7 @@ from torch.distributions import kl_divergence
 
 from pyro_latent.errors import DataError, check_count
 
+from ...errors import ArgumentError
 from .model import VAE
 
 #: How many draws of z the moments of a posterior that has no closed forms are taken from.
@@ -185,7 +186,9 @@ def _drawn_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
 
 def _check_draws(num_samples: Sequence[int], chunk_size: int) -> None:
     if not num_samples:
-        raise ValueError("Expected one number of draws or more in num_samples; got (). Write num_samples=(1, 50, 500).")
+        raise ArgumentError(
+            "Expected one number of draws or more in num_samples; got (). Write num_samples=(1, 50, 500)."
+        )
     for number in num_samples:
         check_count("num_samples", number)
     check_count("chunk_size", chunk_size)

@@ -21,6 +21,8 @@ from torch import Tensor
 
 from pyro_latent.errors import DataError
 
+from ...errors import ArgumentError
+
 __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 
 #: The third byte of the magic number.
@@ -71,7 +73,7 @@ def load_mnist(
         DataError: if a file is not a whole IDX file, or images and labels do not fit together.
     """
     if part not in _PARTS:
-        raise ValueError(f"Expected part to be 'train' or 'test'; got {part!r}. Write load_mnist(folder, 'test').")
+        raise ArgumentError(f"Expected part to be 'train' or 'test'; got {part!r}. Write load_mnist(folder, 'test').")
     images = read_idx(_find(Path(folder), f"{_PARTS[part]}-images", "idx3-ubyte"))
     labels = read_idx(_find(Path(folder), f"{_PARTS[part]}-labels", "idx1-ubyte"))
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or images.dtype != torch.uint8:

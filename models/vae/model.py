@@ -33,6 +33,7 @@ from torch.distributions import constraints
 from pyro_latent.distributions import forget_last_draw
 from pyro_latent.errors import DataError, ModelError, check_count
 
+from ...errors import ArgumentError
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
 from .posterior import FlowedGaussian, check_flow
 from .store import StoredModule
@@ -319,7 +320,7 @@ class VAE(StoredModule):
             return
         total = len(images) if num_images is None else num_images
         if total < len(images) or (batch_size is not None and num_images is not None):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected num_images >= the {len(images)} images of the minibatch, or batch_size alone; got "
                 f"num_images={num_images}, batch_size={batch_size}. Write num_images=N with a minibatch of the N, or "
                 "batch_size=M with all of them."
@@ -400,7 +401,7 @@ def _check_images(vae: VAE, images: Tensor) -> None:
 
 def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
     if value not in allowed:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected {name} to be {' or '.join(map(repr, allowed))}; got {value!r}. Write {name}={allowed[0]!r}."
         )
 
@@ -421,20 +422,20 @@ def _check_arguments(
     for name, values in sizes.items():
         if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
             example = {"input_shape": "(28, 28)", "latent_dim": "2", "hidden": "(400,)"}[name]
-            raise ValueError(f"Expected {name} of integers >= 1; got {values}. Write {name}={example}, say.")
+            raise ArgumentError(f"Expected {name} of integers >= 1; got {values}. Write {name}={example}, say.")
     if not input_shape:
-        raise ValueError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
+        raise ArgumentError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
     if network == "conv":
         channels_of(input_shape)
         if not hidden:
-            raise ValueError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
+            raise ArgumentError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
     if (likelihood == "categorical") != (levels is not None) or (levels is not None and levels < 2):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected levels >= 2 with likelihood='categorical' and no levels with another; got levels={levels!r} "
             f"with likelihood={likelihood!r}. Write likelihood='categorical', levels=16, or leave out levels."
         )
     if weight_prior is not None and not 0 < weight_prior < float("inf"):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}. Write "
             "weight_prior=1.0, or None for a point estimate."
         )

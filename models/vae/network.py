@@ -15,6 +15,8 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
+from ...errors import ArgumentError, ArgumentTypeError
+
 __all__ = ["Decoder", "Encoder", "Linear", "Network"]
 
 Network: TypeAlias = Literal["mlp", "conv"]
@@ -125,7 +127,9 @@ def check_iterable(name: str, value: object) -> None:
         TypeError: with how to write it.
     """
     if not isinstance(value, Iterable):
-        raise TypeError(f"Expected {name} to be a sequence of integers; got {value!r}. Write {name}=({value!r},).")
+        raise ArgumentTypeError(
+            f"Expected {name} to be a sequence of integers; got {value!r}. Write {name}=({value!r},)."
+        )
 
 
 def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
@@ -135,9 +139,9 @@ def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
         ValueError: for shapes of other than two or three dimensions.
     """
     if len(input_shape) not in (2, 3):
-        raise ValueError(
-            f"Expected input_shape [height, width] or [channels, height, width] for network='conv'; got "
-            f"{list(input_shape)}. Reshape the images, or write network='mlp'."
+        raise ArgumentError(
+            "Expected input_shape [height, width] or [channels, height, width] for network='conv'; "
+            f"got {list(input_shape)}. Reshape the images, or write network='mlp'."
         )
     channels, height, width = (1, *input_shape) if len(input_shape) == 2 else tuple(input_shape)
     return channels, height, width

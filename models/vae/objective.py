@@ -29,6 +29,8 @@ from torch.distributions import Independent, kl_divergence
 
 from pyro_latent.errors import ModelError, check_count
 
+from ...errors import ArgumentError
+
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
 
 Estimator: TypeAlias = Literal["A", "B"]
@@ -108,7 +110,7 @@ class VAE_ELBO(ELBO):
         check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
         if estimator not in ("A", "B"):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected estimator to be 'A' or 'B'; got {estimator!r}. Write 'B' for KL divergences in closed form, "
                 "'A' to take them at the draws."
             )
@@ -220,5 +222,7 @@ class VAE_ELBO(ELBO):
 
 def _not_negative(name: str, value: float) -> float:
     if not 0 <= value < math.inf:
-        raise ValueError(f"Expected {name} >= 0 and finite; got {value}. Write {name}={_DEFAULTS[name]}, the default.")
+        raise ArgumentError(
+            f"Expected {name} >= 0 and finite; got {value}. Write {name}={_DEFAULTS[name]}, the default."
+        )
     return value

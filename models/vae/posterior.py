@@ -19,6 +19,8 @@ from torch.distributions import Transform
 
 from pyro_latent.distributions import forget_last_draw
 
+from ...errors import ArgumentError, ArgumentTypeError
+
 __all__ = ["FlowedGaussian", "check_flow", "layers_of"]
 
 
@@ -46,7 +48,7 @@ class FlowedGaussian(dist.TransformedDistribution):
         try:
             return super().log_prob(value)
         except (KeyError, NotImplementedError):
-            raise ValueError(
+            raise ArgumentError(
                 "Expected the last draw of q(z | x), whose flow has no inverse in closed form; got another value. Use "
                 "a flow with an inverse, such as make_flow('affine_coupling', latent_dim), to score any z."
             ) from None
@@ -61,11 +63,13 @@ def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
     """
     if flow is None:
         if context_dim is not None:
-            raise ValueError(f"Expected a conditional flow with context_dim={context_dim}; got no flow. Write flow=.")
+            raise ArgumentError(
+                f"Expected a conditional flow with context_dim={context_dim}; got no flow. Write flow=."
+            )
         return
     conditional = hasattr(flow, "condition")
     if not conditional and not isinstance(flow, Transform):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected flow to be a transform or a conditional one; got {type(flow).__name__}. Write "
             f"flow=make_flow('affine_coupling', {latent_dim}), of pyro_latent.gradient.flows."
         )
@@ -75,7 +79,7 @@ def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
             if conditional
             else ("no context_dim with a flow that has no context", f"Write make_flow(..., context_dim={context_dim})")
         )
-        raise ValueError(f"Expected {wanted}; got context_dim={context_dim}. {fix}.")
+        raise ArgumentError(f"Expected {wanted}; got context_dim={context_dim}. {fix}.")
     _try(flow, latent_dim, context_dim)
 
 
@@ -93,7 +97,7 @@ def _try(flow: Any, latent_dim: int, context_dim: int | None) -> None:
     forget_last_draw(flow)
     if shape != [1, latent_dim]:
         context = "" if context_dim is None else f" and a context of {context_dim} elements"
-        raise ValueError(
+        raise ArgumentError(
             f"Expected a flow of vectors of latent_dim={latent_dim} elements{context}; got one that does not take "
             f"them{reason}. Make the flow with the VAE's numbers."
         )

@@ -25,6 +25,7 @@ from pyro_latent.checkpoint import Run
 from pyro_latent.errors import check_count
 from pyro_latent.gradient.trainer import Trainer
 
+from ...errors import ArgumentError, ArgumentTypeError
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
 from .posterior import layers_of
@@ -81,7 +82,9 @@ def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
     """
     check_count("num_steps", num_steps)
     if not 0 <= start <= 1:
-        raise ValueError(f"Expected start in [0, 1]; got {start}. Write start=0.0 to begin without the KL divergence.")
+        raise ArgumentError(
+            f"Expected start in [0, 1]; got {start}. Write start=0.0 to begin without the KL divergence."
+        )
     return lambda step: min(1.0, start + (1 - start) * step / num_steps)
 
 
@@ -147,12 +150,12 @@ def fit(
     check_count("epochs", epochs, least)
     check_count("batch_size", batch_size)
     if not 0 < learning_rate < math.inf:
-        raise ValueError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
+        raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
     if validation is not None:
         vae.check_values(validation)
     if vae.flow is not None and estimator == "B":
-        raise ValueError(
+        raise ArgumentError(
             "Expected estimator='A' for a VAE with a flow, whose KL divergence has no closed form; got 'B'. Write "
             "fit(..., estimator='A')."
         )
@@ -190,7 +193,7 @@ def _own(optimizer: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> tor
     fits = callable(optimizer) and not isinstance(optimizer, PyroOptim)
     made: Any = optimizer(parameters) if fits else optimizer
     if not fits or not isinstance(made, torch.optim.Optimizer):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected optimizer to be a function of the parameters; got {type(made).__name__}. Write "
             "lambda parameters: torch.optim.Adam(parameters, 1e-3)."
         )

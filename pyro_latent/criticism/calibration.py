@@ -21,9 +21,9 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
+from ..ascent import CAVI
 from ..errors import ModelError, check_count
 from ..guide import AutoConjugate
-from ..infer import CAVI
 from ..particles import Call, Target, Values, is_latent, sample_sites, seeded
 from ..tables import text_table
 from .draws import guide_values

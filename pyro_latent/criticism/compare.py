@@ -19,9 +19,9 @@ from pyro.infer.autoguide import AutoCallable, AutoGuide
 from pyro.ops.stats import split_gelman_rubin
 from torch import Tensor
 
-from ..errors import ModelError, PyroLatentError, check_count
+from ..ascent import CAVI
+from ..errors import ArgumentError, ArgumentTypeError, ModelError, PyroLatentError, check_count
 from ..guide import AutoConjugate
-from ..infer import CAVI
 from ..particles import LEAST_DRAWS, Draws, Target, Weights, seeded
 from .arguments import check_same_data
 from .comparison import Comparison, Entry
@@ -80,7 +80,7 @@ def compare(
     max_steps = check_count("max_steps", max_steps, 1)
     check_methods(methods, "{'cavi': AutoConjugate(model)}")
     if reference is not None and reference not in methods:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected reference to be one of {list(methods)}; got {reference!r}. Name one of these, or leave it out."
         )
     for name, method in methods.items():
@@ -127,7 +127,7 @@ def _check_method(name: str, method: Any) -> None:
         TypeError: naming it.
     """
     if not isinstance(method, CAVI | SVI | MCMC) and not callable(method):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected a guide, AutoConjugate, CAVI, SVI or MCMC for {name!r}; got {type(method).__name__}. Write "
             f"{{{name!r}: AutoConjugate(model)}}, for instance."
         )

@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from ..errors import ArgumentError, ArgumentTypeError
+
 
 def check_methods(methods: Any, example: str) -> None:
     """Methods are given by name, and there is one.
@@ -17,9 +19,9 @@ def check_methods(methods: Any, example: str) -> None:
         ValueError: if it is empty.
     """
     if not isinstance(methods, Mapping):
-        raise TypeError(f"Expected methods by name, in a dict; got {type(methods).__name__}. Write {example}.")
+        raise ArgumentTypeError(f"Expected methods by name, in a dict; got {type(methods).__name__}. Write {example}.")
     if not methods:
-        raise ValueError(f"Expected at least one method; got none. Write {example}.")
+        raise ArgumentError(f"Expected at least one method; got none. Write {example}.")
 
 
 class Stopwatch:

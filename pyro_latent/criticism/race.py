@@ -18,9 +18,9 @@ from pyro.infer import SVI
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import DataError, check_count
+from ..ascent import CAVI
+from ..errors import ArgumentTypeError, DataError, check_count
 from ..guide import AutoConjugate
-from ..infer import CAVI
 from ..particles import LEAST_DRAWS, Target, Weights, seeded
 from ..tables import text_table
 from .draws import draw
@@ -232,7 +232,7 @@ class _Course:
         made = callable(make) and not isinstance(make, AutoGuide)
         driver = make() if made else make
         if not made or not hasattr(driver, "step") or not hasattr(driver, "guide"):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"Expected a function that makes a CAVI or an SVI for {name!r}; got {type(driver).__name__}. Write "
                 f"{{{name!r}: lambda: SVI(model, guide, optim, loss)}}, so that each run starts afresh."
             )
@@ -273,7 +273,7 @@ def _check_fresh(name: str, driver: Any, before: Any) -> None:
     """
     if driver is before or (isinstance(driver.guide, torch.nn.Module) and driver.guide is before.guide):
         what = "driver" if driver is before else "guide"
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected a function that makes a fresh driver with a fresh guide for {name!r} each time; got the same "
             f"{what} twice. Write lambda: CAVI(model, AutoConjugate(model)), with all that it needs made inside."
         )

@@ -11,6 +11,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from ..errors import ArgumentError
+
 
 class Elliptical(dist.TorchDistribution):
     """loc + scale_tril · R u: a radius R of any law, and a direction u that is uniform on the sphere.
@@ -37,12 +39,12 @@ class Elliptical(dist.TorchDistribution):
 
     def __init__(self, loc: Tensor, scale_tril: Tensor, radius: Any, *, validate_args: bool | None = None) -> None:
         if loc.dim() < 1 or scale_tril.shape[-2:] != (loc.shape[-1], loc.shape[-1]):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected loc [..., D] and scale_tril [..., D, D]; got {list(loc.shape)} and "
                 f"{list(scale_tril.shape)}. Give scale_tril the size of loc in both last dimensions."
             )
         if radius.event_shape or not radius.has_rsample:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected radius to be a reparameterised distribution of scalars; got {radius}. "
                 "Use one with has_rsample and an empty event shape."
             )

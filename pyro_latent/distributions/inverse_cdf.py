@@ -25,6 +25,8 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
+from ..errors import ArgumentError
+
 Parameter = Tensor | float
 
 
@@ -121,7 +123,7 @@ class LogUniform(InverseCDF):
     def __init__(self, low: Parameter, high: Parameter, *, validate_args: bool | None = None) -> None:
         super().__init__(low=low, high=high, validate_args=validate_args)
         if self._validate_args and not bool((self.low < self.high).all()):
-            raise ValueError(f"Expected low < high; got low={self.low} and high={self.high}. Exchange them?")
+            raise ArgumentError(f"Expected low < high; got low={self.low} and high={self.high}. Exchange them?")
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -210,7 +212,7 @@ class Triangular(InverseCDF):
         super().__init__(low=low, peak=peak, high=high, validate_args=validate_args)
         ordered = (self.low <= self.peak) & (self.peak <= self.high) & (self.low < self.high)
         if self._validate_args and not bool(ordered.all()):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected low <= peak <= high and low < high; got low={self.low}, peak={self.peak} and "
                 f"high={self.high}. Sort them?"
             )
@@ -268,7 +270,9 @@ class Erlang(dist.Gamma):
 
     def __init__(self, concentration: int, rate: Parameter, *, validate_args: bool | None = None) -> None:
         if isinstance(concentration, bool) or not isinstance(concentration, int) or concentration < 1:
-            raise ValueError(f"Expected a positive integer concentration; got {concentration!r}. Use Gamma for others.")
+            raise ArgumentError(
+                f"Expected a positive integer concentration; got {concentration!r}. Use Gamma for others."
+            )
         self.count = concentration
         rate = torch.as_tensor(rate)
         super().__init__(torch.full_like(rate, concentration).detach(), rate, validate_args=validate_args)

@@ -11,6 +11,7 @@ from typing import Any, Self, TypeVar
 import torch
 from torch import Tensor
 
+from ..errors import ArgumentError
 from .axes import broadcast_shapes, is_summed
 from .symbolic import Symbolic, count_combinations
 from .terms import Constant, Term
@@ -41,7 +42,7 @@ class Arithmetic(Symbolic):
     def value(self) -> Tensor:
         """The tensor of a constant expression, of its full shape."""
         if not self.is_constant:
-            raise ValueError(f"Expected a constant; got an expression of {sorted(self.sites)}.")
+            raise ArgumentError(f"Expected a constant; got an expression of {sorted(self.sites)}.")
         return self.polynomial().table(()).expand(self.shape)
 
     def __add__(self, other: Any) -> Self:

@@ -158,5 +158,5 @@ def _items_of(item: Any, device: torch.device) -> list[Any]:
     if isinstance(item, Integral | list | range | np.ndarray):
         item = torch.as_tensor(item if isinstance(item, np.ndarray) else np.asarray(item), device=device)
     if not isinstance(item, Tensor):
-        raise NotImplementedError(f"expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
+        raise NotImplementedError(f"Expected integers, slices, None, Ellipsis or tensors as an index; got {item!r}")
     return list(item.nonzero(as_tuple=True)) if item.dtype in _MASKS else [item.long()]

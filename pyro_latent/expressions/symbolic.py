@@ -11,7 +11,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..errors import LatentValueError
+from ..errors import ArgumentError, LatentValueError
 from .axes import Gather, broadcast_shapes, is_choice, is_summed, position_axes, shift
 from .evaluation import Values, evaluate_term
 from .terms import Choice, Constant, Factor, Replay, Term, Variable
@@ -264,7 +264,7 @@ class Symbolic:
 
     def _evaluate(self, values: Values) -> Tensor:
         if self.opacity:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected an expression with a value; got the opaque result of {self.opacity.operation} on "
                 f"{sorted(self.sites)}. Write it with operations that have a rule."
             )

@@ -70,7 +70,7 @@ class RandomTensor(Tensor):
         if isinstance(inputs[0], np.ndarray):
             raise LatentValueError(
                 f"Expected tensors beside {_of(_parents(inputs))}; got a NumPy array to its left, which torch refuses. "
-                f"Write torch.as_tensor(array) for array."
+                "Write torch.as_tensor(array) for array."
             )
         return operation(*(i if isinstance(i, Tensor) else torch.as_tensor(i, device=self.device) for i in inputs))
 
@@ -366,7 +366,6 @@ def _number_error(operation: str, parents: list[Expression]) -> LatentValueError
 
 def _in_place_error(operation: str, parents: list[Expression]) -> LatentValueError:
     return LatentValueError(
-        f"Expected operations that make new tensors; got the in-place {operation} with {_of(parents)}. Write x = x + "
-        f"y for "
-        "x += y, and torch.stack, torch.cat or torch.where for writing into a tensor's elements."
+        f"Expected operations that make new tensors; got the in-place {operation} with {_of(parents)}. "
+        "Write x = x + y for x += y, and torch.stack, torch.cat or torch.where for writing into a tensor's elements."
     )

@@ -46,7 +46,7 @@ class Coordinates(Mapping[str, Tensor]):
         try:
             return self._fields[name]
         except KeyError:
-            raise AttributeError(f"expected one of {sorted(self._fields)}; got {name!r}") from None
+            raise AttributeError(f"Expected one of {sorted(self._fields)}; got {name!r}") from None
 
     def __setattr__(self, name: str, value: Any) -> None:
         raise AttributeError(f"{type(self).__name__} is immutable; build a new one with map()")

@@ -30,7 +30,7 @@ from pyro.ops.hessian import hessian
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..errors import DataError, ModelError
+from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError
 from ..particles import Weights, check_no_subsample, sample_sites
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
@@ -61,19 +61,19 @@ class GaussianGuide(AutoMultivariateNormal):
 
     def __init__(self, model: Callable[..., Any], loc: Tensor, covariance_matrix: Tensor) -> None:
         if loc.dim() != 1 or covariance_matrix.shape != (len(loc), len(loc)):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected loc of shape [D] and covariance_matrix of shape [D, D]; got {list(loc.shape)} and "
                 f"{list(covariance_matrix.shape)}. Flatten the latents, in the order of the model."
             )
         asymmetry = float((covariance_matrix - covariance_matrix.mT).abs().max())
         if asymmetry > torch.finfo(covariance_matrix.dtype).eps ** 0.5 * float(covariance_matrix.abs().max()):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected covariance_matrix to be symmetric; got entries that differ by {asymmetry:.3g} from those "
                 "across the diagonal. Write L @ L.mT if it is a factor L, or (C + C.mT) / 2."
             )
         factor, failed = torch.linalg.cholesky_ex(covariance_matrix)
         if bool(failed) or not bool(factor.isfinite().all()):
-            raise ValueError(
+            raise ArgumentError(
                 "Expected covariance_matrix to be positive definite; got one with the eigenvalues "
                 f"{torch.linalg.eigvalsh(covariance_matrix).tolist()}. Take more draws, or a diagonal one."
             )
@@ -228,7 +228,7 @@ def moment_matching(
     Source: [1], "if we minimised KL(p ‖ q)"; Bishop 2006 (10.16)-(10.17), §10.7.
     """
     if covariance not in ("full", "diagonal"):
-        raise ValueError(
+        raise ArgumentError(
             f"Expected covariance to be 'full' or 'diagonal'; got {covariance!r}. Write 'diagonal' for a factorised q."
         )
     values, weights = _weighted_draws(samples)
@@ -250,7 +250,7 @@ def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
     if isinstance(samples, Mapping):
         return {name: torch.as_tensor(value) for name, value in samples.items()}, None
     if not isinstance(samples, Weights):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected an MCMC, Weights or draws by site; got {type(samples).__name__}. Write "
             '{"mean": draws}, with the draws along the first dimension.'
         )

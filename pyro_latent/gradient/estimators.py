@@ -33,7 +33,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from ..errors import ModelError, check_count
+from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
 from ..particles import is_delta
 from ..tables import text_table
 
@@ -144,7 +144,7 @@ class ScoreFunctionELBO(Trace_ELBO):
 
     def __init__(self, num_particles: int = 1, *, leave_one_out: bool = False, **options: Any) -> None:
         if leave_one_out and num_particles < 2:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected num_particles >= 2 with leave_one_out=True; got {num_particles}. "
                 "Write ScoreFunctionELBO(num_particles=10, leave_one_out=True)."
             )
@@ -405,16 +405,16 @@ def _default_estimators() -> dict[str, Any]:
 
 def _check_estimators(estimators: Any) -> None:
     if not isinstance(estimators, Mapping):
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected estimators by name, in a dict; got {type(estimators).__name__}. Write {{'A': PathwiseELBO()}}."
         )
     if not estimators:
-        raise ValueError("Expected at least one estimator; got none. Write {'A': PathwiseELBO()}, or leave it out.")
+        raise ArgumentError("Expected at least one estimator; got none. Write {'A': PathwiseELBO()}, or leave it out.")
     for name, elbo in estimators.items():
         if isinstance(elbo, type):
-            raise TypeError(f"Expected a Pyro ELBO as {name!r}; got a class. Write {elbo.__name__}().")
+            raise ArgumentTypeError(f"Expected a Pyro ELBO as {name!r}; got a class. Write {elbo.__name__}().")
         if not hasattr(elbo, "differentiable_loss"):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"Expected a Pyro ELBO with a differentiable_loss; got {elbo!r} as {name!r}. Write PathwiseELBO(), "
                 "AnalyticKLELBO(), StickingTheLandingELBO() or ScoreFunctionELBO()."
             )

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import DataError, ModelError
+from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError
 from ..objective import BlockKey, Init, Program, State, explain, initial_state, posteriors, quantiles_of
 from ..recording import Recording, record
 from .param_store import param_blocks, param_versions, write_params
@@ -89,7 +89,7 @@ class AutoConjugate(AutoGuide):
         check: bool = True,
     ) -> None:
         if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
-            raise ValueError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
+            raise ArgumentError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
         super().__init__(model)
         self._joint = _joint_blocks(blocks)
         self._init = init
@@ -247,10 +247,10 @@ class AutoConjugate(AutoGuide):
         They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
         """
         if isinstance(quantiles, int | float):
-            raise TypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
+            raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
         wrong = [q for q in quantiles if not 0 < q < 1]
         if wrong:
-            raise ValueError(f"Expected quantiles in (0, 1); got {wrong}.")
+            raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong}.")
         prepared = self.prepare(args, kwargs, predict=True)
         return quantiles_of(prepared.program, prepared.state, quantiles)
 
@@ -359,7 +359,7 @@ def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ..
     found = []
     for block in blocks or ():
         if isinstance(block, str) or not all(isinstance(name, str) for name in block):
-            raise TypeError(
+            raise ArgumentTypeError(
                 f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
             )
         if len(block) > 1:

@@ -170,9 +170,8 @@ def _single(site: LatentSite, device: torch.device) -> Block:
         if size > _LARGE_EVENT:
             warnings.warn(
                 f"Site {site.name!r} is a .to_event() normal of {size} elements: its posterior has a full covariance, "
-                f"of {size}² "
-                "numbers for each batch element. If its elements may be independent, declare them with pyro.plate "
-                "instead.",
+                f"of {size}² numbers for each batch element. If its elements may be independent, declare them with "
+                "pyro.plate instead.",
                 stacklevel=2,
             )
         joined, events = FAMILIES[found.event_class], (torch.Size([size]),)
@@ -181,11 +180,9 @@ def _single(site: LatentSite, device: torch.device) -> Block:
         known = ", ".join(sorted(d.__name__ for d in FAMILIES))
         raise NotConjugateError(
             f"Expected site {site.name!r} to have a prior in a known exponential family; got "
-            f"{site.distribution.__name__}. "
-            f"{_INSTEAD.get(site.distribution.__name__, '')}Known: {known}. Add one with "
-            f"register_family({site.distribution.__name__}, family), or fit the site by "
-            f"gradient "
-            "(an autoguide in SVI)."
+            f"{site.distribution.__name__}. {_INSTEAD.get(site.distribution.__name__, '')}Known: {known}. "
+            f"Add one with register_family({site.distribution.__name__}, family), or fit the site by gradient (an "
+            "autoguide in SVI)."
         )
     return _over(found, (site,), device)
 
@@ -196,8 +193,8 @@ def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -
     if len({batch for batch, _ in shapes}) > 1:
         listed = ", ".join(f"{s.name!r} {tuple(b)}" for s, (b, _) in zip(sites, shapes, strict=True))
         raise NotConjugateError(
-            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. Put them in the same "
-            f"plates."
+            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. "
+            "Put them in the same plates."
         )
     batch = shapes[0][0]
     extra = len(batch) - len(sites[0].batch_shape)

@@ -185,18 +185,15 @@ def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateEr
     parents = ", ".join(repr(f.variable.site) for f in factors)
     return NotConjugateError(
         f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which "
-        f"is not "
-        f"linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. What "
-        f"would work: "
-        f"{_hint(block, factors)}"
+        f"is not linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. "
+        f"What would work: {_hint(block, factors)}"
     )
 
 
 def _coupled(block: Block, site: str) -> NotConjugateError:
     return NotConjugateError(
         f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log "
-        f"density "
-        "couples them (it multiplies different elements, as X @ w does). Updating them all at once would not be "
-        "coordinate "
-        f"ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+        "density couples them (it multiplies different elements, as X @ w does). Updating them all at once would not "
+        f"be coordinate ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one "
+        "multivariate block."
     )

@@ -172,8 +172,7 @@ def mode(block: Block, value: Tensor, parts: Sequence[Part]) -> Natural:
         occurring = ", ".join(sorted(statistics))
         raise NotConjugateError(
             f"Expected a maximum over {block.label!r} in closed form; got a density with these functions of it: "
-            f"{occurring}. Use "
-            "EM(model, m_step='gradient')."
+            f"{occurring}. Use EM(model, m_step='gradient')."
         )
     coefficients, magnitudes = _coefficients(value, parts)
     best = solver(coefficients, value)

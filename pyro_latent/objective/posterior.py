@@ -78,7 +78,7 @@ class Posteriors(Mapping[Any, Any]):
 
     def __getitem__(self, key: Any) -> Any:
         if key not in self._entries:
-            raise KeyError(f"expected one of {list(self._entries)}; got {key!r}")
+            raise KeyError(f"Expected one of {list(self._entries)}; got {key!r}")
         return self._entries[key]
 
     def __iter__(self) -> Iterator[Any]:
@@ -270,7 +270,8 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
         )
     base: Any = _base(distribution)
     example = block.example
-    if not isinstance(base, (type(block.family.distribution(example)), *block.family.read_classes)):
+    classes: tuple[Any, ...] = (type(block.family.distribution(example)), *block.family.read_classes)
+    if not isinstance(base, classes):
         got = family_of(type(base))
         is_joint = got is not None and len(got.event_dims) > 1
         hint = f" Give the guide blocks=[{_names_of(block)}]." if is_joint else ""

@@ -640,9 +640,8 @@ class Program:
         if block.is_point and any(key in v.parents for v in self.derived):
             used = ", ".join(sorted({v.site.split()[0] for v in self.derived if key in v.parents}))
             raise NotConjugateError(
-                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. Use "
-                f"EM(model, "
-                "m_step='gradient')."
+                f"Expected a maximum over {block.label!r} in closed form; got a model that computes {used} of it. "
+                "Use EM(model, m_step='gradient')."
             )
         if block.is_point:
             return mode(block, means[key][VALUE], [_part(s, block, means) for s in found])
@@ -808,10 +807,8 @@ def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
     )
     raise NotConjugateError(
         f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: "
-        f"{opacity.operation} of "
-        f"{parents} has no expected log density in closed form. What would work: {hint}; or fit {parents} by "
-        f"gradient, with an "
-        "autoguide in SVI."
+        f"{opacity.operation} of {parents} has no expected log density in closed form. What would work: {hint}; "
+        f"or fit {parents} by gradient, with an autoguide in SVI."
     )
 
 

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
 
-from ..errors import ModelError, NaturalDomainError
+from ..errors import ArgumentTypeError, ModelError, NaturalDomainError
 from ..families import Natural
 from ..recording import DiscreteSite, LatentSite, ends_in_simplex, seen_data
 from .blocks import Block, BlockKey
@@ -130,8 +130,8 @@ def _given(program: Program, init: Init) -> dict[Any, Any]:
         found = {site.name: init(site) for site in sites}
         return {name: value for name, value in found.items() if value is not None}
     if not isinstance(init, Mapping):
-        raise TypeError(
-            f"Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
+        raise ArgumentTypeError(
+            "Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
             f"a function; got {init!r}."
         )
     known = {*(s.name for s in sites), *program.blocks}
@@ -332,7 +332,7 @@ def _responsibilities(
         if not bool(probs.isfinite().all()) or bool((probs < 0).any()) or bool((probs.sum(-1) <= 0).any()):
             raise ModelError(
                 f"Expected responsibilities for {site.name!r} that are finite, not negative, and not all zero for an "
-                f"element; got others."
+                "element; got others."
             )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     if labels is not None:

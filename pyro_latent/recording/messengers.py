@@ -384,8 +384,8 @@ def _check_frames(frames: Collection[Any], name: str) -> None:
     for frame in frames:
         if not frame.vectorized and is_part(frame):
             raise ModelError(
-                f"Expected subsampling in a vectorized plate, with pyro.plate(...) as indices; got a loop over "
-                f"{frame.size} of {frame.full_size} in plate {frame.name!r} at site {name!r}."
+                "Expected subsampling in a vectorized plate, with pyro.plate(...) as indices; "
+                f"got a loop over {frame.size} of {frame.full_size} in plate {frame.name!r} at site {name!r}."
             )
 
 

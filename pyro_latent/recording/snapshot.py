@@ -25,7 +25,14 @@ _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.
 #: Code that a model calls and that does not change: it is not looked into.
 _LIBRARIES = {*sys.stdlib_module_names, "numpy", "pandas", "pyro", "pyro_latent", "scipy", "torch"}
 #: What moves while a model is fitted, and that a model does not read.
-_DRIVERS = ("pyro.infer", "pyro.optim", "pyro_latent.gradient", "pyro_latent.guide", "pyro_latent.infer", "torch.optim")
+_DRIVERS = (
+    "pyro.infer",
+    "pyro.optim",
+    "pyro_latent.gradient",
+    "pyro_latent.guide",
+    "pyro_latent.ascent",
+    "torch.optim",
+)
 #: The elements of a tensor on an accelerator that are summed at once.
 _CHUNK = 2**24
 

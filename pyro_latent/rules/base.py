@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import MissingRuleError
+from ..errors import ArgumentTypeError, MissingRuleError
 from ..expressions import Expression, RandomTensor
 
 
@@ -66,9 +66,11 @@ def register_rule(distribution: type, rule: Rule | None = None) -> Any:
     if rule is None:
         return lambda function: register_rule(distribution, function)
     if not (isinstance(distribution, type) and hasattr(distribution, "log_prob")):
-        raise TypeError(f"Expected a distribution class such as pyro.distributions.Normal; got {distribution!r}")
+        raise ArgumentTypeError(
+            f"Expected a distribution class such as pyro.distributions.Normal; got {distribution!r}"
+        )
     if not callable(rule) or len(inspect.signature(rule).parameters) != 2:
-        raise TypeError(f"Expected a rule of two arguments, rule(arguments, value); got {rule!r}")
+        raise ArgumentTypeError(f"Expected a rule of two arguments, rule(arguments, value); got {rule!r}")
     RULES[distribution] = rule
     return rule
 
@@ -84,10 +86,9 @@ def rule_of(distribution: type) -> Rule:
             return RULES[base]
     known = ", ".join(sorted({d.__name__ for d in RULES}))
     raise MissingRuleError(
-        f"Expected a distribution with a rule; got {distribution.__name__}, which has none. Write "
-        f"register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments and "
-        f"the value, "
-        f"or use one of those that exist: {known}."
+        f"Expected a distribution with a rule; got {distribution.__name__}, which has none. "
+        f"Write register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments "
+        f"and the value, or use one of those that exist: {known}."
     )
 
 

@@ -53,7 +53,7 @@ class RandomDistribution(TorchDistribution):
         raise AttributeError(
             f"Expected an argument of {self.__dict__['family'].__name__} as it was given "
             f"({sorted(self.__dict__['arguments'])}); got {name!r}, which depends on the values of its latent "
-            f"arguments."
+            "arguments."
         )
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
@@ -71,9 +71,8 @@ class RandomDistribution(TorchDistribution):
             return empty
         sites = sorted({s for a in self.arguments.values() if isinstance(a, RandomTensor) for s in a.expression.sites})
         raise LatentValueError(
-            f"Expected pyro.sample for a distribution that depends on the latents {sites}; got a direct draw from it, "
-            f"which "
-            "needs their values. Write pyro.sample(name, distribution)."
+            f"Expected pyro.sample for a distribution that depends on the latents {sites}; "
+            "got a direct draw from it, which needs their values. Write pyro.sample(name, distribution)."
         )
 
     def log_prob(self, value: Any) -> Any:
@@ -102,9 +101,9 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
     if inside and not issubclass(cls, _WRAPPERS):
         raise NotConjugateError(
             f"Expected a distribution of plain arguments; got {cls.__name__} around a distribution with latent "
-            f"arguments "
-            f"({inside[0].family.__name__}). Write a mixture with a discrete latent site, as pyro.sample('z', "
-            "Categorical(weights)), and index the parameters by it; a transformed distribution has no rule."
+            f"arguments ({inside[0].family.__name__}). Write a mixture with a discrete latent site, as "
+            "pyro.sample('z', Categorical(weights)), and index the parameters by it; a transformed distribution has "
+            "no rule."
         )
     if not _has_random(args) and not _has_random(kwargs.values()):
         return None

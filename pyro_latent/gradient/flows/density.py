@@ -22,7 +22,7 @@ from tqdm.auto import tqdm
 
 from ...checkpoint import Run
 from ...distributions import forget_last_draw
-from ...errors import CheckpointError, DataError, ModelError, check_count
+from ...errors import ArgumentError, CheckpointError, DataError, ModelError, check_count
 from ..trainer import Trainer, copied_state
 from .layers import NO_INVERSE, make_flow, push
 
@@ -124,7 +124,7 @@ class FlowDensity(PyroModule):
         try:
             return self.distribution.sample((num_samples,))
         except (KeyError, NotImplementedError):
-            raise ValueError(f"Expected a flow that can be inverted, to sample; got one that {NO_INVERSE}") from None
+            raise ArgumentError(f"Expected a flow that can be inverted, to sample; got one that {NO_INVERSE}") from None
 
     def fit(
         self,

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from ...distributions import forget_last_draw
+from ...errors import ArgumentError
 from .layers import FLOWS, ElementwiseAffine, Flow, make_flow
 
 __all__ = ["FlowGuide"]
@@ -55,11 +56,11 @@ class FlowGuide(AutoNormalizingFlow):
         init_scale: float = 0.5,
     ) -> None:
         if not init_scale > 0:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected init_scale to be positive; got {init_scale}. Write init_scale=0.5, the default."
             )
         if isinstance(flow, str) and flow not in FLOWS:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected flow to be one of {sorted(FLOWS)}, or a function; got {flow!r}. Try 'affine_coupling' "
                 "first, or write lambda dim: make_flow(...)."
             )

@@ -20,7 +20,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 
 from ...distributions import forget_last_draw
-from ...errors import check_count
+from ...errors import ArgumentError, check_count
 
 __all__ = ["FLOWS", "NO_INVERSE", "ElementwiseAffine", "ElementwiseSpline", "Flow", "Reverse", "make_flow", "push"]
 
@@ -179,11 +179,11 @@ def make_flow(
     """
     known = FLOWS if context_dim is None else _CONDITIONAL_LAYERS
     if kind not in known:
-        raise ValueError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
+        raise ArgumentError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
     for name, value in {"dim": dim, "length": length, "context_dim": 1 if context_dim is None else context_dim}.items():
         check_count(name, value)
     if kind in _COUPLED and dim < 2:
-        raise ValueError(
+        raise ArgumentError(
             f"Expected dim of at least 2 for {kind!r}, which couples coordinates; got {dim}. Use 'spline'."
         )
     layers: list[Any] = []

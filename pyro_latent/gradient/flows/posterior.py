@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ...errors import ArgumentError
 from .layers import NO_INVERSE
 
 __all__ = ["FlowPosterior"]
@@ -45,7 +46,7 @@ class FlowPosterior(dist.TransformedDistribution):
         validate_args: bool | None = None,
     ) -> None:
         if loc.dim() == 0 or loc.shape != scale.shape:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected loc and scale of one shape [..., D]; got {list(loc.shape)} and {list(scale.shape)}. Write "
                 "loc, scale = torch.broadcast_tensors(loc, scale)."
             )
@@ -53,7 +54,7 @@ class FlowPosterior(dist.TransformedDistribution):
         if conditional != (context is not None):
             wanted = "a context for a conditional flow" if conditional else "no context for a flow without one"
             fix = "Write context=" if conditional else "Leave it out, or write make_flow(..., context_dim=)"
-            raise ValueError(f"Expected {wanted}; got {'none' if context is None else list(context.shape)}. {fix}.")
+            raise ArgumentError(f"Expected {wanted}; got {'none' if context is None else list(context.shape)}. {fix}.")
         self.flow = flow.condition(context) if conditional else flow
         super().__init__(dist.Normal(loc, scale).to_event(1), [self.flow], validate_args=validate_args)
 
@@ -66,6 +67,6 @@ class FlowPosterior(dist.TransformedDistribution):
         try:
             return super().log_prob(value)
         except (KeyError, NotImplementedError):
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected the last draw of this distribution; got another value, and its flow {NO_INVERSE}"
             ) from None

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ..errors import ModelError, check_count
+from ..errors import ArgumentError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Held, Init, Program
@@ -61,7 +61,7 @@ class EM(CAVI):
         restarts: int = 1,
     ) -> None:
         if m_step not in ("closed_form", "conditional", "gradient"):
-            raise ValueError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
+            raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
         super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
         self.m_step = m_step
         self.optimizer = optimizer

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import fingerprint
-from ..errors import ModelError
+from ..errors import ArgumentError, ModelError
 from ..families import Natural
 from ..gradient.natural_gradient import Draws, covariance_term, draws_of
 from ..guide import Prepared
@@ -64,7 +64,7 @@ class StochasticSteps:
         order = [key for key in driver.sites(program) if key is not None]
         local = [key for key in order if program.is_local(key)]
         if not 0 < step_size <= 1:
-            raise ValueError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
+            raise ArgumentError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
         summary = self._summary
         if self.draws:
             sweep, elbo = self._structured(driver, prepared, call, order, local, step_size)
@@ -195,8 +195,8 @@ def _check_structured(program: Program, state: State, local: list[BlockKey]) -> 
     points = [b.label for b in program.blocks.values() if b.is_point and b.key not in local]
     if written or points:
         raise ModelError(
-            f"Expected globals with a posterior and derived updates for structured inference; got "
-            f"{written or 'no'} hand-written updates and {points or 'no'} parameters or MAP sites."
+            "Expected globals with a posterior and derived updates for structured inference; "
+            f"got {written or 'no'} hand-written updates and {points or 'no'} parameters or MAP sites."
         )
 
 

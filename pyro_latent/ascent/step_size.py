@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from ..errors import ArgumentError, ArgumentTypeError
+
 #: The step size ρ in (0, 1] of step t = 0, 1, ….
 StepSize = Callable[[int], float]
 
@@ -29,9 +31,9 @@ class RobbinsMonro:
 
     def __post_init__(self) -> None:
         if not self.delay >= 1:
-            raise ValueError(f"Expected a delay of at least 1; got {self.delay!r}.")
+            raise ArgumentError(f"Expected a delay of at least 1; got {self.delay!r}.")
         if not 0.5 < self.forgetting <= 1:
-            raise ValueError(
+            raise ArgumentError(
                 f"Expected forgetting in (0.5, 1]; got {self.forgetting!r}. Outside of it the steps do not converge."
             )
 
@@ -59,12 +61,12 @@ def as_step_size(step_size: float | StepSize) -> StepSize:
         TypeError: if it is neither.
     """
     if isinstance(step_size, bool) or not (isinstance(step_size, int | float) or callable(step_size)):
-        raise TypeError(
-            f"Expected step_size to be a number in (0, 1], RobbinsMonro(...), or a function of the step; got "
+        raise ArgumentTypeError(
+            "Expected step_size to be a number in (0, 1], RobbinsMonro(...), or a function of the step; got "
             f"{step_size!r}."
         )
     if callable(step_size):
         return step_size
     if not 0 < step_size <= 1:
-        raise ValueError(f"Expected a step_size in (0, 1]; got {step_size!r}.")
+        raise ArgumentError(f"Expected a step_size in (0, 1]; got {step_size!r}.")
     return ConstantStep(float(step_size))

@@ -25,7 +25,15 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import fingerprint, random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError, ElboDecreaseError, ModelError, NaturalDomainError, check_count
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    ElboDecreaseError,
+    ModelError,
+    NaturalDomainError,
+    check_count,
+)
 from ..gradient.natural_gradient import draws_of
 from ..guide import AutoConjugate
 from ..objective import Block, BlockKey, Bound, Program, State
@@ -155,13 +163,17 @@ class CAVI:
     ) -> None:
         if not isinstance(guide, AutoConjugate):
             kind = "an autoguide for SVI" if isinstance(guide, AutoGuide) else type(guide).__name__
-            raise TypeError(f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model)).")
+            raise ArgumentTypeError(
+                f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model))."
+            )
         if guide.model is not model:
-            raise ValueError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
+            raise ArgumentError(
+                "Expected the guide of this model; got the guide of another. Write AutoConjugate(model)."
+            )
         if local_steps is not None:
             local_steps = check_count("local_steps", local_steps)
         if local_tol is not None and not (isinstance(local_tol, int | float) and local_tol >= 0):
-            raise ValueError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
+            raise ArgumentError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
         self.guide = guide
         self.order = None if order is None else list(order)
@@ -259,7 +271,7 @@ class CAVI:
         if rise <= max(_LEAST_RISE, tol) * max(1.0, abs(max(elbo))):
             return False
         warnings.warn(
-            f"Expected float32 to have the digits for this fit; got an ELBO that one sweep in float64 raises by "
+            "Expected float32 to have the digits for this fit; got an ELBO that one sweep in float64 raises by "
             f"{rise:.3g} nats, so it has not converged. Subtract the means of data and of columns of a design, and "
             "divide by their spread, or write x.double().",
             stacklevel=3,
@@ -306,7 +318,7 @@ class CAVI:
                 "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True)."
             )
         if isinstance(batches, Iterator):
-            raise TypeError(
+            raise ArgumentTypeError(
                 "Expected batches that can be iterated over again, such as a list or a DataLoader; got an iterator."
             )
         task = {} if checkpoint is None else {"data": [_data_of(batches), fingerprint(kwargs)]}
@@ -336,7 +348,7 @@ class CAVI:
             args, kwargs: the model's arguments for that piece.
         """
         if not isinstance(piece, int | str):
-            raise TypeError(f"Expected a piece to be known by an integer or a string; got {piece!r}.")
+            raise ArgumentTypeError(f"Expected a piece to be known by an integer or a string; got {piece!r}.")
         if not isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
         return -max(self._steps.step(self, piece, Call(args, kwargs)))
@@ -537,8 +549,7 @@ class CAVI:
         if unknown or missing:
             raise ModelError(
                 f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with "
-                f"{unknown or 'none'} unknown "
-                f"and {missing or 'none'} missing."
+                f"{unknown or 'none'} unknown and {missing or 'none'} missing."
             )
         return list(dict.fromkeys(places.get(n) for n in self.order))
 
@@ -597,11 +608,11 @@ def _steps(
     step_size: float | StepSize | None, memoised: bool, structured: int
 ) -> StochasticSteps | MemoisedSteps | None:
     if isinstance(structured, bool) or not isinstance(structured, int) or structured < 0:
-        raise ValueError(f"Expected structured to be a number of draws, or 0; got {structured!r}.")
+        raise ArgumentError(f"Expected structured to be a number of draws, or 0; got {structured!r}.")
     if memoised and step_size is not None:
-        raise ValueError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
+        raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:
-        raise ValueError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
+        raise ArgumentError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
     if memoised:
         return MemoisedSteps()
     return None if step_size is None else StochasticSteps(as_step_size(step_size), structured)
@@ -633,11 +644,11 @@ def _check_same(before: Mapping[str, tuple[Tensor, int]], now: Mapping[str, tupl
     other = [name for name in now if before and (name not in before or not _equal(before[name], now[name]))]
     if other:
         raise ModelError(
-            f"Expected the data of the last step, or a plate that says how much data there is in all; got other data "
-            f"at {', '.join(map(repr, other))}, for which the guide would forget the last step's. For batches write "
-            'pyro.plate("data", size, subsample_size=len(x)) and CAVI(model, guide, step_size=RobbinsMonro()) or '
-            "CAVI(model, guide, memoised=True). To fit the guide to this data instead, use run, or a new "
-            "CAVI(model, guide)."
+            "Expected the data of the last step, or a plate that says how much data there is in all; "
+            f"got other data at {', '.join(map(repr, other))}, for which the guide would forget the last step's. "
+            'For batches write pyro.plate("data", size, subsample_size=len(x)) and CAVI(model, guide, '
+            "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True). To fit the guide to this data instead, "
+            "use run, or a new CAVI(model, guide)."
         )
 
 
@@ -693,7 +704,7 @@ def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     try:
         signature.bind(*args, **kwargs)
     except TypeError as error:
-        raise TypeError(
+        raise ArgumentTypeError(
             f"Expected batches, with the keyword arguments that they share, to be the model's arguments {signature}; "
             f"got a batch of {len(args)} with {sorted(kwargs) or 'no'} keywords: {error}. Give what all batches share "
             "by keyword, as in run_batches(batches, size=1000)."
@@ -730,7 +741,7 @@ class _AskedToEnd(Exception):
 
 def _check_tolerance(tol: Any) -> None:
     if not (isinstance(tol, int | float) and tol >= 0):
-        raise ValueError(f"Expected a tolerance of at least 0; got {tol!r}.")
+        raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
 
 
 def _has_settled(history: list[list[float]], tol: float) -> bool:

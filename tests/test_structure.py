@@ -1,0 +1,128 @@
+"""The structure of the source: no import circle, no file that outgrows a reader, errors in one form."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+LONGEST_FILE = 400
+#: Files over the limit, with why each is one thing.
+LONG_FILES = {
+    "models/gmm.py": "four kinds of covariance, not yet apart",
+    "models/vae/discrete.py": "autoencoders with categorical latents, relaxed and quantized, not yet apart",
+    "models/vae/model.py": "the autoencoder, its likelihoods not yet apart",
+    "pyro_latent/ascent/cavi.py": "the driver of coordinate ascent, not yet apart from its steps",
+    "pyro_latent/gradient/estimators.py": "four estimators and their variance, not yet apart",
+    "pyro_latent/objective/program.py": "the compiled model, its discrete part not yet apart",
+    "pyro_latent/objective/starts.py": "starts by data, by clusters and by draws",
+    "pyro_latent/recording/messengers.py": "the two runs that record",
+}
+#: Modules that still import one another: steps of coordinate ascent name their driver, for types alone.
+CIRCLES = [[f"pyro_latent.ascent.{name}" for name in ("cavi", "memoised", "place", "stochastic")]]
+
+
+def modules(root: Path = ROOT) -> dict[str, Path]:
+    """The source files by the name of their module; a package's is its ``__init__.py``."""
+    found = {}
+    for directory, prefix in ((root / "pyro_latent", ["pyro_latent"]), (root / "models", ["pyro_latent", "models"])):
+        for path in sorted(directory.rglob("*.py")):
+            parts = [*prefix, *path.relative_to(directory).with_suffix("").parts]
+            found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+def imports_of(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
+    """The modules of the library that a module imports: at its top, in its functions, and for types alone."""
+    package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names if alias.name in known)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module.split(".") if node.module else [])]
+            for alias in node.names:
+                full, parent = ".".join([*base, alias.name]), ".".join(base)
+                if full in known:
+                    yield full
+                elif parent in known:
+                    yield parent
+
+
+def circles(graph: dict[str, set[str]]) -> list[list[str]]:
+    """The sets of modules that reach one another, by Tarjan's algorithm."""
+    index: dict[str, int] = {}
+    low: dict[str, int] = {}
+    stack: list[str] = []
+    found: list[list[str]] = []
+
+    def visit(node: str) -> None:
+        index[node] = low[node] = len(index)
+        stack.append(node)
+        for other in sorted(graph[node]):
+            if other not in index:
+                visit(other)
+                low[node] = min(low[node], low[other])
+            elif other in stack:
+                low[node] = min(low[node], index[other])
+        if low[node] == index[node]:
+            at = stack.index(node)
+            group = stack[at:]
+            del stack[at:]
+            if len(group) > 1 or node in graph[node]:
+                found.append(sorted(group))
+
+    for node in sorted(graph):
+        if node not in index:
+            visit(node)
+    return found
+
+
+def test_circles_are_found() -> None:
+    assert circles({"a": {"b"}, "b": {"c"}, "c": {"b"}}) == [["b", "c"]]
+    assert circles({"a": {"b"}, "b": set()}) == []
+
+
+def test_no_import_circle_types_included() -> None:
+    known = modules()
+    graph = {name: set(imports_of(name, path, known)) - {name} for name, path in known.items()}
+    assert circles(graph) == CIRCLES
+
+
+def test_no_file_outgrows_a_reader() -> None:
+    long = {str(p.relative_to(ROOT)): len(p.read_text(encoding="utf-8").splitlines()) for p in modules().values()}
+    assert {name for name, count in long.items() if count > LONGEST_FILE} == set(LONG_FILES)
+
+
+def messages(path: Path) -> Iterator[tuple[int, str, str]]:
+    """Line, exception and text of each message that is raised, a field of an f-string shown as ``{}``."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if not (isinstance(node, ast.Raise) and isinstance(node.exc, ast.Call) and node.exc.args):
+            continue
+        message = node.exc.args[0]
+        if isinstance(message, ast.Constant) and isinstance(message.value, str):
+            text = message.value
+        elif isinstance(message, ast.JoinedStr):
+            text = "".join(str(v.value) if isinstance(v, ast.Constant) else "{}" for v in message.values)
+        else:
+            continue
+        yield node.lineno, ast.unparse(node.exc.func), text
+
+
+@pytest.mark.parametrize("path", modules().values(), ids=lambda p: str(p.relative_to(ROOT)))
+def test_errors_say_what_was_expected_and_what_came(path: Path) -> None:
+    plain = {"ValueError", "TypeError", "RuntimeError", "Exception"}
+    foreign = {"ImportError", "NotImplementedError", "AttributeError", "KeyError", "IndexError", "TypingError"}
+    foreign |= {"TooLargeError", "_number_error"}  # caught where the words around them are known
+    wrong = []
+    for line, name, text in messages(path):
+        if name in plain:
+            wrong.append(f"line {line}: {name} is not the library's own; derive it from PyroLatentError")
+        elif name.endswith("Error") and name not in foreign and "xpected" not in text:
+            wrong.append(f"line {line}: {text!r} does not say what was expected")
+        elif "expected" in text and text.startswith("expected"):
+            wrong.append(f"line {line}: {text!r} starts without a capital")
+    assert wrong == []
