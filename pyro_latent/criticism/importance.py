@@ -41,7 +41,7 @@ def naive_monte_carlo(
 
     Args:
         model: a Pyro model.
-        *args, **kwargs: its arguments.
+        args, kwargs: its arguments.
         num_samples: S.
         batch_size: how many draws are made and scored at a time; all by default, in parts that fit into memory.
         vectorized: True: a batch is one run of the model, in one more plate to the left; False: a run a draw, for
@@ -85,7 +85,7 @@ def importance_sampling(
         model: a Pyro model.
         guide: any Pyro guide or autoguide of it, fitted, with a density at every site, which a point estimate has not;
             None: the prior, which is :func:`naive_monte_carlo`.
-        *args, **kwargs: the arguments of both.
+        args, kwargs: the arguments of both.
         num_samples, batch_size, vectorized, keep_samples: as in :func:`naive_monte_carlo`.
 
     Raises:

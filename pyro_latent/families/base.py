@@ -101,7 +101,7 @@ Monomial = tuple[tuple[int, str], ...]
 class Family(ABC):
     """One exponential family; instances are stateless.
 
-    Class attributes:
+    Attributes:
         name: the field's name for it, as shown by ``explain``.
         event_dims: the number of event dimensions of each component of x (one component, but for joint blocks).
         statistics: the statistics t(x), with the number of event dimensions of each.

@@ -126,11 +126,15 @@ class AutoConjugate(AutoGuide):
         """
         if predict:
             return self._predicted(args, kwargs)
+        return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
+
+    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:
+        """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
         posterior, last = self.posterior_state, self.posterior_state.last()
         if last is None or posterior.doubted or last.program.recording.redraws:
-            return self._recorded(args, kwargs, rescale)
+            return None
         if last.program.recording.rescaled != rescale or not last.call.matches(args, kwargs):
-            return self._recorded(args, kwargs, rescale)
+            return None
         return last._replace(state=posterior.with_params(last.program, last.state))
 
     def _predicted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
@@ -160,7 +164,7 @@ class AutoConjugate(AutoGuide):
         """Data that the guide is not fitted to, remembered for the next call."""
         now = (self.posterior_state.revision, param_versions(known))
         if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
-            self._reading = (now, self._recorded(args, kwargs, predict=True))
+            self._reading = (now, self._again(args, kwargs) or self._recorded(args, kwargs, predict=True))
         found = self._reading[1]
         if found.program.recording.redraws:
             self._reading = None  # the next call sees another subsample
