@@ -32,9 +32,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma, NormalWishart
-from pyro_latent.errors import DataError
-
-from ..errors import ArgumentError
+from pyro_latent.errors import ArgumentError, DataError
 
 __all__ = [
     "default_priors",

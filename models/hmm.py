@@ -16,9 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
-
-from ..errors import ArgumentError
+from pyro_latent.errors import ArgumentError, DataError
 
 __all__ = ["log_likelihood", "model", "start"]
 

@@ -24,9 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
-
-from ..errors import ArgumentError
+from pyro_latent.errors import ArgumentError, DataError
 
 __all__ = [
     "banana_log_evidence",

@@ -31,8 +31,8 @@ from .particles import (
     LEAST_DRAWS,
     Call,
     Draws,
-    Run,
     Runner,
+    ScoredRun,
     Target,
     Weights,
     is_latent,
@@ -188,7 +188,7 @@ def _posterior(target: Target, guide: Any, num: int, sites: Mapping[str, Site]) 
     return draws, _groups(draws, scored, _predictive(target)(values, made), sites)
 
 
-def _groups(draws: Draws, scored: Run, predicted: Run, sites: Mapping[str, Site]) -> Groups:
+def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mapping[str, Site]) -> Groups:
     """The groups that are made of draws, each array ``[chain, draw] + shape``, and the observed data."""
     kept, observed = _kinds(sites)
 
@@ -220,7 +220,7 @@ def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
     if not num:
         return {}
     with quiet_redraws():
-        found: Run = _predictive(target)({}, num)
+        found: ScoredRun = _predictive(target)({}, num)
     kept, observed = _kinds(sites)
     return {
         "prior": {n: _array(found.values[n])[None] for n in kept},

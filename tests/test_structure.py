@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from test_layers import imported_layers
 
 ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
@@ -38,18 +39,10 @@ def modules(root: Path = ROOT) -> dict[str, Path]:
 def imports_of(name: str, path: Path, known: dict[str, Path]) -> Iterator[str]:
     """The modules of the library that a module imports: at its top, in its functions, and for types alone."""
     package = name.split(".") if path.name == "__init__.py" else name.split(".")[:-1]
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            yield from (alias.name for alias in node.names if alias.name in known)
-        elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else []
-            base = [*base, *(node.module.split(".") if node.module else [])]
-            for alias in node.names:
-                full, parent = ".".join([*base, alias.name]), ".".join(base)
-                if full in known:
-                    yield full
-                elif parent in known:
-                    yield parent
+    for _, _, full in imported_layers(path, package):
+        found = full if full in known else full.rpartition(".")[0]
+        if found in known:
+            yield found
 
 
 def circles(graph: dict[str, set[str]]) -> list[list[str]]:

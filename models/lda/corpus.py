@@ -15,9 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
-
-from ...errors import ArgumentTypeError
+from pyro_latent.errors import ArgumentTypeError, DataError
 
 __all__ = ["Corpus"]
 

@@ -12,9 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from pyro_latent.errors import DataError
-
-from ...errors import ArgumentTypeError
+from pyro_latent.errors import ArgumentTypeError, DataError
 
 __all__ = ["as_frame", "column_names", "frame_counts"]
 

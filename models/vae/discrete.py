@@ -34,9 +34,8 @@ from pyro.infer.util import is_validation_enabled
 from pyro.nn import pyro_method
 from torch import Tensor, nn
 
-from pyro_latent.errors import DataError, check_count
+from pyro_latent.errors import ArgumentError, DataError, check_count
 
-from ...errors import ArgumentError
 from .network import check_iterable
 from .store import NonFiniteLossError, StoredModule
 

@@ -20,9 +20,8 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_latent.errors import DataError, check_count
+from pyro_latent.errors import ArgumentError, DataError, check_count
 
-from ...errors import ArgumentError
 from .model import VAE
 
 #: How many draws of z the moments of a posterior that has no closed forms are taken from.

@@ -19,9 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
-
-from ...errors import ArgumentError
+from pyro_latent.errors import ArgumentError, DataError
 
 __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 

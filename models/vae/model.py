@@ -31,9 +31,8 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent.distributions import forget_last_draw
-from pyro_latent.errors import DataError, ModelError, check_count
+from pyro_latent.errors import ArgumentError, DataError, ModelError, check_count
 
-from ...errors import ArgumentError
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
 from .posterior import FlowedGaussian, check_flow
 from .store import StoredModule

@@ -15,7 +15,7 @@ from typing import Literal, TypeAlias
 
 from torch import Tensor, nn
 
-from ...errors import ArgumentError, ArgumentTypeError
+from pyro_latent.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["Decoder", "Encoder", "Linear", "Network"]
 

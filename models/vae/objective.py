@@ -27,9 +27,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent, kl_divergence
 
-from pyro_latent.errors import ModelError, check_count
-
-from ...errors import ArgumentError
+from pyro_latent.errors import ArgumentError, ModelError, check_count
 
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
 

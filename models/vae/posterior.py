@@ -18,8 +18,7 @@ from torch import Tensor, nn
 from torch.distributions import Transform
 
 from pyro_latent.distributions import forget_last_draw
-
-from ...errors import ArgumentError, ArgumentTypeError
+from pyro_latent.errors import ArgumentError, ArgumentTypeError
 
 __all__ = ["FlowedGaussian", "check_flow", "layers_of"]
 

@@ -22,10 +22,9 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
-from pyro_latent.errors import check_count
+from pyro_latent.errors import ArgumentError, ArgumentTypeError, check_count
 from pyro_latent.gradient.trainer import Trainer
 
-from ...errors import ArgumentError, ArgumentTypeError
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
 from .posterior import layers_of

@@ -245,7 +245,6 @@ class CAVI:
         """
         check_count("max_steps", max_steps)
         _check_tolerance(tol)
-        check_count("checkpoint_every", checkpoint_every)
         if isinstance(self._steps, MemoisedSteps):
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
         exact = self._steps is None
@@ -311,7 +310,6 @@ class CAVI:
         """
         check_count("epochs", epochs)
         _check_tolerance(tol)
-        check_count("checkpoint_every", checkpoint_every)
         if self._steps is None:
             raise ModelError(
                 "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import random_state, read_checkpoint, restore_random_state, write_checkpoint
-from ..errors import CheckpointError
+from ..errors import CheckpointError, check_count
 
 if TYPE_CHECKING:
     from .cavi import CAVI
@@ -21,7 +21,8 @@ class Place:
     """How far a run has come, and the file that keeps it."""
 
     def __init__(self, driver: CAVI, path: str | PathLike[str] | None, every: int, task: dict[str, Any]) -> None:
-        self.driver, self.path, self.every, self.task = driver, path, every, task
+        self.driver, self.path, self.task = driver, path, task
+        self.every = check_count("checkpoint_every", every)
         self.history: list[list[float]] = []
         self.ends: list[int] = []  # the number of steps at the end of each pass
         self._pass_random: dict[str, Tensor] | None = None

@@ -66,7 +66,7 @@ class Call:
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
 
-class Run(NamedTuple):
+class ScoredRun(NamedTuple):
     """What runs leave, by site; each tensor has a leading dimension over draws, or none for a single run.
 
     ``values`` are of the site's shape. ``log_probs`` are of its batch shape and hold scales and masks; ``pointwise``
@@ -83,33 +83,33 @@ class Run(NamedTuple):
         return torch.stack([p.double().reshape(len(p), -1).sum(1) for p in self.log_probs.values()]).sum(0)
 
     @staticmethod
-    def stacked(runs: Iterable[Run]) -> Run:
+    def stacked(runs: Iterable[ScoredRun]) -> ScoredRun:
         """Single runs as many."""
         return _joined(list(runs), torch.stack)
 
     @staticmethod
-    def concatenated(runs: Sequence[Run]) -> Run:
+    def concatenated(runs: Sequence[ScoredRun]) -> ScoredRun:
         """Batches as one."""
         return runs[0] if len(runs) == 1 else _joined(runs, torch.cat)
 
 
-def _joined(runs: Sequence[Run], join: Callable[[list[Tensor]], Tensor]) -> Run:
-    return Run(*({n: join([r[i][n] for r in runs]) for n in part} for i, part in enumerate(runs[0])))
+def _joined(runs: Sequence[ScoredRun], join: Callable[[list[Tensor]], Tensor]) -> ScoredRun:
+    return ScoredRun(*({n: join([r[i][n] for r in runs]) for n in part} for i, part in enumerate(runs[0])))
 
 
 # ------------------------------------------------------------------------------------------------------------ one run
 
 
-def run(call: Call, held: Mapping[str, Tensor]) -> Run:
+def run(call: Call, held: Mapping[str, Tensor]) -> ScoredRun:
     """One run with the sites ``held`` at their values, and the others drawn."""
     return read(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
 
 
-def read(trace: Any) -> Run:
+def read(trace: Any) -> ScoredRun:
     """Values and densities of a trace."""
     trace.compute_log_prob()
     sites = sample_sites(trace)
-    return Run(
+    return ScoredRun(
         {n: s["value"] for n, s in sites.items() if isinstance(s["value"], Tensor)},
         {n: s["log_prob"] for n, s in sites.items()},
         {n: scale_and_mask(s["unscaled_log_prob"], mask=s["mask"]) for n, s in sites.items()},
@@ -139,25 +139,25 @@ class Runner:
     fixed: frozenset[str] = frozenset()
     marginal: bool = False
     once: bool = False
-    _single: Run | None = field(default=None, init=False, repr=False)
+    _single: ScoredRun | None = field(default=None, init=False, repr=False)
     _size: int = field(default=1, init=False, repr=False)
     _drawn: frozenset[str] = field(default=frozenset(), init=False, repr=False)
     _batch_dims: dict[str, int] = field(default_factory=dict, init=False, repr=False)
     _trusted: bool = field(default=False, init=False, repr=False)
 
-    def __call__(self, held: Mapping[str, Tensor], num: int) -> Run:
+    def __call__(self, held: Mapping[str, Tensor], num: int) -> ScoredRun:
         """``num`` runs; each tensor of ``held`` is ``[num] + shape``.
 
         Raises:
             ModelError: if no way is left.
         """
-        return Run.concatenated(list(self._parts(dict(held), num)))
+        return ScoredRun.concatenated(list(self._parts(dict(held), num)))
 
     def log_prob(self, held: Mapping[str, Tensor], num: int) -> Tensor:
         """The log density of so many runs, ``[num]``, float64, which keeps nothing else; differentiable."""
         return torch.cat([part.log_prob for part in self._parts(dict(held), num)])
 
-    def _parts(self, held: Values, num: int) -> Iterator[Run]:
+    def _parts(self, held: Values, num: int) -> Iterator[ScoredRun]:
         if self._single is None or not self.once:
             self._look({n: t[0] for n, t in held.items()})
         for i in range(0, num, self._size):
@@ -174,7 +174,7 @@ class Runner:
         numel = sum(s["log_prob"].numel() + torch.as_tensor(s["value"]).numel() for s in sites.values())
         self._size = max(1, BATCH_ELEMENTS // max(2 * numel, 1))
 
-    def _run(self, held: Values, num: int) -> Run:
+    def _run(self, held: Values, num: int) -> ScoredRun:
         batches = [way for way in self.ways if way != "loop"] if num > 1 else []
         for way in batches:
             found = self._attempt(way, held, num)
@@ -189,9 +189,9 @@ class Runner:
                 "Expected a model that bears one more plate to the left, for vectorized=True; got other densities "
                 "there, or an error. Index plated sites with pyro.ops.indexing.Vindex, or leave vectorized=None."
             )
-        return Run.stacked(self._one({n: t[i] for n, t in held.items()}) for i in range(num))
+        return ScoredRun.stacked(self._one({n: t[i] for n, t in held.items()}) for i in range(num))
 
-    def _attempt(self, way: Way, held: Values, num: int) -> Run | None:
+    def _attempt(self, way: Way, held: Values, num: int) -> ScoredRun | None:
         """A batch, or None where the program does not allow it: it may then raise anything."""
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of operations that vmap batches slowly; a pass a draw is slower
@@ -200,14 +200,14 @@ class Runner:
             except Exception:
                 return None
 
-    def _by_vmap(self, held: Values, num: int) -> Run:
-        def one(_: Tensor, values: Values) -> Run:
+    def _by_vmap(self, held: Values, num: int) -> ScoredRun:
+        def one(_: Tensor, values: Values) -> ScoredRun:
             return self._one(values)
 
         with pyro.validation_enabled(False), OutOfPlaceDraws():
             return torch.vmap(one, randomness="different")(torch.arange(num), held)
 
-    def _by_plate(self, held: Values, num: int) -> Run | None:
+    def _by_plate(self, held: Values, num: int) -> ScoredRun | None:
         assert self._single is not None
         placed = {n: self._beside_plates(n, t) for n, t in held.items()}
         found = self._read(self._trace(placed, num))
@@ -217,7 +217,7 @@ class Runner:
             {n: _unplated(t, num, shapes[n].shape) for n, t in part.items()}
             for part, shapes in zip(found, self._single, strict=True)
         ]
-        return Run(*parts)
+        return ScoredRun(*parts)
 
     def _beside_plates(self, name: str, value: Tensor) -> Tensor:
         """``[num] + shape`` with as many dimensions of 1 after the first as puts it to the left of all plates."""
@@ -225,7 +225,7 @@ class Runner:
         return value.reshape(len(value), *[1] * between, *value.shape[1:])
 
     @torch.no_grad()
-    def _agrees(self, way: Way, found: Run, held: Values, draw: int) -> bool:
+    def _agrees(self, way: Way, found: ScoredRun, held: Values, draw: int) -> bool:
         """Whether a single run with these values has these densities."""
         values = {n: found.values[n] for n in self._drawn if n in found.values} | held
         try:
@@ -238,7 +238,7 @@ class Runner:
         pairs = zip(found, single, strict=True)
         return all(a.keys() == b.keys() and all(close(a[n][draw], b[n]) for n in a) for a, b in pairs)
 
-    def _one(self, held: Values) -> Run:
+    def _one(self, held: Values) -> ScoredRun:
         return self._read(self._trace(held))
 
     def _trace(self, held: Values, num: int | None = None) -> Any:
@@ -250,8 +250,8 @@ class Runner:
             program = poutine.enum(program, first_available_dim=-2 - self.nesting)
         return self.call.with_program(program).trace()
 
-    def _read(self, trace: Any) -> Run:
-        return Run({}, {"": summed(trace)}, {}) if self.marginal else read(trace)
+    def _read(self, trace: Any) -> ScoredRun:
+        return ScoredRun({}, {"": summed(trace)}, {}) if self.marginal else read(trace)
 
 
 def _unplated(tensor: Tensor, num: int, shape: torch.Size) -> Tensor:
