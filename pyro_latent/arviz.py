@@ -29,9 +29,9 @@ from .errors import ArgumentTypeError, ModelError, check_count
 from .guide import AutoConjugate
 from .particles import (
     LEAST_DRAWS,
-    Call,
     Draws,
-    Runner,
+    ProgramCall,
+    ProgramRunner,
     ScoredRun,
     Target,
     Weights,
@@ -183,7 +183,7 @@ def _posterior(target: Target, guide: Any, num: int, sites: Mapping[str, Site]) 
     else:
         (values, log_q), chains = guide_values(target, guide, num, _name(guide)), 1
     made = len(next(iter(values.values())))
-    scored = Runner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, made)
+    scored = ProgramRunner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, made)
     draws = Draws(values, scored.log_prob, log_q, chains=chains)
     return draws, _groups(draws, scored, _predictive(target)(values, made), sites)
 
@@ -210,10 +210,10 @@ def _observed(sites: Mapping[str, Site]) -> dict[str, Array]:
     return {n: _array(sites[n]["value"]) for n in _kinds(sites)[1]}
 
 
-def _predictive(target: Target) -> Runner:
+def _predictive(target: Target) -> ProgramRunner:
     """The model without its data."""
-    call: Call = target.call.with_program(poutine.uncondition(target.call.program))
-    return Runner(call, target.nesting, ways=("vmap", "plate", "loop"))
+    call: ProgramCall = target.call.with_program(poutine.uncondition(target.call.program))
+    return ProgramRunner(call, target.nesting, ways=("vmap", "plate", "loop"))
 
 
 def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
@@ -257,7 +257,7 @@ def _divergences(mcmc: MCMC, shape: tuple[int, int]) -> dict[str, Array]:
     return {"diverging": diverging}
 
 
-def _constant_data(call: Call, sites: Mapping[str, Site]) -> dict[str, Array]:
+def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Array]:
     """Arrays among the arguments by the names that the model gives them, without those that are observed."""
     model, observed = call.program, _observed(sites).values()
     try:

@@ -95,7 +95,7 @@ def check_updates(
 
 
 def _check_block(sweep: Sweep, block: Block, tol: float) -> UpdateCheck:
-    written = sweep.updated(block)
+    written = sweep.optimum_of(block)
     derived = sweep.program.optimum(block.key, sweep.means, sweep.summands)
     difference = max(
         float(((written[n] - derived[n]).abs() / (1 + derived[n].abs())).max()) for n in block.family.statistics

@@ -48,7 +48,7 @@ from pyro_latent.criticism.evidence import Estimate
 from pyro_latent.criticism.moments import features_of, relabelled
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import gmm, normal_gamma
-from pyro_latent.particles import Call, Runner, log_joint, run, seeded
+from pyro_latent.particles import ProgramCall, ProgramRunner, log_joint, run, seeded
 
 Model = Callable[..., Any]
 
@@ -222,8 +222,8 @@ def test_densities_in_batches_are_those_of_single_runs(name: str) -> None:
 def test_a_program_that_allows_no_batch_runs_one_by_one_and_the_others_do_not() -> None:
     ways = {}
     for name, (model, args) in TRICKY.items():
-        call = Call(model, args, {})
-        runner = Runner(call, 1, ways=("vmap", "plate", "loop"))
+        call = ProgramCall(model, args, {})
+        runner = ProgramRunner(call, 1, ways=("vmap", "plate", "loop"))
         latent = next(n for n in ("weights", "level", "z") if n in run(call, {}).values)
         values = run(call, {}).values[latent]
         runner({latent: torch.randn(20, *values.shape, dtype=torch.float64)}, 20)
@@ -521,7 +521,7 @@ def test_a_biased_guide_is_found_biased() -> None:
 
 
 def test_simulated_data_takes_the_place_of_the_observed(x: Tensor) -> None:
-    call = Call(normal_gamma.model, (x,), {})
+    call = ProgramCall(normal_gamma.model, (x,), {})
     truth, data = simulated(call)
     assert set(truth) == {"mean", "precision"} and set(data) == {"obs"}
     assert not torch.equal(data["obs"], x)

@@ -18,7 +18,7 @@ from pyro_latent.criticism import importance_sampling, score
 from pyro_latent.errors import ModelError
 from pyro_latent.gradient.flows import FlowGuide
 from pyro_latent.models import normal_gamma
-from pyro_latent.particles import Call, LogJoint, Particles, Runner, Target, Way, log_joint
+from pyro_latent.particles import LogJoint, Particles, ProgramCall, ProgramRunner, Target, Way, log_joint
 
 X = torch.tensor([-1.4, 0.3, 2.1, 1.2, -0.6], dtype=torch.float64)
 RATE = 0.3
@@ -77,7 +77,7 @@ def test_sums_go_in_one_batch_in_either_precision(dtype: torch.dtype) -> None:
     """Rounding in single precision is not taken for a program that bears no plate."""
     x = torch.randn(2000, dtype=dtype)
     target = Target.of(two_clusters, (x,), {})
-    runner = Runner(target.call, target.nesting, ("plate", "loop"), marginal=True)
+    runner = ProgramRunner(target.call, target.nesting, ("plate", "loop"), marginal=True)
     places = torch.randn(20, dtype=dtype)
     found = runner.log_prob({"place": places}, 20)
     assert runner.ways[0] == "plate" and found.dtype == torch.float64
@@ -96,7 +96,7 @@ def test_draws_of_a_program_that_hides_its_sites_from_plates_are_independent() -
             pyro.sample("x", dist.Normal(label, 0.8), obs=x)
 
     posterior = infer_discrete(known_place, first_available_dim=-3)
-    found = Runner(Call(posterior, (x,), {}), 1)({}, 400).values["label"]
+    found = ProgramRunner(ProgramCall(posterior, (x,), {}), 1)({}, 400).values["label"]
     odds = RATE / (1 - RATE) * np.exp(scipy.stats.norm.logpdf(x, 1, 0.8) - scipy.stats.norm.logpdf(x, 0, 0.8))
     share = odds / (1 + odds)
     variance = (share * (1 - share)).sum()
@@ -157,7 +157,7 @@ def test_a_plate_that_changes_densities_without_an_error_is_not_believed() -> No
 
     x, labels = X[:3], torch.tensor([1, 2, 1])
     values = torch.randn(3, 3, dtype=torch.float64)
-    found = Runner(Call(picks, (x, labels), {}), 1, ("plate", "loop")).log_prob({"level": values}, 3)
+    found = ProgramRunner(ProgramCall(picks, (x, labels), {}), 1, ("plate", "loop")).log_prob({"level": values}, 3)
     expected = scipy.stats.norm.logpdf(values).sum(1) + scipy.stats.norm.logpdf(x, values[:, labels]).sum(1)
     np.testing.assert_allclose(found, expected, rtol=1e-12)
 

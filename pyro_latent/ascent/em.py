@@ -17,7 +17,7 @@ from torch.distributions import transform_to
 from ..errors import ArgumentError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
-from ..objective import BlockKey, Held, Init, Program
+from ..objective import BlockKey, DiscretePosterior, Init, Program
 from .cavi import CAVI, check_whole
 from .sweep import Call, Sweep
 
@@ -66,7 +66,7 @@ class EM(CAVI):
         self.m_step = m_step
         self.optimizer = optimizer
         self.gradient_steps = check_count("gradient_steps", gradient_steps)
-        self._held: tuple[Program, Held | None] | None = None
+        self._held: tuple[Program, DiscretePosterior | None] | None = None
 
     def _run(self, sweep: Sweep) -> None:
         order = self.sites(sweep.program)
@@ -202,7 +202,7 @@ class EM(CAVI):
             raise ModelError(f"Expected discrete latents only; got {spread}, for which evaluate_loss gives the bound.")
         return self.guide.elbo(*args, **kwargs)
 
-    def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, Held | None]:
+    def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, DiscretePosterior | None]:
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         if self._held is None or self._held[0] is not program:
             self.e_step(*args, **kwargs)

@@ -23,7 +23,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, ModelError
 from ..families import Natural
-from ..gradient.natural_gradient import Draws, covariance_term, draws_of
+from ..gradient.natural_gradient import BlockDraws, covariance_term, draws_of
 from ..guide import Prepared
 from ..objective import Block, BlockKey, Means, Program, State, Summand, Summary, summarize
 from .step_size import StepSize
@@ -102,7 +102,7 @@ class StochasticSteps:
             elif block.is_point:
                 sweep.visit(key)
             else:
-                sweep.blend(key, sweep.updated(block), step_size)
+                sweep.blend(key, sweep.optimum_of(block), step_size)
         return summary
 
     def _structured(
@@ -203,7 +203,7 @@ def _check_structured(program: Program, state: State, local: list[BlockKey]) -> 
 def at_draws(
     program: Program,
     state: State,
-    draws: Mapping[BlockKey, Draws],
+    draws: Mapping[BlockKey, BlockDraws],
     count: int,
     call: Call,
     starts: Mapping[str, Tensor] | None = None,
@@ -216,7 +216,7 @@ def at_draws(
     return Sweep(program, spread, call, None, held, means)
 
 
-def _step_towards(block: Block, old: Natural, found: Natural, draws: Draws, step_size: float) -> Natural:
+def _step_towards(block: Block, old: Natural, found: Natural, draws: BlockDraws, step_size: float) -> Natural:
     """What the draws say is the block's optimum, with their covariance term where the step then stays proper."""
     target = found.map(lambda t: t.mean(0, keepdim=True))
     term = covariance_term(block, draws, found)

@@ -15,7 +15,7 @@ from ..objective import (
     Block,
     BlockKey,
     Bound,
-    Held,
+    DiscretePosterior,
     Means,
     Posteriors,
     Program,
@@ -93,7 +93,7 @@ class Sweep:
         program: Program,
         state: State,
         call: Call,
-        held: Held | None = None,
+        held: DiscretePosterior | None = None,
         probs: Mapping[str, Tensor] | None = None,
         means: Means | None = None,
         hold: bool = True,
@@ -105,7 +105,7 @@ class Sweep:
         self.proper: dict[BlockKey, Tensor] = {}
         self.summands: list[Summand] = []
         self._probs: dict[str, Tensor] = {}
-        self.held: Held | None = None
+        self.held: DiscretePosterior | None = None
         self._stale = False  # whether a block has changed since the discrete posterior was held
         if program.discrete and hold:
             self._hold(held, dict(probs or {}))
@@ -120,7 +120,7 @@ class Sweep:
         """The number of starts that are swept at once."""
         return len(next(iter(next(iter(self.state.values())).values()))) if self.state else 1
 
-    def _hold(self, held: Held | None, probs: dict[str, Tensor]) -> None:
+    def _hold(self, held: DiscretePosterior | None, probs: dict[str, Tensor]) -> None:
         written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
         self._held_means = self.means
         self._stale = False
@@ -150,7 +150,7 @@ class Sweep:
             return
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
-            self.set(key, taken(turn, self.updated(block), self.state[key]))
+            self.set(key, taken(turn, self.optimum_of(block), self.state[key]))
 
     def set(self, key: BlockKey, natural: Natural) -> None:
         """Put a block at given natural parameters."""
@@ -158,9 +158,9 @@ class Sweep:
         proper = self.program.in_domain(key, natural)
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
-        self.means = self.program.updated(self.means, key, natural)
+        self.means = self.program.means_after(self.means, key, natural)
 
-    def updated(self, block: Block) -> Natural:
+    def optimum_of(self, block: Block) -> Natural:
         """The block's optimum: by its hand-written update if it has one, else derived."""
         if block.update is None:
             return self.program.optimum(block.key, self.means, self.summands)

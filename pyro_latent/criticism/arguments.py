@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..guide import AutoConjugate
-from ..particles import Call
+from ..particles import ProgramCall
 
 Array = np.ndarray[Any, Any]
 
 PLAIN = int | float | complex | str | bytes | bool | None
 
 
-def check_same_data(here: Call, guide: Any, name: str) -> None:
+def check_same_data(here: ProgramCall, guide: Any, name: str) -> None:
     """What a guide was fitted to has to be what it is compared on, where it remembers that.
 
     An ``AutoConjugate`` and an ``MCMC`` know the arguments of their fit; other guides keep nothing of their data.
@@ -43,7 +43,7 @@ def check_same_data(here: Call, guide: Any, name: str) -> None:
             _check_arguments(here, call.args, call.kwargs, name)
 
 
-def _check_arguments(call: Call, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+def _check_arguments(call: ProgramCall, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
     here, there = _bound(call.program, call.args, call.kwargs), _bound(call.program, args, kwargs)
     if here.keys() != there.keys():
         raise ModelError(

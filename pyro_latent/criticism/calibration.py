@@ -24,7 +24,7 @@ from torch import Tensor
 from ..ascent import CAVI
 from ..errors import ModelError, check_count
 from ..guide import AutoConjugate
-from ..particles import Call, Target, Values, is_latent, sample_sites, seeded
+from ..particles import ProgramCall, Target, Values, is_latent, sample_sites, seeded
 from ..tables import text_table
 from .draws import guide_values
 
@@ -174,7 +174,7 @@ def _share_below(drawn: Tensor, truth: Tensor) -> Tensor:
     return ((rank + torch.rand(rank.shape, dtype=rank.dtype, device=rank.device)) / (len(drawn) + 1)).cpu()
 
 
-def simulated(call: Call) -> tuple[Values, Values]:
+def simulated(call: ProgramCall) -> tuple[Values, Values]:
     """Latents from the prior, and data given them, by site.
 
     Raises:

@@ -18,7 +18,7 @@ from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 
 from ..errors import ModelError
-from ..particles import Call, Draws, Program, Proposal, Target, Values, close, log_joint, run, without_marked
+from ..particles import Draws, ProgramCall, Proposal, PyroProgram, Target, Values, close, log_joint, run, without_marked
 from .support import check_support
 
 
@@ -53,7 +53,7 @@ def draw(target: Target, guide: Any, num: int, name: str = "the guide") -> Draws
 
 
 def guide_values(
-    target: Target, guide: Program, num: int, name: str = "the guide", *, marginal: bool = False
+    target: Target, guide: PyroProgram, num: int, name: str = "the guide", *, marginal: bool = False
 ) -> tuple[Values, Tensor]:
     """Draws of the model's latents by a guide, each ``[num] + shape``, and its log density of each, ``[num]``.
 
@@ -70,7 +70,7 @@ def guide_values(
     return Proposal(target, program, wanted, name).draw(num)
 
 
-def _check_arguments_fit(guide: Program, call: Call, name: str) -> None:
+def _check_arguments_fit(guide: PyroProgram, call: ProgramCall, name: str) -> None:
     try:
         inspect.signature(guide).bind(*call.args, **call.kwargs)
     except TypeError as error:
@@ -82,7 +82,7 @@ def _check_arguments_fit(guide: Program, call: Call, name: str) -> None:
         return
 
 
-def with_curvature(guide: Program, call: Call, name: str) -> Program:
+def with_curvature(guide: PyroProgram, call: ProgramCall, name: str) -> PyroProgram:
     """What ``AutoLaplaceApproximation`` stands for: it finds a point, around which the Hessian makes a Gaussian.
 
     Raises:
@@ -92,7 +92,7 @@ def with_curvature(guide: Program, call: Call, name: str) -> Program:
         return guide
     try:
         with torch.enable_grad():
-            gaussian: Program = guide.laplace_approximation(*call.args, **call.kwargs)
+            gaussian: PyroProgram = guide.laplace_approximation(*call.args, **call.kwargs)
     except torch.linalg.LinAlgError:
         raise ModelError(
             f"Expected a Laplace approximation at a maximum; got a point whose Hessian is not negative definite ({name}"

@@ -10,13 +10,13 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 
 from ..errors import ModelError
-from ..particles import Call, Values
+from ..particles import ProgramCall, Values
 
 #: How many draws are looked at, one by one.
 LOOKED_AT = 200
 
 
-def check_support(call: Call, values: Values, name: str) -> None:
+def check_support(call: ProgramCall, values: Values, name: str) -> None:
     """Every draw has to be inside the support that the model has for its site.
 
     Args:
@@ -65,7 +65,7 @@ class _Outside(Messenger):
         self.values = values
         self.supports: dict[str, Any] = {}
 
-    def look(self, call: Call) -> None:
+    def look(self, call: ProgramCall) -> None:
         """Run the model with these values; what it raises after a site that is outside does not matter."""
         try:
             with pyro.validation_enabled(False), self:

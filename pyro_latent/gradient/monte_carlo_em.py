@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import Run, restore_random_state
 from ..errors import ModelError, check_count
-from ..particles import LogJoint, Runner, Target
+from ..particles import LogJoint, ProgramRunner, Target
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
 
@@ -187,7 +187,7 @@ class MonteCarloEM:
 
     def _exact_draws(self, target: Target) -> Callable[[], dict[str, Tensor]]:
         posterior = infer_discrete(self.model, first_available_dim=-2 - target.nesting)
-        runner = Runner(target.call.with_program(posterior), target.nesting, once=True)
+        runner = ProgramRunner(target.call.with_program(posterior), target.nesting, once=True)
 
         @torch.no_grad()
         def draws() -> dict[str, Tensor]:

@@ -23,14 +23,14 @@ from ..objective import Block
 LARGEST_FISHER = 64
 
 
-class Draws(NamedTuple):
+class BlockDraws(NamedTuple):
     """Draws of a block: the natural parameters that they are a function of, and their statistics, ``[draws] + ...``."""
 
     natural: Natural
     statistics: Mean
 
 
-def draws_of(block: Block, natural: Natural, count: int) -> Draws:
+def draws_of(block: Block, natural: Natural, count: int) -> BlockDraws:
     """Draws from a block, differentiable in its natural parameters where its distributions can be drawn so."""
     leaves = natural.map(lambda t: t[0].detach().requires_grad_())
     values: dict[int, Tensor] = {}
@@ -40,10 +40,10 @@ def draws_of(block: Block, natural: Natural, count: int) -> Draws:
             draw = distribution.rsample if distribution.has_rsample else distribution.sample
             values[component] = draw(() if values else (count,))
         statistics = block.family.sufficient_statistics(*(values[component] for component in sorted(values)))
-    return Draws(leaves, statistics)
+    return BlockDraws(leaves, statistics)
 
 
-def covariance_term(block: Block, draws: Draws, gradients: Natural) -> Natural | None:
+def covariance_term(block: Block, draws: BlockDraws, gradients: Natural) -> Natural | None:
     """F⁻¹ ∇_η E⟨t(β(η)), s − E s⟩ from the gradients s at each draw, with a leading dimension of one.
 
     None where it is left out: for one draw, for blocks of many statistics, and for draws that are not differentiable.
@@ -94,4 +94,4 @@ def _fields(block: Block, rows: Tensor, like: Natural) -> Natural:
     return Natural(**{n: p.reshape(1, *like[n].shape) for n, p in zip(block.family.statistics, parts, strict=True)})
 
 
-__all__ = ["Draws", "covariance_term", "draws_of", "fisher_information"]
+__all__ = ["BlockDraws", "covariance_term", "draws_of", "fisher_information"]

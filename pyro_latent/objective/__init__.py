@@ -13,7 +13,7 @@ from .posterior import (
     responsibilities,
     shaped,
 )
-from .program import Bound, Held, Program, taken
+from .program import Bound, DiscretePosterior, Program, taken
 from .starts import Init, fresh_blocks, initial_state
 from .summands import Means, State, Summand
 from .summaries import Summary, summarize
@@ -23,7 +23,7 @@ __all__ = [
     "BlockKey",
     "Bound",
     "DependentElements",
-    "Held",
+    "DiscretePosterior",
     "Init",
     "Means",
     "Posteriors",

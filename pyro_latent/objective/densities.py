@@ -20,7 +20,7 @@ _LOG_ZERO = -1e30
 
 
 @dataclass(frozen=True, eq=False)
-class Part:
+class DensityPart:
     """Terms of a density that read the same discrete elements.
 
     ``choices`` are the labels of what they read, in the order of the layout's readings; ``places`` maps the labels that
@@ -36,7 +36,7 @@ class Part:
 
 def parts_of(
     scored: ScoredSite, terms: Sequence[Term], sites: Mapping[str, DiscreteSite], nesting: int
-) -> tuple[list[Term], list[Part]]:
+) -> tuple[list[Term], list[DensityPart]]:
     """The terms that depend on no discrete site, and the others: together where every one reads its own elements,
     else by what they read.
     """
@@ -56,7 +56,7 @@ def parts_of(
 
 def _part(
     scored: ScoredSite, terms: Sequence[Term], choices: Sequence[Choice], sites: Mapping[str, DiscreteSite], depth: int
-) -> Part:
+) -> DensityPart:
     used = {x for c in choices for x in c.labels}
     bound = sorted(x for x in used if x > 0)
     places = {x: x for x in used if x < 0} | {x: -depth - 1 - i for i, x in enumerate(bound)}
@@ -64,7 +64,7 @@ def _part(
     sizes = _sizes(terms)
     own = [n if i - depth in used else 1 for i, n in enumerate(shape)]
     layout = Layout(tuple(_reading(c, places, sites) for c in choices), (*(sizes[x] for x in reversed(bound)), *own))
-    return Part(scored.name, tuple(terms), layout, tuple(c.label for c in choices), places)
+    return DensityPart(scored.name, tuple(terms), layout, tuple(c.label for c in choices), places)
 
 
 def _reading(choice: Choice, places: Mapping[int, int], sites: Mapping[str, DiscreteSite]) -> Reading:
@@ -248,4 +248,4 @@ def _finite(constant: Constant) -> Constant:
     return replace(constant, tensor=tensor.clamp(min=_LOG_ZERO)) if tensor.is_floating_point() else constant
 
 
-__all__ = ["Part", "conflicts", "is_finite", "live_elements", "masked", "parts_of", "with_indicators"]
+__all__ = ["DensityPart", "conflicts", "is_finite", "live_elements", "masked", "parts_of", "with_indicators"]

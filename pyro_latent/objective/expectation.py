@@ -22,7 +22,7 @@ from .blocks import Block
 
 
 @dataclass(frozen=True, eq=False)
-class Moment:
+class BlockMoment:
     """A statistic of a block, read through axes over its batch and event dimensions."""
 
     block: Block
@@ -36,7 +36,7 @@ class ExpectedTerm:
 
     coefficient: float
     constants: tuple[Constant, ...]
-    moments: tuple[Moment, ...]
+    moments: tuple[BlockMoment, ...]
     choices: tuple[Choice, ...] = ()
 
 
@@ -70,7 +70,7 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
             moments += [_point_moment(f, owners) for f in factors]
             continue
         if owners[factors[0].variable.site][0].is_discrete:
-            moments += [Moment(owners[f.variable.site][0], "x", f.axes) for f in factors]
+            moments += [BlockMoment(owners[f.variable.site][0], "x", f.axes) for f in factors]
             continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
@@ -78,12 +78,14 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
 
 
-def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Moment:
+def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> BlockMoment:
     """Any function of a point is known: it needs no joint moment."""
-    return Moment(owners[factor.variable.site][0], f"{factor.function}^{factor.power:g}", factor.axes)
+    return BlockMoment(owners[factor.variable.site][0], f"{factor.function}^{factor.power:g}", factor.axes)
 
 
-def _moment(factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str) -> Moment:
+def _moment(
+    factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str
+) -> BlockMoment:
     block = owners[factors[0].variable.site][0]
     readings: list[_Reading] = []
     for factor in factors:
@@ -101,7 +103,7 @@ def _moment(factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outs
     for order in _orders(readings):
         event = _match(rule.pattern, order, outside)
         if event is not None:
-            return Moment(block, rule.statistic, readings[0].batch + event)
+            return BlockMoment(block, rule.statistic, readings[0].batch + event)
     raise _no_moment(block, factors, site)
 
 

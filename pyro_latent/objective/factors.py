@@ -15,16 +15,16 @@ from torch import Tensor
 
 from ..expressions.axes import axis_labels, contract, read
 from ..recording import DiscreteSite
-from .expectation import Moment
+from .expectation import BlockMoment
 from .joints import Layout, Reading
 from .summands import START, Means, Summand, labels_of, read_moment
 
 
-class Piece(NamedTuple):
+class FactorTerm(NamedTuple):
     """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
 
     constants: list[tuple[Tensor, tuple[int, ...]]]
-    moments: tuple[Moment, ...]
+    moments: tuple[BlockMoment, ...]
     links: tuple[int, ...]
     symmetric: bool
 
@@ -41,7 +41,7 @@ class DiscreteFactor:
     site: str
     layout: Layout
     shape: torch.Size
-    pieces: tuple[Piece, ...]
+    pieces: tuple[FactorTerm, ...]
     rows: tuple[int, ...]
     features: Tensor | None
 
@@ -97,7 +97,7 @@ class DiscreteFactor:
                 found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
         return found
 
-    def _columns(self, piece: Piece, part: Tensor, columns: tuple[int, ...]) -> Summand:
+    def _columns(self, piece: FactorTerm, part: Tensor, columns: tuple[int, ...]) -> Summand:
         if piece.symmetric:
             size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
             part = _from_upper(part, size)
@@ -108,11 +108,11 @@ class DiscreteFactor:
         part = part.sum(gone) if gone else part
         return Summand(part, (START, *(c for c in columns if c in own), *piece.links), piece.moments)
 
-    def _link_sizes(self, piece: Piece) -> list[int]:
+    def _link_sizes(self, piece: FactorTerm) -> list[int]:
         sizes = {label: n for t, labels in piece.constants for label, n in zip(labels, t.shape, strict=True)}
         return [sizes[label] for label in piece.links]
 
-    def _width(self, piece: Piece) -> int:
+    def _width(self, piece: FactorTerm) -> int:
         sizes = self._link_sizes(piece)
         if piece.symmetric:
             return sizes[0] * (sizes[0] + 1) // 2
@@ -121,7 +121,7 @@ class DiscreteFactor:
             width *= n
         return width
 
-    def _summand(self, piece: Piece, weights: Tensor) -> Summand:
+    def _summand(self, piece: FactorTerm, weights: Tensor) -> Summand:
         labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
         squeezed, kept = _squeeze(weights, labels)
         own = set(labels_of(piece.moments))
@@ -192,7 +192,7 @@ def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int
     return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
 
 
-def product_of(piece: Piece, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+def product_of(piece: FactorTerm, means: Means) -> tuple[Tensor, tuple[int, ...]]:
     operands = [*piece.constants, *(read_moment(m, means) for m in piece.moments)]
     labels = dict.fromkeys(x for _, c in operands for x in c if x <= 0)
     out = (START, *(x for x in labels if x != START))
@@ -217,15 +217,15 @@ def _from_upper(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
-def make_piece(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...]) -> Piece:
+def make_factor_term(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[BlockMoment, ...]) -> FactorTerm:
     inner = dict.fromkeys(x for _, c in constants for x in c if x > 0)
     own = set(labels_of(moments))
     links = tuple(x for x in inner if x in own)
-    return Piece(constants, moments, links, _is_symmetric(constants, moments, links))
+    return FactorTerm(constants, moments, links, _is_symmetric(constants, moments, links))
 
 
 def _is_symmetric(
-    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[Moment, ...], links: tuple[int, ...]
+    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[BlockMoment, ...], links: tuple[int, ...]
 ) -> bool:
     """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
     if len(links) != 2:
@@ -242,7 +242,7 @@ def _is_symmetric(
     return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
 
 
-def features_of(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
+def features_of(pieces: list[FactorTerm]) -> tuple[tuple[int, ...], Tensor | None]:
     """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
     rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if x < 0}))
     columns = {x for p in pieces for x in labels_of(p.moments) if x < 0}
@@ -260,7 +260,7 @@ def features_of(pieces: list[Piece]) -> tuple[tuple[int, ...], Tensor | None]:
     return rows, torch.cat(blocks)
 
 
-def _symmetric_features(piece: Piece, held: tuple[int, ...]) -> Tensor:
+def _symmetric_features(piece: FactorTerm, held: tuple[int, ...]) -> Tensor:
     """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
     first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
     rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]

@@ -24,7 +24,7 @@ Coefficients = dict[str, Tensor]
 Solver = Callable[[Coefficients, Tensor], Tensor]
 
 
-class Part(NamedTuple):
+class PointTerm(NamedTuple):
     """A term with a point block in it: the statistics of the block that it reads, and its value given the moments."""
 
     statistics: tuple[str, ...]
@@ -142,7 +142,7 @@ _SOLVERS: dict[frozenset[str], Solver] = {
 }
 
 
-def mode(block: Block, value: Tensor, parts: Sequence[Part]) -> Natural:
+def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
     """The value that maximises the terms of a point block, the others held fixed.
 
     Args:
@@ -188,7 +188,7 @@ def sum_of(values: Iterable[Tensor]) -> Tensor:
     return first
 
 
-def _coefficients(value: Tensor, parts: Sequence[Part]) -> tuple[Coefficients, Coefficients]:
+def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:
     """By statistic, the sum over the terms of their gradients, and the sum of the gradients' absolute values."""
     point = PointMean(**{VALUE: value.detach()})
     leaves = [(part.statistics[0], point[part.statistics[0]].detach().clone().requires_grad_()) for part in parts]
@@ -288,4 +288,4 @@ def on_edge(constraint: Any, value: Tensor) -> Tensor:
     return ~_flat(~edge, constraint.event_dim)
 
 
-__all__ = ["Part", "mode", "on_edge"]
+__all__ = ["PointTerm", "mode", "on_edge"]

@@ -28,13 +28,12 @@ from ..families import Mean, Natural
 from ..families.point import VALUE, Point, PointMean
 from ..recording import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .blocks import Block, BlockKey, discrete_block, make_blocks
-from .densities import Part as DensityPart
-from .densities import conflicts, is_finite, live_elements, masked, parts_of, with_indicators
+from .densities import DensityPart, conflicts, is_finite, live_elements, masked, parts_of, with_indicators
 from .elimination import laid, relative_scale
 from .expectation import ExpectedTerm, expect
-from .factors import DiscreteFactor, features_of, joint_probabilities, make_piece, over_places, place, product_of
+from .factors import DiscreteFactor, features_of, joint_probabilities, make_factor_term, over_places, place, product_of
 from .joints import Joint, TooLargeError, connected
-from .modes import Part, mode
+from .modes import PointTerm, mode
 from .summands import Means, State, Summand, canonical, cast, labels_of, merged, renamed, total_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
@@ -44,7 +43,7 @@ _SETTLED = 1e-10
 _LARGE = 2**22
 
 
-class Held(NamedTuple):
+class DiscretePosterior(NamedTuple):
     """A posterior of the discrete sites that is held fixed.
 
     The weight of each factor's elements, the expected log factors plus the entropy (log Z, where it is the exact
@@ -56,13 +55,15 @@ class Held(NamedTuple):
     magnitude: Tensor
     entropy: Tensor
 
-    def of(self, starts: Sequence[int]) -> Held:
+    def of(self, starts: Sequence[int]) -> DiscretePosterior:
         """That of some starts alone."""
 
         def take(t: Tensor) -> Tensor:
             return t[list(starts)] if t.ndim and len(t) > 1 else t
 
-        return Held(tuple(map(take, self.weights)), *map(take, (self.log_normalizer, self.magnitude, self.entropy)))
+        return DiscretePosterior(
+            tuple(map(take, self.weights)), *map(take, (self.log_normalizer, self.magnitude, self.entropy))
+        )
 
 
 class Bound(NamedTuple):
@@ -70,7 +71,7 @@ class Bound(NamedTuple):
 
     elbo: Tensor
     magnitude: Tensor
-    held: Held | None
+    held: DiscretePosterior | None
 
     def of(self, starts: Sequence[int]) -> Bound:
         """That of some starts alone."""
@@ -107,9 +108,9 @@ def _derived_block(variable: Variable, recording: Recording) -> Block:
     return Block((site,), Point(), variable.shape, (torch.Size(),), 1.0, None, recording.device)
 
 
-def _part(summand: Summand, block: Block, means: Means) -> Part:
+def _part(summand: Summand, block: Block, means: Means) -> PointTerm:
     statistics = tuple(m.statistic for m in summand.moments if m.block.key == block.key)
-    return Part(statistics, lambda point: summand.value(means | {block.key: point}))
+    return PointTerm(statistics, lambda point: summand.value(means | {block.key: point}))
 
 
 # Compilation.
@@ -158,7 +159,7 @@ class Program:
         self.factors: list[DiscreteFactor] = []
         self._compile(terms)
         self.summands = self.whole_summands + self.part_summands
-        self._held_summands: tuple[Held, list[Summand]] | None = None
+        self._held_summands: tuple[DiscretePosterior, list[Summand]] | None = None
         self.by_block = {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
         self.joints = self._joints(self.factors)
         self._draws: dict[str, list[Tensor]] = {}
@@ -335,7 +336,7 @@ class Program:
             moments = tuple(replace(m, axes=tuple(renamed(a, rename) for a in m.axes)) for m in expected.moments)
             constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
             number = torch.tensor(coefficient, dtype=self.recording.dtype, device=self.recording.device)
-            pieces.append(make_piece([(number, ()), *constants], moments))
+            pieces.append(make_factor_term([(number, ()), *constants], moments))
         rows, features = features_of(pieces)
         shape = torch.Size((*(s.cardinality for s in sites), *layout.sizes))
         return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
@@ -419,7 +420,7 @@ class Program:
                 rows[variable.site].append(variable.replay(values, known).to(like.dtype))
         return means | {name: PointMean(**{VALUE: torch.stack(r)}) for name, r in rows.items()}
 
-    def updated(self, means: Means, key: BlockKey, natural: Natural) -> Means:
+    def means_after(self, means: Means, key: BlockKey, natural: Natural) -> Means:
         """The mean parameters with one block's new ones."""
         block = self.blocks[key]
         means = means | {key: block.family.mean(natural)}
@@ -435,7 +436,7 @@ class Program:
         """Whether a block's natural parameters are proper everywhere."""
         return self.blocks[key].family.in_domain(natural).all()
 
-    def eliminate(self, means: Means) -> Held | None:
+    def eliminate(self, means: Means) -> DiscretePosterior | None:
         """The exact posterior of the discrete sites, given the other blocks."""
         if not self.factors:
             return None
@@ -448,7 +449,7 @@ class Program:
         energy = torch.stack([p.sum(1, dtype=torch.float64) for p in products]).sum(0)
         sizes = torch.stack([p.abs_().sum(1, dtype=torch.float64) for p in products]).sum(0)
         magnitude = magnitude + sizes
-        return Held(weights, total.detach(), magnitude, (total - energy).detach())
+        return DiscretePosterior(weights, total.detach(), magnitude, (total - energy).detach())
 
     def _eliminated(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         found = [joint.run([values[i] for i in joint.indices]) for joint in self.joints]
@@ -463,7 +464,7 @@ class Program:
         starts = max(len(v) for v in values)
         return [v.expand(starts, *v.shape[1:]) for v in values]
 
-    def energy(self, state: State, held: Held | None) -> Tensor:
+    def energy(self, state: State, held: DiscretePosterior | None) -> Tensor:
         """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
         means, exact = self.means(state), self.exactly(state)[1]
         total = sum((s.value(exact).double() for s in self.exact_summands), torch.zeros((), dtype=torch.float64))
@@ -471,12 +472,12 @@ class Program:
             return total
         return total + _weighted(self._factor_values(means), held.weights) + self.unrounded(held, means, exact)
 
-    def entropy(self, state: State, held: Held | None) -> Tensor:
+    def entropy(self, state: State, held: DiscretePosterior | None) -> Tensor:
         """H(q) for each start, float64."""
         total = self.entropy_terms(*self.exactly(state), self.blocks)[0]
         return total if held is None else total + held.entropy
 
-    def unrounded(self, held: Held, means: Means, exact: Means) -> Tensor | float:
+    def unrounded(self, held: DiscretePosterior, means: Means, exact: Means) -> Tensor | float:
         """What log Z of the discrete sites, computed at mean parameters that are rounded, lacks to that at exact ones.
 
         The gradient of log Z is the posterior that is held, so the difference is that of the sums over parameters, up
@@ -499,7 +500,7 @@ class Program:
             values[i] = values[i] + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
         return self._eliminated(values)[0]
 
-    def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> Held:
+    def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> DiscretePosterior:
         """A posterior of the discrete sites that factorises into given probabilities.
 
         Args:
@@ -515,7 +516,7 @@ class Program:
             weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
             values.append(value)
         energy, entropy = _weighted(values, weights), self._entropy_of(probs)
-        return Held(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
+        return DiscretePosterior(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
     def _entropy_of(self, probs: Mapping[str, Tensor]) -> Tensor:
         """The entropy of independent discrete sites, for each start."""
@@ -543,7 +544,7 @@ class Program:
                 found |= seen or zero
         return [name for name in self.recording.scored if name in found]
 
-    def rise_unrounded(self, state: State, held: Held | None) -> Tensor:
+    def rise_unrounded(self, state: State, held: DiscretePosterior | None) -> Tensor:
         """How much the ELBO of each start rises, in nats, by one sweep in float64 with the discrete sites held.
 
         Near zero at an optimum. Where float32 has stopped short of one, for want of digits, it is not.
@@ -562,7 +563,7 @@ class Program:
             block = self.blocks[key]
             natural = self.optimum_of(block, means, [s for s in summands if key in s.blocks])
             if bool(block.family.in_domain(natural).all()):
-                state, means = state | {key: natural}, self.updated(means, key, natural)
+                state, means = state | {key: natural}, self.means_after(means, key, natural)
         return level() - before
 
     def turns_of(self, site: DiscreteSite) -> list[Tensor] | None:
@@ -598,7 +599,7 @@ class Program:
                 expected = expect(term, self.owners, scored.name)
                 constants = [_cast(c, like) for c in expected.constants]
                 number = torch.tensor(expected.coefficient, dtype=like.dtype, device=like.device)
-                tensor, labels = product_of(make_piece([(number, ()), *constants], expected.moments), means)
+                tensor, labels = product_of(make_factor_term([(number, ()), *constants], expected.moments), means)
                 names = {c.label: i - depth for i, c in enumerate(choices)}
                 part = place(tensor, tuple(names.get(x, x) for x in labels), depth)
                 total = part if total is None else total + part
@@ -607,7 +608,7 @@ class Program:
             found[scored.name] = total.expand(*lead, *scored.shape)
         return found
 
-    def expected_log_joint(self, state: State, held: Held | None) -> dict[str, Tensor]:
+    def expected_log_joint(self, state: State, held: DiscretePosterior | None) -> dict[str, Tensor]:
         """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
         means, exact = self.means(state), self.exactly(state)[1]
         zero = torch.zeros((), dtype=torch.float64, device=self.recording.device)
@@ -619,7 +620,7 @@ class Program:
                 found[factor.site] = found[factor.site] + _inner(value, weight) + rounded
         return found
 
-    def held_summands(self, held: Held | None) -> list[Summand]:
+    def held_summands(self, held: DiscretePosterior | None) -> list[Summand]:
         """The discrete factors as sums over parameters, their posterior held fixed."""
         if held is None:
             return []
@@ -711,7 +712,7 @@ class Program:
                 for turn in self.turns.get(key, (None,)):
                     natural = taken(turn, self.optimum(key, means, summands), state[key])
                     state = state | {key: natural}
-                    means = self.updated(means, key, natural)
+                    means = self.means_after(means, key, natural)
             moved = [
                 ((means[k][n] - before[k][n]).abs() / (1 + before[k][n].abs())).max() for k in local for n in means[k]
             ]
@@ -732,7 +733,7 @@ class Program:
                 magnitude = magnitude + weighted.abs().sum(1, dtype=torch.float64)
         return total, magnitude
 
-    def bound(self, state: State, means: Means, held: Held | None = None) -> Bound:
+    def bound(self, state: State, means: Means, held: DiscretePosterior | None = None) -> Bound:
         """The ELBO of each start, in float64, with the discrete sites at their exact posterior.
 
         ``held``: or at this posterior of theirs, held at the same mean parameters.

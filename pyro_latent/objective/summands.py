@@ -11,7 +11,7 @@ from torch import Tensor
 from ..expressions.axes import Axis, Gather, axis_labels, contract, read, unique_labels
 from ..families import Mean, Natural
 from .blocks import BlockKey
-from .expectation import Moment
+from .expectation import BlockMoment
 
 #: The label of the leading dimension: the starts that are optimised at once.
 START = 0
@@ -29,7 +29,7 @@ class Summand:
 
     constant: Tensor
     labels: tuple[int, ...]
-    moments: tuple[Moment, ...]
+    moments: tuple[BlockMoment, ...]
 
     @property
     def blocks(self) -> frozenset[BlockKey]:
@@ -44,12 +44,12 @@ class Summand:
         return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
 
-def read_moment(moment: Moment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+def read_moment(moment: BlockMoment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
     tensor, labels = read(means[moment.block.key][moment.statistic], moment.axes, lead=1)
     return tensor, (START, *labels)
 
 
-def labels_of(moments: Sequence[Moment]) -> tuple[int, ...]:
+def labels_of(moments: Sequence[BlockMoment]) -> tuple[int, ...]:
     return unique_labels(axis for m in moments for axis in m.axes)
 
 

@@ -18,8 +18,8 @@ from torch import Tensor
 from ..errors import ModelError
 from ..expressions.axes import Gather, contract
 from .blocks import BlockKey
-from .expectation import Moment
-from .program import Held, Program
+from .expectation import BlockMoment
+from .program import DiscretePosterior, Program
 from .summands import START, Means, State, Summand, canonical, labels_of, read_moment
 
 #: A moment without its block: the block's key, the statistic, and its axes.
@@ -67,7 +67,9 @@ class Summary:
     def summands(self, program: Program, dtype: torch.dtype) -> list[Summand]:
         """The sums over the blocks of a program."""
         return [
-            Summand(constant.to(dtype), labels, tuple(Moment(program.blocks[k], s, axes) for k, s, axes in readings))
+            Summand(
+                constant.to(dtype), labels, tuple(BlockMoment(program.blocks[k], s, axes) for k, s, axes in readings)
+            )
             for (readings, labels), constant in self.constants.items()
         ]
 
@@ -85,7 +87,7 @@ class Summary:
         return Summary(constants, state["number"].to(device), state["magnitude"].to(device))
 
 
-def summarize(program: Program, state: State, means: Means, held: Held | None) -> Summary:
+def summarize(program: Program, state: State, means: Means, held: DiscretePosterior | None) -> Summary:
     """The summary of the data in the program's subsampled plates.
 
     Args:
@@ -150,7 +152,7 @@ def _scattered(
     tensor: Tensor,
     labels: tuple[int, ...],
     kept: int,
-    moments: tuple[Moment, ...],
+    moments: tuple[BlockMoment, ...],
     gathers: Mapping[tuple[int, tuple[int, ...]], Gather],
     means: Means,
 ) -> Summand:
@@ -186,7 +188,7 @@ def _scattered(
     return Summand(total.reshape(-1, *shape), (START, *inner[:kept], *names.values()), renamed)
 
 
-def _gathered_sizes(moments: tuple[Moment, ...], means: Means) -> dict[tuple[int, tuple[int, ...]], int]:
+def _gathered_sizes(moments: tuple[BlockMoment, ...], means: Means) -> dict[tuple[int, tuple[int, ...]], int]:
     """The size of the dimension that each gather reads."""
     pairs = [(a, n) for m in moments for a, n in zip(m.axes, means[m.block.key][m.statistic].shape[1:], strict=True)]
     return {(id(a.index), a.labels): n for a, n in pairs if isinstance(a, Gather)}

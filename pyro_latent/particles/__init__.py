@@ -1,7 +1,19 @@
 """Many draws of a Pyro program at once: made, and scored, under models and guides of any kind."""
 
 from .particles import Draws, Particles, Proposal, without_marked
-from .runs import WAYS, Call, Program, Runner, ScoredRun, Values, Way, close, quiet_redraws, run, seeded
+from .runs import (
+    WAYS,
+    ProgramCall,
+    ProgramRunner,
+    PyroProgram,
+    ScoredRun,
+    Values,
+    Way,
+    close,
+    quiet_redraws,
+    run,
+    seeded,
+)
 from .sites import check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target, log_joint
 from .weights import LEAST_DRAWS, ParetoK, Weights, pareto_k
@@ -9,14 +21,14 @@ from .weights import LEAST_DRAWS, ParetoK, Weights, pareto_k
 __all__ = [
     "LEAST_DRAWS",
     "WAYS",
-    "Call",
     "Draws",
     "LogJoint",
     "ParetoK",
     "Particles",
-    "Program",
+    "ProgramCall",
+    "ProgramRunner",
     "Proposal",
-    "Runner",
+    "PyroProgram",
     "ScoredRun",
     "Target",
     "Values",

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..guide import AutoConjugate
-from .runs import WAYS, Program, Runner, Values, Way
+from .runs import WAYS, ProgramRunner, PyroProgram, Values, Way
 from .sites import is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target
 
@@ -109,7 +109,7 @@ class Proposal:
         guide: a Pyro guide with the model's arguments.
         wanted: the latents that it has to sample.
         name: how errors call it.
-        ways, once: as of :class:`Runner`.
+        ways, once: as of :class:`ProgramRunner`.
 
     Raises:
         ModelError: if its sites are not these.
@@ -118,7 +118,7 @@ class Proposal:
     def __init__(
         self,
         target: Target,
-        guide: Program,
+        guide: PyroProgram,
         wanted: Collection[str],
         name: str = "the guide",
         *,
@@ -134,7 +134,7 @@ class Proposal:
         self._points = {n: sites[n]["value"] for n in wanted if n in deltas and not is_delta(target.sites[n]["fn"])}
         self._wanted, self._name = wanted, name
         nesting = max(target.nesting, max_nesting(trace))
-        self._runner = Runner(call, nesting, ways or WAYS, fixed=deltas, once=once)
+        self._runner = ProgramRunner(call, nesting, ways or WAYS, fixed=deltas, once=once)
 
     def draw(self, num: int) -> tuple[Values, Tensor]:
         """Draws of the wanted latents, each ``[num] + shape``, and the guide's log density of each, float64 ``[num]``.
@@ -149,7 +149,7 @@ class Proposal:
         return {n: found.values[n] for n in self._wanted}, log_q
 
 
-def _complete(target: Target, guide: Program | None, ways: Sequence[Way] | None) -> Proposal:
+def _complete(target: Target, guide: PyroProgram | None, ways: Sequence[Way] | None) -> Proposal:
     """A guide with all latents, but for marked ones that it leaves out."""
     name = getattr(guide, "__name__", type(guide).__name__)
     program = _nothing if guide is None else guide
@@ -169,7 +169,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
     """A guide without sites."""
 
 
-def _with_prior(guide: Program, target: Target) -> Program:
+def _with_prior(guide: PyroProgram, target: Target) -> PyroProgram:
     """The guide, and then from the model's prior what it leaves out; sites to be summed out are enumerated there."""
 
     def is_hidden(msg: Any) -> bool:
@@ -186,7 +186,7 @@ def _with_prior(guide: Program, target: Target) -> Program:
     return program
 
 
-def _check_prior(target: Target, program: Program, names: Collection[str], name: str) -> None:
+def _check_prior(target: Target, program: PyroProgram, names: Collection[str], name: str) -> None:
     """Where enumerated sites are parents, a value has their dimensions too."""
     with torch.no_grad():
         found = sample_sites(target.call.with_program(program).trace())
@@ -198,7 +198,7 @@ def _check_prior(target: Target, program: Program, names: Collection[str], name:
         )
 
 
-def without_marked(guide: Program, target: Target) -> Program:
+def without_marked(guide: PyroProgram, target: Target) -> PyroProgram:
     """The guide as it runs inside ``TraceEnum_ELBO``, without the sites that the model marks."""
     hidden = poutine.block(guide, hide=list(target.marked))
     return poutine.enum(hidden, first_available_dim=-2 - target.nesting)

@@ -27,10 +27,10 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
-from .elimination import DRAWS, summed
+from .enumeration import DRAWS, summed
 from .sites import is_latent, sample_sites
 
-Program = Callable[..., Any]
+PyroProgram = Callable[..., Any]
 Values = dict[str, Tensor]
 Way = Literal["plate", "vmap", "loop"]
 
@@ -44,7 +44,7 @@ AGREEMENT = {torch.float64: 1e-7, torch.float32: 1e-3}
 
 
 @dataclass(frozen=True)
-class Call:
+class ProgramCall:
     """A program with its arguments.
 
     Attributes:
@@ -52,13 +52,13 @@ class Call:
         args, kwargs: its arguments.
     """
 
-    program: Program
+    program: PyroProgram
     args: tuple[Any, ...]
     kwargs: Mapping[str, Any]
 
-    def with_program(self, program: Program) -> Call:
+    def with_program(self, program: PyroProgram) -> ProgramCall:
         """The same arguments for another program."""
-        return Call(program, self.args, self.kwargs)
+        return ProgramCall(program, self.args, self.kwargs)
 
     def trace(self) -> Any:
         """One run of the program, outside all handlers."""
@@ -100,7 +100,7 @@ def _joined(runs: Sequence[ScoredRun], join: Callable[[list[Tensor]], Tensor]) -
 # ------------------------------------------------------------------------------------------------------------ one run
 
 
-def run(call: Call, held: Mapping[str, Tensor]) -> ScoredRun:
+def run(call: ProgramCall, held: Mapping[str, Tensor]) -> ScoredRun:
     """One run with the sites ``held`` at their values, and the others drawn."""
     return read(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
 
@@ -120,7 +120,7 @@ def read(trace: Any) -> ScoredRun:
 
 
 @dataclass
-class Runner:
+class ProgramRunner:
     """Runs of one program, in batches; it remembers the way that worked.
 
     Attributes:
@@ -133,7 +133,7 @@ class Runner:
         once: whether to check the first batch only: for an optimiser's closure, which asks a hundred times.
     """
 
-    call: Call
+    call: ProgramCall
     nesting: int
     ways: Sequence[Way] = WAYS
     fixed: frozenset[str] = frozenset()

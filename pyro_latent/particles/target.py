@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .runs import Call, Program, Runner, Values, Way, quiet_redraws
+from .runs import ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
 from .sites import check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
 
 
@@ -27,12 +27,12 @@ class Target:
         nesting: the batch dimensions that they take up.
     """
 
-    call: Call
+    call: ProgramCall
     sites: Mapping[str, Any]
     nesting: int
 
     @staticmethod
-    def of(model: Program, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, inferred: bool = True) -> Target:
+    def of(model: PyroProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, inferred: bool = True) -> Target:
         """Run the model.
 
         Args:
@@ -43,7 +43,7 @@ class Target:
         Raises:
             ModelError: if a plate subsamples, or nothing is latent.
         """
-        call = Call(model, args, kwargs)
+        call = ProgramCall(model, args, kwargs)
         with quiet_redraws(), torch.no_grad():
             trace = call.trace()
         check_no_subsample(trace)
@@ -111,13 +111,13 @@ class LogJoint:
 
     Args:
         target: the model.
-        ways: how to run it, as :class:`Runner` has them; by default all, whichever is faster first.
+        ways: how to run it, as :class:`ProgramRunner` has them; by default all, whichever is faster first.
         once: whether to check the first batch only, for an optimiser that asks often.
     """
 
     def __init__(self, target: Target, ways: Sequence[Way] | None = None, *, once: bool = False) -> None:
         self.target, self._ways, self._once = target, ways, once
-        self._runners: dict[frozenset[str], Runner] = {}
+        self._runners: dict[frozenset[str], ProgramRunner] = {}
 
     def __call__(self, values: Mapping[str, Tensor], num: int | None = None) -> Tensor:
         """Float64 ``[S]``, in nats; differentiable in the values and in the model's parameters.
@@ -132,12 +132,12 @@ class LogJoint:
         self._check(values)
         return self._runner(values).log_prob(values, len(next(iter(values.values()))) if num is None else num)
 
-    def _runner(self, given: Collection[str]) -> Runner:
+    def _runner(self, given: Collection[str]) -> ProgramRunner:
         target, names = self.target, frozenset(given)
         if names not in self._runners:
             marginal = not names >= target.latents.keys()
             ways: Sequence[Way] = self._ways or (("plate", "vmap", "loop") if marginal else ("vmap", "plate", "loop"))
-            self._runners[names] = Runner(target.call, target.nesting, ways, marginal=marginal, once=self._once)
+            self._runners[names] = ProgramRunner(target.call, target.nesting, ways, marginal=marginal, once=self._once)
         return self._runners[names]
 
     def _check(self, values: Mapping[str, Tensor]) -> None:
