@@ -27,7 +27,7 @@ from .errors import CheckpointError, check_count
 __all__ = ["Run", "fingerprint", "random_state", "read_checkpoint", "restore_random_state", "write_checkpoint"]
 
 #: What the format is called inside a file, and its version.
-_FORMAT = "pyro_latent checkpoint 2"
+_FORMAT = "pyro_latent checkpoint 3"
 
 
 def write_checkpoint(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> None:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from .ascent.sweep import Call, Sweep
+from .ascent.sweep import Sweep
 from .errors import ArgumentError, ModelError
 from .families import Natural
 from .guide import AutoConjugate
@@ -83,9 +83,9 @@ def check_updates(
     tol = _TOLERANCE[program.recording.dtype] if tol is None else tol
     state = {key: n.map(lambda t: t[:1]) for key, n in guide.state.items()}
     start = {name: probs[:1] for name, probs in guide.posterior_state.starts.items()}
-    sweep = Sweep(program, state, Call(args, kwargs), None, start)
+    sweep = Sweep(program, state, (args, kwargs), None, start)
     checks = [_check_block(sweep, block, tol) for block in program.blocks.values() if block.update is not None]
-    exact = Sweep(program, state, Call(args, kwargs)) if start else sweep
+    exact = Sweep(program, state, (args, kwargs)) if start else sweep
     checks += [_check_discrete(exact, site, tol) for site in program.discrete if site.update is not None]
     if not checks:
         raise ModelError(

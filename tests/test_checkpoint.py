@@ -143,7 +143,7 @@ def test_loaded_parameters_go_before_those_in_the_store(tmp_path: Path) -> None:
 def test_a_checkpoint_of_other_batches_is_refused(tmp_path: Path) -> None:
     x, path = clusters(), tmp_path / "run.pt"
     CAVI(mixture, AutoConjugate(mixture), step_size=0.5).run_batches(batches(x), size=400, checkpoint=path)
-    with pytest.raises(CheckpointError, match="on the same data"):
+    with pytest.raises(CheckpointError, match="with the same data"):
         CAVI(mixture, AutoConjugate(mixture), step_size=0.5).run_batches(batches(x + 50), size=400, checkpoint=path)
 
 
@@ -242,7 +242,7 @@ def test_save_and_load_keep_a_loop_of_steps(tmp_path: Path) -> None:
 def test_checkpoints_of_other_runs_are_refused(tmp_path: Path) -> None:
     x, path = clusters(), tmp_path / "run.pt"
     CAVI(mixture, AutoConjugate(mixture)).run(x, max_steps=3, checkpoint=path)
-    with pytest.raises(CheckpointError, match="on the same data"):
+    with pytest.raises(CheckpointError, match="with the same data"):
         CAVI(mixture, AutoConjugate(mixture)).run(x + 1, max_steps=5, checkpoint=path)
     with pytest.raises(CheckpointError, match="local_steps"):
         CAVI(mixture, AutoConjugate(mixture), local_steps=2).run(x, max_steps=5, checkpoint=path)

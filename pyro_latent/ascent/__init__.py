@@ -1,4 +1,4 @@
-"""Drivers, one a file."""
+"""Coordinate ascent: the drivers ``CAVI`` and ``EM``, and their ways to step."""
 
 from .cavi import CAVI, CAVIResult
 from .em import EM

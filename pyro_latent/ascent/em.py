@@ -18,58 +18,44 @@ from ..errors import ArgumentError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Program
-from .cavi import CAVI, check_whole
-from .sweep import Call, Sweep
+from .cavi import CAVI
+from .full import FullSteps, check_whole
+from .steps import Task
+from .sweep import Sweep
 
 _M_STEP_PASSES = 100
 _SETTLED = 1e-13
 _HALVINGS = 40
 
+#: How the M-step raises Q.
+MStep = Literal["closed_form", "conditional", "gradient"]
 
-class EM(CAVI):
-    """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
 
-    Latent sites with a point estimate (MAP) are maximised over with the parameters, their prior in Q.
-
-    Args:
-        model: a Pyro model with at least one ``pyro.param``, or latent site with a point estimate.
-        guide: its guide; by default ``AutoConjugate(model, init=init, restarts=restarts)``.
-        m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one
-            pass over the parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised
-            EM, (58)–(59)), for parameters without a closed form, such as the weights of a network.
-        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS
-            with a strong Wolfe line search.
-        gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
-        init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
-            Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
-
-    The parameters are written to Pyro's store once, at the end of :meth:`run`.
-
-    Raises:
-        ValueError: if ``m_step`` is none of these, or ``gradient_steps`` no integer of at least 1.
-    """
+class EMSteps(FullSteps):
+    """Sweeps of an E-step and an M-step; the arguments are those of :class:`EM`."""
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        guide: AutoConjugate | None = None,
-        *,
-        m_step: Literal["closed_form", "conditional", "gradient"] = "closed_form",
-        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
-        gradient_steps: int = 20,
-        init: Init = None,
-        restarts: int = 1,
+        m_step: MStep,
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None,
+        gradient_steps: int,
     ) -> None:
-        if m_step not in ("closed_form", "conditional", "gradient"):
-            raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
-        super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
+        super().__init__()
         self.m_step = m_step
         self.optimizer = optimizer
-        self.gradient_steps = check_count("gradient_steps", gradient_steps)
-        self._held: tuple[Program, DiscretePosterior | None] | None = None
+        self.gradient_steps = gradient_steps
+        #: The discrete posterior of the last E-step, and the compiled model that it is of.
+        self.held: tuple[Program, DiscretePosterior | None] | None = None
 
-    def _run(self, sweep: Sweep) -> None:
-        order = self.sites(sweep.program)
+    def keep(self, start: int) -> None:
+        super().keep(start)
+        if self.held is not None:
+            program, held = self.held
+            self.held = (program, None if held is None else held.of([start]))
+
+    def visit_all(self, sweep: Sweep, task: Task) -> None:
+        """The E-step and the M-step."""
+        order = task.schedule.sites(sweep.program)
         points = [key for key in order if key is not None and sweep.program.blocks[key].is_point]
         if not points:
             raise ModelError(
@@ -85,7 +71,7 @@ class EM(CAVI):
         for key in order:
             if key not in points:
                 sweep.visit(key)
-        self._held = (sweep.program, sweep.held)
+        self.held = (sweep.program, sweep.held)
         if self.m_step == "gradient":
             self._gradient_m_step(sweep, points)
             return
@@ -156,11 +142,45 @@ class EM(CAVI):
                 optimizer.step(closure)  # type: ignore[arg-type]
         return {key: f.detach() for key, f in free.items()}
 
-    def _keep(self, start: int) -> None:
-        super()._keep(start)
-        if self._held is not None:
-            program, held = self._held
-            self._held = (program, None if held is None else held.of([start]))
+
+class EM(CAVI):
+    """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
+
+    Latent sites with a point estimate (MAP) are maximised over with the parameters, their prior in Q.
+
+    Args:
+        model: a Pyro model with at least one ``pyro.param``, or latent site with a point estimate.
+        guide: its guide; by default ``AutoConjugate(model, init=init, restarts=restarts)``.
+        m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one
+            pass over the parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised
+            EM, (58)–(59)), for parameters without a closed form, such as the weights of a network.
+        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS
+            with a strong Wolfe line search.
+        gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
+        init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
+            Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
+
+    The parameters are written to Pyro's store once, at the end of :meth:`run`.
+
+    Raises:
+        ValueError: if ``m_step`` is none of these, or ``gradient_steps`` no integer of at least 1.
+    """
+
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        guide: AutoConjugate | None = None,
+        *,
+        m_step: MStep = "closed_form",
+        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+        gradient_steps: int = 20,
+        init: Init = None,
+        restarts: int = 1,
+    ) -> None:
+        if m_step not in ("closed_form", "conditional", "gradient"):
+            raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
+        super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
+        self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps))
 
     def e_step(self, *args: Any, **kwargs: Any) -> None:
         """Set q to the posterior at the current parameters.
@@ -169,15 +189,15 @@ class EM(CAVI):
         """
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         check_whole(program)
-        sweep = Sweep(program, self.guide.state, Call(args, kwargs), None, self.guide.posterior_state.starts)
-        latent = [key for key in self.sites(program) if key is not None and not program.blocks[key].is_point]
+        sweep = Sweep(program, self.guide.state, (args, kwargs), None, self.guide.posterior_state.starts)
+        latent = [key for key in self._schedule.blocks(program) if not program.blocks[key].is_point]
         for key in latent:
             sweep.visit(key)
         if program.discrete and (latent or self.guide.posterior_state.starts):
             sweep.visit(None)
         if latent:
             self.guide.posterior_state.store(sweep.state)
-        self._held = (program, sweep.held)
+        self._em.held = (program, sweep.held)
 
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
@@ -204,10 +224,10 @@ class EM(CAVI):
 
     def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, DiscretePosterior | None]:
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
-        if self._held is None or self._held[0] is not program:
+        if self._em.held is None or self._em.held[0] is not program:
             self.e_step(*args, **kwargs)
-        assert self._held is not None
-        return self._held
+        assert self._em.held is not None
+        return self._em.held
 
 
 def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKey]]:
@@ -222,3 +242,6 @@ def _spread(flags: Tensor, like: Tensor) -> Tensor:
 
 def _still(before: torch.Tensor, after: torch.Tensor) -> bool:
     return float(((after - before).abs() / (1 + before.abs())).max()) <= _SETTLED
+
+
+__all__ = ["EM"]

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,16 +17,9 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, Summary, summarize
-from .stochastic import settle
-from .sweep import Call, Sweep, check_finite, check_start, rounding_of
-
-if TYPE_CHECKING:
-    from .cavi import CAVI
-
-
-#: In place of the guide's revision: the state was loaded with the guide's.
-_LOADED = -1
+from ..objective import BlockKey, Program, State, Summary, summarize
+from .steps import Info, Steps, Task, best_of
+from .sweep import Sweep, check_finite, check_start, fall_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,15 +31,18 @@ class Piece:
     mark: str
 
 
-class MemoisedSteps:
+class MemoisedSteps(Steps):
     """The steps of memoised inference: the pieces seen so far, and the total of their summaries."""
+
+    takes_all = False
+    rescales = False
 
     def __init__(self) -> None:
         self.pieces: dict[int | str, Piece] = {}
         self._total: Summary | None = None
-        self._level: tuple[int, list[float]] | None = None
+        self._level: list[float] | None = None
 
-    def step(self, driver: CAVI, name: int | str, call: Call) -> list[float]:
+    def step(self, task: Task) -> tuple[State, Info]:
         """One step on the named piece; the exact ELBO, for each start, of all pieces seen so far.
 
         Raises:
@@ -54,38 +50,38 @@ class MemoisedSteps:
             ModelError: if the model cannot tell pieces from the whole.
             ElboDecreaseError: if the ELBO fell by more than rounding explains.
         """
-        prepared = driver.guide.prepare(call.args, call.kwargs, rescale=False)
-        program, known = prepared.program, self.pieces.get(name)
-        check_start(program, prepared.starts)
-        mark = _mark(program, call)
+        program, name = task.program, task.piece
+        assert name is not None
+        known = self.pieces.get(name)
+        check_start(program, task.probs)
+        args, kwargs = task.arguments
+        mark = fingerprint(*args, *kwargs.values(), program.recording.observations)
         self._check(program, name, known, mark)
-        if self._level is not None and self._level[0] not in (_LOADED, driver.guide.posterior_state.revision):
-            self._level = None  # somebody else has moved the guide
-        state = prepared.state if known is None else prepared.state | dict(known.local)
-        sweep = Sweep(program, state, call, None, {} if self.pieces else prepared.starts)
-        order = [key for key in driver.sites(program) if key is not None]
+        state = task.state if known is None else task.state | dict(known.local)
+        sweep = Sweep(program, state, task.arguments, None, {} if self.pieces else task.probs)
+        order = task.schedule.blocks(program)
         local = [key for key in order if program.in_subsample(key)]
-        settle(driver, sweep, local)
-        if sweep.is_stale:
-            sweep.visit(None)
+        others = [key for key in order if key not in local]
+        task.schedule.settle(sweep, local)
+        sweep.visit(None)
         found = summarize(program, sweep.state, sweep.means, sweep.held)
         total = found if self._total is None else self._total.plus(found)
         total = total if known is None else total.minus(known.summary)
         summands = total.summands(program, program.recording.dtype)
-        for key in order:
-            if key not in local:
-                sweep.set(key, program.optimum(key, sweep.means, (), summands))
-        bound, size = _bound(program, sweep, total, [key for key in order if key not in local])
+        for key in others:
+            sweep.set(key, program.optimum(key, sweep.means, (), summands))
+        bound, size = _bound(program, sweep, total, others)
         values = sweep.check_proper([bound, size])
         elbo, sizes = values[: len(bound)], values[len(bound) :]
         check_finite(elbo, program, sweep.means)
-        self._check_rise(program, elbo, sizes, known is not None)
+        before = elbo if self._level is None or known is None else self._level
+        if fall := fall_of(before, elbo, sizes, program.recording.dtype):
+            raise ElboDecreaseError(
+                f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
+            )
         self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
-        self._total = total
-        best = max(range(len(elbo)), key=elbo.__getitem__)
-        driver.guide.posterior_state.commit(prepared, sweep.state, best=best)
-        self._level = (driver.guide.posterior_state.revision, elbo)
-        return elbo
+        self._total, self._level = total, elbo
+        return sweep.state, Info(elbo, best_of(elbo))
 
     def _check(self, program: Program, name: int | str, known: Piece | None, mark: str) -> None:
         whole = not program.recording.is_subsample and not program.recording.declares_size
@@ -108,15 +104,8 @@ class MemoisedSteps:
                 "is another one at each pass."
             )
 
-    def _check_rise(self, program: Program, elbo: list[float], sizes: list[float], seen: bool) -> None:
-        if self._level is None or not seen:
-            return
-        slack = [rounding_of(s, program.recording.dtype) for s in sizes]
-        falls = [old - new for old, new, s in zip(self._level[1], elbo, slack, strict=True) if old - new > s]
-        if falls:
-            raise ElboDecreaseError(
-                f"Expected the ELBO not to fall; got a fall of {max(falls):.6g} nats. The guide is as before the step."
-            )
+    def forget_level(self) -> None:
+        self._level = None
 
     def keep(self, start: int) -> None:
         """Forget all starts but one."""
@@ -133,7 +122,7 @@ class MemoisedSteps:
             fields = {str(i): dict(natural) for i, natural in enumerate(piece.local.values())}
             pieces.append([name, piece.summary.to_state(), fields, list(piece.local), piece.mark])
         total = None if self._total is None else self._total.to_state()
-        return {"pieces": pieces, "total": total, "level": None if self._level is None else self._level[1]}
+        return {"pieces": pieces, "total": total, "level": self._level}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take on a state of :meth:`to_state`."""
@@ -143,7 +132,7 @@ class MemoisedSteps:
             local = dict(zip(keys, naturals, strict=True))
             self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
-        self._level = None if state["level"] is None else (_LOADED, list(state["level"]))
+        self._level = state["level"]
 
 
 def _check_apart(program: Program) -> None:
@@ -176,11 +165,6 @@ def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey])
         part = summand.value(means).double()
         value, size = value + part, size + part.abs()
     return value, size
-
-
-def _mark(program: Program, call: Call) -> str:
-    """What the data of a piece is known by: digests of the arguments, and of the observed data."""
-    return fingerprint(*call.args, *call.kwargs.values(), program.recording.observations)
 
 
 __all__ = ["MemoisedSteps", "Piece"]

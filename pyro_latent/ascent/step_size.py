@@ -70,3 +70,10 @@ def as_step_size(step_size: float | StepSize) -> StepSize:
     if not 0 < step_size <= 1:
         raise ArgumentError(f"Expected a step_size in (0, 1]; got {step_size!r}.")
     return ConstantStep(float(step_size))
+
+
+def described(step_size: float | StepSize | None) -> str | None:
+    """What a step size is known by in a checkpoint: of a function, its first values and a few later ones."""
+    if step_size is None or isinstance(step_size, int | float | RobbinsMonro):
+        return None if step_size is None else repr(step_size)
+    return repr([float(step_size(t)) for t in (*range(20), 100, 1_000, 10_000)])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -34,6 +34,12 @@ _ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-7}
 def rounding_of(magnitude: float, dtype: torch.dtype) -> float:
     """The fall of an ELBO, in nats, that rounding explains, by the sum of its terms' absolute values, or of 1."""
     return _ROUNDING[dtype] * max(1.0, magnitude)
+
+
+def fall_of(before: Sequence[float], elbo: Sequence[float], magnitude: Sequence[float], dtype: torch.dtype) -> float:
+    """The largest fall of a start's ELBO beyond what rounding explains, in nats; 0 where there is none."""
+    triples = zip(before, elbo, magnitude, strict=True)
+    return max((old - new for old, new, size in triples if old - new > rounding_of(size, dtype)), default=0.0)
 
 
 class NotFiniteError(ElboDecreaseError):
@@ -73,11 +79,8 @@ def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
         )
 
 
-class Call(NamedTuple):
-    """The model's own arguments."""
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+#: The model's own arguments: by position, and by keyword.
+ModelArguments = tuple[tuple[Any, ...], dict[str, Any]]
 
 
 class Sweep:
@@ -92,7 +95,7 @@ class Sweep:
         self,
         program: Program,
         state: State,
-        call: Call,
+        arguments: ModelArguments,
         held: DiscretePosterior | None = None,
         probs: Mapping[str, Tensor] | None = None,
         means: Means | None = None,
@@ -100,7 +103,7 @@ class Sweep:
     ) -> None:
         self.program = program
         self.state = state
-        self.call = call
+        self.args, self.kwargs = arguments
         self.means: Means = program.means(state) if means is None else means
         self.proper: dict[BlockKey, Tensor] = {}
         self.summands: list[Summand] = []
@@ -127,7 +130,7 @@ class Sweep:
         self._probs = probs
         for site in written:
             _, update = site.update  # type: ignore[misc]
-            values = [update(q, *self.call.args, **self.call.kwargs).probs for q in self._posteriors()]
+            values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs and self.program.factors:
             held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
@@ -143,33 +146,37 @@ class Sweep:
         return self._probs[site.name]
 
     def visit(self, key: BlockKey | None) -> None:
-        """Set a block to its optimum given the others; None stands for the discrete sites."""
+        r"""Set a block to its optimum given the others; None stands for the discrete sites, which are eliminated anew.
+
+        These are the two equations of coordinate ascent,
+
+        .. math:: η \leftarrow \frac{1}{s} \frac{\partial \bar L}{\partial μ}, \qquad μ \leftarrow ∇A(η).
+        """
         if key is None:
             if self.is_stale:
                 self._hold(None, {})
             return
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
-            self.set(key, taken(turn, self.optimum_of(block), self.state[key]))
+            natural = self.optimum_of(block)  # η ← ∂L̄/∂μ / s
+            self.set(key, taken(turn, natural, self.state[key]))  # μ ← ∇A(η)
+
+    def optimum_of(self, block: Block) -> Natural:
+        """The natural parameters of the block's optimum: by its hand-written update if it has one, else derived."""
+        if block.update is None:
+            return self.program.optimum(block.key, self.means, self.summands)
+        where, like = f"the update of {block.label!r}", self.program.recording.like
+        _, update = block.update
+        found = [natural_of(block, update(q, *self.args, **self.kwargs), where, like) for q in self._posteriors()]
+        return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
 
     def set(self, key: BlockKey, natural: Natural) -> None:
-        """Put a block at given natural parameters."""
+        """Put a block at given natural parameters, and at their mean parameters μ = ∇A(η)."""
         self._stale = True
         proper = self.program.in_domain(key, natural)
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
         self.means = self.program.means_after(self.means, key, natural)
-
-    def optimum_of(self, block: Block) -> Natural:
-        """The block's optimum: by its hand-written update if it has one, else derived."""
-        if block.update is None:
-            return self.program.optimum(block.key, self.means, self.summands)
-        where, like = f"the update of {block.label!r}", self.program.recording.like
-        _, update = block.update
-        found = [
-            natural_of(block, update(q, *self.call.args, **self.call.kwargs), where, like) for q in self._posteriors()
-        ]
-        return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
 
     def _posteriors(self) -> list[Posteriors]:
         """The current posteriors of every start, for hand-written updates."""
@@ -203,13 +210,9 @@ class Sweep:
             natural = Natural(**{n: old[n] + step_size * (natural[n] - old[n]) for n in natural})
         self.set(key, natural)
 
-    def bound(self) -> Bound:
-        """The exact ELBO at the blocks so far, with the discrete sites at their exact posterior."""
-        return self.program.bound(self.state, self.means)
-
-    def held_bound(self) -> Bound:
-        """The exact ELBO at the blocks so far, with the discrete sites as they are held, if nothing has moved since."""
-        return self.program.bound(self.state, self.means, None if self._stale else self.held)
+    def bound(self, held: DiscretePosterior | None = None) -> Bound:
+        """The exact ELBO at the blocks so far, with the discrete sites at their exact posterior, or at ``held``."""
+        return self.program.bound(self.state, self.means, held)
 
     def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:
         """Raise where an update was improper; one transfer from the device, which brings ``more`` along.
@@ -237,4 +240,4 @@ def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
     return float(torch.stack(changes).max())
 
 
-__all__ = ["Call", "NotFiniteError", "Sweep", "check_finite", "check_start", "rounding_of"]
+__all__ = ["ModelArguments", "NotFiniteError", "Sweep", "check_finite", "check_start", "fall_of", "rounding_of"]

@@ -1,0 +1,222 @@
+"""Coordinate ascent on all of the data at once: its ELBO is exact, and never falls."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ElboDecreaseError, ModelError, NaturalDomainError
+from ..objective import BlockKey, Bound, Program, State
+from .steps import Info, Steps, Task, best_of
+from .sweep import NotFiniteError, Sweep, check_finite, fall_of
+
+#: What the sweep of one start may end in while the others are right; a fall of the ELBO is no such thing.
+_OF_ONE_START = (NaturalDomainError, NotFiniteError, torch.linalg.LinAlgError)
+#: A run in float32 has not converged if one sweep in float64 raises its ELBO by more than this, relative to it or to 1.
+_LEAST_RISE = 1e-6
+
+
+class _Level(NamedTuple):
+    """The ELBO that the last step reached: for which recording, as a bound, and as numbers."""
+
+    program: Program
+    bound: Bound
+    elbo: list[float]
+
+    def of(self, starts: Sequence[int]) -> _Level:
+        """That of some starts alone."""
+        return self._replace(bound=self.bound.of(starts), elbo=[self.elbo[i] for i in starts])
+
+
+class FullSteps(Steps):
+    """Sweeps over every block; a start whose updates fail is dropped while others go on."""
+
+    takes_batches = False
+
+    def __init__(self) -> None:
+        self._level: _Level | None = None
+        self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
+        self._living: list[int] = []  # the numbers of the starts that the guide holds
+        self._dropped: dict[int, str] = {}
+
+    def step(self, task: Task) -> tuple[State, Info]:
+        """One sweep over all blocks.
+
+        Raises:
+            ModelError: if a plate subsamples, or a step alone has other data than the one before.
+            NaturalDomainError: if an update left its family's domain, for every start.
+            ElboDecreaseError: if the ELBO fell by more than rounding explains.
+        """
+        program = task.program
+        check_whole(program)
+        seen = {name: (value, value._version) for name, value in program.recording.observations.items()}
+        if task.is_alone and not program.recording.declares_size:
+            _check_same(self._seen, seen)
+        before = self._level
+        if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
+            bound = program.bound(task.state, program.means(task.state))
+            before = _Level(program, bound, bound.elbo.tolist())
+        failures, sweep, self._level = self._survivors(task, before)
+        self._seen = seen if task.is_alone else {}
+        return sweep.state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
+
+    def _survivors(self, task: Task, before: _Level | None) -> tuple[dict[int, str], Sweep, _Level]:
+        """The errors of the starts that a sweep fails for, and a sweep over the others."""
+        try:
+            return {}, *self._swept(task, before)
+        except _OF_ONE_START:
+            failures: dict[int, str] = {}
+            count = len(next(iter(next(iter(task.state.values())).values()))) if task.state else 1
+
+            def alone(starts: list[int]) -> tuple[Sweep, _Level]:
+                return self._swept(task.of(starts), None if before is None else before.of(starts))
+
+            for start in range(count if count > 1 else 0):
+                try:
+                    alone([start])
+                except _OF_ONE_START as error:
+                    failures[start] = str(error)
+            living = [start for start in range(count) if start not in failures]
+            if not failures or not living:
+                raise
+        return failures, *alone(living)
+
+    def _swept(self, task: Task, before: _Level | None) -> tuple[Sweep, _Level]:
+        """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
+        program, held = task.program, None if before is None else before.bound.held
+        sweep = Sweep(program, task.state, task.arguments, held, task.probs)
+        self.visit_all(sweep, task)
+        bound = sweep.bound()
+        values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
+        elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
+        check_finite(elbo, program, sweep.means)
+        fall = 0.0 if before is None else fall_of(before.elbo, elbo, magnitude, program.recording.dtype)
+        if before is not None and fall:
+            culprit = _culprit(task, before)
+            raise ElboDecreaseError(
+                f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats, by the update of "
+                f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
+            )
+        return sweep, _Level(program, bound, elbo)
+
+    def visit_all(self, sweep: Sweep, task: Task) -> None:
+        """Visit every block once, after further rounds over the blocks in the data's plates."""
+        order, schedule = task.schedule.sites(sweep.program), task.schedule
+        if schedule.local_steps is not None:
+            local = [key for key in order if key is not None and sweep.program.is_local(key)]
+            sweep.rounds(local, schedule.local_steps - 1, schedule.local_tol)
+        for key in order:
+            sweep.visit(key)
+
+    def _numbered(self, elbo: list[float], failures: Mapping[int, str]) -> list[float]:
+        """The ELBO by the number of each start, −∞ for those that were dropped, now or before."""
+        living = self._living
+        if len(living) != len(elbo) + len(failures):
+            living, self._dropped = list(range(len(elbo) + len(failures))), {}
+        self._dropped = self._dropped | {living[i]: failures[i] for i in failures}
+        self._living = [number for i, number in enumerate(living) if i not in failures]
+        by_number = dict(zip(self._living, elbo, strict=True))
+        return [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
+
+    # What is remembered.
+
+    def forget_level(self) -> None:
+        self._level = None
+
+    def keep(self, start: int) -> None:
+        self._level, self._living, self._dropped = None, [], {}
+
+    def to_state(self) -> dict[str, Any]:
+        return {"living": list(self._living), "dropped": list(self._dropped.items())}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._level, self._living, self._dropped = None, list(state["living"]), dict(state["dropped"])
+
+    def number_of(self, start: int) -> int:
+        return self._living[start] if self._living else start
+
+    @property
+    def dropped(self) -> dict[int, str]:
+        return dict(self._dropped)
+
+    def rise_left(self, state: State) -> tuple[float, float]:
+        level = self._level
+        if level is None or level.program.recording.dtype == torch.float64:
+            return 0.0, 0.0
+        return float(level.program.rise_unrounded(state, level.bound.held).max()), _LEAST_RISE
+
+
+def _culprit(task: Task, before: _Level) -> BlockKey | None:
+    """The block whose update lowers the ELBO most, one at a time; None for the discrete sites."""
+    again = Sweep(task.program, task.state, task.arguments, before.bound.held)
+    level = before.bound.elbo
+    drops: dict[BlockKey | None, float] = {}
+    for key in task.schedule.sites(task.program):
+        again.visit(key)
+        now = again.bound().elbo
+        drops[key] = float((level - now).max())
+        level = now
+    return max(drops, key=drops.__getitem__)
+
+
+def _label_of(program: Program, key: BlockKey | None) -> str:
+    return "the discrete sites" if key is None else repr(program.blocks[key].label)
+
+
+def _advice(program: Program, key: BlockKey | None) -> str:
+    """What to do about an update that lowered the ELBO."""
+    updates = [s.update for s in program.discrete] if key is None else [program.blocks[key].update]
+    if any(update is not None for update in updates):
+        return "It is hand-written: check_updates compares it with the derived one."
+    wider = "" if program.recording.dtype == torch.float64 else ", or use float64"
+    return (
+        "It is derived, so digits were lost: data or columns of a design far from zero, beside their spread, cancel. "
+        f"Subtract their means and divide by their standard deviations, mend outliers{wider}."
+    )
+
+
+def _check_same(before: Mapping[str, tuple[Tensor, int]], now: Mapping[str, tuple[Tensor, int]]) -> None:
+    """The steps of one fit see the same data, for each of them forgets what it does not see.
+
+    Raises:
+        ModelError: if they do not.
+    """
+    other = [name for name in now if before and (name not in before or not _equal(before[name], now[name]))]
+    if other:
+        raise ModelError(
+            "Expected the data of the last step, or a plate that says how much data there is in all; "
+            f"got other data at {', '.join(map(repr, other))}, for which the guide would forget the last step's. "
+            'For batches write pyro.plate("data", size, subsample_size=len(x)) and CAVI(model, guide, '
+            "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True). To fit the guide to this data instead, "
+            "use run, or a new CAVI(model, guide)."
+        )
+
+
+def _equal(before: tuple[Tensor, int], now: tuple[Tensor, int]) -> bool:
+    (old, old_version), (new, version) = before, now
+    if old is new:
+        return old_version == version
+    alike = old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
+    return old_version == old._version and alike and torch.equal(old, new)
+
+
+def check_whole(program: Program) -> None:
+    """Coordinate ascent sees all of the data at once.
+
+    Raises:
+        ModelError: if a plate holds a part of them.
+    """
+    part = next((p for s in program.recording.scored.values() for p in s.plates if p.is_subsample), None)
+    if part is not None:
+        raise ModelError(
+            f"Expected plates over all of the data; got plate {part.name!r} with a subsample of {part.size} of "
+            f"{part.full_size}. Leave out subsample_size, or write CAVI(model, guide, step_size=RobbinsMonro()) or "
+            "CAVI(model, guide, memoised=True)."
+        )
+
+
+__all__ = ["FullSteps", "check_whole"]

@@ -1,0 +1,170 @@
+"""What all ways to step have in common: what a step works on, what it returns, and the order of its updates."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..objective import Block, BlockKey, Program, State
+from .sweep import ModelArguments, Sweep
+
+#: Rounds over the blocks of a minibatch, and the change of their mean parameters that ends them.
+LOCAL_STEPS, LOCAL_TOL = 100, 1e-3
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """The order of the updates, and how often the local blocks are updated before the others; see ``CAVI``."""
+
+    order: Sequence[str] | None = None
+    local_steps: int | None = None
+    local_tol: float | None = None
+
+    def sites(self, program: Program) -> list[BlockKey | None]:
+        """The blocks in the order of their updates; None stands for the discrete sites.
+
+        Raises:
+            ModelError: if an order is given that is not of all latent sites.
+        """
+        if self.order is None:
+            return [block.key for block in sorted(program.blocks.values(), key=_rank)]
+        places = {s.name: block.key for block in program.blocks.values() for s in block.sites}
+        unknown = [name for name in self.order if name not in places and name not in program.recording.discrete]
+        missing = [name for name in places if name not in self.order]
+        if unknown or missing:
+            raise ModelError(
+                f"Expected order to name every latent site of {sorted(places)}; got {self.order}, with "
+                f"{unknown or 'none'} unknown and {missing or 'none'} missing."
+            )
+        return list(dict.fromkeys(places.get(n) for n in self.order))
+
+    def blocks(self, program: Program) -> list[BlockKey]:
+        """The blocks alone, in the order of their updates."""
+        return [key for key in self.sites(program) if key is not None]
+
+    def settle(
+        self, sweep: Sweep, local: Sequence[BlockKey], steps: int | None = None, tol: float | None = None
+    ) -> None:
+        """Bring local blocks to their optimum given the globals; those of all the data, one round nearer to it.
+
+        ``steps`` and ``tol`` stand in where the schedule does not say.
+        """
+        part = sweep.program.recording.is_subsample
+        steps = self.local_steps or steps or (LOCAL_STEPS if part else 1)
+        if self.local_tol is not None:
+            tol = self.local_tol
+        elif part:
+            tol = LOCAL_TOL
+        sweep.rounds(local, steps - 1, tol)
+        for key in local:
+            sweep.visit(key)
+        if part:
+            sweep.visit(None)
+
+
+def _rank(block: Block) -> tuple[bool, bool, bool, int, int]:
+    """Where a block comes by default: parameters last, discrete sites before them, whose start the others then see,
+    locations before all that hangs on them, and the block that its plates repeat most often first.
+
+    A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
+    lose the start that the data gave them.
+    """
+    return (block.is_param, block.is_discrete, not block.is_location, -block.count, -block.numel)
+
+
+class Task(NamedTuple):
+    """What one step works on.
+
+    The compiled model; its arguments; the natural parameters and the responsibilities that the step starts at, with a
+    leading dimension over starts; the order of updates; the name of the piece where the data comes in pieces or
+    batches; and whether the step is alone, not in a run, which says by itself what it is fitted to.
+    """
+
+    program: Program
+    arguments: ModelArguments
+    state: State
+    probs: Mapping[str, Tensor]
+    schedule: Schedule
+    piece: int | str | None = None
+    is_alone: bool = False
+
+    def of(self, starts: Sequence[int]) -> Task:
+        """That of some starts alone."""
+        index = list(starts)
+        state = {key: n.map(lambda t: t[index]) for key, n in self.state.items()}
+        return self._replace(state=state, probs={name: p[index] for name, p in self.probs.items()})
+
+
+class Info(NamedTuple):
+    """What a step reached: the ELBO by the number of each start, in nats (−∞ for one that was dropped, now or before),
+    and the best of the starts that the returned state holds, by its position there.
+    """
+
+    elbo: list[float]
+    best: int
+
+
+class Steps(ABC):
+    """A way to step, and what it remembers from step to step.
+
+    To implement one: write ``step``, which returns the new state and raises before it remembers anything; ``keep``,
+    ``to_state`` and ``load_state``; and say by the class attributes what it takes.
+    """
+
+    #: Whether the ELBO of a step is exact, so that a run ends once passes over the data no longer raise it.
+    is_exact: ClassVar[bool] = True
+    #: Whether a step may be given all of the data without a name, and whether it may be given a batch.
+    takes_all: ClassVar[bool] = True
+    takes_batches: ClassVar[bool] = True
+    #: Whether subsampled plates scale their sites to the size of the whole.
+    rescales: ClassVar[bool] = True
+    #: Whether the posterior is q(β) q(z | β).
+    is_structured: ClassVar[bool] = False
+
+    @abstractmethod
+    def step(self, task: Task) -> tuple[State, Info]:
+        """One step: the state after it, and what it reached."""
+
+    @abstractmethod
+    def keep(self, start: int) -> None:
+        """Forget all starts but one."""
+
+    @abstractmethod
+    def to_state(self) -> dict[str, Any]:
+        """What is remembered, in plain types and tensors."""
+
+    @abstractmethod
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        """Take on a state of :meth:`to_state`."""
+
+    def forget_level(self) -> None:  # noqa: B027 - most ways to step know no level
+        """Forget the ELBO of the last step: somebody else has moved the guide."""
+
+    def number_of(self, start: int) -> int:
+        """The number of a start, as a run counts them, by its position in the state."""
+        return start
+
+    @property
+    def dropped(self) -> dict[int, str]:
+        """By the number of each start that was dropped, the error that its updates ended in."""
+        return {}
+
+    def rise_left(self, state: State) -> tuple[float, float]:
+        """How far one sweep in float64 would raise the ELBO of the last step, which was in float32, in nats, and the
+        largest rise, relative to the ELBO, that counts as none; zeros where digits are no concern.
+        """
+        return 0.0, 0.0
+
+
+def best_of(values: Sequence[float]) -> int:
+    """The position of the largest value."""
+    return max(range(len(values)), key=values.__getitem__)
+
+
+__all__ = ["LOCAL_STEPS", "LOCAL_TOL", "Info", "Schedule", "Steps", "Task", "best_of"]
