@@ -15,6 +15,9 @@ from .base import multivariate_digamma
 
 Step = Callable[[Tensor], Tensor]
 
+#: Iterations end after a step of this relative size.
+_SMALL_STEP = 1e-5
+
 
 def inverse_digamma(y: Tensor) -> Tensor:
     """The x > 0 with ψ(x) = y, elementwise. Minka (2000), Estimating a Dirichlet distribution, appendix C."""
@@ -67,8 +70,11 @@ def inverse_dirichlet_mean(y: Tensor) -> Tensor:
 
 @torch.no_grad()
 def _iterate(step: Step, x: Tensor, iterations: int) -> Tensor:
+    """x after at most so many steps; the two that follow square an error of the last step's size to rounding."""
     for _ in range(iterations):
-        x = step(x)
+        before, x = x, step(x)
+        if bool(((x - before).abs() <= _SMALL_STEP * x.abs()).all()):
+            break
     return x
 
 

@@ -17,6 +17,7 @@ from torch.distributions import constraints
 
 from ..errors import ModelError, NaturalDomainError, NotConjugateError
 from ..families import Natural
+from ..families.newton import inverse_digamma, inverse_dirichlet_mean
 from ..families.point import VALUE, PointMean
 from .blocks import Block
 
@@ -33,10 +34,6 @@ class PointTerm(NamedTuple):
 
 #: Sums of squares that cancel to this many units of rounding are zero.
 _ROUNDING = 64
-_NEWTON_STEPS = 100
-_HALVINGS = 60
-_LARGEST_LOG_STEP = 3.0
-_LAST_LOG_STEP = 1e-7
 
 
 def _location(c: Coefficients, value: Tensor) -> Tensor:
@@ -77,52 +74,19 @@ def _cholesky(c: Coefficients, value: Tensor) -> Tensor:
 
 
 def _gamma_shape(c: Coefficients, value: Tensor) -> Tensor:
-    """c x − n log Γ(x): Newton on ψ(x) = c / n, in log x."""
-    target = c[VALUE] / -c["lgamma^1"]
-    x = torch.where(target > -2.22, target.exp() + 0.5, -1 / (target + 0.5772156649015329))
-    for _ in range(8):
-        x = x - (torch.digamma(x) - target) / torch.polygamma(1, x)
-    return x
+    """c x − n log Γ(x): ψ(x) = c / n."""
+    return inverse_digamma(c[VALUE] / -c["lgamma^1"])
 
 
 def _dirichlet(c: Coefficients, value: Tensor) -> Tensor:
-    r"""Σ_k c_k α_k − n log B(α): Newton with the diagonal-plus-rank-one Hessian, in log α, which stays positive.
+    """Σ_k c_k α_k − n log B(α): ψ(α_k) − ψ(Σ α) = c_k / n; infinite for vectors that are all equal.
 
-    A plain step α + δ may leave the positive numbers; α exp(δ / α) agrees with it at the maximum. Steps that do not
-    rise are halved. ``docs/sources.md``, [4] equations (140)–(145); Minka (2000).
+    ``docs/sources.md``, [4] equations (140)–(145); Minka (2000).
     """
-    count, totals = -c["log_beta^1"].unsqueeze(-1), c[VALUE]
-
-    def objective(x: Tensor) -> Tensor:
-        log_beta = torch.lgamma(x).sum(-1, keepdim=True) - torch.lgamma(x.sum(-1, keepdim=True))
-        return (totals * x).sum(-1, keepdim=True) - count * log_beta
-
-    x, level = value, objective(value)
-    for _ in range(_NEWTON_STEPS):
-        total = x.sum(-1, keepdim=True)
-        gradient = totals + count * (torch.digamma(total) - torch.digamma(x))
-        inverse = -1 / (count * torch.polygamma(1, x))
-        rank_one = count * torch.polygamma(1, total)
-        shared = (gradient * inverse).sum(-1, keepdim=True) / (1 / rank_one + inverse.sum(-1, keepdim=True))
-        step = ((shared - gradient) * inverse / x).clamp(-_LARGEST_LOG_STEP, _LARGEST_LOG_STEP)
-        if float(step.abs().max()) < _LAST_LOG_STEP:
-            return x * step.exp()  # the next step would be of its square, below rounding
-        x, level = _safeguarded(objective, x, level, step)
-    return x
-
-
-def _safeguarded(
-    objective: Callable[[Tensor], Tensor], x: Tensor, level: Tensor, step: Tensor
-) -> tuple[Tensor, Tensor]:
-    """x times the exponential of the longest halved step that does not lower the objective; x where there is none."""
-    for _ in range(_HALVINGS):
-        trial = x * step.exp()
-        value = objective(trial)
-        good = value >= level
-        if bool(good.all()):
-            return trial, value
-        step = torch.where(good, step, step / 2)
-    return torch.where(good, trial, x), torch.where(good, value, level)
+    mean_log = c[VALUE].double() / -c["log_beta^1"].double().unsqueeze(-1)
+    spread = 1 - mean_log.exp().sum(-1, keepdim=True)
+    usable = spread > _ROUNDING * torch.finfo(value.dtype).eps
+    return torch.where(usable, inverse_dirichlet_mean(mean_log), torch.inf).to(value)
 
 
 def _is_power(statistics: frozenset[str]) -> bool:
