@@ -1,6 +1,8 @@
 """Run the benchmarks and write ``benchmarks/results/<date>-cpu.md``.
 
-``python -m benchmarks`` runs all; names after it (such as ``normal_gamma``) run those only, into ``<date>-<names>.md``.
+``python -m benchmarks`` times all; names after it (such as ``normal_gamma``) run those only, into
+``<date>-<names>.md``. The figures of the pages that are no times have names of their own: ``vae-quality``, for one,
+computes the tables of ``docs/vae.md`` with several seeds, and ``quality`` all such pages.
 """
 
 from __future__ import annotations
@@ -8,17 +10,34 @@ from __future__ import annotations
 import argparse
 import datetime
 import platform
+import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import pyro
 import sklearn
 import torch
 
-from . import dirichlet_newton, headline, lda, lda_quality, mixtures, normal_gamma, stochastic, vae
+from . import (
+    baselines_quality,
+    compare_quality,
+    dirichlet_newton,
+    estimators_quality,
+    flows_quality,
+    headline,
+    lda,
+    lda_quality,
+    mixtures,
+    normal_gamma,
+    stochastic,
+    vae,
+    vae_quality,
+)
+from .seeds import SEEDS
 from .timing import write_report
 
-BENCHMARKS = {
+BENCHMARKS: dict[str, Callable[[], str]] = {
     "normal_gamma": normal_gamma.run,
     "mixtures": mixtures.run,
     "dirichlet_newton": dirichlet_newton.run,
@@ -28,24 +47,46 @@ BENCHMARKS = {
     "stochastic": stochastic.run,
     "vae": vae.run,
 }
+#: The figures of a page each, of several seeds, on one thread.
+PAGES: dict[str, Callable[[], str]] = {
+    "vae-quality": vae_quality.run,
+    "estimators-quality": estimators_quality.run,
+    "flows-quality": flows_quality.run,
+    "baselines-quality": baselines_quality.run,
+    "compare-quality": compare_quality.run,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description="Run the benchmarks.")
-    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS], help="default: all")
+    parser.add_argument("names", nargs="*", choices=[[], *BENCHMARKS, *PAGES, "quality"], help="default: all timings")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     options = parser.parse_args()
-    torch.set_num_threads(mixtures.THREADS)
     torch.manual_seed(0)
     warnings.filterwarnings("ignore", "Singular sample detected")
+    warnings.filterwarnings("ignore", "Latent dimensions .* have collapsed")
     today = datetime.date.today().isoformat()
     heading = (
-        f"# Benchmarks, {today}\n\nCPU ({platform.machine()}), {torch.get_num_threads()} threads; Python "
+        f"# Benchmarks, {today}\n\nCPU ({platform.machine()}), {mixtures.THREADS} threads; Python "
         f"{platform.python_version()}, torch {torch.__version__}, Pyro {pyro.__version__}, scikit-learn "
-        f"{sklearn.__version__}. Numbers are medians of runs taken in turn, with the quartiles in brackets."
+        f"{sklearn.__version__}. Numbers are medians of runs taken in turn, with the quartiles in brackets; those of a "
+        f"page are medians over {len(SEEDS)} seeds, on one thread, with the least and the greatest in brackets."
     )
-    parts = (BENCHMARKS[name]() for name in options.names or BENCHMARKS)
-    write_report(heading, parts, options.out / f"{today}-{'-'.join(options.names) or 'cpu'}.md")
+    names = [n for name in options.names or BENCHMARKS for n in (PAGES if name == "quality" else [name])]
+    path = options.out / f"{today}-{'-'.join(options.names) or 'cpu'}.md"
+    write_report(heading, map(report, names), path)
+
+
+def report(name: str) -> str:
+    """What one benchmark found; of a page also what its figures cost."""
+    if name in BENCHMARKS:
+        torch.set_num_threads(mixtures.THREADS)
+        return BENCHMARKS[name]()
+    torch.set_num_threads(1)
+    start = time.process_time()
+    found = PAGES[name]()
+    page = name.removesuffix("-quality")
+    return f"# docs/{page}.md\n\n{found}\n\n({time.process_time() - start:.0f} s of CPU)"
 
 
 if __name__ == "__main__":

@@ -88,14 +88,14 @@ def main(arguments: Sequence[str] | None = None) -> Comparison:
     np.ravel(forest)[0].figure.savefig(options.out / "forest.png", bbox_inches="tight")
     print(f"\nevidence, with the guide of mean field:\n{evidence(separate, given['mean field'], *data)}")
     if options.simulations:
-        checked = calibrate(_proper, *(v[:40] for v in data), num_simulations=options.simulations)
+        checked = calibrate(proper, *(v[:40] for v in data), num_simulations=options.simulations)
         (options.out / "calibration.txt").write_text(f"{checked}\n", encoding="utf-8")
         print(f"\ncalibration of mean field:\n{checked}")
     print(f"\nWrote {options.out / 'posteriors.html'} and pictures beside it.")
     return found
 
 
-def _proper(duration: Tensor, waiting: Tensor) -> None:
+def proper(duration: Tensor, waiting: Tensor) -> None:
     """The same model with priors that simulate data of a sensible size."""
     precision = pyro.sample("precision", dist.Gamma(duration.new_tensor(4.0), 100.0))
     intercept = pyro.sample("intercept", dist.Normal(duration.new_tensor(30.0), 10.0))

@@ -16,6 +16,7 @@ from .families import Natural
 from .guide import AutoConjugate
 from .objective import Block, responsibilities
 from .recording import DiscreteSite
+from .tables import text_table
 
 _NEWTON_LIKE_STEPS = 200
 #: By dtype, what rounding alone may put between two right updates, and between two bounds of one size.
@@ -52,13 +53,11 @@ class UpdateReport:
         return all(check.ok for check in self.checks)
 
     def __str__(self) -> str:
-        rows = [("update of", "difference", "gain (nats)", "")]
+        rows = [["update of", "difference", "gain (nats)", ""]]
         for check in self.checks:
-            rows.append(
-                (", ".join(check.sites), f"{check.difference:.1e}", f"{check.gain:.1e}", "ok" if check.ok else "WRONG")
-            )
-        widths = [max(len(row[i]) for row in rows) for i in range(4)]
-        return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+            verdict = "ok" if check.ok else "WRONG"
+            rows.append([", ".join(check.sites), f"{check.difference:.1e}", f"{check.gain:.1e}", verdict])
+        return text_table(rows)
 
 
 def check_updates(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .criticism.comparison import plot_bounds, plot_densities
-from .criticism.pictures import DASHES, PALETTE, Array, colors, new_figure, styled
+from .criticism.pictures import DASHES, PALETTE, Array, colors, panels_in, picture
 from .criticism.race import Race
 from .errors import ArgumentError, check_count
 
@@ -22,7 +22,16 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-__all__ = ["plot_bounds", "plot_densities", "plot_mixture", "plot_path", "plot_race", "plot_topics"]
+__all__ = [
+    "draw_mixture",
+    "draw_race",
+    "plot_bounds",
+    "plot_densities",
+    "plot_mixture",
+    "plot_path",
+    "plot_race",
+    "plot_topics",
+]
 
 
 def _numpy(value: Any) -> Array:
@@ -41,16 +50,14 @@ def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
         race: what :func:`pyro_latent.criticism.race` returned.
         title: above the axes.
     """
-    with styled():
-        figure = new_figure(5.6, 3.2)
-        axes = figure.subplots()
-        _draw_gaps(axes, race)
+    with picture(5.6, 3.2) as (figure, ((axes,),)):
+        draw_race(axes, race)
         axes.set_title(title)
-        figure.canvas.draw()  # lays the figure out while the style holds
     return figure
 
 
-def _draw_gaps(axes: Axes, race: Race) -> None:
+def draw_race(axes: Axes, race: Race) -> None:
+    """The lines of :func:`plot_race` on axes of a picture of your own."""
     chosen, floor = race.chosen(), race.floor
     colour = _shades(race)
     for r in race.runners.values():
@@ -124,6 +131,20 @@ def plot_mixture(
     Raises:
         ValueError: if a shape is not as above, or there are not two labels.
     """
+    with picture(4.4, 3.0) as (figure, ((axes,),)):
+        draw_mixture(axes, data, fits, labels=labels, deviations=deviations)
+    return figure
+
+
+def draw_mixture(
+    axes: Axes,
+    data: Any,
+    fits: Mapping[str, tuple[Any, Any]],
+    *,
+    labels: Sequence[str] = (),
+    deviations: float = 2.0,
+) -> None:
+    """The points and ellipses of :func:`plot_mixture` on axes of a picture of your own."""
     from matplotlib.lines import Line2D
 
     points = _numpy(data)
@@ -135,27 +156,21 @@ def plot_mixture(
         raise ArgumentError(
             f'Expected two labels; got {labels!r}. Write labels=("duration (min)", "waiting time (min)").'
         )
-    components = {name: _components(name, *fit) for name, fit in fits.items()}
-    with styled():
-        figure = new_figure(4.4, 3.0)
-        axes = figure.subplots()
-        axes.scatter(points[:, 0], points[:, 1], s=5, color="0.75", linewidths=0)
-        handles = []
-        for number, (name, (means, covariances)) in enumerate(components.items()):
-            look: Any = {
-                "color": PALETTE[number % len(PALETTE)],
-                "linestyle": DASHES[number % 4],
-                "linewidth": 2.2 - 0.7 * min(number, 2),
-            }
-            for mean, covariance in zip(means, covariances, strict=True):
-                axes.add_patch(ellipse(mean[:2], covariance[:2, :2], deviations, **look))
-            handles.append(Line2D([], [], label=name, **look))
-        names = labels or ("first column", "second column")
-        axes.set(xlabel=names[0], ylabel=names[1], title=f"Components ({deviations:g} s.d.)")
-        place: Any = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}  # beside the data, not on them
-        axes.legend(handles=handles, fontsize=7, handlelength=1.6, borderaxespad=0, **place)
-        figure.canvas.draw()
-    return figure
+    axes.scatter(points[:, 0], points[:, 1], s=5, color="0.75", linewidths=0)
+    handles = []
+    for number, (name, fit) in enumerate(fits.items()):
+        look: Any = {
+            "color": PALETTE[number % len(PALETTE)],
+            "linestyle": DASHES[number % len(DASHES)],
+            "linewidth": 2.2 - 0.7 * min(number, 2),
+        }
+        for mean, covariance in zip(*_components(name, *fit), strict=True):
+            axes.add_patch(ellipse(mean[:2], covariance[:2, :2], deviations, **look))
+        handles.append(Line2D([], [], label=name, **look))
+    names = labels or ("first column", "second column")
+    axes.set(xlabel=names[0], ylabel=names[1], title=f"Components ({deviations:g} s.d.)")
+    place: Any = {"loc": "upper left", "bbox_to_anchor": (1.02, 1.0)}  # beside the data, not on them
+    axes.legend(handles=handles, fontsize=7, handlelength=1.6, borderaxespad=0, **place)
 
 
 def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
@@ -198,24 +213,18 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
             negative or not finite, or all of a row are 0, or ``top`` or ``columns`` is below 1.
     """
     shares = _shares(topics, vocabulary)
-    top, columns = check_count("top", top), min(check_count("columns", columns), len(shares))
-    rows = math.ceil(len(shares) / columns)
+    top, columns = check_count("top", top), check_count("columns", columns)
     best = [np.argsort(-row)[:top] for row in shares]
     longest = max(len(str(vocabulary[i])) for words in best for i in words)
-    with styled():
-        figure = new_figure((1.0 + 0.065 * longest) * columns, 0.16 * top * rows + 0.35 * rows + 0.15)
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for number, (axes, row, words) in enumerate(zip(grid, shares, best, strict=False)):
+    with panels_in(len(shares), columns, 1.0 + 0.065 * longest, 0.16 * top + 0.35, 0.15) as (figure, grid):
+        for number, (axes, row, words) in enumerate(zip(grid, shares, best, strict=True)):
             axes.barh(range(len(words)), row[words], color=PALETTE[0], height=0.7)
             axes.set_yticks(range(len(words)), [vocabulary[i] for i in words])
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
-            axes.xaxis.set_major_locator(_few_ticks())
+            axes.locator_params(axis="x", nbins=2)
             axes.set_title(f"topic {number}")
-        for axes in grid[len(shares) :]:
-            axes.set_axis_off()
         figure.supxlabel("probability of the word in the topic", fontsize=8)
-        figure.canvas.draw()
     return figure
 
 
@@ -236,12 +245,6 @@ def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
         )
     found: Array = weights / sums
     return found
-
-
-def _few_ticks() -> Any:
-    from matplotlib.ticker import MaxNLocator
-
-    return MaxNLocator(2)
 
 
 # ----------------------------------------------------------------------------------------------------------------- path
@@ -273,9 +276,7 @@ def plot_path(
     half = extent * (0.5 + margin)
     x, y = (np.linspace(c - half, c + half, 160) for c in centre)
     height = _numpy(log_density(*np.meshgrid(x, y)))
-    with styled():
-        figure = new_figure(3.4, 3.2)
-        axes = figure.subplots()
+    with picture(3.4, 3.2) as (figure, ((axes,),)):
         levels = height.max() - 0.5 * np.array([4.0, 3.0, 2.0, 1.0, 0.25]) ** 2
         axes.contour(x, y, height, levels=levels, colors="0.7", linewidths=0.8, linestyles="solid")
         axes.plot(steps[:, 0], steps[:, 1], "-", color=PALETTE[1], linewidth=1.0)
@@ -284,5 +285,4 @@ def plot_path(
         axes.plot(*steps[-1], "x", color=PALETTE[0], markersize=6)
         axes.set(xlabel=labels[0], ylabel=labels[1], aspect="equal")
         axes.set_title(f"Coordinate ascent, {len(steps) - 1} updates")
-        figure.canvas.draw()
     return figure

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +14,7 @@ from ..particles import Draws, Weights
 from ..tables import text_table
 from .moments import Components, Difference, Moments
 from .pages import figure_html, page, table_html
-from .pictures import DASHES, PALETTE, colors, density, new_figure, styled
+from .pictures import DASHES, PALETTE, colors, density, panels_in, picture
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -191,23 +190,19 @@ def _k_of(entry: Entry) -> str:
 
 def plot_bounds(comparison: Comparison) -> Figure:
     """ELBO and importance-weighted evidence of each guide, with two standard errors, and what k̂ says of it."""
-    entries = {name: e for name, e in comparison.entries.items() if e.score is not None}
-    with styled():
-        figure = new_figure(5.6, 0.6 + 0.42 * max(len(entries), 1))
-        axes = figure.subplots()
-        for place, entry in enumerate(entries.values()):
-            s = entry.score
-            assert s is not None
-            axes.errorbar(s.elbo, place + 0.12, xerr=2 * s.elbo_error, fmt="o", color=PALETTE[0], markersize=4)
-            axes.errorbar(
-                s.log_evidence, place - 0.12, xerr=2 * s.standard_error, fmt="s", color=PALETTE[1], markersize=4
-            )
+    scores = {name: e.score for name, e in comparison.entries.items() if e.score is not None}
+    with picture(5.6, 0.6 + 0.42 * max(len(scores), 1)) as (figure, ((axes,),)):
+        for place, s in enumerate(scores.values()):
+            for shift, mark, color, value, error in (
+                (0.12, "o", PALETTE[0], s.elbo, s.elbo_error),
+                (-0.12, "s", PALETTE[1], s.log_evidence, s.standard_error),
+            ):
+                axes.errorbar(value, place + shift, xerr=2 * error, fmt=mark, color=color, markersize=4)
             axes.text(1.01, place, f"k̂ {s.k}", transform=axes.get_yaxis_transform(), va="center", color="0.35")
-        axes.set_yticks(range(len(entries)), list(entries))
-        axes.set(xlabel="nats, ± 2 standard errors", ylim=(len(entries) - 0.5, -0.5))
+        axes.set_yticks(range(len(scores)), list(scores))
+        axes.set(xlabel="nats, ± 2 standard errors", ylim=(len(scores) - 0.5, -0.5))
         axes.set_title("ELBO (circle) and importance-weighted evidence (square)")
         axes.ticklabel_format(axis="x", useOffset=False)
-        figure.canvas.draw()
     return figure
 
 
@@ -227,20 +222,13 @@ def plot_densities(
         units: what is written below the panels, by site.
     """
     chosen = list(_elements(comparison, sites))[:panels]
-    columns = min(4, max(1, len(chosen)))
-    rows = math.ceil(len(chosen) / columns)
     color = colors(list(comparison.entries))
-    with styled():
-        figure = new_figure(1.9 * columns, 1.5 * rows + 0.35)
-        grid = figure.subplots(rows, columns, squeeze=False).flatten()
-        for axes, (site, index) in zip(grid, chosen, strict=False):
+    with panels_in(len(chosen), 4, 1.9, 1.5, 0.35) as (figure, grid):
+        for axes, (site, index) in zip(grid, chosen, strict=True):
             _draw_densities(axes, comparison, site, index, color)
             axes.set_xlabel((units or {}).get(site, ""))
-        for axes in grid[len(chosen) :]:
-            axes.set_axis_off()
-        handles = grid[0].get_legend_handles_labels()
+        handles = figure.axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
-        figure.canvas.draw()
     return figure
 
 

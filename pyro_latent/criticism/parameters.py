@@ -14,7 +14,7 @@ from torch import Tensor
 from ..guide import AutoConjugate
 
 
-class Snapshot:
+class SavedValues:
     """Tensors by name, and the values that they have now: a fit changes them in place."""
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
@@ -46,8 +46,8 @@ class Parameters:
     def __init__(self, start: Any, guides: Iterable[Any]) -> None:
         self._own = tuple(f"{g._pyro_name}." for g in guides if _keeps_parameters(g))
         self._start = start
-        self._before = Snapshot(self._shared(start))
-        self._left: dict[str, tuple[Snapshot, Any]] = {}
+        self._before = SavedValues(self._shared(start))
+        self._left: dict[str, tuple[SavedValues, Any]] = {}
         self._has_fit = False
 
     def _shared(self, state: Any) -> list[tuple[str, Tensor]]:
@@ -67,7 +67,7 @@ class Parameters:
         self._has_fit = True
         for name, tensor in self._shared(state):
             if name not in self._left and not self._before.has(name, tensor):
-                self._left[name] = Snapshot([(name, tensor)]), state["constraints"][name]
+                self._left[name] = SavedValues([(name, tensor)]), state["constraints"][name]
 
     @contextmanager
     def kept(self) -> Iterator[None]:

@@ -5,6 +5,7 @@ matplotlib is imported when a picture is drawn, and its global state stays as it
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
+    from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
 Array = np.ndarray[Any, Any]
@@ -36,19 +38,31 @@ STYLE: Any = {
 
 
 @contextmanager
-def styled() -> Iterator[None]:
-    """This style for what is drawn inside."""
+def picture(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
+    """A figure of so many inches, which belongs to no global state, and its axes: an array ``[rows, columns]`` of them.
+
+    It has this style, and is laid out at the end, while the style holds.
+    """
     import matplotlib
-
-    with matplotlib.rc_context(STYLE):
-        yield
-
-
-def new_figure(width: float, height: float) -> Figure:
-    """A figure of so many inches, which belongs to no global state."""
     from matplotlib.figure import Figure
 
-    return Figure(figsize=(width, height), dpi=150, layout="constrained")
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(width, height), dpi=150, layout="constrained")
+        yield figure, figure.subplots(rows, columns, squeeze=False)
+        figure.canvas.draw()
+
+
+@contextmanager
+def panels_in(
+    count: int, columns: int, width: float, height: float, margin: float
+) -> Iterator[tuple[Figure, list[Axes]]]:
+    """A picture of so many panels, each of so many inches, and their axes in reading order; the rest stays empty."""
+    columns = min(columns, max(count, 1))
+    rows = math.ceil(max(count, 1) / columns)
+    with picture(width * columns, height * rows + margin, rows, columns) as (figure, grid):
+        for axes in grid.flatten()[count:]:
+            axes.set_axis_off()
+        yield figure, list(grid.flatten()[:count])
 
 
 def colors(names: Sequence[str]) -> dict[str, str]:

@@ -25,7 +25,7 @@ from ..particles import LEAST_DRAWS, Target, Weights, seeded
 from ..tables import text_table
 from .draws import draw
 from .methods import Stopwatch, check_methods
-from .parameters import Snapshot
+from .parameters import SavedValues
 
 #: What makes a fresh driver: an object with ``step(*args, **kwargs)``, which returns a loss, and a ``guide``.
 Make = Callable[[], Any]
@@ -185,7 +185,7 @@ def race(
     with pyro.get_param_store().scope() as made, seeded(seed):
         target = Target.of(model, args, kwargs)
     target.check_drawn()
-    start = Snapshot(made["params"].items())
+    start = SavedValues(made["params"].items())
     course = _Course(target, start, max_steps, max_seconds, tol, num_samples, final_samples, warmup, seed)
     return Race({name: course.run(name, make) for name, make in methods.items()}, _device_name(target))
 
@@ -195,7 +195,7 @@ class _Course:
     """What is the same for every method."""
 
     target: Target
-    start: Snapshot
+    start: SavedValues
     max_steps: int
     max_seconds: float
     tol: float

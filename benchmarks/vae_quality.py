@@ -22,8 +22,8 @@ from pyro_latent.models.vae import (
     load_digits,
 )
 
-from ..timing import markdown
 from .seeds import SEEDS, less, ranged
+from .timing import markdown
 
 TRAININGS: dict[str, dict[str, Any]] = {
     "plain": {},

@@ -20,8 +20,8 @@ from pyro_latent.gradient.estimators import PathwiseELBO, ScoreFunctionELBO, est
 from pyro_latent.models.vae import load_digits
 from pyro_latent.models.vae.discrete import VQVAE, DiscreteVAE, TemperatureSchedule, perplexity
 
-from ..timing import markdown
 from .seeds import SEEDS, less, ranged
+from .timing import markdown
 
 NUM_SEEN, BATCH, STEPS = 1500, 100, 600
 RATE = 3e-3

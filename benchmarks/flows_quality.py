@@ -17,8 +17,8 @@ from pyro_latent.gradient.flows import FlowDensity, FlowGuide, make_flow
 from pyro_latent.models import two_modes
 from pyro_latent.models.vae import VAE, fit, importance_weighted_bounds, load_digits
 
-from ..timing import markdown
 from .seeds import SEEDS, less, ranged
+from .timing import markdown
 
 STEPS = 600
 NUM_DRAWS = 20_000

@@ -8,13 +8,13 @@ from collections.abc import Callable
 import pyro
 import torch
 
-from examples.compare_posteriors import DATA, _proper, methods, read, separate
+from examples.compare_posteriors import DATA, methods, proper, read, separate
 from examples.race import RACES
 from pyro_latent import CAVI
 from pyro_latent.criticism import Race, Runner, calibrate, score
 
-from ..timing import markdown
 from .seeds import SEEDS, ranged
+from .timing import markdown
 
 SVI_STEPS = 800
 NUM_DRAWS = 4000
@@ -67,7 +67,7 @@ def calibration() -> str:
     data = [column[:NUM_POINTS] for column in read(DATA)]
     spreads, verdicts = [], []
     for seed in SEEDS:
-        checked = calibrate(_proper, *data, num_simulations=SIMULATIONS, seed=seed)
+        checked = calibrate(proper, *data, num_simulations=SIMULATIONS, seed=seed)
         spreads.append(float(checked.dispersion("slope")))
         verdicts.append(checked.verdict("slope"))
     counted = ", ".join(f"{word} in {verdicts.count(word)}" for word in sorted(set(verdicts)))
