@@ -252,7 +252,7 @@ TABLE: tuple[Reparameterization, ...] = (
         scipy.stats.gumbel_r,
     ),
     Reparameterization(
-        (INVERSE_CDF, "Erlang", UNIFORM, "F⁻¹(ε) of 3 exponentials, by bisection", "Erlang"),
+        (INVERSE_CDF, "Erlang", UNIFORM, "F⁻¹(ε) of 3 exponentials, numerically", "Erlang"),
         {"rate": 1.5},
         lambda e, rate: Erlang(COUNT, rate).icdf(e),
         partial(Erlang, COUNT),

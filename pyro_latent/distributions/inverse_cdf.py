@@ -1,7 +1,7 @@
 """Distributions of a scalar that Pyro and torch lack, each drawn as z = g(ε) with noise ε free of parameters.
 
 Rayleigh, LogUniform (the "reciprocal" distribution), Gompertz and Triangular are drawn by their inverse distribution
-function, and Erlang as a sum of exponentials. The whole table is in ``docs/reparameterization.md``.
+function; Erlang is a Gamma. The whole table is in ``docs/reparameterization.md``.
 
 A Rayleigh is a Weibull of shape 2, and LogUniform and Gompertz are transforms of a uniform and of an exponential. They
 are written out, because torch's versions take 1 - exp(-x) and log(1 - ε), which lose the digits of small probabilities,
@@ -20,6 +20,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar, NoReturn, Self
 
 import pyro.distributions as dist
+import scipy.special
 import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
@@ -258,7 +259,7 @@ class Erlang(dist.Gamma):
     """The sum of ``concentration`` exponentials, a Gamma of integer shape: -(Σ_i log ε_i) / rate, ε_i ~ U(0, 1).
 
     The notes list it among the tractable inverse distribution functions. It has none in elementary functions: ``icdf``
-    bisects, and ``rsample`` adds up the inverse distribution functions of its exponentials.
+    is scipy's.
 
     Args:
         concentration: the number of exponentials, at least 1; the same in all of the batch, and not differentiable.
@@ -280,30 +281,10 @@ class Erlang(dist.Gamma):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Erlang:
         return Erlang(self.count, self.rate.expand(Size(batch_shape)), validate_args=self._validate_args)
 
-    def rsample(self, sample_shape: Sequence[int] = ()) -> Tensor:
-        """``sample_shape + batch_shape``, differentiable in the rate."""
-        shape = self._extended_shape(Size(sample_shape))
-        return -open_uniform((self.count, *shape), self.rate).log().sum(0) / self.rate
-
     def icdf(self, value: Tensor) -> Tensor:
-        """The quantile, by bisection to rounding; differentiable in the rate and in ``value``."""
-        count = self.concentration
-        with torch.no_grad():
-            root = _bisect_gamma(count, value)
+        """The quantile; differentiable in the rate and in ``value``."""
+        root = torch.as_tensor(scipy.special.gammaincinv(self.count, value.detach().cpu().numpy())).to(value)
         # A Newton step from the root has the derivative of the inverse function; its value is left out.
-        log_density = (count - 1) * root.log() - root - torch.lgamma(count)
+        log_density = (self.count - 1) * root.log() - root - math.lgamma(self.count)
         step = (value - value.detach()) * (-log_density).exp()
-        inside = torch.where(value < 1, root + step, math.inf)
-        return torch.where(value > 0, inside, 0.0) / self.rate
-
-
-def _bisect_gamma(concentration: Tensor, probability: Tensor) -> Tensor:
-    """The quantile of Gamma(concentration, 1) in (0, 1); 60 halvings of the range of log z reach float64's rounding."""
-    concentration, probability = torch.broadcast_tensors(concentration, probability)
-    low = torch.full_like(probability, math.log(torch.finfo(probability.dtype).tiny))
-    high = (concentration + 40 * concentration.sqrt() + 800).log()
-    for _ in range(60):
-        middle = (low + high) / 2
-        below = torch.special.gammainc(concentration, middle.exp()) < probability
-        low, high = torch.where(below, middle, low), torch.where(below, high, middle)
-    return ((low + high) / 2).exp()
+        return torch.where((value > 0) & (value < 1), root + step, root) / self.rate
