@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -18,24 +17,27 @@ import torch
 from pyro import poutine
 from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide import AutoCallable, AutoGuide
-from pyro.ops.stats import split_gelman_rubin
-from torch import Tensor, nn
+from torch import Tensor
 
 from .arviz_core import Array, check_coords, check_dims, container, loo
 from .ascent import CAVI
 from .criticism.arguments import check_same_data
 from .criticism.draws import guide_values, mcmc_values, with_discrete
+from .criticism.moments import r_hat
 from .errors import ArgumentTypeError, ModelError, check_count
 from .guide import AutoConjugate
 from .particles import (
     LEAST_DRAWS,
+    SCORING_WAYS,
     Draws,
     ProgramCall,
     ProgramRunner,
     ScoredRun,
+    Site,
     Target,
     Weights,
     is_latent,
+    name_of,
     quiet_redraws,
     sample_sites,
     seeded,
@@ -44,7 +46,6 @@ from .particles import (
 __all__ = ["loo", "to_arviz"]
 
 Groups = dict[str, dict[str, Array]]
-Site = Mapping[str, Any]
 
 
 def to_arviz(
@@ -79,7 +80,7 @@ def to_arviz(
         guide: its guide, fitted, which samples every latent site; a :class:`~pyro_latent.CAVI` or an ``SVI`` that has
             run, for its guide; or an ``MCMC`` that has run, whose enumerated discrete sites are then drawn from their
             exact posterior. The positional arguments after it are the model's.
-        num_samples: the number of draws; of MCMC, at most so many.
+        num_samples: the number of draws; of MCMC, the largest number.
         prior_samples: the number of draws from the prior, which has to be proper; 0: no such groups.
         seed: of the draws. The global random state stays as it is.
         coords: by dimension, the labels along it.
@@ -112,7 +113,7 @@ def to_arviz(
     with seeded(seed):
         target = Target.of(model, args, kwargs)
         if same_data:
-            check_same_data(target.call, guide, _name(guide))
+            check_same_data(target.call, guide, name_of(guide))
         with quiet_redraws():
             sites = sample_sites(target.call.trace())
         constants = _constant_data(target.call, sites)
@@ -181,9 +182,9 @@ def _posterior(target: Target, guide: Any, num: int, sites: Mapping[str, Site]) 
         values, chains = mcmc_values(target, guide, num)
         values, log_q = with_discrete(target, values), None
     else:
-        (values, log_q), chains = guide_values(target, guide, num, _name(guide)), 1
+        (values, log_q), chains = guide_values(target, guide, num, name_of(guide)), 1
     made = len(next(iter(values.values())))
-    scored = ProgramRunner(target.call, target.nesting, ways=("vmap", "plate", "loop"))(values, made)
+    scored = ProgramRunner(target.call, target.nesting, SCORING_WAYS)(values, made)
     draws = Draws(values, scored.log_prob, log_q, chains=chains)
     return draws, _groups(draws, scored, _predictive(target)(values, made), sites)
 
@@ -213,7 +214,7 @@ def _observed(sites: Mapping[str, Site]) -> dict[str, Array]:
 def _predictive(target: Target) -> ProgramRunner:
     """The model without its data."""
     call: ProgramCall = target.call.with_program(poutine.uncondition(target.call.program))
-    return ProgramRunner(call, target.nesting, ways=("vmap", "plate", "loop"))
+    return ProgramRunner(call, target.nesting, SCORING_WAYS)
 
 
 def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
@@ -259,11 +260,8 @@ def _divergences(mcmc: MCMC, shape: tuple[int, int]) -> dict[str, Array]:
 
 def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Array]:
     """Arrays among the arguments by the names that the model gives them, without those that are observed."""
-    model, observed = call.program, _observed(sites).values()
     try:
-        bound = inspect.signature(model.forward if isinstance(model, nn.Module) else model).bind(
-            *call.args, **call.kwargs
-        )
+        bound = call.bound()
     except (TypeError, ValueError):  # no signature to read
         return {}
     arguments: dict[str, Any] = {}
@@ -271,6 +269,7 @@ def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Ar
         rest = bound.signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
         arguments |= value if rest else {name: value}  # **rest are arguments with names of their own
     found = {name: array for key, value in arguments.items() for name, array in _arrays(key, value)}
+    observed = _observed(sites).values()
     return {n: a for n, a in found.items() if not any(a.shape == o.shape and _equal(a, o) for o in observed)}
 
 
@@ -294,11 +293,6 @@ def _equal(first: Array, second: Array) -> bool:
 # --------------------------------------------------------------------------------------------------------- attributes
 
 
-def _name(guide: Any) -> str:
-    name: str = getattr(guide, "__name__", type(guide).__name__)
-    return name
-
-
 def _method(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     versions = {
         "inference_library": "pyro_latent",
@@ -310,7 +304,7 @@ def _method(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
         return {"method": "coordinate ascent (AutoConjugate)", "elbo": guide.elbo(*args, **kwargs)} | versions
     if isinstance(guide, MCMC):
         return {"method": f"MCMC ({type(guide.kernel).__name__})"} | versions
-    return {"method": _name(guide)} | versions
+    return {"method": name_of(guide)} | versions
 
 
 def _convergence(guide: Any, result: Any) -> dict[str, Any]:
@@ -318,9 +312,9 @@ def _convergence(guide: Any, result: Any) -> dict[str, Any]:
     found: dict[str, Any] = {}
     if result is not None:
         found |= {"converged": int(result.converged), "num_steps": int(result.num_steps)}
-    if isinstance(guide, MCMC) and guide._samples and guide.num_samples >= 4:
-        r_hats = [split_gelman_rubin(v.double(), 0, 1) for v in guide._samples.values() if v.is_floating_point()]
-        found["r_hat_max"] = max((float(r.max()) for r in r_hats), default=math.nan)
+    if isinstance(guide, MCMC) and guide._samples:
+        largest = r_hat({n: v.flatten(0, 1) for n, v in guide._samples.items()}, guide.num_chains)
+        found |= {} if largest is None else {"r_hat_max": largest}
     return found
 
 

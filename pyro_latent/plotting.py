@@ -187,7 +187,7 @@ def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
 
 
 def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> Any:
-    """The outline of a normal in two dimensions, so many standard deviations from its mean."""
+    """The outline of a normal in two dimensions, at a distance of ``deviations`` standard deviations."""
     from matplotlib.patches import Ellipse
 
     values, vectors = np.linalg.eigh(covariance)

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -44,7 +43,7 @@ def check_same_data(here: ProgramCall, guide: Any, name: str) -> None:
 
 
 def _check_arguments(call: ProgramCall, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
-    here, there = _bound(call.program, call.args, call.kwargs), _bound(call.program, args, kwargs)
+    here, there = _named(call), _named(ProgramCall(call.program, args, kwargs))
     if here.keys() != there.keys():
         raise ModelError(
             f"Expected the arguments that {name} was fitted with, {list(there)}; got {list(here)}. Fit it to these."
@@ -58,13 +57,12 @@ def _check_arguments(call: ProgramCall, args: tuple[Any, ...], kwargs: Mapping[s
             )
 
 
-def _bound(program: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> dict[Any, Any]:
+def _named(call: ProgramCall) -> dict[Any, Any]:
     """Arguments by the parameter that takes them, with defaults; or as they are given, if they do not fit."""
-    takes = program.forward if isinstance(program, torch.nn.Module) else program
     try:
-        found = inspect.signature(takes).bind(*args, **kwargs)
+        found = call.bound()
     except (TypeError, ValueError):
-        return dict(enumerate(args)) | dict(kwargs)
+        return dict(enumerate(call.args)) | dict(call.kwargs)
     found.apply_defaults()
     return dict(found.arguments)
 
@@ -82,46 +80,46 @@ def difference_of(before: Any, now: Any) -> str:
     if isinstance(before, PLAIN) and isinstance(now, PLAIN):
         same = before == now or (before != before and now != now)  # NaN is another NaN here
         return "" if same else f"{now!r} in place of {before!r}"
-    if isinstance(before, list | tuple) and isinstance(now, list | tuple):
-        if len(before) != len(now):
-            return f"{len(now)} items in place of {len(before)}"
-        return _first((f"item {i}", *pair) for i, pair in enumerate(zip(before, now, strict=True)))
-    if isinstance(before, Mapping) and isinstance(now, Mapping):
-        if before.keys() != now.keys():
-            return f"keys {list(now)} in place of {list(before)}"
-        return _first((repr(k), before[k], now[k]) for k in before)
-    if _is_record(before) and type(before) is type(now):
-        return _first((f.name, getattr(before, f.name), getattr(now, f.name)) for f in fields(before))
-    other = type(before) is not type(now) and (_is_known(before) or _is_known(now))
-    return f"{type(now).__name__} in place of {type(before).__name__}" if other else ""
+    there, here = _parts(before), _parts(now)
+    if there is None or here is None or _kind(before) is not _kind(now):
+        other = type(before) is not type(now) and (_is_known(before) or _is_known(now))
+        return f"{type(now).__name__} in place of {type(before).__name__}" if other else ""
+    if here.keys() != there.keys():
+        if _kind(now) is list:
+            return f"{len(here)} items in place of {len(there)}"
+        return f"keys {list(now)} in place of {list(before)}"
+    found = ((where, difference_of(part, here[where])) for where, part in there.items())
+    return next((f"{where}: {words}" for where, words in found if words), "")
 
 
-def _first(parts: Iterable[tuple[str, Any, Any]]) -> str:
-    """The first part that differs, with where it is."""
-    for where, before, now in parts:
-        found = difference_of(before, now)
-        if found:
-            return f"{where}: {found}"
-    return ""
+def _parts(value: Any) -> dict[str, Any] | None:
+    """What a container holds, by what errors call its places; None of anything else."""
+    if isinstance(value, list | tuple):
+        return {f"item {i}": part for i, part in enumerate(value)}
+    if isinstance(value, Mapping):
+        return {repr(key): part for key, part in value.items()}
+    if is_dataclass(value) and not isinstance(value, type):
+        return {f.name: getattr(value, f.name) for f in fields(value)}
+    return None
+
+
+def _kind(value: Any) -> type:
+    return list if isinstance(value, tuple) else dict if isinstance(value, Mapping) else type(value)
+
+
+def _is_known(value: Any) -> bool:
+    return _is_array(value) or isinstance(value, PLAIN) or _parts(value) is not None
 
 
 def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__") and not isinstance(value, type)  # tensors, NumPy's arrays, pandas' tables
 
 
-def _is_record(value: Any) -> bool:
-    return is_dataclass(value) and not isinstance(value, type)
-
-
-def _is_known(value: Any) -> bool:
-    return _is_array(value) or _is_record(value) or isinstance(value, PLAIN | list | tuple | Mapping)
-
-
 def _array(value: Any) -> Array:
     if not isinstance(value, Tensor):
         return np.asarray(value)
     plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
-    plain = plain.float() if plain.dtype is torch.bfloat16 else plain  # which NumPy has not
+    plain = plain.float() if plain.dtype is torch.bfloat16 else plain  # NumPy has no bfloat16
     return plain.cpu().numpy()
 
 

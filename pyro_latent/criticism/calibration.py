@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..ascent import CAVI
@@ -47,23 +46,23 @@ class Calibration:
     num_draws: int
 
     def uniformity(self, site: str) -> Tensor:
-        """By element, the probability of p-values as far from uniform (Kolmogorov-Smirnov): the site's shape."""
+        """The probability of p-values as far from uniform as each element's (Kolmogorov-Smirnov): the site's shape."""
         from scipy.stats import kstest
 
         return self._by_element(site, lambda p: kstest(p, "uniform").pvalue)
 
     def symmetry(self, site: str) -> Tensor:
-        """By element, how well p and 1 − p agree (two-sample Kolmogorov-Smirnov): low where the posterior is biased."""
+        """How well p and 1 − p agree in each element (two-sample Kolmogorov-Smirnov): low where q is biased."""
         from scipy.stats import ks_2samp
 
         return self._by_element(site, lambda p: ks_2samp(p, 1 - p).pvalue)
 
     def dispersion(self, site: str) -> Tensor:
-        """By element, 3 E (2p − 1)²: 1 if calibrated, above 1 if the posterior is too narrow, below 1 if too wide."""
+        """The value of 3 E (2p − 1)² in each element: 1 if calibrated, above if q is too narrow, below if too wide."""
         return 3 * (2 * self.p_values[site] - 1).square().mean(0)
 
     def verdict(self, site: str) -> str:
-        """In words: "calibrated", "overconfident", "underconfident" or "biased"; of the element that is worst."""
+        """The worst element's verdict: "calibrated", "overconfident", "underconfident" or "biased"."""
         uniform = self.uniformity(site).flatten()
         if float(uniform.min()) * len(uniform) >= LEVEL:  # Bonferroni: as many tests as elements
             return "calibrated"
@@ -191,23 +190,7 @@ def simulated(call: ProgramCall) -> tuple[Values, Values]:
     return latents, data
 
 
-class _Data(Messenger):
-    """Other values at observed sites."""
-
-    def __init__(self, data: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.data = data
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["is_observed"] and msg["name"] in self.data:
-            msg["value"] = self.data[msg["name"]]
-
-
 def with_data(model: Callable[..., Any], data: Mapping[str, Tensor]) -> Callable[..., Any]:
     """The model with other data at its observed sites, whatever its arguments."""
-
-    def on_other_data(*args: Any, **kwargs: Any) -> Any:
-        with _Data(data):
-            return model(*args, **kwargs)
-
-    return on_other_data
+    found: Callable[..., Any] = poutine.condition(model, data=dict(data))
+    return found

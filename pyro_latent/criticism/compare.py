@@ -16,18 +16,16 @@ import pyro
 import torch
 from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide import AutoCallable, AutoGuide
-from pyro.ops.stats import split_gelman_rubin
-from torch import Tensor
 
 from ..ascent import CAVI
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, PyroLatentError, check_count
 from ..guide import AutoConjugate
-from ..particles import LEAST_DRAWS, Draws, Target, Weights, seeded
+from ..particles import LEAST_DRAWS, Target, Weights, name_of, seeded
 from .arguments import check_same_data
 from .comparison import Comparison, Entry
 from .draws import check_same_model, draw
 from .methods import Stopwatch, check_methods
-from .moments import Components, align, difference, find_components, moments
+from .moments import Components, align, difference, find_components, moments, r_hat
 from .parameters import Parameters
 
 
@@ -53,7 +51,7 @@ def compare(
             has not been. An ``SVI`` of an ``AutoLaplaceApproximation`` is scored by the Gaussian around its maximum.
             The positional arguments after it are the model's.
         reference: the method to measure from; by default the first MCMC, else the first method.
-        num_samples: draws of each method; of MCMC, at most so many.
+        num_samples: the number of draws of each method; of MCMC, the largest number.
         max_steps, max_seconds: the budget of each method that is fitted here, but MCMC, which has its own length.
         components: the plate of the mixture's components, where the model has several, or it is not found by itself.
         same_data: whether to check that fitted methods saw this data. False for guides that saw minibatches.
@@ -98,7 +96,7 @@ def compare(
     chosen = reference or next((n for n, m in methods.items() if isinstance(m, MCMC)), next(iter(methods)))
     against = entries[chosen].moments
     differences = {name: difference(entry.moments, against) for name, entry in entries.items()}
-    return Comparison(entries, chosen, differences, plate, getattr(model, "__name__", type(model).__name__))
+    return Comparison(entries, chosen, differences, plate, name_of(model))
 
 
 def _aligned(entries: dict[str, Entry], components: Components | None) -> dict[str, Entry]:
@@ -223,7 +221,7 @@ class _Job:
             seconds=done.seconds,
             steps=done.steps,
             converged=done.converged,
-            r_hat=_r_hat(draws) if draws.log_q is None else None,
+            r_hat=r_hat(draws.values, draws.chains) if draws.log_q is None else None,
         )
 
     def _fitted(self, name: str, method: Any) -> _Fitted:
@@ -240,7 +238,7 @@ class _Job:
         if isinstance(method, AutoGuide):
             _check_called(name, method)
             return _Fitted(method, method.model, type(method).__name__)
-        return _Fitted(method, None, f"guide {getattr(method, '__name__', type(method).__name__)}")
+        return _Fitted(method, None, f"guide {name_of(method)}")
 
     def _run_cavi(self, cavi: CAVI) -> _Fitted:
         watch, call = Stopwatch(), self.target.call
@@ -259,9 +257,7 @@ class _Job:
         while steps < self.max_steps and (steps == 0 or watch.seconds() < self.max_seconds):
             svi.step(*call.args, **call.kwargs)
             steps += 1
-        seconds = watch.seconds()
-        name = getattr(svi.guide, "__name__", type(svi.guide).__name__)
-        return _Fitted(svi.guide, svi.model, f"SVI, {name}", seconds, steps)
+        return _Fitted(svi.guide, svi.model, f"SVI, {name_of(svi.guide)}", watch.seconds(), steps)
 
     def _run_mcmc(self, mcmc: MCMC) -> _Fitted:
         call, seconds = self.target.call, None
@@ -272,13 +268,3 @@ class _Job:
         steps = mcmc.num_chains * (mcmc.num_samples + mcmc.warmup_steps)
         kernel = mcmc.kernel
         return _Fitted(mcmc, getattr(kernel, "model", None), f"MCMC, {type(kernel).__name__}", seconds, steps)
-
-
-def _r_hat(draws: Draws) -> float | None:
-    """The largest split R̂, where chains are long enough to be split."""
-    found = [_split_r_hat(v.double(), draws.chains) for v in draws.values.values() if v.is_floating_point()]
-    return max(found) if found and len(draws.log_p) // draws.chains >= 4 else None
-
-
-def _split_r_hat(values: Tensor, chains: int) -> float:
-    return float(split_gelman_rubin(values.unflatten(0, (chains, -1)), 0, 1).max())

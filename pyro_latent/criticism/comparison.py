@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
+import torch
 
 from ..particles import Draws, Weights
 from ..tables import text_table
@@ -94,18 +95,16 @@ class Comparison:
 
     def _score_row(self, name: str, entry: Entry) -> list[str]:
         s = entry.score
-        scored = (
-            [f"{s.elbo:.3f} ± {s.elbo_error:.3f}", f"{s.log_evidence:.3f} ± {s.standard_error:.3f}"]
-            if s
-            else ["−", "−"]
+        elbo = "−" if s is None else f"{s.elbo:.3f} ± {s.elbo_error:.3f}"
+        evidence = "−" if s is None else f"{s.log_evidence:.3f} ± {s.standard_error:.3f}"
+        exact, seconds, steps = (
+            "−" if value is None else format(value, form)
+            for value, form in ((entry.exact_elbo, ".3f"), (entry.seconds, ".3g"), (entry.steps, ","))
         )
-        exact = "−" if entry.exact_elbo is None else f"{entry.exact_elbo:.3f}"
         worst = "reference" if name == self.reference else f"{self.worst_difference(name):.2f}"
-        seconds = "−" if entry.seconds is None else f"{entry.seconds:.3g}"
-        steps = "−" if entry.steps is None else f"{entry.steps:,}"
         if entry.converged is False:
             steps += " (not converged)"
-        return [name, scored[0], exact, scored[1], _k_of(entry), worst, seconds, steps]
+        return [name, elbo, exact, evidence, _k_of(entry), worst, seconds, steps]
 
     def site_rows(self, site: str) -> list[list[str]]:
         """Mean ± sd of a site by method: a row for each element, or, of a large one, one of extremes."""
@@ -113,7 +112,7 @@ class Comparison:
         head = [site, *self.entries]
         if mean.numel() > LISTED:
             return [head, self._extremes(site)]
-        return [head, *(self._element(site, index) for index in np.ndindex(*mean.shape))]
+        return [head, *(self._element(*element) for element in self.elements([site]))]
 
     def _element(self, site: str, index: tuple[int, ...]) -> list[str]:
         cells = []
@@ -124,7 +123,7 @@ class Comparison:
                 d = self.differences[name][site]
                 shown += f" ({float(d.mean[index]):+.2f} sd, ×{float(d.sd[index]):.2f})"
             cells.append(shown)
-        return [f"{site}[{', '.join(map(str, index))}]" if index else site, *cells]
+        return [_name_of(site, index), *cells]
 
     def _extremes(self, site: str) -> list[str]:
         cells = []
@@ -142,6 +141,15 @@ class Comparison:
     def sites(self) -> list[str]:
         """The latent sites that have numbers."""
         return list(self.entries[self.reference].moments)
+
+    def elements(self, sites: Sequence[str] | None = None) -> Iterator[tuple[str, tuple[int, ...]]]:
+        """The elements of the sites, each with its index; those of symmetric matrices once."""
+        for site in self.sites if sites is None else sites:
+            sd = self.entries[self.reference].moments[site].sd
+            symmetric = sd.ndim >= 2 and sd.shape[-1] == sd.shape[-2] and torch.allclose(sd, sd.mT)
+            for index in np.ndindex(*sd.shape):
+                if not (symmetric and index[-1] < index[-2]):
+                    yield site, index
 
     def __str__(self) -> str:
         sites = [text_table(self.site_rows(site)) for site in self.sites]
@@ -177,6 +185,10 @@ class Comparison:
 
     def _repr_html_(self) -> str:
         return self.html()
+
+
+def _name_of(site: str, index: tuple[int, ...]) -> str:
+    return f"{site}[{', '.join(map(str, index))}]" if index else site
 
 
 def _k_of(entry: Entry) -> str:
@@ -221,7 +233,7 @@ def plot_densities(
         panels: how many elements at most, in the order of the sites.
         units: what is written below the panels, by site.
     """
-    chosen = list(_elements(comparison, sites))[:panels]
+    chosen = list(comparison.elements(sites))[:panels]
     color = colors(list(comparison.entries))
     with panels_in(len(chosen), 4, 1.9, 1.5, 0.35) as (figure, grid):
         for axes, (site, index) in zip(grid, chosen, strict=True):
@@ -230,16 +242,6 @@ def plot_densities(
         handles = figure.axes[0].get_legend_handles_labels()
         figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
     return figure
-
-
-def _elements(comparison: Comparison, sites: Sequence[str] | None) -> Iterator[tuple[str, tuple[int, ...]]]:
-    entry = comparison.entries[comparison.reference]
-    for site in sites if sites is not None else comparison.sites:
-        sd = entry.moments[site].sd
-        symmetric = sd.ndim >= 2 and sd.shape[-1] == sd.shape[-2] and bool((sd == sd.mT).all())
-        for index in np.ndindex(*sd.shape):
-            if not (symmetric and index[-1] < index[-2]):
-                yield site, index
 
 
 def _draw_densities(
@@ -251,6 +253,6 @@ def _draw_densities(
         if name == comparison.reference:
             axes.fill_between(grid, height, color=color[name], alpha=0.2, linewidth=0)
         axes.plot(grid, height, color=color[name], linestyle=DASHES[number % len(DASHES)], linewidth=1.2, label=name)
-    axes.set_title(f"{site}[{', '.join(map(str, index))}]" if index else site)
+    axes.set_title(_name_of(site, index))
     axes.set(yticks=[], ylim=(0, None))
     axes.spines["left"].set_visible(False)

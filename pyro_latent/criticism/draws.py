@@ -7,7 +7,6 @@ enumeration, and NUTS, which cannot sample them, are all scored for the same lat
 
 from __future__ import annotations
 
-import inspect
 from typing import Any
 
 import pyro
@@ -18,7 +17,19 @@ from pyro.infer.autoguide import AutoLaplaceApproximation
 from torch import Tensor
 
 from ..errors import ModelError
-from ..particles import Draws, ProgramCall, Proposal, PyroProgram, Target, Values, close, log_joint, run, without_marked
+from ..particles import (
+    Draws,
+    ProgramCall,
+    Proposal,
+    PyroProgram,
+    Target,
+    Values,
+    close,
+    log_joint,
+    run,
+    sample_sites,
+    without_marked,
+)
 from .support import check_support
 
 
@@ -72,7 +83,7 @@ def guide_values(
 
 def _check_arguments_fit(guide: PyroProgram, call: ProgramCall, name: str) -> None:
     try:
-        inspect.signature(guide).bind(*call.args, **call.kwargs)
+        call.with_program(guide).bound()
     except TypeError as error:
         raise ModelError(
             f"Expected a guide that takes the model's arguments; got one that does not ({name}): {error}. Make the "
@@ -147,7 +158,7 @@ def with_discrete(target: Target, values: Values) -> Values:
     for i in range(len(next(iter(values.values())))):
         held = poutine.condition(target.call.program, data={n: t[i] for n, t in values.items()})
         drawn = target.call.with_program(pyro.infer.infer_discrete(held, first_available_dim=first)).trace()
-        found.append({n: drawn.nodes[n]["value"] for n in target.marked})
+        found.append({n: sample_sites(drawn)[n]["value"] for n in target.marked})
     return values | {n: torch.stack([f[n] for f in found]) for n in target.marked}
 
 

@@ -44,8 +44,9 @@ def naive_monte_carlo(
         args, kwargs: its arguments.
         num_samples: S.
         batch_size: how many draws are made and scored at a time; all by default, in parts that fit into memory.
-        vectorized: True: a batch is one run of the model, in one more plate to the left; False: a run a draw, for
-            models that do not bear that; None: whatever is fast and gives draws the densities that they have alone.
+        vectorized: True: a batch is one run of the model, in one more plate to the left; False: one run
+            for each draw, for models that do not bear that; None: the fast way that gives draws the densities that they
+            have alone.
         keep_samples: whether the result has the draws.
 
     Raises:
@@ -83,13 +84,13 @@ def importance_sampling(
 
     Args:
         model: a Pyro model.
-        guide: any Pyro guide or autoguide of it, fitted, with a density at every site, which a point estimate has not;
+        guide: any Pyro guide or autoguide of it, fitted, with a density at every site, so no point estimate;
             None: the prior, which is :func:`naive_monte_carlo`.
         args, kwargs: the arguments of both.
         num_samples, batch_size, vectorized, keep_samples: as in :func:`naive_monte_carlo`.
 
     Raises:
-        ModelError: as in :func:`naive_monte_carlo`, and if the guide has a site that the model has not, or draws one at
+        ModelError: as in :func:`naive_monte_carlo`, and if the guide has a site that the model lacks, or draws one at
             a point (``AutoDelta``, ``AutoConjugate(point=…)``).
         ValueError: if ``num_samples`` or ``batch_size`` is no integer of at least 1.
 

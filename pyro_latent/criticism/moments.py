@@ -14,17 +14,17 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.ops.stats import effective_sample_size
+from pyro.ops.stats import effective_sample_size, split_gelman_rubin
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import ModelError
-from ..particles import Draws, Target, Values, close, innermost, log_joint
+from ..particles import Draws, Site, Target, Values, close, innermost, log_joint
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Of one latent site, elementwise.
+    """The posterior moments of one latent site, elementwise.
 
     Attributes:
         mean, sd: of the site's shape, float64.
@@ -52,7 +52,7 @@ class Difference:
 
 
 def moments(draws: Draws) -> dict[str, Moments]:
-    """Of every site that has numbers: not of discrete ones."""
+    """The moments of every site that has numbers; discrete sites are left out."""
     return {n: _moments(v.double(), draws) for n, v in draws.values.items() if v.is_floating_point()}
 
 
@@ -65,8 +65,20 @@ def _moments(values: Tensor, draws: Draws) -> Moments:
     return Moments(mean, sd, sd / torch.as_tensor(size, dtype=sd.dtype, device=sd.device).sqrt())
 
 
+def r_hat(values: Values, chains: int) -> float | None:
+    """The largest split R̂ over sites that have numbers and their elements; None of chains with fewer than four draws.
+
+    Args:
+        values: by site the draws of equally long chains, one after another, ``[S] + shape``.
+        chains: the number of chains.
+    """
+    chained = [v.double().unflatten(0, (chains, -1)) for v in values.values() if v.is_floating_point()]
+    found = [float(split_gelman_rubin(v, 0, 1).max()) for v in chained if v.shape[1] >= 4]
+    return max(found, default=None)
+
+
 def difference(found: Mapping[str, Moments], reference: Mapping[str, Moments]) -> dict[str, Difference]:
-    """Of each site of the reference."""
+    """The difference of each site that both have."""
     return {n: _difference(found[n], reference[n]) for n in reference if n in found}
 
 
@@ -152,7 +164,7 @@ def _is_exchangeable(target: Target, components: Components) -> bool:
     return bool(here.isfinite()) and close(here, there)
 
 
-def _is_label(site: Mapping[str, Any]) -> bool:
+def _is_label(site: Site) -> bool:
     return type(innermost(site["fn"])).__name__ == "Categorical" and not site["fn"].event_shape
 
 

@@ -39,9 +39,9 @@ STYLE: Any = {
 
 @contextmanager
 def picture(width: float, height: float, rows: int = 1, columns: int = 1) -> Iterator[tuple[Figure, Any]]:
-    """A figure of so many inches, which belongs to no global state, and its axes: an array ``[rows, columns]`` of them.
+    """A figure of this size in inches, and an array ``[rows, columns]`` of its axes.
 
-    It has this style, and is laid out at the end, while the style holds.
+    It belongs to no global state, has this style, and is laid out at the end, while the style holds.
     """
     import matplotlib
     from matplotlib.figure import Figure
@@ -56,7 +56,7 @@ def picture(width: float, height: float, rows: int = 1, columns: int = 1) -> Ite
 def panels_in(
     count: int, columns: int, width: float, height: float, margin: float
 ) -> Iterator[tuple[Figure, list[Axes]]]:
-    """A picture of so many panels, each of so many inches, and their axes in reading order; the rest stays empty."""
+    """A picture with ``count`` panels of one size in inches, and their axes in reading order; the rest stays empty."""
     columns = min(columns, max(count, 1))
     rows = math.ceil(max(count, 1) / columns)
     with picture(width * columns, height * rows + margin, rows, columns) as (figure, grid):

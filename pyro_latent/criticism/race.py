@@ -107,7 +107,7 @@ class Race:
         return max(2 * winner.laps[-1].error, 1e-9 * max(1.0, abs(self.best)))
 
     def chosen(self) -> dict[str, Runner]:
-        """Of each method the learning rate with the best last ELBO."""
+        """The run with the best last ELBO among the learning rates of each method."""
         found: dict[str, Runner] = {}
         for r in self.runners.values():
             if r.group not in found or r.score.elbo > found[r.group].score.elbo:

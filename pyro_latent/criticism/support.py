@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any
+from contextlib import suppress
 
 import pyro
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
+from torch.distributions.constraints import Constraint
 
 from ..errors import ModelError
-from ..particles import ProgramCall, Values
+from ..particles import ProgramCall, Values, sample_sites
 
 #: How many draws are looked at, one by one.
 LOOKED_AT = 200
@@ -30,12 +30,11 @@ def check_support(call: ProgramCall, values: Values, name: str) -> None:
     _check_finite(values, name)
     num = min(LOOKED_AT, len(next(iter(values.values()))))
     outside: Counter[str] = Counter()
-    supports: dict[str, Any] = {}
+    supports: dict[str, Constraint] = {}
     for i in range(num):
-        seen = _Outside({n: t[i] for n, t in values.items()})
-        seen.look(call)
-        outside.update(seen.supports.keys())
-        supports |= seen.supports
+        found = _supports_left(call, {n: t[i] for n, t in values.items()})
+        outside.update(found.keys())
+        supports |= found
     if not outside:
         return
     site, count = outside.most_common(1)[0]
@@ -57,24 +56,12 @@ def _check_finite(values: Values, name: str) -> None:
             )
 
 
-class _Outside(Messenger):
-    """The supports of the sites whose value in one draw is outside, by name."""
+def _supports_left(call: ProgramCall, values: Values) -> dict[str, Constraint]:
+    """The supports of the sites whose value in one draw is outside, by name.
 
-    def __init__(self, values: Values) -> None:
-        super().__init__()
-        self.values = values
-        self.supports: dict[str, Any] = {}
-
-    def look(self, call: ProgramCall) -> None:
-        """Run the model with these values; what it raises after a site that is outside does not matter."""
-        try:
-            with pyro.validation_enabled(False), self:
-                poutine.condition(call.program, data=self.values)(*call.args, **call.kwargs)
-        except Exception:
-            return
-
-    def _pyro_post_sample(self, msg: Any) -> None:
-        if msg["name"] in self.values:
-            support = msg["fn"].support
-            if not bool(support.check(self.values[msg["name"]]).all()):
-                self.supports[msg["name"]] = support
+    What the model raises after a site that is outside does not matter.
+    """
+    with suppress(Exception), pyro.validation_enabled(False), poutine.trace() as seen:
+        poutine.condition(call.program, data=values)(*call.args, **call.kwargs)
+    supports = {n: s["fn"].support for n, s in sample_sites(seen.trace).items() if n in values}
+    return {n: support for n, support in supports.items() if not bool(support.check(values[n]).all())}

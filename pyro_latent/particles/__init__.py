@@ -2,6 +2,7 @@
 
 from .particles import Draws, Particles, Proposal, without_marked
 from .runs import (
+    SCORING_WAYS,
     WAYS,
     ProgramCall,
     ProgramRunner,
@@ -10,16 +11,18 @@ from .runs import (
     Values,
     Way,
     close,
+    name_of,
     quiet_redraws,
     run,
     seeded,
 )
-from .sites import check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
+from .sites import Site, check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target, log_joint
 from .weights import LEAST_DRAWS, ParetoK, Weights, pareto_k
 
 __all__ = [
     "LEAST_DRAWS",
+    "SCORING_WAYS",
     "WAYS",
     "Draws",
     "LogJoint",
@@ -30,6 +33,7 @@ __all__ = [
     "Proposal",
     "PyroProgram",
     "ScoredRun",
+    "Site",
     "Target",
     "Values",
     "Way",
@@ -41,6 +45,7 @@ __all__ = [
     "is_latent",
     "log_joint",
     "max_nesting",
+    "name_of",
     "pareto_k",
     "quiet_redraws",
     "run",

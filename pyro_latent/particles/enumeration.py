@@ -9,6 +9,7 @@ import torch
 from opt_einsum import shared_intermediates
 from pyro.ops.contract import contract_to_tensor
 from pyro.ops.packed import pack, scale_and_mask
+from pyro.poutine import Trace
 from torch import Tensor
 
 from ..errors import ModelError
@@ -18,7 +19,7 @@ from .sites import sample_sites
 DRAWS = "_pyro_latent_draws"
 
 
-def summed(trace: Any) -> Tensor:
+def summed(trace: Trace) -> Tensor:
     """The log density of an enumerated trace: ``[]``, or ``[S]`` inside a plate of draws.
 
     Scales of enumerated sites apply after the sum, as in ``TraceEnum_ELBO``.
@@ -52,7 +53,7 @@ def summed(trace: Any) -> Tensor:
         return total + contract_to_tensor(plain, sums, target, cache=cache) if plain else total
 
 
-def _packed_scale(scale: Any, trace: Any) -> Any:
+def _packed_scale(scale: Any, trace: Trace) -> Any:
     """A scale as Pyro packs tensors: its dimensions are plates, of which it has one number each (counts of words)."""
     return pack(torch.as_tensor(scale), {dim: symbol for symbol, dim in trace.symbol_to_dim.items()})
 

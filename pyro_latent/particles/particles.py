@@ -16,8 +16,8 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..guide import AutoConjugate
-from .runs import WAYS, ProgramRunner, PyroProgram, Values, Way
-from .sites import is_delta, is_latent, max_nesting, sample_sites
+from .runs import SCORING_WAYS, WAYS, ProgramRunner, PyroProgram, Values, Way, name_of
+from .sites import Site, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target
 
 
@@ -62,12 +62,12 @@ class Particles:
         model: a Pyro model.
         guide: a Pyro guide; None: the prior.
         args, kwargs: the arguments of both.
-        vectorized: True: all draws in one run; False: one run a draw; None: one run, if some draws then have the
-            densities that they have alone.
+        vectorized: True: all draws in one run; False: one run for each draw; None: one run, if some draws then
+            have the densities that they have alone.
 
     Raises:
-        ModelError: if the model observes nothing or subsamples a plate, or if the guide has a site that the model has
-            not; with ``vectorized=True``, if draws have other densities alone.
+        ModelError: if the model observes nothing or subsamples a plate, or if the guide has a site that the model
+            lacks; with ``vectorized=True``, if draws have other densities alone.
 
     Attributes:
         target: the model.
@@ -85,7 +85,7 @@ class Particles:
         ways: Sequence[Way] | None = None if vectorized is None else ("plate",) if vectorized else ("loop",)
         self.target = Target.of(model, args, kwargs, inferred=False)
         self.target.check_observed()
-        self.log_joint = LogJoint(self.target, ways, once=True)
+        self.log_joint = LogJoint(self.target, ways or SCORING_WAYS, once=True)
         self._proposal = _complete(self.target, guide, ways)
 
     @torch.no_grad()
@@ -151,7 +151,7 @@ class Proposal:
 
 def _complete(target: Target, guide: PyroProgram | None, ways: Sequence[Way] | None) -> Proposal:
     """A guide with all latents, but for marked ones that it leaves out."""
-    name = getattr(guide, "__name__", type(guide).__name__)
+    name = name_of(guide)
     program = _nothing if guide is None else guide
     if isinstance(guide, AutoConjugate):
         program = without_marked(guide, target)
@@ -172,7 +172,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 def _with_prior(guide: PyroProgram, target: Target) -> PyroProgram:
     """The guide, and then from the model's prior what it leaves out; sites to be summed out are enumerated there."""
 
-    def is_hidden(msg: Any) -> bool:
+    def is_hidden(msg: Mapping[str, Any]) -> bool:
         return bool(msg["type"] != "sample" or msg["is_observed"] or msg["name"] in target.marked)
 
     def program(*args: Any, **kwargs: Any) -> None:
@@ -187,7 +187,11 @@ def _with_prior(guide: PyroProgram, target: Target) -> PyroProgram:
 
 
 def _check_prior(target: Target, program: PyroProgram, names: Collection[str], name: str) -> None:
-    """Where enumerated sites are parents, a value has their dimensions too."""
+    """Sites that are drawn from their prior must not depend on enumerated ones, whose dimensions they would have.
+
+    Raises:
+        ModelError: naming those that do.
+    """
     with torch.no_grad():
         found = sample_sites(target.call.with_program(program).trace())
     mixed = [n for n in names if found[n]["value"].shape != target.shape(n)]
@@ -204,7 +208,7 @@ def without_marked(guide: PyroProgram, target: Target) -> PyroProgram:
     return poutine.enum(hidden, first_available_dim=-2 - target.nesting)
 
 
-def check_sites(target: Target, wanted: Collection[str], found: Mapping[str, Any], name: str) -> None:
+def check_sites(target: Target, wanted: Collection[str], found: Mapping[str, Site], name: str) -> None:
     """The guide has to sample every latent of the model, in its shape, and nothing else but auxiliary sites.
 
     Raises:

@@ -3,8 +3,9 @@
 :func:`run` executes a program once with some sites held; :func:`run_many` does so for S draws, in the first of three
 ways that works for the program:
 
+- **vmap**: by ``torch.vmap``, which a program never sees (``x @ w`` and ``mu[z]`` mean what they mean in one run); it
+  cannot draw from a Beta, Dirichlet or Wishart, nor enumerate;
 - **plate**: inside one more plate, to the left of the program's own, as ``vectorize_particles`` does;
-- **vmap**: by ``torch.vmap``, which a program never sees (``x @ w`` and ``mu[z]`` mean what they mean in one run);
 - **loop**: one after another.
 
 A batch is believed only if the densities of its first and its last draw are those of a single run with the same values;
@@ -13,6 +14,7 @@ else the next way is tried. So a program that a further dimension breaks silentl
 
 from __future__ import annotations
 
+import inspect
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -23,6 +25,7 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.distributions.util import scale_and_mask
+from pyro.poutine import Trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
@@ -34,13 +37,21 @@ PyroProgram = Callable[..., Any]
 Values = dict[str, Tensor]
 Way = Literal["plate", "vmap", "loop"]
 
+#: The ways to draw, which vmap often cannot; and those to score draws that are given.
 WAYS: tuple[Way, ...] = ("plate", "vmap", "loop")
+SCORING_WAYS: tuple[Way, ...] = ("vmap", "plate", "loop")
 
 #: The elements of a batch, over all sites: about 16 MB of float64, and a few times that in between.
 BATCH_ELEMENTS = 2**21
 
 #: How far a batch's log densities may be from a single run's, relative to their size: what the order of a sum changes.
 AGREEMENT = {torch.float64: 1e-7, torch.float32: 1e-3}
+
+
+def name_of(program: object) -> str:
+    """What errors and tables call a program: the name of a function, or of an object's class."""
+    name: str = getattr(program, "__name__", type(program).__name__)
+    return name
 
 
 @dataclass(frozen=True)
@@ -60,7 +71,17 @@ class ProgramCall:
         """The same arguments for another program."""
         return ProgramCall(program, self.args, self.kwargs)
 
-    def trace(self) -> Any:
+    def bound(self) -> inspect.BoundArguments:
+        """The arguments by the parameters of the program, of a module by those of its ``forward``.
+
+        Raises:
+            TypeError: if they do not fit.
+            ValueError: if the program has no signature to read.
+        """
+        takes = self.program.forward if isinstance(self.program, torch.nn.Module) else self.program
+        return inspect.signature(takes).bind(*self.args, **self.kwargs)
+
+    def trace(self) -> Trace:
         """One run of the program, outside all handlers."""
         with poutine.block():
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
@@ -105,7 +126,7 @@ def run(call: ProgramCall, held: Mapping[str, Tensor]) -> ScoredRun:
     return read(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
 
 
-def read(trace: Any) -> ScoredRun:
+def read(trace: Trace) -> ScoredRun:
     """Values and densities of a trace."""
     trace.compute_log_prob()
     sites = sample_sites(trace)
@@ -154,7 +175,7 @@ class ProgramRunner:
         return ScoredRun.concatenated(list(self._parts(dict(held), num)))
 
     def log_prob(self, held: Mapping[str, Tensor], num: int) -> Tensor:
-        """The log density of so many runs, ``[num]``, float64, which keeps nothing else; differentiable."""
+        """The log densities of ``num`` runs, ``[num]``, float64, differentiable; nothing else is kept."""
         return torch.cat([part.log_prob for part in self._parts(dict(held), num)])
 
     def _parts(self, held: Values, num: int) -> Iterator[ScoredRun]:
@@ -241,8 +262,8 @@ class ProgramRunner:
     def _one(self, held: Values) -> ScoredRun:
         return self._read(self._trace(held))
 
-    def _trace(self, held: Values, num: int | None = None) -> Any:
-        """A run with sites held; with ``num``, inside a plate of so many draws, to the left of its own plates."""
+    def _trace(self, held: Values, num: int | None = None) -> Trace:
+        """A run with sites held; ``num`` puts it inside a plate of that many draws, to the left of its own plates."""
         program = poutine.condition(self.call.program, data=held)
         if num is not None:
             program = pyro.plate(DRAWS, num, dim=-1 - self.nesting)(program)
@@ -250,7 +271,7 @@ class ProgramRunner:
             program = poutine.enum(program, first_available_dim=-2 - self.nesting)
         return self.call.with_program(program).trace()
 
-    def _read(self, trace: Any) -> ScoredRun:
+    def _read(self, trace: Trace) -> ScoredRun:
         return ScoredRun({}, {"": summed(trace)}, {}) if self.marginal else read(trace)
 
 

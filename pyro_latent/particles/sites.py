@@ -7,17 +7,21 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from pyro.poutine import Trace
 from pyro.poutine.util import site_is_subsample
 
 from ..errors import ModelError
 
+#: A sample site of a trace: its ``fn``, ``value``, ``infer``, ``cond_indep_stack``, and so on.
+Site = Mapping[str, Any]
 
-def sample_sites(trace: Any) -> dict[str, Any]:
+
+def sample_sites(trace: Trace) -> dict[str, Site]:
     """The sample sites of a trace, without those of plates."""
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
-def is_latent(site: Mapping[str, Any]) -> bool:
+def is_latent(site: Site) -> bool:
     """Whether a site is a latent: not observed, and not deterministic."""
     return not site["is_observed"] and not site["infer"].get("_deterministic")
 
@@ -39,14 +43,14 @@ def is_mixture(distribution: Any) -> bool:
     return isinstance(innermost(distribution), torch.distributions.MixtureSameFamily)
 
 
-def max_nesting(*traces: Any) -> int:
+def max_nesting(*traces: Trace) -> int:
     """The number of batch dimensions in these traces: of plates, or of distributions outside of any."""
     sites = [s for t in traces for s in sample_sites(t).values()]
     plates = [-f.dim for s in sites for f in s["cond_indep_stack"] if f.vectorized]
     return max([*plates, *(len(s["fn"].batch_shape) for s in sites)], default=0)
 
 
-def check_no_subsample(trace: Any) -> None:
+def check_no_subsample(trace: Trace) -> None:
     """All plates have to be full: a density over a part of the data is another one at each run.
 
     Raises:

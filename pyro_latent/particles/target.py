@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from .runs import ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
-from .sites import check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
+from .runs import SCORING_WAYS, ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
+from .sites import Site, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Target:
     """
 
     call: ProgramCall
-    sites: Mapping[str, Any]
+    sites: Mapping[str, Site]
     nesting: int
 
     @staticmethod
@@ -56,7 +56,7 @@ class Target:
         return target
 
     @property
-    def latents(self) -> dict[str, Any]:
+    def latents(self) -> dict[str, Site]:
         """By name, the sites that are neither observed nor deterministic."""
         return {n: s for n, s in self.sites.items() if is_latent(s)}
 
@@ -67,12 +67,12 @@ class Target:
         return tuple(n for n, mark in marks.items() if mark and self.sites[n]["fn"].has_enumerate_support)
 
     @property
-    def scored(self) -> dict[str, Any]:
+    def scored(self) -> dict[str, Site]:
         """The latents that a guide has to sample."""
         return {n: s for n, s in self.latents.items() if n not in self.marked}
 
     @property
-    def mixtures(self) -> dict[str, Any]:
+    def mixtures(self) -> dict[str, Site]:
         """By name, the sites with a ``MixtureSameFamily``."""
         return {n: s for n, s in self.sites.items() if is_mixture(s["fn"])}
 
@@ -111,11 +111,11 @@ class LogJoint:
 
     Args:
         target: the model.
-        ways: how to run it, as :class:`ProgramRunner` has them; by default all, whichever is faster first.
+        ways: how to run it, as :class:`ProgramRunner` has them.
         once: whether to check the first batch only, for an optimiser that asks often.
     """
 
-    def __init__(self, target: Target, ways: Sequence[Way] | None = None, *, once: bool = False) -> None:
+    def __init__(self, target: Target, ways: Sequence[Way] = SCORING_WAYS, *, once: bool = False) -> None:
         self.target, self._ways, self._once = target, ways, once
         self._runners: dict[frozenset[str], ProgramRunner] = {}
 
@@ -136,8 +136,9 @@ class LogJoint:
         target, names = self.target, frozenset(given)
         if names not in self._runners:
             marginal = not names >= target.latents.keys()
-            ways: Sequence[Way] = self._ways or (("plate", "vmap", "loop") if marginal else ("vmap", "plate", "loop"))
-            self._runners[names] = ProgramRunner(target.call, target.nesting, ways, marginal=marginal, once=self._once)
+            self._runners[names] = ProgramRunner(
+                target.call, target.nesting, self._ways, marginal=marginal, once=self._once
+            )
         return self._runners[names]
 
     def _check(self, values: Mapping[str, Tensor]) -> None:

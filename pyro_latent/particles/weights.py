@@ -64,7 +64,7 @@ class ParetoK:
 
     @property
     def threshold(self) -> float:
-        """Above it the averages of so many draws are not reliable: min(1 − 1 / log10 S, 0.7), Vehtari et al. 2024."""
+        """Above it averages of S draws are not reliable: min(1 − 1 / log10 S, 0.7), Vehtari et al. 2024."""
         return min(1 - 1 / math.log10(self.num_draws), 0.7)
 
     @property
@@ -174,7 +174,7 @@ class Weights:
 
     @property
     def standard_error(self) -> float:
-        """Of :attr:`log_evidence`, by the delta method: the standard error of the mean weight over the mean weight.
+        """The standard error of :attr:`log_evidence`, by the delta method: the mean weight's over the mean weight.
 
         It is itself estimated from the weights, and too small where no draw came near the largest ones: do not trust it
         with an effective sample size below ten or so, or with k̂ above its threshold.
