@@ -33,9 +33,12 @@ from pyro_latent.criticism import Weights, importance_sampling
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
 from pyro_latent.models import gmm, two_modes
 from pyro_latent.particles import Particles
+from pyro_latent.tables import text_table
 
 DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}
+NUM_DRAWS = 20_000
+KINDS = {"planar": 10, "affine_coupling": 6, "spline_coupling": 6}
 DRAWN = ("mean field", "full Gaussian", "flow, affine coupling")
 GUIDES: dict[str, Callable[[Any], Any]] = {
     "mean field": AutoNormal,
@@ -52,30 +55,35 @@ POSTERIORS: dict[str, tuple[Any, Any]] = {
 
 @dataclass(frozen=True)
 class Posterior:
-    """A fitted guide: its weighted draws, and the seconds of its fit."""
+    """A fitted guide: its weighted draws, and the CPU seconds of its fit."""
 
     sample: Weights
     seconds: float
 
-    @property
-    def error(self) -> float:
-        """The standard error of the bound."""
-        return float(self.sample.log_weights.std() / math.sqrt(self.sample.num_samples))
 
-
-def fit_guide(model: Callable[..., Any], make: Callable[[Any], Any], x: Tensor, steps: int) -> Posterior:
-    """SVI with sixteen particles a step, the rate falling to a tenth; then 20,000 draws from a common seed."""
+def fit_guide(
+    model: Callable[..., Any],
+    make: Callable[[Any], Any],
+    x: Tensor,
+    steps: int,
+    *,
+    seed: int = 0,
+    particles: int = 16,
+    rate: float = 0.02,
+) -> Posterior:
+    """SVI with ``particles`` draws a step, the rate falling to a tenth; then 20,000 draws from a common seed."""
     pyro.clear_param_store()
-    pyro.set_rng_seed(0)
+    pyro.set_rng_seed(seed)
     guide = make(model)
-    adam = pyro.optim.ClippedAdam({"lr": 0.02, "lrd": 0.1 ** (1 / steps)})
-    svi = SVI(model, guide, adam, Trace_ELBO(num_particles=16, vectorize_particles=True, max_plate_nesting=1))
-    start = time.perf_counter()
+    adam = pyro.optim.ClippedAdam({"lr": rate, "lrd": 0.1 ** (1 / steps)})
+    elbo = Trace_ELBO(num_particles=particles, vectorize_particles=True, max_plate_nesting=1)
+    svi = SVI(model, guide, adam, elbo)
+    start = time.process_time()
     for _ in range(steps):
         svi.step(x)
-    seconds = time.perf_counter() - start
-    torch.manual_seed(1)
-    return Posterior(importance_sampling(model, guide, x, num_samples=20_000, keep_samples=True), seconds)
+    seconds = time.process_time() - start
+    torch.manual_seed(seed + 1)
+    return Posterior(importance_sampling(model, guide, x, num_samples=NUM_DRAWS, keep_samples=True), seconds)
 
 
 def compare_posteriors(x: Tensor, steps: int) -> dict[str, dict[str, Posterior]]:
@@ -84,14 +92,14 @@ def compare_posteriors(x: Tensor, steps: int) -> dict[str, dict[str, Posterior]]
     for name, (model, evidence) in POSTERIORS.items():
         exact = evidence(x).item()
         print(f"{name}: exact evidence {exact:.3f}")
-        print(f"  {'q':<22}  {'bound':>16}  {'by importance':>16}  {'ESS':>6}  seconds")
-        found[name] = {}
+        rows = [["q", "bound", "by importance", "ESS", "seconds"]]
         for label, make in GUIDES.items():
-            fit = found[name][label] = fit_guide(model, make, x, steps)
-            bound = f"{fit.sample.elbo:.3f} ± {fit.error:.3f}"
+            fit = fit_guide(model, make, x, steps)
+            found.setdefault(name, {})[label] = fit
+            bound = f"{fit.sample.elbo:.3f} ± {fit.sample.elbo_error:.3f}"
             estimate = f"{fit.sample.log_evidence:.3f} ± {fit.sample.standard_error:.3f}"
-            size = fit.sample.effective_sample_size
-            print(f"  {label:<22}  {bound:>16}  {estimate:>16}  {size:6.0f}  {fit.seconds:7.1f}", flush=True)
+            rows.append([label, bound, estimate, f"{fit.sample.effective_sample_size:.0f}", f"{fit.seconds:.1f}"])
+        print(text_table(rows), flush=True)
     return found
 
 
@@ -149,33 +157,43 @@ def mixture_score(train: Tensor, test: Tensor, components: int) -> Tensor:
     return torch.logsumexp(theta["weights"].log() + density.log_prob(test[:, None]), -1)
 
 
-def compare_densities(steps: int) -> dict[str, tuple[FlowDensity, Tensor]]:
-    """Flows and mixtures on points set apart for the test, and the table."""
-    pyro.set_rng_seed(0)
+def splits() -> dict[str, tuple[Tensor, Tensor, Tensor, int | None]]:
+    """Points to fit, to choose by, and to test with, and the size of a minibatch."""
     faithful, circles = old_faithful(), half_circles(4000)
-    splits = {
+    return {
         "Old Faithful": (faithful[:150], faithful[150:200], faithful[200:], None),
         "half circles": (circles[:2000], circles[2000:3000], circles[3000:], 256),
     }
-    shown = {}
-    print(f"{'log density of a test point, nats':<36}" + "".join(f"{name:>18}" for name in splits))
-    scores: dict[str, list[Tensor]] = {}
-    for name, (train, held_out, test, batch) in splits.items():
-        seen = torch.cat([train, held_out])
-        scores.setdefault("one Gaussian", []).append(gaussian_score(seen, test))
-        for components in (2, 4):
-            scores.setdefault(f"mixture of {components} by EM", []).append(mixture_score(seen, test, components))
-        for kind in ("planar", "affine_coupling", "spline_coupling"):
-            torch.manual_seed(0)
-            density = FlowDensity(2, kind, length=10 if kind == "planar" else 6)
-            density.fit(train, held_out=held_out, max_steps=steps, batch_size=batch, learning_rate=1e-2)
-            scores.setdefault(f"flow, {kind.replace('_', ' ')}", []).append(density.log_prob(test).detach())
-            if kind == "affine_coupling":
-                shown[name] = density, train
-    for label, columns in scores.items():
-        cells = (f"{v.mean():8.3f} ± {v.std() / math.sqrt(len(v)):.3f}" for v in columns)
-        print(f"{label:<36}" + "".join(f"{cell:>18}" for cell in cells))
-    return shown
+
+
+def density_scores(
+    split: tuple[Tensor, Tensor, Tensor, int | None], steps: int, seed: int = 0
+) -> tuple[dict[str, Tensor], dict[str, FlowDensity]]:
+    """The log density of each test point, by method, and the flows, by kind."""
+    train, held_out, test, batch = split
+    seen = torch.cat([train, held_out])
+    scores = {"one Gaussian": gaussian_score(seen, test)}
+    scores |= {f"mixture of {k}, by EM": mixture_score(seen, test, k) for k in (2, 4)}
+    flows = {}
+    for kind, length in KINDS.items():
+        torch.manual_seed(seed)
+        density = flows[kind] = FlowDensity(2, kind, length=length)
+        density.fit(train, held_out=held_out, max_steps=steps, batch_size=batch, learning_rate=1e-2)
+        scores[f"flow, {kind.replace('_', ' ')}, {length} layers"] = density.log_prob(test).detach()
+    return scores, flows
+
+
+def compare_densities(steps: int) -> dict[str, tuple[FlowDensity, Tensor]]:
+    """Flows and mixtures on points set apart for the test, and the table."""
+    pyro.set_rng_seed(0)
+    given = splits()
+    found = {name: density_scores(split, steps) for name, split in given.items()}
+    rows = [["log density of a test point, nats", *found]]
+    for label in found["Old Faithful"][0]:
+        values = [scores[label] for scores, _ in found.values()]
+        rows.append([label, *(f"{v.mean():.3f} ± {v.std() / math.sqrt(len(v)):.3f}" for v in values)])
+    print(text_table(rows))
+    return {name: (flows["affine_coupling"], given[name][0]) for name, (_, flows) in found.items()}
 
 
 def draw_density(axes: Axes, density: FlowDensity, data: Tensor, title: str) -> None:
