@@ -10,7 +10,7 @@ import contextlib
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import pyro
 import torch
@@ -27,8 +27,17 @@ from .draws import draw
 from .methods import Stopwatch, check_methods
 from .parameters import SavedValues
 
-#: What makes a fresh driver: an object with ``step(*args, **kwargs)``, which returns a loss, and a ``guide``.
-Make = Callable[[], Any]
+
+class Driver(Protocol):
+    """What a race runs: a ``CAVI``, an ``SVI``, or another with a guide and steps that return a loss."""
+
+    guide: Any
+
+    def step(self, *args: Any, **kwargs: Any) -> Any: ...
+
+
+#: What makes a fresh driver.
+Make = Callable[[], Driver]
 
 #: Between the method and its learning rate, in the names that :func:`svi_grid` gives.
 RATE = ", rate "
@@ -227,7 +236,7 @@ class _Course:
                 self.start.restore()
 
     @staticmethod
-    def _made(name: str, make: Make) -> Any:
+    def _made(name: str, make: Make) -> Driver:
         # A guide can be called as well, but it is the model's arguments that it wants.
         made = callable(make) and not isinstance(make, AutoGuide)
         driver = make() if made else make
@@ -238,11 +247,11 @@ class _Course:
             )
         return driver
 
-    def _step(self, driver: Any) -> float:
+    def _step(self, driver: Driver) -> float:
         loss: float = driver.step(*self.target.call.args, **self.target.call.kwargs)
         return loss
 
-    def _laps(self, driver: Any, name: str) -> tuple[list[Lap], bool]:
+    def _laps(self, driver: Driver, name: str) -> tuple[list[Lap], bool]:
         laps: list[Lap] = []
         seconds, before, due = 0.0, math.inf, 1
         for step in range(1, self.max_steps + 1):
@@ -260,12 +269,12 @@ class _Course:
             before = loss
         return laps, False
 
-    def _score(self, driver: Any, name: str, num: int) -> Weights:
+    def _score(self, driver: Driver, name: str, num: int) -> Weights:
         with seeded(self.seed):
             return Weights.of(draw(self.target, driver.guide, num, repr(name)))
 
 
-def _check_fresh(name: str, driver: Any, before: Any) -> None:
+def _check_fresh(name: str, driver: Driver, before: Driver) -> None:
     """A run does not go on from the throwaway one.
 
     Raises:
