@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Mapping
+import warnings
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from ..errors import ArgumentTypeError
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+
+from ..checkpoint import fingerprint, random_state, restore_random_state
+from ..errors import ArgumentTypeError, ModelError
 from .sweep import ModelArguments
 
 
@@ -33,11 +38,79 @@ def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any
     return args, kwargs
 
 
+#: The state of torch's generators, and of those that a loader draws its order with.
+RandomState = dict[str, Any]
+
+
+def generators_of(batches: Iterable[Any]) -> list[torch.Generator]:
+    """The generators that a ``DataLoader`` and its samplers draw with, beside torch's own."""
+    holders: list[Any] = [batches]
+    for name in ("sampler", "batch_sampler"):
+        inner = getattr(batches, name, None)
+        holders += [inner, getattr(inner, "sampler", None)]
+    found = [getattr(holder, "generator", None) for holder in holders]
+    return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def first_of(batches: Iterable[Any]) -> Any:
+    """The first batch; all random states are left as they were.
+
+    Raises:
+        ModelError: if there is none.
+    """
+    generators = generators_of(batches)
+    before, states = random_state(), [g.get_state() for g in generators]
+    try:
+        return next(iter(batches))
+    except StopIteration:
+        raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.") from None
+    finally:
+        restore_random_state(before)
+        for generator, state in zip(generators, states, strict=True):
+            generator.set_state(state)
+
+
+def check_resumable(batches: Iterable[Any]) -> None:
+    """Warn at the start of a run with a checkpoint whose batches a resumed run cannot repeat."""
+    obstacle = None
+    if isinstance(batches, DataLoader):
+        samplers = (batches.sampler, batches.batch_sampler)
+        foreign = [s for s in samplers if s is not None and not type(s).__module__.startswith("torch.utils.data")]
+        if isinstance(batches.dataset, IterableDataset):
+            obstacle = "a DataLoader over a stream"
+        elif foreign:
+            obstacle = f"a DataLoader with {type(foreign[0]).__name__}, which may draw with a generator of its own"
+        elif batches.persistent_workers:
+            obstacle = "a DataLoader with persistent workers, whose random states stay with them"
+    elif not isinstance(batches, Sequence):
+        obstacle = type(batches).__name__
+    if obstacle is not None:
+        warnings.warn(
+            "Expected batches that a resumed run can repeat: a list, or a DataLoader with torch's samplers and without "
+            f"persistent workers; got {obstacle}. If this run is killed and resumed, it may see other batches than it "
+            "would have, and end elsewhere.",
+            stacklevel=3,
+        )
+
+
 def held_data(batches: Iterable[Any]) -> Any:
-    """The data that batches are of, as far as it is at hand; else the name of what holds it."""
+    """The data that batches are of, as far as it is at hand; of a dataset that makes its items, some of them."""
     dataset = getattr(batches, "dataset", batches)
     held = getattr(dataset, "tensors", dataset)
-    return held if isinstance(held, tuple | list) else type(held).__name__
+    return held if isinstance(held, tuple | list) else [type(held).__name__, _some_items(held)]
+
+
+def _some_items(dataset: Any) -> list[str]:
+    """Digests of items here and there; none of a dataset without places, or whose items are others at each reading."""
+    before = random_state()
+    try:
+        places = sorted({part * (len(dataset) - 1) // 8 for part in range(9)})
+        once, twice = ([fingerprint(dataset[i]) for i in places] for _ in range(2))
+    except Exception:  # whatever a dataset of somebody else's does with a number
+        return []
+    finally:
+        restore_random_state(before)
+    return once if once == twice else []
 
 
 def length_of(batches: Iterable[Any]) -> int | None:
@@ -68,4 +141,4 @@ def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: d
         ) from None
 
 
-__all__ = ["arguments_of", "held_data", "length_of"]
+__all__ = ["RandomState", "arguments_of", "check_resumable", "first_of", "generators_of", "held_data", "length_of"]

@@ -17,17 +17,18 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
-import torch
 from pyro.infer.autoguide import AutoGuide
 
-from ..checkpoint import Run, random_state, restore_random_state
+from ..checkpoint import Run, fingerprint
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
-from .batches import arguments_of, held_data, length_of
+from ..recording import identity_of_call
+from .batches import arguments_of, check_resumable, first_of, held_data, length_of
 from .full import FullSteps
 from .memoised import MemoisedSteps
 from .progress import CAVIResult, Progress, recording
+from .saving import content_of, restore
 from .step_size import StepSize, as_step_size, described
 from .steps import Schedule, Steps, Task
 from .stochastic import StochasticSteps
@@ -146,7 +147,11 @@ class CAVI:
             steps.forget_level()
         prepared = self.guide.prepare(*arguments, rescale=steps.rescales)
         task = Task(prepared.program, arguments, prepared.state, prepared.starts, self._schedule, piece, is_alone)
-        state, info = steps.step(task)
+        try:
+            state, info = steps.step(task)
+        except KeyboardInterrupt:  # at any line: what it remembers may be of a state that the guide does not have
+            steps.forget_level()
+            raise
         posterior.commit(prepared, state, best=info.best, structured=steps.is_structured)
         self._revision = posterior.revision
         return info.elbo
@@ -189,12 +194,12 @@ class CAVI:
         check_count("max_steps", max_steps)
         if not self._steps.takes_all:
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
-        file = self._file(checkpoint, checkpoint_every, (args, kwargs))
+        file = self._file(checkpoint, checkpoint_every, {})
         self.guide.posterior_state.doubted = True
         reached, converged = self._passes(
             [(args, kwargs)], lambda batch: batch, max_steps, tol, file, max_steps, progress, callback
         )
-        return self._result(reached.history, converged and not self._lacks_digits(reached.history[-1], tol))
+        return self._result(reached, converged and not self._lacks_digits(reached.after(-1), tol))
 
     def _lacks_digits(self, elbo: list[float], tol: float) -> bool:
         """Whether a run in float32 has stopped because its updates are rounded, not because it is at an optimum."""
@@ -250,13 +255,15 @@ class CAVI:
             raise ArgumentTypeError(
                 "Expected batches that can be iterated over again, such as a list or a DataLoader; got an iterator."
             )
+        if checkpoint is not None:
+            check_resumable(batches)
         length = length_of(batches)
-        file = self._file(checkpoint, checkpoint_every, (length, held_data(batches), kwargs))
+        file = self._file(checkpoint, checkpoint_every, {"data": (length, held_data(batches), kwargs)})
         total = None if length is None else epochs * length
         reached, converged = self._passes(
             batches, lambda batch: arguments_of(batch, kwargs, self.model), epochs, tol, file, total, progress, callback
         )
-        return self._result(reached.history, converged)
+        return self._result(reached, converged)
 
     def _passes(
         self,
@@ -272,25 +279,31 @@ class CAVI:
         """Step on each batch in passes over them, until one settles; how far that came, and whether it has settled."""
         if not (isinstance(tol, int | float) and tol >= 0):
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
-        steps, progress = self._steps, Progress(resumes=file.path is not None)
+        steps, progress = self._steps, Progress()
+        identity = {} if file.path is None else self._identity(batches, arguments)
         if (found := file.read()) is not None:
-            self._restore(found)
-            progress.load_state(found)
+            restore(self.guide, self._steps, found, identity, progress)
+            self._revision = self.guide.posterior_state.revision
 
-        def write(last: bool) -> None:
-            file.keep(len(progress.history), lambda: self._content() | progress.to_state(), last)
+        def state() -> dict[str, Any]:
+            return content_of(self.guide, steps) | progress.to_state() | {"identity": identity}
 
         converged = steps.is_exact and progress.has_settled(tol)
-        with recording(progress, write, total, bar, callback) as record:
+        with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
                 for number, batch in progress.rest(batches):
                     record(self._step(arguments(batch), number))
                 progress.end_pass()
                 converged = steps.is_exact and progress.has_settled(tol)
-        if progress.history and self.guide.posterior_state.program is None:  # a finished run was loaded
-            args, kwargs = arguments(next(iter(batches)))
+        if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
+            args, kwargs = arguments(first_of(batches))
             self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         return progress, converged
+
+    def _identity(self, batches: Iterable[Any], arguments: Callable[[Any], ModelArguments]) -> dict[str, Any]:
+        """What the model is known by in a checkpoint; the random states are as before."""
+        args, kwargs = arguments(first_of(batches))
+        return identity_of_call(self.model, args, kwargs, point=self.guide.point, rescale=self._steps.rescales)
 
     def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:
         """The ELBO of q(β) q(z | β), in nats, and its standard error.
@@ -313,13 +326,14 @@ class CAVI:
 
     # Saving.
 
-    def _file(self, path: str | PathLike[str] | None, every: int = 1, data: Any = None) -> Run:
-        given = {} if data is None else {"data": data}
-        return Run(path, type(self).__name__, every=every, data=given, settings=self._settings)
+    def _file(self, path: str | PathLike[str] | None, every: int = 1, data: Mapping[str, Any] | None = None) -> Run:
+        """The file of a run with this data; without data, that of a driver, which knows no start."""
+        start = {} if data is None else {"restarts": self.guide.restarts, "init": fingerprint(self.guide.init)}
+        return Run(path, type(self).__name__, every=every, data=data or {}, settings=self._settings | start)
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint: the guide, what the driver remembers, and torch's random state; see :meth:`load`."""
-        self._file(path).keep(0, self._content, last=True)
+        self._file(path).keep(0, lambda: content_of(self.guide, self._steps), last=True)
 
     def load(self, path: str | PathLike[str]) -> None:
         """Go on from a checkpoint that :meth:`save` or a run wrote.
@@ -332,38 +346,21 @@ class CAVI:
         found = self._file(path).read()
         if found is None:
             raise FileNotFoundError(f"Expected a checkpoint in {str(Path(path))!r}; got no such file.")
-        self._restore(found)
-
-    def _content(self) -> dict[str, Any]:
-        """What a checkpoint keeps, in plain types and tensors."""
-        device = next((str(b.device) for b in self.guide.buffers()), "cpu")
-        guide, steps = self.guide.state_dict(), self._steps.to_state()
-        return {"guide": guide, "device": device, "steps": steps, "random": random_state()}
-
-    def _restore(self, content: Mapping[str, Any]) -> None:
-        """Take on the content of a checkpoint."""
-        self.guide.load_state_dict(content["guide"])
-        device = torch.device(content["device"])
-        if device.type == "cuda" and torch.cuda.is_available():
-            self.guide.to(device)
-        else:
-            device = torch.device("cpu")
-        self._steps.load_state(content["steps"], device)
+        restore(self.guide, self._steps, found)
         self._revision = self.guide.posterior_state.revision
-        restore_random_state(content["random"])
 
-    def _result(self, history: list[list[float]], converged: bool) -> CAVIResult:
+    def _result(self, progress: Progress, converged: bool) -> CAVIResult:
         """The result of a run, after which the guide holds the best start alone."""
-        if not history:
-            return CAVIResult(torch.empty(0, dtype=torch.float64), False, 0, torch.empty(0, dtype=torch.float64))
-        values = torch.tensor(history, dtype=torch.float64)
-        best, dropped = self._steps.number_of(self.guide.posterior_state.best), self._steps.dropped
+        values, posterior = progress.history, self.guide.posterior_state
+        if not len(values):
+            return CAVIResult(values[:, 0], False, 0, values[:, 0])
+        best, dropped = self._steps.number_of(posterior.best), self._steps.dropped
         if values.shape[1] > 1:
-            self._steps.keep(self.guide.posterior_state.best)
-            self.guide.posterior_state.collapse(self.guide.posterior_state.best)
-            self._revision = self.guide.posterior_state.revision
+            self._steps.keep(posterior.best)
+            posterior.collapse(posterior.best)
+            self._revision = posterior.revision
         self.guide.write_params()
-        return CAVIResult(values[:, best].clone(), converged, len(history), values[-1].clone(), dropped)
+        return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), dropped)
 
 
 def _steps(step_size: float | StepSize | None, memoised: bool, structured: int) -> Steps:

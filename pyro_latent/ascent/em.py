@@ -180,6 +180,7 @@ class EM(CAVI):
         if m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
         super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
+        self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
         self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps))
 
     def e_step(self, *args: Any, **kwargs: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, restore_random_state
 from ..errors import ModelError
+from .batches import RandomState, generators_of
 
 
 @dataclass(frozen=True)
@@ -44,42 +46,69 @@ class Progress:
     """The ELBOs of a run, where its passes end, and the random state that its batches are drawn with.
 
     Attributes:
-        history: the ELBO of every start after each step, in nats.
         ends: the number of steps at the end of each pass.
     """
 
-    def __init__(self, resumes: bool = False) -> None:
-        self.history: list[list[float]] = []
+    def __init__(self) -> None:
         self.ends: list[int] = []
-        self._resumes = resumes
-        self._pass_random: dict[str, Tensor] | None = None
-        self._resumed: dict[str, Tensor] | None = None
-        self._shuffler: torch.Generator | None = None
+        self._elbo = array("d")  # of every start after each step, in nats: one step after another
+        self._starts = 1
+        self._pass_random: RandomState | None = None
+        self._resumed: RandomState | None = None
+        self._generators: list[torch.Generator] = []
+
+    def __len__(self) -> int:
+        """The number of steps."""
+        return len(self._elbo) // self._starts
+
+    def after(self, step: int) -> list[float]:
+        """The ELBO of every start after a step; −1 is the last one."""
+        step %= len(self)
+        return self._elbo[step * self._starts : (step + 1) * self._starts].tolist()
+
+    def add(self, elbo: Sequence[float]) -> None:
+        """Take down a step."""
+        self._starts = len(elbo)
+        self._elbo.extend(elbo)
+
+    @property
+    def history(self) -> Tensor:
+        """The ELBO after each step, in nats: float64 ``[steps, starts]``."""
+        if not self._elbo:
+            return torch.empty(0, self._starts, dtype=torch.float64)
+        return torch.frombuffer(self._elbo, dtype=torch.float64).clone().reshape(-1, self._starts)
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from a state of :meth:`to_state`."""
-        self.history, self.ends = state["history"], state["ends"]
+        history = state["history"]
+        self._elbo, self._starts = array("d", history.reshape(-1).tolist()), history.shape[1]
+        self.ends = state["ends"].tolist()
         self._pass_random, self._resumed = state["pass_random"], state["random"]
 
     def to_state(self) -> dict[str, Any]:
         """What a resumed run needs, the random state of now included."""
-        place = {"history": self.history, "ends": self.ends, "pass_random": self._pass_random}
+        place = {"history": self.history, "ends": torch.tensor(self.ends), "pass_random": self._pass_random}
         return place | {"random": self._random()}
 
     def rest(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
-        """The batches of this pass that are left, with their numbers, in the order that the killed run had."""
-        done = len(self.history) - (self.ends[-1] if self.ends else 0)
-        self._shuffler = getattr(batches, "generator", None)  # a DataLoader's own
-        if self._resumed is not None and self._pass_random is not None:
-            self._restore(self._pass_random if done else self._resumed)
-        if self._resumes and (self._resumed is None or not done):
+        """The batches of this pass that are left, with their numbers, in the order that the killed run had.
+
+        A pass that was cut is begun again from the random state that it was begun with; where it was cut, before its
+        next batch is asked for, the random state is that of the cut.
+        """
+        done = len(self) - (self.ends[-1] if self.ends else 0)
+        self._generators = generators_of(batches)
+        resumed, self._resumed = self._resumed, None
+        if resumed is not None:
+            self._restore(self._pass_random if done and self._pass_random is not None else resumed)
+        if resumed is None or not done:
             self._pass_random = self._random()
-        for number, batch in enumerate(batches):
-            if number == done:
-                self._go_on(bool(done))
-            if number >= done:
-                yield number, batch
-        self._go_on(True)  # if the run was killed at the very end of a pass
+        remaining = iter(batches)
+        for _ in range(done):
+            next(remaining, None)
+        if resumed is not None and done:
+            self._restore(resumed)
+        yield from enumerate(remaining, start=done)
 
     def end_pass(self) -> None:
         """Note the end of a pass.
@@ -87,9 +116,9 @@ class Progress:
         Raises:
             ModelError: if it had no batch.
         """
-        if not self.history or (self.ends and self.ends[-1] == len(self.history)):
+        if not len(self) or (self.ends and self.ends[-1] == len(self)):
             raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.")
-        self.ends.append(len(self.history))
+        self.ends.append(len(self))
 
     def has_settled(self, tol: float) -> bool:
         """Whether the last pass raised the ELBO of no start by more than the tolerance; one that was dropped, at −∞,
@@ -97,23 +126,16 @@ class Progress:
         """
         if tol <= 0 or len(self.ends) < 2:
             return False
-        before, after = (self.history[end - 1] for end in self.ends[-2:])
+        before, after = (self.after(end - 1) for end in self.ends[-2:])
         return all(a == -math.inf or a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))
 
-    def _go_on(self, restore: bool) -> None:
-        """Where the killed run ended, take on its random state."""
-        if self._resumed is not None and restore:
-            self._restore(self._resumed)
-        self._resumed = None
+    def _random(self) -> RandomState:
+        return random_state() | {"generators": [g.get_state() for g in self._generators]}
 
-    def _random(self) -> dict[str, Tensor]:
-        own = {} if self._shuffler is None else {"shuffler": self._shuffler.get_state()}
-        return random_state() | own
-
-    def _restore(self, state: Mapping[str, Tensor]) -> None:
+    def _restore(self, state: RandomState) -> None:
         restore_random_state(state)
-        if self._shuffler is not None and "shuffler" in state:
-            self._shuffler.set_state(state["shuffler"])
+        for generator, saved in zip(self._generators, state["generators"], strict=False):
+            generator.set_state(saved)
 
 
 class _AskedToEnd(Exception):
@@ -139,20 +161,19 @@ def recording(
         bar: whether to show a progress bar.
         callback: called with the number of steps and the best ELBO.
     """
-    history = progress.history
-    with tqdm(total=total, initial=len(history), disable=not bar, desc="CAVI") as shown:
+    with tqdm(total=total, initial=len(progress), disable=not bar, desc="CAVI") as shown:
 
         def record(elbo: Sequence[float]) -> None:
-            history.append(list(elbo))
+            progress.add(elbo)
             write(False)
             shown.update()
             shown.set_postfix_str(f"ELBO {max(elbo):.6f}", refresh=False)
-            if callback is not None and callback(len(history), max(elbo)) is True:
+            if callback is not None and callback(len(progress), max(elbo)) is True:
                 raise _AskedToEnd
 
         with contextlib.suppress(KeyboardInterrupt, _AskedToEnd):
             yield record
-    if history:
+    if len(progress):
         write(True)
 
 

@@ -24,8 +24,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import Run, restore_random_state
-from ..errors import ModelError, check_count
+from ..errors import ModelError, PyroLatentError, check_count
 from ..particles import LogJoint, ProgramRunner, Target
+from ..recording import check_identity, identity_of_call
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
 
@@ -125,18 +126,28 @@ class MonteCarloEM:
         self._log_joint = self._sampler = self._chain = None
         q_function: list[float] = []
         history: list[dict[str, Tensor]] = []
+        identity = {} if checkpoint is None else self._identity(args, kwargs)
         if (found := file.read()) is not None:
+            check_identity(identity, found["identity"])
             self._resume(found, args, kwargs)
             q_function, history = found["q_function"], found["history"]
         steps = range(len(history), max_steps)
         for _ in tqdm(steps, initial=len(history), total=max_steps, disable=not progress, desc="Monte Carlo EM"):
             q_function.append(-self.step(*args, **kwargs))
             history.append({name: pyro.param(name).detach().clone() for name in self._names(args, kwargs)})
-            file.keep(len(history), lambda: self._state(q_function, history), last=len(history) == max_steps)
+            last = len(history) == max_steps
+            file.keep(len(history), lambda: self._state(q_function, history) | {"identity": identity}, last)
         params = {name: torch.stack([values[name] for values in history]) for name in history[0]}
         return MonteCarloEMResult(torch.tensor(q_function, dtype=torch.float64), params)
 
     # Checkpoints.
+
+    def _identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the model is known by; nothing where it cannot be recorded, which the E-step does not need."""
+        try:
+            return identity_of_call(self.model, args, kwargs)
+        except PyroLatentError:
+            return {}
 
     def _settings(self) -> dict[str, int]:
         names = ("num_samples", "burn_in", "warmup", "gradient_steps", "max_tree_depth")

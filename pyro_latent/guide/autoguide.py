@@ -92,7 +92,7 @@ class AutoConjugate(AutoGuide):
             raise ArgumentError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
         super().__init__(model)
         self._joint = _joint_blocks(blocks)
-        self._init = init
+        self.init = init
         self.restarts = restarts
         self.point = tuple(point)
         self.mean_field = tuple(mean_field)
@@ -200,7 +200,7 @@ class AutoConjugate(AutoGuide):
             state, layout = posterior.adopted(program, predict)
             return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
         _warn_of_mean_field(program, self.mean_field)
-        state, starts = initial_state(program, self._init, self.restarts)
+        state, starts = initial_state(program, self.init, self.restarts)
         layout, origins = layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
 

@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import Tensor, nn
 
+from ..checkpoint import uninterrupted
 from ..errors import DataError, ModelError
 from ..families import FAMILIES, JOINT_FAMILIES, Natural
 from ..families.point import Point
@@ -118,8 +119,10 @@ class PosteriorState:
 
     def collapse(self, start: int) -> None:
         """Drop all starts but one."""
-        self.best = 0
-        self.store({key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.naturals.items()})
+        kept = {key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.naturals.items()}
+        with uninterrupted():
+            self.best = 0
+            self.store(kept)
 
     def last(self) -> Prepared | None:
         """The last call as it stands, if there was one."""
@@ -142,15 +145,16 @@ class PosteriorState:
             self.best, self.structured = best, structured
         elif program is self.program and self._params_seen == param_versions(program):
             return program
-        if program is not self.program:
-            self.program, self.call, self.layout = program, prepared.call, prepared.layout
-            self.keys = tuple(program.blocks)
-            for i, origin in enumerate(prepared.origins.values()):
-                self._module.register_buffer(f"origin_{i}", origin)
-        self.store(prepared.state if state is None else state)
-        self.starts = prepared.starts if state is None else {}
-        self.doubted = False
-        self.note_params(program)
+        with uninterrupted():
+            if program is not self.program:
+                self.program, self.call, self.layout = program, prepared.call, prepared.layout
+                self.keys = tuple(program.blocks)
+                for i, origin in enumerate(prepared.origins.values()):
+                    self._module.register_buffer(f"origin_{i}", origin)
+            self.store(prepared.state if state is None else state)
+            self.starts = prepared.starts if state is None else {}
+            self.doubted = False
+            self.note_params(program)
         return program
 
     def adopted(self, program: Program, predict: bool) -> tuple[State, dict[str, Any]]:

@@ -1,6 +1,7 @@
 """A model run once with random tensors at its latents: its sites, and the log density of each as an expression."""
 
 from .data import seen_data
+from .identity import check_identity, identity_of_call
 from .run import record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import Snapshot
@@ -14,7 +15,9 @@ __all__ = [
     "ScoredSite",
     "Snapshot",
     "base_constraint",
+    "check_identity",
     "ends_in_simplex",
+    "identity_of_call",
     "record",
     "seen_data",
 ]

@@ -1,0 +1,116 @@
+"""What a recorded model is known by, so that a file is taken up by a run of the same model on the same data alone.
+
+By site that is: its distribution and plates, the products of latents in its log density, and for the constants in them
+two sums, which are compared up to rounding; for what was observed, a digest of its bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..checkpoint import fingerprint
+from ..errors import CheckpointError
+from ..expressions import Expression
+from ..expressions.terms import Term
+from .run import record
+from .sites import Recording, ScoredSite
+
+#: Constants are the same if their sums differ by no more than this, relative to the sum of absolute values.
+_TOLERANCE = 1e-6
+
+
+def identity_of(recording: Recording) -> dict[str, Any]:
+    """What a recording is known by, in plain types: by site in the order of the model, its structure, its numbers and
+    the digest of its data. Of sites in subsampled plates, which hold a minibatch, it is the structure alone.
+    """
+    return {
+        name: [*_density_of(site), "" if not site.observed or _is_part(site) else _data_of(recording, name)]
+        for name, site in recording.scored.items()
+    }
+
+
+def identity_of_call(
+    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
+) -> dict[str, Any]:
+    """What a recording of this call is known by; ``options`` are those of ``record``.
+
+    Subsamples are always the same, and no latent is measured from an origin, which the data would give.
+    """
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        return identity_of(record(model, *args, origins={}, **options, **kwargs))
+
+
+def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+    """Raise where a file is of another model, or of other data.
+
+    Raises:
+        CheckpointError: naming the first site that differs.
+    """
+    different: str | None = None
+    if list(ours) != list(theirs):
+        different = f"the sites {list(theirs)} for {list(ours)}"
+    for name in ours if different is None else ():
+        (structure, numbers, data), (their_structure, their_numbers, their_data) = ours[name], theirs[name]
+        if structure != their_structure or not _same_numbers(numbers, their_numbers):
+            different = f"another density of site {name!r}"
+        elif data != their_data:
+            different = f"other data at site {name!r}"
+        if different is not None:
+            break
+    if different is not None:
+        raise CheckpointError(
+            f"Expected a checkpoint of the same model with the same data; got one with {different}. "
+            "Delete the file, or name another."
+        )
+
+
+def _same_numbers(ours: list[Any], theirs: list[Any]) -> bool:
+    pairs = zip(ours, theirs, strict=False)
+    close = all(abs(a - b) <= _TOLERANCE * (1e-300 + max(size, other)) for (a, size), (b, other) in pairs)
+    return len(ours) == len(theirs) and close
+
+
+def _is_part(site: ScoredSite) -> bool:
+    return any(p.is_subsample for p in site.plates)
+
+
+def _data_of(recording: Recording, name: str) -> str:
+    return fingerprint(recording.observations.get(name))
+
+
+def _density_of(site: ScoredSite) -> tuple[list[Any], list[Any]]:
+    """The structure of a density and, for each of its terms, the sums of its constants."""
+    part = _is_part(site)
+    about: list[Any] = [site.distribution, site.observed, str(site.error) if site.density is None else ""]
+    about.append([[p.name, p.dim, 0 if p.is_subsample else p.size, float(p.full_size)] for p in site.plates])
+    terms = [] if site.density is None else _terms_of(site.density)
+    rows = sorted((_words_of(term), [] if part else _sums_of(term, site.mask)) for term in terms)
+    return [*about, [words for words, _ in rows]], [pair for _, sums in rows for pair in sums]
+
+
+def _terms_of(density: Expression) -> list[Term]:
+    return [*density.terms, *(t for mask, piece in density.pieces for t in (*_terms_of(mask), *_terms_of(piece)))]
+
+
+def _words_of(term: Term) -> str:
+    """A product of latents in words."""
+    factors = [f"{f.function}({f.variable.site.split()[0]})^{f.power}" for f in term.factors]
+    return " ".join(sorted([*factors, *(c.site for c in term.choices), f"{len(term.summed)} sums"]))
+
+
+def _sums_of(term: Term, mask: Tensor | None) -> list[list[float]]:
+    """For each constant of a term, a sum that tells its elements apart, and that of their absolute values."""
+    found = [[term.coefficient, abs(term.coefficient)]]
+    for tensor in (*(c.tensor for c in term.constants), *(() if mask is None else (mask,))):
+        flat = tensor.detach().double().reshape(-1).nan_to_num(1.0, 2.0, 3.0)
+        weights = torch.cos(torch.arange(1.0, len(flat) + 1, dtype=torch.float64, device=flat.device))
+        found.append([float((flat * weights).sum()), float(flat.abs().sum())])
+    return sorted(found)
+
+
+__all__ = ["check_identity", "identity_of", "identity_of_call"]
