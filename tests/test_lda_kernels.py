@@ -59,44 +59,27 @@ def use_vectors(a: Any, b: Any, out: Any) -> None:
     """Every function of ``simd`` that returns a vector, one result behind the other."""
     size = simd.lanes(a)
     x, y = simd.load(a, 3), simd.load(b, 1)
-    simd.store(out, 0, (x + y) * x - y / x)
-    simd.store(out, size, 2.0 * x + (1.0 - y) / 4.0)
-    simd.store(out, 2 * size, simd.absolute(x) + simd.zeros(a))
-    simd.store(out, 3 * size, simd.minimum(x, y))
-    simd.store(out, 4 * size, simd.minimum(x, 0.25))
-    simd.store(out, 5 * size, simd.splat(b, 2))
-    simd.store(out, 6 * size, simd.narrow(simd.widen(x) * simd.widen(y), out))
-    simd.store(out, 7 * size, simd.row_sums(a, 5))
+    simd.store(out, 0, (x + y) * x + y / x)
+    simd.store(out, size, simd.zeros(a) + y)
+    simd.store(out, 2 * size, simd.splat(b, 2))
+    simd.store(out, 3 * size, simd.row_sums(a, 5))
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_vectors_compute_what_numpy_does(dtype: Any) -> None:
     rng, size = np.random.default_rng(0), 64 // np.dtype(dtype).itemsize
     a, b = (rng.normal(size=400).astype(dtype) for _ in range(2))
-    out = np.zeros((8, size), dtype)
+    out = np.zeros((4, size), dtype)
     use_vectors(a, b, out.reshape(-1))
     x, y = a[3 : 3 + size], b[1 : 1 + size]
     rows = a[5 : 5 + size * size].reshape(size, size)
-    expected = [(x + y) * x - y / x, 2 * x + (1 - y) / 4, abs(x), np.minimum(x, y), np.minimum(x, 0.25)]
-    expected += [np.full(size, b[2]), x * y, rows.sum(1)]
+    expected = [(x + y) * x + y / x, y, np.full(size, b[2]), rows.sum(1)]
     np.testing.assert_allclose(out, np.stack(expected), rtol=20 * np.finfo(dtype).eps, atol=20 * np.finfo(dtype).eps)
-
-
-@numba.njit
-def fold(a: Any) -> Any:
-    return simd.total(simd.load(a, 2)), simd.lowest(simd.load(a, 2)), simd.lanes(a)
 
 
 @numba.njit
 def turn(source: Any, starts: Any, target: Any, stride: int) -> None:
     simd.store_transposed(source, starts, 1, 4, target, 3, stride)
-
-
-@pytest.mark.parametrize("dtype", DTYPES)
-def test_a_vector_folds_to_its_sum_and_its_minimum(dtype: Any) -> None:
-    a = np.random.default_rng(0).integers(-99, 99, 40).astype(dtype)
-    size = 64 // a.itemsize
-    assert fold(a) == (a[2 : 2 + size].sum(), a[2 : 2 + size].min(), size)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
@@ -127,21 +110,15 @@ def test_arrays_that_vectors_would_misread_are_refused(array: Any, value: Any, m
         numba.njit(copy)(array if np.isscalar(value) else value, array)
 
 
-@numba.njit
-def exp_digamma(x: Any, limit: float, out: Any) -> None:
-    for k in range(0, len(x), simd.lanes(x)):
-        simd.store(out, k, compiled_step._exp_digamma(simd.load(x, k), limit))
-
-
 def test_exp_of_digamma_is_scipys_and_is_held_up() -> None:
     """To 10⁻¹³ of the value, and where that is large in ψ, of ψ; below the limit exp(−limit) times exp ψ(x + 8)."""
     x = np.concatenate([np.geomspace(5e-3, 1e12, 2000), np.linspace(0.01, 20, 2000)])
     found, small = np.empty_like(x), np.array([1e-3, 1e-5, 1e-30, 1e-200] * 2)
-    exp_digamma(x, 230.0, found)
+    compiled_step._exp_digamma(x, 230.0, found)
     digamma = scipy.special.psi(x)
     assert (abs(np.log(found) - digamma) <= 1e-13 * np.maximum(1.0, abs(digamma))).all()
     held = np.empty(8)
-    exp_digamma(small, 230.0, held)
+    compiled_step._exp_digamma(small, 230.0, held)
     np.testing.assert_allclose(held, np.exp(scipy.special.psi(small + 8) - 230), rtol=1e-12)
 
 

@@ -9,6 +9,9 @@ those that the sweep before has left in the cache.
 Topics are filled up to whole vectors, with γ = 1 and B = 0; words with copies of a document's last one, which count
 nothing.
 
+The walk over a document is written in the vectors of :mod:`.simd`; what goes over the topics alone is plain loops, of
+which Numba's compiler makes vector instructions, since nothing in them calls a function of the C library.
+
 exp(ψ(x)) is taken without a logarithm, from ψ(x) = ψ(x + 8) − Σ_{i<8} 1/(x + i) and the asymptotic series of
 exp(ψ(x + 8)): Abramowitz and Stegun (6.3.18), exponentiated.
 """
@@ -28,23 +31,7 @@ from torch import Tensor
 
 from ..corpus import Corpus
 from .jit import compile_function
-from .simd import (
-    VECTOR_BYTES,
-    absolute,
-    lanes,
-    load,
-    lowest,
-    minimum,
-    narrow,
-    power_of_two,
-    row_sums,
-    splat,
-    store,
-    store_transposed,
-    total,
-    widen,
-    zeros,
-)
+from .simd import VECTOR_BYTES, lanes, load, row_sums, splat, store, store_transposed, zeros
 
 __all__ = ["converge", "expect", "sum_up"]
 
@@ -79,7 +66,7 @@ def converge(
     """Document by document; ``gamma`` is updated in place. All are of one dtype.
 
     Returns:
-        exp ψ(γ), whose rows are filled up to whole vectors; n / p by entry; and the steps.
+        exp ψ(γ), n / p by entry, and the steps.
     """
     width = VECTOR_BYTES // gamma.element_size()
     theta = gamma.new_empty(len(gamma), -(-gamma.shape[1] // width) * width)
@@ -128,13 +115,14 @@ def _equal_work(corpus: Corpus, num_topics: int) -> list[tuple[int, int]]:
     return [(a, b) for a, b in pairwise(edges) if a < b]
 
 
-# ------------------------------------------------------------------------------------- compiled: numbers and vectors
+# ------------------------------------------------------------------------------------------------- compiled: exp ψ
 
-_piece = njit(inline="always", error_model="numpy")
+#: Pieces of compiled functions, in which a product and a sum may become one multiply-add.
+_piece = njit(error_model="numpy", fastmath={"contract"})
 
 
 @_piece
-def _shift_and_series(x: Any) -> Any:
+def _shift_and_series(x: float) -> tuple[float, float]:
     """s = Σ_{i<8} 1/(x + i), and exp(ψ(x + 8)); so that exp(ψ(x)) is the second times exp(−s).
 
     The terms of the sum are paired from both ends, which makes it one fraction in u = x (x + 7). The series is that of
@@ -153,25 +141,28 @@ def _shift_and_series(x: Any) -> Any:
 
 
 @_piece
-def _exp_negative(exponents: Any, limit: float) -> Any:
-    """exp(−min(exponents, limit)) of a vector of float64, for exponents ≥ 0 and limit < 708.
+def _exp_negative(exponent: float, limit: float) -> float:
+    """exp(−min(exponent, limit)), for an exponent ≥ 0 and limit < 708, without a call that would end a vector loop.
 
-    exp(−s) = 2ⁿ exp(r) with |r| ≤ ½ log 2 and a Taylor polynomial. Adding 1.5 · 2⁵² rounds to an integer.
+    exp(−s) = 2ⁿ exp(r) with |r| ≤ ½ log 2 and a Taylor polynomial. Adding 1.5 · 2⁵² rounds to an integer, which then
+    stands in the low bits of the sum, and moves to where an exponent stands.
     """
-    s = 0.0 - minimum(exponents, limit)
+    s = -min(exponent, limit)
     shifted = s * 1.4426950408889634 + 6755399441055744.0
     n = shifted - 6755399441055744.0
     r = (s - n * 0.6931471803691238) - n * 1.9082149292705877e-10
     high = 1 / 5040 + r * (1 / 40320 + r * (1 / 362880 + r * (1 / 3628800 + r * (1 / 39916800))))
     middle = 1 / 6 + r * (1 / 24 + r * (1 / 120 + r * (1 / 720 + r * high)))
-    return (1.0 + r * (1.0 + r * (0.5 + r * middle))) * power_of_two(shifted)
+    power = np.int64((np.float64(shifted).view(np.int64) + 1023) << 52).view(np.float64)
+    return (1.0 + r * (1.0 + r * (0.5 + r * middle))) * power
 
 
 @_piece
-def _exp_digamma(x: Any, limit: float) -> Any:
-    """exp(ψ(x)) of a vector, in float64."""
-    shift, series = _shift_and_series(x)
-    return series * _exp_negative(shift, limit)
+def _exp_digamma(x: Any, limit: float, out: Any) -> None:
+    """exp(ψ(x)) of each number of an array, in float64."""
+    for k in range(len(x)):
+        shift, series = _shift_and_series(np.float64(x[k]))
+        out[k] = series * _exp_negative(shift, limit)
 
 
 @_piece
@@ -215,17 +206,17 @@ def _weigh(rows: Any, place: int, num_topics: int, ratio: Any, word: int, sums: 
         place += 2 * width
 
 
-@_piece
-def _move(prior: Any, sums: Any, own: Any, theta: Any, limit: float) -> float:
-    """γ_k = α_k + t_k Σ_w B_kw ratio_w, and t = exp ψ(γ); returns Σ_k |change of γ_k|."""
-    width = lanes(own)
-    change = widen(zeros(own))
-    for k in range(0, len(theta), width):
-        proposal = load(prior, k) + load(theta, k) * row_sums(sums, k * width)
-        change = change + absolute(widen(proposal - load(own, k)))
-        store(own, k, proposal)
-        store(theta, k, narrow(_exp_digamma(widen(proposal), limit), own))
-    return total(change)
+@njit(error_model="numpy", fastmath={"contract", "reassoc"})
+def _move(prior: Any, sums: Any, own: Any, theta: Any) -> float:
+    """γ_k = α_k + t_k Σ_w B_kw ratio_w; returns Σ_k |change of γ_k|."""
+    for k in range(0, len(own), lanes(sums)):
+        store(sums, k, row_sums(sums, k * lanes(sums)))
+    change = 0.0
+    for k in range(len(own)):
+        proposal = prior[k] + theta[k] * sums[k]
+        change += abs(proposal - own[k])
+        own[k] = proposal
+    return change
 
 
 @_piece
@@ -235,7 +226,7 @@ def _gather(words: Any, topics: Any, starts: Any, rows: Any) -> None:
     The last block is filled up with the last word; an odd number of topics, with zeros.
     """
     num_topics, width = topics.shape[1], lanes(rows)
-    stride, height = 2 * width, (num_topics + 1) // 2 * 2
+    stride, height = 2 * width, num_topics + num_topics % 2
     flat = topics.reshape(topics.size)
     filled = -(-len(words) // stride) * stride
     for i in range(filled):
@@ -257,9 +248,8 @@ def _gather(words: Any, topics: Any, starts: Any, rows: Any) -> None:
 @_piece
 def _sweep(rows: Any, num_topics: int, theta: Any, count: Any, ratio: Any, sums: Any, backward: bool) -> None:
     """All of a document's ratios and sums; ``len(ratio)`` words fill its blocks."""
-    width, height = 2 * lanes(rows), (num_topics + 1) // 2 * 2
-    for k in range(0, len(sums), lanes(rows)):
-        store(sums, k, zeros(rows))
+    width, height = 2 * lanes(rows), num_topics + num_topics % 2
+    sums[:] = 0.0
     for word in range(0, len(ratio), width):
         at = len(ratio) - width - word if backward else word
         _normalise(rows, at * height, num_topics, theta, count, at, ratio)
@@ -281,14 +271,14 @@ def _settle(
     sums: Any,
 ) -> int:
     """Steps until one document's γ, ``own``, stays; ``theta`` and ``ratio`` then belong to it. Returns their number."""
-    for k in range(0, len(own), lanes(own)):
-        store(theta, k, narrow(_exp_digamma(widen(load(own, k)), limit), own))
+    _exp_digamma(own, limit, theta)
     change, taken = math.inf, 0
     while taken < most and change >= tol * num_topics:
         _sweep(rows, num_topics, theta, count, ratio, sums, taken % 2 == 1)
-        change = _move(prior, sums, own, theta, limit)
+        change = _move(prior, sums, own, theta)
+        _exp_digamma(own, limit, theta)
         taken += 1
-    height = (num_topics + 1) // 2 * 2
+    height = num_topics + num_topics % 2
     for word in range(0, len(ratio), 2 * lanes(ratio)):
         _normalise(rows, word * height, num_topics, theta, count, word, ratio)
     return taken
@@ -311,9 +301,7 @@ def _documents(
 ) -> int:
     """Documents ``first`` to ``last``: updates ``gamma``, and writes exp ψ(γ) and n / p. Returns the steps taken."""
     num_topics, padded, width = topics.shape[1], theta.shape[1], 2 * lanes(ratio)
-    longest = 0
-    for d in range(first, last):
-        longest = max(longest, -(-(starts[d + 1] - starts[d]) // width) * width)
+    longest = -(-np.diff(starts[first : last + 1]).max() // width) * width
     rows, places = _empty(longest * (num_topics + 1), ratio), np.empty(longest, np.int64)
     weights, ratios, sums = _empty(longest, ratio), _empty(longest, ratio), _empty(padded * lanes(ratio), ratio)
     own, alpha, t = _empty(padded, ratio), _empty(padded, ratio), _empty(padded, ratio)
@@ -344,8 +332,7 @@ def _accumulate(
         for k in range(0, padded, lanes(flat)):
             sums = zeros(flat)
             for j in range(starts[w], starts[w + 1]):
-                entry = by_word[j]
-                sums = sums + splat(ratio, entry) * load(flat, doc[entry] * padded + k)
+                sums = sums + splat(ratio, by_word[j]) * load(flat, doc[by_word[j]] * padded + k)
             store(row, k, sums)
         for k in range(num_topics):
             out[w, k] = row[k] * topics[w, k]
@@ -354,33 +341,20 @@ def _accumulate(
 def _expected_topics(
     first: int, last: int, limit: float, by_word: Any, scaled: Any, log_scale: Any, totals: Any
 ) -> None:
-    """Words ``first`` to ``last``: exp(E log β − log_scale), with log_scale the largest −s of a word's topics.
-
-    A row is filled up with copies of its first number, which do not change its smallest s.
-    """
-    num_topics, width = by_word.shape[1], lanes(totals)
-    padded = -(-num_topics // width) * width
-    inverse, row, series = _empty(padded, totals), _empty(padded, totals), _empty(padded, totals)
-    inverse[:] = 0.0
-    for k in range(num_topics):
+    """Words ``first`` to ``last``: exp(E log β − log_scale), with log_scale the largest −s of a word's topics."""
+    shift, series, inverse = np.empty_like(totals), np.empty_like(totals), np.empty_like(totals)
+    for k in range(len(totals)):
         s, value = _shift_and_series(totals[k])
         inverse[k] = math.exp(s) / value
     for w in range(first, last):
-        row[:] = by_word[w, 0]
-        row[:num_topics] = by_word[w]
-        smallest = zeros(totals) + math.inf
-        for k in range(0, padded, width):
-            shift, value = _shift_and_series(load(row, k))
-            smallest = minimum(smallest, shift)
-            store(row, k, shift)
-            store(series, k, value * load(inverse, k))
-        least = lowest(smallest)
-        for k in range(0, padded, width):
-            store(row, k, load(series, k) * _exp_negative(load(row, k) - least, limit))
-        scaled[w] = row[:num_topics]
+        for k in range(len(totals)):
+            shift[k], series[k] = _shift_and_series(np.float64(by_word[w, k]))
+        least = shift.min()
+        for k in range(len(totals)):
+            scaled[w, k] = series[k] * inverse[k] * _exp_negative(shift[k] - least, limit)
         log_scale[w] = -least
 
 
 _documents, _accumulate, _expected_topics = (
-    compile_function(f, fastmath=False) for f in (_documents, _accumulate, _expected_topics)
+    compile_function(f, fastmath={"contract"}) for f in (_documents, _accumulate, _expected_topics)
 )

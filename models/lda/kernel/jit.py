@@ -43,7 +43,7 @@ def use_compiled(like: Tensor, compiled: bool | None = None) -> bool:
     return able if compiled is None else compiled
 
 
-def compile_function(function: Callable[..., Any], *, fastmath: bool = True) -> Callable[..., Any]:
+def compile_function(function: Callable[..., Any], *, fastmath: bool | set[str] = True) -> Callable[..., Any]:
     """The function compiled by Numba, where it is installed: without Python's lock; kept on disk where that can be."""
     if njit is None:
         return function

@@ -1,11 +1,11 @@
 """Vectors for Numba: values of 64 bytes that stay in registers, and the arithmetic of the document step on them.
 
 Numba's compiler makes vector instructions of simple loops, but keeps no array in registers from one loop to the next.
-Here a vector is a type of its own. Functions that Numba compiles :func:`load` one from an array, work on it with the
-four operators and the functions below, and :func:`store` it:
+Here a vector is a type of its own. Functions that Numba compiles :func:`load` one from an array, add, multiply and
+divide it by others, and :func:`store` it:
 
-    v = load(numbers, 0)                # the first 8 of float64, or 16 of float32
-    store(numbers, 0, 2.0 * v + v * v)  # a product and a sum may become one multiply-add, which rounds once
+    v = load(numbers, 0)                 # the first 8 of float64, or 16 of float32
+    store(numbers, 0, v + v * v)         # a product and a sum may become one multiply-add, which rounds once
 
 All is in LLVM's generic vectors, so it runs on every CPU: one with narrower registers takes several for a vector.
 Arrays are one-dimensional and contiguous; indices count elements, and nobody checks that a vector ends inside.
@@ -15,7 +15,6 @@ Numba's files of compiled functions do not notice a change in this module: touch
 
 from __future__ import annotations
 
-import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -27,31 +26,13 @@ from numba.core.errors import TypingError
 from numba.core.typing.templates import AbstractTemplate, infer_global, signature
 from numba.extending import lower_builtin, models, register_model
 
-__all__ = [
-    "VECTOR_BYTES",
-    "absolute",
-    "lanes",
-    "load",
-    "lowest",
-    "minimum",
-    "narrow",
-    "power_of_two",
-    "row_sums",
-    "splat",
-    "store",
-    "store_transposed",
-    "total",
-    "widen",
-    "zeros",
-]
+__all__ = ["VECTOR_BYTES", "lanes", "load", "row_sums", "splat", "store", "store_transposed", "zeros"]
 
 intrinsic: Any = extending.intrinsic  # its type does not say that callers leave out the first argument
 
 #: Of every vector, whatever its numbers.
 VECTOR_BYTES = 64
 _INDEX = ir.IntType(32)
-#: Products and sums may be contracted to multiply-adds; no other liberty is taken.
-_FLAGS = ("contract",)
 
 
 class Vector(types.Type):
@@ -75,6 +56,24 @@ class _VectorModel(models.PrimitiveModel):
         super().__init__(manager, vector, vector.llvm)
 
 
+def _register(operation: Callable[[Any, Any], Any], instruction: str) -> None:
+    """Let two vectors be combined by an operator; products and sums may be contracted to multiply-adds."""
+
+    @infer_global(operation)
+    class _Typing(AbstractTemplate):
+        def generic(self, args: Any, _kws: Any) -> Any:
+            if isinstance(args[0], Vector) and args[1] == args[0]:
+                return signature(args[0], *args)
+
+    @lower_builtin(operation, Vector, Vector)
+    def _lower(_context: Any, builder: Any, _found: Any, args: Any) -> Any:
+        return getattr(builder, instruction)(*args, flags=("contract",))
+
+
+for _operation, _instruction in ((operator.add, "fadd"), (operator.mul, "fmul"), (operator.truediv, "fdiv")):
+    _register(_operation, _instruction)
+
+
 def _vector_of(array: Any) -> Vector:
     """The vector of an array's numbers.
 
@@ -88,31 +87,7 @@ def _vector_of(array: Any) -> Vector:
     return Vector(array.dtype, 8 * VECTOR_BYTES // array.dtype.bitwidth)
 
 
-def _check_same(one: Any, other: Any) -> None:
-    if one != other:
-        raise TypingError(f"Expected numbers of one type; got {one} and {other}. Convert one of them.")
-
-
 # -------------------------------------------------------------------------------------------- pieces of generated code
-
-
-def _shuffled(builder: Any, one: Any, other: Any, places: Sequence[int]) -> Any:
-    """The numbers at these places of two vectors, one behind the other."""
-    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_INDEX, len(places)), list(places)))
-
-
-def _filled(builder: Any, number: Any, size: int) -> Any:
-    """A vector of one number throughout."""
-    nothing = ir.Constant(ir.VectorType(number.type, size), ir.Undefined)
-    return _shuffled(builder, builder.insert_element(nothing, number, _INDEX(0)), nothing, [0] * size)
-
-
-def _as_vectors(builder: Any, found: Any, args: Any) -> list[Any]:
-    """The arguments of a call that returns a vector, its plain numbers as vectors."""
-    size = found.return_type.size
-    return [
-        a if isinstance(kind, Vector) else _filled(builder, a, size) for a, kind in zip(args, found.args, strict=True)
-    ]
 
 
 def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
@@ -120,17 +95,21 @@ def _pointer(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> A
     return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
 
 
-def _read(builder: Any, pointer: Any, vector: Vector) -> Any:
-    return builder.load(builder.bitcast(pointer, vector.llvm.as_pointer()), align=vector.dtype.bitwidth // 8)
+def _read(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    """The vector that begins at an element of an array."""
+    pointer, vector = _pointer(context, builder, kind, array, index), _vector_of(kind)
+    return builder.load(builder.bitcast(pointer, vector.llvm.as_pointer()), align=kind.dtype.bitwidth // 8)
 
 
-def _write(builder: Any, value: Any, pointer: Any, vector: Vector) -> None:
-    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=vector.dtype.bitwidth // 8)
+def _write(context: Any, builder: Any, kind: Any, array: Any, index: Any, value: Any) -> None:
+    """A vector, to an array from an element on."""
+    pointer = _pointer(context, builder, kind, array, index)
+    builder.store(value, builder.bitcast(pointer, value.type.as_pointer()), align=kind.dtype.bitwidth // 8)
 
 
-def _rows(context: Any, builder: Any, kind: Any, array: Any, starts: Sequence[Any]) -> list[Any]:
-    """The vectors that begin at these elements of an array."""
-    return [_read(builder, _pointer(context, builder, kind, array, start), _vector_of(kind)) for start in starts]
+def _shuffled(builder: Any, one: Any, other: Any, places: Sequence[int]) -> Any:
+    """The numbers at these places of two vectors, one behind the other."""
+    return builder.shuffle_vector(one, other, ir.Constant(ir.VectorType(_INDEX, len(places)), list(places)))
 
 
 def _exchanged(builder: Any, upper: Any, lower: Any, half: int) -> tuple[Any, Any]:
@@ -141,67 +120,6 @@ def _exchanged(builder: Any, upper: Any, lower: Any, half: int) -> tuple[Any, An
         i for start in left[::half] for i in (*range(start, start + half), *range(size + start, size + start + half))
     ]
     return _shuffled(builder, upper, lower, first), _shuffled(builder, upper, lower, [i + half for i in first])
-
-
-def _transposed(builder: Any, rows: list[Any]) -> list[Any]:
-    """The columns of a square matrix, by exchanges of ever smaller blocks."""
-    rows, half = list(rows), len(rows)
-    while half > 1:
-        half //= 2
-        for i in range(len(rows)):
-            if not i & half:
-                rows[i], rows[i + half] = _exchanged(builder, rows[i], rows[i + half], half)
-    return rows
-
-
-def _summed(builder: Any, rows: list[Any]) -> Any:
-    """The sums of the rows of a square matrix: as the columns are found, but added up on the way."""
-    while len(rows) > 1:
-        half = len(rows) // 2
-        rows = [builder.fadd(*_exchanged(builder, rows[i], rows[i + half], half)) for i in range(half)]
-    return rows[0]
-
-
-def _folded(builder: Any, value: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    """All numbers of a vector combined to one, by halves."""
-    size = value.type.count
-    while size > 1:
-        size //= 2
-        value = combine(*(_shuffled(builder, value, value, range(a, a + size)) for a in (0, size)))
-    return builder.extract_element(value, _INDEX(0))
-
-
-def _smaller(builder: Any, a: Any, b: Any) -> Any:
-    return builder.select(builder.fcmp_ordered("<", a, b), a, b)
-
-
-# ----------------------------------------------------------------------------------------------------------- arithmetic
-
-
-def _register(operation: Callable[[Any, Any], Any], instruction: str) -> None:
-    """Let vectors be combined with each other, and with numbers, by an operator."""
-
-    @infer_global(operation)
-    class _Typing(AbstractTemplate):
-        def generic(self, args: Any, _kws: Any) -> Any:
-            vector = next((a for a in args if isinstance(a, Vector)), None)
-            if vector is not None and all(a == vector or not isinstance(a, Vector) for a in args):
-                return signature(vector, *(a if a == vector else vector.dtype for a in args))
-
-    def lower(_context: Any, builder: Any, found: Any, args: Any) -> Any:
-        return getattr(builder, instruction)(*_as_vectors(builder, found, args), flags=_FLAGS)
-
-    for kinds in ((Vector, Vector), (Vector, types.Float), (types.Float, Vector)):
-        lower_builtin(operation, *kinds)(lower)
-
-
-for _operation, _instruction in (
-    (operator.add, "fadd"),
-    (operator.sub, "fsub"),
-    (operator.mul, "fmul"),
-    (operator.truediv, "fdiv"),
-):
-    _register(_operation, _instruction)
 
 
 # ------------------------------------------------------------------------------- functions for code that Numba compiles
@@ -223,12 +141,7 @@ def zeros(_typing: Any, array: Any) -> Any:
 @intrinsic
 def load(_typing: Any, array: Any, index: Any) -> Any:
     """The vector that begins at an element."""
-    vector = _vector_of(array)
-
-    def generate(context: Any, builder: Any, _found: Any, args: Any) -> Any:
-        return _read(builder, _pointer(context, builder, array, *args), vector)
-
-    return vector(array, types.intp), generate
+    return _vector_of(array)(array, types.intp), lambda c, builder, _s, args: _read(c, builder, array, *args)
 
 
 @intrinsic
@@ -237,7 +150,8 @@ def splat(_typing: Any, array: Any, index: Any) -> Any:
     vector = _vector_of(array)
 
     def generate(context: Any, builder: Any, _found: Any, args: Any) -> Any:
-        return _filled(builder, builder.load(_pointer(context, builder, array, *args)), vector.size)
+        number, nothing = builder.load(_pointer(context, builder, array, *args)), ir.Constant(vector.llvm, ir.Undefined)
+        return _shuffled(builder, builder.insert_element(nothing, number, _INDEX(0)), nothing, [0] * vector.size)
 
     return vector(array, types.intp), generate
 
@@ -245,10 +159,11 @@ def splat(_typing: Any, array: Any, index: Any) -> Any:
 @intrinsic
 def store(_typing: Any, array: Any, index: Any, value: Any) -> Any:
     """Write a vector to an array of its dtype, beginning at an element."""
-    _check_same(array.dtype, value.dtype)
+    if _vector_of(array) != value:
+        raise TypingError(f"Expected numbers of one type; got {array.dtype} and {value.dtype}. Convert one of them.")
 
     def generate(context: Any, builder: Any, _found: Any, args: Any) -> Any:
-        _write(builder, args[2], _pointer(context, builder, array, args[0], args[1]), value)
+        _write(context, builder, array, *args)
         return context.get_dummy_value()
 
     return types.none(array, types.intp, value), generate
@@ -259,9 +174,13 @@ def row_sums(_typing: Any, array: Any, index: Any) -> Any:
     """The sums of as many vectors as a vector has numbers, one behind the other from an element on: as one vector."""
     vector = _vector_of(array)
 
-    def generate(context: Any, builder: Any, found: Any, args: Any) -> Any:
+    def generate(context: Any, builder: Any, _found: Any, args: Any) -> Any:
         starts = [builder.add(args[1], args[1].type(i * vector.size)) for i in range(vector.size)]
-        return _summed(builder, _rows(context, builder, found.args[0], args[0], starts))
+        rows = [_read(context, builder, array, args[0], start) for start in starts]
+        while len(rows) > 1:  # as a square is turned around, but added up on the way
+            half = len(rows) // 2
+            rows = [builder.fadd(*_exchanged(builder, rows[i], rows[i + half], half)) for i in range(half)]
+        return rows[0]
 
     return vector(array, types.intp), generate
 
@@ -270,86 +189,26 @@ def row_sums(_typing: Any, array: Any, index: Any) -> Any:
 def store_transposed(
     _typing: Any, source: Any, starts: Any, first: Any, column: Any, target: Any, place: Any, stride: Any
 ) -> Any:
-    """Turn a square of rows around.
+    """Turn a square of rows around, by exchanges of ever smaller blocks.
 
     Row i of the square is the vector ``source[starts[first + i] + column :]``; column j is written to
     ``target[place + j * stride :]``, of the same dtype.
     """
-    vector = _vector_of(source)
-    _check_same(vector, _vector_of(target))
+    size = _vector_of(source).size
 
     def generate(context: Any, builder: Any, found: Any, args: Any) -> Any:
-        rows, kinds = range(vector.size), found.args
-        places = [_pointer(context, builder, kinds[1], args[1], builder.add(args[2], args[2].type(i))) for i in rows]
-        begins = [builder.add(builder.load(p), args[3]) for p in places]
-        columns = _transposed(builder, _rows(context, builder, kinds[0], args[0], begins))
-        for j, value in enumerate(columns):
-            at = builder.add(args[5], builder.mul(args[6], args[6].type(j)))
-            _write(builder, value, _pointer(context, builder, kinds[4], args[4], at), vector)
+        kinds, number = found.args, args[2].type
+        places = [builder.add(args[2], number(i)) for i in range(size)]
+        begins = [builder.load(_pointer(context, builder, kinds[1], args[1], place)) for place in places]
+        rows = [_read(context, builder, kinds[0], args[0], builder.add(begin, args[3])) for begin in begins]
+        half = size
+        while half > 1:
+            half //= 2
+            for i in (i for i in range(size) if not i & half):
+                rows[i], rows[i + half] = _exchanged(builder, rows[i], rows[i + half], half)
+        for j, row in enumerate(rows):
+            at = builder.add(args[5], builder.mul(args[6], number(j)))
+            _write(context, builder, kinds[4], args[4], at, row)
         return context.get_dummy_value()
 
     return types.none(source, starts, *(types.intp,) * 2, target, *(types.intp,) * 2), generate
-
-
-@intrinsic
-def total(_typing: Any, value: Any) -> Any:
-    """The sum of a vector's numbers."""
-    return value.dtype(value), lambda _c, builder, _s, args: _folded(builder, args[0], builder.fadd)
-
-
-@intrinsic
-def lowest(_typing: Any, value: Any) -> Any:
-    """The smallest of a vector's numbers."""
-    return value.dtype(value), lambda _c, builder, _s, args: _folded(
-        builder, args[0], functools.partial(_smaller, builder)
-    )
-
-
-@intrinsic
-def minimum(_typing: Any, value: Any, other: Any) -> Any:
-    """The smaller numbers of two vectors, or of a vector and one number."""
-
-    def generate(_context: Any, builder: Any, found: Any, args: Any) -> Any:
-        return _smaller(builder, *_as_vectors(builder, found, args))
-
-    return value(value, other if isinstance(other, Vector) else value.dtype), generate
-
-
-@intrinsic
-def absolute(_typing: Any, value: Any) -> Any:
-    """Without the signs."""
-
-    def generate(_context: Any, builder: Any, _found: Any, args: Any) -> Any:
-        zero = ir.Constant(args[0].type, [0.0] * value.size)
-        return builder.select(builder.fcmp_ordered("<", args[0], zero), builder.fsub(zero, args[0]), args[0])
-
-    return value(value), generate
-
-
-@intrinsic
-def widen(_typing: Any, value: Any) -> Any:
-    """In float64."""
-    wide = Vector(types.float64, value.size)
-    return wide(value), lambda _c, builder, _s, args: args[0] if wide == value else builder.fpext(args[0], wide.llvm)
-
-
-@intrinsic
-def narrow(_typing: Any, value: Any, array: Any) -> Any:
-    """A vector of float64 in an array's dtype."""
-    wanted = Vector(array.dtype, value.size)
-    return wanted(
-        value, array
-    ), lambda _c, builder, _s, args: args[0] if wanted == value else builder.fptrunc(args[0], wanted.llvm)
-
-
-@intrinsic
-def power_of_two(_typing: Any, shifted: Any) -> Any:
-    """2ⁿ, where ``shifted`` is n + 1.5 · 2⁵² in float64: its low bits are n, and move to where an exponent stands."""
-
-    def generate(_context: Any, builder: Any, _found: Any, args: Any) -> Any:
-        integers = ir.VectorType(ir.IntType(64), shifted.size)
-        bias, place = (ir.Constant(integers, [number] * shifted.size) for number in (1023, 52))
-        moved = builder.shl(builder.add(builder.bitcast(args[0], integers), bias), place)
-        return builder.bitcast(moved, args[0].type)
-
-    return shifted(shifted), generate
