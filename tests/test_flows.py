@@ -429,11 +429,10 @@ def test_a_refused_checkpoint_leaves_the_density_as_it_was(tmp_path: Path) -> No
     density = FlowDensity(2, "affine_coupling")
     density.fit(data.float(), max_steps=3)
     before = {name: value.clone() for name, value in density.state_dict().items()}
-    for x, file in ((data + 100, path), (data, tmp_path / "nowhere" / "run.pt")):
-        with pytest.raises(CheckpointError):
-            density.fit(x, max_steps=2, checkpoint=file)
-        after = density.state_dict()
-        assert all(value.dtype == torch.float32 and torch.equal(value, before[name]) for name, value in after.items())
+    with pytest.raises(CheckpointError):
+        density.fit(data + 100, max_steps=2, checkpoint=path)
+    after = density.state_dict()
+    assert all(value.dtype == torch.float32 and torch.equal(value, before[name]) for name, value in after.items())
 
 
 def test_a_checkpoint_of_a_flow_with_another_order_of_coordinates_is_an_error(tmp_path: Path) -> None:

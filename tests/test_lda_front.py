@@ -23,6 +23,7 @@ from torch import Tensor
 
 from examples import topics
 from pyro_latent import to_arviz
+from pyro_latent.checkpoint import read_checkpoint, write_checkpoint
 from pyro_latent.errors import CheckpointError, DataError, ModelError
 from pyro_latent.models import lda
 from pyro_latent.models.lda import LDA, as_corpus, collapsed, fitting
@@ -587,10 +588,10 @@ def test_a_checkpoint_of_a_fit_on_another_device_is_refused(counts: Any, tmp_pat
     """What draws there can draw nothing here: the file of a fit on a GPU, made up of one of the CPU."""
     file = tmp_path / "lda.pt"
     LDA(4, max_iter=2, random_state=0).fit(counts, checkpoint=file)
-    there = torch.load(file, weights_only=True)
-    assert there["content"]["settings"]["device"] == "cpu"
-    there["content"]["settings"]["device"] = "cuda"
-    torch.save(there, file)
+    there = read_checkpoint(file, "LDA")
+    assert there["settings"]["device"] == "cpu"
+    there["settings"]["device"] = "cuda"
+    write_checkpoint(file, "LDA", there)
     with pytest.raises(CheckpointError, match=r"a checkpoint with device = cpu in .*; got one with cuda\."):
         LDA(4, max_iter=3, random_state=0).fit(counts, checkpoint=file)
 
