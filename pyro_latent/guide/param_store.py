@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ..objective import Block, Program
+from ..recording import ALONE
 
 
 def param_blocks(program: Program) -> list[Block]:
@@ -29,15 +30,15 @@ def param_versions(program: Program) -> dict[str, tuple[int, int]]:
 def write_params(program: Program, values: Mapping[str, Tensor]) -> None:
     """Put constrained values into Pyro's store; entries that exist keep their identity, and so their optimizers."""
     store = pyro.get_param_store()
-    for block in param_blocks(program):
-        site = block.sites[0]
-        name = site.name
-        if name not in store and site.module_value is None:
-            store.setdefault(name, values[name].clone(), site.constraint)
-            continue
-        if name not in store:
-            _register(name, site.module_value, site.constraint)
-        with torch.no_grad():
+    with ALONE, torch.no_grad():
+        for block in param_blocks(program):
+            site = block.sites[0]
+            name = site.name
+            if name not in store and site.module_value is None:
+                store.setdefault(name, values[name].clone(), site.constraint)
+                continue
+            if name not in store:
+                _register(name, site.module_value, site.constraint)
             unconstrained = _unconstrained(name)
             inverse = transform_to(store._constraints[name]).inv
             unconstrained.copy_(inverse(values[name]).to(unconstrained))

@@ -2,12 +2,13 @@
 
 from .data import seen_data
 from .identity import check_identity, identity_of_call
-from .run import record
+from .run import ALONE, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import Snapshot
 from .supports import base_constraint, ends_in_simplex
 
 __all__ = [
+    "ALONE",
     "DiscreteSite",
     "LatentSite",
     "Plate",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
@@ -21,6 +22,10 @@ from ..rules import random_arguments
 from .check import LARGEST_CHECK, check_recording
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Plate, Recording
+
+
+#: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
+ALONE = threading.RLock()
 
 
 @dataclass(frozen=True)
@@ -133,7 +138,19 @@ def record(
         LatentValueError: if the model uses a latent's value as a number.
         RecordingError: if a recorded density is not Pyro's.
     """
-    call = _Model(model, args, kwargs)
+    with ALONE:
+        return _recorded(_Model(model, args, kwargs), origins, point, known, rescale, before, check)
+
+
+def _recorded(
+    call: _Model,
+    origins: Mapping[str, Tensor] | None,
+    point: Collection[str],
+    known: Collection[str] | None,
+    rescale: bool,
+    before: Recording | None,
+    check: bool,
+) -> Recording:
     messenger = None if before is None else _recorded_as(before, call, origins or {}, point, rescale)
     own_data: dict[str, Tensor] = {}
     if messenger is None:
