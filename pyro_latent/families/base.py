@@ -20,7 +20,7 @@ quantiles, and one suite of laws tests every family in the catalogue.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pyro.distributions as dist
@@ -33,40 +33,30 @@ from .quantiles import quantile
 Params = dict[str, Tensor]
 
 
-class Coordinates(Mapping[str, Tensor]):
+class Coordinates(dict[str, Tensor]):
     """An immutable record of tensors, one per statistic; its fields are attributes and mapping entries."""
 
-    __slots__ = ("_fields",)
-    _fields: dict[str, Tensor]
-
-    def __init__(self, **fields: Tensor) -> None:
-        object.__setattr__(self, "_fields", fields)
+    __slots__ = ()
 
     def __getattr__(self, name: str) -> Tensor:
         try:
-            return self._fields[name]
+            return dict.__getitem__(self, name)
         except KeyError:
-            raise AttributeError(f"Expected one of {sorted(self._fields)}; got {name!r}") from None
+            raise AttributeError(f"Expected one of {sorted(self)}; got {name!r}") from None
 
-    def __setattr__(self, name: str, value: Any) -> None:
+    def _refuse(self, *args: Any, **fields: Any) -> Any:
         raise AttributeError(f"{type(self).__name__} is immutable; build a new one with map()")
 
-    def __getitem__(self, name: str) -> Tensor:
-        return self._fields[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
+    __setattr__ = __setitem__ = __delitem__ = __ior__ = _refuse
+    update = setdefault = pop = popitem = clear = _refuse
 
     def __repr__(self) -> str:
-        inner = ", ".join(f"{k}={tuple(v.shape)}" for k, v in self._fields.items())
+        inner = ", ".join(f"{k}={tuple(v.shape)}" for k, v in self.items())
         return f"{type(self).__name__}({inner})"
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Self:
         """Apply ``function`` to every field."""
-        return type(self)(**{k: function(v) for k, v in self._fields.items()})
+        return type(self)(**{k: function(v) for k, v in self.items()})
 
 
 class Natural(Coordinates):

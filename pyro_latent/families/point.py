@@ -57,10 +57,10 @@ class PointMean(Mean):
     __slots__ = ()
 
     def __getitem__(self, name: str) -> Tensor:
-        if name in self._fields:
-            return self._fields[name]
+        if name in self:
+            return super().__getitem__(name)
         function, power = name.rsplit("^", 1)
-        value = FUNCTIONS[function](self._fields[VALUE])
+        value = FUNCTIONS[function](super().__getitem__(VALUE))
         return value if power == "1" else value ** float(power)
 
 
