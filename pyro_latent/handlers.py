@@ -31,7 +31,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from .errors import ArgumentTypeError, ModelError
-from .objective import Program
+from .objective import compile_program, expected_log_densities
 from .recording import record
 from .rules import unwrap
 
@@ -113,7 +113,7 @@ def expected_log_factors(
         NotConjugateError: if an expectation has no closed form.
     """
     recording = record(model, *args, **kwargs)
-    program = Program(recording, tuple(k for k in posterior if isinstance(k, tuple)))
+    program = compile_program(recording, tuple(k for k in posterior if isinstance(k, tuple)))
     missing = sorted(str(key) for key in program.blocks if key not in posterior)
     if missing:
         raise ModelError(f"Expected a posterior for every continuous latent site; got none for {missing}.")
@@ -122,7 +122,7 @@ def expected_log_factors(
     for key, block in program.blocks.items():
         params = block.family.distribution_params(unwrap(posterior[key])[0])
         state[key] = block.natural({n: p.to(like) for n, p in params.items()}).map(lambda t: t.unsqueeze(0))
-    return {name: value.squeeze(0) for name, value in program.expected_log_densities(program.means(state)).items()}
+    return {name: value.squeeze(0) for name, value in expected_log_densities(program, program.means(state)).items()}
 
 
 __all__ = ["ClosedFormMessenger", "closed_form", "expected_log_factors", "record"]

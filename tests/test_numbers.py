@@ -72,7 +72,7 @@ def test_the_size_of_a_bound_is_that_of_the_terms_and_not_of_their_sum() -> None
 
     program = AutoConjugate(model).prepare((x,), {}).program
     means = program.means(AutoConjugate(model, init={"mu": dist.Normal(number(0.0), 0.01)}).prepare((x,), {}).state)
-    held = program.eliminate(means)
+    held = program.elimination.eliminate(means)
     assert held is not None
     assert float(held.magnitude) >= float(held.entropy) + float(held.log_normalizer.abs())
 

@@ -32,7 +32,7 @@ from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.gradient.natural_gradient import draws_of, fisher_information
 from pyro_latent.models import normal_gamma
-from pyro_latent.objective import Program
+from pyro_latent.objective import compile_program
 
 Model = Callable[..., Any]
 
@@ -673,7 +673,7 @@ def test_the_fisher_information_is_the_covariance_of_the_statistics(name: str) -
         pyro.sample("seen", dist.Normal(0.0 * one, 1.0), obs=one)
 
     joint = (("precision", "mean"),) if name == "normal-gamma" else ()
-    (block,) = Program(handlers.record(model), joint).blocks.values()
+    (block,) = compile_program(handlers.record(model), joint).blocks.values()
     natural = block.natural(block.family.distribution_params(made))
     torch.manual_seed(0)
     statistics = draws_of(block, natural.map(lambda t: t.unsqueeze(0)), 400_000).statistics

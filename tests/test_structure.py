@@ -17,8 +17,6 @@ LONG_FILES = {
     "models/vae/discrete.py": "autoencoders with categorical latents, relaxed and quantized, not yet apart",
     "models/vae/model.py": "the autoencoder, its likelihoods not yet apart",
     "pyro_latent/gradient/estimators.py": "four estimators and their variance, not yet apart",
-    "pyro_latent/objective/program.py": "the compiled model, its discrete part not yet apart",
-    "pyro_latent/objective/starts.py": "starts by data, by clusters and by draws",
     "pyro_latent/recording/messengers.py": "the two runs that record",
 }
 

@@ -133,11 +133,12 @@ class Sweep:
             values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs and self.program.factors:
-            held = self.program.hold({s.name: self.responsibilities(s) for s in self.program.discrete}, self.means)
+            given = {s.name: self.responsibilities(s) for s in self.program.discrete}
+            held = self.program.elimination.hold(given, self.means)
             if not written and not bool(held.log_normalizer.isfinite().all()):
                 held = None  # a start that cannot have made the data
-        self.held = held or self.program.eliminate(self.means)
-        self.summands = self.program.held_summands(self.held)
+        self.held = held or self.program.elimination.eliminate(self.means)
+        self.summands = self.program.elimination.held_summands(self.held)
 
     def responsibilities(self, site: DiscreteSite) -> Tensor:
         """The held posterior of a discrete site, for each start."""

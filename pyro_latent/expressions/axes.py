@@ -1,11 +1,14 @@
 """Which dimension of a result an operand's dimensions run along: labels, gathers, and what reads through them.
 
-A label is a number, of one of three kinds:
+A label is a number, of one of four kinds:
 
 - a *position* (:func:`is_position`): a dimension of the result, counted from the right as in broadcasting, so negative;
 - a *summed* label (:func:`is_summed`): a dimension that is summed over, positive, from :func:`fresh_label`;
 - a *choice* (:func:`is_choice`): the values of a discrete latent, at most ``HIGHEST_CHOICE``, from
-  :func:`fresh_choice`; such labels come before all positions in ascending order.
+  :func:`fresh_choice`; such labels come before all positions in ascending order;
+- ``START``: the leading dimension of moments, which no label of a density has.
+
+Positions and choices are *free* (:func:`is_free`): what a term varies along.
 """
 
 from __future__ import annotations
@@ -20,39 +23,58 @@ from typing import Any
 import torch
 from torch import Tensor
 
+#: The label of the leading dimension of moments: the starts that are optimised at once.
+START = 0
 #: The highest label of a choice, far below all positions.
 HIGHEST_CHOICE = -(10**6)
+
+#: A label; which of the kinds it is, the functions below say.
+Label = int
+#: The labels of the dimensions of a tensor, in order.
+Labels = tuple[Label, ...]
+#: A tensor and the labels of its dimensions.
+Labelled = tuple[Tensor, Labels]
 
 _summed = itertools.count(1)
 _choices = itertools.count(HIGHEST_CHOICE, -1)
 
 
-def fresh_label() -> int:
+def fresh_label() -> Label:
     """A label for a summed dimension that no other term uses."""
     return next(_summed)
 
 
-def fresh_choice() -> int:
+def fresh_choice() -> Label:
     """A label for the values of a discrete latent that no other choice uses."""
     return next(_choices)
 
 
-def is_summed(label: int) -> bool:
+def is_summed(label: Label) -> bool:
     """Whether a label is of a dimension that is summed over."""
     return label > 0
 
 
-def is_choice(label: int) -> bool:
+def is_choice(label: Label) -> bool:
     """Whether a label runs along the values of a discrete latent."""
     return label <= HIGHEST_CHOICE
 
 
-def is_position(label: int) -> bool:
+def is_position(label: Label) -> bool:
     """Whether a label is a dimension of the result, counted from the right."""
     return HIGHEST_CHOICE < label < 0
 
 
-def shift(labels: Iterable[int], by: int, below: int = 0) -> dict[int, Axis]:
+def is_free(label: Label) -> bool:
+    """Whether a label is of a dimension that the result has: a position, or a choice."""
+    return label < 0
+
+
+def in_last(label: Label, count: int) -> bool:
+    """Whether a label is one of the last ``count`` positions."""
+    return -count <= label < 0
+
+
+def shift(labels: Iterable[Label], by: int, below: int = 0) -> dict[Label, Axis]:
     """The map that moves the positions that are at most ``below`` by ``by``."""
     return {label: label + by for label in labels if is_position(label) and label <= below}
 
@@ -68,14 +90,14 @@ class Gather:
     """An axis read at ``index``, whose dimensions run along ``labels``."""
 
     index: Tensor
-    labels: tuple[int, ...]
+    labels: Labels
 
 
 #: One dimension of an operand: a label, a gather, or None for a dimension of size 1.
 Axis = int | Gather | None
 
 
-def axis_labels(axis: Axis) -> tuple[int, ...]:
+def axis_labels(axis: Axis) -> Labels:
     """The labels that an axis runs along."""
     if axis is None:
         return ()
@@ -94,7 +116,7 @@ def same_axes(a: Iterable[Axis], b: Iterable[Axis]) -> bool:
     return all(same_axis(x, y) for x, y in zip(a, b, strict=True))
 
 
-def unique_labels(axes: Iterable[Axis]) -> tuple[int, ...]:
+def unique_labels(axes: Iterable[Axis]) -> Labels:
     """The labels of the axes, in order of first appearance."""
     found: dict[int, None] = {}
     for axis in axes:
@@ -109,7 +131,7 @@ def unique_labels(axes: Iterable[Axis]) -> tuple[int, ...]:
 broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
 
 
-def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor, tuple[int, ...]]:
+def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> Labelled:
     """Read ``tensor`` through ``axes``: a tensor with one dimension for each label, and those labels.
 
     The first ``lead`` dimensions of the tensor have no axis and stay in front.
@@ -144,7 +166,7 @@ def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> tuple[Tensor,
     return tensor[(slice(None),) * lead + tuple(index)], labels
 
 
-def spread(tensor: Tensor, labels: tuple[int, ...], where: Mapping[int, int]) -> Tensor:
+def spread(tensor: Tensor, labels: Labels, where: Mapping[int, int]) -> Tensor:
     """Lay the dimensions of ``tensor`` at their labels' places, with size 1 elsewhere."""
     order = sorted(range(len(labels)), key=lambda i: where[labels[i]])
     shape = [1] * len(where)
@@ -153,7 +175,7 @@ def spread(tensor: Tensor, labels: tuple[int, ...], where: Mapping[int, int]) ->
     return tensor.permute(order).reshape(shape)
 
 
-def substitute(axis: Axis, mapping: Mapping[int, Axis]) -> Axis:
+def substitute(axis: Axis, mapping: Mapping[Label, Axis]) -> Axis:
     """Replace the labels of an axis by other axes."""
     if axis is None:
         return None
@@ -163,7 +185,7 @@ def substitute(axis: Axis, mapping: Mapping[int, Axis]) -> Axis:
     return as_axis(index, labels, None)
 
 
-def as_axis(index: Tensor, labels: tuple[int, ...], size: int | None) -> Axis:
+def as_axis(index: Tensor, labels: Labels, size: int | None) -> Axis:
     """The axis that reads a dimension of ``size`` at ``index``; a plain label where that is the whole range in
     order.
     """
@@ -184,7 +206,7 @@ def widened(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
 
 
-def contract(operands: list[tuple[Tensor, tuple[int, ...]]], out: tuple[int, ...]) -> Tensor:
+def contract(operands: list[Labelled], out: Labels) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
     if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
         return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more

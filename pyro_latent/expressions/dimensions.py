@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import LatentValueError
 from .arithmetic import Arithmetic, collect
-from .axes import Axis, broadcast_shapes, fresh_label, is_choice
+from .axes import Axis, Label, broadcast_shapes, fresh_label, is_choice
 from .indexing import Places, index_axes, reshape_axes
 from .terms import Choice, Constant, Term
 
@@ -22,7 +22,7 @@ class Dimensions(Arithmetic):
 
     __slots__ = ()
 
-    def _relabelled(self, mapping: dict[int, Axis], shape: Sequence[int], choices: Sequence[Choice] = ()) -> Self:
+    def _relabelled(self, mapping: dict[Label, Axis], shape: Sequence[int], choices: Sequence[Choice] = ()) -> Self:
         """The view through other axes, which may read at the values of ``choices``."""
         if self.opacity:
             return type(self)(shape, self.like, opacity=self.opacity)
@@ -47,7 +47,7 @@ class Dimensions(Arithmetic):
     def _permuted(self, order: Sequence[int]) -> Self:
         """Keep the dimensions of ``order``, in that order."""
         n, m = self.ndim, len(order)
-        mapping: dict[int, Axis] = {old - n: new - m for new, old in enumerate(order)}
+        mapping: dict[Label, Axis] = {old - n: new - m for new, old in enumerate(order)}
         return self._relabelled(mapping, [self.shape[i] for i in order])
 
     def permute(self, order: Sequence[int]) -> Self:
@@ -95,7 +95,7 @@ class Dimensions(Arithmetic):
     def take_last(self, index: Self | Tensor) -> Self:
         """Read the last dimension at ``index``, whose shape broadcasts with the other dimensions."""
         places = Places.of(index, self.like.device)
-        mapping: dict[int, Axis] = {d: d + 1 for d in range(-self.ndim, -1)}
+        mapping: dict[Label, Axis] = {d: d + 1 for d in range(-self.ndim, -1)}
         mapping[-1] = places.axis(self.shape[-1])
         shape = broadcast_shapes(self.shape[:-1], places.shape)
         return self.polynomial()._relabelled(mapping, shape, places.choices)
@@ -133,7 +133,7 @@ class Dimensions(Arithmetic):
         return (left.unsqueeze(-1) * right.unsqueeze(-3)).sum(-2)
 
 
-def _sized(term: Term, label: int, size: int, like: Tensor) -> Term:
+def _sized(term: Term, label: Label, size: int, like: Tensor) -> Term:
     """The term with an operand along a label that its choices alone run along, so that its size is known."""
     if any(label in c.labels for c in term.constants) or any(label in f.labels for f in term.factors):
         return term

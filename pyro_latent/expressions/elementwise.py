@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .arithmetic import MOST_CASES, collect, common_like
-from .axes import broadcast_shapes, shift
+from .axes import broadcast_shapes, in_last, shift
 from .dimensions import Dimensions
 from .symbolic import Symbolic, count_combinations, laid
 from .terms import Factor, Term
@@ -116,7 +116,7 @@ class Elementwise(Dimensions):
     def _apart_from(self, count: int) -> Self | None:
         """A mask that does not vary along its last dimensions, with size 1 there; None where it does."""
         choices = self.choices
-        if any(-count <= x < 0 for c in choices for x in c.labels):
+        if any(in_last(x, count) for c in choices for x in c.labels):
             return None
         table = self.table(choices)
         first = table

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ..families import point
-from .axes import Gather, contract, read
+from .axes import Gather, Labelled, Labels, contract, is_free, read
 from .terms import Constant, Factor, Term
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
@@ -43,20 +43,20 @@ class Values:
         return self._values[site].long()
 
 
-def evaluate_term(term: Term, values: Values) -> tuple[Tensor, tuple[int, ...]]:
+def evaluate_term(term: Term, values: Values) -> Labelled:
     """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
     for choice in term.choices:
         index, labels = read(values.numbers(choice.site), choice.axes)
         term = term.substitute({choice.label: Gather(index, labels)})
     operands = [(c.tensor.double(), c.labels) for c in term.constants]
     operands += [_unmasked(*read(values[factor], factor.axes), term) for factor in term.factors]
-    labels = tuple(sorted(label for label in term.labels if label < 0))
+    labels = tuple(sorted(label for label in term.labels if is_free(label)))
     if not operands:
         return torch.tensor(term.coefficient, dtype=torch.float64), ()
     return contract(operands, labels) * term.coefficient, labels
 
 
-def _unmasked(tensor: Tensor, labels: tuple[int, ...], term: Term) -> tuple[Tensor, tuple[int, ...]]:
+def _unmasked(tensor: Tensor, labels: Labels, term: Term) -> Labelled:
     """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
     found = Constant(tensor, labels)
     if not found.is_finite:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
-from .axes import Axis, Gather, as_axis, broadcast_shapes
+from .axes import Axis, Gather, Label, as_axis, broadcast_shapes
 from .symbolic import Symbolic, check_combinations
 from .terms import Choice
 
@@ -21,11 +21,11 @@ from .terms import Choice
 _MASKS = (torch.bool, torch.uint8)
 
 
-def reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: torch.device) -> dict[int, Axis]:
+def reshape_axes(old_shape: Sequence[int], new_shape: Sequence[int], device: torch.device) -> dict[Label, Axis]:
     """The axes of the old dimensions in terms of the new ones, run by run of equal numbers of elements."""
     old = [i for i, n in enumerate(old_shape) if n != 1]
     new = [j for j, n in enumerate(new_shape) if n != 1]
-    mapping: dict[int, Axis] = {}
+    mapping: dict[Label, Axis] = {}
     while old:
         a, b = [old.pop(0)], [new.pop(0)]
         while (size := math.prod(old_shape[i] for i in a)) != (other := math.prod(new_shape[j] for j in b)):
@@ -67,7 +67,7 @@ class Places:
     def moved(self, first: int) -> Places:
         """The places where their first dimension is the label ``first``."""
         last = first + len(self.shape) - 1
-        labels: dict[int, Axis] = {i: i + last + 1 for i in range(-len(self.shape), 0)}
+        labels: dict[Label, Axis] = {i: i + last + 1 for i in range(-len(self.shape), 0)}
         return replace(self, choices=tuple(c.substitute(labels) for c in self.choices), last=last)
 
     def axis(self, size: int) -> Axis:
@@ -90,7 +90,7 @@ class Places:
 
 def index_axes(
     index: Any, shape: Sequence[int], device: torch.device
-) -> tuple[dict[int, Axis], list[int], tuple[Choice, ...]]:
+) -> tuple[dict[Label, Axis], list[int], tuple[Choice, ...]]:
     """The axes of the source dimensions under ``source[index]``, the shape of the result, and the choices read at."""
     items = _plain_items(index, shape, device)
     tensors = [k for k, item in enumerate(items) if isinstance(item, Places) and item.shape]
@@ -116,7 +116,7 @@ def index_axes(
             reads.append((source, Places(places, places.shape), len(out)))
             out.append(len(places))
         source += 1
-    axes: dict[int, Axis] = {}
+    axes: dict[Label, Axis] = {}
     choices: tuple[Choice, ...] = ()
     for dim, read, at in reads:
         first = block_at + len(block) - len(read.shape) if at < 0 else at

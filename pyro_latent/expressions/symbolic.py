@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, LatentValueError
-from .axes import Gather, broadcast_shapes, is_choice, is_summed, position_axes, shift
+from .axes import Gather, Label, Labels, broadcast_shapes, is_choice, is_summed, position_axes, shift
 from .evaluation import Values, evaluate_term
 from .terms import Choice, Constant, Factor, Replay, Term, Variable
 
@@ -326,7 +326,7 @@ def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
     )
 
 
-def sizes_of(term: Term) -> dict[int, int]:
+def sizes_of(term: Term) -> dict[Label, int]:
     """The sizes of the labels that the elements of a term's choices run along, from what reads them."""
     sizes = {label: n for c in term.constants for label, n in zip(c.labels, c.tensor.shape, strict=True)}
     for choice in term.choices:
@@ -336,7 +336,7 @@ def sizes_of(term: Term) -> dict[int, int]:
     return sizes
 
 
-def laid(tensor: Tensor, labels: tuple[int, ...], order: Sequence[int], ndim: int) -> Tensor:
+def laid(tensor: Tensor, labels: Labels, order: Sequence[int], ndim: int) -> Tensor:
     """Lay a labelled tensor out: a dimension for each choice of ``order``, then ``ndim``, of size 1 elsewhere."""
     names = {label: i for i, label in enumerate(order)}
     places = [names[label] if is_choice(label) else len(order) + ndim + label for label in labels]

@@ -2,9 +2,9 @@
 
 A :class:`Term` is a number times constants times latents. Every operand carries an :data:`Axis` for each of its
 dimensions: a *label*, which says which dimension of the result it runs along, or a :class:`Gather`, which reads it at
-given places. Negative labels are the result's dimensions, counted from the right as in broadcasting; positive
-labels are summed over. A label that an operand lacks is one that it does not vary along, so broadcasting, expansion and
-``unsqueeze`` cost nothing, a matrix product is a product with a shared positive label, and ``mu[index]`` is ``mu`` with
+given places. Positions are the result's dimensions, counted from the right as in broadcasting; along summed labels the
+product is added up. A label that an operand lacks is one that it does not vary along, so broadcasting, expansion and
+``unsqueeze`` cost nothing, a matrix product is a product with a shared summed label, and ``mu[index]`` is ``mu`` with
 a gathered axis.
 
 A discrete latent enters a term as a :class:`Choice`: a label that runs along its values, which operands have as they
@@ -28,10 +28,15 @@ from torch import Tensor
 from .axes import (
     Axis,
     Gather,
+    Label,
+    Labelled,
+    Labels,
     axis_key,
     contract,
     fresh_choice,
     fresh_label,
+    in_last,
+    is_free,
     is_summed,
     position_axes,
     read,
@@ -48,7 +53,7 @@ class Constant:
     """A floating tensor with one dimension for each label."""
 
     tensor: Tensor
-    labels: tuple[int, ...]
+    labels: Labels
 
     @cached_property
     def is_finite(self) -> bool:
@@ -61,7 +66,7 @@ class Constant:
         matrix = self.tensor.movedim((self.labels.index(row), self.labels.index(column)), (-2, -1))
         return torch.equal(matrix, matrix.diagonal(dim1=-2, dim2=-1).diag_embed())
 
-    def substitute(self, mapping: Mapping[int, Axis]) -> Constant:
+    def substitute(self, mapping: Mapping[Label, Axis]) -> Constant:
         if not any(label in mapping for label in self.labels):
             return self
         return Constant(*read(self.tensor, tuple(mapping.get(label, label) for label in self.labels)))
@@ -85,7 +90,7 @@ class Choice:
     site: str
     axes: tuple[Axis, ...]
     size: int
-    label: int
+    label: Label
 
     @staticmethod
     def of(site: str, axes: tuple[Axis, ...], size: int) -> Choice:
@@ -97,11 +102,11 @@ class Choice:
         return found
 
     @cached_property
-    def labels(self) -> tuple[int, ...]:
+    def labels(self) -> Labels:
         """The labels that the elements run along."""
         return unique_labels(self.axes)
 
-    def substitute(self, mapping: Mapping[int, Axis]) -> Choice:
+    def substitute(self, mapping: Mapping[Label, Axis]) -> Choice:
         """Replace the labels of the axes by other axes."""
         if not any(label in mapping for label in self.labels):
             return self
@@ -149,7 +154,7 @@ class Factor:
     power: float = 1.0
 
     @cached_property
-    def labels(self) -> tuple[int, ...]:
+    def labels(self) -> Labels:
         return unique_labels(self.axes)
 
     @property
@@ -178,7 +183,7 @@ class Factor:
             return False
         split = len(self.axes) - event
         plain = position_axes(shape)
-        return self.axes[split:] == plain and not any(-event <= x < 0 for x in unique_labels(self.axes[:split]))
+        return self.axes[split:] == plain and not any(in_last(x, event) for x in unique_labels(self.axes[:split]))
 
     def is_whole_matrix(self, dim: int) -> bool:
         """Whether the factor is all of a matrix of the latent, or its transpose, along the result's last two
@@ -190,7 +195,7 @@ class Factor:
 
 @dataclass(frozen=True, eq=False)
 class Term:
-    """``coefficient`` × constants × factors, summed over its positive labels, at the values of its choices.
+    """``coefficient`` × constants × factors, summed over its summed labels, at the values of its choices.
 
     A choice that no operand varies with is dropped.
     """
@@ -199,7 +204,7 @@ class Term:
     constants: tuple[Constant, ...] = ()
     factors: tuple[Factor, ...] = ()
     choices: tuple[Choice, ...] = ()
-    labels: frozenset[int] = field(init=False)
+    labels: frozenset[Label] = field(init=False)
 
     def __post_init__(self) -> None:
         found = {label for c in self.constants for label in c.labels}
@@ -211,10 +216,10 @@ class Term:
         object.__setattr__(self, "labels", frozenset(found))
 
     @cached_property
-    def summed(self) -> frozenset[int]:
+    def summed(self) -> frozenset[Label]:
         return frozenset(label for label in self.labels if is_summed(label))
 
-    def substitute(self, mapping: Mapping[int, Axis]) -> Term:
+    def substitute(self, mapping: Mapping[Label, Axis]) -> Term:
         """Replace labels by other axes; labels not named stay."""
         if not any(label in mapping for label in self.labels):
             return self
@@ -229,7 +234,7 @@ class Term:
     def at(self, choice: Choice, value: int, device: torch.device) -> Term:
         """The term where a choice takes the value of this number."""
         constants = tuple(_chosen(c, choice.label, value) for c in self.constants)
-        index: dict[int, Axis] = {choice.label: Gather(torch.tensor(value, device=device), ())}
+        index: dict[Label, Axis] = {choice.label: Gather(torch.tensor(value, device=device), ())}
         factors = tuple(replace(f, axes=tuple(substitute(a, index) for a in f.axes)) for f in self.factors)
         return Term(self.coefficient, constants, factors, self.choices)
 
@@ -313,18 +318,18 @@ class Term:
     def is_finite(self) -> bool:
         return math.isfinite(self.coefficient) and all(c.is_finite for c in self.constants)
 
-    def dense(self, like: Tensor) -> tuple[Tensor, tuple[int, ...]]:
+    def dense(self, like: Tensor) -> Labelled:
         """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order, so that
         those of choices come first.
         """
-        labels = tuple(sorted({label for c in self.constants for label in c.labels if label < 0}))
+        labels = tuple(sorted({label for c in self.constants for label in c.labels if is_free(label)}))
         if not self.constants:
             dtype = like.dtype if like.is_floating_point() else torch.float64
             return torch.as_tensor(self.coefficient, dtype=dtype, device=like.device), ()
         return contract([(c.tensor, c.labels) for c in self.constants], labels) * self.coefficient, labels
 
 
-def _chosen(constant: Constant, label: int, value: int) -> Constant:
+def _chosen(constant: Constant, label: Label, value: int) -> Constant:
     if label not in constant.labels:
         return constant
     tensor = constant.tensor.select(constant.labels.index(label), value)

@@ -15,7 +15,18 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError
-from ..objective import BlockKey, Init, Program, State, explain, initial_state, posteriors, quantiles_of
+from ..objective import (
+    BlockKey,
+    Init,
+    Program,
+    State,
+    compile_program,
+    expected_log_joint,
+    explain,
+    initial_state,
+    posteriors,
+    quantiles_of,
+)
 from ..recording import Recording, record
 from .param_store import param_blocks, param_versions, write_params
 from .sampling import Sampler
@@ -194,7 +205,7 @@ class AutoConjugate(AutoGuide):
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
-        program = Program(recording, self._joint, self._mean_field_of(recording))
+        program = compile_program(recording, self._joint, self._mean_field_of(recording))
         call = RecordedCall(self.model, args, kwargs)
         if fitted:
             state, layout = posterior.adopted(program, predict)
@@ -278,8 +289,8 @@ class AutoConjugate(AutoGuide):
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
         prepared = self.prepare(args, kwargs, predict=True)
         program, state = prepared.program, prepared.state
-        held = program.eliminate(program.means(state))
-        densities = {n: float(v) for n, v in program.expected_log_joint(state, held).items()}
+        held = program.elimination.eliminate(program.means(state))
+        densities = {n: float(v) for n, v in expected_log_joint(program, state, held).items()}
         exact = program.exactly(state)
         entropies = {
             key: float(program.entropy_terms(*exact, [key])[0])

@@ -116,14 +116,14 @@ class Sampler:
             found = self._given_discrete(means, site, drawn, outer)
             with self._within(site.plates, site.scale):
                 drawn[site.name] = pyro.sample(
-                    site.name, _masked(found, self.program.seen(site)), infer={"is_auxiliary": False}
+                    site.name, _masked(found, self.program.elimination.seen(site)), infer={"is_auxiliary": False}
                 )
         self.values |= drawn
 
     def _given_discrete(self, means: Means, site: DiscreteSite, drawn: dict[str, Tensor], outer: torch.Size) -> Any:
         """The distribution of a discrete site given those drawn before it."""
         program, nesting = self.program, self._nesting
-        turns = program.turns_of(site)
+        turns = program.elimination.turns_of(site)
         particles = self._particles(drawn)
         if turns is None:
             probs = responsibilities(program, means, [site], drawn, nesting)[site.name]

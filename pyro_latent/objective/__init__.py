@@ -1,6 +1,9 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
-from .blocks import Block, BlockKey, make_blocks
+from .blocks import Block, BlockKey, Means, State, make_blocks
+from .by_site import expected_log_densities, expected_log_joint
+from .compilation import compile_program
+from .discrete import DiscreteElimination, DiscretePosterior
 from .explain import explain
 from .posterior import (
     DependentElements,
@@ -13,9 +16,9 @@ from .posterior import (
     responsibilities,
     shaped,
 )
-from .program import Bound, DiscretePosterior, Program, taken
+from .program import Bound, Program, taken
 from .starts import Init, fresh_blocks, initial_state
-from .summands import Means, State, Summand
+from .summands import Summand
 from .summaries import Summary, summarize
 
 __all__ = [
@@ -23,6 +26,7 @@ __all__ = [
     "BlockKey",
     "Bound",
     "DependentElements",
+    "DiscreteElimination",
     "DiscretePosterior",
     "Init",
     "Means",
@@ -31,7 +35,10 @@ __all__ = [
     "State",
     "Summand",
     "Summary",
+    "compile_program",
     "discrete_distribution",
+    "expected_log_densities",
+    "expected_log_joint",
     "explain",
     "fresh_blocks",
     "initial_state",

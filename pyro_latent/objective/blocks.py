@@ -6,6 +6,7 @@ import itertools
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,6 +20,10 @@ from ..families.point import Point
 from ..recording import DiscreteSite, LatentSite, Recording, base_constraint
 
 BlockKey = str | tuple[str, ...]
+#: Natural parameters η by block, each with a leading dimension over starts.
+State = dict[BlockKey, Natural]
+#: Mean parameters μ by block, each with a leading dimension over starts.
+Means = dict[BlockKey, Mean]
 
 _PRECISION = "Write a Gamma prior on the precision, and scale=precision.rsqrt(). "
 #: What to write for priors that people use often and that are not conjugate.
@@ -53,57 +58,57 @@ class Block:
     device: torch.device
     prior_mask: Tensor | None = None
 
-    @property
+    @cached_property
     def key(self) -> BlockKey:
         names = tuple(site.name for site in self.sites)
         return names[0] if len(names) == 1 else names
 
-    @property
+    @cached_property
     def label(self) -> str:
         return ", ".join(site.name for site in self.sites)
 
-    @property
+    @cached_property
     def is_param(self) -> bool:
         """Whether the block is a ``pyro.param``."""
         return self.sites[0].is_param
 
-    @property
+    @cached_property
     def is_point(self) -> bool:
         """Whether the block is a point estimate."""
         return isinstance(self.family, Point)
 
-    @property
+    @cached_property
     def is_discrete(self) -> bool:
         """Whether the block is a discrete site, whose elements are independent in q."""
         return isinstance(self.family, Finite)
 
-    @property
+    @cached_property
     def is_location(self) -> bool:
         """Whether the block has a location: it moves with the data, or lies anywhere on the line."""
         if self.is_point:
             return base_constraint(self.sites[0].constraint) is constraints.real
         return self.family.location is not None
 
-    @property
+    @cached_property
     def count(self) -> int:
         """The number of elements that the plates of its sites repeat it over."""
         return self.sites[0].batch_shape.numel()
 
-    @property
+    @cached_property
     def numel(self) -> int:
         return sum(site.shape.numel() for site in self.sites)
 
-    @property
+    @cached_property
     def update(self) -> Any:
         """The hand-written update attached to the block, if any."""
         return self.sites[0].update
 
-    @property
+    @cached_property
     def example(self) -> Params:
         """The params of some proper member of the family, of the block's shapes."""
         return self.family.example(self.batch_shape, *self.event_shapes)
 
-    @property
+    @cached_property
     def location_site(self) -> LatentSite | None:
         """The site that the family's location belongs to."""
         return self.sites[self.family.location[1]] if self.family.location else None
@@ -112,6 +117,27 @@ class Block:
         """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
         tensor = tensor * self.scale
         return tensor if self.mask is None else torch.where(self.mask, tensor, torch.zeros_like(tensor))
+
+    @cached_property
+    def plate_scales(self) -> dict[str, Tensor | float]:
+        """By statistic, the scale of the block's plates, laid over the statistic's batch shape."""
+
+        def widened(event: int) -> Tensor | float:
+            scale = self.scale
+            return scale.reshape(scale.shape + (1,) * event) if isinstance(scale, Tensor) and scale.ndim else scale
+
+        return {name: widened(event) for name, event in self.family.statistics.items()}
+
+    def where_read(self, natural: Natural) -> Natural:
+        """The natural parameters where the mask holds; elsewhere a standard distribution's, which weighs nothing."""
+        assert self.mask is not None
+        like = next(iter(natural.values()))
+        standard = self.family.from_params({n: p.to(like) for n, p in self.example.items()})
+        fields = {}
+        for name, value in natural.items():
+            wide = self.mask.reshape(self.mask.shape + (1,) * self.family.statistics[name])
+            fields[name] = torch.where(wide, value, standard[name])
+        return Natural(**fields)
 
     def counting(self, is_read: Tensor) -> Block:
         """The block with the elements that some log density reads, beside those with a prior, in the ELBO.

@@ -3,20 +3,45 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
+from ..errors import NotConjugateError
 from ..expressions import Expression
-from ..expressions.axes import Axis, Gather, fresh_label, read
+from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, fresh_label, is_free, is_summed, spread
 from ..expressions.terms import Choice, Constant, Factor, Term, Variable
 from ..recording import DiscreteSite, Recording, ScoredSite
-from .joints import Layout, Reading
+from .joints import Layout, Reading, both_elements, elements_of, same_element
 
 #: log 0 in a density of a mean-field discrete site, whose probability of such a value is exactly zero with it.
 _LOG_ZERO = -1e30
+
+
+def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
+    """The terms of a density.
+
+    Raises:
+        NotConjugateError: if an operation in it has no rule.
+    """
+    if scored.error is not None:
+        raise scored.error
+    assert scored.density is not None
+    opacity = scored.density.opacity
+    if opacity is None:
+        return scored.density.terms
+    parents = ", ".join(repr(s) for s in sorted(opacity.sites))
+    hint = (
+        opacity.hint or "sums, products, indexing and matrix products of latents, and powers of a precision or a rate"
+    )
+    raise NotConjugateError(
+        f"Site {scored.name!r} ({scored.distribution}) is not conditionally conjugate in {parents}: "
+        f"{opacity.operation} of {parents} has no expected log density in closed form. What would work: {hint}; "
+        f"or fit {parents} by gradient, with an autoguide in SVI."
+    )
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,8 +55,8 @@ class DensityPart:
     site: str
     terms: tuple[Term, ...]
     layout: Layout
-    choices: tuple[int, ...]
-    places: Mapping[int, int]
+    choices: Labels
+    places: Mapping[Label, Label]
 
 
 def parts_of(
@@ -47,7 +72,7 @@ def parts_of(
         if not together:
             return list(terms), []
         return [], [_part(scored, terms, tuple(together.values()), sites, depth)]
-    groups: dict[frozenset[int], list[Term]] = {}
+    groups: dict[frozenset[Label], list[Term]] = {}
     for term in terms:
         groups.setdefault(frozenset(c.label for c in term.choices), []).append(term)
     plain = groups.pop(frozenset(), [])
@@ -58,8 +83,8 @@ def _part(
     scored: ScoredSite, terms: Sequence[Term], choices: Sequence[Choice], sites: Mapping[str, DiscreteSite], depth: int
 ) -> DensityPart:
     used = {x for c in choices for x in c.labels}
-    bound = sorted(x for x in used if x > 0)
-    places = {x: x for x in used if x < 0} | {x: -depth - 1 - i for i, x in enumerate(bound)}
+    bound = sorted(x for x in used if is_summed(x))
+    places = {x: x for x in used if is_free(x)} | {x: -depth - 1 - i for i, x in enumerate(bound)}
     shape = (1,) * (depth - len(scored.shape)) + tuple(scored.shape)
     sizes = _sizes(terms)
     own = [n if i - depth in used else 1 for i, n in enumerate(shape)]
@@ -67,14 +92,14 @@ def _part(
     return DensityPart(scored.name, tuple(terms), layout, tuple(c.label for c in choices), places)
 
 
-def _reading(choice: Choice, places: Mapping[int, int], sites: Mapping[str, DiscreteSite]) -> Reading:
+def _reading(choice: Choice, places: Mapping[Label, Label], sites: Mapping[str, DiscreteSite]) -> Reading:
     moved = choice.substitute({x: places[x] for x in choice.labels if places.get(x, x) != x})
     return Reading(sites[choice.site], moved.axes)
 
 
-def _sizes(terms: Sequence[Term]) -> dict[int, int]:
+def _sizes(terms: Sequence[Term]) -> dict[Label, int]:
     """The sizes of the summed labels of terms, from what they read."""
-    sizes: dict[int, int] = {}
+    sizes: dict[Label, int] = {}
     for term in terms:
         for c in term.constants:
             sizes |= dict(zip(c.labels, c.tensor.shape, strict=True))
@@ -89,17 +114,38 @@ def _sizes(terms: Sequence[Term]) -> dict[int, int]:
 # Masks.
 
 
-def masked(density: Expression, mask: Tensor) -> Expression:
+def without_masks(recording: Recording) -> tuple[dict[str, ScoredSite], dict[str, Tensor]]:
+    """The densities with the masks in them that weights cannot stand for: of discrete sites, and of what is −∞.
+
+    Beside them, by masked discrete site, where other densities vary with it.
+    """
+    found = dict(recording.scored)
+    live: dict[str, Tensor] = {}
+    for site in reversed(recording.discrete.values()):
+        scored = found[site.name]
+        if site.mask is not None and scored.density is not None and not scored.density.opacity:
+            live[site.name] = _live_elements(recording, site, live)
+            unseen = ~(site.mask | live[site.name])
+            constant = -math.log(site.cardinality) * unseen.to(recording.dtype)
+            density = _masked(scored.density, site.mask) + Expression.constant(constant)
+            found[site.name] = replace(scored, density=density, mask=None)
+    for name, scored in found.items():
+        if scored.mask is not None and scored.density is not None and not _is_finite(scored.density):
+            found[name] = replace(scored, density=_masked(scored.density, scored.mask), mask=None)
+    return found, live
+
+
+def _masked(density: Expression, mask: Tensor) -> Expression:
     """The density where the mask holds, and 0 elsewhere, also where it is −∞ there."""
     return Expression.constant(mask.to(density.like.dtype)).weigh(density).expand(density.shape)
 
 
-def is_finite(density: Expression) -> bool:
+def _is_finite(density: Expression) -> bool:
     """Whether every constant in a density is finite."""
     return all(bool(c.tensor.isfinite().all()) for t in density.terms for c in t.constants)
 
 
-def live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, Tensor]) -> Tensor:
+def _live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, Tensor]) -> Tensor:
     """Where a density other than its own varies with a discrete site, as a mask over its batch shape.
 
     ``live`` has the same of later discrete sites that are masked: their own densities count where it holds.
@@ -121,7 +167,7 @@ def live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, T
 
 def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | None, shape: Sequence[int]) -> Tensor:
     """The elements of a site that a term varies with, where it is shown."""
-    varies: list[tuple[Tensor, tuple[int, ...]]] = []
+    varies: list[Labelled] = []
     for tensor, labels in _indexed(term):
         if choice.label in labels:
             at = labels.index(choice.label)
@@ -136,29 +182,23 @@ def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | Non
         total = total | _onto(differs, own, labels)
     if shown is not None:
         total = total & _onto(shown, tuple(i - shown.ndim for i in range(shown.ndim)), labels)
-    element, order = _elements(choice, site)
-    element = _spread(element, order, labels).expand(total.shape)
+    where = {label: i for i, label in enumerate(labels)}
+    element = spread(*elements_of(site, choice.axes), where).expand(total.shape)
     reached = torch.zeros(site.batch_shape.numel(), dtype=torch.bool, device=site.support.device)
     reached[element[total]] = True
     return reached.reshape(site.batch_shape)
 
 
-def _indexed(term: Term) -> list[tuple[Tensor, tuple[int, ...]]]:
+def _indexed(term: Term) -> list[Labelled]:
     found = [(c.tensor, c.labels) for c in term.constants]
     return found + [(a.index, a.labels) for f in term.factors for a in f.axes if isinstance(a, Gather)]
 
 
-def _onto(mask: Tensor, own: Sequence[int], labels: Sequence[int]) -> Tensor:
+def _onto(mask: Tensor, own: Labels, labels: Labels) -> Tensor:
     """A mask over other labels: true where it holds anywhere along those that are gone."""
     gone = [i for i, x in enumerate(own) if x not in labels]
-    kept = [x for x in own if x in labels]
-    return _spread(mask.float().amax(gone).bool() if gone else mask, kept, labels)
-
-
-def _spread(tensor: Tensor, own: Sequence[int], labels: Sequence[int]) -> Tensor:
-    order = [list(own).index(x) for x in labels if x in own]
-    sizes = [tensor.shape[list(own).index(x)] if x in own else 1 for x in labels]
-    return tensor.permute(order).reshape(sizes)
+    kept = tuple(x for x in own if x in labels)
+    return spread(mask.float().amax(gone).bool() if gone else mask, kept, {label: i for i, label in enumerate(labels)})
 
 
 # Mean field over the elements of discrete sites.
@@ -185,7 +225,7 @@ def _separated(
     for b, a in itertools.combinations(own, 2):
         if a.site != b.site or (a.label, b.label) in apart:
             continue
-        same, labels = same_element(a, b, sites[a.site])
+        same, labels = same_element(sites[a.site], a.axes, b.axes)
         known = apart | {(a.label, b.label)}
         if not bool(same.any()):
             continue
@@ -206,24 +246,9 @@ def conflicts(term: Term, site: DiscreteSite) -> Tensor:
     meet = torch.zeros(count, count, dtype=torch.bool, device=site.support.device)
     own = [c for c in term.choices if c.site == site.name]
     for a, b in itertools.combinations(own, 2):
-        (first, left), (second, right) = _elements(a, site), _elements(b, site)
-        labels = tuple(dict.fromkeys((*left, *right)))
-        pair = torch.broadcast_tensors(_spread(first, left, labels), _spread(second, right, labels))
-        meet[pair[0].reshape(-1), pair[1].reshape(-1)] = True
+        first, second = torch.broadcast_tensors(*both_elements(site, a.axes, b.axes)[:2])
+        meet[first.reshape(-1), second.reshape(-1)] = True
     return (meet | meet.T) & ~torch.eye(count, dtype=torch.bool, device=meet.device)
-
-
-def _elements(choice: Choice, site: DiscreteSite) -> tuple[Tensor, tuple[int, ...]]:
-    """The number of the element that a choice reads, over the labels that it runs along."""
-    numbers = torch.arange(site.batch_shape.numel(), device=site.support.device).reshape(site.batch_shape)
-    return read(numbers, choice.axes)
-
-
-def same_element(a: Choice, b: Choice, site: DiscreteSite) -> tuple[Tensor, tuple[int, ...]]:
-    """Where two choices of a site read one element, over the labels that they run along."""
-    (first, left), (second, right) = _elements(a, site), _elements(b, site)
-    labels = tuple(dict.fromkeys((*left, *right)))
-    return _spread(first, left, labels) == _spread(second, right, labels), labels
 
 
 def _with_indicators(term: Term, sites: Mapping[str, DiscreteSite], mean_field: Collection[str]) -> Term:
@@ -248,4 +273,4 @@ def _finite(constant: Constant) -> Constant:
     return replace(constant, tensor=tensor.clamp(min=_LOG_ZERO)) if tensor.is_floating_point() else constant
 
 
-__all__ = ["DensityPart", "conflicts", "is_finite", "live_elements", "masked", "parts_of", "with_indicators"]
+__all__ = ["DensityPart", "conflicts", "parts_of", "usable_terms", "with_indicators", "without_masks"]

@@ -11,14 +11,16 @@ import itertools
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import Axis, Gather, read, same_axes
+from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, unique_labels
 from ..expressions.terms import Choice, Constant, Factor, Term
 from ..families.base import Monomial
-from .blocks import Block
+from .blocks import Block, Means
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,10 +31,25 @@ class BlockMoment:
     statistic: str
     axes: tuple[Axis, ...]
 
+    @cached_property
+    def labels(self) -> Labels:
+        """The labels that the moment runs along, after that of the starts."""
+        return (START, *unique_labels(self.axes))
+
+    @cached_property
+    def _is_whole(self) -> bool:
+        """Whether every dimension has a label of its own, so that there is nothing to read."""
+        return len(self.labels) == 1 + len(self.axes) and all(isinstance(a, int) for a in self.axes)
+
+    def read(self, means: Means) -> Tensor:
+        """The moment at these mean parameters, with a dimension for each of its labels."""
+        tensor = means[self.block.key][self.statistic]
+        return tensor if self._is_whole else read(tensor, self.axes, lead=1)[0]
+
 
 @dataclass(frozen=True, eq=False)
 class ExpectedTerm:
-    """``coefficient`` × constants × moments, summed over the positive labels, at the values of its choices."""
+    """``coefficient`` × constants × moments, summed over its summed labels, at the values of its choices."""
 
     coefficient: float
     constants: tuple[Constant, ...]
@@ -84,7 +101,7 @@ def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Bl
 
 
 def _moment(
-    factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[int], site: str
+    factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[Label], site: str
 ) -> BlockMoment:
     block = owners[factors[0].variable.site][0]
     readings: list[_Reading] = []
@@ -141,7 +158,7 @@ def _transposes(reading: _Reading) -> tuple[_Reading, ...]:
     return reading, replace(reading, event=reading.event[::-1])
 
 
-def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tuple[Axis, ...] | None:
+def _match(pattern: str, order: tuple[_Reading, ...], outside: set[Label]) -> tuple[Axis, ...] | None:
     """The axes of the statistic, if the readings fit the pattern."""
     left, right = pattern.split("->")
     found: dict[str, Axis] = {}
@@ -160,12 +177,12 @@ def _match(pattern: str, order: tuple[_Reading, ...], outside: set[int]) -> tupl
     return tuple(found[letter] for letter in right)
 
 
-def _summed_here(axis: Axis, uses: int, found: Mapping[str, Axis], outside: set[int]) -> bool:
+def _summed_here(axis: Axis, uses: int, found: Mapping[str, Axis], outside: set[Label]) -> bool:
     """Whether the axis is summed over in the term, and used nowhere else in it."""
     if axis is None:
         return True
     shared = sum(1 for other in found.values() if other == axis)
-    return isinstance(axis, int) and axis > 0 and axis not in outside and shared == 1 and uses > 1
+    return isinstance(axis, int) and is_summed(axis) and axis not in outside and shared == 1 and uses > 1
 
 
 def _written(factors: list[Factor]) -> str:

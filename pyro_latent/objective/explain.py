@@ -7,8 +7,9 @@ from collections.abc import Collection
 from ..errors import NotConjugateError, PyroLatentError
 from ..recording import Recording
 from .blocks import make_blocks
+from .compilation import compile_program
+from .densities import usable_terms
 from .expectation import expect
-from .program import Program, usable_terms
 
 _EXACT = ("-", "exact", "enumerated and eliminated, given the other blocks")
 
@@ -62,7 +63,7 @@ def _joints(
 ) -> dict[str, tuple[str, str, str]]:
     """By discrete site, its block, posterior and update, where they are not the usual ones."""
     try:
-        program = Program(recording, joint, mean_field)
+        program = compile_program(recording, joint, mean_field)
     except PyroLatentError:
         return {}
     found = {

@@ -6,26 +6,41 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from ..expressions.axes import axis_labels, contract, read
-from ..recording import DiscreteSite
-from .expectation import BlockMoment
-from .joints import Layout, Reading
-from .summands import START, Means, Summand, labels_of, read_moment
+from ..expressions.axes import (
+    START,
+    Labelled,
+    Labels,
+    axis_labels,
+    contract,
+    fresh_label,
+    is_free,
+    is_summed,
+    read,
+    spread,
+    substitute,
+)
+from ..recording import DiscreteSite, Recording, ScoredSite
+from .blocks import Block, Means
+from .densities import DensityPart
+from .elimination import relative_scale
+from .expectation import BlockMoment, expect
+from .joints import Layout, Reading, same_element
+from .summands import Summand, labels_of, weights_of
 
 
 class FactorTerm(NamedTuple):
     """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
 
-    constants: list[tuple[Tensor, tuple[int, ...]]]
+    constants: list[Labelled]
     moments: tuple[BlockMoment, ...]
-    links: tuple[int, ...]
+    links: Labels
     symmetric: bool
 
 
@@ -42,7 +57,7 @@ class DiscreteFactor:
     layout: Layout
     shape: torch.Size
     pieces: tuple[FactorTerm, ...]
-    rows: tuple[int, ...]
+    rows: Labels
     features: Tensor | None
 
     def value(self, means: Means) -> Tensor:
@@ -58,16 +73,20 @@ class DiscreteFactor:
         sizes = [self.shape[label] for label in self.rows]
         return place(product.reshape(*parameters.shape[:-1], *sizes), (*labels, *self.rows), len(self.shape))
 
-    def _parameters(self, means: Means) -> tuple[Tensor, tuple[int, ...]]:
+    def _parameters(self, means: Means) -> Labelled:
         """The moments of every piece side by side: the last dimension runs along the rows of the features."""
-        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if x < 0}))
+        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if is_free(x)}))
         sizes = [self.shape[c] for c in columns]
         starts = next(iter(means.values())).__iter__()
         first = next(iter(means.values()))[next(starts)]
         parts = []
         for piece in self.pieces:
             out = (START, *(c for c in columns if c in labels_of(piece.moments)), *piece.links)
-            part = contract([read_moment(m, means) for m in piece.moments], out) if piece.moments else first.new_ones(1)
+            part = (
+                contract([(m.read(means), m.labels) for m in piece.moments], out)
+                if piece.moments
+                else first.new_ones(1)
+            )
             shape = [part.shape[0]] + [n if c in out else 1 for c, n in zip(columns, sizes, strict=True)]
             tail = part.shape[len(out) - len(piece.links) :] if piece.moments else ()
             part = part.reshape(*shape, *tail)
@@ -79,7 +98,7 @@ class DiscreteFactor:
         """The factor's expectation under fixed weights, as sums over parameters only."""
         if self.features is None:
             return [self._summand(p, weights) for p in self.pieces if p.moments]
-        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if x < 0}))
+        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if is_free(x)}))
         labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
         squeezed, kept = _squeeze(weights, labels)
         order = (START, *(c for c in columns if c in kept), *(r for r in self.rows if r in kept))
@@ -97,7 +116,7 @@ class DiscreteFactor:
                 found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
         return found
 
-    def _columns(self, piece: FactorTerm, part: Tensor, columns: tuple[int, ...]) -> Summand:
+    def _columns(self, piece: FactorTerm, part: Tensor, columns: Labels) -> Summand:
         if piece.symmetric:
             size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
             part = _from_upper(part, size)
@@ -130,13 +149,9 @@ class DiscreteFactor:
         return Summand(contract([(squeezed, kept), *piece.constants], out), out, piece.moments)
 
 
-def place(tensor: Tensor, labels: tuple[int, ...], ndim: int) -> Tensor:
+def place(tensor: Tensor, labels: Labels, ndim: int) -> Tensor:
     """Lay a labelled tensor out in ``[starts] + ndim`` dimensions, of size 1 where it has no label."""
-    shape = [1] * (ndim + 1)
-    order = sorted(range(len(labels)), key=lambda i: (labels[i] != START, labels[i]))
-    for i in order:
-        shape[labels[i] if labels[i] != START else 0] = tensor.shape[i]
-    return tensor.permute(order).reshape(shape)
+    return spread(tensor, labels, {START: START} | {i - ndim: 1 + i for i in range(ndim)})
 
 
 def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
@@ -150,26 +165,16 @@ def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
     ndim = depth + len(layout.readings)
     total: Tensor | None = None
     for i, reading in enumerate(layout.readings):
-        own = (*reading.axes, i - ndim)
-        tensor = place(*_started(read(probs[reading.site.name], own, lead=1)), ndim)
+        found, labels = read(probs[reading.site.name], (*reading.axes, i - ndim), lead=1)
+        tensor = place(found, (START, *labels), ndim)
         for j, other in enumerate(layout.readings[:i]):
             if other.site is reading.site:  # one element has one value
-                tensor = torch.where(_same_element(other, reading, ndim), _equal(j, i, reading, ndim, tensor), tensor)
+                same, places = same_element(reading.site, other.axes, reading.axes)
+                same = place(same.unsqueeze(0), (START, *places), ndim)
+                tensor = torch.where(same, _equal(j, i, reading, ndim, tensor), tensor)
         total = tensor if total is None else total * tensor
     assert total is not None
     return total
-
-
-def _started(found: tuple[Tensor, tuple[int, ...]]) -> tuple[Tensor, tuple[int, ...]]:
-    return found[0], (START, *found[1])
-
-
-def _same_element(a: Reading, b: Reading, ndim: int) -> Tensor:
-    """Where two readings of a site are of one element, over the places."""
-    shape = a.site.batch_shape
-    numbers = torch.arange(shape.numel(), device=a.site.support.device).reshape(1, *shape)
-    first, second = (place(*_started(read(numbers, r.axes, lead=1)), ndim) for r in (a, b))
-    return first == second
 
 
 def _equal(i: int, j: int, reading: Reading, ndim: int, like: Tensor) -> Tensor:
@@ -186,15 +191,15 @@ def over_places(site: DiscreteSite, probs: Tensor, nesting: int) -> Tensor:
     return moved.reshape(probs.shape[0], site.cardinality, *[1] * (nesting - len(batch)), *batch)
 
 
-def _squeeze(tensor: Tensor, labels: tuple[int, ...]) -> tuple[Tensor, tuple[int, ...]]:
+def _squeeze(tensor: Tensor, labels: Labels) -> Labelled:
     """Drop the dimensions of size 1, but for the first."""
     keep = [i for i in range(tensor.ndim) if i == 0 or tensor.shape[i] != 1]
     return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
 
 
-def product_of(piece: FactorTerm, means: Means) -> tuple[Tensor, tuple[int, ...]]:
-    operands = [*piece.constants, *(read_moment(m, means) for m in piece.moments)]
-    labels = dict.fromkeys(x for _, c in operands for x in c if x <= 0)
+def product_of(piece: FactorTerm, means: Means) -> Labelled:
+    operands = [*piece.constants, *((m.read(means), m.labels) for m in piece.moments)]
+    labels = dict.fromkeys(x for _, c in operands for x in c if not is_summed(x))
     out = (START, *(x for x in labels if x != START))
     if not piece.moments:
         out = out[1:]
@@ -217,16 +222,44 @@ def _from_upper(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
-def make_factor_term(constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[BlockMoment, ...]) -> FactorTerm:
-    inner = dict.fromkeys(x for _, c in constants for x in c if x > 0)
+def make_factor(
+    scored: ScoredSite, part: DensityPart, owners: Mapping[str, tuple[Block, int]], recording: Recording
+) -> DiscreteFactor:
+    """The factor of terms that read the same discrete elements, summed over places that no reading runs along."""
+    layout, ndim, like = part.layout, len(part.layout.readings) + len(part.layout.sizes), recording.like
+    weights = weights_of(scored, relative_scale(scored.scale, layout.innermost(scored.name).scale), like)
+    places = {i - len(scored.shape): n for i, n in enumerate(scored.shape)}
+    summed = {label: n for label, n in places.items() if n > 1 and label not in part.places}
+    pieces = []
+    for term in part.terms:
+        expected = expect(term, owners, scored.name)
+        rename = {label: i - ndim for i, label in enumerate(part.choices)} | dict(part.places)
+        constants = [(c.tensor.to(like), c.labels) for c in (*expected.constants, *weights)]
+        present = {x for _, c in constants for x in c} | set(labels_of(expected.moments))
+        coefficient = expected.coefficient
+        for label, size in summed.items():
+            coefficient *= 1 if label in present else size
+            rename[label] = fresh_label()
+        moments = tuple(replace(m, axes=tuple(substitute(a, rename) for a in m.axes)) for m in expected.moments)
+        constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
+        pieces.append(make_factor_term(like.new_tensor(coefficient), constants, moments))
+    rows, features = features_of(pieces)
+    shape = torch.Size((*(r.site.cardinality for r in layout.readings), *layout.sizes))
+    return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
+
+
+def make_factor_term(
+    coefficient: Tensor, constants: Sequence[Labelled], moments: tuple[BlockMoment, ...]
+) -> FactorTerm:
+    """A term of these constants, the coefficient first among them, and moments."""
+    constants = [(coefficient, ()), *constants]
+    inner = dict.fromkeys(x for _, c in constants for x in c if is_summed(x))
     own = set(labels_of(moments))
     links = tuple(x for x in inner if x in own)
     return FactorTerm(constants, moments, links, _is_symmetric(constants, moments, links))
 
 
-def _is_symmetric(
-    constants: list[tuple[Tensor, tuple[int, ...]]], moments: tuple[BlockMoment, ...], links: tuple[int, ...]
-) -> bool:
+def _is_symmetric(constants: list[Labelled], moments: tuple[BlockMoment, ...], links: Labels) -> bool:
     """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
     if len(links) != 2:
         return False
@@ -242,10 +275,10 @@ def _is_symmetric(
     return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
 
 
-def features_of(pieces: list[FactorTerm]) -> tuple[tuple[int, ...], Tensor | None]:
+def features_of(pieces: list[FactorTerm]) -> tuple[Labels, Tensor | None]:
     """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
-    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if x < 0}))
-    columns = {x for p in pieces for x in labels_of(p.moments) if x < 0}
+    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if is_free(x)}))
+    columns = {x for p in pieces for x in labels_of(p.moments) if is_free(x)}
     if columns & set(rows) or not columns:
         return rows, None
     sizes = {x: n for p in pieces for t, c in p.constants for x, n in zip(c, t.shape, strict=True)}
@@ -260,7 +293,7 @@ def features_of(pieces: list[FactorTerm]) -> tuple[tuple[int, ...], Tensor | Non
     return rows, torch.cat(blocks)
 
 
-def _symmetric_features(piece: FactorTerm, held: tuple[int, ...]) -> Tensor:
+def _symmetric_features(piece: FactorTerm, held: Labels) -> Tensor:
     """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
     first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
     rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]

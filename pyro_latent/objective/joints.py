@@ -18,13 +18,33 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.axes import Axis, Gather, axis_labels, read
+from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, axis_labels, position_axes, read, spread
 from ..recording import DiscreteSite
 from .elimination import NotNestedError, Plan, Scope, Variable
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.
 _LARGEST_TABLE, _MOST_WORK, _MOST_PLACES = 2**16, 2**21, 20_000
+
+
+def elements_of(site: DiscreteSite, axes: tuple[Axis, ...]) -> Labelled:
+    """The number of the element of a site that is read at each place, over the labels that its axes run along."""
+    numbers = torch.arange(site.batch_shape.numel(), device=site.support.device).reshape(site.batch_shape)
+    return read(numbers, axes)
+
+
+def both_elements(site: DiscreteSite, a: tuple[Axis, ...], b: tuple[Axis, ...]) -> tuple[Tensor, Tensor, Labels]:
+    """The numbers of the elements that two readings of a site read, over the labels that they run along."""
+    (first, left), (second, right) = elements_of(site, a), elements_of(site, b)
+    labels = tuple(dict.fromkeys((*left, *right)))
+    where = {label: i for i, label in enumerate(labels)}
+    return spread(first, left, where), spread(second, right, where), labels
+
+
+def same_element(site: DiscreteSite, a: tuple[Axis, ...], b: tuple[Axis, ...]) -> Labelled:
+    """Where two readings of a site read one element, over the labels that they run along."""
+    first, second, labels = both_elements(site, a, b)
+    return first == second, labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,11 +62,10 @@ class Reading:
     @property
     def own(self) -> Reading:
         """The reading of the site's own elements, place by place."""
-        shape = self.site.batch_shape
-        return Reading(self.site, tuple(None if n == 1 else i - len(shape) for i, n in enumerate(shape)))
+        return Reading(self.site, position_axes(self.site.batch_shape))
 
     @property
-    def labels(self) -> frozenset[int]:
+    def labels(self) -> frozenset[Label]:
         return frozenset(x for axis in self.axes for x in axis_labels(axis))
 
     def element(self, place: dict[int, int]) -> tuple[Any, ...]:
@@ -203,14 +222,9 @@ class _Sum:
         if len(layout.readings) != 1 or layout.readings[0].is_aligned:
             return None
         (reading,) = layout.readings
-        shape = reading.site.batch_shape
-        numbers = torch.arange(shape.numel(), device=reading.site.support.device).reshape(shape)
-        found, labels = read(numbers, reading.axes)
-        spread = [1] * len(layout.sizes)
-        for label, size in zip(labels, found.shape, strict=True):
-            spread[label] = size
-        order = sorted(range(len(labels)), key=labels.__getitem__)
-        elements = found.permute(order).reshape(spread).expand(layout.sizes).reshape(-1)
+        count, shape = len(layout.sizes), reading.site.batch_shape
+        found = spread(*elements_of(reading.site, reading.axes), {i - count: i for i in range(count)})
+        elements = found.expand(layout.sizes).reshape(-1)
         own = Layout((reading.own,), (*[1] * (depth - len(shape)), *shape))
         return _Sum(own, layout.sizes, elements)
 
@@ -310,4 +324,4 @@ def _number(scale: Tensor | float) -> float:
     return float(scale.reshape(-1)[0]) if isinstance(scale, Tensor) else float(scale)
 
 
-__all__ = ["Joint", "Layout", "Reading", "TooLargeError", "connected"]
+__all__ = ["Joint", "Layout", "Reading", "TooLargeError", "both_elements", "connected", "elements_of", "same_element"]

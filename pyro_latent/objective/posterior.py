@@ -15,9 +15,8 @@ from ..errors import ModelError
 from ..families import Natural, Params, family_of
 from ..families.finite import Finite
 from ..recording import DiscreteSite
-from .blocks import Block, BlockKey
+from .blocks import Block, BlockKey, Means, State
 from .program import Program
-from .summands import Means, State
 
 
 class Reshaped(dist.TransformedDistribution):
@@ -107,9 +106,10 @@ def responsibilities(
     clamped values may be plates, by default those of the model; what is on their left are draws. ``known``: of a
     clamped site, the elements whose value is given, by default all.
     """
-    nesting = program.recording.max_plate_nesting if nesting is None else nesting
+    depth = program.recording.max_plate_nesting
+    nesting = depth if nesting is None else nesting
     given = {
-        s.name: _clamp(s, clamped[s.name], nesting, program.nesting, (known or {}).get(s.name))
+        s.name: _clamp(s, clamped[s.name], nesting, depth, (known or {}).get(s.name))
         for s in program.discrete
         if clamped and s.name in clamped and s.cardinality > 1
     }
@@ -117,7 +117,7 @@ def responsibilities(
     like = program.recording.like
     with torch.enable_grad():
         probes = {
-            s.name: torch.zeros(starts, *_layout(s, program.nesting), dtype=like.dtype, device=like.device)
+            s.name: torch.zeros(starts, *_layout(s, depth), dtype=like.dtype, device=like.device)
             for s in sites
             if s.cardinality > 1
         }
@@ -125,7 +125,7 @@ def responsibilities(
         extra = dict(given)
         for name, probe in probes.items():
             extra[name] = extra[name] + probe if name in extra else probe
-        weights = torch.autograd.grad(program.log_normalizer(means, extra).sum(), leaves) if leaves else ()
+        weights = torch.autograd.grad(program.elimination.log_normalizer(means, extra).sum(), leaves) if leaves else ()
     found = dict(zip(probes, weights, strict=True))
     ones = torch.ones(starts, dtype=like.dtype, device=like.device)
     return {s.name: _normalized(s, found[s.name]) if s.name in found else _certain(s, ones) for s in sites}

@@ -20,18 +20,17 @@ from torch.distributions import constraints, transform_to
 
 from ..errors import ArgumentTypeError, ModelError, NaturalDomainError
 from ..families import Natural
-from ..recording import DiscreteSite, LatentSite, ends_in_simplex, seen_data
-from .blocks import Block, BlockKey
+from ..recording import DiscreteSite, LatentSite, ends_in_simplex
+from .blocks import Block, BlockKey, Means, State
+from .clusters import clusters_of
 from .modes import on_edge
 from .posterior import natural_of
 from .program import Program
-from .summands import Means, State
 
 Init = None | int | Mapping[Any, Any] | Callable[[LatentSite | DiscreteSite], Any]
 
 #: Locations start at most this many units from their prior's mean, so that a vague prior does not throw them far away.
 _LARGEST_SPREAD = 1.0
-_LLOYD_STEPS = 10
 #: How far a drawn value of a discrete site in mean field is from certain at the start.
 _DOUBT = 0.2
 
@@ -69,7 +68,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
             )  # the given blocks or parameters say where to start: the discrete posterior follows from them
     following = _following(program)
     free = [s for s in program.discrete if s.name not in given]
-    clusters = _clusters(program, _first_of_each(program, free), generator, restarts)
+    clusters = clusters_of(program, _first_of_each(program, free), generator, restarts)
     starts = {
         site.name: _responsibilities(program, site, given.get(site.name), clusters.get(site.name), generator, restarts)
         for site in program.discrete
@@ -346,74 +345,6 @@ def _responsibilities(
 def _probs(given: Any) -> Tensor:
     probs: Tensor = given.probs
     return probs
-
-
-def _clusters(
-    program: Program, sites: list[DiscreteSite], generator: torch.Generator, restarts: int
-) -> dict[str, Tensor]:
-    """Cluster labels ``[starts, elements]`` of the data beside each site; sites of one kind, as along a chain,
-    together.
-    """
-    groups: dict[tuple[int, int], list[tuple[DiscreteSite, Tensor]]] = {}
-    for site in sites:
-        rows = _cluster_data(program, site)
-        if rows is not None:
-            groups.setdefault((site.cardinality, rows.shape[1]), []).append((site, rows))
-    found: dict[str, Tensor] = {}
-    for (cardinality, _), members in groups.items():
-        rows = torch.cat([r for _, r in members])
-        if len(rows) < cardinality:
-            continue
-        labels = torch.stack([_k_means(rows, cardinality, generator) for _ in range(restarts)])
-        parts = labels.split([len(r) for _, r in members], 1)
-        found |= {site.name: part for (site, _), part in zip(members, parts, strict=True)}
-    return found
-
-
-def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
-    """The floating data observed in a site's plates, one row for each of the site's elements."""
-    dims = [p.dim for p in site.plates]
-    depth = max((-dim for dim in dims), default=0)
-    if sorted(dims) != list(range(-depth, 0)):
-        return None
-    columns = []
-    for factor in program.factors:
-        value = program.recording.observations.get(factor.site)
-        if value is None or site.name not in factor.layout.names or not value.is_floating_point():
-            continue
-        scored = program.recording.scored[factor.site]
-        event = scored.event_dim
-        batch = value.ndim - event
-        value = seen_data(value, scored.mask, event)
-        if batch >= depth and all(value.shape[p.dim - event] == p.size for p in site.plates):
-            rows = value.movedim([d - event for d in sorted(dims)], list(range(depth)))
-            rows = rows.reshape(rows.shape[:depth].numel(), -1)
-            columns.append(torch.where(rows.isfinite(), rows, torch.nan_to_num(rows.nanmean(0))))
-    return torch.cat(columns, 1) if columns else None
-
-
-def _k_means(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Cluster labels by k-means++ seeding (Arthur and Vassilvitskii 2007) and a few Lloyd steps."""
-    rows = rows - rows.mean(0)
-    centres = rows[torch.randint(len(rows), (1,), generator=generator, device=rows.device)]
-    for _ in range(clusters - 1):
-        distance = _squared_distances(rows, centres).amin(1)
-        weight = distance.clamp(min=0) + torch.finfo(rows.dtype).tiny
-        pick = torch.searchsorted(
-            weight.cumsum(0), torch.rand(1, generator=generator, dtype=rows.dtype, device=rows.device) * weight.sum()
-        )
-        centres = torch.cat([centres, rows[pick.clamp(max=len(rows) - 1)]])
-    labels = _squared_distances(rows, centres).argmin(1)
-    for _ in range(_LLOYD_STEPS):
-        total = torch.zeros_like(centres).index_add_(0, labels, rows)
-        count = torch.bincount(labels, minlength=clusters).to(rows).unsqueeze(1)
-        centres = torch.where(count > 0, total / count.clamp(min=1), centres)
-        labels = _squared_distances(rows, centres).argmin(1)
-    return labels
-
-
-def _squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
-    return (rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)
 
 
 __all__ = ["Init", "fresh_blocks", "initial_state"]

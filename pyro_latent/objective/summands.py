@@ -2,25 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
-from ..expressions.axes import Axis, Gather, axis_labels, contract, read, unique_labels
-from ..families import Mean, Natural
-from .blocks import BlockKey
-from .expectation import BlockMoment
-
-#: The label of the leading dimension: the starts that are optimised at once.
-START = 0
-
-
-State = dict[BlockKey, Natural]
-
-
-Means = dict[BlockKey, Mean]
+from ..expressions.axes import START, Axis, Gather, Labels, axis_labels, contract, substitute, unique_labels
+from ..expressions.terms import Constant
+from ..recording import Recording, ScoredSite
+from .blocks import Block, BlockKey, Means
+from .expectation import BlockMoment, ExpectedTerm
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,10 +21,10 @@ class Summand:
     """A constant times moments, summed to one number for each start: ``constant`` has ``labels``."""
 
     constant: Tensor
-    labels: tuple[int, ...]
+    labels: Labels
     moments: tuple[BlockMoment, ...]
 
-    @property
+    @cached_property
     def blocks(self) -> frozenset[BlockKey]:
         return frozenset(m.block.key for m in self.moments)
 
@@ -39,24 +32,62 @@ class Summand:
         """The sum for each start, computed in ``dtype``, by default that of the mean parameters."""
         if not self.moments:
             return self.constant
-        read = [read_moment(m, means) for m in self.moments]
+        read = [(m.read(means), m.labels) for m in self.moments]
         dtype = dtype or read[0][0].dtype
         return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
 
-def read_moment(moment: BlockMoment, means: Means) -> tuple[Tensor, tuple[int, ...]]:
-    tensor, labels = read(means[moment.block.key][moment.statistic], moment.axes, lead=1)
-    return tensor, (START, *labels)
+def total_of(summands: Sequence[Summand], means: Means) -> Tensor:
+    """The sum of summands, for each start."""
+    total = summands[0].value(means)
+    for summand in summands[1:]:
+        total = total + summand.value(means)
+    return total
 
 
-def labels_of(moments: Sequence[BlockMoment]) -> tuple[int, ...]:
+def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[str, Tensor]:
+    """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
+    leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
+    with torch.enable_grad():
+        total = total_of(summands, means | {block.key: leaves}).sum()
+        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
+    fields = dict(zip(leaves, found, strict=True))
+    matrices = {name: fields[name] for name, event in block.family.statistics.items() if event == 2}
+    return fields | {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
+
+
+# Compilation.
+
+
+def weights_of(scored: ScoredSite, scale: Tensor | float, like: Tensor) -> list[Constant]:
+    """A scale and the mask of a density, as constants."""
+    found = []
+    for weight in (scale, scored.mask):
+        if weight is None or (not isinstance(weight, Tensor) and weight == 1):
+            continue
+        tensor = torch.as_tensor(weight, dtype=like.dtype, device=like.device)
+        labels = tuple(i - tensor.ndim for i, n in enumerate(tensor.shape) if n != 1)
+        found.append(Constant(tensor.reshape([n for n in tensor.shape if n != 1]), labels))
+    return found
+
+
+def summand_of(scored: ScoredSite, term: ExpectedTerm, recording: Recording) -> Summand:
+    """A term of a density, summed over the plates; the constants are contracted once, in float64."""
+    like = recording.like
+    constants = (*term.constants, *weights_of(scored, scored.scale, like))
+    constant_labels, moment_labels = {x for c in constants for x in c.labels}, labels_of(term.moments)
+    repeats = 1.0
+    for i, n in enumerate(scored.shape):
+        if i - len(scored.shape) not in constant_labels and i - len(scored.shape) not in moment_labels:
+            repeats *= n
+    out = tuple(x for x in moment_labels if x in constant_labels)
+    coefficient = torch.tensor(term.coefficient * repeats, dtype=torch.float64, device=like.device)
+    operands = [(c.tensor.to(coefficient), c.labels) for c in constants]
+    return canonical(Summand(contract([(coefficient, ()), *operands], out), out, term.moments))
+
+
+def labels_of(moments: Sequence[BlockMoment]) -> Labels:
     return unique_labels(axis for m in moments for axis in m.axes)
-
-
-def renamed(axis: Axis, mapping: Mapping[int, int]) -> Axis:
-    if isinstance(axis, Gather):
-        return Gather(axis.index, tuple(mapping.get(x, x) for x in axis.labels))
-    return axis if axis is None else mapping.get(axis, axis)
 
 
 def canonical(summand: Summand) -> Summand:
@@ -67,7 +98,7 @@ def canonical(summand: Summand) -> Summand:
         for axis in moment.axes:
             for label in axis_labels(axis):
                 numbers.setdefault(label, len(numbers))
-    moments = tuple(replace(m, axes=tuple(renamed(a, numbers) for a in m.axes)) for m in order)
+    moments = tuple(replace(m, axes=tuple(substitute(a, numbers) for a in m.axes)) for m in order)
     labels = tuple(numbers[x] for x in summand.labels)
     target = tuple(sorted(labels))
     constant = summand.constant.permute([labels.index(x) for x in target]) if labels else summand.constant
@@ -82,7 +113,7 @@ def _key(summand: Summand) -> tuple[object, ...]:
     return (moments, summand.labels)
 
 
-def merged(summands: list[Summand]) -> list[Summand]:
+def merged(summands: Iterable[Summand]) -> list[Summand]:
     """Add like terms, in float64."""
     groups: dict[tuple[object, ...], Summand] = {}
     for summand in summands:
@@ -95,11 +126,3 @@ def merged(summands: list[Summand]) -> list[Summand]:
 def cast(summands: Sequence[Summand], dtype: torch.dtype) -> list[Summand]:
     """The summands in another dtype, but for the constant ones."""
     return [replace(s, constant=s.constant.to(dtype)) if s.moments else s for s in summands]
-
-
-def total_of(summands: Sequence[Summand], means: Means) -> Tensor:
-    """The sum of summands, for each start."""
-    total = summands[0].value(means)
-    for summand in summands[1:]:
-        total = total + summand.value(means)
-    return total

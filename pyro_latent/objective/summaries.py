@@ -16,15 +16,16 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.axes import Gather, contract
-from .blocks import BlockKey
+from ..expressions.axes import START, Gather, Labelled, Labels, contract, spread
+from .blocks import BlockKey, Means, State
+from .discrete import DiscretePosterior
 from .expectation import BlockMoment
-from .program import DiscretePosterior, Program
-from .summands import START, Means, State, Summand, canonical, labels_of, read_moment
+from .program import Program
+from .summands import Summand, canonical, labels_of
 
 #: A moment without its block: the block's key, the statistic, and its axes.
 Reading = tuple[BlockKey, str, tuple[int | None, ...]]
-Key = tuple[tuple[Reading, ...], tuple[int, ...]]
+Key = tuple[tuple[Reading, ...], Labels]
 
 #: A summary of more numbers than this is refused.
 _LARGEST = 10**8
@@ -106,7 +107,7 @@ def summarize(program: Program, state: State, means: Means, held: DiscretePoster
         )
     exact_state, exact = program.exactly(state)
     number, magnitude = program.entropy_terms(exact_state, exact, local)
-    discrete = program.held_summands(held)
+    discrete = program.elimination.held_summands(held)
     if held is not None:
         values = [s.value(means, torch.float64) for s in discrete]
         number = number + held.log_normalizer - sum(values)  # what the sums leave out: constants, and the entropy
@@ -128,7 +129,7 @@ def _collapsed(summand: Summand, means: Means, local: Collection[BlockKey], star
     """A sum over moments of the globals only, each read whole: what runs along the data is summed out."""
     outer = tuple(m for m in summand.moments if m.block.key not in local)
     operands = [(summand.constant.double(), summand.labels)]
-    operands += [read_moment(m, means) for m in summand.moments if m.block.key in local]
+    operands += [(m.read(means), m.labels) for m in summand.moments if m.block.key in local]
     if not any(START in labels for _, labels in operands):
         operands.append((torch.ones(starts).to(operands[0][0]), (START,)))
     gathers = {(id(a.index), a.labels): a for m in outer for a in m.axes if isinstance(a, Gather)}
@@ -150,10 +151,10 @@ def _collapsed(summand: Summand, means: Means, local: Collection[BlockKey], star
 
 def _scattered(
     tensor: Tensor,
-    labels: tuple[int, ...],
+    labels: Labels,
     kept: int,
     moments: tuple[BlockMoment, ...],
-    gathers: Mapping[tuple[int, tuple[int, ...]], Gather],
+    gathers: Mapping[tuple[int, Labels], Gather],
     means: Means,
 ) -> Summand:
     """Add elements up where gathers read them, so that the moments are read whole."""
@@ -169,16 +170,12 @@ def _scattered(
         )
     place = torch.zeros((), dtype=torch.long, device=tensor.device)
     inner = labels[1:]
-    axes: list[tuple[Tensor, tuple[int, ...]]] = [
+    axes: list[Labelled] = [
         (torch.arange(n, device=tensor.device), (label,)) for n, label in zip(shape, inner[:kept], strict=False)
     ]
     axes += [(g.index, g.labels) for g in gathers.values()]
     for size, (index, own) in zip(shape, axes, strict=True):
-        order = sorted(range(len(own)), key=lambda i: inner.index(own[i]))
-        spread = [1] * len(inner)
-        for i in order:
-            spread[inner.index(own[i])] = index.shape[i]
-        place = place * size + index.permute(order).reshape(spread)
+        place = place * size + spread(index, own, {label: i for i, label in enumerate(inner)})
     place = place.expand(tensor.shape[1:]).reshape(-1)
     total = tensor.new_zeros(tensor.shape[0], count).index_add_(1, place, tensor.flatten(1))
     renamed = tuple(
@@ -188,7 +185,7 @@ def _scattered(
     return Summand(total.reshape(-1, *shape), (START, *inner[:kept], *names.values()), renamed)
 
 
-def _gathered_sizes(moments: tuple[BlockMoment, ...], means: Means) -> dict[tuple[int, tuple[int, ...]], int]:
+def _gathered_sizes(moments: tuple[BlockMoment, ...], means: Means) -> dict[tuple[int, Labels], int]:
     """The size of the dimension that each gather reads."""
     pairs = [(a, n) for m in moments for a, n in zip(m.axes, means[m.block.key][m.statistic].shape[1:], strict=True)]
     return {(id(a.index), a.labels): n for a, n in pairs if isinstance(a, Gather)}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -26,7 +27,7 @@ class Plate:
     full_size: float
     subsample: Tensor | None = None
 
-    @property
+    @cached_property
     def is_subsample(self) -> bool:
         """Whether the plate holds a part of the data."""
         return self.size != self.full_size
@@ -131,7 +132,7 @@ class Recording:
     declares_size: bool = False
     own_data: dict[str, Tensor] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def is_subsample(self) -> bool:
         """Whether a plate holds a part of the data only."""
         return any(p.is_subsample for s in self.scored.values() for p in s.plates)

@@ -1,0 +1,209 @@
+"""From a recording to a program: blocks, sums over parameters, factors over discrete sites, and their joints.
+
+Terms of sites that depend on no discrete latent are summed over their plates once: what remains of the data are its
+sufficient statistics, and a sweep does not touch the data. Factors over discrete latents keep their plates; where the
+data and the parameters meet only in sums (as in mixtures) they become two matrix products: features × parameters, and,
+for given responsibilities, responsibilities × features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from ..errors import ModelError
+from ..expressions.terms import Term
+from ..families.point import VALUE, PointMean
+from ..recording import DiscreteSite, Recording, ScoredSite
+from .blocks import Block, BlockKey, Means, discrete_block, make_blocks
+from .densities import conflicts, parts_of, usable_terms, with_indicators, without_masks
+from .derived import derived_block, derived_variables
+from .discrete import DiscreteElimination
+from .expectation import expect
+from .factors import DiscreteFactor, make_factor
+from .joints import Joint, TooLargeError, connected
+from .locality import is_in_subsample, locality
+from .program import Program
+from .summands import Summand, cast, gradients, merged, summand_of
+
+#: Constants of more elements than this are not kept in float64 beside the dtype of the data.
+_LARGE = 2**22
+
+Owners = dict[str, tuple[Block, int]]
+Terms = Mapping[str, Sequence[Term]]
+
+
+def compile_program(
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_field: Collection[str] = ()
+) -> Program:
+    """The ELBO of a recorded model under blocks.
+
+    Args:
+        recording: the model.
+        joint: sites that share a block.
+        mean_field: discrete sites whose elements are independent in q.
+
+    Raises:
+        NotConjugateError: if a site is not conditionally conjugate, or couples the elements of a block.
+        ModelError: if ``mean_field`` names no discrete site.
+    """
+    blocks = make_blocks(recording, joint)
+    scored, live = without_masks(recording)
+    terms = {name: usable_terms(s) for name, s in scored.items()}
+    why = _in_mean_field(recording, scored, terms, mean_field)
+    blocks = _in_order(recording, blocks | _discrete_blocks(recording, why, live)) if why else blocks
+    derived = derived_variables(recording)
+    owners: Owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
+    owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
+
+    site_summands: dict[str, list[Summand]] = {}
+    factors: list[DiscreteFactor] = []
+    for name, own in terms.items():
+        written = with_indicators(own, recording.discrete, why)
+        plain, parts = parts_of(scored[name], written, recording.discrete, recording.max_plate_nesting)
+        site_summands[name] = [summand_of(scored[name], expect(t, owners, name), recording) for t in plain]
+        factors += [make_factor(scored[name], p, owners, recording) for p in parts]
+    inside = {name for name, s in scored.items() if is_in_subsample(s.plates)}
+    whole = merged(s for name, own in site_summands.items() if name not in inside for s in own)
+    part = merged(s for name, own in site_summands.items() if name in inside for s in own)
+
+    sites = [s for s in recording.discrete.values() if s.name not in why]
+    local, shared = locality(recording, blocks, owners)
+    program = Program(
+        recording=recording,
+        blocks=blocks,
+        owners=owners,
+        derived=derived,
+        mean_field=why,
+        elimination=DiscreteElimination(recording, sites, factors, _joints(factors, sites), live),
+        site_summands=site_summands,
+        exact_summands=[s if s.constant.numel() <= _LARGE else cast([s], recording.dtype)[0] for s in whole + part],
+        whole_summands=cast(whole, recording.dtype),
+        part_summands=cast(part, recording.dtype),
+        turns=_turns(recording, terms, why),
+        local=local,
+        shared=shared,
+    )
+    return replace(program, blocks={key: _with_readers(program, block) for key, block in blocks.items()})
+
+
+# Discrete sites.
+
+
+def _in_mean_field(
+    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str]
+) -> dict[str, str]:
+    """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why."""
+    sites = recording.discrete
+    unknown = [name for name in asked if name not in sites]
+    if unknown:
+        raise ModelError(f"Expected mean_field to name discrete sites of {sorted(sites)}; got {unknown}.")
+    parts = [
+        part for name, t in terms.items() for part in parts_of(scored[name], t, sites, recording.max_plate_nesting)[1]
+    ]
+    found = dict.fromkeys(asked, "as asked")
+    layouts = [p.layout for p in parts if not set(p.layout.names) & set(asked)]
+    for group in connected(layouts, [s for s in sites.values() if s.name not in asked]):
+        names = {s.name for s in group}
+        own = [x for x in layouts if set(x.names) & names]
+        try:
+            Joint(own, group, range(len(own)))
+        except TooLargeError as problem:
+            found |= dict.fromkeys(names, f"their joint posterior needs {problem}")
+    return found
+
+
+def _discrete_blocks(recording: Recording, names: Collection[str], live: Mapping[str, Tensor]) -> dict[BlockKey, Block]:
+    """Blocks of discrete sites whose elements are independent in q."""
+    sites = {n: site for n, site in recording.discrete.items() if n in names}
+    seen = {n: None if site.mask is None else site.mask | live[n] for n, site in sites.items()}
+    return {n: discrete_block(site, seen[n], recording.device) for n, site in sites.items()}
+
+
+def _in_order(recording: Recording, blocks: Mapping[BlockKey, Block]) -> dict[BlockKey, Block]:
+    """The blocks in the order of the model, in which starts are drawn."""
+    places = {name: i for i, name in enumerate(recording.scored)}
+    order = sorted(blocks.values(), key=lambda b: min(places.get(s.name, -1) for s in b.sites))
+    return {block.key: block for block in order}
+
+
+def _joints(factors: Sequence[DiscreteFactor], sites: Sequence[DiscreteSite]) -> list[Joint]:
+    read = {name for f in factors for name in f.layout.names}
+    groups = connected([f.layout for f in factors], [s for s in sites if s.name in read])
+    found = []
+    for group in groups:
+        names = {s.name for s in group}
+        indices = [i for i, f in enumerate(factors) if set(f.layout.names) & names]
+        found.append(Joint([factors[i].layout for i in indices], group, indices))
+    return found
+
+
+def _turns(recording: Recording, terms: Terms, names: Collection[str]) -> dict[BlockKey, list[Tensor]]:
+    """By discrete site whose elements meet in a density, masks over them: those of one mask do not meet."""
+    found: dict[BlockKey, list[Tensor]] = {}
+    for name in names:
+        site = recording.discrete[name]
+        each = [
+            conflicts(t, site) for own in terms.values() for t in own if [c.site for c in t.choices].count(name) > 1
+        ]
+        meet = torch.stack(each).any(0) if each else None
+        if meet is not None and bool(meet.any()):
+            found[name] = [m.reshape(site.batch_shape) for m in _independent_sets(meet)]
+    return found
+
+
+def _independent_sets(meet: Tensor) -> list[Tensor]:
+    """Elements in sets that do not meet, by greedy coloring of the graph in which they do."""
+    rows = meet.cpu()
+    color = torch.full((len(rows),), -1)
+    for i in range(len(rows)):
+        used = set(color[rows[i]].tolist())
+        color[i] = next(c for c in range(len(rows)) if c not in used)
+    return [(color == c).to(meet.device) for c in range(int(color.max()) + 1)]
+
+
+# Masked latents.
+
+
+def _with_readers(program: Program, block: Block) -> Block:
+    """The block, with every element counted that some log density reads.
+
+    A mask on a latent leaves its prior out of the joint density p, and not what is observed of it. Of such an element
+    p holds the likelihood alone, so the ELBO E_q log p + H(q) bounds the evidence only with the element's entropy in
+    full, and its optimum is the normalized likelihood, or an error where that is improper. An element that no density
+    reads is not in p at all: its entropy has no weight.
+    """
+    if block.mask is None or block.is_point:
+        return block
+    means = _generic_means(program)
+    values = program.elimination.values(means)
+    read = [t for f, v in zip(program.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
+    found = [s for s in (*program.summands, *read) if block.key in s.blocks]
+    is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
+    for gradient in gradients(block, means, found).values():
+        is_read = is_read | (gradient[0] != 0).unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
+    return block.counting(is_read)
+
+
+def _generic_means(program: Program) -> Means:
+    """Mean parameters at which no term has a gradient of zero by chance; they mean nothing else."""
+    means: Means = {}
+    for key, block in program.blocks.items():
+        point = block.sites[0].point
+        if point is None:
+            means[key] = program.blank_mean(block, 1).map(_generic)
+        else:
+            means[key] = PointMean(**{VALUE: 1.1 * point.unsqueeze(0)})
+    return program.with_derived(means)
+
+
+def _generic(tensor: Tensor) -> Tensor:
+    """The tensor, moved by random amounts that are always the same."""
+    generator = torch.Generator().manual_seed(0)
+    return 1.1 * tensor + torch.rand(tensor.shape, generator=generator, dtype=tensor.dtype).to(tensor.device)
+
+
+__all__ = ["compile_program"]

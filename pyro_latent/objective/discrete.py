@@ -1,0 +1,186 @@
+"""The posterior of the discrete sites, given the other blocks: exact, by elimination, or with given probabilities."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..recording import DiscreteSite, Recording
+from .blocks import Means
+from .elimination import laid
+from .factors import DiscreteFactor, joint_probabilities, over_places
+from .joints import Joint
+from .summands import Summand
+
+
+class DiscretePosterior(NamedTuple):
+    """A posterior of the discrete sites that is held fixed.
+
+    The weight of each factor's elements, the expected log factors plus the entropy (log Z, where it is the exact
+    posterior) with their size, and the entropy.
+    """
+
+    weights: tuple[Tensor, ...]
+    log_normalizer: Tensor
+    magnitude: Tensor
+    entropy: Tensor
+
+    def of(self, starts: Sequence[int]) -> DiscretePosterior:
+        """That of some starts alone."""
+
+        def take(t: Tensor) -> Tensor:
+            return t[list(starts)] if t.ndim and len(t) > 1 else t
+
+        return DiscretePosterior(
+            tuple(map(take, self.weights)), *map(take, (self.log_normalizer, self.magnitude, self.entropy))
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class DiscreteElimination:
+    """The discrete sites with an exact posterior, their factors, and the joints in which they are eliminated.
+
+    ``live`` has, by masked site, where other densities vary with it.
+    """
+
+    recording: Recording
+    sites: list[DiscreteSite]
+    factors: list[DiscreteFactor]
+    joints: list[Joint]
+    live: Mapping[str, Tensor]
+    _held: list[tuple[DiscretePosterior, list[Summand]]] = field(default_factory=list)  # the last one, with its sums
+    _turns: dict[str, list[Tensor]] = field(default_factory=dict)
+
+    def values(self, means: Means) -> list[Tensor]:
+        """The expected log factors, ``[starts] + shape``, at the same number of starts each."""
+        values = [f.value(means) for f in self.factors]
+        starts = max((len(v) for v in values), default=1)
+        return [v.expand(starts, *v.shape[1:]) for v in values]
+
+    def eliminate(self, means: Means) -> DiscretePosterior | None:
+        """The exact posterior given the other blocks; None where no density depends on a discrete site."""
+        if not self.factors:
+            return None
+        with torch.enable_grad():
+            values = [v.detach().requires_grad_() for v in self.values(means)]
+            total, magnitude = self._log_normalizer(values)
+            weights = torch.autograd.grad(total.sum(), values)
+        with torch.no_grad():
+            products = [_product(v, w).flatten(1) for v, w in zip(values, weights, strict=True)]
+        energy = torch.stack([p.sum(1, dtype=torch.float64) for p in products]).sum(0)
+        sizes = torch.stack([p.abs_().sum(1, dtype=torch.float64) for p in products]).sum(0)
+        return DiscretePosterior(weights, total.detach(), magnitude + sizes, (total - energy).detach())
+
+    def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """log Z for each start, and the size of what it sums."""
+        found = [joint.run([values[i] for i in joint.indices]) for joint in self.joints]
+        total, magnitude = found[0]
+        for part, size in found[1:]:
+            total, magnitude = total + part, magnitude + size
+        return total, magnitude
+
+    def log_normalizer(self, means: Means, extra: Mapping[str, Tensor]) -> Tensor:
+        """log Z for each start, with more log factors on the sites: ``[starts, values] + plates``."""
+        values = [f.value(means) for f in self.factors]
+        for name, factor in extra.items():
+            i = next(i for i, f in enumerate(self.factors) if f.site == name and name in f.layout.names)
+            names = self.factors[i].layout.names
+            lead = 1 + len(names)
+            pad = (1,) * (values[i].ndim - lead - self.recording.max_plate_nesting)
+            moved = laid(factor, (name,), names)
+            values[i] = values[i] + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
+        return self._log_normalizer(values)[0]
+
+    def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> DiscretePosterior:
+        """A posterior that factorises into given probabilities.
+
+        Args:
+            responsibilities: by discrete site, ``[starts, plates..., values]``.
+            means: the mean parameters of the blocks, at which the bound is taken.
+        """
+        probs = {s.name: _over_batch(s, responsibilities[s.name]) for s in self.sites}
+        weights = []
+        values = self.values(means)
+        for factor, value in zip(self.factors, values, strict=True):
+            joint = joint_probabilities(factor.layout, probs)
+            inner = factor.layout.innermost(factor.site)
+            shape = torch.broadcast_shapes(joint.shape, value.shape)
+            weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
+        energy, entropy = torch.stack(list(_weighted(values, weights))).sum(0), self._entropy_of(probs)
+        return DiscretePosterior(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
+
+    def _entropy_of(self, probs: Mapping[str, Tensor]) -> Tensor:
+        """The entropy of independent sites, for each start."""
+        total = torch.zeros((), dtype=torch.float64)
+        for site in self.sites:
+            p = over_places(site, probs[site.name], self.recording.max_plate_nesting)
+            each = -torch.special.xlogy(p, p).sum(1)
+            seen = self.seen(site)
+            each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
+            each = each * site.scale
+            total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
+        return total
+
+    def held_summands(self, held: DiscretePosterior | None) -> list[Summand]:
+        """The factors as sums over parameters, the posterior held fixed."""
+        if held is None:
+            return []
+        if not self._held or self._held[0][0] is not held:
+            found = [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
+            self._held[:] = [(held, found)]
+        return self._held[0][1]
+
+    def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
+        """By factor, its expectation under a held posterior, for each start, float64."""
+        return _weighted(self.values(means), held.weights)
+
+    def impossible(self, means: Means) -> set[str]:
+        """The sites whose density is zero whatever the discrete latents are."""
+        found: set[str] = set()
+        values = self.values(means)
+        for joint in self.joints:
+            own = [values[i] for i in joint.indices]
+            if bool(joint.run(own)[0].isneginf().any()):
+                zero = {
+                    self.factors[i].site for i, v in zip(joint.indices, own, strict=True) if bool(v.isneginf().any())
+                }
+                found |= {name for name in zero if self.recording.scored[name].observed} or zero
+        return found
+
+    def turns_of(self, site: DiscreteSite) -> list[Tensor] | None:
+        """Masks over the elements of a site that are drawn in turn; None where all are independent."""
+        joint = next((j for j in self.joints if j.is_by_elements and site in j.sites), None)
+        if joint is None:
+            return None
+        if site.name not in self._turns:
+            self._turns[site.name] = joint.turns(site)
+        return self._turns[site.name]
+
+    def seen(self, site: DiscreteSite) -> Tensor | None:
+        """Where a site or something that depends on it is not masked; None: everywhere."""
+        return None if site.mask is None else site.mask | self.live[site.name]
+
+
+def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
+    """By factor, Σ weight × value for each start, in float64."""
+    return (_product(v, w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True))
+
+
+def _product(value: Tensor, weight: Tensor) -> Tensor:
+    """Weight × value, where what has no weight may be −∞."""
+    return value.clamp(min=torch.finfo(value.dtype).min) * weight
+
+
+def _over_batch(site: DiscreteSite, probs: Tensor) -> Tensor:
+    """Probabilities ``[starts, plates..., values]`` over the whole batch shape of a site."""
+    lead = len(site.batch_shape) + 2 - probs.ndim
+    probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:]) if lead > 0 else probs
+    return probs.expand(len(probs), *site.batch_shape, site.cardinality)
+
+
+__all__ = ["DiscreteElimination", "DiscretePosterior"]

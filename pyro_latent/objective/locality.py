@@ -1,0 +1,68 @@
+"""Which blocks belong to the data at hand, and which stay as they are for new data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from ..expressions.axes import Axis, is_position
+from ..recording import Plate, Recording
+from .blocks import Block, BlockKey
+from .densities import usable_terms
+
+
+def is_in_subsample(plates: Sequence[Plate]) -> bool:
+    """Whether one of the plates holds a part of the data only."""
+    return any(p.is_subsample for p in plates)
+
+
+def locality(
+    recording: Recording, blocks: Mapping[BlockKey, Block], owners: Mapping[str, tuple[Block, int]]
+) -> tuple[frozenset[BlockKey], frozenset[BlockKey]]:
+    """The blocks that belong to the data at hand, and those of which nobody can tell.
+
+    A block is local where it lies in a subsampled plate, or, where no plate is, where each observation has an element
+    of its own, or the model says so. Nobody can tell where several observations share an element of it, and others
+    another, as rows share a group's mean, or all items that of a feature; and the model does not say.
+    """
+    if recording.is_subsample:
+        inside = (key for key, b in blocks.items() if any(is_in_subsample(s.plates) for s in b.sites))
+        return frozenset(inside), frozenset()
+    said = {key: [s.local for s in b.sites if s.local is not None] for key, b in blocks.items()}
+    own, shared = _own_blocks(recording, owners)
+    local = {key for key, says in said.items() if (any(says) if says else key in own)}
+    return frozenset(local), frozenset(key for key in shared - own if not said[key])
+
+
+def _own_blocks(recording: Recording, owners: Mapping[str, tuple[Block, int]]) -> tuple[set[BlockKey], set[BlockKey]]:
+    """The blocks of which each observation has an element of its own, and those of which only some of them do.
+
+    What a latent with an own element for each observation reads in turn element by element, an observation reads.
+    """
+    data = [s.name for s in recording.scored.values() if s.observed and s.plates]
+    own: set[BlockKey] = set()
+    shared: set[BlockKey] = set()
+    for name in data:  # grows on the way
+        dims = {p.dim for p in recording.scored[name].plates}
+        for site, plates, axes in _reads(recording, name):
+            read = {a for a in axes if isinstance(a, int) and is_position(a)} | {p.dim for p in plates if p.size == 1}
+            if site in owners:
+                (own if read >= dims else shared if read & dims else set()).add(owners[site][0].key)
+            if read >= dims and site not in data:
+                data.append(site)
+    return own, shared
+
+
+def _reads(recording: Recording, name: str) -> list[tuple[str, tuple[Plate, ...], tuple[Axis, ...]]]:
+    """The latents that a site's density reads, with their plates, and the axes that they are read along."""
+    found = []
+    for term in usable_terms(recording.scored[name]):
+        for factor in term.factors:
+            latent = recording.latents.get(factor.variable.site)
+            if latent is not None and not latent.is_param:
+                found.append((latent.name, latent.plates, factor.axes))
+        for choice in term.choices:
+            found.append((choice.site, recording.discrete[choice.site].plates, choice.axes))
+    return found
+
+
+__all__ = ["is_in_subsample", "locality"]
