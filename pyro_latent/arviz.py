@@ -23,6 +23,7 @@ from .arviz_core import Array, check_coords, check_dims, container, loo
 from .ascent import CAVI
 from .criticism.arguments import check_same_data
 from .criticism.draws import guide_values, mcmc_values, with_discrete
+from .criticism.methods import Method
 from .criticism.moments import r_hat
 from .errors import ArgumentTypeError, ModelError, check_count
 from .guide import AutoConjugate
@@ -32,6 +33,7 @@ from .particles import (
     Draws,
     ProgramCall,
     ProgramRunner,
+    PyroProgram,
     ScoredRun,
     Site,
     Target,
@@ -50,7 +52,7 @@ Groups = dict[str, dict[str, Array]]
 
 def to_arviz(
     model: Callable[..., Any],
-    guide: Any,
+    guide: Method,
     *args: Any,
     num_samples: int = 1000,
     prior_samples: int = 0,
@@ -121,14 +123,14 @@ def to_arviz(
     with seeded(seed):
         draws, groups = _posterior(target, guide, num_samples, sites)
         groups |= _prior(target, prior_samples, sites)
-    if draws.log_q is None:
+    if isinstance(guide, MCMC):
         groups["sample_stats"] |= _divergences(guide, groups["sample_stats"]["lp"].shape)
     attributes = _method(guide, args, kwargs) | _convergence(guide, result) | _quality(draws)
     counts = {"num_samples": len(draws.log_p), "seed": seed}
     return container(groups | {"constant_data": constants}, named, coords or {}, attributes | counts)
 
 
-def _guide_of(method: Any) -> Any:
+def _guide_of(method: Method) -> PyroProgram | MCMC:
     """The guide that a driver has fitted; any other guide, and MCMC, as it is.
 
     Raises:
@@ -176,7 +178,7 @@ def _names(
     return named
 
 
-def _posterior(target: Target, guide: Any, num: int, sites: Mapping[str, Site]) -> tuple[Draws, Groups]:
+def _posterior(target: Target, guide: PyroProgram | MCMC, num: int, sites: Mapping[str, Site]) -> tuple[Draws, Groups]:
     """Draws of every latent, scored, and the groups that are made of them."""
     if isinstance(guide, MCMC):
         values, chains = mcmc_values(target, guide, num)
@@ -293,7 +295,7 @@ def _equal(first: Array, second: Array) -> bool:
 # --------------------------------------------------------------------------------------------------------- attributes
 
 
-def _method(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _method(guide: PyroProgram | MCMC, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     versions = {
         "inference_library": "pyro_latent",
         "inference_library_version": importlib.metadata.version("pyro-latent"),
@@ -307,7 +309,7 @@ def _method(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[s
     return {"method": name_of(guide)} | versions
 
 
-def _convergence(guide: Any, result: Any) -> dict[str, Any]:
+def _convergence(guide: PyroProgram | MCMC, result: Any) -> dict[str, Any]:
     """Whether a driver converged, and a chain's largest split R̂; in numbers, which files keep."""
     found: dict[str, Any] = {}
     if result is not None:

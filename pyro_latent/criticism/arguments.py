@@ -13,14 +13,14 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..guide import AutoConjugate
-from ..particles import ProgramCall
+from ..particles import ProgramCall, PyroProgram
 
 Array = np.ndarray[Any, Any]
 
 PLAIN = int | float | complex | str | bytes | bool | None
 
 
-def check_same_data(here: ProgramCall, guide: Any, name: str) -> None:
+def check_same_data(here: ProgramCall, guide: PyroProgram | MCMC, name: str) -> None:
     """What a guide was fitted to has to be what it is compared on, where it remembers that.
 
     An ``AutoConjugate`` and an ``MCMC`` know the arguments of their fit; other guides keep nothing of their data.

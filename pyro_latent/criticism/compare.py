@@ -20,11 +20,11 @@ from pyro.infer.autoguide import AutoCallable, AutoGuide
 from ..ascent import CAVI
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, PyroLatentError, check_count
 from ..guide import AutoConjugate
-from ..particles import LEAST_DRAWS, Target, Weights, name_of, seeded
+from ..particles import LEAST_DRAWS, PyroProgram, Target, Weights, name_of, seeded
 from .arguments import check_same_data
 from .comparison import Comparison, Entry
 from .draws import check_same_model, draw
-from .methods import Stopwatch, check_methods
+from .methods import Method, Stopwatch, check_methods
 from .moments import Components, align, difference, find_components, moments, r_hat
 from .parameters import Parameters
 
@@ -106,7 +106,7 @@ def _aligned(entries: dict[str, Entry], components: Components | None) -> dict[s
     return {name: replace(e, draws=draws[name], moments=moments(draws[name])) for name, e in entries.items()}
 
 
-def _is_driver(method: Any) -> bool:
+def _is_driver(method: Method) -> bool:
     return isinstance(method, SVI | CAVI) or (isinstance(method, AutoConjugate) and not is_fitted(method))
 
 
@@ -118,7 +118,7 @@ def is_fitted(guide: AutoConjugate) -> bool:
         return False
 
 
-def _check_method(name: str, method: Any) -> None:
+def _check_method(name: str, method: object) -> None:
     """A method is one that :func:`compare` knows.
 
     Raises:
@@ -131,7 +131,7 @@ def _check_method(name: str, method: Any) -> None:
         )
 
 
-def _check_own_guides(methods: Mapping[str, Any]) -> None:
+def _check_own_guides(methods: Mapping[str, Method]) -> None:
     """Two SVIs of one guide would leave parameters that are of one of them only.
 
     Raises:
@@ -165,8 +165,8 @@ def _check_called(name: str, guide: AutoGuide) -> None:
 class _Fitted:
     """A guide or chain that is done, and how it came about."""
 
-    guide: Any
-    model: Any
+    guide: PyroProgram | MCMC
+    model: PyroProgram | None
     kind: str
     seconds: float | None = None
     steps: int | None = None
@@ -185,7 +185,7 @@ class _Job:
     seed: int
     parameters: Parameters
 
-    def named(self, name: str, method: Any) -> Entry:
+    def named(self, name: str, method: Method) -> Entry:
         """One entry; what goes wrong there is an error with the method's name."""
         try:
             return self.entry(name, method)
@@ -199,7 +199,7 @@ class _Job:
                 f"{error} Run it by itself to see where."
             ) from error
 
-    def entry(self, name: str, method: Any) -> Entry:
+    def entry(self, name: str, method: Method) -> Entry:
         """Fit a method if need be, and score it."""
         torch.manual_seed(self.seed)
         with self.parameters.of(getattr(method, "guide", method), keep=_is_driver(method)):
@@ -224,7 +224,7 @@ class _Job:
             r_hat=r_hat(draws.values, draws.chains) if draws.log_q is None else None,
         )
 
-    def _fitted(self, name: str, method: Any) -> _Fitted:
+    def _fitted(self, name: str, method: Method) -> _Fitted:
         if isinstance(method, AutoConjugate):
             if is_fitted(method):
                 return _Fitted(method, method.model, "coordinate ascent, AutoConjugate")

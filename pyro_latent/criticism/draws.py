@@ -7,8 +7,6 @@ enumeration, and NUTS, which cannot sample them, are all scored for the same lat
 
 from __future__ import annotations
 
-from typing import Any
-
 import pyro
 import torch
 from pyro import poutine
@@ -33,7 +31,7 @@ from ..particles import (
 from .support import check_support
 
 
-def draw(target: Target, guide: Any, num: int, name: str = "the guide") -> Draws:
+def draw(target: Target, guide: PyroProgram | MCMC, num: int, name: str = "the guide") -> Draws:
     """Draws from a guide or a finished MCMC, scored; discrete sites that the model marks are summed out.
 
     Args:
@@ -165,7 +163,7 @@ def with_discrete(target: Target, values: Values) -> Values:
 # ----------------------------------------------------------------------------------------------------- what it is of
 
 
-def check_same_model(target: Target, model: Any, values: Values, name: str) -> None:
+def check_same_model(target: Target, model: PyroProgram | None, values: Values, name: str) -> None:
     """The model that a method was made with has to have this one's densities, at the same values.
 
     One that hides sites of this model (``poutine.block``) is not looked at.

@@ -7,8 +7,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro.infer import MCMC, SVI
 
+from ..ascent import CAVI
 from ..errors import ArgumentError, ArgumentTypeError
+from ..particles import PyroProgram
 
 
 def check_methods(methods: Any, example: str) -> None:
@@ -22,6 +25,10 @@ def check_methods(methods: Any, example: str) -> None:
         raise ArgumentTypeError(f"Expected methods by name, in a dict; got {type(methods).__name__}. Write {example}.")
     if not methods:
         raise ArgumentError(f"Expected at least one method; got none. Write {example}.")
+
+
+#: What is compared: a guide, fitted or not, what fits one, or an MCMC.
+Method = PyroProgram | CAVI | SVI | MCMC
 
 
 class Stopwatch:
