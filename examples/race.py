@@ -6,7 +6,7 @@
 - ``vae``: a network makes it non-conjugate, so that there is no coordinate ascent: learning rates race each other.
 
 All methods of a model start at the same place, the clock runs inside ``step`` only, and one estimator scores every q
-with the same random numbers. Run it with ``python examples/race.py --model mixture``; ``--device cuda`` puts the data
+with the same random numbers. Run it with ``python -m examples.race --model mixture``; ``--device cuda`` puts the data
 and the networks on a GPU. It prints a table and writes ``race-<model>.png``.
 """
 
@@ -19,22 +19,20 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
+from examples.compare_guides import DATA, LEARNING_RATES, read_csv
+from examples.compare_guides import methods as mixture_methods
 from pyro_latent import CAVI, AutoConjugate, plotting
 from pyro_latent.criticism import Race, race, start_like, svi_grid
 from pyro_latent.models import gmm, lda, normal_gamma
 from pyro_latent.models.vae import VAE, load_digits
-
-DATA = Path(__file__).parent / "data" / "old_faithful.csv"
-RATES = (0.003, 0.01, 0.03, 0.1)
 
 
 def race_normal_gamma(steps: int, device: str, seed: int = 0) -> Race:
@@ -50,7 +48,7 @@ def race_normal_gamma(steps: int, device: str, seed: int = 0) -> Race:
             **svi_grid(
                 model,
                 lambda: AutoNormal(model, init_loc_fn=init),
-                RATES,
+                LEARNING_RATES,
                 loss=partial(Trace_ELBO, num_particles=10, vectorize_particles=True, max_plate_nesting=1),
                 name="SVI, AutoNormal",
                 over=steps,
@@ -65,31 +63,9 @@ def race_normal_gamma(steps: int, device: str, seed: int = 0) -> Race:
 
 def race_mixture(steps: int, device: str, seed: int = 0) -> Race:
     """Old Faithful, two components, all methods from the same k-means clusters."""
-    data = torch.from_numpy(np.loadtxt(DATA, delimiter=",", skiprows=1)).to(device)
-    clusters = gmm.initial_responsibilities(data, 2)
-
-    def cavi(blocks: Any) -> Callable[[], CAVI]:
-        return lambda: CAVI(gmm.model, AutoConjugate(gmm.model, blocks=blocks, init={"component": clusters}))
-
-    return race(
-        gmm.model,
-        {
-            "CAVI, joint blocks": cavi([("mean", "precision")]),
-            "CAVI, mean field": cavi(None),
-            **svi_grid(
-                gmm.model,
-                lambda: gmm.guide,
-                RATES,
-                loss=partial(TraceEnum_ELBO, num_particles=10, vectorize_particles=True, max_plate_nesting=1),
-                name="SVI, hand-written guide",
-                over=steps,
-            ),
-        },
-        data,
-        2,
-        max_steps=steps,
-        seed=seed,
-    )
+    data = read_csv(DATA)[1].to(device)
+    made = {n: make for n, make in mixture_methods(data, 2, steps, seed).items() if "AutoNormal" not in n}
+    return race(gmm.model, made, data, 2, max_steps=steps, seed=seed)
 
 
 def race_lda(steps: int, device: str, seed: int = 0) -> Race:
@@ -109,7 +85,7 @@ def race_lda(steps: int, device: str, seed: int = 0) -> Race:
             pyro.param(name, value.clone(), constraint=dist.constraints.positive)
         return lda.guide
 
-    rates = [10 * rate for rate in RATES]  # concentrations are in the hundreds
+    rates = [10 * rate for rate in LEARNING_RATES]  # concentrations are in the hundreds
     grid = svi_grid(marginal, guide, rates, loss=Trace_ELBO, name="SVI, Dirichlet guide", over=steps)
     return race(lda.model, {"CAVI": cavi, **grid}, corpus, 5, max_steps=steps, seed=seed)
 
@@ -132,7 +108,7 @@ def race_vae(steps: int, device: str, seed: int = 0) -> Race:
         vae.load_state_dict(start)
         return vae.guide
 
-    grid = svi_grid(vae.model, guide, RATES, loss=Trace_ELBO, name="SVI, amortised guide", over=steps)
+    grid = svi_grid(vae.model, guide, LEARNING_RATES, loss=Trace_ELBO, name="SVI, amortised guide", over=steps)
     counts = {"max_steps": steps, "num_samples": 50, "final_samples": 100}
     return race(vae.model, grid, images, **counts, device=device, seed=seed)
 
