@@ -42,10 +42,10 @@ def mixture(x: Tensor, size: int) -> None:
 
 def points(count: int, seed: int) -> Tensor:
     """Points of overlapping clusters, ``[count, 2]``, float64."""
-    centres = 4.0 * torch.randn(K, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    centers = 4.0 * torch.randn(K, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     generator = torch.Generator().manual_seed(seed)
     labels = torch.randint(K, (count,), generator=generator)
-    return centres[labels] + torch.randn(count, 2, generator=generator, dtype=torch.float64)
+    return centers[labels] + torch.randn(count, 2, generator=generator, dtype=torch.float64)
 
 
 def mixture_score(guide: AutoConjugate, held: Tensor) -> float:

@@ -203,14 +203,14 @@ def table(course: Course) -> str:
     return "\n".join(lines)
 
 
-# Okabe and Ito's palette, which colour-blind readers tell apart.
-COLOURS = {
+# Okabe and Ito's palette, which color-blind readers tell apart.
+COLORS = {
     "A, pathwise": "#D55E00",
     "B, closed-form KL": "#0072B2",
     "sticking the landing": "#009E73",
     "score function": "0.45",
 }
-LOSSES = {name: COLOURS[name] for name in ("A, pathwise", "B, closed-form KL")}
+LOSSES = {name: COLORS[name] for name in ("A, pathwise", "B, closed-form KL")}
 STYLE: Any = {
     "font.size": 8,
     "axes.titlesize": 8,
@@ -227,20 +227,20 @@ def draw_picture(digits: Course, linear: Course, path: Path) -> None:
         figure = Figure(figsize=(7, 5), layout="constrained")
         (loss, gradient), below = figure.subplots(2, 2)
         draw(loss, digits, digits.loss_variance, LOSSES, "loss")
-        draw(gradient, digits, digits.guide_variance, COLOURS, "gradient by the guide's parameters")
+        draw(gradient, digits, digits.guide_variance, COLORS, "gradient by the guide's parameters")
         draw(below[0], linear, linear.loss_variance, LOSSES, "loss")
-        draw(below[1], linear, linear.guide_variance, COLOURS, "gradient by the guide's parameters")
+        draw(below[1], linear, linear.guide_variance, COLORS, "gradient by the guide's parameters")
         handles, labels = gradient.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
         figure.savefig(path, dpi=130)
 
 
 def draw(
-    axes: Axes, course: Course, variance: Callable[[str], list[float]], colours: Mapping[str, str], what: str
+    axes: Axes, course: Course, variance: Callable[[str], list[float]], colors: Mapping[str, str], what: str
 ) -> None:
     """One variance of every estimator against the steps, in nats²: parameters have no unit."""
-    for name, colour in colours.items():
-        axes.plot(course.steps, variance(name), "o-", markersize=2.5, linewidth=1.2, color=colour, label=name)
+    for name, color in colors.items():
+        axes.plot(course.steps, variance(name), "o-", markersize=2.5, linewidth=1.2, color=color, label=name)
     axes.set(xscale="symlog", yscale="log", xlabel="steps of training", ylabel="variance (nats²)")
     axes.set_title(f"{course.name}: {what}")
     axes.set_xlim(left=0)

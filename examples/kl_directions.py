@@ -30,7 +30,7 @@ from pyro_latent.models import bivariate_gaussian, two_modes
 from pyro_latent.particles import Particles
 
 SITES = ("first", "second")
-COLOURS = {"KL(q ‖ p)": "#0072B2", "KL(p ‖ q)": "#D55E00", "Laplace": "#009E73"}  # the fourth is in the table only
+COLORS = {"KL(q ‖ p)": "#0072B2", "KL(p ‖ q)": "#D55E00", "Laplace": "#009E73"}  # the fourth is in the table only
 DASHES = {"KL(q ‖ p)": "-", "KL(p ‖ q)": "--", "Laplace": ":"}
 STYLE: Any = {
     "font.size": 8,
@@ -121,10 +121,10 @@ def draw_plane(axes: Axes, plane: Plane, fits: dict[str, Any], title: str) -> No
     density = plane.log_density.exp().mT.numpy()
     levels = [density.max() * level for level in (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)]
     axes.contourf(plane.axis, plane.axis, density, levels=levels, cmap="Greys", alpha=0.6)
-    for name in COLOURS:
+    for name in COLORS:
         for deviations in (1, 2):
             x, y = ellipse(fits[name], deviations)
-            axes.plot(x, y, color=COLOURS[name], linestyle=DASHES[name], linewidth=1.5, label=name * (deviations == 1))
+            axes.plot(x, y, color=COLORS[name], linestyle=DASHES[name], linewidth=1.5, label=name * (deviations == 1))
     axes.set(aspect="equal", xlabel="first", ylabel="second", title=title)
 
 
@@ -177,11 +177,11 @@ def draw_path(paths: dict[float, Tensor], precisions: dict[float, Tensor], path:
             ylabel="mean of second",
             title=f"ρ² = {shown:g}: one update a segment",
         )
-        for (rate, points), colour in zip(paths.items(), ("#009E73", "#D55E00", "#0072B2"), strict=True):
+        for (rate, points), color in zip(paths.items(), ("#009E73", "#D55E00", "#0072B2"), strict=True):
             distance = points[2::2, 1].abs()
             sweeps = torch.arange(1, len(distance) + 1)
-            right.plot(sweeps, distance, "o", color=colour, markersize=3, label=f"ρ² = {rate:g}, measured")
-            right.plot(sweeps, distance[0] * rate ** (sweeps - 1), color=colour, linewidth=0.8)
+            right.plot(sweeps, distance, "o", color=color, markersize=3, label=f"ρ² = {rate:g}, measured")
+            right.plot(sweeps, distance[0] * rate ** (sweeps - 1), color=color, linewidth=0.8)
         right.set(yscale="log", xlabel="sweep", ylabel="|mean of second - its end|", title="lines: predicted by ρ²")
         right.set_ylim(bottom=1e-8)
         right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))

@@ -75,10 +75,10 @@ def draw_picture(rows: dict[int, dict[str, tuple[float, float]]], num_samples: i
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(4.2, 2.9), layout="constrained")
         axes = figure.subplots()
-        for (name, colour), marker in zip(
+        for (name, color), marker in zip(
             {"naive Monte Carlo": "#D55E00", "importance sampling": "#0072B2"}.items(), "os", strict=True
         ):
-            axes.plot(list(rows), [rows[d][name][0] for d in rows], color=colour, marker=marker, ms=4, label=name)
+            axes.plot(list(rows), [rows[d][name][0] for d in rows], color=color, marker=marker, ms=4, label=name)
         small = [d for d in range(1, max(rows) + 1) if predicted_error(d, num_samples) < 3]
         predicted = [predicted_error(d, num_samples) for d in small]
         axes.plot(small, predicted, color="0.3", linestyle="--", linewidth=1, label="naive, predicted while small")

@@ -43,7 +43,7 @@ from pyro_latent.models.vae import (
 )
 
 ESTIMATORS = ("A", "B")
-COLOURS = {"A": "#d1495b", "B": "#00798c"}
+COLORS = {"A": "#d1495b", "B": "#00798c"}
 LABELS = {"A": "A: KL at the draw", "B": "B: KL in closed form"}
 HELD_OUT = 297
 DRAWS = 200
@@ -124,13 +124,13 @@ def draw_losses(fits: Iterable[Fit], path: Path) -> None:
     figure = Figure(figsize=(9, 3.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for fitted in fits:
-        colour, epochs = COLOURS[fitted.estimator], range(1, len(fitted.history) + 1)
+        color, epochs = COLORS[fitted.estimator], range(1, len(fitted.history) + 1)
         style = "-" if fitted.estimator == "A" else (0, (4, 2))
         label = LABELS[fitted.estimator]
-        left.plot(epochs, [-e for e in fitted.history.elbo], color=colour, linestyle=style, label=f"{label}, training")
+        left.plot(epochs, [-e for e in fitted.history.elbo], color=color, linestyle=style, label=f"{label}, training")
         held_out = [-e for e in fitted.history.validation_elbo]
-        left.plot(epochs, held_out, color=colour, linestyle=style, alpha=0.45, label=f"{label}, held out")
-        right.plot(list(fitted.spread), list(fitted.spread.values()), "o-", color=colour, markersize=4, label=label)
+        left.plot(epochs, held_out, color=color, linestyle=style, alpha=0.45, label=f"{label}, held out")
+        right.plot(list(fitted.spread), list(fitted.spread.values()), "o-", color=color, markersize=4, label=label)
     left.set(xscale="log", xlabel="epoch", ylabel="-ELBO (nats per image)", title="Loss")
     right.set_xscale("symlog", linthresh=1)
     right.set(xlabel="epoch", ylabel="nats per image, over 100 images", title="Standard deviation of one estimate")

@@ -59,11 +59,11 @@ def plot_race(race: Race, *, title: str = "Gap to the best ELBO") -> Figure:
 def draw_race(axes: Axes, race: Race) -> None:
     """The lines of :func:`plot_race` on axes of a picture of your own."""
     chosen, floor = race.chosen(), race.floor
-    colour = _shades(race)
+    color = _shades(race)
     for r in race.runners.values():
         gaps = [max(race.best - lap.elbo, floor) for lap in r.laps]
         width, level, mark = (1.8, 3, "o") if chosen[r.group] is r else (0.8, 2, "")
-        look: Any = {"color": colour[r.name], "linewidth": width, "zorder": level, "marker": mark}
+        look: Any = {"color": color[r.name], "linewidth": width, "zorder": level, "marker": mark}
         axes.plot([lap.seconds for lap in r.laps], gaps, markevery=[-1], markersize=4, **look)
     if floor < 1.0:
         axes.axhline(1.0, color="0.5", linewidth=0.6, linestyle=(0, (4, 3)), zorder=1)
@@ -74,7 +74,7 @@ def draw_race(axes: Axes, race: Race) -> None:
     )
     axes.set(xscale="log", yscale="log", xlabel=f"seconds, on {race.device}", ylabel="nats below the best")
     axes.set_ylim(bottom=floor / 2)
-    handles = _handles(race, colour)
+    handles = _handles(race, color)
     axes.legend(handles=handles, loc="upper left", bbox_to_anchor=(1.12, 1.0), borderaxespad=0, handlelength=1.2)
 
 
@@ -83,11 +83,11 @@ def _shades(race: Race) -> dict[str, Any]:
     from matplotlib.colors import to_rgb
 
     found: dict[str, Any] = {}
-    for group, colour in colors([r.group for r in race.runners.values()]).items():
+    for group, color in colors([r.group for r in race.runners.values()]).items():
         names = _by_rate(race, group)
         for name, depth in zip(names, np.linspace(-0.5, 0.45, len(names)) if len(names) > 1 else [0.0], strict=True):
             towards = np.ones(3) if depth < 0 else np.zeros(3)
-            found[name] = tuple((1 - abs(depth)) * np.array(to_rgb(colour)) + abs(depth) * towards)
+            found[name] = tuple((1 - abs(depth)) * np.array(to_rgb(color)) + abs(depth) * towards)
     return found
 
 
@@ -97,7 +97,7 @@ def _by_rate(race: Race, group: str) -> list[str]:
     return [r.name for r in sorted(found, key=lambda r: float(r.rate or 0))]
 
 
-def _handles(race: Race, colour: Mapping[str, Any]) -> list[Any]:
+def _handles(race: Race, color: Mapping[str, Any]) -> list[Any]:
     """What the legend lists: the methods, the one that ends lowest last, each with its learning rates."""
     from matplotlib.lines import Line2D
 
@@ -109,7 +109,7 @@ def _handles(race: Race, colour: Mapping[str, Any]) -> list[Any]:
         for name in names:
             bold = name == best.name
             label = race[name].rate + (" (best)" if bold else "") if len(names) > 1 else name
-            handles.append(Line2D([], [], color=colour[name], linewidth=1.8 if bold else 0.8, label=label))
+            handles.append(Line2D([], [], color=color[name], linewidth=1.8 if bold else 0.8, label=label))
     return handles
 
 
@@ -175,15 +175,15 @@ def draw_mixture(
 
 def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
     """Means ``[K, D]`` and covariances ``[K, D, D]``, the latter also from variances."""
-    centres, spreads = _numpy(means), _numpy(covariances)
-    if centres.ndim == 2 and spreads.shape == centres.shape:
-        spreads = spreads[:, :, None] * np.eye(centres.shape[1])
-    if centres.ndim != 2 or centres.shape[1] < 2 or spreads.shape != (*centres.shape, centres.shape[1]):
+    centers, spreads = _numpy(means), _numpy(covariances)
+    if centers.ndim == 2 and spreads.shape == centers.shape:
+        spreads = spreads[:, :, None] * np.eye(centers.shape[1])
+    if centers.ndim != 2 or centers.shape[1] < 2 or spreads.shape != (*centers.shape, centers.shape[1]):
         raise ArgumentError(
-            f"Expected means [K, D], D >= 2, and covariances [K, D, D] of {name!r}; got {list(centres.shape)} and "
+            f"Expected means [K, D], D >= 2, and covariances [K, D, D] of {name!r}; got {list(centers.shape)} and "
             f"{list(spreads.shape)}. Give one matrix, or one row of variances, for each mean."
         )
-    return centres, spreads
+    return centers, spreads
 
 
 def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> Any:
@@ -272,9 +272,9 @@ def plot_path(
             "coordinates for each update."
         )
     extent = max(float(np.ptp(steps, axis=0).max()), 1e-9)
-    centre = (steps.max(0) + steps.min(0)) / 2
+    center = (steps.max(0) + steps.min(0)) / 2
     half = extent * (0.5 + margin)
-    x, y = (np.linspace(c - half, c + half, 160) for c in centre)
+    x, y = (np.linspace(c - half, c + half, 160) for c in center)
     height = _numpy(log_density(*np.meshgrid(x, y)))
     with picture(3.4, 3.2) as (figure, ((axes,),)):
         levels = height.max() - 0.5 * np.array([4.0, 3.0, 2.0, 1.0, 0.25]) ** 2

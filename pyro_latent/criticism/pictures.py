@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
-#: Okabe and Ito's palette, which colour-blind readers tell apart.
+#: Okabe and Ito's palette, which color-blind readers tell apart.
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (5, 2, 1, 2)))
 
@@ -77,8 +77,8 @@ def density(values: Array, points: int = 200) -> tuple[Array, Array]:
     low, high = np.quantile(values, [0.002, 0.998])
     margin = 0.15 * (high - low)
     if high <= low:
-        centre, width = float(low), max(abs(float(low)) * 1e-3, 1e-6)
-        return np.array([centre - width, centre, centre + width]), np.array([0.0, 1.0 / width, 0.0])
+        center, width = float(low), max(abs(float(low)) * 1e-3, 1e-6)
+        return np.array([center - width, center, center + width]), np.array([0.0, 1.0 / width, 0.0])
     lowest, highest = max(low - margin, values.min()), min(high + margin, values.max())
     grid = np.linspace(lowest, highest, points)
     return grid, gaussian_kde(values)(grid)

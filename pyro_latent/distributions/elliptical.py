@@ -21,7 +21,7 @@ class Elliptical(dist.TorchDistribution):
     multivariate Student t of ν degrees of freedom.
 
     Args:
-        loc: the centre, ``batch + (D,)``.
+        loc: the center, ``batch + (D,)``.
         scale_tril: lower triangular with a positive diagonal, ``batch + (D, D)``.
         radius: the distribution of R, with positive support and an ``rsample``; of batch shape ``batch``, or one that
             broadcasts to it.
@@ -70,7 +70,7 @@ class Elliptical(dist.TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """The density of R at the distance, over the area of the sphere of that radius and the volume of scale_tril.
 
-        At the centre it is 0 / 0: there, and nearer than the fourth root of the smallest float (4e-77 in float64, 3e-10
+        At the center it is 0 / 0: there, and nearer than the fourth root of the smallest float (4e-77 in float64, 3e-10
         in float32), it is that at this distance, and has no derivative.
         """
         if self._validate_args:
@@ -85,7 +85,7 @@ class Elliptical(dist.TorchDistribution):
 
     @property
     def mean(self) -> Tensor:
-        """The centre; where R has no mean, the median."""
+        """The center; where R has no mean, the median."""
         return self.loc
 
     @property

@@ -42,7 +42,7 @@ ALONE = "poor: a few draws carry all the weight"
 
 @dataclass(frozen=True)
 class ParetoK:
-    """The shape of the generalised Pareto distribution that the largest weights follow.
+    """The shape of the generalized Pareto distribution that the largest weights follow.
 
     Attributes:
         k: the estimate; −∞ where the weights do not vary, +∞ where some are infinite or not numbers.
