@@ -21,7 +21,7 @@ from torch import Tensor
 
 from .arviz_core import Array, check_coords, check_dims, container, loo
 from .ascent import CAVI
-from .criticism.arguments import check_same_data
+from .criticism.arguments import as_array, check_same_data
 from .criticism.draws import guide_values, mcmc_values, with_discrete
 from .criticism.methods import Method
 from .criticism.moments import r_hat
@@ -197,7 +197,7 @@ def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mappin
 
     def drawn(found: Mapping[str, Tensor], names: Sequence[str]) -> dict[str, Array]:
         lead = (draws.chains, len(draws.log_p) // draws.chains)
-        return {n: _array(found[n]).reshape(*lead, *found[n].shape[1:]) for n in names}
+        return {n: as_array(found[n]).reshape(*lead, *found[n].shape[1:]) for n in names}
 
     stats = {"lp": draws.log_p} | ({} if draws.log_q is None else {"log_q": draws.log_q})
     return {
@@ -210,7 +210,7 @@ def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mappin
 
 
 def _observed(sites: Mapping[str, Site]) -> dict[str, Array]:
-    return {n: _array(sites[n]["value"]) for n in _kinds(sites)[1]}
+    return {n: as_array(sites[n]["value"]) for n in _kinds(sites)[1]}
 
 
 def _predictive(target: Target) -> ProgramRunner:
@@ -226,8 +226,8 @@ def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
         found: ScoredRun = _predictive(target)({}, num)
     kept, observed = _kinds(sites)
     return {
-        "prior": {n: _array(found.values[n])[None] for n in kept},
-        "prior_predictive": {n: _array(found.values[n])[None] for n in observed},
+        "prior": {n: as_array(found.values[n])[None] for n in kept},
+        "prior_predictive": {n: as_array(found.values[n])[None] for n in observed},
     }
 
 
@@ -235,10 +235,6 @@ def _kinds(sites: Mapping[str, Site]) -> tuple[list[str], list[str]]:
     """The latent and deterministic sites, and the observed ones; ``pyro.factor`` observes a tensor of no elements."""
     kept = [n for n, s in sites.items() if is_latent(s) or s["infer"].get("_deterministic")]
     return kept, [n for n, s in sites.items() if n not in kept and torch.as_tensor(s["value"]).numel()]
-
-
-def _array(value: Any) -> Array:
-    return value.detach().cpu().numpy() if isinstance(value, Tensor) else np.asarray(value)
 
 
 def _dims(name: str, site: Site) -> list[str]:
@@ -279,7 +275,7 @@ def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
     """The dense tensors and numeric arrays in a value, with names: ``data.X`` for ``data["X"]``."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided:
-            yield name, _array(value)
+            yield name, as_array(value)
     elif isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":
             yield name, value

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from .criticism.arguments import Array, as_array
 from .criticism.comparison import plot_bounds, plot_densities
-from .criticism.pictures import DASHES, PALETTE, Array, colors, panels_in, picture
+from .criticism.pictures import DASHES, PALETTE, colors, panels_in, picture
 from .criticism.race import Race
 from .errors import ArgumentError, check_count
 
@@ -32,10 +33,6 @@ __all__ = [
     "plot_race",
     "plot_topics",
 ]
-
-
-def _numpy(value: Any) -> Array:
-    return value.detach().cpu().numpy() if hasattr(value, "detach") else np.asarray(value)
 
 
 # --------------------------------------------------------------------------------------------------------------- races
@@ -147,7 +144,7 @@ def draw_mixture(
     """The points and ellipses of :func:`plot_mixture` on axes of a picture of your own."""
     from matplotlib.lines import Line2D
 
-    points = _numpy(data)
+    points = as_array(data)
     if points.ndim != 2 or points.shape[1] < 2:
         raise ArgumentError(
             f"Expected data of shape [N, D] with D >= 2; got {list(points.shape)}. Draw one column otherwise."
@@ -175,7 +172,7 @@ def draw_mixture(
 
 def _components(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
     """Means ``[K, D]`` and covariances ``[K, D, D]``, the latter also from variances."""
-    centers, spreads = _numpy(means), _numpy(covariances)
+    centers, spreads = as_array(means), as_array(covariances)
     if centers.ndim == 2 and spreads.shape == centers.shape:
         spreads = spreads[:, :, None] * np.eye(centers.shape[1])
     if centers.ndim != 2 or centers.shape[1] < 2 or spreads.shape != (*centers.shape, centers.shape[1]):
@@ -230,7 +227,7 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
 
 def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
     """Word weights over the sum of their row, ``[K, V]``."""
-    weights = _numpy(topics).astype(float)
+    weights = as_array(topics).astype(float)
     if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != len(vocabulary):
         raise ArgumentError(
             f"Expected topics of shape [K, {len(vocabulary)}], one column a word; got "
@@ -265,7 +262,7 @@ def plot_path(
         labels: of the axes.
         margin: how much wider than the path the picture is, on each side, as a share of the path's extent.
     """
-    steps = _numpy(path)
+    steps = as_array(path)
     if steps.ndim != 2 or steps.shape[1] != 2:
         raise ArgumentError(
             f"Expected a path of shape [T, 2]; got {list(steps.shape)}. Write torch.stack(means), one mean of two "
@@ -275,7 +272,7 @@ def plot_path(
     center = (steps.max(0) + steps.min(0)) / 2
     half = extent * (0.5 + margin)
     x, y = (np.linspace(c - half, c + half, 160) for c in center)
-    height = _numpy(log_density(*np.meshgrid(x, y)))
+    height = as_array(log_density(*np.meshgrid(x, y)))
     with picture(3.4, 3.2) as (figure, ((axes,),)):
         levels = height.max() - 0.5 * np.array([4.0, 3.0, 2.0, 1.0, 0.25]) ** 2
         axes.contour(x, y, height, levels=levels, colors="0.7", linewidths=0.8, linestyles="solid")

@@ -76,7 +76,7 @@ def difference_of(before: Any, now: Any) -> str:
     if before is now:
         return ""
     if _is_array(before) and _is_array(now):
-        return _of_arrays(_array(before), _array(now))
+        return _of_arrays(as_array(before), as_array(now))
     if isinstance(before, PLAIN) and isinstance(now, PLAIN):
         same = before == now or (before != before and now != now)  # NaN is another NaN here
         return "" if same else f"{now!r} in place of {before!r}"
@@ -115,7 +115,8 @@ def _is_array(value: Any) -> bool:
     return hasattr(value, "__array__") and not isinstance(value, type)  # tensors, NumPy's arrays, pandas' tables
 
 
-def _array(value: Any) -> Array:
+def as_array(value: Any) -> Array:
+    """A tensor, dense or sparse, on any device, or anything that NumPy takes, as an array."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
     plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
