@@ -175,11 +175,12 @@ def test_documents_are_shared_out_by_their_entries(monkeypatch: pytest.MonkeyPat
     corpus = documents([60, 0, 1, 2, 50, 0, 0, 90, 3, 4], 90)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 1)
     monkeypatch.setattr(compiled_step, "_LEAST_FOR_THREADS", 1000)
-    assert compiled_step._equal_work(corpus, 7) == [(0, 10)]
+    starts = corpus.starts.numpy()
+    assert compiled_step._parts(starts, 7) == [(0, 10)]
     monkeypatch.setattr(compiled_step, "_PARTS_PER_THREAD", 2)
     monkeypatch.setattr(compiled_step, "torch", SimpleNamespace(get_num_threads=lambda: 2))
-    assert compiled_step._equal_work(corpus, 1) == [(0, 10)]
-    parts = compiled_step._equal_work(corpus, 7)
+    assert compiled_step._parts(starts, 1) == [(0, 10)]
+    parts = compiled_step._parts(starts, 7)
     assert [a for a, _ in parts] == [0, *(b for _, b in parts[:-1])] and parts[-1][1] == 10
     sizes = [int(corpus.starts[b] - corpus.starts[a]) for a, b in parts]
     assert max(sizes) <= 210 / 4 + 90

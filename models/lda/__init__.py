@@ -7,7 +7,7 @@ textbook's closed-form updates, which use nothing of the engine. ``as_corpus`` r
 Source: [4] (106)-(145).
 """
 
-from .collapsed import collapsed_fit
+from .collapsed import collapsed_fit, collapsed_topics, merge_topics
 from .corpus import Corpus
 from .distributions import MixedWord, TopicWord
 from .evaluation import (
@@ -24,7 +24,6 @@ from .hyperparameters import dirichlet_concentration, dirichlet_gradient, symmet
 from .kernel import DocumentStep, ExpectedTopics, document_step, expected_topics, has_compiled_kernel
 from .model import AmortizedGuide, complete_priors, guide, model
 from .reading import as_corpus
-from .starts import collapsed_topics, merge_topics
 from .updates import (
     expected_log,
     fast_updates,

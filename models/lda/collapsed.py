@@ -37,7 +37,15 @@ from .kernel import compile_function, use_compiled
 from .model import Prior, complete_priors
 from .reading import as_corpus
 
-__all__ = ["CollapsedFit", "CollapsedState", "collapsed_fit", "collapsed_pass", "collapsed_start"]
+__all__ = [
+    "CollapsedFit",
+    "CollapsedState",
+    "collapsed_fit",
+    "collapsed_pass",
+    "collapsed_start",
+    "collapsed_topics",
+    "merge_topics",
+]
 
 
 class CollapsedFit(NamedTuple):
@@ -175,6 +183,70 @@ def collapsed_pass(state: CollapsedState, alpha: Tensor, xi: Tensor, block_size:
     compiled = use_compiled(state.responsibilities)
     total = (_numba_pass if compiled else _torch_pass)(state, alpha, xi, block_size)
     return total / state.corpus.num_tokens if total else 0.0
+
+
+# ----------------------------------------------------------------------------------------------- topics to start from
+
+#: Passes that topics to start from are worth.
+_PASSES_OF_START = 50
+
+
+def collapsed_topics(
+    corpus: Corpus, doc_topic_prior: Tensor, topic_word_prior: Tensor, generator: torch.Generator | None = None
+) -> Tensor:
+    """λ to start at: the prior, plus the counts of CVB0's topics, merged to K.
+
+    The ELBO of LDA has many local maxima, and from even topics coordinate ascent ends in poor ones: some topics are
+    blends of two, and others share one. With half as many topics again each is found by one or more of them, and topics
+    that share one are alike; merging the most similar pair, again and again, leaves one of each.
+
+    Args:
+        corpus: the documents.
+        doc_topic_prior: α, shape ``[K]``.
+        topic_word_prior: ξ, shape ``[V]``.
+        generator: of CVB0's start, on the corpus's device; default torch's global one.
+
+    Returns:
+        Concentrations, shape ``[K, V]``.
+    """
+    wanted = len(doc_topic_prior)
+    num_topics = wanted + (wanted + 1) // 2
+    found = collapsed_fit(
+        corpus,
+        num_topics,
+        doc_topic_prior=float(doc_topic_prior.sum()) / num_topics,
+        topic_word_prior=topic_word_prior,
+        max_iter=_PASSES_OF_START,
+        generator=generator,
+    )
+    return topic_word_prior + merge_topics(found.lambda_ - topic_word_prior, wanted)
+
+
+def merge_topics(counts: Tensor, num_topics: int) -> Tensor:
+    """Merge the two topics of the largest cosine, by adding their counts, until so many are left.
+
+    Args:
+        counts: expected counts of the words in each topic, shape ``[more, V]``.
+        num_topics: how many to keep, from 1 to the number there is.
+
+    Returns:
+        Counts of the same sum, shape ``[num_topics, V]``.
+    """
+    if not 1 <= num_topics <= len(counts):
+        raise ArgumentError(
+            f"Expected to keep from 1 to {len(counts)} topics; got {num_topics}. Topics can only be "
+            "merged: start with more."
+        )
+    products = counts @ counts.mT  # of a merged topic, the sums of its parts' products
+    members = torch.eye(len(counts), dtype=counts.dtype, device=counts.device)
+    for _ in range(len(counts) - num_topics):
+        inner = members @ products @ members.mT
+        lengths = inner.diagonal().clamp(min=torch.finfo(counts.dtype).tiny).sqrt()
+        cosines = (inner / lengths / lengths.unsqueeze(1)).fill_diagonal_(-1.0)
+        first, second = sorted(divmod(int(cosines.argmax()), len(members)))
+        members[first] += members[second]
+        members = torch.cat([members[:second], members[second + 1 :]])
+    return members @ counts
 
 
 # ----------------------------------------------------------------------------------------------------------- in torch

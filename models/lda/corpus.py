@@ -100,15 +100,8 @@ class Corpus:
         Raises:
             DataError: if it is neither, or there is no such document.
         """
-        chosen = self._places(index)
-        lengths = self.starts.diff()[chosen]
-        doc = torch.repeat_interleave(lengths)
-        first = lengths.cumsum(0) - lengths
-        entries = self.starts[:-1][chosen][doc] + torch.arange(len(doc), device=doc.device) - first[doc]
-        own = torch.arange(len(chosen), device=doc.device)
-        return Corpus(
-            doc, self.word[entries], self.count[entries], len(chosen), self.num_words, own, len(chosen), self.vocabulary
-        )
+        part = self.minibatch(index)
+        return replace(part, index=torch.arange(len(part), device=part.doc.device), total_documents=len(part))
 
     def _places(self, index: Tensor | Sequence[int]) -> Tensor:
         """The places of documents, int64, shape ``[B]``, of places or of a mask."""
@@ -119,24 +112,21 @@ class Corpus:
         if given.dim() != 1 or len(given) == 0:
             shape = list(given.shape)
             raise DataError(f"Expected at least one document, in one dimension; got shape {shape}. {_PLACES}")
-        if given.dtype == torch.bool:
-            return self._places_of_mask(given)
         if given.is_floating_point() or given.is_complex():
             raise DataError(f"Expected places of documents, or a mask; got numbers of {given.dtype}. {_PLACES}")
+        if given.dtype == torch.bool:
+            if len(given) != self.num_documents or not bool(given.any()):
+                raise DataError(
+                    f"Expected a mask of {self.num_documents} documents, at least one of them True; got {len(given)}, "
+                    f"{int(given.sum())} of them True. {_PLACES}"
+                )
+            return given.nonzero().squeeze(1)
         outside = (given < 0) | (given >= self.num_documents)
         if bool(outside.any()):
             raise DataError(
                 f"Expected documents from 0 to {self.num_documents - 1}; got {int(given[outside][0])}. {_PLACES}"
             )
         return given.long()
-
-    def _places_of_mask(self, mask: Tensor) -> Tensor:
-        if len(mask) != self.num_documents or not bool(mask.any()):
-            raise DataError(
-                f"Expected a mask of {self.num_documents} documents, at least one of them True; got {len(mask)}, "
-                f"{int(mask.sum())} of them True. {_PLACES}"
-            )
-        return mask.nonzero().squeeze(1)
 
     def minibatch(self, index: Tensor | Sequence[int]) -> Corpus:
         """Some documents as a part that stands for the whole: models scale it up.
@@ -148,8 +138,18 @@ class Corpus:
             DataError: as :meth:`select` does.
         """
         chosen = self._places(index)
-        part = self.select(chosen)
-        return replace(part, index=self.index[chosen], total_documents=self.total_documents)
+        lengths = self.starts.diff()[chosen]
+        doc = torch.repeat_interleave(lengths)
+        before = lengths.cumsum(0) - lengths
+        entries = (self.starts[chosen] - before)[doc] + torch.arange(len(doc), device=doc.device)
+        return replace(
+            self,
+            doc=doc,
+            word=self.word[entries],
+            count=self.count[entries],
+            num_documents=len(chosen),
+            index=self.index[chosen],
+        )
 
     def check_whole(self) -> None:
         """That this is all of the data, for what does not scale a part up.

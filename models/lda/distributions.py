@@ -12,6 +12,7 @@ import torch
 from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
+from torch.distributions import Categorical
 
 __all__ = ["MixedWord", "TopicWord"]
 
@@ -48,10 +49,10 @@ class TopicWord(TorchDistribution):
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            topics = _stacked(self.topics, len(shape))
-            rows = (*_places(topics), self.assignment)
-            return _draw(topics.reshape(-1, topics.shape[-1]), _flat_rows(rows, topics.shape[:-1]).expand(shape))
+        topics = _stacked(self.topics, len(shape)).detach()
+        flat = topics.reshape(-1, topics.shape[-1])
+        numbers = torch.arange(len(flat), device=flat.device).reshape(topics.shape[:-1])
+        return _draw(flat, numbers[(*_places(topics), self.assignment)].expand(shape))
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> TopicWord:
         assignment = self.assignment.expand(torch.Size(batch_shape))
@@ -89,14 +90,9 @@ class MixedWord(TorchDistribution):
         return torch.linalg.vecdot(self.weights, chosen).log()
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        shape = torch.Size(sample_shape) + self.batch_shape
-        with torch.no_grad():
-            cumulated = self.weights.cumsum(-1)
-            cumulated = (cumulated / cumulated[..., -1:]).expand(*shape, -1)
-            uniform = torch.rand(*shape, 1, dtype=cumulated.dtype, device=cumulated.device)
-            assignment = torch.searchsorted(cumulated.contiguous(), uniform, right=True).squeeze(-1)
-            assignment = assignment.clamp(max=cumulated.shape[-1] - 1)
-            return TopicWord(self.topics, assignment, validate_args=False).sample()
+        weights = self.weights.expand(*self.batch_shape, -1)
+        assignment = Categorical(weights, validate_args=False).sample(torch.Size(sample_shape))
+        return TopicWord(self.topics, assignment, validate_args=False).sample()
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> MixedWord:
         weights = self.weights.expand(*torch.Size(batch_shape), self.weights.shape[-1])
@@ -116,14 +112,6 @@ def _places(stacked: Tensor) -> list[Tensor]:
         torch.arange(n, device=stacked.device).reshape([n if i == j else 1 for j in range(len(batch))])
         for i, n in enumerate(batch)
     ]
-
-
-def _flat_rows(places: tuple[Tensor, ...], sizes: torch.Size) -> Tensor:
-    """The number of a row of stacked matrices, counted through them all."""
-    flat = places[0]
-    for place, size in zip(places[1:], sizes[1:], strict=True):
-        flat = flat * size + place
-    return flat
 
 
 def _draw(rows: Tensor, chosen: Tensor) -> Tensor:

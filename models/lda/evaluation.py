@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
@@ -238,22 +239,16 @@ def coherence_npmi(top: Tensor, corpus: Corpus) -> Tensor:
             f"Expected at least 2 words of each topic, shape [K, num]; got shape {list(top.shape)}. Write "
             "top_words(topics, 10)."
         )
-    words, places = torch.unique(top.to(corpus.word.device), return_inverse=True)
+    words, places = torch.unique(top.cpu(), return_inverse=True)
     if int(words[-1]) >= corpus.num_words or int(words[0]) < 0:
         raise ArgumentError(
             f"Expected words from 0 to {corpus.num_words - 1}; got {int(words[0])} to {int(words[-1])}. Count the "
             "documents in the words of the topics, in the same order."
         )
-    number = torch.full((corpus.num_words,), -1, device=words.device)
-    number[words] = torch.arange(len(words), device=words.device)
-    kept = number[corpus.word] >= 0
-    size = (corpus.num_documents, len(words))
-    entries = torch.stack([corpus.doc[kept], number[corpus.word[kept]]])
-    ones = torch.ones(entries.shape[1], dtype=torch.float64, device=words.device)
-    occurs = torch.sparse_coo_tensor(entries, ones, size, check_invariants=False)
-    joint = torch.sparse.mm(occurs.mT, occurs.to_dense()) / corpus.num_documents
-    i, j = torch.triu_indices(top.shape[1], top.shape[1], offset=1, device=words.device)
-    return _npmi(joint)[places[:, i], places[:, j]].mean(1)
+    occurs = (corpus.to_scipy()[:, words.numpy()] > 0).astype(np.float64)
+    joint = torch.from_numpy((occurs.T @ occurs).toarray()) / corpus.num_documents
+    i, j = torch.triu_indices(top.shape[1], top.shape[1], offset=1)
+    return _npmi(joint)[places[:, i], places[:, j]].mean(1).to(corpus.count.device)
 
 
 def _npmi(joint: Tensor) -> Tensor:

@@ -20,14 +20,13 @@ from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
 
-from .collapsed import CollapsedState, collapsed_fit, collapsed_start
+from .collapsed import CollapsedState, collapsed_fit, collapsed_start, collapsed_topics
 from .corpus import Corpus
 from .evaluation import dirichlet_bound
 from .hyperparameters import dirichlet_concentration, symmetric_concentration
 from .kernel import DocumentStep, document_step, expected_topics
 from .model import complete_priors
 from .parameters import Parameters
-from .starts import collapsed_topics, near_one
 from .updates import expected_log
 
 __all__ = ["State", "bound", "documents", "finished", "first_topics", "fitted", "initial", "online_step", "passes"]
@@ -77,6 +76,11 @@ def first_topics(parameters: Parameters, corpus: Corpus, generator: torch.Genera
     if parameters.topic_start == "collapsed":
         return State(collapsed_topics(corpus, alpha, xi, generator), alpha, xi)
     return State(near_one((corpus.num_words, len(alpha)), corpus.count, generator).mT, alpha, xi)
+
+
+def near_one(shape: tuple[int, int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
+    """Draws from Gamma(100, rate 100): mean 1, standard deviation 0.1; of the dtype and device of ``like``."""
+    return torch._standard_gamma(like.new_full(shape, 100.0), generator=generator) / 100
 
 
 def _priors(parameters: Parameters, corpus: Corpus) -> tuple[Tensor, Tensor]:

@@ -12,13 +12,12 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from dataclasses import replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import torch
-from torch import Tensor
 
 from pyro_latent.arviz import to_arviz
 from pyro_latent.errors import ArgumentError
@@ -28,9 +27,8 @@ from pyro_latent.rules import register_rule
 from .corpus import Corpus
 from .distributions import TopicWord
 from .fitting import first_topics, fitted, online_step
-from .frames import column_names
 from .model import model
-from .reading import as_corpus
+from .reading import as_corpus, column_names
 from .results import Results
 
 __all__ = ["LDA"]
@@ -156,15 +154,11 @@ class LDA(Results):
             ArgumentError: if a parameter is out of its range, or there are topics so far, but not ``num_topics``.
         """
         self._check()
-        if not hasattr(self, "_state"):
-            corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
-            self._vocabulary, self._framed = corpus.vocabulary, column_names(X) is not None
-            self._stream = self._generator(corpus.count.device)
-            state = first_topics(self, corpus, self._stream)
-        else:
-            corpus, state = self._read_on(X, vocabulary), self._state
+        new = not hasattr(self, "_state")
+        corpus = self._read_first(X, vocabulary) if new else self._read_on(X, vocabulary)
         if not hasattr(self, "_stream"):
             self._stream = self._generator(corpus.count.device)
+        state = first_topics(self, corpus, self._stream) if new else self._state
         whole = replace(corpus, total_documents=max(self.total_samples, corpus.num_documents))
         order = torch.arange(corpus.num_documents, device=corpus.doc.device)
         for part in order.split(self.batch_size):
@@ -172,6 +166,12 @@ class LDA(Results):
         self._forget()
         self._state = replace(state, gamma=None)
         return self
+
+    def _read_first(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
+        """The documents that say what the words are."""
+        corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
+        self._vocabulary, self._framed = corpus.vocabulary, column_names(X) is not None
+        return corpus
 
     def _read_on(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
         """Further documents of a stream: over the same words, for as many topics."""
@@ -194,7 +194,8 @@ class LDA(Results):
     @property
     def model_args_(self) -> tuple[Corpus, int]:
         """The arguments of ``lda.model``: the corpus of the fit, and K of the topics found."""
-        return self._whole(), len(self._fitted.topic_word)
+        _ = self.doc_topic_
+        return self._corpus, len(self.components_)
 
     @property
     def model_kwargs_(self) -> dict[str, Any]:
@@ -215,31 +216,23 @@ class LDA(Results):
         The topic assignments are summed out in the log likelihood, of one value for each entry of the corpus.
         """
         corpus, num_topics = self.model_args_
-        labels = {} if corpus.vocabulary is None else {"vocabulary": list(corpus.vocabulary)}
+        topics, documents = dist.Dirichlet(self.components_), dist.Dirichlet(self.doc_topic_)
+
+        def guide(*_: Any, **__: Any) -> None:
+            """The two Dirichlet factors, without the topic assignments."""
+            with pyro.plate("topics", num_topics):
+                pyro.sample("beta", topics)
+            with pyro.plate("documents", corpus.num_documents):
+                pyro.sample("theta", documents)
+
         return to_arviz(
-            _marginal,
-            _posterior_guide(self.components_, self.doc_topic_),
+            partial(model, marginal=True),
+            guide,
             corpus,
             num_topics,
             num_samples=num_samples,
             seed=seed,
-            coords=labels,
+            coords={} if corpus.vocabulary is None else {"vocabulary": list(corpus.vocabulary)},
             dims={"beta": ["topics", "vocabulary"], "theta": ["documents", "topics"]},
             **self.model_kwargs_,
         )
-
-
-def _marginal(corpus: Corpus, num_topics: int, **priors: Any) -> None:
-    model(corpus, num_topics, marginal=True, **priors)
-
-
-def _posterior_guide(topic_word: Tensor, doc_topic: Tensor) -> Any:
-    """A guide that samples from the two Dirichlet factors, without the topic assignments."""
-
-    def guide(corpus: Corpus, num_topics: int, **_: Any) -> None:
-        with pyro.plate("topics", num_topics):
-            pyro.sample("beta", dist.Dirichlet(topic_word))
-        with pyro.plate("documents", corpus.num_documents):
-            pyro.sample("theta", dist.Dirichlet(doc_topic))
-
-    return guide

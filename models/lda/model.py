@@ -142,19 +142,15 @@ def guide(
     Source: [4] (109).
     """
     alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
-    _guide_topics(corpus, num_topics, xi)
     share = corpus.num_tokens / corpus.num_documents / num_topics
-    start = functools.partial(torch.Tensor.repeat, alpha + share, corpus.total_documents, 1)
-    gamma = pyro.param("doc_topic", start, constraint=constraints.positive)
-    with _documents(corpus):
-        pyro.sample("theta", dist.Dirichlet(gamma if corpus.is_whole else gamma[corpus.index]))
-
-
-def _guide_topics(corpus: Corpus, num_topics: int, xi: Tensor) -> None:
-    start = functools.partial(_topic_word_start, corpus, num_topics, xi)
-    lambda_ = pyro.param("topic_word", start, constraint=constraints.positive)
+    topics = functools.partial(_topic_word_start, corpus, num_topics, xi)
+    documents = functools.partial(torch.Tensor.repeat, alpha + share, corpus.total_documents, 1)
+    topic_word = pyro.param("topic_word", topics, constraint=constraints.positive)
+    doc_topic = pyro.param("doc_topic", documents, constraint=constraints.positive)
     with pyro.plate("topics", num_topics):
-        pyro.sample("beta", dist.Dirichlet(lambda_))
+        pyro.sample("beta", dist.Dirichlet(topic_word))
+    with _documents(corpus):
+        pyro.sample("theta", dist.Dirichlet(doc_topic if corpus.is_whole else doc_topic[corpus.index]))
 
 
 def _topic_word_start(corpus: Corpus, num_topics: int, xi: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""The constructor's arguments of ``LDA``: each is declared once, with scikit-learn's name, a default and a range."""
+"""The constructor's arguments of ``LDA``: each is declared once, with scikit-learn's name, a default and its check."""
 
 from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import KW_ONLY, dataclass, fields
 from numbers import Integral, Real
-from typing import Annotated, Any, Literal, Self, TypeVar, get_type_hints
+from typing import Annotated, Any, Literal, Self, TypeVar, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor
@@ -18,45 +18,29 @@ from .model import Prior
 
 __all__ = ["Parameters"]
 
-#: What raises an error unless a value is as the parameter of this name must be.
-Check = Callable[[str, Any], object]
-
 #: Parameters that may differ between a run and the one that resumes it.
 _FREE_ON_RESUMING = frozenset(("max_iter", "progress", "device"))
+_DTYPES = (torch.float32, torch.float64, None)
 #: Parameters that scikit-learn has under other names.
 _RENAMED = {"n_components": "num_topics", "n_jobs": "torch.set_num_threads", "verbose": "progress"}
 
 
-def _at_least(least: int) -> Check:
-    return functools.partial(check_count, least=least)
+def _check_number(name: str, value: Any, low: float = 0.0, high: float = math.inf, above: bool = False) -> None:
+    """That it is a number in a range, with its lower end or ``above`` it."""
+    number = isinstance(value, Real) and not isinstance(value, bool)
+    if not number or not low <= float(value) <= high or (above and value == low):
+        expected = f"above {low}, up to {high}" if above else f"from {low} to {high}"
+        raise ArgumentError(f"Expected {name} to be a number {expected}; got {value!r}. Leave it out for the default.")
 
 
-def _between(low: float, high: float, above: bool = False) -> Check:
-    """Of a number in a range, with its lower end or ``above`` it."""
-
-    def check(name: str, value: Any) -> None:
-        number = isinstance(value, Real) and not isinstance(value, bool)
-        if not number or not low <= float(value) <= high or (above and value == low):
-            expected = f"above {low}, up to {high}" if above else f"from {low} to {high}"
-            raise ArgumentError(
-                f"Expected {name} to be a number {expected}; got {value!r}. Leave it out for the default."
-            )
-
-    return check
+def _check_choice(name: str, value: Any, choices: tuple[Any, ...]) -> None:
+    """That it is one of these, or None where that is the default of the others."""
+    if value not in choices:
+        listed = " or ".join(f'"{c}"' if isinstance(c, str) else str(c) for c in choices if c is not None)
+        raise ArgumentError(f"Expected {name} to be {listed}; got {value!r}. Choose one of these, or leave it out.")
 
 
-def _one_of(*choices: Any) -> Check:
-    """Of one of these values, or None, which is the default of the others."""
-
-    def check(name: str, value: Any) -> None:
-        if value not in choices:
-            listed = " or ".join(f'"{c}"' if isinstance(c, str) else str(c) for c in choices if c is not None)
-            raise ArgumentError(f"Expected {name} to be {listed}; got {value!r}. Choose one of these, or leave it out.")
-
-    return check
-
-
-def _seed(name: str, value: Any) -> None:
+def _check_seed(name: str, value: Any) -> None:
     if not isinstance(value, Integral | torch.Generator | None):
         raise ArgumentTypeError(
             f"Expected {name} to be a seed or a torch.Generator; got {value!r}. Write a whole number, such as {name}=0."
@@ -79,30 +63,34 @@ def _with_hints(cls: type[P]) -> type[P]:
     return cls
 
 
+Count = Annotated[int, check_count]
+NotNegative = Annotated[float, _check_number]
+
+
 @_with_hints
 @dataclass(repr=False, eq=False)
 class Parameters:
     """The constructor of :class:`LDA`, whose docstring says what each argument is."""
 
-    num_topics: Annotated[int, _at_least(1)] = 10
+    num_topics: Count = 10
     _: KW_ONLY
     doc_topic_prior: Prior = None
     topic_word_prior: Prior = None
-    learning_method: Annotated[Literal["batch", "online", "cvb0"], _one_of("batch", "online", "cvb0")] = "batch"
-    max_iter: Annotated[int, _at_least(1)] = 100
-    tol: Annotated[float, _between(0.0, math.inf)] = 1e-5
-    evaluate_every: Annotated[int, _at_least(0)] = 10
-    batch_size: Annotated[int, _at_least(1)] = 256
-    learning_decay: Annotated[float, _between(0.5, 1.0, above=True)] = 0.7
-    learning_offset: Annotated[float, _between(0.0, math.inf)] = 10.0
-    total_samples: Annotated[int, _at_least(1)] = 1_000_000
-    mean_change_tol: Annotated[float, _between(0.0, math.inf)] = 1e-3
-    max_doc_update_iter: Annotated[int, _at_least(1)] = 100
+    learning_method: Literal["batch", "online", "cvb0"] = "batch"
+    max_iter: Count = 100
+    tol: NotNegative = 1e-5
+    evaluate_every: Annotated[int, functools.partial(check_count, least=0)] = 10
+    batch_size: Count = 256
+    learning_decay: Annotated[float, functools.partial(_check_number, low=0.5, high=1.0, above=True)] = 0.7
+    learning_offset: NotNegative = 10.0
+    total_samples: Count = 1_000_000
+    mean_change_tol: NotNegative = 1e-3
+    max_doc_update_iter: Count = 100
     learn_priors: bool = False
-    topic_start: Annotated[Literal["random", "collapsed"], _one_of("random", "collapsed")] = "random"
-    document_start: Annotated[Literal["random", "previous"], _one_of("random", "previous")] = "random"
-    random_state: Annotated[int | torch.Generator | None, _seed] = None
-    dtype: Annotated[torch.dtype | None, _one_of(torch.float32, torch.float64, None)] = None
+    topic_start: Literal["random", "collapsed"] = "random"
+    document_start: Literal["random", "previous"] = "random"
+    random_state: Annotated[int | torch.Generator | None, _check_seed] = None
+    dtype: Annotated[torch.dtype | None, functools.partial(_check_choice, choices=_DTYPES)] = None
     device: Any = None
     progress: bool = False
 
@@ -132,8 +120,8 @@ class Parameters:
 
     def __repr__(self) -> str:
         """The call that makes it, without the defaults; by their text, for a copy's need not be the same objects."""
-        shown = {field.name: repr(getattr(self, field.name)) for field in fields(self)[1:]}
-        changed = [f"{f.name}={shown[f.name]}" for f in fields(self)[1:] if shown[f.name] != repr(f.default)]
+        given = [(field, repr(getattr(self, field.name))) for field in fields(self)[1:]]
+        changed = [f"{field.name}={text}" for field, text in given if text != repr(field.default)]
         return f"{type(self).__name__}({', '.join([repr(self.num_topics), *changed])})"
 
     def _check(self) -> None:
@@ -144,6 +132,8 @@ class Parameters:
             ArgumentTypeError: if ``random_state`` is neither a seed nor a generator.
         """
         for name, hint in get_type_hints(Parameters, include_extras=True).items():
+            if get_origin(hint) is Literal:
+                _check_choice(name, getattr(self, name), get_args(hint))
             for check in getattr(hint, "__metadata__", ()):
                 check(name, getattr(self, name))
         if self.learn_priors and self.learning_method != "batch":

@@ -6,7 +6,7 @@ All of them become a ``scipy.sparse`` matrix, documents by words, first; it adds
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from itertools import chain
 from numbers import Real
@@ -20,9 +20,8 @@ from torch import Tensor
 from pyro_latent.errors import ArgumentError, ArgumentTypeError, DataError
 
 from .corpus import Corpus
-from .frames import column_names, frame_counts
 
-__all__ = ["as_corpus", "check_not_counts"]
+__all__ = ["as_corpus", "check_not_counts", "column_names"]
 
 Words = tuple[str, ...] | None
 
@@ -119,31 +118,53 @@ def _counts(data: Any) -> Any:
     """What is stored in a count matrix, as a SciPy matrix of coordinates in float32 or float64."""
     if isinstance(data, Tensor):
         data = _without_torch(data.detach().cpu())
-    data = frame_counts(data)
-    if not hasattr(data, "tocoo"):
-        if not hasattr(data, "__array__"):
-            raise ArgumentTypeError(
-                "Expected a count matrix (SciPy sparse, NumPy, torch) or a list of documents, each a list of tokens; "
-                f"got {type(data).__name__}. Write list(data), or a matrix of counts."
-            )
-        data = np.asarray(data)
-    if len(data.shape) != 2:
-        shape = list(data.shape)
-        raise DataError(
-            f"Expected counts of shape [documents, words]; got shape {shape}. Write counts[None] for one document."
+    elif hasattr(data, "columns") and hasattr(data, "dtypes"):
+        data = _frame_counts(data)
+    if not hasattr(data, "tocoo") and not hasattr(data, "__array__"):
+        raise ArgumentTypeError(
+            "Expected a count matrix (SciPy sparse, NumPy, torch) or a list of documents, each a list of tokens; "
+            f"got {type(data).__name__}. Write list(data), or a matrix of counts."
         )
-    found = coo_array(_numeric(data) if isinstance(data, np.ndarray) else data)
+    matrix = data if hasattr(data, "tocoo") else _numeric(np.asarray(data))
+    if len(matrix.shape) != 2:
+        raise DataError(
+            f"Expected counts of shape [documents, words]; got shape {list(matrix.shape)}. Write counts[None] for one "
+            "document."
+        )
+    found = coo_array(matrix)
     return coo_array((_numeric(found.data), found.coords), shape=found.shape)
 
 
 def _without_torch(data: Tensor) -> Any:
     """A tensor as a NumPy array, or as a SciPy matrix if it is sparse; with entries that are not added up yet."""
-    if not data.is_complex():
-        data = data if data.dtype in (torch.float32, torch.float64) else data.double()
+    data = data.float() if data.dtype == torch.bfloat16 else data
     if data.layout == torch.strided:
         return data.numpy()
     entries = data.to_sparse_coo()
     return coo_array((entries._values().numpy(), tuple(entries._indices().numpy())), shape=tuple(data.shape))
+
+
+def _frame_counts(data: Any) -> Any:
+    """The counts of a pandas frame: a SciPy matrix if its columns are sparse, else an array. Other frames stay.
+
+    pandas need not be there: a frame is known by what it has.
+    """
+    dtypes = list(data.dtypes)
+    if not all(hasattr(dtype, "kind") for dtype in dtypes):
+        return data
+    others = [column for column, dtype in enumerate(dtypes) if dtype.kind not in "bifu"]
+    wrong = [data.columns[i] for i in others if not all(isinstance(value, Real) for value in data.iloc[:, i])]
+    if wrong:
+        raise DataError(
+            f"Expected columns of counts; got {wrong[0]!r}, which holds no real numbers, and {len(wrong)} such in all. "
+            "Drop them, or count their words first."
+        )
+    sparse: Any = getattr(data, "sparse", None)  # an attribute only where all columns are sparse
+    if sparse is not None and all(dtype.fill_value == 0 for dtype in dtypes):
+        return sparse.to_coo()
+    array = np.asarray(data)
+    # Where numbers may be missing they are objects to NumPy; those that are missing are found later, as not finite.
+    return data.to_numpy(dtype=np.float64, na_value=np.nan) if array.dtype.kind == "O" else array
 
 
 def _numeric(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -185,14 +206,14 @@ def _of_tokens(documents: Sequence[Any], words: Words, num_words: int | None, ig
     if named:
         words = tuple(sorted(set(tokens))) if words is None else words
         numbers = {word: number for number, word in enumerate(words)}
-        places, size = [numbers.get(token, -1) for token in tokens], len(words)
+        word = np.array([numbers.get(token, -1) for token in tokens], dtype=np.int64)
+        size = len(words)
     else:
         if num_words is None:
             check_not_counts(documents, None if words is None else len(words))
-            num_words = max((int(token) + 1 for token in tokens), default=0)
-        places, size = [int(token) for token in tokens], num_words if words is None else len(words)
-    word = np.array(places, dtype=np.int64)
-    doc = np.repeat(np.arange(len(documents)), np.array([len(document) for document in documents], dtype=np.int64))
+        word = np.array([int(token) for token in tokens], dtype=np.int64)
+        size = len(words) if words is not None else int(word.max(initial=-1)) + 1 if num_words is None else num_words
+    doc = np.repeat(np.arange(len(documents)), [len(document) for document in documents])
     known = (word >= 0) & (word < size)
     wrong = ~known if not ignore else (word < 0) & (not named)
     if wrong.any():
@@ -201,8 +222,7 @@ def _of_tokens(documents: Sequence[Any], words: Words, num_words: int | None, ig
             f"Expected tokens {expected}; got {tokens[int(wrong.argmax())]!r}. Give the vocabulary that has it, or "
             'write as_corpus(data, vocabulary=..., unknown="ignore") to drop it.'
         )
-    doc, word = doc[known], word[known]
-    return coo_array((np.ones(len(word)), (doc, word)), shape=(len(documents), size)), words
+    return coo_array((np.ones(known.sum()), (doc[known], word[known])), shape=(len(documents), size)), words
 
 
 def _check_alike(tokens: Sequence[Any], named: bool) -> None:
@@ -240,6 +260,23 @@ def check_not_counts(data: Any, num_words: int | None) -> None:
 
 
 # --------------------------------------------------------------------------------------------------------------- words
+
+
+def column_names(data: Any) -> tuple[str, ...] | None:
+    """The names of a frame's columns if they are strings; None for other data, or columns that are only numbered.
+
+    Raises:
+        TypeError: if some names are strings, and others are not.
+    """
+    columns = getattr(data, "columns", None)
+    names = list(columns) if isinstance(columns, Iterable) else []
+    others = [name for name in names if not isinstance(name, str)]
+    if others and len(others) < len(names):
+        raise ArgumentTypeError(
+            f"Expected columns that all have strings as names, or none; got {others[0]!r} among strings. Write "
+            "data.columns = data.columns.astype(str)."
+        )
+    return tuple(str(name) for name in names) if names and not others else None
 
 
 def _ordered(vocabulary: Any) -> Words:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Sequence
+from importlib import import_module
 from typing import Any, Literal, Self
 
 import numpy as np
@@ -19,10 +20,9 @@ from pyro_latent.errors import ArgumentError, DataError, ModelError
 from .corpus import Corpus
 from .evaluation import coherence_npmi, top_words
 from .fitting import State, bound, documents
-from .frames import as_frame, column_names
 from .kernel import DocumentStep
 from .parameters import Parameters
-from .reading import as_corpus, check_not_counts
+from .reading import as_corpus, check_not_counts, column_names
 
 __all__ = ["NotFittedError", "Results"]
 
@@ -31,6 +31,11 @@ Output = Literal["default", "pandas"]
 
 class NotFittedError(ModelError, AttributeError):
     """An attribute of a fit was asked for before there was one; so that ``hasattr`` says no, as in scikit-learn."""
+
+
+def _found(name: str, what: str) -> Any:
+    """An attribute of a fit, which is one of its last state."""
+    return property(lambda results: getattr(results._fitted, name), doc=what)
 
 
 class Results(Parameters):
@@ -53,10 +58,13 @@ class Results(Parameters):
 
     # What was found.
 
-    @property
-    def components_(self) -> Tensor:
-        """λ, concentrations of the words in each topic, shape ``[K, V]``."""
-        return self._fitted.topic_word
+    components_: Tensor = _found("topic_word", "λ, concentrations of the words in each topic, shape ``[K, V]``.")
+    doc_topic_prior_: Tensor = _found("alpha", "α of the topics in a document, shape ``[K]``: as given, or learned.")
+    topic_word_prior_: Tensor = _found("xi", "ξ of the words in a topic, shape ``[V]``: as given, or learned.")
+    bounds_: list[tuple[int, float]] = _found("bounds", "(passes, ELBO in nats) wherever a batch fit evaluated it.")
+    n_iter_: int = _found("passes", "Passes over the documents.")
+    n_batch_iter_: int = _found("batches", "Minibatches seen.")
+    converged_: bool = _found("converged", "Whether the fit stopped because ``tol`` was reached.")
 
     @property
     def doc_topic_(self) -> Tensor:
@@ -67,45 +75,10 @@ class Results(Parameters):
         return gamma
 
     @property
-    def doc_topic_prior_(self) -> Tensor:
-        """α, prior concentrations of the topics in a document, shape ``[K]``: as given, or learned."""
-        return self._fitted.alpha
-
-    @property
-    def topic_word_prior_(self) -> Tensor:
-        """ξ, prior concentrations of the words in a topic, shape ``[V]``: as given, or learned."""
-        return self._fitted.xi
-
-    @property
-    def bounds_(self) -> list[tuple[int, float]]:
-        """(passes, ELBO in nats) wherever a batch fit evaluated it."""
-        return self._fitted.bounds
-
-    @property
     def bound_(self) -> float:
         """The ELBO of the documents of :meth:`fit` and its topics, in nats."""
-        self._whole()
-        return self._bound
-
-    @property
-    def n_iter_(self) -> int:
-        """Passes over the documents."""
-        return self._fitted.passes
-
-    @property
-    def n_batch_iter_(self) -> int:
-        """Minibatches seen."""
-        return self._fitted.batches
-
-    @property
-    def converged_(self) -> bool:
-        """Whether the fit stopped because ``tol`` was reached."""
-        return self._fitted.converged
-
-    def _whole(self) -> Corpus:
-        """The documents of the fit."""
         _ = self.doc_topic_
-        return self._corpus
+        return self._bound
 
     # The words.
 
@@ -118,7 +91,7 @@ class Results(Parameters):
     @property
     def n_features_in_(self) -> int:
         """V, the number of words."""
-        return self._fitted.topic_word.shape[1]
+        return self.components_.shape[1]
 
     @property
     def feature_names_in_(self) -> np.ndarray[Any, Any]:
@@ -173,7 +146,7 @@ class Results(Parameters):
 
     def _read(self, X: Any, vocabulary: Sequence[str] | None = None) -> Corpus:
         """Documents over the words of the fit, which may be named only now."""
-        state, names = self._fitted, column_names(X)
+        topics, names = self.components_, column_names(X)
         given = X.vocabulary if isinstance(X, Corpus) else names
         given = tuple(vocabulary) if vocabulary is not None else given
         if given is not None and self._vocabulary not in (None, given):
@@ -185,10 +158,10 @@ class Results(Parameters):
                 UserWarning,
                 stacklevel=3,
             )
-        check_not_counts(X, state.topic_word.shape[1])
+        check_not_counts(X, topics.shape[1])
         known = self._vocabulary if given is None else given
-        corpus = as_corpus(X, vocabulary=known, num_words=state.topic_word.shape[1])
-        return corpus.to(state.topic_word.device, state.topic_word.dtype)
+        corpus = as_corpus(X, vocabulary=known, num_words=topics.shape[1])
+        return corpus.to(topics.device, topics.dtype)
 
     # What scikit-learn asks an estimator.
 
@@ -227,8 +200,14 @@ class Results(Parameters):
         """A result of one row for each document, in the form that `set_output` chose."""
         if getattr(self, "_sklearn_output_config", {}).get("transform") != "pandas":
             return rows
+        try:
+            pandas = import_module("pandas")
+        except ImportError:
+            raise ImportError(
+                'Expected pandas for set_output(transform="pandas"); got none. Run: pip install pandas'
+            ) from None
         index = X.index if hasattr(X, "iloc") else None  # of a pandas frame, or of a column of documents
-        return as_frame(rows.cpu().numpy(), self.get_feature_names_out(), index)
+        return pandas.DataFrame(rows.cpu().numpy(), index=index, columns=list(self.get_feature_names_out()))
 
     def __sklearn_is_fitted__(self) -> bool:
         return "_state" in self.__dict__

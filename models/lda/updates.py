@@ -1,7 +1,8 @@
 """The closed-form coordinate updates of LDA, as plain functions; they use nothing of the engine, and can judge it.
 
-``updates`` goes to ``handlers.closed_form(lda.model, lda.updates)``. Each takes the current posteriors by site and the
-model's own arguments, and returns its site's new posterior. In the notes' words φ is q(z), γ is q(theta), λ is q(beta).
+``updates`` goes to ``handlers.closed_form(lda.model, lda.updates)``. Each takes the current posteriors by site, ``q``,
+and the model's own arguments (the documents, K, and the priors by their names), and returns its site's new posterior.
+In the notes' words φ is q(z), γ is q(theta), λ is q(beta).
 
 Source: [4] (110)-(118), or (131)-(139) by writing out the ELBO.
 """
@@ -36,13 +37,7 @@ _TOLERANCE, _MOST_STEPS = 1e-4, 500
 
 
 def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Any) -> dist.Categorical:
-    """φ_nk ∝ exp(E log θ_dk + E log β_kw), for each entry n, of word w in document d.
-
-    Args:
-        q: current posteriors; ``q["theta"]`` and ``q["beta"]`` are read.
-        corpus: the documents.
-        num_topics: K.
-        **priors: the model's; not used.
+    """φ_nk ∝ exp(E log θ_dk + E log β_kw), for each entry n, of word w in document d; from q(theta) and q(beta).
 
     Returns:
         A Categorical of batch shape ``[entries]``, or ``[1]`` for a minibatch of empty documents, which counts nothing.
@@ -55,13 +50,7 @@ def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: An
 
 
 def update_theta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Prior) -> dist.Dirichlet:
-    """γ_dk = α_k + Σ_n φ_dnk, over the tokens of a document.
-
-    Args:
-        q: current posteriors; ``q["z"]`` is read.
-        corpus: the documents.
-        num_topics: K.
-        **priors: the model's, by its names.
+    """γ_dk = α_k + Σ_n φ_dnk, over the tokens of a document; from q(z).
 
     Returns:
         A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.
@@ -75,13 +64,7 @@ def update_theta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors
 
 
 def update_beta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: Prior) -> dist.Dirichlet:
-    """λ_kv = ξ_v + Σ_dn φ_dnk 1[w_dn = v], over all tokens; those of a minibatch stand for the whole corpus.
-
-    Args:
-        q: current posteriors; ``q["z"]`` is read.
-        corpus: the documents.
-        num_topics: K.
-        **priors: the model's, by its names.
+    """λ_kv = ξ_v + Σ_dn φ_dnk 1[w_dn = v], over all tokens, from q(z); those of a minibatch stand for the whole corpus.
 
     Returns:
         A Dirichlet of batch shape ``[K]`` and event shape ``[V]``.
@@ -105,13 +88,8 @@ def update_theta_to_convergence(
     """γ and φ of each document in turn, (113) and (117), until γ stays: the whole document step by the fast kernel.
 
     It is as good as rounds of the two updates without end, and takes the place of up to a hundred of them:
-    ``CAVI(model, guide, local_steps=2)`` then sweeps over documents at their optimum, with ``z`` derived.
-
-    Args:
-        q: current posteriors; ``q["theta"]``, where it starts, and ``q["beta"]`` are read.
-        corpus: the documents.
-        num_topics: K.
-        **priors: the model's, by its names.
+    ``CAVI(model, guide, local_steps=2)`` then sweeps over documents at their optimum, with ``z`` derived. It reads
+    q(beta), and q(theta), where it starts.
 
     Returns:
         A Dirichlet of batch shape ``[D]`` and event shape ``[K]``.

@@ -35,7 +35,7 @@ from .simd import VECTOR_BYTES, lanes, load, row_sums, splat, store, store_trans
 
 __all__ = ["converge", "expect", "sum_up"]
 
-#: Documents are divided into so many parts for each thread.
+#: Documents and words are divided into so many parts for each thread.
 _PARTS_PER_THREAD = 8
 #: Below so many numbers, threads cost more than they save: one reads that many in less than a millisecond.
 _LEAST_FOR_THREADS = 2**18
@@ -55,7 +55,9 @@ def expect(by_word: Tensor, totals: Tensor, limit: float) -> tuple[Tensor, Tenso
     scaled, log_scale = torch.empty_like(by_word), by_word.new_empty(len(by_word))
     arrays = [t.numpy() for t in (by_word, scaled, log_scale, totals)]
     _in_threads(
-        lambda first, last: _expected_topics(first, last, limit, *arrays), _equal_parts(len(by_word), by_word.numel())
+        lambda first, last: _expected_topics(first, last, limit, *arrays),
+        torch.arange(len(by_word) + 1),
+        by_word.shape[1],
     )
     return scaled, log_scale
 
@@ -71,48 +73,40 @@ def converge(
     width = VECTOR_BYTES // gamma.element_size()
     theta = gamma.new_empty(len(gamma), -(-gamma.shape[1] // width) * width)
     ratio = torch.empty_like(corpus.count)
-    inputs = [t.contiguous().numpy() for t in (corpus.starts, corpus.word, corpus.count, topics, prior)]
-    outputs = [t.numpy() for t in (gamma, theta, ratio)]
-
-    def walk(first: int, last: int) -> int:
-        return int(_documents(first, last, tol, max_steps, limit, *inputs, *outputs))
-
-    return theta, ratio, sum(_in_threads(walk, _equal_work(corpus, gamma.shape[1])))
+    inputs = tuple(t.contiguous().numpy() for t in (corpus.starts, corpus.word, corpus.count, topics, prior))
+    work = (tol, max_steps, limit), inputs, tuple(t.numpy() for t in (gamma, theta, ratio))
+    steps = _in_threads(lambda first, last: _documents(first, last, *work), corpus.starts, gamma.shape[1])
+    return theta, ratio, int(sum(steps))
 
 
 def sum_up(corpus: Corpus, topics: Tensor, theta: Tensor, ratio: Tensor) -> Tensor:
     """Σ_d n_dw φ_dwk, shape ``[V, K]``, from what :func:`converge` returns."""
     out = torch.empty_like(topics)
     arrays = [t.numpy() for t in (corpus.by_word, corpus.word_starts, corpus.doc, ratio, theta, topics, out)]
-    _in_threads(lambda first, last: _accumulate(first, last, *arrays), _equal_parts(corpus.num_words, out.numel()))
+    _in_threads(lambda first, last: _accumulate(first, last, *arrays), corpus.word_starts, out.shape[1])
     return out
 
 
-def _in_threads(work: Callable[[int, int], Any], parts: list[tuple[int, int]]) -> list[Any]:
+def _in_threads(work: Callable[[int, int], Any], starts: Tensor, width: int) -> list[Any]:
     """``work(first, last)`` of each part, on as many threads as torch has; compiled code lets them run side by side."""
-    if torch.get_num_threads() == 1 or len(parts) == 1:
-        return [work(first, last) for first, last in parts]
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+    parts, threads = _parts(starts.numpy(), width), torch.get_num_threads()
+    if len(parts) == 1:
+        return [work(*parts[0])]
+    with ThreadPoolExecutor(threads) as pool:
         return list(pool.map(lambda part: work(*part), parts))
 
 
-def _num_parts(numbers: int) -> int:
-    """Into how many parts work on so many numbers is divided."""
-    threads = torch.get_num_threads()
-    return 1 if threads == 1 or numbers < _LEAST_FOR_THREADS else _PARTS_PER_THREAD * threads
+def _parts(starts: Any, width: int) -> list[tuple[int, int]]:
+    """Ranges of rows with about as many entries in each.
 
-
-def _equal_parts(size: int, numbers: int) -> list[tuple[int, int]]:
-    edges = np.linspace(0, size, _num_parts(numbers) + 1).astype(int).tolist()
-    return [(a, b) for a, b in pairwise(edges) if a < b]
-
-
-def _equal_work(corpus: Corpus, num_topics: int) -> list[tuple[int, int]]:
-    """Ranges of documents with about as many entries in each."""
-    wanted = np.linspace(0, len(corpus.doc), _num_parts(len(corpus.doc) * num_topics) + 1)[1:-1]
-    inner = np.searchsorted(corpus.starts.numpy(), wanted).tolist()
-    edges = [0, *(min(e, corpus.num_documents) for e in inner), corpus.num_documents]
-    return [(a, b) for a, b in pairwise(edges) if a < b]
+    Args:
+        starts: where each row's entries begin, and where the last one's end, int64, shape ``[rows + 1]``.
+        width: numbers that an entry stands for.
+    """
+    rows, entries, threads = len(starts) - 1, int(starts[-1]), torch.get_num_threads()
+    number = 1 if threads == 1 or entries * width < _LEAST_FOR_THREADS else _PARTS_PER_THREAD * threads
+    inner = np.searchsorted(starts, np.linspace(0, entries, number + 1)[1:-1]).tolist()
+    return [(a, b) for a, b in pairwise([0, *(min(edge, rows) for edge in inner), rows]) if a < b]
 
 
 # ------------------------------------------------------------------------------------------------- compiled: exp ψ
@@ -258,19 +252,10 @@ def _sweep(rows: Any, num_topics: int, theta: Any, count: Any, ratio: Any, sums:
 
 @_piece
 def _settle(
-    rows: Any,
-    num_topics: int,
-    count: Any,
-    prior: Any,
-    tol: float,
-    most: int,
-    limit: float,
-    own: Any,
-    theta: Any,
-    ratio: Any,
-    sums: Any,
+    rows: Any, num_topics: int, count: Any, prior: Any, settings: Any, own: Any, theta: Any, ratio: Any, sums: Any
 ) -> int:
     """Steps until one document's γ, ``own``, stays; ``theta`` and ``ratio`` then belong to it. Returns their number."""
+    tol, most, limit = settings
     _exp_digamma(own, limit, theta)
     change, taken = math.inf, 0
     while taken < most and change >= tol * num_topics:
@@ -284,22 +269,12 @@ def _settle(
     return taken
 
 
-def _documents(
-    first: int,
-    last: int,
-    tol: float,
-    max_steps: int,
-    limit: float,
-    starts: Any,
-    word: Any,
-    count: Any,
-    topics: Any,
-    prior: Any,
-    gamma: Any,
-    theta: Any,
-    ratio: Any,
-) -> int:
-    """Documents ``first`` to ``last``: updates ``gamma``, and writes exp ψ(γ) and n / p. Returns the steps taken."""
+def _documents(first: int, last: int, settings: Any, inputs: Any, outputs: Any) -> int:
+    """Documents ``first`` to ``last``: updates ``gamma``, and writes exp ψ(γ) and n / p. Returns the steps taken.
+
+    ``settings`` are the tolerance, the most steps of a document, and where exp(−x) is held up.
+    """
+    (starts, word, count, topics, prior), (gamma, theta, ratio) = inputs, outputs
     num_topics, padded, width = topics.shape[1], theta.shape[1], 2 * lanes(ratio)
     longest = -(-np.diff(starts[first : last + 1]).max() // width) * width
     rows, places = _empty(longest * (num_topics + 1), ratio), np.empty(longest, np.int64)
@@ -314,7 +289,7 @@ def _documents(
         filled = ratios[: -(-(end - begin) // width) * width]
         weights[: end - begin], weights[end - begin : len(filled)] = count[begin:end], 0.0
         own[:num_topics] = gamma[d]
-        steps += _settle(rows, num_topics, weights, alpha, tol, max_steps, limit, own, t, filled, sums)
+        steps += _settle(rows, num_topics, weights, alpha, settings, own, t, filled, sums)
         gamma[d], theta[d], ratio[begin:end] = own[:num_topics], t, filled[: end - begin]
     return steps
 
