@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import DataError, check_count
 
 __all__ = ["log_likelihood", "model", "start"]
 
@@ -111,5 +111,4 @@ def _check(sequences: Tensor, num_states: int, num_symbols: int | None) -> None:
             "Expected real values for normal emissions, and integers with num_symbols for categorical ones; "
             f"got {sequences.dtype} with num_symbols={num_symbols}."
         )
-    if isinstance(num_states, bool) or not isinstance(num_states, int) or num_states < 1:
-        raise ArgumentError(f"Expected num_states to be an integer >= 1; got {num_states!r}.")
+    check_count("num_states", num_states)

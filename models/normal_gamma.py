@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import ArgumentError
+
+from .arguments import check_data, check_finite
 
 __all__ = [
     "guide",
@@ -39,8 +41,8 @@ __all__ = [
 ]
 
 
-class _Prior(NamedTuple):
-    """The four numbers of the prior, as scalar tensors."""
+class NormalGammaPrior(NamedTuple):
+    """The four numbers of a prior, as tensors of any shapes that broadcast."""
 
     loc: Tensor
     precision_scaling: Tensor
@@ -48,8 +50,8 @@ class _Prior(NamedTuple):
     rate: Tensor
 
 
-class _Summary(NamedTuple):
-    """Number of points, mean and sum of squared deviations of the sample, float64 scalars."""
+class Summary(NamedTuple):
+    """Number of points, mean and sum of squared deviations of a sample, or of many samples side by side."""
 
     num_points: Tensor
     mean: Tensor
@@ -124,7 +126,7 @@ def log_evidence(x: Tensor, **prior: float | Tensor) -> Tensor:
     """
     before = _double(_check(x, **prior))
     summary = _summarise(x)
-    after = _double(_conjugate_parameters(before, summary))
+    after = _double(conjugate_parameters(before, summary))
     return (
         torch.lgamma(after.concentration)
         - torch.lgamma(before.concentration)
@@ -163,7 +165,7 @@ def update_mean(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> dis
     Source: [4] (82)-(84), whose N takes a precision second; Bishop 2006 (10.25)-(10.27).
     """
     given, summary = _check(x, **prior), _summarise(x, _scale(q, "obs"))
-    after = _conjugate_parameters(_double(given), summary)
+    after = conjugate_parameters(_double(given), summary)
     variance = 1 / (after.precision_scaling * q["precision"].mean.double())
     return dist.Normal(after.loc.to(x.dtype), variance.sqrt().to(x.dtype))
 
@@ -273,7 +275,7 @@ def _sample_precision(start: Any) -> Tensor:
     return pyro.sample("precision", dist.Gamma(concentration, rate))
 
 
-def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> _Summary:
+def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
     """Count, mean and squared deviations of observations that count ``scale`` times each.
 
     Deviations are taken from the first point, then from their mean, in float64: an offset far larger than the spread
@@ -281,22 +283,21 @@ def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> _Summary:
     """
     weights = torch.as_tensor(scale, dtype=torch.float64, device=x.device).expand(x.shape)
     count = weights.sum()
-    if not bool(x.isfinite().all()):
-        raise DataError("Expected x to be finite; got NaN or infinity. Drop those points: x[x.isfinite()].")
+    check_finite("x", x)
     offset = x[0].double()
     shifted = x.double() - offset
     shift = (weights * shifted).sum() / count
     deviations = shifted - shift
     residual = (weights * deviations).sum()
     squared_deviations = (weights * deviations**2).sum() - residual**2 / count
-    return _Summary(count, offset + shift, squared_deviations.clamp(min=0.0))
+    return Summary(count, offset + shift, squared_deviations.clamp(min=0.0))
 
 
-def _conjugate_parameters(prior: _Prior, summary: _Summary) -> _Prior:
+def conjugate_parameters(prior: NormalGammaPrior, summary: Summary) -> NormalGammaPrior:
     """[4] (80), written about the prior's location so that it stays exact far from zero."""
     count, precision_scaling = summary.num_points, prior.precision_scaling + summary.num_points
     deviation = summary.mean - prior.loc
-    return _Prior(
+    return NormalGammaPrior(
         loc=prior.loc + count / precision_scaling * deviation,
         precision_scaling=precision_scaling,
         concentration=prior.concentration + count / 2,
@@ -305,13 +306,13 @@ def _conjugate_parameters(prior: _Prior, summary: _Summary) -> _Prior:
     )
 
 
-def _conjugate_posterior(prior: _Prior, summary: _Summary, dtype: torch.dtype) -> NormalGamma:
-    after = _conjugate_parameters(_double(prior), summary)
+def _conjugate_posterior(prior: NormalGammaPrior, summary: Summary, dtype: torch.dtype) -> NormalGamma:
+    after = conjugate_parameters(_double(prior), summary)
     return NormalGamma(*(value.to(dtype) for value in after))
 
 
-def _double(prior: _Prior) -> _Prior:
-    return _Prior(*(value.double() for value in prior))
+def _double(prior: NormalGammaPrior) -> NormalGammaPrior:
+    return NormalGammaPrior(*(value.double() for value in prior))
 
 
 def _scale(q: Any, site: str) -> float | Tensor:
@@ -325,16 +326,10 @@ def _check(
     prior_precision_scaling: float | Tensor = 1.0,
     prior_concentration: float | Tensor = 1.0,
     prior_rate: float | Tensor = 1.0,
-) -> _Prior:
+) -> NormalGammaPrior:
     """The prior as scalars with the dtype and device of a sample that is fit for the model."""
-    if not isinstance(x, Tensor) or not x.is_floating_point():
-        found = f"dtype {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"Expected x to be a floating-point tensor; got {found}. Write torch.as_tensor(x).double().")
-    if x.dim() != 1 or len(x) == 0:
-        raise DataError(
-            f"Expected x of shape [n] with n >= 1; got shape {list(x.shape)}. Write x.flatten() for a sample."
-        )
-    return _Prior(
+    check_data("x", x, "[n]", "Write torch.as_tensor(x).double().flatten() for a sample.")
+    return NormalGammaPrior(
         _scalar("prior_loc", prior_loc, x),
         _positive("prior_precision_scaling", prior_precision_scaling, x),
         _positive("prior_concentration", prior_concentration, x),

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
+from .arguments import check_data
 
 __all__ = ["fixed_point", "gap", "log_likelihood", "model"]
 
@@ -36,9 +36,7 @@ def model(x: Tensor, factorised: bool = True) -> None:
 
     Source: [0] (5).
     """
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 1 or len(x) < 2:
-        found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(f"Expected x to be a floating tensor of shape [N], N >= 2; got {found}.")
+    check_data("x", x, "[N]", "Write torch.tensor([...], dtype=torch.float64).", least=2)
     loc = pyro.param("loc", x.new_zeros(()))
     scale = pyro.param("scale", x.new_ones(()), constraint=constraints.positive)
     with pyro.plate("data", len(x)):

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
+from .arguments import check_data
 
 __all__ = ["ENDS", "STARTS", "TOSSES", "em_step", "log_likelihood", "model", "responsibilities"]
 
@@ -41,7 +41,7 @@ def model(tosses: Tensor, start: Theta = STARTS[1]) -> None:
 
     Source: [4] (1).
     """
-    _check(tosses)
+    check_data("tosses", tosses, "[N]", "Write torch.tensor(tosses, dtype=torch.float64).")
     pi, p, q = (
         pyro.param(name, tosses.new_tensor(value), constraint=constraints.unit_interval)
         for name, value in zip(("pi", "p", "q"), start, strict=True)
@@ -73,12 +73,3 @@ def log_likelihood(tosses: Tensor, theta: Theta) -> float:
     pi, p, q = theta
     heads = tosses.new_tensor(pi * p + (1 - pi) * q)
     return float((tosses * heads.log() + (1 - tosses) * torch.log1p(-heads)).sum())
-
-
-def _check(tosses: Tensor) -> None:
-    if not isinstance(tosses, Tensor) or not tosses.is_floating_point() or tosses.dim() != 1 or len(tosses) == 0:
-        found = f"{tosses.dtype} {list(tosses.shape)}" if isinstance(tosses, Tensor) else type(tosses).__name__
-        raise DataError(
-            f"Expected tosses to be a floating tensor of shape [N], N >= 1; got {found}. "
-            "Write torch.tensor(tosses, dtype=torch.float64)."
-        )

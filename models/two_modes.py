@@ -24,7 +24,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import ArgumentError
+
+from .arguments import check_data, check_finite
 
 __all__ = [
     "banana_log_evidence",
@@ -173,14 +175,8 @@ def _log_rest(x: Tensor, noise_scale: float) -> Tensor:
 
 
 def _check(x: Tensor, **scales: float) -> None:
-    if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() != 1 or len(x) == 0:
-        found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
-        raise DataError(
-            f"Expected x to be a floating tensor of shape [n], n >= 1; got {found}. Write "
-            "torch.tensor([...], dtype=torch.float64)."
-        )
-    if not bool(x.isfinite().all()):
-        raise DataError("Expected x to be finite; got NaN or infinity. Drop those points: x[x.isfinite()].")
+    check_data("x", x, "[n]", "Write torch.tensor([...], dtype=torch.float64).")
+    check_finite("x", x)
     for name, scale in scales.items():
         if not 0 < scale < math.inf:
-            raise ArgumentError(f"Expected {name} to be a positive number; got {scale}.")
+            raise ArgumentError(f"Expected {name} to be a positive number; got {scale}. Write {name}=1.0, say.")

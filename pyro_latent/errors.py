@@ -1,4 +1,4 @@
-"""Exceptions whose messages carry the fix, and the check of a count, which every layer makes.
+"""Exceptions whose messages carry the fix, and the checks of a count and of a choice, which every layer makes.
 
 Every error of the library derives from :class:`PyroLatentError`, and says what was expected, what came, at
 which site, and what to write instead.
@@ -6,6 +6,7 @@ which site, and what to write instead.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from numbers import Integral
 from typing import Any
 
@@ -79,3 +80,19 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     whole = isinstance(value, float) and value.is_integer() and value >= least
     advice = f"{name}={int(value)}" if whole else f"{name}={least} or more"
     raise ArgumentError(f"Expected {name} to be an integer of at least {least}; got {value!r}. Write {advice}.")
+
+
+def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+    """An argument that is one of a few values.
+
+    Args:
+        name: what the argument is called.
+        value: what came.
+        allowed: the values, that to advise first.
+
+    Raises:
+        ArgumentError: if it is none of them; with what to write.
+    """
+    if value not in allowed:
+        listed = " or ".join(map(repr, allowed))
+        raise ArgumentError(f"Expected {name} to be {listed}; got {value!r}. Write {name}={allowed[0]!r}.")

@@ -191,13 +191,11 @@ def test_a_component_that_collapses_slowly_is_named_too() -> None:
 
 
 def test_ml_model_says_what_it_expects(old_faithful: Tensor) -> None:
-    with pytest.raises(
-        ValueError, match=r'covariance to be "full" or "tied" or "diagonal" or "spherical"; got "?\'diag\''
-    ):
+    with pytest.raises(ValueError, match=r"covariance to be 'full' or 'tied' or 'diagonal' or 'spherical'; got 'diag'"):
         gmm.ml_model(old_faithful, 2, covariance="diag")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="Expected reg_covar to be a finite number >= 0; got -1"):
         gmm.ml_model(old_faithful, 2, reg_covar=-1)
-    with pytest.raises(ValueError, match="Expected num_components to be an integer >= 1; got 0"):
+    with pytest.raises(ValueError, match="Expected num_components to be an integer of at least 1; got 0"):
         gmm.ml_model(old_faithful, 0)
 
 

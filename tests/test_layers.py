@@ -17,7 +17,7 @@ ROOT = Path(__file__).parent.parent
 
 LAYERS = (
     {"errors", "tables"},
-    {"checkpoint", "distributions"},
+    {"checkpoint", "distributions", "kmeans"},
     {"families"},
     {"expressions"},
     {"rules"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"criticism"},
     {"arviz", "arviz_core", "checks", "plotting"},
 )
-MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "families", "gradient", "handlers"}
+MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "kmeans", "families", "gradient", "handlers"}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
 

@@ -84,4 +84,4 @@ def test_wheel_holds_every_module_and_the_type_marker(tmp_path: Path) -> None:
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == {*installed_paths(), "pyro_latent/py.typed"}
-    assert "pyro_latent/models/gmm.py" in names
+    assert "pyro_latent/models/gmm/bayesian.py" in names

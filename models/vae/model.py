@@ -32,9 +32,9 @@ from torch.distributions import constraints
 
 from pyro_latent.distributions import forget_last_draw
 from pyro_latent.errors import ArgumentError, DataError, ModelError, check_count
+from pyro_latent.gradient.flows import FlowPosterior
 
-from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_iterable
-from .posterior import FlowedGaussian, check_flow
+from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_flow, check_iterable
 from .store import StoredModule
 
 __all__ = ["VAE", "Likelihood", "Reduction"]
@@ -243,10 +243,9 @@ class VAE(StoredModule):
         Its event shape is ``[latent_dim]``. Its KL divergence has a closed form only without a flow.
         """
         loc, scale, *context = self.encoder(self._features(images))
-        gaussian = _Independent(dist.Normal(loc, scale), 1)
         if self.flow is None:
-            return gaussian
-        return FlowedGaussian(gaussian, self.flow.condition(*context) if context else self.flow)
+            return _Independent(dist.Normal(loc, scale), 1)
+        return FlowPosterior(loc, scale, self.flow, *context, validate_args=False)
 
     def pixels(self, z: Tensor, weights: Weights = None) -> Any:
         """p(x | z) of latent vectors ``[..., latent_dim]``: a distribution of event shape ``input_shape``.

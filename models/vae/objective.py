@@ -14,20 +14,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import torch
 from pyro.distributions.util import scale_and_mask
-from pyro.infer import ELBO
-from pyro.infer.enum import get_importance_trace
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from pyro.util import warn_if_nan
 from torch import Tensor
-from torch.distributions import Independent, kl_divergence
+from torch.distributions import Independent
 
 from pyro_latent.errors import ArgumentError, ModelError, check_count
+from pyro_latent.gradient.elbos import OneLossELBO, divergence
 
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
 
@@ -42,7 +41,6 @@ class Terms:
     """One estimate of the ELBO in three terms, each a scalar in nats, in the scale of the plate and the reduction.
 
     Attributes:
-        loss: what is minimised, ``penalty + weight_kl - reconstruction``.
         reconstruction: E_q log p(x | z), negative for discrete pixels.
         kl: KL(q(z | x) ‖ p(z)), with no weight and no free bits.
         penalty: what the loss holds in the place of ``kl``.
@@ -53,17 +51,19 @@ class Terms:
     kl: Tensor
     penalty: Tensor
     weight_kl: Tensor | None
-    loss: Tensor = field(init=False)
 
-    def __post_init__(self) -> None:
-        loss = self.penalty - self.reconstruction
-        object.__setattr__(self, "loss", loss if self.weight_kl is None else loss + self.weight_kl)
+    @property
+    def loss(self) -> Tensor:
+        """What is minimized, ``penalty + weight_kl - reconstruction``."""
+        return self._with_weights(self.penalty - self.reconstruction)
 
     @property
     def elbo(self) -> Tensor:
         """The evidence lower bound, whatever the weight and the free bits of the loss."""
-        elbo = self.reconstruction - self.kl
-        return elbo if self.weight_kl is None else elbo - self.weight_kl
+        return -self._with_weights(self.kl - self.reconstruction)
+
+    def _with_weights(self, value: Tensor) -> Tensor:
+        return value if self.weight_kl is None else value + self.weight_kl
 
 
 class _Recorder(Messenger):
@@ -83,7 +83,7 @@ class _Recorder(Messenger):
         self.sites[msg["name"]] = msg
 
 
-class VAE_ELBO(ELBO):
+class VAE_ELBO(OneLossELBO):
     """A Pyro ELBO for the programs of a :class:`VAE`, for ``SVI`` or by :meth:`terms`.
 
     Args:
@@ -124,6 +124,12 @@ class VAE_ELBO(ELBO):
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
         self._kl_weight = _not_negative("kl_weight", value)
+
+    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss as a tensor to differentiate, [4] (154)."""
+        loss = self.terms(model, guide, *args, **kwargs).loss
+        warn_if_nan(loss.detach(), "loss")
+        return loss
 
     def terms(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Terms:
         """One estimate, differentiable in every parameter; the arguments after the programs are theirs.
@@ -174,17 +180,10 @@ class VAE_ELBO(ELBO):
         apart = isinstance(q, Independent) and isinstance(p, Independent)
         if apart:
             q, p = q.base_dist, p.base_dist
-        if self.closed_form:
-            try:
-                divergence = kl_divergence(q, p)
-            except NotImplementedError:
-                raise ModelError(
-                    f"Expected a closed form of KL({type(q).__name__} ‖ {type(p).__name__}) at site {guide['name']!r}; "
-                    "got none from torch. Write VAE_ELBO('A'), or fit(..., estimator='A'), which takes it at the draw."
-                ) from None
-        else:
-            divergence = q.log_prob(guide["value"]) - p.log_prob(guide["value"])
-        return divergence if apart else divergence.unsqueeze(-1)
+        draw = None if self.closed_form else guide["value"]
+        instead = "VAE_ELBO('A'), or fit(..., estimator='A')"
+        found = divergence(q, p, draw, site=guide["name"], instead=instead)
+        return found if apart else found.unsqueeze(-1)
 
     def _scaled_sum(self, values: Tensor, site: Any) -> Tensor:
         """The mean over the particles of the sum, times the scale of the plates; a mask is of the batch."""
@@ -192,30 +191,6 @@ class VAE_ELBO(ELBO):
         if mask is not None:
             values = scale_and_mask(values, mask=mask if values.dim() == mask.dim() else mask.unsqueeze(-1))
         return values.sum() * (site["scale"] / self.num_particles)
-
-    # ---------------------------------------------------------------------------------------------- the face of an ELBO
-
-    def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss as a tensor to differentiate, [4] (154)."""
-        return self.terms(model, guide, *args, **kwargs).loss
-
-    def loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number."""
-        with torch.no_grad():
-            loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        warn_if_nan(loss, "loss")
-        return float(loss.item())
-
-    def loss_and_grads(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, its gradient added to the parameters': what ``SVI.step`` calls."""
-        loss = self.differentiable_loss(model, guide, *args, **kwargs)
-        loss.backward()
-        warn_if_nan(loss, "loss")
-        return float(loss.item())
-
-    def _get_trace(self, model: Program, guide: Program, args: Any, kwargs: Any) -> Any:
-        """A model trace and a guide trace, as Pyro's own estimators make them."""
-        return get_importance_trace("flat", self.max_plate_nesting, model, guide, args, kwargs)
 
 
 def _not_negative(name: str, value: float) -> float:

@@ -23,11 +23,11 @@ from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
 from pyro_latent.errors import ArgumentError, ArgumentTypeError, check_count
+from pyro_latent.gradient.flows.layers import layers_of
 from pyro_latent.gradient.trainer import Trainer
 
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
-from .posterior import layers_of
 from .store import NonFiniteLossError
 
 __all__ = ["History", "NonFiniteLossError", "anneal_linearly", "fit"]
@@ -307,7 +307,8 @@ class _Training:
         vae, elbo = self.vae, self.elbo
         names = ("input_shape", "latent_dim", "hidden", "likelihood", "network", "levels", "weight_prior", "reduction")
         settings = {name: getattr(vae, name) for name in names}
-        settings |= {"context_dim": vae.context_dim, "flow": None if vae.flow is None else layers_of(vae.flow)}
+        settings |= {"context_dim": vae.context_dim}
+        settings["flow"] = None if vae.flow is None else [type(layer).__name__ for layer in layers_of(vae.flow)]
         settings |= {"dtype": str(vae.prior_loc.dtype), "batch_size": self.batch_size}
         settings |= {"optimizer": type(self.optimizer).__name__, "learning_rate": self.learning_rate}
         settings |= self.options

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from ..kmeans import k_means
 from ..recording import DiscreteSite, seen_data
 from .program import Program
-
-_LLOYD_STEPS = 10
 
 
 def clusters_of(
@@ -29,7 +28,7 @@ def clusters_of(
         rows = torch.cat([r for _, r in members])
         if len(rows) < cardinality:
             continue
-        labels = torch.stack([_k_means(rows, cardinality, generator) for _ in range(restarts)])
+        labels = torch.stack([k_means(rows, cardinality, generator=generator) for _ in range(restarts)])
         parts = labels.split([len(r) for _, r in members], 1)
         found |= {site.name: part for (site, _), part in zip(members, parts, strict=True)}
     return found
@@ -55,30 +54,6 @@ def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
             rows = rows.reshape(rows.shape[:depth].numel(), -1)
             columns.append(torch.where(rows.isfinite(), rows, torch.nan_to_num(rows.nanmean(0))))
     return torch.cat(columns, 1) if columns else None
-
-
-def _k_means(rows: Tensor, clusters: int, generator: torch.Generator) -> Tensor:
-    """Cluster labels by k-means++ seeding (Arthur and Vassilvitskii 2007) and a few Lloyd steps."""
-    rows = rows - rows.mean(0)
-    centres = rows[torch.randint(len(rows), (1,), generator=generator, device=rows.device)]
-    for _ in range(clusters - 1):
-        distance = _squared_distances(rows, centres).amin(1)
-        weight = distance.clamp(min=0) + torch.finfo(rows.dtype).tiny
-        pick = torch.searchsorted(
-            weight.cumsum(0), torch.rand(1, generator=generator, dtype=rows.dtype, device=rows.device) * weight.sum()
-        )
-        centres = torch.cat([centres, rows[pick.clamp(max=len(rows) - 1)]])
-    labels = _squared_distances(rows, centres).argmin(1)
-    for _ in range(_LLOYD_STEPS):
-        total = torch.zeros_like(centres).index_add_(0, labels, rows)
-        count = torch.bincount(labels, minlength=clusters).to(rows).unsqueeze(1)
-        centres = torch.where(count > 0, total / count.clamp(min=1), centres)
-        labels = _squared_distances(rows, centres).argmin(1)
-    return labels
-
-
-def _squared_distances(rows: Tensor, centres: Tensor) -> Tensor:
-    return (rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)
 
 
 __all__ = ["clusters_of"]

@@ -23,7 +23,6 @@ from .check import LARGEST_CHECK, check_recording
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Plate, Recording
 
-
 #: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
 ALONE = threading.RLock()
 

@@ -24,7 +24,7 @@ from ...checkpoint import Run
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError, CheckpointError, DataError, ModelError, check_count
 from ..trainer import Trainer, copied_state
-from .layers import NO_INVERSE, make_flow, push
+from .layers import NO_INVERSE, layers_of, make_flow, push
 
 __all__ = ["FlowDensity", "FlowFit", "FlowTraining"]
 
@@ -306,7 +306,7 @@ class FlowTraining:
 
     def _term_error(self, step: int, row: Tensor) -> ModelError:
         column = int((~row.isfinite()).nonzero()[0])
-        layers = [type(part).__name__ for part in getattr(self.density.flow, "parts", [self.density.flow])]
+        layers = [type(part).__name__ for part in layers_of(self.density.flow)]
         names = [f"the log-determinant of layer {k} ({layer})" for k, layer in enumerate(layers, 1)]
         name = ["the units", *names, "the density of the noise", "their sum"][column]
         return _broken(f"{row[-1].item()} at step {step}, first in {name}")
@@ -342,7 +342,7 @@ class FlowTraining:
         layers = [
             # The order of Pyro's Permute is drawn where none is given, and is no part of the module's state.
             [type(part).__name__, getattr(part, "permutation", None)]
-            for part in getattr(self.density.flow, "parts", [self.density.flow])
+            for part in layers_of(self.density.flow)
         ]
         shapes = {name: list(value.shape) for name, value in self.density.state_dict().items()}
         return {"flow": layers, "parameter shapes": shapes, "data": self.data, "held_out": self.held_out}

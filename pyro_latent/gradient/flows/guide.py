@@ -19,7 +19,7 @@ from torch.distributions import Transform, biject_to
 
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError
-from .layers import FLOWS, ElementwiseAffine, Flow, make_flow
+from .layers import FLOWS, ElementwiseAffine, Flow, layers_of, make_flow
 
 __all__ = ["FlowGuide"]
 
@@ -72,7 +72,7 @@ class FlowGuide(AutoNormalizingFlow):
         super()._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
         flow = self._init_transform_fn(self.latent_dim)
-        parts = [*getattr(flow, "parts", [flow]), ElementwiseAffine(loc, self._init_scale)]
+        parts = [*layers_of(flow), ElementwiseAffine(loc, self._init_scale)]
         self.transform = Flow(parts).to(loc)
 
     @property

@@ -22,7 +22,17 @@ from torch.distributions.utils import _sum_rightmost
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError, check_count
 
-__all__ = ["FLOWS", "NO_INVERSE", "ElementwiseAffine", "ElementwiseSpline", "Flow", "Reverse", "make_flow", "push"]
+__all__ = [
+    "FLOWS",
+    "NO_INVERSE",
+    "ElementwiseAffine",
+    "ElementwiseSpline",
+    "Flow",
+    "Reverse",
+    "layers_of",
+    "make_flow",
+    "push",
+]
 
 
 class ElementwiseAffine(TransformModule):
@@ -197,6 +207,11 @@ def make_flow(
     return Flow(layers) if context_dim is None else _ConditionalFlow(layers)
 
 
+def layers_of(flow: Any) -> list[Any]:
+    """The layers of a flow, with a context or without one; a single transform is its own layer."""
+    return list(getattr(flow, "parts", None) or getattr(flow, "transforms", None) or [flow])
+
+
 def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """Send vectors through a flow, layer by layer.
 
@@ -210,7 +225,7 @@ def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     Source: [2], det(J_f) = Π_k det(J_{f_k}).
     """
     terms = []
-    for part in getattr(flow, "parts", [flow]):
+    for part in layers_of(flow):
         moved = part(z)
         term = part.log_abs_det_jacobian(z, moved)
         terms.append(_sum_rightmost(term, max(term.dim() - z.dim() + 1, 0)))  # by coordinate, of an elementwise map

@@ -5,6 +5,7 @@ Source: ``docs/sources.md`` [2], "normalizing flows"; Rezende and Mohamed 2015.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -58,7 +59,9 @@ class FlowPosterior(dist.TransformedDistribution):
         self.flow = flow.condition(context) if conditional else flow
         super().__init__(dist.Normal(loc, scale).to_event(1), [self.flow], validate_args=validate_args)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> FlowPosterior:
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
+        if torch.Size(batch_shape) == self.batch_shape:
+            return self
         base = self.base_dist.expand(torch.Size(batch_shape)).base_dist
         return FlowPosterior(base.loc, base.scale, self.flow, validate_args=False)
 

@@ -1,0 +1,39 @@
+"""A mixture of K Gaussians: Bayesian (``model``, full or diagonal), or by maximum likelihood (``ml_model``).
+
+    weights ~ Dirichlet(a_0),  precision_k ~ Wishart(v_0, W_0),  mean_k | precision_k ~ N(m_0, (k_0 precision_k)⁻¹)
+    component_n ~ Categorical(weights),  x_n ~ N(mean_k, precision_k⁻¹) for k = component_n
+
+The priors have the names, meanings and defaults of scikit-learn's ``BayesianGaussianMixture``: a_0 is
+``weight_concentration_prior``, k_0 ``mean_precision_prior``, m_0 ``mean_prior``, v_0 ``degrees_of_freedom_prior``, and
+``covariance_prior`` is W_0⁻¹, so that the prior mean of a precision is v_0 W_0. With diagonal covariances each
+dimension has its own precision, Gamma(v_0 / 2, ``covariance_prior`` / 2), which is the Wishart of one dimension. (There
+scikit-learn takes E[log det precision] from a D-dimensional Wishart instead, so its diagonal fit is this model's only
+for D = 1.)
+
+The posterior is approximated by q(component) q(weights) q(mean, precision), the last factor Normal-Wishart, or
+Normal-Gamma where covariances are diagonal.
+
+The maximum-likelihood form has parameters instead of priors, and covariances that may also be shared (tied) or one
+number each (spherical): EM on it is the textbook's, and scikit-learn's ``GaussianMixture``.
+
+Source: [4] (29)-(44) for the mixture and EM, (75) and (89) for the updates; Bishop 2006 §9.2, §10.2.
+"""
+
+from .bayesian import guide, model, update_component, update_mean_precision, update_weights, updates
+from .likelihood import ml_model, ml_start
+from .priors import Covariance, default_priors
+from .starts import initial_responsibilities
+
+__all__ = [
+    "Covariance",
+    "default_priors",
+    "guide",
+    "initial_responsibilities",
+    "ml_model",
+    "ml_start",
+    "model",
+    "update_component",
+    "update_mean_precision",
+    "update_weights",
+    "updates",
+]

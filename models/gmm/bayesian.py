@@ -1,0 +1,340 @@
+"""The Bayesian mixture: model, closed-form updates, and a structured guide for ``SVI``.
+
+Source: [4] (29)-(35), (75), (89); Bishop 2006 §10.2.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
+
+import pyro
+import pyro.distributions as dist
+import torch
+from pyro.ops.indexing import Vindex
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
+
+from .priors import Covariance, Prior, Priors, check, complete_priors
+from .starts import initial_responsibilities, weighted_means
+
+Start: TypeAlias = Callable[[], tuple[dist.Dirichlet, NormalWishart | NormalGamma]]
+
+
+def model(
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    weight_concentration_prior: Prior = None,
+    mean_precision_prior: Prior = None,
+    mean_prior: Tensor | None = None,
+    degrees_of_freedom_prior: Prior = None,
+    covariance_prior: Tensor | None = None,
+) -> None:
+    """A Gaussian mixture; sites ``weights``, ``precision``, ``mean``, ``component`` and ``obs``.
+
+    ``weights`` has event shape ``[K]``. ``precision`` and ``mean`` are in plate ``components`` of size K, with event
+    shapes ``[D, D]`` (full) or ``[D]`` (diagonal) and ``[D]``. ``component``, marked for parallel enumeration, and
+    ``obs`` are in plate ``data`` of size N.
+
+    Args:
+        data: the points, shape ``[N, D]``, floating; its dtype and device are the model's.
+        num_components: K, at least 1.
+        covariance: ``"full"`` or ``"diagonal"``.
+        weight_concentration_prior: Dirichlet concentration of every component, scalar or ``[K]``; default 1 / K.
+        mean_precision_prior: how many points the prior of a mean is worth, scalar; default 1.
+        mean_prior: prior mean of the means, shape ``[D]``, in the unit of the data; default the data's mean.
+        degrees_of_freedom_prior: Wishart degrees of freedom, a scalar above D - 1 (full) or 0 (diagonal); default D.
+        covariance_prior: inverse scale of the precisions, shape ``[D, D]`` (full) or ``[D]`` (diagonal), in the unit
+            of the data squared; default the empirical covariance or variance, divisor N - 1.
+
+    A default prior depends on the points passed. With minibatches pass ``**default_priors(...)`` of all the data.
+
+    Raises:
+        DataError: if the data is not a floating ``[N, D]`` tensor with N, D >= 1, or has no empirical covariance.
+        ValueError: if K, ``covariance`` or a prior is not as above.
+
+    Source: [4] (29)-(35), Bishop 2006 (10.37)-(10.40).
+    """
+    priors = complete_priors(
+        data,
+        num_components,
+        covariance,
+        weight_concentration_prior=weight_concentration_prior,
+        mean_precision_prior=mean_precision_prior,
+        mean_prior=mean_prior,
+        degrees_of_freedom_prior=degrees_of_freedom_prior,
+        covariance_prior=covariance_prior,
+    )
+    weights = pyro.sample("weights", dist.Dirichlet(priors.weight_concentration))
+    with pyro.plate("components", num_components):
+        precision = pyro.sample("precision", _prior_of_precision(priors, covariance))
+        mean = pyro.sample("mean", _normal(priors.mean, priors.mean_precision * precision, covariance))
+    with pyro.plate("data", len(data)):
+        component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        loc = _of_component(mean, component, 1)
+        chosen = _of_component(precision, component, 2 if covariance == "full" else 1)
+        pyro.sample("obs", _normal(loc, chosen, covariance), obs=data)
+
+
+def _prior_of_precision(priors: Priors, covariance: Covariance) -> Any:
+    if covariance == "full":
+        return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=inverse(priors.covariance))
+    return dist.Gamma(priors.degrees_of_freedom / 2, priors.covariance / 2).to_event(1)
+
+
+def _normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> Any:
+    """A normal of event shape ``[D]``, whose precision is ``[..., D, D]`` (full) or ``[..., D]``."""
+    if covariance == "full":
+        return dist.MultivariateNormal(loc, precision_matrix=precision)
+    return dist.Normal(loc, precision.rsqrt()).to_event(1)
+
+
+def _of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
+    """Each point's ``parameter[component]``, also where particles of ``Trace_ELBO`` add dimensions on the left.
+
+    ``parameter`` is ``[..., K] + event``. The new dimension stands for the plate of points.
+    """
+    batched = parameter.unsqueeze(-2 - event_dim)
+    return Vindex(batched)[(..., component, *[slice(None)] * event_dim)]
+
+
+def update_component(
+    q: Mapping[Any, Any],
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    **priors: Prior,
+) -> dist.Categorical:
+    """Update of q(component): the responsibilities, proportional to exp E[log weight_k + log N(x_n | component k)].
+
+    Args:
+        q: current posteriors; ``q["weights"]`` and ``q[("mean", "precision")]`` are read.
+        data: the points, shape ``[N, D]``.
+        num_components: K.
+        covariance: ``"full"`` or ``"diagonal"``.
+        **priors: the model's priors; not needed here.
+
+    Returns:
+        A Categorical of batch shape ``[N]``, ``probs`` of shape ``[N, K]``.
+
+    Source: [4] (75), Bishop 2006 (10.46)-(10.49), (10.64)-(10.66).
+    """
+    check(data, num_components, covariance)
+    concentration = q["weights"].concentration
+    expected_log_weights = torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))
+    expected_log_density = _expected_log_density_full if covariance == "full" else _expected_log_density_diagonal
+    logits = expected_log_weights + expected_log_density(data, q[("mean", "precision")])
+    return dist.Categorical(probs=logits.softmax(-1))
+
+
+def _expected_log_density_full(data: Tensor, block: NormalWishart) -> Tensor:
+    """E log N(x_n | mean_k, precision_k⁻¹) under a Normal-Wishart, shape ``[N, K]``."""
+    dim = data.shape[-1]
+    tril = torch.linalg.cholesky(block.covariance_matrix)
+    halves = (block.df.unsqueeze(-1) - torch.arange(dim, dtype=data.dtype, device=data.device)) / 2
+    expected_log_det = (
+        torch.digamma(halves).sum(-1) + dim * math.log(2) + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
+    )
+    squares = torch.stack(
+        [((data - loc) @ factor).square().sum(-1) for loc, factor in zip(block.loc, tril, strict=True)], -1
+    )
+    expected_square = dim / block.precision_scaling + block.df * squares
+    return (expected_log_det - dim * math.log(2 * math.pi) - expected_square) / 2
+
+
+def _expected_log_density_diagonal(data: Tensor, block: NormalGamma) -> Tensor:
+    """Σ_d E log N(x_nd | mean_kd, 1 / precision_kd) under Normal-Gammas, shape ``[N, K]``."""
+    expected_log_precision = torch.digamma(block.concentration) - block.rate.log()
+    expected_precision = block.concentration / block.rate
+    squares = torch.stack(
+        [
+            ((data - loc).square() * precision).sum(-1)
+            for loc, precision in zip(block.loc, expected_precision, strict=True)
+        ],
+        -1,
+    )
+    constant = (expected_log_precision - math.log(2 * math.pi) - 1 / block.precision_scaling).sum(-1)
+    return (constant - squares) / 2
+
+
+def update_weights(
+    q: Mapping[Any, Any],
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    **priors: Prior,
+) -> dist.Dirichlet:
+    """Update of q(weights): Dirichlet(a_0 + Σ_n r_nk).
+
+    Args:
+        q: current posteriors; ``q["component"]`` is read.
+        data: the points, shape ``[N, D]``.
+        num_components: K.
+        covariance: ``"full"`` or ``"diagonal"``.
+        **priors: the model's priors.
+
+    Returns:
+        A Dirichlet of event shape ``[K]``.
+
+    Source: [4] (89), Bishop 2006 (10.51), (10.57)-(10.58).
+    """
+    prior = complete_priors(data, num_components, covariance, **priors)
+    return dist.Dirichlet(prior.weight_concentration + _scaled_responsibilities(q).sum(0))
+
+
+def update_mean_precision(
+    q: Mapping[Any, Any],
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    **priors: Prior,
+) -> NormalWishart | NormalGamma:
+    """Update of q(mean, precision): the conjugate posterior of each component, given its responsibilities.
+
+    Args:
+        q: current posteriors; ``q["component"]`` is read.
+        data: the points, shape ``[N, D]``.
+        num_components: K.
+        covariance: ``"full"`` or ``"diagonal"``.
+        **priors: the model's priors.
+
+    Returns:
+        A Normal-Wishart of batch shape ``[K]`` (full), or Normal-Gammas of batch shape ``[K, D]`` (diagonal).
+
+    Source: [4] (80), (89); Bishop 2006 (10.51)-(10.53), (10.59)-(10.63).
+    """
+    prior = complete_priors(data, num_components, covariance, **priors)
+    responsibilities = _scaled_responsibilities(q)
+    if covariance == "full":
+        return _normal_wishart(data, responsibilities, prior)
+    return _normal_gamma(data, responsibilities, prior)
+
+
+def _normal_wishart(data: Tensor, responsibilities: Tensor, prior: Priors) -> NormalWishart:
+    counts, means = weighted_means(data, responsibilities)
+    scatter = torch.stack(
+        [
+            ((data - mean) * weight.unsqueeze(-1)).mT @ (data - mean)
+            for mean, weight in zip(means, responsibilities.mT, strict=True)
+        ]
+    )
+    scaling, deviation = prior.mean_precision + counts, means - prior.mean
+    loc = prior.mean + (counts / scaling).unsqueeze(-1) * deviation
+    shrinkage = prior.mean_precision * counts / scaling
+    between = shrinkage[:, None, None] * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    scale_matrix = inverse(prior.covariance + scatter + between)
+    return NormalWishart(loc, scaling, prior.degrees_of_freedom + counts, scale_matrix)
+
+
+def _normal_gamma(data: Tensor, responsibilities: Tensor, prior: Priors) -> NormalGamma:
+    """A normal sample for each component and dimension, by the conjugate update of ``normal_gamma``."""
+    counts, means = weighted_means(data, responsibilities)
+    scatter = torch.stack(
+        [weight @ (data - mean).square() for mean, weight in zip(means, responsibilities.mT, strict=True)]
+    )
+    half = NormalGammaPrior(prior.mean, prior.mean_precision, prior.degrees_of_freedom / 2, prior.covariance / 2)
+    after = conjugate_parameters(half, Summary(counts.unsqueeze(-1), means, scatter))
+    return NormalGamma(*torch.broadcast_tensors(*after))
+
+
+def _scaled_responsibilities(q: Mapping[Any, Any]) -> Tensor:
+    """Responsibilities ``[N, K]``, times the scale of the plate of points."""
+    probs = q["component"].probs
+    scale = torch.as_tensor(getattr(q, "scales", {}).get("component", 1.0), dtype=probs.dtype)
+    return probs * scale.to(probs.device).unsqueeze(-1)
+
+
+def inverse(matrix: Tensor) -> Tensor:
+    """Inverse of positive definite matrices ``[..., D, D]``, symmetric to the last bit."""
+    inverse = torch.choleskyinverse(torch.linalg.cholesky(matrix))
+    return (inverse + inverse.mT) / 2
+
+
+updates: dict[str | tuple[str, str], Callable[..., Any]] = {
+    "component": update_component,
+    "weights": update_weights,
+    ("mean", "precision"): update_mean_precision,
+}
+"""The closed-form updates, for both kinds of covariance; Bishop 2006 §10.2.1."""
+
+
+def guide(
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    **priors: Prior,
+) -> None:
+    """Structured guide q(weights) q(mean, precision) for ``SVI``; ``component`` is left to ``TraceEnum_ELBO``.
+
+    Parameters: ``weight_concentration`` ``[K]``, ``mean_loc`` ``[K, D]``, ``mean_precision_scaling`` ``[K]``, and
+    ``precision_df`` ``[K]`` with ``precision_scale_tril`` ``[K, D, D]``, the Cholesky factor of the Wishart's scale
+    matrix (full), or ``precision_concentration`` ``[K]`` with ``precision_rate`` ``[K, D]`` (diagonal). They start at
+    the closed-form update for the clusters of :func:`initial_responsibilities`, drawn from torch's random state.
+
+    Args:
+        data: the points, shape ``[N, D]``.
+        num_components: K.
+        covariance: ``"full"`` or ``"diagonal"``.
+        **priors: the model's priors.
+
+    Raises:
+        DataError, ValueError: as :func:`model` does.
+
+    Source: Bishop 2006 (10.42), (10.57), (10.59).
+    """
+    start = functools.cache(lambda: _start(data, num_components, covariance=covariance, **priors))
+    complete_priors(data, num_components, covariance, **priors)
+    concentration = pyro.param(
+        "weight_concentration", lambda: start()[0].concentration, constraint=constraints.positive
+    )
+    pyro.sample("weights", dist.Dirichlet(concentration))
+    loc = pyro.param("mean_loc", lambda: start()[1].loc)
+    scaling = pyro.param("mean_precision_scaling", lambda: _scaling(start), constraint=constraints.positive)
+    with pyro.plate("components", num_components):
+        if covariance == "full":
+            precision = pyro.sample("precision", _wishart(start, data.shape[-1]))
+            pyro.sample("mean", _normal(loc, scaling[:, None, None] * precision, covariance))
+        else:
+            precision = pyro.sample("precision", _gammas(start))
+            pyro.sample("mean", _normal(loc, scaling.unsqueeze(-1) * precision, covariance))
+
+
+def _start(data: Tensor, num_components: int, **options: Any) -> tuple[dist.Dirichlet, NormalWishart | NormalGamma]:
+    """The updates of q(weights) and q(mean, precision) at clusters of the data."""
+    q = {"component": dist.Categorical(probs=initial_responsibilities(data, num_components))}
+    return update_weights(q, data, num_components, **options), update_mean_precision(q, data, num_components, **options)
+
+
+def _scaling(start: Start) -> Tensor:
+    """The precision scaling ``[K]``, which Normal-Gammas have for each dimension."""
+    block = start()[1]
+    return block.precision_scaling if isinstance(block, NormalWishart) else block.precision_scaling[:, 0].clone()
+
+
+def _wishart(start: Any, dim: int) -> dist.Wishart:
+    df = pyro.param("precision_df", lambda: start()[1].df, constraint=constraints.greater_than(dim - 1))
+    scale_tril = pyro.param(
+        "precision_scale_tril",
+        lambda: torch.linalg.cholesky(start()[1].covariance_matrix),
+        constraint=constraints.lower_cholesky,
+    )
+    return dist.Wishart(df, scale_tril=scale_tril)
+
+
+def _gammas(start: Any) -> Any:
+    concentration = pyro.param(
+        "precision_concentration", lambda: start()[1].concentration[:, 0].clone(), constraint=constraints.positive
+    )
+    rate = pyro.param("precision_rate", lambda: start()[1].rate, constraint=constraints.positive)
+    return dist.Gamma(concentration.unsqueeze(-1), rate).to_event(1)

@@ -1,0 +1,146 @@
+"""The priors of the Bayesian mixture: those that are given, checked, and scikit-learn's where none are."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple, TypeAlias
+
+import torch
+from torch import Tensor
+
+from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
+from pyro_latent.models.arguments import check_data
+
+Covariance: TypeAlias = Literal["full", "diagonal"]
+Prior: TypeAlias = float | Tensor | None
+
+
+class Priors(NamedTuple):
+    """The prior's parameters as tensors of the data's dtype.
+
+    ``weight_concentration`` is ``[K]``, ``mean`` ``[D]``, ``covariance`` ``[D, D]`` (full) or ``[D]`` (diagonal); the
+    others are scalars.
+    """
+
+    weight_concentration: Tensor
+    mean_precision: Tensor
+    mean: Tensor
+    degrees_of_freedom: Tensor
+    covariance: Tensor
+
+
+def default_priors(data: Tensor, num_components: int, covariance: Covariance = "full") -> dict[str, Tensor]:
+    """The priors that :func:`model` takes where none are given, by the model's names.
+
+    Args:
+        data: the points, shape ``[N, D]``.
+        num_components: K.
+        covariance: ``"full"`` or ``"diagonal"``.
+
+    Returns:
+        ``weight_concentration_prior`` 1 / K ``[K]``, ``mean_precision_prior`` 1 ``[]``, ``mean_prior`` ``[D]``,
+        ``degrees_of_freedom_prior`` D ``[]``, ``covariance_prior`` ``[D, D]`` or ``[D]``.
+
+    Raises:
+        DataError, ValueError: as :func:`model` does.
+
+    Source: scikit-learn, ``BayesianGaussianMixture``.
+    """
+    priors = complete_priors(data, num_components, covariance)
+    return {f"{name}_prior": value for name, value in priors._asdict().items()}
+
+
+def complete_priors(
+    data: Tensor,
+    num_components: int,
+    covariance: Covariance,
+    *,
+    weight_concentration_prior: Prior = None,
+    mean_precision_prior: Prior = None,
+    mean_prior: Prior = None,
+    degrees_of_freedom_prior: Prior = None,
+    covariance_prior: Prior = None,
+) -> Priors:
+    """The given priors checked, and the others at their defaults, in the data's dtype and on its device."""
+    check(data, num_components, covariance)
+    dim = data.shape[-1]
+    weights = _given("weight_concentration_prior", weight_concentration_prior, data, [], [num_components])
+    precision = _given("mean_precision_prior", mean_precision_prior, data, [])
+    for name, value in (("weight_concentration_prior", weights), ("mean_precision_prior", precision)):
+        if value is not None and not bool(((value > 0) & value.isfinite()).all()):
+            raise ArgumentError(f"Expected {name} to be positive and finite; got {value.tolist()}. Write {name}=1.0.")
+    mean = _given("mean_prior", mean_prior, data, [dim])
+    degrees = _given("degrees_of_freedom_prior", degrees_of_freedom_prior, data, [])
+    least = dim - 1 if covariance == "full" else 0
+    if degrees is not None and not bool(degrees > least):
+        raise ArgumentError(
+            f"Expected degrees_of_freedom_prior > {least} for {covariance} covariances in {dim} dimensions; "
+            f"got {degrees_of_freedom_prior}. Write degrees_of_freedom_prior={dim}, the default."
+        )
+    shape = [dim, dim] if covariance == "full" else [dim]
+    scale = _given("covariance_prior", covariance_prior, data, shape, note=f" for {covariance} covariances")
+    if scale is not None and not _is_positive_definite(scale):
+        raise ArgumentError(
+            f"Expected covariance_prior to be symmetric and positive definite; got {scale.tolist()}. Leave it out for "
+            "that of the data."
+        )
+    return Priors(
+        (data.new_tensor(1 / num_components) if weights is None else weights).expand(num_components),
+        data.new_ones(()) if precision is None else precision,
+        data.mean(0) if mean is None else mean,
+        data.new_tensor(float(dim)) if degrees is None else degrees,
+        empirical_covariance(data, covariance) if scale is None else scale,
+    )
+
+
+def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str = "") -> Tensor | None:
+    """A prior that is given, in the data's dtype and on its device; it has one of the shapes."""
+    if value is None:
+        return None
+    tensor = torch.as_tensor(value, dtype=data.dtype)
+    if list(tensor.shape) not in shapes:
+        raise ArgumentError(
+            f"Expected {name} of shape {shapes[-1]}{note}; got shape {list(tensor.shape)}. Leave it out, say."
+        )
+    return tensor.to(data.device)
+
+
+def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
+    """The covariance ``[D, D]`` (full) or the variances ``[D]`` of the data, divisor N - 1.
+
+    Raises:
+        DataError: if it is not positive definite.
+    """
+    if len(data) < 2:
+        raise DataError(
+            f"Expected at least 2 points for an empirical covariance; got {len(data)}. Give covariance_prior."
+        )
+    deviations = data - data.mean(0)
+    value = deviations.mT @ deviations if covariance == "full" else deviations.square().sum(0)
+    value = value / (len(data) - 1)
+    if not _is_positive_definite(value):
+        raise DataError(
+            "Expected data with a positive definite empirical covariance; a column is constant, depends on the others, "
+            "or is not finite. Drop it, or give covariance_prior."
+        )
+    return value
+
+
+def _is_positive_definite(value: Tensor) -> bool:
+    if value.dim() == 1:
+        return bool(((value > 0) & value.isfinite()).all())
+    if not torch.allclose(value, value.mT, rtol=1e-5):
+        return False
+    return int(torch.linalg.cholesky_ex(value).info) == 0
+
+
+def check(data: Tensor, num_components: int, covariance: str, allowed: tuple[str, ...] = ("full", "diagonal")) -> None:
+    """Check what every function of the mixture takes.
+
+    Raises:
+        DataError: if the data is not a floating ``[N, D]`` tensor with N, D >= 1.
+        ValueError: if K is no positive integer, or ``covariance`` none of the allowed ones.
+    """
+    advice = "Write torch.as_tensor(data).double(), and data.unsqueeze(-1) for points on a line."
+    check_data("data", data, "[N, D]", advice)
+    check_count("num_components", num_components)
+    check_choice("covariance", covariance, allowed)
