@@ -13,8 +13,6 @@ ROOT = Path(__file__).parent.parent
 LONGEST_FILE = 400
 #: Files over the limit, with why each is one thing.
 LONG_FILES = {
-    "models/vae/discrete.py": "autoencoders with categorical latents, relaxed and quantized, not yet apart",
-    "models/vae/model.py": "the autoencoder, its likelihoods not yet apart",
     "pyro_latent/recording/messengers.py": "the two runs that record",
 }
 

@@ -436,8 +436,8 @@ def test_a_network_that_overflows_stops_svi_before_the_step(make: Any, network: 
         (lambda: VQVAE(64, code_dim=2.5), r"Expected code_dim to be an integer of at least 1; got 2.5"),  # type: ignore[arg-type]
         (lambda: tiny()[0].elbo(tiny()[1], 0), "Expected num_samples to be an integer of at least 1; got 0"),
         (lambda: VQVAE(4, 2, 3).sample(0), "Expected num_samples to be an integer of at least 1; got 0"),
-        (lambda: DiscreteVAE(64, relaxation="soft"), "Expected relaxation to be one of"),  # type: ignore[arg-type]
-        (lambda: VQVAE(64, gradient="copy"), "Expected gradient to be one of"),  # type: ignore[arg-type]
+        (lambda: DiscreteVAE(64, relaxation="soft"), "Expected relaxation to be 'gumbel_softmax' or"),  # type: ignore[arg-type]
+        (lambda: VQVAE(64, gradient="copy"), "Expected gradient to be 'rotation' or"),  # type: ignore[arg-type]
         (lambda: VQVAE(64, commitment=-1.0), "Expected commitment >= 0; got -1.0"),
         (lambda: tiny()[0].guide(tiny()[1], 0.0), "Expected a temperature > 0; got 0.0. Use TemperatureSchedule"),
     ],

@@ -85,7 +85,7 @@ def model(
 
 def _prior_of_precision(priors: Priors, covariance: Covariance) -> Any:
     if covariance == "full":
-        return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=inverse(priors.covariance))
+        return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=_inverse(priors.covariance))
     return dist.Gamma(priors.degrees_of_freedom / 2, priors.covariance / 2).to_event(1)
 
 
@@ -232,7 +232,7 @@ def _normal_wishart(data: Tensor, responsibilities: Tensor, prior: Priors) -> No
     loc = prior.mean + (counts / scaling).unsqueeze(-1) * deviation
     shrinkage = prior.mean_precision * counts / scaling
     between = shrinkage[:, None, None] * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    scale_matrix = inverse(prior.covariance + scatter + between)
+    scale_matrix = _inverse(prior.covariance + scatter + between)
     return NormalWishart(loc, scaling, prior.degrees_of_freedom + counts, scale_matrix)
 
 
@@ -254,9 +254,9 @@ def _scaled_responsibilities(q: Mapping[Any, Any]) -> Tensor:
     return probs * scale.to(probs.device).unsqueeze(-1)
 
 
-def inverse(matrix: Tensor) -> Tensor:
+def _inverse(matrix: Tensor) -> Tensor:
     """Inverse of positive definite matrices ``[..., D, D]``, symmetric to the last bit."""
-    inverse = torch.choleskyinverse(torch.linalg.cholesky(matrix))
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
     return (inverse + inverse.mT) / 2
 
 

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import DataError, check_choice
 
 __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 
@@ -70,8 +70,7 @@ def load_mnist(
         FileNotFoundError: if a file is not there.
         DataError: if a file is not a whole IDX file, or images and labels do not fit together.
     """
-    if part not in _PARTS:
-        raise ArgumentError(f"Expected part to be 'train' or 'test'; got {part!r}. Write load_mnist(folder, 'test').")
+    check_choice("part", part, tuple(_PARTS))
     images = read_idx(_find(Path(folder), f"{_PARTS[part]}-images", "idx3-ubyte"))
     labels = read_idx(_find(Path(folder), f"{_PARTS[part]}-labels", "idx1-ubyte"))
     if images.dim() != 3 or labels.dim() != 1 or len(images) != len(labels) or images.dtype != torch.uint8:

@@ -31,10 +31,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent.distributions import forget_last_draw
-from pyro_latent.errors import ArgumentError, DataError, ModelError, check_count
+from pyro_latent.errors import ArgumentError, ModelError, check_choice, check_count
 from pyro_latent.gradient.flows import FlowPosterior
 
-from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network, channels_of, check_flow, check_iterable
+from .checks import check_flow, check_grey_values, check_images, check_levels, check_sizes
+from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network
 from .store import StoredModule
 
 __all__ = ["VAE", "Likelihood", "Reduction"]
@@ -136,16 +137,26 @@ class VAE(StoredModule):
         name: str = "",
     ) -> None:
         super().__init__(name)
-        _check_choice("network", network, get_args(Network))
-        hidden = DEFAULT_HIDDEN[network] if hidden is None else hidden
-        check_iterable("input_shape", input_shape)
-        check_iterable("hidden", hidden)
-        hidden = tuple(hidden)
-        _check_arguments(input_shape, latent_dim, hidden, likelihood, network, levels, weight_prior, reduction)
+        for choice, value, kind in (("network", network, Network), ("likelihood", likelihood, Likelihood)):
+            check_choice(choice, value, get_args(kind))
+        check_choice("reduction", reduction, get_args(Reduction))
+        input_shape = check_sizes("input_shape", input_shape)
+        hidden = check_sizes("hidden", DEFAULT_HIDDEN[network] if hidden is None else hidden)
+        check_count("latent_dim", latent_dim)
+        check_levels(likelihood, levels)
+        if not input_shape:
+            raise ArgumentError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
+        if network == "conv" and not hidden:
+            raise ArgumentError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
+        if weight_prior is not None and not 0 < weight_prior < math.inf:
+            raise ArgumentError(
+                f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}. Write "
+                "weight_prior=1.0, or None for a point estimate."
+            )
         if context_dim is not None:
             check_count("context_dim", context_dim)
         check_flow(flow, latent_dim, context_dim)
-        self.input_shape = tuple(input_shape)
+        self.input_shape = input_shape
         self.latent_dim = latent_dim
         self.hidden = hidden
         self.likelihood: Likelihood = likelihood
@@ -245,7 +256,7 @@ class VAE(StoredModule):
         loc, scale, *context = self.encoder(self._features(images))
         if self.flow is None:
             return _Independent(dist.Normal(loc, scale), 1)
-        return FlowPosterior(loc, scale, self.flow, *context, validate_args=False)
+        return FlowPosterior(loc, scale, self.flow, context[0] if context else None, validate_args=False)
 
     def pixels(self, z: Tensor, weights: Weights = None) -> Any:
         """p(x | z) of latent vectors ``[..., latent_dim]``: a distribution of event shape ``input_shape``.
@@ -344,7 +355,7 @@ class VAE(StoredModule):
         Raises:
             DataError: naming what was expected and what came.
         """
-        _check_images(self, images)
+        check_images(images, self.input_shape, self.likelihood, self.prior_loc)
 
     def check_values(self, images: Tensor) -> None:
         """Shape, dtype, device, and that every value is one that the likelihood allows; reads all values once.
@@ -353,87 +364,4 @@ class VAE(StoredModule):
             DataError: naming what was expected and what came.
         """
         self.check_images(images)
-        low, high = (float(v) for v in images.aminmax())
-        if math.isnan(low):
-            raise DataError(
-                f"Expected images without NaN; got {int(images.isnan().sum()):,} NaN among {images.numel():,} values. "
-                "Fill in missing pixels, or leave out their images."
-            )
-        most = {"bernoulli": 1.0, "gaussian": torch.inf, "categorical": (self.levels or 1) - 1.0}[self.likelihood]
-        least = -torch.inf if self.likelihood == "gaussian" else 0.0
-        if not (least <= low and high <= most) or low == -torch.inf or high == torch.inf:
-            fix = {
-                "bernoulli": "Divide by the largest value, or write likelihood='gaussian'.",
-                "gaussian": "Remove what is not finite.",
-                "categorical": "Give levels= the number of grey levels.",
-            }[self.likelihood]
-            wanted = "finite images" if self.likelihood == "gaussian" else f"images in [0, {most:g}]"
-            raise DataError(
-                f"Expected {wanted} for likelihood={self.likelihood!r}; got values from {low:g} to {high:g}. {fix}"
-            )
-
-
-def _check_images(vae: VAE, images: Tensor) -> None:
-    if not isinstance(images, Tensor):
-        raise DataError(f"Expected images as a tensor; got {type(images).__name__}. Write torch.as_tensor(images).")
-    wanted = vae.prior_loc
-    if tuple(images.shape[1:]) != vae.input_shape or images.dim() == 0 or len(images) == 0:
-        raise DataError(
-            f"Expected images of shape [M, {', '.join(map(str, vae.input_shape))}] with M >= 1; got shape "
-            f"{list(images.shape)}. Reshape them, or make the VAE with their input_shape."
-        )
-    integer = not images.is_floating_point() and not images.is_complex() and images.dtype != torch.bool
-    if vae.likelihood == "categorical" and not integer:
-        raise DataError(
-            f"Expected integer grey levels for likelihood='categorical'; got dtype {images.dtype}. Write images.long()."
-        )
-    if vae.likelihood != "categorical" and images.dtype != wanted.dtype:
-        cast = "images.float()" if wanted.dtype == torch.float32 else f"images.to({wanted.dtype})"
-        fix = f"{cast} / 255" if images.dtype == torch.uint8 else f"images.to({wanted.dtype}), or vae.double()"
-        raise DataError(f"Expected images of the VAE's dtype {wanted.dtype}; got {images.dtype}. Write {fix}.")
-    if images.device != wanted.device:
-        raise DataError(
-            f"Expected images on the VAE's device {wanted.device}; got {images.device}. Write vae.to(images.device)."
-        )
-
-
-def _check_choice(name: str, value: object, allowed: Sequence[str]) -> None:
-    if value not in allowed:
-        raise ArgumentError(
-            f"Expected {name} to be {' or '.join(map(repr, allowed))}; got {value!r}. Write {name}={allowed[0]!r}."
-        )
-
-
-def _check_arguments(
-    input_shape: Sequence[int],
-    latent_dim: int,
-    hidden: Sequence[int],
-    likelihood: str,
-    network: str,
-    levels: int | None,
-    weight_prior: float | None,
-    reduction: str,
-) -> None:
-    _check_choice("likelihood", likelihood, get_args(Likelihood))
-    _check_choice("reduction", reduction, get_args(Reduction))
-    sizes = {"input_shape": input_shape, "latent_dim": [latent_dim], "hidden": hidden}
-    for name, values in sizes.items():
-        if not all(isinstance(v, int) and not isinstance(v, bool) and v >= 1 for v in values):
-            example = {"input_shape": "(28, 28)", "latent_dim": "2", "hidden": "(400,)"}[name]
-            raise ArgumentError(f"Expected {name} of integers >= 1; got {values}. Write {name}={example}, say.")
-    if not input_shape:
-        raise ArgumentError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
-    if network == "conv":
-        channels_of(input_shape)
-        if not hidden:
-            raise ArgumentError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
-    if (likelihood == "categorical") != (levels is not None) or (levels is not None and levels < 2):
-        raise ArgumentError(
-            f"Expected levels >= 2 with likelihood='categorical' and no levels with another; got levels={levels!r} "
-            f"with likelihood={likelihood!r}. Write likelihood='categorical', levels=16, or leave out levels."
-        )
-    if weight_prior is not None and not 0 < weight_prior < float("inf"):
-        raise ArgumentError(
-            f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}. Write "
-            "weight_prior=1.0, or None for a point estimate."
-        )
+        check_grey_values(images, self.likelihood, self.levels)

@@ -10,15 +10,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Sequence
-from typing import Any, Literal, TypeAlias
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
 
-import torch
 from torch import Tensor, nn
-from torch.distributions import Transform
 
-from pyro_latent.distributions import forget_last_draw
-from pyro_latent.errors import ArgumentError, ArgumentTypeError
+from pyro_latent.errors import ArgumentError
 
 __all__ = ["Decoder", "Encoder", "Linear", "Network"]
 
@@ -67,7 +64,7 @@ class Encoder(nn.Module):
         if network == "conv":
             body, width = _convolutions(input_shape, hidden), math.prod(_sizes(input_shape, hidden)[-1]) * hidden[-1]
         else:
-            body, width = _layers(math.prod(input_shape), hidden), [math.prod(input_shape), *hidden][-1]
+            body, width = layers(math.prod(input_shape), hidden), [math.prod(input_shape), *hidden][-1]
         self.body = body
         self.sizes = [latent_dim, latent_dim, *([] if context_dim is None else [context_dim])]
         self.head = Linear(width, sum(self.sizes))
@@ -104,7 +101,7 @@ class Decoder(nn.Module):
             self.body: nn.Module = nn.Sequential(Linear(latent_dim, hidden[-1] * math.prod(smallest)), nn.ReLU())
             self.head: nn.Module = _transposed(input_shape, hidden, levels, smallest)
         else:
-            self.body = _layers(latent_dim, widths[1:])
+            self.body = layers(latent_dim, widths[1:])
             self.head = Linear(widths[-1], math.prod(input_shape) * levels)
         self.convolutional = network == "conv"
 
@@ -123,67 +120,6 @@ class Decoder(nn.Module):
         return values.reshape(*batch, *self.input_shape, self.levels)
 
 
-def check_iterable(name: str, value: object) -> None:
-    """One number is no sequence of them.
-
-    Raises:
-        TypeError: with how to write it.
-    """
-    if not isinstance(value, Iterable):
-        raise ArgumentTypeError(
-            f"Expected {name} to be a sequence of integers; got {value!r}. Write {name}=({value!r},)."
-        )
-
-
-def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
-    """The flow maps vectors of the latent dimension, and has a context where one is given.
-
-    Raises:
-        TypeError: if it is no transform.
-        ValueError: if its dimension or its context does not fit.
-    """
-    if flow is None:
-        if context_dim is not None:
-            raise ArgumentError(
-                f"Expected a conditional flow with context_dim={context_dim}; got no flow. Write flow=."
-            )
-        return
-    conditional = hasattr(flow, "condition")
-    if not conditional and not isinstance(flow, Transform):
-        raise ArgumentTypeError(
-            f"Expected flow to be a transform or a conditional one; got {type(flow).__name__}. Write "
-            f"flow=make_flow('affine_coupling', {latent_dim}), of pyro_latent.gradient.flows."
-        )
-    if conditional != (context_dim is not None):
-        wanted, fix = (
-            ("context_dim with a conditional flow", "Write context_dim=, with the flow's")
-            if conditional
-            else ("no context_dim with a flow that has no context", f"Write make_flow(..., context_dim={context_dim})")
-        )
-        raise ArgumentError(f"Expected {wanted}; got context_dim={context_dim}. {fix}.")
-    _try(flow, latent_dim, context_dim)
-
-
-@torch.no_grad()
-def _try(flow: Any, latent_dim: int, context_dim: int | None) -> None:
-    """Send one vector through, so that a flow of another dimension is found before the first step."""
-    like = next(iter(flow.parameters()), torch.zeros(())) if isinstance(flow, nn.Module) else torch.zeros(())
-    try:
-        given = flow if context_dim is None else flow.condition(like.new_zeros(1, context_dim))
-        shape = list(given(like.new_zeros(1, latent_dim)).shape)
-    except (RuntimeError, IndexError) as error:
-        shape, reason = [], f" ({str(error).splitlines()[0]})"
-    else:
-        reason = ""
-    forget_last_draw(flow)
-    if shape != [1, latent_dim]:
-        context = "" if context_dim is None else f" and a context of {context_dim} elements"
-        raise ArgumentError(
-            f"Expected a flow of vectors of latent_dim={latent_dim} elements{context}; got one that does not take "
-            f"them{reason}. Make the flow with the VAE's numbers."
-        )
-
-
 def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
     """Channels, height and width of images of this shape; a plane has one channel.
 
@@ -199,12 +135,12 @@ def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def _layers(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    widths = [inputs, *hidden]
-    layers: list[nn.Module] = []
-    for before, after in itertools.pairwise(widths):
-        layers += [Linear(before, after), nn.ReLU()]
-    return nn.Sequential(*layers)
+def layers(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
+    """Fully connected layers, each with rectified outputs."""
+    made: list[nn.Module] = []
+    for before, after in itertools.pairwise([inputs, *hidden]):
+        made += [Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*made)
 
 
 def _sizes(input_shape: Sequence[int], hidden: Sequence[int]) -> list[tuple[int, int]]:

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, get_args
 
 import torch
 from pyro.distributions.util import scale_and_mask
@@ -25,7 +25,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_latent.errors import ArgumentError, ModelError, check_count
+from pyro_latent.errors import ArgumentError, ModelError, check_choice, check_count
 from pyro_latent.gradient.elbos import OneLossELBO, divergence
 
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
@@ -107,11 +107,7 @@ class VAE_ELBO(OneLossELBO):
     ) -> None:
         check_count("num_particles", num_particles)
         super().__init__(num_particles=num_particles, max_plate_nesting=1, vectorize_particles=num_particles > 1)
-        if estimator not in ("A", "B"):
-            raise ArgumentError(
-                f"Expected estimator to be 'A' or 'B'; got {estimator!r}. Write 'B' for KL divergences in closed form, "
-                "'A' to take them at the draws."
-            )
+        check_choice("estimator", estimator, get_args(Estimator))
         self.closed_form = estimator == "B"
         self.kl_weight = kl_weight
         self.free_bits = _not_negative("free_bits", free_bits)

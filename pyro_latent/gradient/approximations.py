@@ -30,7 +30,7 @@ from pyro.ops.hessian import hessian
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError
+from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, check_choice
 from ..particles import Weights, check_no_subsample, sample_sites
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
@@ -227,10 +227,7 @@ def moment_matching(
 
     Source: [1], "if we minimised KL(p ‖ q)"; Bishop 2006 (10.16)-(10.17), §10.7.
     """
-    if covariance not in ("full", "diagonal"):
-        raise ArgumentError(
-            f"Expected covariance to be 'full' or 'diagonal'; got {covariance!r}. Write 'diagonal' for a factorised q."
-        )
+    check_choice("covariance", covariance, ("full", "diagonal"))
     values, weights = _weighted_draws(samples)
     draws = _unconstrained(model, values, args, kwargs)
     weights = torch.full_like(draws[:, 0], 1 / len(draws)) if weights is None else weights.to(draws)

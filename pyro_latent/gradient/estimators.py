@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from pyro.infer import ELBO
+from pyro.infer import Trace_ELBO
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
@@ -94,7 +94,7 @@ def estimator_variance(
     model: Callable[..., Any],
     guide: Callable[..., Any],
     *args: Any,
-    estimators: Mapping[str, ELBO] | None = None,
+    estimators: Mapping[str, Any] | None = None,
     num_samples: int = 1000,
     **kwargs: Any,
 ) -> EstimatorReport:
@@ -135,7 +135,7 @@ def estimator_variance(
     return EstimatorReport(tuple(found), {name: str(error) for name, error in misfits.items()})
 
 
-def _default() -> dict[str, ELBO]:
+def _default() -> dict[str, Trace_ELBO]:
     return {
         "pathwise (A)": PathwiseELBO(),
         "closed-form KL (B)": AnalyticKLELBO(),
@@ -177,7 +177,8 @@ def _estimate(loss: Callable[[], Any]) -> tuple[Tensor, dict[str, Tensor]]:
 
 def _statistics(name: str, loss: Callable[[], Any], num_samples: int) -> EstimatorStatistics:
     """Means and variances by Welford's recursion, in float64: no cancellation where the mean is large."""
-    of_loss, of_gradient = WelfordCovariance(), {}
+    of_loss = WelfordCovariance()
+    of_gradient: dict[str, WelfordCovariance] = {}
     for _ in range(num_samples):
         value, gradients = _estimate(loss)
         of_loss.update(value.double())
