@@ -450,11 +450,11 @@ def test_wrong_arguments_are_named(make: Any, words: str) -> None:
 @pytest.mark.parametrize(
     ("images", "words"),
     [
-        (torch.zeros(5, 3), r"Expected floating images of shape \[N, 4\] with .*; got torch.float32 \[5, 3\]. Flatten"),
-        (torch.zeros(0, 4), r"Expected floating images of shape \[N, 4\] with N >= 1; got torch.float32 \[0, 4\]"),
+        (torch.zeros(5, 3), r"Expected images of shape \[M, 4\] with .*; got shape \[5, 3\]. Reshape"),
+        (torch.zeros(0, 4), r"Expected images of shape \[M, 4\] with M >= 1; got shape \[0, 4\]"),
         (torch.zeros(5, 4, dtype=torch.uint8), "got torch.uint8"),
-        (torch.full((5, 4), 16.0), r"Expected grey levels in \[0, 1\]; got others. Divide"),
-        (torch.full((5, 4), math.nan), "Expected grey levels"),
+        (torch.full((5, 4), 16.0), r"Expected images in \[0, 1\] .* got values from 16 to 16. Divide"),
+        (torch.full((5, 4), math.nan), "Expected images without NaN; got 20 NaN"),
     ],
 )
 def test_images_that_do_not_fit_are_named(images: Tensor, words: str) -> None:

@@ -52,7 +52,7 @@ def check_images(images: Any, input_shape: tuple[int, ...], likelihood: str, lik
     if tuple(images.shape[1:]) != input_shape or images.dim() == 0 or len(images) == 0:
         raise DataError(
             f"Expected images of shape [M, {', '.join(map(str, input_shape))}] with M >= 1; got shape "
-            f"{list(images.shape)}. Reshape them, or make the VAE with their input_shape."
+            f"{list(images.shape)}. Reshape them, or make the autoencoder for their shape."
         )
     if likelihood == "categorical":
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
@@ -83,7 +83,7 @@ def check_grey_values(images: Tensor, likelihood: str, levels: int | None) -> No
             "Fill in missing pixels, or leave out their images."
         )
     least, most, fix = {
-        "bernoulli": (0.0, 1.0, "Divide by the largest value, or write likelihood='gaussian'."),
+        "bernoulli": (0.0, 1.0, "Divide by the largest value, or write VAE(..., likelihood='gaussian')."),
         "gaussian": (-math.inf, math.inf, "Remove what is not finite."),
         "categorical": (0.0, (levels or 1) - 1.0, "Give levels= the number of grey levels."),
     }[likelihood]

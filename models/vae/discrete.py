@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
 
-from .checks import check_sizes
+from .checks import check_grey_values, check_images, check_sizes
 from .network import layers
 from .quantizer import CodeGradient, Quantized, VectorQuantizer, rotate_gradient, straight_through
 from .store import NonFiniteLossError, StoredModule
@@ -152,15 +152,9 @@ class _CodeAutoencoder(StoredModule):
         return outputs
 
     def _check(self, images: Tensor) -> None:
-        if not images.is_floating_point() or tuple(images.shape[1:]) != (self.num_pixels,) or not len(images):
-            raise DataError(
-                f"Expected floating images of shape [N, {self.num_pixels}] with N >= 1; got {images.dtype} "
-                f"{list(images.shape)}. Flatten each image, and divide by the largest grey level."
-            )
-        if is_validation_enabled() and not bool(((images >= 0) & (images <= 1)).all()):
-            found = "NaN" if bool(images.isnan().any()) else "others"
-            fix = "Fill in missing pixels" if found == "NaN" else "Divide by the largest grey level"
-            raise DataError(f"Expected grey levels in [0, 1]; got {found}. {fix}.")
+        check_images(images, (self.num_pixels,), "bernoulli", next(self.parameters()))
+        if is_validation_enabled():
+            check_grey_values(images, "bernoulli", None)
 
     def _plate(self, images: Tensor, num_data: int | None) -> Any:
         """A plate over the images of a minibatch of ``num_data``, all of them if None."""

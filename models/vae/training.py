@@ -25,6 +25,7 @@ from pyro_latent.checkpoint import Run
 from pyro_latent.errors import ArgumentError, ArgumentTypeError, check_count
 from pyro_latent.gradient.flows.layers import layers_of
 from pyro_latent.gradient.trainer import Trainer
+from pyro_latent.particles import seeded
 
 from .model import VAE
 from .objective import VAE_ELBO, Estimator, Terms
@@ -271,10 +272,8 @@ class _Training:
     def _validate(self, images: Tensor) -> float:
         """``reconstruction - kl`` for each image, from the same draws each time; the random state stays as it was."""
         elbo = VAE_ELBO("B" if self.vae.flow is None else "A")
-        devices = [images.device] if images.device.type == "cuda" else []
         total = torch.zeros((), dtype=torch.float64, device=images.device)
-        with torch.random.fork_rng(devices), torch.no_grad():
-            torch.manual_seed(0)
+        with seeded(0):
             for batch in images.split(max(self.batch_size, 1000)):
                 terms = elbo.terms(self.vae._model, self.vae._guide, batch, None, None)
                 size = len(batch) if self.vae.reduction == "mean" else 1

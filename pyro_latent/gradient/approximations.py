@@ -32,6 +32,7 @@ from torch.distributions import biject_to
 
 from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, check_choice
 from ..particles import Weights, check_no_subsample, sample_sites
+from .trainer import descend_quasi_newton
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
 
@@ -141,7 +142,11 @@ def laplace(
     with poutine.block():
         guide(*args, **kwargs)
     check_no_subsample(_traces(guide, args, kwargs)[1])
-    _climb(guide, args, kwargs, max_steps)
+    tiny = torch.finfo(guide.loc.dtype).eps
+    tolerances = {"tolerance_grad": tiny, "tolerance_change": tiny}
+    descend_quasi_newton(
+        [guide.loc], lambda: _negative_log_density(guide, args, kwargs), max_iter=max_steps, **tolerances
+    )
     loss = _negative_log_density(guide, args, kwargs)
     curvature = hessian(loss, guide.loc).detach()
     eigenvalues = torch.linalg.eigvalsh(curvature)
@@ -153,26 +158,6 @@ def laplace(
     log_volume = len(eigenvalues) / 2 * math.log(2 * math.pi) - eigenvalues.log().sum().item() / 2
     result.log_evidence = log_volume - loss.item()
     return result
-
-
-def _climb(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], max_steps: int) -> None:
-    """Move the location of a delta guide to a mode."""
-    smallest = torch.finfo(guide.loc.dtype).eps
-    optimizer = torch.optim.LBFGS(
-        [guide.loc],
-        max_iter=max_steps,
-        tolerance_grad=smallest,
-        tolerance_change=smallest,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        loss = _negative_log_density(guide, args, kwargs)
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)
 
 
 def _check_mode(gradient: Tensor, curvature: Tensor, eigenvalues: Tensor) -> None:

@@ -17,10 +17,11 @@ Source: ``docs/sources.md``, [4] (149)-(154); Kingma and Welling 2014; Roeder, W
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from typing import Any
 
 import torch
+from pyro import poutine
 from pyro.distributions.util import is_identically_zero, scale_and_mask
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.util import MultiFrameTensor
@@ -31,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from ..errors import ArgumentError, ModelError
-from ..particles import is_delta
+from ..particles import is_delta, sample_sites
 
 __all__ = [
     "AnalyticKLELBO",
@@ -42,7 +43,8 @@ __all__ = [
     "divergence",
 ]
 
-Site = dict[str, Any]
+Site = Mapping[str, Any]
+Traces = tuple[poutine.Trace, poutine.Trace]
 
 
 class OneLossELBO(Trace_ELBO):
@@ -107,7 +109,7 @@ class PathwiseELBO(Trace_ELBO):
     Source: [4] (150)-(152).
     """
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         return model_trace, guide_trace
@@ -125,7 +127,7 @@ class StickingTheLandingELBO(PathwiseELBO):
     Source: Roeder, Wu and Duvenaud 2017, §3.
     """
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[Any, Any]:
+    def _differentiable_loss_particle(self, model_trace: poutine.Trace, guide_trace: poutine.Trace) -> tuple[Any, Any]:
         loss, surrogate = super()._differentiable_loss_particle(model_trace, guide_trace)
         for site in _latent_sites(guide_trace):
             if not is_delta(site["fn"]):
@@ -149,17 +151,19 @@ class AnalyticKLELBO(TraceMeanField_ELBO):
     Source: [4] (148), (153).
     """
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         _require_no_auxiliary(model_trace, guide_trace)
         return model_trace, guide_trace
 
-    def _differentiable_loss_particle(self, model_trace: Any, guide_trace: Any) -> tuple[float, Tensor]:
+    def _differentiable_loss_particle(
+        self, model_trace: poutine.Trace, guide_trace: poutine.Trace
+    ) -> tuple[float, Tensor]:
         elbo = torch.zeros(())
-        for name, site in _sample_sites(model_trace):
+        for name, site in sample_sites(model_trace).items():
             elbo = elbo + (site["log_prob_sum"] if site["is_observed"] else -_kl(guide_trace.nodes[name], site))
-        for _, site in _sample_sites(guide_trace):
+        for site in sample_sites(guide_trace).values():
             if site["is_observed"]:  # a factor
                 elbo = elbo - site["log_prob_sum"]
         return -elbo.item(), -elbo
@@ -232,15 +236,11 @@ class _DetachedDraws(Messenger):
         msg["done"] = True
 
 
-def _sample_sites(trace: Any) -> Iterator[tuple[str, Site]]:
-    return ((name, site) for name, site in trace.nodes.items() if site["type"] == "sample")
+def _latent_sites(trace: poutine.Trace) -> list[Site]:
+    return [site for site in sample_sites(trace).values() if not site["is_observed"]]
 
 
-def _latent_sites(trace: Any) -> Iterator[Site]:
-    return (site for _, site in _sample_sites(trace) if not site["is_observed"])
-
-
-def _require_reparameterized(guide_trace: Any, estimator: str) -> None:
+def _require_reparameterized(guide_trace: poutine.Trace, estimator: str) -> None:
     for site in _latent_sites(guide_trace):
         if not site["fn"].has_rsample or not is_identically_zero(site["score_parts"].score_function):
             raise ModelError(
@@ -249,7 +249,7 @@ def _require_reparameterized(guide_trace: Any, estimator: str) -> None:
             )
 
 
-def _require_no_auxiliary(model_trace: Any, guide_trace: Any) -> None:
+def _require_no_auxiliary(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> None:
     for site in _latent_sites(guide_trace):
         if site["name"] not in model_trace:
             raise ModelError(
@@ -279,28 +279,28 @@ def _equal(q: Any, p: Any) -> bool:
     return q is not None and p is not None and bool((torch.as_tensor(q) == torch.as_tensor(p)).all())
 
 
-def _weights(model_trace: Any, guide_trace: Any) -> dict[str, Tensor]:
+def _weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Tensor]:
     """By guide site, log p - log q summed over all but the site's own plates: constants, shaped like those plates.
 
     Pyro's own sum leaves out auxiliary sites of the guide; they count.
     """
     terms = MultiFrameTensor()
     for trace, sign in ((model_trace, 1), (guide_trace, -1)):
-        for _, site in _sample_sites(trace):
+        for site in sample_sites(trace).values():
             terms.add((site["cond_indep_stack"], sign * site["log_prob"].detach()))
     sites = [site for site in _latent_sites(guide_trace) if not is_delta(site["fn"])]
     return {site["name"]: torch.as_tensor(terms.sum_to(site["cond_indep_stack"])) for site in sites}
 
 
-def _score_function_terms(traces: tuple[Any, Any], weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _score_function_terms(traces: Traces, weights: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     """The ELBO's value, and a scalar whose derivative is the estimate of its gradient.
 
     That of log q itself, at constant z, has mean zero, and is left out.
     """
     model_trace, guide_trace = traces
-    log_joint: Any = sum((site["log_prob_sum"] for _, site in _sample_sites(model_trace)), torch.zeros(()))
+    log_joint: Any = sum((site["log_prob_sum"] for site in sample_sites(model_trace).values()), torch.zeros(()))
     value, surrogate = log_joint, log_joint
-    for name, site in _sample_sites(guide_trace):
+    for name, site in sample_sites(guide_trace).items():
         value = value - site["log_prob_sum"]
         if name in weights:
             surrogate = surrogate + (weights[name] * site["unscaled_log_prob"]).sum()

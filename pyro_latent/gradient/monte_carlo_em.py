@@ -11,6 +11,7 @@ Source: ``docs/sources.md`` [4] §3, where it is the alternative that the VAE is
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from os import PathLike
@@ -27,6 +28,7 @@ from ..checkpoint import Run, restore_random_state
 from ..errors import ModelError, PyroLatentError, check_count
 from ..particles import LogJoint, ProgramRunner, Target
 from ..recording import check_identity, identity_of_call
+from .trainer import descend_quasi_newton
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
 
@@ -213,19 +215,10 @@ class MonteCarloEM:
         """Raise the estimate of Q over unconstrained parameters; returns minus its value at the end."""
         names = self._names(log_joint.target.call.args, log_joint.target.call.kwargs)
         leaves = [pyro.get_param_store()._params[name] for name in names]
-        optimizer = torch.optim.LBFGS(leaves, max_iter=self.gradient_steps, line_search_fn="strong_wolfe")
-
-        def closure() -> Tensor:
-            optimizer.zero_grad()
-            loss = -log_joint(values).mean()
-            loss.backward()
-            return loss
-
-        optimizer.step(closure)
+        descend_quasi_newton(leaves, lambda: -log_joint(values).mean(), max_iter=self.gradient_steps)
         with torch.no_grad():
             loss = -log_joint(values).mean().item()
-        optimizer.zero_grad()
-        if not torch.isfinite(torch.tensor(loss)):
+        if not math.isfinite(loss):
             raise ModelError(
                 f"Expected a finite Q; got {-loss}: a parameter has left its domain, as a mixture's variance does that "
                 "shrinks on one point. Start elsewhere, or take more draws."

@@ -15,12 +15,26 @@ from torch import Tensor, nn
 
 from ..checkpoint import restore_random_state
 
-__all__ = ["Trainer", "copied_state"]
+__all__ = ["Trainer", "copied_state", "descend_quasi_newton"]
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
     """The state of a module, in memory of its own."""
     return {name: value.clone() for name, value in module.state_dict().items()}
+
+
+def descend_quasi_newton(leaves: list[Tensor], loss: Callable[[], Tensor], **options: Any) -> None:
+    """Move leaves down a loss, a scalar, by L-BFGS with a strong Wolfe line search; the options are torch's."""
+    optimizer = torch.optim.LBFGS(leaves, line_search_fn="strong_wolfe", **options)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        found = loss()
+        found.backward()
+        return found
+
+    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.zero_grad()
 
 
 class Trainer:

@@ -19,6 +19,7 @@ from torch.distributions import Transform, biject_to
 
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError
+from ...particles import seeded
 from .layers import FLOWS, ElementwiseAffine, Flow, layers_of, make_flow
 
 __all__ = ["FlowGuide"]
@@ -112,9 +113,7 @@ class FlowGuide(AutoNormalizingFlow):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        place = self._parameter.device
-        with torch.random.fork_rng([place] if place.type == "cuda" else []):
-            torch.manual_seed(0)
+        with seeded(0):
             draws = self.get_posterior(*args, **kwargs).sample((num_samples,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         found = torch.stack([torch.quantile(draws, level, 0) for level in levels])
