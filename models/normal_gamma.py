@@ -294,7 +294,7 @@ def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
 
 
 def conjugate_parameters(prior: NormalGammaPrior, summary: Summary) -> NormalGammaPrior:
-    """[4] (80), written about the prior's location so that it stays exact far from zero."""
+    """The parameters of the posterior, [4] (80), about the prior's location, so that they stay exact far from zero."""
     count, precision_scaling = summary.num_points, prior.precision_scaling + summary.num_points
     deviation = summary.mean - prior.loc
     return NormalGammaPrior(
@@ -316,7 +316,7 @@ def _double(prior: NormalGammaPrior) -> NormalGammaPrior:
 
 
 def _scale(q: Any, site: str) -> float | Tensor:
-    """The scale of a site's plates; 1 where ``q`` does not say."""
+    """The scale of a site's plates, which is 1 where ``q`` does not say."""
     return getattr(q, "scales", {}).get(site, 1.0)
 
 

@@ -122,8 +122,8 @@ class _CodeAutoencoder(StoredModule):
         check_count("num_categories", num_categories, 2)
         self.num_pixels, self.num_variables, self.num_categories = num_pixels, num_variables, num_categories
         self.code_dim = code_dim
-        self.encoder = layers(num_pixels, [*hidden, num_variables * code_dim])[:-1]
-        self.decoder = layers(num_variables * code_dim, [*reversed(hidden), num_pixels])[:-1]
+        self.encoder = layers(num_pixels, hidden, num_variables * code_dim)
+        self.decoder = layers(num_variables * code_dim, hidden[::-1], num_pixels)
 
     def _encode(self, images: Tensor) -> Tensor:
         """``[N, V, code_dim]``."""

@@ -170,14 +170,14 @@ def diagnose(
 
 
 def _exact_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """Mean of q(z | x), the variance of that estimate, which is 0, and KL(q ‖ p) of each dimension; ``[M, J]`` each."""
+    """The mean of q(z | x), that estimate's variance, which is 0, and KL(q ‖ p) of each dimension; ``[M, J]`` each."""
     gaussian = posterior.base_dist
     prior = vae.prior(posterior.batch_shape)
     return gaussian.loc, torch.zeros_like(gaussian.loc), kl_divergence(gaussian, prior.base_dist)
 
 
 def _drawn_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
-    """The same by draws, the KL divergence being of all dimensions, ``[M, 1]``."""
+    """What :func:`_exact_moments` gives, estimated by draws; the KL divergence is of all dimensions, ``[M, 1]``."""
     z = posterior.sample((_DRAWS_OF_A_FLOW,))
     divergence = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
     return z.mean(0), z.var(0) / len(z), divergence.unsqueeze(-1)

@@ -49,7 +49,7 @@ _INITIAL_LOG_SCALE = -4.0
 
 
 class _Independent(dist.Independent):
-    """``Independent`` whose expansion to the batch shape that it has is itself.
+    """An ``Independent`` whose expansion to the batch shape that it has is itself.
 
     Every plate expands the distribution of a site. Here the shapes agree already, and a new distribution with a view of
     each tensor would only cost time, in the forward pass and in the backward one.
@@ -350,7 +350,7 @@ class VAE(StoredModule):
         return poutine.scale(scale=1.0 / (num_images or (1 if images is None else len(images))))
 
     def check_images(self, images: Tensor) -> None:
-        """Shape, dtype and device, without a look at the values.
+        """Check shape, dtype and device, without a look at the values.
 
         Raises:
             DataError: naming what was expected and what came.
@@ -358,7 +358,7 @@ class VAE(StoredModule):
         check_images(images, self.input_shape, self.likelihood, self.prior_loc)
 
     def check_values(self, images: Tensor) -> None:
-        """Shape, dtype, device, and that every value is one that the likelihood allows; reads all values once.
+        """Check shape, dtype, device, and that the likelihood allows every value; all values are read once.
 
         Raises:
             DataError: naming what was expected and what came.

@@ -135,11 +135,13 @@ def channels_of(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return channels, height, width
 
 
-def layers(inputs: int, hidden: Sequence[int]) -> nn.Sequential:
-    """Fully connected layers, each with rectified outputs."""
+def layers(inputs: int, hidden: Sequence[int], outputs: int | None = None) -> nn.Sequential:
+    """Fully connected layers, each with rectified outputs, and with ``outputs`` a last one without."""
     made: list[nn.Module] = []
     for before, after in itertools.pairwise([inputs, *hidden]):
         made += [Linear(before, after), nn.ReLU()]
+    if outputs is not None:
+        made.append(Linear([inputs, *hidden][-1], outputs))
     return nn.Sequential(*made)
 
 

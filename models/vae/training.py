@@ -189,7 +189,7 @@ def _adam(parameters: Sequence[nn.Parameter], learning_rate: float) -> torch.opt
 
 
 def _own(optimizer: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> torch.optim.Optimizer:
-    """The user's optimiser; Pyro's can be called too, but that would be a step."""
+    """The user's optimiser. Pyro's is refused: it can be called too, but that would be a step."""
     fits = callable(optimizer) and not isinstance(optimizer, PyroOptim)
     made: Any = optimizer(parameters) if fits else optimizer
     if not fits or not isinstance(made, torch.optim.Optimizer):

@@ -105,7 +105,7 @@ class GaussianGuide(AutoMultivariateNormal):
 
 
 class _ModeGuide(AutoLaplaceApproximation):
-    """Pyro's, with the location outside of Pyro's parameter store, where a second guide would find the first one's."""
+    """Pyro's guide, its location outside of the parameter store, where a second guide would find the first one's."""
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         super()._setup_prototype(*args, **kwargs)
@@ -181,7 +181,7 @@ def _negative_log_density(guide: Any, args: tuple[Any, ...], kwargs: dict[str, A
 
 
 def _traces(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
-    """Of the guide, and of the model at its values."""
+    """The traces of the guide, and of the model at its values."""
     with poutine.block(hide_types=["sample"]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         return guide_trace, poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)

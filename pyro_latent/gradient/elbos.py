@@ -280,7 +280,7 @@ def _equal(q: Any, p: Any) -> bool:
 
 
 def _weights(model_trace: poutine.Trace, guide_trace: poutine.Trace) -> dict[str, Tensor]:
-    """By guide site, log p - log q summed over all but the site's own plates: constants, shaped like those plates.
+    """The weight of each guide site, log p - log q summed over all but its own plates: constants, shaped like those.
 
     Pyro's own sum leaves out auxiliary sites of the guide; they count.
     """

@@ -189,6 +189,6 @@ def _statistics(name: str, loss: Callable[[], Any], num_samples: int) -> Estimat
         num_samples,
         float(of_loss._mean),
         float(of_loss.get_covariance(regularize=False)),
-        {param: found._mean for param, found in of_gradient.items()},
+        {param: torch.as_tensor(found._mean) for param, found in of_gradient.items()},
         {param: found.get_covariance(regularize=False) for param, found in of_gradient.items()},
     )

@@ -33,7 +33,7 @@ def descend_quasi_newton(leaves: list[Tensor], loss: Callable[[], Tensor], **opt
         found.backward()
         return found
 
-    optimizer.step(closure)  # type: ignore[arg-type]
+    optimizer.step(closure)
     optimizer.zero_grad()
 
 

@@ -120,7 +120,7 @@ class Flow(ComposeTransformModule):
 
 
 class _ConditionalFlow(ConditionalComposeTransformModule):
-    """The same for layers with a context."""
+    """A chain of layers with a context, which can be copied and pickled after use."""
 
     def __getstate__(self) -> Any:
         forget_last_draw(self)
