@@ -8,7 +8,6 @@ from __future__ import annotations
 import html
 import importlib
 import importlib.util
-import pkgutil
 import re
 from pathlib import Path
 from typing import Any
@@ -104,7 +103,7 @@ def _list_modules(app: Any, page: str, source: list[str]) -> None:
 def _existing() -> list[str]:
     models = importlib.import_module("pyro_latent.models")
     listed = [name for name in MODULES if importlib.util.find_spec(name)]
-    return listed + sorted(m.name for m in pkgutil.iter_modules(models.__path__, "pyro_latent.models."))
+    return listed + [f"pyro_latent.models.{name}" for name in sorted(models.__all__)]
 
 
 def _section(name: str) -> str:

@@ -21,11 +21,11 @@ Source: [4] (29)-(44) for the mixture and EM, (75) and (89) for the updates; Bis
 
 from .bayesian import guide, model, update_component, update_mean_precision, update_weights, updates
 from .likelihood import ml_model, ml_start
-from .priors import Covariance, default_priors
+from .priors import Covariance as Covariance
+from .priors import default_priors
 from .starts import initial_responsibilities
 
 __all__ = [
-    "Covariance",
     "default_priors",
     "guide",
     "initial_responsibilities",
