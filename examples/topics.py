@@ -15,6 +15,7 @@ from pathlib import Path
 import torch
 
 from pyro_latent.models import lda
+from pyro_latent.plotting import plot_topics
 
 
 def load() -> lda.Corpus:
@@ -69,31 +70,13 @@ def table(fitted: lda.LDA, corpus: lda.Corpus, num_words: int = 8) -> str:
     return "\n".join(lines)
 
 
-def draw_topics(fitted: lda.LDA, path: Path, num_topics: int = 12, num_words: int = 8) -> None:
-    """Bar charts of the largest topics: the mean probabilities of their top words, on one scale, as a picture."""
-    from matplotlib.figure import Figure
-
-    beta, share = fitted.components_ / fitted.components_.sum(1, keepdim=True), shares(fitted)
-    chosen = share.argsort(descending=True)[:num_topics].tolist()
-    rows = -(-len(chosen) // 4)
-    figure = Figure(figsize=(9.0, 0.35 + 1.75 * rows), dpi=200, layout="constrained")
-    panels = figure.subplots(rows, 4, squeeze=False, sharex=True).flatten()
-    for panel, k in zip(panels, chosen, strict=False):
-        probs, places = beta[k].topk(num_words)
-        words = [fitted.vocabulary_[w] if fitted.vocabulary_ else str(w) for w in places.tolist()]
-        panel.barh(range(num_words), probs.numpy(), color="#3b6ea5", height=0.72)
-        panel.set_yticks(range(num_words), words, fontsize=9)
-        panel.invert_yaxis()
-        panel.set_title(f"{share[k]:.0%} of the tokens", fontsize=9, loc="left")
-        panel.tick_params(length=0, labelsize=8, axis="x")
-        panel.tick_params(length=0, axis="y")
-        panel.spines[["top", "right", "left"]].set_visible(False)
-        panel.grid(axis="x", color="0.88", linewidth=0.6)
-        panel.set_axisbelow(True)
-    for panel in panels[len(chosen) :]:
-        panel.set_visible(False)
-    figure.supxlabel("probability of the word in the topic (posterior mean)", fontsize=9)
-    figure.savefig(path)
+def draw_topics(fitted: lda.LDA, path: Path, num_topics: int = 12) -> None:
+    """A picture of the largest topics: the mean probabilities of their top words."""
+    share = shares(fitted)
+    chosen = share.argsort(descending=True)[:num_topics]
+    words = fitted.vocabulary_ or [str(w) for w in range(fitted.components_.shape[1])]
+    titles = [f"{s:.0%} of the tokens" for s in share[chosen].tolist()]
+    plot_topics(fitted.components_[chosen], words, titles=titles).savefig(path)
 
 
 def parse(arguments: Sequence[str] | None) -> argparse.Namespace:

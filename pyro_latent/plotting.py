@@ -196,7 +196,9 @@ def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> A
 # --------------------------------------------------------------------------------------------------------------- topics
 
 
-def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns: int = 4) -> Figure:
+def plot_topics(
+    topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns: int = 4, titles: Sequence[str] | None = None
+) -> Figure:
     """The likeliest words of each topic.
 
     Args:
@@ -204,6 +206,7 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
         vocabulary: the V words.
         top: how many words of each.
         columns: of panels.
+        titles: above the panels, one for each topic; its number by default.
 
     Raises:
         ValueError: if there are not as many words as columns of ``topics``, if there is no topic, or a weight is
@@ -211,16 +214,19 @@ def plot_topics(topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns
     """
     shares = _shares(topics, vocabulary)
     top, columns = check_count("top", top), check_count("columns", columns)
+    titles = [f"topic {k}" for k in range(len(shares))] if titles is None else titles
+    if len(titles) != len(shares):
+        raise ArgumentError(f"Expected {len(shares)} titles, one for each topic; got {len(titles)}. Give all of them.")
     best = [np.argsort(-row)[:top] for row in shares]
     longest = max(len(str(vocabulary[i])) for words in best for i in words)
     with panels_in(len(shares), columns, 1.0 + 0.065 * longest, 0.16 * top + 0.35, 0.15) as (figure, grid):
-        for number, (axes, row, words) in enumerate(zip(grid, shares, best, strict=True)):
+        for axes, row, words, title in zip(grid, shares, best, titles, strict=True):
             axes.barh(range(len(words)), row[words], color=PALETTE[0], height=0.7)
             axes.set_yticks(range(len(words)), [vocabulary[i] for i in words])
             axes.invert_yaxis()
             axes.tick_params(axis="y", length=0)
             axes.locator_params(axis="x", nbins=2)
-            axes.set_title(f"topic {number}")
+            axes.set_title(title)
         figure.supxlabel("probability of the word in the topic", fontsize=8)
     return figure
 

@@ -79,6 +79,7 @@ def _off_the_axis(text: Text) -> bool:
         (np.zeros((0, 2)), {}, r"one column a word; got \[0, 2\]. Give at least one topic"),
         ([[0.5, 0.5]], {"columns": 0}, "Expected columns to be an integer of at least 1; got 0"),
         ([[0.5, 0.5]], {"top": 0}, "Expected top to be an integer of at least 1; got 0"),
+        ([[0.5, 0.5]], {"titles": ["one", "two"]}, "Expected 1 titles, one for each topic; got 2"),
     ],
 )
 def test_topics_that_cannot_be_drawn_are_named(topics: Any, options: dict[str, Any], words: str) -> None:

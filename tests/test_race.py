@@ -281,6 +281,9 @@ def test_topics_show_their_likeliest_words_in_order() -> None:
     assert [t.get_text() for t in first.get_yticklabels()] == ["cat", "eel"]
     assert [t.get_text() for t in second.get_yticklabels()] == ["dog", "eel"]
     assert first.patches[0].get_width() == pytest.approx(5 / 9)
+    assert [axes.get_title(loc="left") for axes in panels] == ["topic 0", "topic 1"]
+    named: Any = plotting.plot_topics(topics, ["cat", "dog", "eel"], titles=["pets", "fish"]).axes
+    assert [axes.get_title(loc="left") for axes in named] == ["pets", "fish"]
     with pytest.raises(ValueError, match=r"\[K, 2\], one column a word; got \[2, 3\]"):
         plotting.plot_topics(topics, ["cat", "dog"])
 
