@@ -12,7 +12,7 @@ a_0 + n/2 for mean field, which forgets the half of log(precision) in the prior 
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import pyro
@@ -106,7 +106,7 @@ def posterior(x: Tensor, **prior: float | Tensor) -> NormalGamma:
 
     Source: [4] (79)-(80), Murphy 2007 §3.3.
     """
-    return _conjugate_posterior(_check(x, **prior), _summarise(x), x.dtype)
+    return update_joint({}, x, **prior)
 
 
 def log_evidence(x: Tensor, **prior: float | Tensor) -> Tensor:
@@ -199,7 +199,8 @@ def update_joint(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> No
 
     Source: [4] (79)-(80), Murphy 2007 §3.3.
     """
-    return _conjugate_posterior(_check(x, **prior), _summarise(x, _scale(q, "obs")), x.dtype)
+    after = conjugate_parameters(_double(_check(x, **prior)), _summarise(x, _scale(q, "obs")))
+    return NormalGamma(*(value.to(x.dtype) for value in after))
 
 
 updates = {"mean": update_mean, "precision": update_precision}
@@ -267,7 +268,7 @@ def _start(x: Tensor) -> _Start:
     return _Start(summary.mean.to(x.dtype), variance.to(x.dtype))
 
 
-def _sample_precision(start: Any) -> Tensor:
+def _sample_precision(start: Callable[[], _Start]) -> Tensor:
     concentration = pyro.param(
         "precision_concentration", lambda: torch.ones_like(start().variance), constraint=constraints.positive
     )
@@ -304,11 +305,6 @@ def conjugate_parameters(prior: NormalGammaPrior, summary: Summary) -> NormalGam
         rate=prior.rate
         + (summary.squared_deviations + prior.precision_scaling * count / precision_scaling * deviation**2) / 2,
     )
-
-
-def _conjugate_posterior(prior: NormalGammaPrior, summary: Summary, dtype: torch.dtype) -> NormalGamma:
-    after = conjugate_parameters(_double(prior), summary)
-    return NormalGamma(*(value.to(dtype) for value in after))
 
 
 def _double(prior: NormalGammaPrior) -> NormalGammaPrior:

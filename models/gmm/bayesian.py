@@ -83,13 +83,13 @@ def model(
         pyro.sample("obs", _normal(loc, chosen, covariance), obs=data)
 
 
-def _prior_of_precision(priors: Priors, covariance: Covariance) -> Any:
+def _prior_of_precision(priors: Priors, covariance: Covariance) -> dist.TorchDistribution:
     if covariance == "full":
         return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=_inverse(priors.covariance))
     return dist.Gamma(priors.degrees_of_freedom / 2, priors.covariance / 2).to_event(1)
 
 
-def _normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> Any:
+def _normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> dist.TorchDistribution:
     """A normal of event shape ``[D]``, whose precision is ``[..., D, D]`` (full) or ``[..., D]``."""
     if covariance == "full":
         return dist.MultivariateNormal(loc, precision_matrix=precision)
@@ -322,7 +322,7 @@ def _scaling(start: Start) -> Tensor:
     return block.precision_scaling if isinstance(block, NormalWishart) else block.precision_scaling[:, 0].clone()
 
 
-def _wishart(start: Any, dim: int) -> dist.Wishart:
+def _wishart(start: Start, dim: int) -> dist.Wishart:
     df = pyro.param("precision_df", lambda: start()[1].df, constraint=constraints.greater_than(dim - 1))
     scale_tril = pyro.param(
         "precision_scale_tril",
@@ -332,7 +332,7 @@ def _wishart(start: Any, dim: int) -> dist.Wishart:
     return dist.Wishart(df, scale_tril=scale_tril)
 
 
-def _gammas(start: Any) -> Any:
+def _gammas(start: Start) -> dist.Independent:
     concentration = pyro.param(
         "precision_concentration", lambda: start()[1].concentration[:, 0].clone(), constraint=constraints.positive
     )

@@ -131,7 +131,7 @@ class _CodeAutoencoder(StoredModule):
         encoded: Tensor = self._finite("encoder", self.encoder(images))
         return encoded.unflatten(-1, (self.num_variables, self.code_dim))
 
-    def likelihood(self, codes: Tensor) -> Any:
+    def likelihood(self, codes: Tensor) -> dist.Independent:
         """p(x | z): Bernoulli pixels, event shape ``[P]``, of code vectors ``[..., V, code_dim]``.
 
         A grey level scores its expected log probability as a share of white pixels.
@@ -218,7 +218,7 @@ class DiscreteVAE(_CodeAutoencoder):
         check_choice("relaxation", relaxation, get_args(Relaxation))
         self.relaxation = relaxation
 
-    def _relaxed(self, logits: Tensor, temperature: float) -> Any:
+    def _relaxed(self, logits: Tensor, temperature: float) -> dist.TorchDistribution:
         if not temperature > 0:
             raise ArgumentError(
                 f"Expected a temperature > 0; got {temperature}. Use TemperatureSchedule, with a floor."

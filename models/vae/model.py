@@ -17,8 +17,8 @@ Source: [4] (146)-(148), (154), (155)-(162), (167)-(168); Kingma and Welling 201
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, Literal, TypeAlias, get_args
 
 import pyro
@@ -68,7 +68,7 @@ class BernoulliImages(_Independent):
     """
 
     @constraints.dependent_property(is_discrete=False)
-    def support(self) -> Any:
+    def support(self) -> constraints.Constraint:
         return constraints.independent(constraints.unit_interval, self.reinterpreted_batch_ndims)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -243,12 +243,12 @@ class VAE(StoredModule):
 
     # ------------------------------------------------------------------------------------------------- distributions
 
-    def prior(self, batch_shape: Sequence[int] = ()) -> Any:
+    def prior(self, batch_shape: Sequence[int] = ()) -> dist.Independent:
         """p(z): N(0, I), event shape ``[latent_dim]``."""
         shape = (*batch_shape, self.latent_dim)
         return _Independent(dist.Normal(self.prior_loc.expand(shape), self.prior_scale.expand(shape)), 1)
 
-    def posterior(self, images: Tensor) -> Any:
+    def posterior(self, images: Tensor) -> dist.Independent | FlowPosterior:
         """q(z | x) of images ``[..., *input_shape]``: a diagonal Gaussian, or one through the flow.
 
         Its event shape is ``[latent_dim]``. Its KL divergence has a closed form only without a flow.
@@ -258,7 +258,7 @@ class VAE(StoredModule):
             return _Independent(dist.Normal(loc, scale), 1)
         return FlowPosterior(loc, scale, self.flow, context[0] if context else None, validate_args=False)
 
-    def pixels(self, z: Tensor, weights: Weights = None) -> Any:
+    def pixels(self, z: Tensor, weights: Weights = None) -> dist.Independent:
         """p(x | z) of latent vectors ``[..., latent_dim]``: a distribution of event shape ``input_shape``.
 
         Args:
@@ -275,7 +275,7 @@ class VAE(StoredModule):
             )
         return self._likelihood(torch.func.functional_call(self.decoder, dict(weights), (z,)))
 
-    def _likelihood(self, values: Tensor) -> Any:
+    def _likelihood(self, values: Tensor) -> dist.Independent:
         if self.likelihood == "bernoulli":
             return BernoulliImages(dist.Bernoulli(logits=values), len(self.input_shape))
         if self.likelihood == "gaussian":
@@ -298,16 +298,16 @@ class VAE(StoredModule):
         shape = torch.Size(sample_shape)
         return {name: self._weight_posterior(name).sample(shape) for name, _ in self.decoder.named_parameters()}
 
-    def _sample_weights(self, of: Any) -> dict[str, Tensor]:
+    def _sample_weights(self, of: Callable[[str], dist.Independent]) -> dict[str, Tensor]:
         names = [name for name, _ in self.decoder.named_parameters()]
         return {name: pyro.sample(f"decoder.{name}", of(name)) for name in names}
 
-    def _weight_prior(self, name: str) -> Any:
+    def _weight_prior(self, name: str) -> dist.Independent:
         weight = self.decoder.get_parameter(name)
         zeros = torch.zeros_like(weight)
         return dist.Normal(zeros, zeros + float(self.weight_prior or 0.0)).to_event(weight.dim())
 
-    def _weight_posterior(self, name: str) -> Any:
+    def _weight_posterior(self, name: str) -> dist.Independent:
         position = [n for n, _ in self.decoder.named_parameters()].index(name)
         weight = self.decoder.get_parameter(name)
         return dist.Normal(weight, self.weight_log_scales[position].exp()).to_event(weight.dim())
@@ -343,7 +343,7 @@ class VAE(StoredModule):
             with pyro.plate("data", total, subsample=subsample, device=device):
                 yield images
 
-    def _reduced(self, images: Tensor | None, num_images: int | None) -> Any:
+    def _reduced(self, images: Tensor | None, num_images: int | None) -> AbstractContextManager[object]:
         """The scale of all sites: 1 / N for the batch mean."""
         if self.reduction == "sum":
             return nullcontext()

@@ -13,7 +13,7 @@ bits).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, get_args
 
@@ -32,6 +32,7 @@ __all__ = ["VAE_ELBO", "Estimator", "Terms"]
 
 Estimator: TypeAlias = Literal["A", "B"]
 Program: TypeAlias = Callable[..., Any]
+Site: TypeAlias = Mapping[str, Any]
 
 _DEFAULTS = {"kl_weight": 1.0, "free_bits": 0.0}
 
@@ -69,10 +70,10 @@ class Terms:
 class _Recorder(Messenger):
     """Records the sample sites of a program; those named in ``values`` get that value (a trace and a replay in one)."""
 
-    def __init__(self, values: dict[str, Any]) -> None:
+    def __init__(self, values: Mapping[str, Site]) -> None:
         super().__init__()
         self.values = values
-        self.sites: dict[str, Any] = {}
+        self.sites: dict[str, Site] = {}
 
     def _pyro_sample(self, msg: Any) -> None:
         found = self.values.get(msg["name"])
@@ -140,7 +141,7 @@ class VAE_ELBO(OneLossELBO):
             model(*args, **kwargs)
         return self._terms(generated.sites, guided.sites)
 
-    def _terms(self, model: dict[str, Any], guide: dict[str, Any]) -> Terms:
+    def _terms(self, model: Mapping[str, Site], guide: Mapping[str, Any]) -> Terms:
         if "z" not in guide or "z" not in model or not model.get("images", {}).get("is_observed"):
             raise ModelError(
                 "Expected programs with a latent site 'z' and an observed site 'images'; got sites "
@@ -154,7 +155,7 @@ class VAE_ELBO(OneLossELBO):
         weight_kl = torch.stack(divergences).sum() if divergences else None
         return Terms(reconstruction, kl, penalty, weight_kl)
 
-    def _latent_kl(self, model: Any, guide: Any) -> tuple[Tensor, Tensor]:
+    def _latent_kl(self, model: Site, guide: Site) -> tuple[Tensor, Tensor]:
         """The KL divergence of z, and what the loss has for it."""
         divergence = self._divergence(model, guide)
         if not self.free_bits:
@@ -170,7 +171,7 @@ class VAE_ELBO(OneLossELBO):
         floor = guide["scale"] * images * self.free_bits
         return each.sum(), each.clamp(min=floor).sum() * self.kl_weight
 
-    def _divergence(self, model: Any, guide: Any) -> Tensor:
+    def _divergence(self, model: Site, guide: Site) -> Tensor:
         """KL(q ‖ p) of a site, ``[..., dimensions]``: of each element where both are products, else one number."""
         q, p = guide["fn"], model["fn"]
         apart = isinstance(q, Independent) and isinstance(p, Independent)
@@ -181,7 +182,7 @@ class VAE_ELBO(OneLossELBO):
         found = divergence(q, p, draw, site=guide["name"], instead=instead)
         return found if apart else found.unsqueeze(-1)
 
-    def _scaled_sum(self, values: Tensor, site: Any) -> Tensor:
+    def _scaled_sum(self, values: Tensor, site: Site) -> Tensor:
         """The mean over the particles of the sum, times the scale of the plates; a mask is of the batch."""
         mask = site["mask"]
         if mask is not None:

@@ -174,13 +174,13 @@ def _check_mode(gradient: Tensor, curvature: Tensor, eigenvalues: Tensor) -> Non
         )
 
 
-def _negative_log_density(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _negative_log_density(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
     """-log p(x, z) at the guide's location, with the Jacobian of unconstrained space."""
     guide_trace, model_trace = _traces(guide, args, kwargs)
     return torch.as_tensor(guide_trace.log_prob_sum() - model_trace.log_prob_sum())
 
 
-def _traces(guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
+def _traces(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
     """The traces of the guide, and of the model at its values."""
     with poutine.block(hide_types=["sample"]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)

@@ -32,7 +32,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from ..errors import ArgumentError, ModelError
-from ..particles import is_delta, sample_sites
+from ..particles import PyroProgram, is_delta, sample_sites
 
 __all__ = [
     "AnalyticKLELBO",
@@ -50,16 +50,16 @@ Traces = tuple[poutine.Trace, poutine.Trace]
 class OneLossELBO(Trace_ELBO):
     """An ELBO that is its ``differentiable_loss``, of which value and gradient are taken. Subclasses write that one."""
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of -ELBO, a scalar in nats, whose derivative is the estimate of its gradient."""
         raise NotImplementedError
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """The estimate of -ELBO in nats."""
         with torch.no_grad():
             return float(self.differentiable_loss(model, guide, *args, **kwargs).item())
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
+    def loss_and_grads(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> float:
         """The estimate of -ELBO in nats; its gradient is added to that of the parameters."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
@@ -109,7 +109,7 @@ class PathwiseELBO(Trace_ELBO):
     Source: [4] (150)-(152).
     """
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         return model_trace, guide_trace
@@ -151,7 +151,7 @@ class AnalyticKLELBO(TraceMeanField_ELBO):
     Source: [4] (148), (153).
     """
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         _require_no_auxiliary(model_trace, guide_trace)
@@ -199,10 +199,10 @@ class ScoreFunctionELBO(OneLossELBO):
         super().__init__(num_particles=num_particles, **options)
         self.leave_one_out = leave_one_out
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
         return super()._get_trace(model, _DetachedDraws()(guide), args, kwargs)
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
+    def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
         """The estimate of -ELBO, a scalar in nats, whose derivative is the estimate of its gradient."""
         traces = list(self._get_traces(model, guide, args, kwargs))
         weights = [_weights(model_trace, guide_trace) for model_trace, guide_trace in traces]
