@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError
-from ..objective import BlockKey, Bound, Program, State
+from ..objective import BlockKey, Bound, Program, State, starts_of
 from .steps import Info, Steps, Task, best_of
 from .sweep import NotFiniteError, Sweep, check_finite, fall_of
 
@@ -70,7 +70,7 @@ class FullSteps(Steps):
             return {}, *self._swept(task, before)
         except _OF_ONE_START:
             failures: dict[int, str] = {}
-            count = len(next(iter(next(iter(task.state.values())).values()))) if task.state else 1
+            count = starts_of(task.state)
 
             def alone(starts: list[int]) -> tuple[Sweep, _Level]:
                 return self._swept(task.of(starts), None if before is None else before.of(starts))

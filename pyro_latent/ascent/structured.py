@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..families import Natural
 from ..gradient.natural_gradient import BlockDraws, covariance_term, draws_of
-from ..objective import Block, BlockKey, Means, Program, State, Summary
+from ..objective import Block, BlockKey, Means, Program, State, Summary, starts_of
 from .step_size import StepSize
 from .steps import LOCAL_STEPS, LOCAL_TOL, Schedule, Task
 from .stochastic import StochasticSteps
@@ -70,7 +70,7 @@ def structured_elbo(
 
 
 def _check_structured(program: Program, state: State, local: list[BlockKey]) -> None:
-    starts = len(next(iter(next(iter(state.values())).values())))
+    starts = starts_of(state)
     if starts != 1:
         raise ModelError(f"Expected one start for structured inference; got restarts={starts}.")
     written = [b.label for b in program.blocks.values() if b.update is not None and b.key not in local]

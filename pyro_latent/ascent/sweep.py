@@ -23,6 +23,7 @@ from ..objective import (
     Summand,
     natural_of,
     responsibilities,
+    starts_of,
     taken,
 )
 from ..recording import DiscreteSite
@@ -121,7 +122,7 @@ class Sweep:
     @property
     def starts(self) -> int:
         """The number of starts that are swept at once."""
-        return len(next(iter(next(iter(self.state.values())).values()))) if self.state else 1
+        return starts_of(self.state)
 
     def _hold(self, held: DiscretePosterior | None, probs: dict[str, Tensor]) -> None:
         written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]

@@ -1,6 +1,6 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
-from .blocks import Block, BlockKey, Means, State, make_blocks
+from .blocks import Block, BlockKey, Means, State, make_blocks, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior
@@ -49,6 +49,7 @@ __all__ = [
     "quantiles_of",
     "responsibilities",
     "shaped",
+    "starts_of",
     "summarize",
     "taken",
 ]

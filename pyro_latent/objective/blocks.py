@@ -25,6 +25,12 @@ State = dict[BlockKey, Natural]
 #: Mean parameters μ by block, each with a leading dimension over starts.
 Means = dict[BlockKey, Mean]
 
+
+def starts_of(coordinates: State | Means) -> int:
+    """The number of starts of a state, or of mean parameters; 1 where there are no blocks."""
+    return next((len(tensor) for fields in coordinates.values() for tensor in fields.values()), 1)
+
+
 _PRECISION = "Write a Gamma prior on the precision, and scale=precision.rsqrt(). "
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {

@@ -9,7 +9,7 @@ from .blocks import Means, State
 from .densities import usable_terms, with_indicators
 from .discrete import DiscretePosterior
 from .expectation import expect
-from .factors import make_factor_term, place, product_of
+from .factors import FactorTerm, place
 from .program import Program
 
 
@@ -29,7 +29,7 @@ def expected_log_densities(program: Program, means: Means) -> dict[str, Tensor]:
             expected = expect(term, program.owners, scored.name)
             constants = [(c.tensor.to(like), c.labels) for c in expected.constants]
             number = like.new_tensor(expected.coefficient)
-            tensor, labels = product_of(make_factor_term(number, constants, expected.moments), means)
+            tensor, labels = FactorTerm([(number, ()), *constants], expected.moments).value(means)
             names = {c.label: i - depth for i, c in enumerate(choices)}
             part = place(tensor, tuple(names.get(x, x) for x in labels), depth)
             total = part if total is None else total + part

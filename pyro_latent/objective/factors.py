@@ -6,18 +6,19 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from ..expressions.axes import (
     START,
+    Label,
     Labelled,
     Labels,
-    axis_labels,
     contract,
     fresh_label,
     is_free,
@@ -27,21 +28,67 @@ from ..expressions.axes import (
     substitute,
 )
 from ..recording import DiscreteSite, Recording, ScoredSite
-from .blocks import Block, Means
+from .blocks import Block, Means, starts_of
 from .densities import DensityPart
 from .elimination import relative_scale
 from .expectation import BlockMoment, expect
 from .joints import Layout, Reading, same_element
-from .summands import Summand, labels_of, weights_of
+from .summands import Summand, labels_of, sum_of, weights_of
 
 
-class FactorTerm(NamedTuple):
-    """A term of a discrete factor: its constants and moments, and the labels that link the two sides."""
+@dataclass(frozen=True, eq=False)
+class FactorTerm:
+    """A term of a discrete factor: a product of constants and of moments."""
 
     constants: list[Labelled]
     moments: tuple[BlockMoment, ...]
-    links: Labels
-    symmetric: bool
+
+    @cached_property
+    def sizes(self) -> dict[Label, int]:
+        """The sizes of the labels of the constants."""
+        return {label: n for t, labels in self.constants for label, n in zip(labels, t.shape, strict=True)}
+
+    @cached_property
+    def read(self) -> Labels:
+        """The labels of the moments."""
+        return labels_of(self.moments)
+
+    @cached_property
+    def links(self) -> Labels:
+        """The labels that constants and moments are summed over together."""
+        return tuple(x for x in self.sizes if is_summed(x) and x in self.read)
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
+        if len(self.links) != 2:
+            return False
+        i, j = self.links
+        matrices = [m for m in self.moments if {i, j} & set(m.labels)]
+        first, second = ([(t, c) for t, c in self.constants if x in c] for x in (i, j))
+        if len(matrices) != 1 or set(matrices[0].axes[-2:]) != {i, j} or len(first) != 1 or len(second) != 1:
+            return False
+        (t1, c1), (t2, c2) = first[0], second[0]
+        swapped = tuple(j if x == i else x for x in c1)
+        return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
+
+    @cached_property
+    def width(self) -> int:
+        """The number of features: of combinations of the links, unordered where they are symmetric."""
+        sizes = [self.sizes[label] for label in self.links]
+        return sizes[0] * (sizes[0] + 1) // 2 if self.symmetric else math.prod(sizes)
+
+    def moments_at(self, means: Means) -> list[Labelled]:
+        """The moments at these mean parameters, with their labels."""
+        return [(m.read(means), m.labels) for m in self.moments]
+
+    def value(self, means: Means) -> Labelled:
+        """The product, summed over all that is summed over, for each start."""
+        operands = [*self.constants, *self.moments_at(means)]
+        free = tuple(dict.fromkeys(x for _, labels in operands for x in labels if is_free(x)))
+        if not self.moments:
+            return contract(operands, free).unsqueeze(0), (START, *free)
+        return contract(operands, (START, *free)), (START, *free)
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,90 +110,61 @@ class DiscreteFactor:
     def value(self, means: Means) -> Tensor:
         """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
         if self.features is None:
-            parts = [place(*product_of(p, means), len(self.shape)) for p in self.pieces]
-            total = parts[0]
-            for part in parts[1:]:
-                total = total + part
-            return total
-        parameters, labels = self._parameters(means)
+            return sum_of(place(*p.value(means), len(self.shape)) for p in self.pieces)
+        parameters = self._parameters(means)
         product = parameters.flatten(0, -2) @ self.features
         sizes = [self.shape[label] for label in self.rows]
-        return place(product.reshape(*parameters.shape[:-1], *sizes), (*labels, *self.rows), len(self.shape))
+        labels = (START, *self.columns, *self.rows)
+        return place(product.reshape(*parameters.shape[:-1], *sizes), labels, len(self.shape))
 
-    def _parameters(self, means: Means) -> Labelled:
-        """The moments of every piece side by side: the last dimension runs along the rows of the features."""
-        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if is_free(x)}))
-        sizes = [self.shape[c] for c in columns]
-        starts = next(iter(means.values())).__iter__()
-        first = next(iter(means.values()))[next(starts)]
+    @cached_property
+    def columns(self) -> Labels:
+        """The labels that moments run along and features do not."""
+        return tuple(sorted({x for p in self.pieces for x in p.read if is_free(x)}))
+
+    def _parameters(self, means: Means) -> Tensor:
+        """The moments of every piece side by side, ``[starts] + columns``, then along the rows of the features."""
+        assert self.features is not None
+        sizes = [starts_of(means), *(self.shape[c] for c in self.columns)]
         parts = []
         for piece in self.pieces:
-            out = (START, *(c for c in columns if c in labels_of(piece.moments)), *piece.links)
-            part = (
-                contract([(m.read(means), m.labels) for m in piece.moments], out)
-                if piece.moments
-                else first.new_ones(1)
-            )
-            shape = [part.shape[0]] + [n if c in out else 1 for c, n in zip(columns, sizes, strict=True)]
-            tail = part.shape[len(out) - len(piece.links) :] if piece.moments else ()
-            part = part.reshape(*shape, *tail)
+            own = (START, *(c for c in self.columns if c in piece.read))
+            if piece.moments:
+                part = contract(piece.moments_at(means), (*own, *piece.links))
+            else:
+                part = self.features.new_ones(1)
+            shape = [part.shape[0], *(n if c in own else 1 for c, n in zip(self.columns, sizes[1:], strict=True))]
+            part = part.reshape(*shape, *part.shape[len(own) :])
             part = _upper(part) if piece.symmetric else part.flatten(len(shape)) if piece.links else part.unsqueeze(-1)
-            parts.append(part.expand(first.shape[0], *sizes, part.shape[-1]))
-        return torch.cat(parts, -1), (START, *columns)
+            parts.append(part.expand(*sizes, part.shape[-1]))
+        return torch.cat(parts, -1)
 
     def summands(self, weights: Tensor) -> list[Summand]:
         """The factor's expectation under fixed weights, as sums over parameters only."""
+        squeezed, kept = _squeezed(weights)
         if self.features is None:
-            return [self._summand(p, weights) for p in self.pieces if p.moments]
-        columns = tuple(sorted({x for p in self.pieces for x in labels_of(p.moments) if is_free(x)}))
-        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
-        squeezed, kept = _squeeze(weights, labels)
-        order = (START, *(c for c in columns if c in kept), *(r for r in self.rows if r in kept))
-        arranged = squeezed.permute([kept.index(x) for x in order])
-        lead = 1 + sum(c in kept for c in columns)
-        rows = arranged.flatten(lead) if self.rows else arranged.unsqueeze(-1)
-        totals = rows @ self.features.transpose(0, 1)
-        found = []
-        at = 0
-        for piece in self.pieces:
-            count = self._width(piece)
-            part = totals[..., at : at + count]
-            at += count
-            if piece.moments:
-                found.append(self._columns(piece, part, tuple(c for c in columns if c in kept)))
-        return found
+            return [_summand(p, squeezed, kept) for p in self.pieces if p.moments]
+        columns = tuple(c for c in self.columns if c in kept)
+        arranged = squeezed.permute([kept.index(x) for x in (START, *columns, *(r for r in self.rows if r in kept))])
+        rows = arranged.flatten(1 + len(columns)) if self.rows else arranged.unsqueeze(-1)
+        totals = (rows @ self.features.transpose(0, 1)).split([p.width for p in self.pieces], -1)
+        return [_linked(p, t, columns) for p, t in zip(self.pieces, totals, strict=True) if p.moments]
 
-    def _columns(self, piece: FactorTerm, part: Tensor, columns: Labels) -> Summand:
-        if piece.symmetric:
-            size = round(((8 * part.shape[-1] + 1) ** 0.5 - 1) / 2)
-            part = _from_upper(part, size)
-        else:
-            part = part.reshape(*part.shape[:-1], *self._link_sizes(piece))
-        own = set(labels_of(piece.moments))
-        gone = [i + 1 for i, c in enumerate(columns) if c not in own]
-        part = part.sum(gone) if gone else part
-        return Summand(part, (START, *(c for c in columns if c in own), *piece.links), piece.moments)
 
-    def _link_sizes(self, piece: FactorTerm) -> list[int]:
-        sizes = {label: n for t, labels in piece.constants for label, n in zip(labels, t.shape, strict=True)}
-        return [sizes[label] for label in piece.links]
+def _linked(piece: FactorTerm, total: Tensor, columns: Labels) -> Summand:
+    """The sum of a piece whose constants, weighted and summed over rows, are the columns and its width."""
+    sizes = [piece.sizes[label] for label in piece.links]
+    part = _from_upper(total, sizes[0]) if piece.symmetric else total.reshape(*total.shape[:-1], *sizes)
+    gone = [i + 1 for i, c in enumerate(columns) if c not in piece.read]
+    part = part.sum(gone) if gone else part
+    return Summand(part, (START, *(c for c in columns if c in piece.read), *piece.links), piece.moments)
 
-    def _width(self, piece: FactorTerm) -> int:
-        sizes = self._link_sizes(piece)
-        if piece.symmetric:
-            return sizes[0] * (sizes[0] + 1) // 2
-        width = 1
-        for n in sizes:
-            width *= n
-        return width
 
-    def _summand(self, piece: FactorTerm, weights: Tensor) -> Summand:
-        labels = (START, *(i - len(self.shape) for i in range(len(self.shape))))
-        squeezed, kept = _squeeze(weights, labels)
-        own = set(labels_of(piece.moments))
-        found = dict.fromkeys(x for _, c in piece.constants for x in c if x in own)
-        out = (START, *(x for x in kept if x in own and x != START and x not in found), *found)
-        return Summand(contract([(squeezed, kept), *piece.constants], out), out, piece.moments)
+def _summand(piece: FactorTerm, weights: Tensor, labels: Labels) -> Summand:
+    """The sum of a piece over all that its moments do not run along, under weights of these labels."""
+    found = dict.fromkeys(x for x in piece.sizes if x in piece.read)
+    out = (START, *(x for x in labels if x in piece.read and x not in found), *found)
+    return Summand(contract([(weights, labels), *piece.constants], out), out, piece.moments)
 
 
 def place(tensor: Tensor, labels: Labels, ndim: int) -> Tensor:
@@ -191,21 +209,11 @@ def over_places(site: DiscreteSite, probs: Tensor, nesting: int) -> Tensor:
     return moved.reshape(probs.shape[0], site.cardinality, *[1] * (nesting - len(batch)), *batch)
 
 
-def _squeeze(tensor: Tensor, labels: Labels) -> Labelled:
-    """Drop the dimensions of size 1, but for the first."""
-    keep = [i for i in range(tensor.ndim) if i == 0 or tensor.shape[i] != 1]
-    return tensor.reshape([tensor.shape[i] for i in keep]), tuple(labels[i] for i in keep)
-
-
-def product_of(piece: FactorTerm, means: Means) -> Labelled:
-    operands = [*piece.constants, *((m.read(means), m.labels) for m in piece.moments)]
-    labels = dict.fromkeys(x for _, c in operands for x in c if not is_summed(x))
-    out = (START, *(x for x in labels if x != START))
-    if not piece.moments:
-        out = out[1:]
-        tensor = contract(operands, out)
-        return tensor.unsqueeze(0), (START, *out)
-    return contract(operands, out), out
+def _squeezed(weights: Tensor) -> Labelled:
+    """Weights ``[starts] + shape`` without dimensions of size 1, but for the first, and the labels of the others."""
+    labels = (START, *range(1 - weights.ndim, 0))
+    keep = [i for i in range(weights.ndim) if i == 0 or weights.shape[i] != 1]
+    return weights.reshape([weights.shape[i] for i in keep]), tuple(labels[i] for i in keep)
 
 
 def _upper(matrix: Tensor) -> Tensor:
@@ -242,64 +250,35 @@ def make_factor(
             rename[label] = fresh_label()
         moments = tuple(replace(m, axes=tuple(substitute(a, rename) for a in m.axes)) for m in expected.moments)
         constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
-        pieces.append(make_factor_term(like.new_tensor(coefficient), constants, moments))
-    rows, features = features_of(pieces)
+        pieces.append(FactorTerm([(like.new_tensor(coefficient), ()), *constants], moments))
+    rows, features = _features_of(pieces)
     shape = torch.Size((*(r.site.cardinality for r in layout.readings), *layout.sizes))
     return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
 
 
-def make_factor_term(
-    coefficient: Tensor, constants: Sequence[Labelled], moments: tuple[BlockMoment, ...]
-) -> FactorTerm:
-    """A term of these constants, the coefficient first among them, and moments."""
-    constants = [(coefficient, ()), *constants]
-    inner = dict.fromkeys(x for _, c in constants for x in c if is_summed(x))
-    own = set(labels_of(moments))
-    links = tuple(x for x in inner if x in own)
-    return FactorTerm(constants, moments, links, _is_symmetric(constants, moments, links))
-
-
-def _is_symmetric(constants: list[Labelled], moments: tuple[BlockMoment, ...], links: Labels) -> bool:
-    """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
-    if len(links) != 2:
-        return False
-    matrices = [m for m in moments if set(links) & {x for a in m.axes for x in axis_labels(a)}]
-    if len(matrices) != 1 or set(matrices[0].axes[-2:]) != set(links):
-        return False
-    first = [(t, c) for t, c in constants if links[0] in c]
-    second = [(t, c) for t, c in constants if links[1] in c]
-    if len(first) != 1 or len(second) != 1:
-        return False
-    (t1, c1), (t2, c2) = first[0], second[0]
-    swapped = tuple(links[1] if x == links[0] else x for x in c1)
-    return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
-
-
-def features_of(pieces: list[FactorTerm]) -> tuple[Labels, Tensor | None]:
+def _features_of(pieces: Sequence[FactorTerm]) -> tuple[Labels, Tensor | None]:
     """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
-    rows = tuple(sorted({x for p in pieces for _, c in p.constants for x in c if is_free(x)}))
-    columns = {x for p in pieces for x in labels_of(p.moments) if is_free(x)}
+    rows = tuple(sorted({x for p in pieces for x in p.sizes if is_free(x)}))
+    columns = {x for p in pieces for x in p.read if is_free(x)}
     if columns & set(rows) or not columns:
         return rows, None
-    sizes = {x: n for p in pieces for t, c in p.constants for x, n in zip(c, t.shape, strict=True)}
+    sizes = {label: n for p in pieces for label, n in p.sizes.items()}
     blocks = []
     for piece in pieces:
-        own = {x for _, c in piece.constants for x in c}
-        held = tuple(r for r in rows if r in own)
-        symmetric = piece.symmetric
-        block = _symmetric_features(piece, held) if symmetric else contract(piece.constants, (*piece.links, *held))
-        block = block.reshape(-1, *(sizes[r] if r in own else 1 for r in rows))
+        held = tuple(r for r in rows if r in piece.sizes)
+        plain = not piece.symmetric
+        block = contract(piece.constants, (*piece.links, *held)) if plain else _symmetric_features(piece, held)
+        block = block.reshape(-1, *(sizes[r] if r in held else 1 for r in rows))
         blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
     return rows, torch.cat(blocks)
 
 
 def _symmetric_features(piece: FactorTerm, held: Labels) -> Tensor:
     """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
-    first = next((t, c) for t, c in piece.constants if piece.links[0] in c)
+    link = piece.links[0]
+    found, own = next((t, c) for t, c in piece.constants if link in c)
     rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]
-    tensor = first[0].movedim(first[1].index(piece.links[0]), 0)
-    labels = tuple(x for x in first[1] if x != piece.links[0])
+    tensor, labels = found.movedim(own.index(link), 0), tuple(x for x in own if x != link)
     i, j = torch.triu_indices(len(tensor), len(tensor), device=tensor.device)
     twice = torch.where(i == j, 1.0, 2.0).to(tensor.dtype)
-    link = piece.links[0]
     return contract([(twice, (link,)), (tensor[i] * tensor[j], (link, *labels)), *rest], (link, *held))

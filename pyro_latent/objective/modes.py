@@ -8,7 +8,7 @@ the observed family, in the coordinates that the model uses.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +20,7 @@ from ..families import Natural
 from ..families.newton import inverse_digamma, inverse_dirichlet_mean
 from ..families.point import VALUE, PointMean
 from .blocks import Block
+from .summands import sum_of
 
 Coefficients = dict[str, Tensor]
 Solver = Callable[[Coefficients, Tensor], Tensor]
@@ -142,14 +143,6 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
     best = solver(coefficients, value)
     _check(block, best, _collapsed(solver, coefficients, magnitudes))
     return Natural(x=best)
-
-
-def sum_of(values: Iterable[Tensor]) -> Tensor:
-    """The sum of tensors."""
-    first, *others = values
-    for other in others:
-        first = first + other
-    return first
 
 
 def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:

@@ -25,7 +25,7 @@ from ..expressions.terms import Variable
 from ..families import Mean, Natural
 from ..families.point import VALUE
 from ..recording import DiscreteSite, Recording
-from .blocks import Block, BlockKey, Means, State
+from .blocks import Block, BlockKey, Means, State, starts_of
 from .densities import usable_terms, with_indicators
 from .derived import with_derived
 from .discrete import DiscreteElimination, DiscretePosterior
@@ -33,7 +33,7 @@ from .expectation import expect
 from .factors import DiscreteFactor
 from .joints import Joint
 from .modes import PointTerm, mode
-from .summands import Summand, cast, gradients, summand_of, total_of
+from .summands import Summand, cast, gradients, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
@@ -218,7 +218,7 @@ class Program:
 
     def entropy_terms(self, state: State, means: Means, keys: Iterable[BlockKey]) -> tuple[Tensor, Tensor]:
         """The entropy of some blocks for each start, A(η) − ⟨η, μ⟩, and the size of what it sums; float64."""
-        starts = len(next(iter(next(iter(state.values())).values()))) if state else 1
+        starts = starts_of(state)
         total = torch.zeros(starts, dtype=torch.float64, device=self.recording.device)
         magnitude = torch.zeros_like(total)
         for key in keys:
@@ -265,7 +265,12 @@ class Program:
         """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed."""
         keys = {k for k, b in self.blocks.items() if b.is_point} | {v.site for v in self.derived}
         found = [s for s in (*self.summands, *held) if s.blocks & keys]
-        return lambda points: total_of(found, self.with_derived(means | points))
+
+        def energy(points: Means) -> Tensor:
+            at_points = self.with_derived(means | points)
+            return sum_of(s.value(at_points) for s in found)
+
+        return energy
 
     def impossible(self, means: Means) -> list[str]:
         """The sites whose density is zero whatever the discrete latents are, in the order of the model."""

@@ -21,7 +21,7 @@ from torch.distributions import constraints, transform_to
 from ..errors import ArgumentTypeError, ModelError, NaturalDomainError
 from ..families import Natural
 from ..recording import DiscreteSite, LatentSite, ends_in_simplex
-from .blocks import Block, BlockKey, Means, State
+from .blocks import Block, BlockKey, Means, State, starts_of
 from .clusters import clusters_of
 from .modes import on_edge
 from .posterior import natural_of
@@ -142,7 +142,7 @@ def _given(program: Program, init: Init) -> dict[Any, Any]:
 
 def fresh_blocks(program: Program, state: State, keys: Collection[BlockKey]) -> State:
     """Some blocks at their start again, given the others: the local ones of data that has not been seen."""
-    restarts = len(next(iter(next(iter(state.values())).values())))
+    restarts = starts_of(state)
     generator = torch.Generator(device=program.recording.device).manual_seed(0)
     state = {key: natural for key, natural in state.items() if key not in keys}
     for key, block in program.blocks.items():

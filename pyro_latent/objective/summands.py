@@ -37,19 +37,18 @@ class Summand:
         return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
 
-def total_of(summands: Sequence[Summand], means: Means) -> Tensor:
-    """The sum of summands, for each start."""
-    total = summands[0].value(means)
-    for summand in summands[1:]:
-        total = total + summand.value(means)
-    return total
+def sum_of(tensors: Iterable[Tensor]) -> Tensor:
+    """The sum of tensors, of which there is one at least."""
+    first, *others = tensors
+    return sum(others, first)
 
 
 def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[str, Tensor]:
     """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
     leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
     with torch.enable_grad():
-        total = total_of(summands, means | {block.key: leaves}).sum()
+        at_leaves = means | {block.key: leaves}
+        total = sum_of(s.value(at_leaves) for s in summands).sum()
         found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
     fields = dict(zip(leaves, found, strict=True))
     matrices = {name: fields[name] for name, event in block.family.statistics.items() if event == 2}
