@@ -175,7 +175,7 @@ class Sweep:
     def set(self, key: BlockKey, natural: Natural) -> None:
         """Put a block at given natural parameters, and at their mean parameters μ = ∇A(η)."""
         self._stale = True
-        proper = self.program.in_domain(key, natural)
+        proper = self.program.blocks[key].family.in_domain(natural).all()
         self.proper[key] = proper & self.proper[key] if key in self.proper else proper
         self.state = self.state | {key: natural}
         self.means = self.program.means_after(self.means, key, natural)

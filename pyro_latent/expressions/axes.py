@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, reduce
 from typing import Any
@@ -173,6 +173,13 @@ def spread(tensor: Tensor, labels: Labels, where: Mapping[int, int]) -> Tensor:
     for i in order:
         shape[where[labels[i]]] = tensor.shape[i]
     return tensor.permute(order).reshape(shape)
+
+
+def laid(tensor: Tensor, labels: Labels, order: Sequence[Label], ndim: int) -> Tensor:
+    """Lay a labelled tensor out: a dimension for each label of ``order``, then ``ndim`` positions, of size 1 where the
+    tensor has none.
+    """
+    return spread(tensor, labels, {label: i for i, label in enumerate((*order, *range(-ndim, 0)))})
 
 
 def substitute(axis: Axis, mapping: Mapping[Label, Axis]) -> Axis:

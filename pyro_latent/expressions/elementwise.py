@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from .arithmetic import MOST_CASES, collect, common_like
-from .axes import broadcast_shapes, in_last, shift
+from .axes import broadcast_shapes, in_last, laid, shift
 from .dimensions import Dimensions
-from .symbolic import Symbolic, count_combinations, laid
+from .symbolic import Symbolic, count_combinations
 from .terms import Factor, Term
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, LatentValueError
-from .axes import Gather, Label, Labels, broadcast_shapes, is_choice, is_summed, position_axes, shift
+from .axes import Gather, broadcast_shapes, is_summed, laid, position_axes, shift
 from .evaluation import Values, evaluate_term
 from .terms import Choice, Constant, Factor, Replay, Term, Variable
 
@@ -211,8 +211,7 @@ class Symbolic:
         terms: list[Term] = []
         for term in self.terms:
             bound = {label for c in term.choices for label in c.labels if is_summed(label)}
-            sizes = sizes_of(term)
-            places = itertools.product(*(range(sizes[label]) for label in bound))
+            places = itertools.product(*(range(term.sizes[label]) for label in bound))
             for place in places if bound else [()]:
                 index = {
                     label: Gather(torch.tensor(i, device=self.like.device), ())
@@ -324,23 +323,3 @@ def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
         f"have {count} combinations of values. Sums of them, and sums of functions of one element each, need no joint "
         "table: write those, or give the elements a site of fewer values."
     )
-
-
-def sizes_of(term: Term) -> dict[Label, int]:
-    """The sizes of the labels that the elements of a term's choices run along, from what reads them."""
-    sizes = {label: n for c in term.constants for label, n in zip(c.labels, c.tensor.shape, strict=True)}
-    for choice in term.choices:
-        for axis in choice.axes:
-            if isinstance(axis, Gather):
-                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
-    return sizes
-
-
-def laid(tensor: Tensor, labels: Labels, order: Sequence[int], ndim: int) -> Tensor:
-    """Lay a labelled tensor out: a dimension for each choice of ``order``, then ``ndim``, of size 1 elsewhere."""
-    names = {label: i for i, label in enumerate(order)}
-    places = [names[label] if is_choice(label) else len(order) + ndim + label for label in labels]
-    shape = [1] * (len(order) + ndim)
-    for place, size in zip(places, tensor.shape, strict=True):
-        shape[place] = size
-    return tensor.permute(sorted(range(len(places)), key=places.__getitem__)).reshape(shape)

@@ -219,6 +219,17 @@ class Term:
     def summed(self) -> frozenset[Label]:
         return frozenset(label for label in self.labels if is_summed(label))
 
+    @cached_property
+    def sizes(self) -> dict[Label, int]:
+        """The sizes of the labels, from what runs along them; a position that only choices run along has none."""
+        sizes = {label: n for c in self.constants for label, n in zip(c.labels, c.tensor.shape, strict=True)}
+        read = [(a, n) for f in self.factors for a, n in zip(f.axes, f.variable.shape, strict=False)]
+        sizes |= {a: n for a, n in read if isinstance(a, int)}
+        for axis in (*(a for a, _ in read), *(a for c in self.choices for a in c.axes)):
+            if isinstance(axis, Gather):
+                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
+        return sizes
+
     def substitute(self, mapping: Mapping[Label, Axis]) -> Term:
         """Replace labels by other axes; labels not named stay."""
         if not any(label in mapping for label in self.labels):

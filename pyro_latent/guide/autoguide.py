@@ -28,7 +28,7 @@ from ..objective import (
     quantiles_of,
 )
 from ..recording import Recording, record
-from .param_store import param_blocks, param_versions, write_params
+from .param_store import param_versions, write_params
 from .sampling import Sampler
 from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
 
@@ -312,7 +312,7 @@ class AutoConjugate(AutoGuide):
     def params(self) -> dict[str, Tensor]:
         """By name, the current values of the model's parameters, constrained."""
         state, best = self.state, self.posterior_state.best
-        blocks = param_blocks(self._known_program())
+        blocks = self._known_program().params
         return {b.sites[0].name: b.params(state[b.key])["value"][best] for b in blocks}
 
     def write_params(self) -> None:

@@ -10,19 +10,14 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ..objective import Block, Program
+from ..objective import Program
 from ..recording import ALONE
-
-
-def param_blocks(program: Program) -> list[Block]:
-    """The blocks that are parameters of the model, ``pyro.param`` sites."""
-    return [block for block in program.blocks.values() if block.is_param]
 
 
 def param_versions(program: Program) -> dict[str, tuple[int, int]]:
     """What tells whether an entry of Pyro's store has changed, for the program's parameters."""
     store = pyro.get_param_store()
-    names = [block.sites[0].name for block in param_blocks(program)]
+    names = [block.sites[0].name for block in program.params]
     found = {n: _unconstrained(n) for n in names if n in store}
     return {n: (id(t), t._version) for n, t in found.items()}
 
@@ -31,7 +26,7 @@ def write_params(program: Program, values: Mapping[str, Tensor]) -> None:
     """Put constrained values into Pyro's store; entries that exist keep their identity, and so their optimizers."""
     store = pyro.get_param_store()
     with ALONE, torch.no_grad():
-        for block in param_blocks(program):
+        for block in program.params:
             site = block.sites[0]
             name = site.name
             if name not in store and site.module_value is None:
@@ -58,4 +53,4 @@ def _unconstrained(name: str) -> Tensor:
     return unconstrained
 
 
-__all__ = ["param_blocks", "param_versions", "write_params"]
+__all__ = ["param_versions", "write_params"]

@@ -19,7 +19,7 @@ from ..families import FAMILIES, JOINT_FAMILIES, Natural
 from ..families.point import Point
 from ..objective import BlockKey, Program, State, fresh_blocks
 from ..recording import Snapshot
-from .param_store import param_blocks, param_versions
+from .param_store import param_versions
 
 
 class RecordedCall:
@@ -215,7 +215,7 @@ class PosteriorState:
             self._is_loaded, self._params_seen = False, now
             return state
         store = pyro.get_param_store()
-        for block in param_blocks(program):
+        for block in program.params:
             name = block.sites[0].name
             if name in now and now[name] != self._params_seen.get(name):
                 value = store[name].detach().to(program.recording.like)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from ..expressions.axes import START, laid
 from .blocks import Means, State
 from .densities import usable_terms, with_indicators
 from .discrete import DiscretePosterior
 from .expectation import expect
-from .factors import FactorTerm, place
+from .factors import FactorTerm
 from .program import Program
 
 
@@ -31,7 +32,7 @@ def expected_log_densities(program: Program, means: Means) -> dict[str, Tensor]:
             number = like.new_tensor(expected.coefficient)
             tensor, labels = FactorTerm([(number, ()), *constants], expected.moments).value(means)
             names = {c.label: i - depth for i, c in enumerate(choices)}
-            part = place(tensor, tuple(names.get(x, x) for x in labels), depth)
+            part = laid(tensor, tuple(names.get(x, x) for x in labels), (START,), depth)
             total = part if total is None else total + part
         assert total is not None
         lead = total.shape[: 1 + len(choices)]

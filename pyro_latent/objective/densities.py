@@ -86,7 +86,7 @@ def _part(
     bound = sorted(x for x in used if is_summed(x))
     places = {x: x for x in used if is_free(x)} | {x: -depth - 1 - i for i, x in enumerate(bound)}
     shape = (1,) * (depth - len(scored.shape)) + tuple(scored.shape)
-    sizes = _sizes(terms)
+    sizes = {label: n for t in terms for label, n in t.sizes.items()}
     own = [n if i - depth in used else 1 for i, n in enumerate(shape)]
     layout = Layout(tuple(_reading(c, places, sites) for c in choices), (*(sizes[x] for x in reversed(bound)), *own))
     return DensityPart(scored.name, tuple(terms), layout, tuple(c.label for c in choices), places)
@@ -95,20 +95,6 @@ def _part(
 def _reading(choice: Choice, places: Mapping[Label, Label], sites: Mapping[str, DiscreteSite]) -> Reading:
     moved = choice.substitute({x: places[x] for x in choice.labels if places.get(x, x) != x})
     return Reading(sites[choice.site], moved.axes)
-
-
-def _sizes(terms: Sequence[Term]) -> dict[Label, int]:
-    """The sizes of the summed labels of terms, from what they read."""
-    sizes: dict[Label, int] = {}
-    for term in terms:
-        for c in term.constants:
-            sizes |= dict(zip(c.labels, c.tensor.shape, strict=True))
-        axes = [(a, n) for f in term.factors for a, n in zip(f.axes, f.variable.shape, strict=False)]
-        sizes |= {a: n for a, n in axes if isinstance(a, int)}
-        for axis in (*(a for a, _ in axes), *(a for c in term.choices for a in c.axes)):
-            if isinstance(axis, Gather):
-                sizes |= dict(zip(axis.labels, axis.index.shape, strict=True))
-    return sizes
 
 
 # Masks.
@@ -176,7 +162,7 @@ def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | Non
     if any(choice.label in f.axes for f in term.factors):
         varies.append((torch.ones((), dtype=torch.bool, device=site.support.device), ()))
     labels = choice.labels
-    sizes = _sizes([term]) | {i - len(shape): n for i, n in enumerate(shape)}
+    sizes = term.sizes | {i - len(shape): n for i, n in enumerate(shape)}
     total = torch.zeros([sizes[x] for x in labels], dtype=torch.bool, device=site.support.device)
     for differs, own in varies:
         total = total | _onto(differs, own, labels)

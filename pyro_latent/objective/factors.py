@@ -23,8 +23,8 @@ from ..expressions.axes import (
     fresh_label,
     is_free,
     is_summed,
+    laid,
     read,
-    spread,
     substitute,
 )
 from ..recording import DiscreteSite, Recording, ScoredSite
@@ -110,12 +110,12 @@ class DiscreteFactor:
     def value(self, means: Means) -> Tensor:
         """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
         if self.features is None:
-            return sum_of(place(*p.value(means), len(self.shape)) for p in self.pieces)
+            return sum_of(laid(*p.value(means), (START,), len(self.shape)) for p in self.pieces)
         parameters = self._parameters(means)
         product = parameters.flatten(0, -2) @ self.features
         sizes = [self.shape[label] for label in self.rows]
         labels = (START, *self.columns, *self.rows)
-        return place(product.reshape(*parameters.shape[:-1], *sizes), labels, len(self.shape))
+        return laid(product.reshape(*parameters.shape[:-1], *sizes), labels, (START,), len(self.shape))
 
     @cached_property
     def columns(self) -> Labels:
@@ -167,11 +167,6 @@ def _summand(piece: FactorTerm, weights: Tensor, labels: Labels) -> Summand:
     return Summand(contract([(weights, labels), *piece.constants], out), out, piece.moments)
 
 
-def place(tensor: Tensor, labels: Labels, ndim: int) -> Tensor:
-    """Lay a labelled tensor out in ``[starts] + ndim`` dimensions, of size 1 where it has no label."""
-    return spread(tensor, labels, {START: START} | {i - ndim: 1 + i for i in range(ndim)})
-
-
 def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
     """The probabilities of what a factor reads, ``[starts] + the factor's shape``, of independent elements.
 
@@ -184,11 +179,11 @@ def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
     total: Tensor | None = None
     for i, reading in enumerate(layout.readings):
         found, labels = read(probs[reading.site.name], (*reading.axes, i - ndim), lead=1)
-        tensor = place(found, (START, *labels), ndim)
+        tensor = laid(found, (START, *labels), (START,), ndim)
         for j, other in enumerate(layout.readings[:i]):
             if other.site is reading.site:  # one element has one value
                 same, places = same_element(reading.site, other.axes, reading.axes)
-                same = place(same.unsqueeze(0), (START, *places), ndim)
+                same = laid(same.unsqueeze(0), (START, *places), (START,), ndim)
                 tensor = torch.where(same, _equal(j, i, reading, ndim, tensor), tensor)
         total = tensor if total is None else total * tensor
     assert total is not None
@@ -199,7 +194,7 @@ def _equal(i: int, j: int, reading: Reading, ndim: int, like: Tensor) -> Tensor:
     """One where two readings have the same value."""
     size = reading.site.cardinality
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
-    return place(eye.unsqueeze(0), (START, i - ndim, j - ndim), ndim)
+    return laid(eye.unsqueeze(0), (START, i - ndim, j - ndim), (START,), ndim)
 
 
 def over_places(site: DiscreteSite, probs: Tensor, nesting: int) -> Tensor:

@@ -99,6 +99,11 @@ class Program:
         return {key: [s for s in self.summands if key in s.blocks] for key in self.blocks}
 
     @cached_property
+    def params(self) -> list[Block]:
+        """The blocks that are parameters of the model, ``pyro.param`` sites."""
+        return [block for block in self.blocks.values() if block.is_param]
+
+    @cached_property
     def discrete(self) -> list[DiscreteSite]:
         """The discrete sites with an exact posterior."""
         return self.elimination.sites
@@ -177,10 +182,6 @@ class Program:
         like = self.recording.like
         params = {n: p.to(like).expand(starts, *p.shape) for n, p in block.example.items()}
         return block.family.mean(block.family.from_params(params))
-
-    def in_domain(self, key: BlockKey, natural: Natural) -> Tensor:
-        """Whether a block's natural parameters are proper everywhere."""
-        return self.blocks[key].family.in_domain(natural).all()
 
     # The ELBO.
 
@@ -333,7 +334,7 @@ class Program:
         moments = [m for s in self.summands for m in s.moments]
         moments += [m for f in self.factors for p in f.pieces for m in p.moments]
         used = {m.block.key for m in moments} | {p for v in self.derived for p in v.parents}
-        return [b.label for key, b in self.blocks.items() if b.is_param and key not in used]
+        return [block.label for block in self.params if block.key not in used]
 
 
 def _point_term(summand: Summand, block: Block, means: Means) -> PointTerm:

@@ -60,7 +60,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
         drawn = _perturbed(program, block, prior, generator)
         state[key] = _user_natural(program, block, given, drawn, restarts)
     if not any(site.name in given for site in program.discrete):
-        from_params = any(b.is_param for b in program.blocks.values()) and not isinstance(init, int) and restarts == 1
+        from_params = bool(program.params) and not isinstance(init, int) and restarts == 1
         if given or from_params:
             return (
                 state,
