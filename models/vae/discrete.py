@@ -36,6 +36,7 @@ from torch import Tensor, nn
 from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
 
 from .checks import check_grey_values, check_images, check_sizes
+from .model import BernoulliImages
 from .network import layers
 from .quantizer import CodeGradient, Quantized, VectorQuantizer, rotate_gradient, straight_through
 from .store import NonFiniteLossError, StoredModule
@@ -140,7 +141,7 @@ class _CodeAutoencoder(StoredModule):
             NonFiniteLossError: while Pyro's validation is on, if an output of the decoder is not finite.
         """
         logits = self._finite("decoder", self.decoder(codes.flatten(-2)))
-        return dist.Bernoulli(logits=logits, validate_args=False).to_event(1)
+        return BernoulliImages(dist.Bernoulli(logits=logits, validate_args=False), 1)
 
     def _finite(self, network: str, outputs: Tensor) -> Tensor:
         """The outputs, checked before a step is made of them."""

@@ -34,8 +34,6 @@ Estimator: TypeAlias = Literal["A", "B"]
 Program: TypeAlias = Callable[..., Any]
 Site: TypeAlias = Mapping[str, Any]
 
-_DEFAULTS = {"kl_weight": 1.0, "free_bits": 0.0}
-
 
 @dataclass(frozen=True)
 class Terms:
@@ -102,8 +100,8 @@ class VAE_ELBO(OneLossELBO):
         self,
         estimator: Estimator = "B",
         *,
-        kl_weight: float = _DEFAULTS["kl_weight"],
-        free_bits: float = _DEFAULTS["free_bits"],
+        kl_weight: float = 1.0,
+        free_bits: float = 0.0,
         num_particles: int = 1,
     ) -> None:
         check_count("num_particles", num_particles)
@@ -111,7 +109,7 @@ class VAE_ELBO(OneLossELBO):
         check_choice("estimator", estimator, get_args(Estimator))
         self.closed_form = estimator == "B"
         self.kl_weight = kl_weight
-        self.free_bits = _not_negative("free_bits", free_bits)
+        self.free_bits = _not_negative("free_bits", free_bits, 0.0)
 
     @property
     def kl_weight(self) -> float:
@@ -120,7 +118,7 @@ class VAE_ELBO(OneLossELBO):
 
     @kl_weight.setter
     def kl_weight(self, value: float) -> None:
-        self._kl_weight = _not_negative("kl_weight", value)
+        self._kl_weight = _not_negative("kl_weight", value, 1.0)
 
     def differentiable_loss(self, model: Program, guide: Program, *args: Any, **kwargs: Any) -> Tensor:
         """The loss as a tensor to differentiate, [4] (154)."""
@@ -190,9 +188,7 @@ class VAE_ELBO(OneLossELBO):
         return values.sum() * (site["scale"] / self.num_particles)
 
 
-def _not_negative(name: str, value: float) -> float:
+def _not_negative(name: str, value: float, default: float) -> float:
     if not 0 <= value < math.inf:
-        raise ArgumentError(
-            f"Expected {name} >= 0 and finite; got {value}. Write {name}={_DEFAULTS[name]}, the default."
-        )
+        raise ArgumentError(f"Expected {name} >= 0 and finite; got {value}. Write {name}={default}, the default.")
     return value

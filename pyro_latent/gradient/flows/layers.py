@@ -35,7 +35,18 @@ __all__ = [
 ]
 
 
-class ElementwiseAffine(TransformModule):
+class _VectorMap(TransformModule):
+    """A bijection of real vectors that remembers its last draw, since a layer after it may invert no other."""
+
+    domain = constraints.real_vector
+    codomain = constraints.real_vector
+    bijective = True
+
+    def __init__(self) -> None:
+        super().__init__(cache_size=1)
+
+
+class ElementwiseAffine(_VectorMap):
     """x = loc + exp(log_scale) z, with both parameters trained: alone, it makes the mean-field Gaussian.
 
     Args:
@@ -43,12 +54,8 @@ class ElementwiseAffine(TransformModule):
         scale: the scale that all coordinates start at, positive.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
     def __init__(self, loc: Tensor, scale: float) -> None:
-        super().__init__(cache_size=1)  # a layer after it may know the inverse of its own last output only
+        super().__init__()
         self.loc = torch.nn.Parameter(loc.detach().clone())
         self.log_scale = torch.nn.Parameter(torch.full_like(loc, scale).log())
 
@@ -62,19 +69,15 @@ class ElementwiseAffine(TransformModule):
         return self.log_scale.sum(-1).expand(x.shape[:-1])
 
 
-class ElementwiseSpline(TransformModule):
+class ElementwiseSpline(_VectorMap):
     """Pyro's spline of each coordinate by itself, as a map of vectors: its log-determinant is a sum over coordinates.
 
     Args:
         dim: D.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
-
     def __init__(self, dim: int) -> None:
-        super().__init__(cache_size=1)
+        super().__init__()
         self.spline = _quiet(T.spline(dim))
 
     def _call(self, x: Tensor) -> Tensor:
@@ -87,19 +90,13 @@ class ElementwiseSpline(TransformModule):
         return self.spline.log_abs_det_jacobian(x, y).sum(-1)
 
 
-class Reverse(TransformModule):
+class Reverse(_VectorMap):
     """The coordinates from the last to the first: between layers that treat them unlike.
 
     It has no tensors, so it acts on every device; the permutation of Pyro's ``permute`` stays where it was made.
     """
 
-    domain = constraints.real_vector
-    codomain = constraints.real_vector
-    bijective = True
     volume_preserving = True
-
-    def __init__(self) -> None:
-        super().__init__(cache_size=1)
 
     def _call(self, x: Tensor) -> Tensor:
         return x.flip(-1)
@@ -145,18 +142,8 @@ FLOWS: dict[str, Callable[[int, Sequence[int]], Transform]] = {
     "spline_coupling": lambda dim, hidden: _quiet(T.spline_coupling(dim, hidden_dims=list(hidden))),
     "spline_autoregressive": lambda dim, hidden: T.spline_autoregressive(dim, list(hidden)),
 }
-#: The same for layers whose parameters come from a context by a network.
-_CONDITIONAL_LAYERS: dict[str, Callable[[int, int, Sequence[int]], Any]] = {
-    "planar": lambda dim, context, hidden: T.conditional_planar(dim, context, list(hidden)),
-    "radial": lambda dim, context, hidden: T.conditional_radial(dim, context, list(hidden)),
-    "affine_coupling": lambda dim, context, hidden: T.conditional_affine_coupling(dim, context, list(hidden)),
-    "affine_autoregressive": lambda dim, context, hidden: T.conditional_affine_autoregressive(
-        dim, context, list(hidden)
-    ),
-    "spline_autoregressive": lambda dim, context, hidden: T.conditional_spline_autoregressive(
-        dim, context, list(hidden)
-    ),
-}
+#: The kinds that Pyro has with a context too: their parameters come from it by a network.
+_CONDITIONAL = ("planar", "radial", "affine_coupling", "affine_autoregressive", "spline_autoregressive")
 _COUPLED = ("affine_coupling", "spline_coupling", "affine_autoregressive", "spline_autoregressive")
 NO_INVERSE = "has no inverse in closed form. Use 'affine_coupling', 'spline_coupling' or 'spline_autoregressive'."
 
@@ -187,7 +174,7 @@ def make_flow(
 
     Source: [2], "composition of transformations".
     """
-    known = FLOWS if context_dim is None else _CONDITIONAL_LAYERS
+    known = FLOWS if context_dim is None else _CONDITIONAL
     if kind not in known:
         raise ArgumentError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
     for name, value in {"dim": dim, "length": length, "context_dim": 1 if context_dim is None else context_dim}.items():
@@ -203,7 +190,7 @@ def make_flow(
         if context_dim is None:
             layers.append(FLOWS[kind](dim, hidden))
         else:
-            layers.append(_CONDITIONAL_LAYERS[kind](dim, context_dim, hidden))
+            layers.append(getattr(T, f"conditional_{kind}")(dim, context_dim, list(hidden)))
     return Flow(layers) if context_dim is None else _ConditionalFlow(layers)
 
 
