@@ -168,14 +168,12 @@ class _CodeAutoencoder(StoredModule):
         check_count("num_samples", num_samples)
         weight = next(self.parameters())
         codes = torch.randint(self.num_categories, (num_samples, self.num_variables), device=weight.device)
-        mean: Tensor = self.likelihood(self.code_vectors(codes)).mean
-        return mean
+        return self.likelihood(self.code_vectors(codes)).mean
 
     @torch.no_grad()
     def reconstruct(self, images: Tensor) -> Tensor:
         """Means of the images of their own codes, ``[N, P]`` in [0, 1]."""
-        mean: Tensor = self.likelihood(self.code_vectors(self.codes(images))).mean
-        return mean
+        return self.likelihood(self.code_vectors(self.codes(images))).mean
 
     def codes(self, images: Tensor) -> Tensor:
         """The categories of images, integers ``[N, V]``."""
@@ -352,7 +350,7 @@ class VQVAE(_CodeAutoencoder):
     @torch.no_grad()
     def elbo(self, images: Tensor) -> Tensor:
         """A bound on log p(x) under uniform codes, in nats, ``[N]``: log p(x | code) - V log K."""
-        log_likelihood: Tensor = self.likelihood(self.code_vectors(self.codes(images))).log_prob(images)
+        log_likelihood = self.likelihood(self.code_vectors(self.codes(images))).log_prob(images)
         return log_likelihood - self.num_variables * math.log(self.num_categories)
 
     @torch.no_grad()

@@ -220,8 +220,7 @@ def _pixel_log_prob(vae: VAE, images: Tensor, z: Tensor) -> Tensor:
         # A convolution takes one set of weights at a time.
         each = [vae.pixels(draw, vae.draw_weights()).log_prob(images) for draw in z]
         return torch.stack(each)
-    log_prob: Tensor = vae.pixels(z, vae.draw_weights((len(z), 1))).log_prob(images)
-    return log_prob
+    return vae.pixels(z, vae.draw_weights((len(z), 1))).log_prob(images)
 
 
 def _bound(log_weights: Tensor, num_samples: int) -> Tensor:

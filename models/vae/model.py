@@ -286,8 +286,7 @@ class VAE(StoredModule):
         """E[x | z], ``[..., *input_shape]``, in the unit of the images; the arguments are those of :meth:`pixels`."""
         pixels = self.pixels(z, weights)
         if self.levels is None:
-            mean: Tensor = pixels.mean
-            return mean
+            return pixels.mean
         probs: Tensor = pixels.base_dist.probs
         return probs @ torch.arange(self.levels, dtype=probs.dtype, device=probs.device)
 

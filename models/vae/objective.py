@@ -43,26 +43,23 @@ class Terms:
         reconstruction: E_q log p(x | z), negative for discrete pixels.
         kl: KL(q(z | x) ‖ p(z)), with no weight and no free bits.
         penalty: what the loss holds in the place of ``kl``.
-        weight_kl: KL(q(w) ‖ p(w)); None for a point-estimate decoder.
+        weight_kl: KL(q(w) ‖ p(w)); zero for a point-estimate decoder.
     """
 
     reconstruction: Tensor
     kl: Tensor
     penalty: Tensor
-    weight_kl: Tensor | None
+    weight_kl: Tensor
 
     @property
     def loss(self) -> Tensor:
         """What is minimized, ``penalty + weight_kl - reconstruction``."""
-        return self._with_weights(self.penalty - self.reconstruction)
+        return self.penalty - self.reconstruction + self.weight_kl
 
     @property
     def elbo(self) -> Tensor:
         """The evidence lower bound, whatever the weight and the free bits of the loss."""
-        return -self._with_weights(self.kl - self.reconstruction)
-
-    def _with_weights(self, value: Tensor) -> Tensor:
-        return value if self.weight_kl is None else value + self.weight_kl
+        return self.reconstruction - self.kl - self.weight_kl
 
 
 class _Recorder(Messenger):
@@ -150,7 +147,7 @@ class VAE_ELBO(OneLossELBO):
         kl, penalty = self._latent_kl(model["z"], guide["z"])
         weights = [name for name, site in guide.items() if name != "z" and not site_is_subsample(site)]
         divergences = [self._scaled_sum(self._divergence(model[name], guide[name]), guide[name]) for name in weights]
-        weight_kl = torch.stack(divergences).sum() if divergences else None
+        weight_kl = torch.stack(divergences).sum() if divergences else torch.zeros_like(reconstruction)
         return Terms(reconstruction, kl, penalty, weight_kl)
 
     def _latent_kl(self, model: Site, guide: Site) -> tuple[Tensor, Tensor]:

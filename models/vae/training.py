@@ -238,7 +238,7 @@ class _Training:
         counts = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
         loss, *terms = (counts / counts.sum() @ torch.cat(parts).double()).tolist()
         size = len(self.images) if self.vae.reduction == "sum" else 1
-        reconstruction, kl, weight_kl = (value / size for value in (*terms, 0.0)[:3])
+        reconstruction, kl, weight_kl = (value / size for value in terms)
         found = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "weight_kl": weight_kl}
         found |= {"elbo": reconstruction - kl - weight_kl, "kl_weight": self.elbo.kl_weight}
         if self.validation is not None:
@@ -248,7 +248,7 @@ class _Training:
             getattr(self.history, name).append(value)
 
     def run_window(self, batches: Sequence[Tensor]) -> Tensor:
-        """Some steps, then one look at their loss; the terms of each step, ``[steps, 3 or 4]`` on the CPU."""
+        """Some steps, then one look at their loss; the terms of each step, ``[steps, 4]`` on the CPU."""
         for batch in batches:
             terms = self._terms(batch)
             self.trainer.watch(_row(terms))
@@ -261,7 +261,7 @@ class _Training:
         return self.elbo.terms(self.vae._model, self.vae._guide, self.images[batch], len(self.images), None)
 
     def _error(self, step: int, row: Tensor) -> NonFiniteLossError:
-        values = zip(("loss", *_TERMS), row.tolist(), strict=False)
+        values = zip(("loss", *_TERMS), row.tolist(), strict=True)
         wrong = [f"{name} {value:g}" for name, value in values if not math.isfinite(value)]
         return NonFiniteLossError(
             f"Expected a finite loss; got {', '.join(wrong[1:] or wrong)} at step {step} (epoch "
@@ -337,7 +337,6 @@ def _plain(value: Any) -> Any:
 
 
 def _row(terms: Terms) -> Tensor:
-    """The loss and its terms, without the graph; three numbers, or four with a posterior over weights."""
-    weights = [] if terms.weight_kl is None else [terms.weight_kl]
+    """The loss and its terms, without the graph, ``[4]``."""
     with torch.no_grad():
-        return torch.stack([terms.loss, terms.reconstruction, terms.kl, *weights])
+        return torch.stack([terms.loss, terms.reconstruction, terms.kl, terms.weight_kl])
