@@ -12,6 +12,7 @@ from torch.distributions import Transform
 
 from pyro_latent.distributions import forget_last_draw
 from pyro_latent.errors import ArgumentError, ArgumentTypeError, DataError, check_count
+from pyro_latent.gradient.flows import FlowPosterior
 
 
 def check_sizes(name: str, sizes: Any) -> tuple[int, ...]:
@@ -92,8 +93,9 @@ def check_grey_values(images: Tensor, likelihood: str, levels: int | None) -> No
         raise DataError(f"Expected {wanted} for likelihood={likelihood!r}; got values from {low:g} to {high:g}. {fix}")
 
 
+@torch.no_grad()
 def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
-    """The flow maps vectors of the latent dimension, and has a context where one is given.
+    """The flow maps vectors of the latent dimension, and has a context where one is given: one vector is sent through.
 
     Raises:
         TypeError: if it is no transform.
@@ -105,37 +107,22 @@ def check_flow(flow: Any, latent_dim: int, context_dim: int | None) -> None:
                 f"Expected a conditional flow with context_dim={context_dim}; got no flow. Write flow=."
             )
         return
-    conditional = hasattr(flow, "condition")
-    if not conditional and not isinstance(flow, Transform):
+    if not hasattr(flow, "condition") and not isinstance(flow, Transform):
         raise ArgumentTypeError(
             f"Expected flow to be a transform or a conditional one; got {type(flow).__name__}. Write "
             f"flow=make_flow('affine_coupling', {latent_dim}), of pyro_latent.gradient.flows."
         )
-    if conditional != (context_dim is not None):
-        wanted, fix = (
-            ("context_dim with a conditional flow", "Write context_dim=, with the flow's")
-            if conditional
-            else ("no context_dim with a flow that has no context", f"Write make_flow(..., context_dim={context_dim})")
-        )
-        raise ArgumentError(f"Expected {wanted}; got context_dim={context_dim}. {fix}.")
-    _try(flow, latent_dim, context_dim)
-
-
-@torch.no_grad()
-def _try(flow: Any, latent_dim: int, context_dim: int | None) -> None:
-    """Send one vector through, so that a flow of another dimension is found before the first step."""
     like = next(iter(flow.parameters()), torch.zeros(())) if isinstance(flow, nn.Module) else torch.zeros(())
+    context = None if context_dim is None else like.new_zeros(1, context_dim)
+    vector, reason = like.new_zeros(1, latent_dim), ""
     try:
-        given = flow if context_dim is None else flow.condition(like.new_zeros(1, context_dim))
-        shape = list(given(like.new_zeros(1, latent_dim)).shape)
+        shape = list(FlowPosterior(vector, vector + 1, flow, context, validate_args=False).flow(vector).shape)
     except (RuntimeError, IndexError) as error:
         shape, reason = [], f" ({str(error).splitlines()[0]})"
-    else:
-        reason = ""
     forget_last_draw(flow)
     if shape != [1, latent_dim]:
-        context = "" if context_dim is None else f" and a context of {context_dim} elements"
+        wanted = "" if context_dim is None else f" and a context of {context_dim} elements"
         raise ArgumentError(
-            f"Expected a flow of vectors of latent_dim={latent_dim} elements{context}; got one that does not take "
+            f"Expected a flow of vectors of latent_dim={latent_dim} elements{wanted}; got one that does not take "
             f"them{reason}. Make the flow with the VAE's numbers."
         )

@@ -54,7 +54,11 @@ class FlowPosterior(dist.TransformedDistribution):
         conditional = hasattr(flow, "condition")
         if conditional != (context is not None):
             wanted = "a context for a conditional flow" if conditional else "no context for a flow without one"
-            fix = "Write context=" if conditional else "Leave it out, or write make_flow(..., context_dim=)"
+            fix = (
+                "Write context=, or context_dim= of a VAE"
+                if conditional
+                else "Leave it out, or write make_flow(..., context_dim=)"
+            )
             raise ArgumentError(f"Expected {wanted}; got {'none' if context is None else list(context.shape)}. {fix}.")
         self.flow = flow.condition(context) if conditional else flow
         super().__init__(dist.Normal(loc, scale).to_event(1), [self.flow], validate_args=validate_args)
