@@ -52,7 +52,7 @@ class Corpus:
         return self.num_documents
 
     def __repr__(self) -> str:
-        whole = "" if self.total_documents == self.num_documents else f" of {self.total_documents}"
+        whole = "" if self.is_whole else f" of {self.total_documents}"
         return (
             f"Corpus({self.num_documents}{whole} documents, {self.num_words} words, {self.num_tokens:g} tokens in "
             f"{len(self.doc)} entries, {self.count.dtype} on {self.count.device})"
@@ -89,6 +89,11 @@ class Corpus:
     def is_whole(self) -> bool:
         """Whether this is all of the data, and not a minibatch."""
         return self.total_documents == self.num_documents
+
+    @property
+    def upscaling(self) -> float:
+        """How many documents of the whole each of these stands for."""
+        return self.total_documents / self.num_documents
 
     def select(self, index: Tensor | Sequence[int]) -> Corpus:
         """Some documents as a corpus of their own.

@@ -200,8 +200,7 @@ def online_step(parameters: Parameters, part: Corpus, state: State, generator: t
     assert step.statistics is not None
     batches = state.batches + 1
     rate = (parameters.learning_offset + batches) ** -parameters.learning_decay
-    upscaling = part.total_documents / part.num_documents
-    topic_word = torch.lerp(state.topic_word, state.xi + upscaling * step.statistics, rate)
+    topic_word = torch.lerp(state.topic_word, state.xi + part.upscaling * step.statistics, rate)
     return replace(state, topic_word=topic_word, batches=batches)
 
 

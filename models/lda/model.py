@@ -96,7 +96,7 @@ def _tokens(corpus: Corpus) -> Any:
     entries = len(corpus.doc)
     if corpus.is_whole:
         return pyro.plate("tokens", entries)
-    whole: Any = entries * _upscaling(corpus)
+    whole: Any = entries * corpus.upscaling
     return pyro.plate("tokens", whole, subsample=torch.arange(entries, device=corpus.doc.device))
 
 
@@ -114,10 +114,6 @@ def _counted(corpus: Corpus) -> Any:
         nowhere: Any = torch.zeros(1, dtype=torch.bool, device=corpus.count.device)
         return poutine.mask(mask=nowhere)
     return poutine.scale(scale=corpus.count)
-
-
-def _upscaling(corpus: Corpus) -> float:
-    return corpus.total_documents / corpus.num_documents
 
 
 def _over_tokens(beta: Tensor) -> Tensor:
@@ -155,7 +151,7 @@ def guide(
 
 def _topic_word_start(corpus: Corpus, num_topics: int, xi: Tensor) -> Tensor:
     """The prior plus each word's counts, dealt out to the topics by random proportions."""
-    totals = corpus.count.new_zeros(corpus.num_words).index_add_(0, corpus.word, corpus.count) * _upscaling(corpus)
+    totals = corpus.count.new_zeros(corpus.num_words).index_add_(0, corpus.word, corpus.count) * corpus.upscaling
     shares = corpus.count.new_empty(num_topics, corpus.num_words).exponential_()
     return xi + totals * shares / shares.sum(0)
 

@@ -73,7 +73,7 @@ def update_beta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors:
     """
     _alpha, xi = complete_priors(corpus, num_topics, **priors)
     corpus = with_an_entry(corpus)
-    share = corpus.count.unsqueeze(1) * q["z"].probs * (corpus.total_documents / corpus.num_documents)
+    share = corpus.count.unsqueeze(1) * q["z"].probs * corpus.upscaling
     return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
 
 

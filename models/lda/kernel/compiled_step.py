@@ -6,8 +6,8 @@ topics, and so do then their ratios n_w / p_w: each number of B is read twice, t
 cache, and costs two multiply-adds. Every other sweep takes the blocks from the last to the first, and so begins with
 those that the sweep before has left in the cache.
 
-Topics are filled up to whole vectors, with γ = 1 and B = 0; words with copies of a document's last one, which count
-nothing.
+Topics are filled up to fours, with γ = 1 and B = 0, so that plain loops leave no rest; words with copies of a
+document's last one, which count nothing.
 
 The walk over a document is written in the vectors of :mod:`.simd`; what goes over the topics alone is plain loops, of
 which Numba's compiler makes vector instructions, since nothing in them calls a function of the C library.
@@ -203,8 +203,9 @@ def _weigh(rows: Any, place: int, num_topics: int, ratio: Any, word: int, sums: 
 @njit(error_model="numpy", fastmath={"contract", "reassoc"})
 def _move(prior: Any, sums: Any, own: Any, theta: Any) -> float:
     """γ_k = α_k + t_k Σ_w B_kw ratio_w; returns Σ_k |change of γ_k|."""
-    for k in range(0, len(own), lanes(sums)):
-        store(sums, k, row_sums(sums, k * lanes(sums)))
+    width = lanes(sums)
+    for k in range(0, len(sums) // width, width):
+        store(sums, k, row_sums(sums, k * width))
     change = 0.0
     for k in range(len(own)):
         proposal = prior[k] + theta[k] * sums[k]
@@ -279,8 +280,8 @@ def _documents(first: int, last: int, settings: Any, inputs: Any, outputs: Any) 
     longest = -(-np.diff(starts[first : last + 1]).max() // width) * width
     rows, places = _empty(longest * (num_topics + 1), ratio), np.empty(longest, np.int64)
     weights, ratios, sums = _empty(longest, ratio), _empty(longest, ratio), _empty(padded * lanes(ratio), ratio)
-    own, alpha, t = _empty(padded, ratio), _empty(padded, ratio), _empty(padded, ratio)
-    own[:], alpha[:] = 1.0, 1.0
+    size, row = -(-num_topics // 4) * 4, np.zeros(padded, ratio.dtype)
+    own, alpha, t = np.ones(size, ratio.dtype), np.ones(size, ratio.dtype), row[:size]
     alpha[:num_topics] = prior
     steps = 0
     for d in range(first, last):
@@ -290,11 +291,20 @@ def _documents(first: int, last: int, settings: Any, inputs: Any, outputs: Any) 
         weights[: end - begin], weights[end - begin : len(filled)] = count[begin:end], 0.0
         own[:num_topics] = gamma[d]
         steps += _settle(rows, num_topics, weights, alpha, settings, own, t, filled, sums)
-        gamma[d], theta[d], ratio[begin:end] = own[:num_topics], t, filled[: end - begin]
+        gamma[d], theta[d], ratio[begin:end] = own[:num_topics], row, filled[: end - begin]
     return steps
 
 
 # --------------------------------------------------------------------------------------------------- compiled: topics
+
+
+@njit(error_model="numpy", fastmath={"nnan", "nsz"})
+def _lowest(numbers: Any) -> float:
+    """The smallest number of an array that has no NaN, found by vectors."""
+    least = numbers[0]
+    for k in range(len(numbers)):
+        least = min(least, numbers[k])
+    return least
 
 
 def _accumulate(
@@ -324,7 +334,7 @@ def _expected_topics(
     for w in range(first, last):
         for k in range(len(totals)):
             shift[k], series[k] = _shift_and_series(np.float64(by_word[w, k]))
-        least = shift.min()
+        least = _lowest(shift)
         for k in range(len(totals)):
             scaled[w, k] = series[k] * inverse[k] * _exp_negative(shift[k] - least, limit)
         log_scale[w] = -least
