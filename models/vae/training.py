@@ -273,7 +273,7 @@ class _Training:
         """``reconstruction - kl`` for each image, from the same draws each time; the random state stays as it was."""
         elbo = VAE_ELBO("B" if self.vae.flow is None else "A")
         total = torch.zeros((), dtype=torch.float64, device=images.device)
-        with seeded(0):
+        with seeded(0, images.device):
             for batch in images.split(max(self.batch_size, 1000)):
                 terms = elbo.terms(self.vae._model, self.vae._guide, batch, None, None)
                 size = len(batch) if self.vae.reduction == "mean" else 1

@@ -310,9 +310,10 @@ class OutOfPlaceDraws(TorchFunctionMode):
 
 
 @contextmanager
-def seeded(seed: int) -> Iterator[None]:
-    """A random state of its own, and no gradients."""
-    with torch.random.fork_rng(), torch.no_grad():
+def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
+    """A random state of its own, and no gradients; with ``device``, other CUDA devices' states are left to change."""
+    devices = None if device is None else [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices), torch.no_grad():
         torch.manual_seed(seed)
         yield
 

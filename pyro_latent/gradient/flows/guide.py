@@ -113,7 +113,7 @@ class FlowGuide(AutoNormalizingFlow):
         """
         if self.prototype_trace is None:
             self._setup_prototype(*args, **kwargs)
-        with seeded(0):
+        with seeded(0, self._parameter.device):
             draws = self.get_posterior(*args, **kwargs).sample((num_samples,))
         levels = torch.as_tensor(quantiles, dtype=draws.dtype, device=draws.device)
         found = torch.stack([torch.quantile(draws, level, 0) for level in levels])
