@@ -28,6 +28,7 @@ from . import (
     headline,
     lda,
     lda_quality,
+    load,
     mixtures,
     normal_gamma,
     stochastic,
@@ -44,6 +45,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "headline": headline.run,
     "lda": lda.run,
     "lda-quality": lda_quality.run,
+    "load": load.run,
     "stochastic": stochastic.run,
     "vae": vae.run,
 }
