@@ -10,11 +10,16 @@ from torch import Tensor
 
 __all__ = ["k_means"]
 
+#: The centers are found among so many points at most, or so many for each center.
+_SAMPLE, _SAMPLE_OF_EACH = 2**14, 100
+#: The distances that are looked at at once.
+_CHUNK = 2**20
+
 
 def k_means(points: Tensor, count: int, *, num_steps: int = 10, generator: torch.Generator | None = None) -> Tensor:
     """Labels of clusters, integers ``[N]`` from 0 to ``count - 1``: k-means++ seeds, then Lloyd steps.
 
-    With fewer distinct points than clusters some clusters stay empty.
+    With fewer distinct points than clusters some clusters stay empty. The centers of many points are those of a sample.
 
     Args:
         points: the points, ``[N, D]``, floating and finite.
@@ -23,16 +28,24 @@ def k_means(points: Tensor, count: int, *, num_steps: int = 10, generator: torch
         generator: the source of the seeds, on the device of the points; torch's global one by default.
     """
     points = points - points.mean(0)
-    centers = _seeds(points, count, generator)
+    sample = points
+    if len(points) > max(_SAMPLE, _SAMPLE_OF_EACH * count):
+        order = torch.randperm(len(points), generator=generator, device=points.device)
+        sample = points[order[: max(_SAMPLE, _SAMPLE_OF_EACH * count)]]
+    centers = _seeds(sample, count, generator)
     for _ in range(num_steps):
-        members = torch.nn.functional.one_hot(_nearest(points, centers), count).to(points.dtype)
-        sizes = members.sum(0).unsqueeze(-1)
-        centers = torch.where(sizes > 0, members.mT @ points / sizes.clamp(min=1), centers)
+        labels = _nearest(sample, centers)
+        sizes = torch.bincount(labels, minlength=count).to(points.dtype).unsqueeze(-1)
+        sums = torch.zeros_like(centers).index_add_(0, labels, sample)
+        centers = torch.where(sizes > 0, sums / sizes.clamp(min=1), centers)
     return _nearest(points, centers)
 
 
 def _nearest(points: Tensor, centers: Tensor) -> Tensor:
-    return torch.cdist(points, centers).argmin(-1)
+    """The nearest center of each point, by chunks, since all distances take more memory than the points."""
+    lengths = centers.square().sum(-1)
+    chunks = points.split(max(1, _CHUNK // len(centers)))
+    return torch.cat([(lengths - 2 * part @ centers.mT).argmin(-1) for part in chunks])
 
 
 def _seeds(points: Tensor, count: int, generator: torch.Generator | None) -> Tensor:

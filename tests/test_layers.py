@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "tables"},
+    {"errors", "settings", "tables"},
     {"checkpoint", "distributions", "kmeans"},
     {"families"},
     {"expressions"},

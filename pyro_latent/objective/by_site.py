@@ -10,7 +10,7 @@ from .blocks import Means, State
 from .densities import usable_terms, with_indicators
 from .discrete import DiscretePosterior
 from .expectation import expect
-from .factors import FactorTerm
+from .features import FactorTerm
 from .program import Program
 
 

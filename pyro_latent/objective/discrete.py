@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -16,6 +17,9 @@ from .elimination import laid
 from .factors import DiscreteFactor, joint_probabilities, over_places
 from .joints import Joint
 from .summands import Summand
+
+#: The numbers that are multiplied at once where only their sum is wanted.
+_CHUNK = 2**20
 
 
 class DiscretePosterior(NamedTuple):
@@ -53,7 +57,7 @@ class DiscreteElimination:
     factors: list[DiscreteFactor]
     joints: list[Joint]
     live: Mapping[str, Tensor]
-    _held: list[tuple[DiscretePosterior, list[Summand]]] = field(default_factory=list)  # the last one, with its sums
+    _held: list[tuple[weakref.ref[Tensor], list[Summand]]] = field(default_factory=list)  # the last one, with its sums
     _turns: dict[str, list[Tensor]] = field(default_factory=dict)
 
     def values(self, means: Means) -> list[Tensor]:
@@ -71,9 +75,8 @@ class DiscreteElimination:
             total, magnitude = self._log_normalizer(values)
             weights = torch.autograd.grad(total.sum(), values)
         with torch.no_grad():
-            products = [_product(v, w).flatten(1) for v, w in zip(values, weights, strict=True)]
-        energy = torch.stack([p.sum(1, dtype=torch.float64) for p in products]).sum(0)
-        sizes = torch.stack([p.abs_().sum(1, dtype=torch.float64) for p in products]).sum(0)
+            sums = [_inner(v, w) for v, w in zip(values, weights, strict=True)]
+        energy, sizes = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
         return DiscretePosterior(weights, total.detach(), magnitude + sizes, (total - energy).detach())
 
     def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -130,9 +133,9 @@ class DiscreteElimination:
         """The factors as sums over parameters, the posterior held fixed."""
         if held is None:
             return []
-        if not self._held or self._held[0][0] is not held:
+        if not self._held or self._held[0][0]() is not held.weights[0]:
             found = [s for f, w in zip(self.factors, held.weights, strict=True) for s in f.summands(w)]
-            self._held[:] = [(held, found)]
+            self._held[:] = [(weakref.ref(held.weights[0]), found)]
         return self._held[0][1]
 
     def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
@@ -168,12 +171,18 @@ class DiscreteElimination:
 
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
     """By factor, Σ weight × value for each start, in float64."""
-    return (_product(v, w).flatten(1).sum(1, dtype=torch.float64) for v, w in zip(values, weights, strict=True))
+    return (_inner(v, w)[0] for v, w in zip(values, weights, strict=True))
 
 
-def _product(value: Tensor, weight: Tensor) -> Tensor:
-    """Weight × value, where what has no weight may be −∞."""
-    return value.clamp(min=torch.finfo(value.dtype).min) * weight
+def _inner(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
+    """Σ weight × value for each start, where what has no weight may be −∞, and the same of absolute values; float64."""
+    least = torch.finfo(value.dtype).min
+    step = max(1, _CHUNK // max(1, value.shape[0]))
+    parts = zip(value.flatten(1).split(step, 1), weight.expand_as(value).flatten(1).split(step, 1), strict=True)
+    products = (v.clamp(min=least).mul_(w) for v, w in parts)
+    found = [(p.sum(1, dtype=torch.float64), p.abs_().sum(1, dtype=torch.float64)) for p in products]
+    total, size = (torch.stack(sums).sum(0) for sums in zip(*found, strict=True))
+    return total, size
 
 
 def _over_batch(site: DiscreteSite, probs: Tensor) -> Tensor:

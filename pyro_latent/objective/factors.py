@@ -6,8 +6,7 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -16,13 +15,11 @@ from torch import Tensor
 
 from ..expressions.axes import (
     START,
-    Label,
     Labelled,
     Labels,
     contract,
     fresh_label,
     is_free,
-    is_summed,
     laid,
     read,
     substitute,
@@ -31,64 +28,10 @@ from ..recording import DiscreteSite, Recording, ScoredSite
 from .blocks import Block, Means, starts_of
 from .densities import DensityPart
 from .elimination import relative_scale
-from .expectation import BlockMoment, expect
+from .expectation import expect
+from .features import FactorTerm, Features
 from .joints import Layout, Reading, same_element
 from .summands import Summand, labels_of, sum_of, weights_of
-
-
-@dataclass(frozen=True, eq=False)
-class FactorTerm:
-    """A term of a discrete factor: a product of constants and of moments."""
-
-    constants: list[Labelled]
-    moments: tuple[BlockMoment, ...]
-
-    @cached_property
-    def sizes(self) -> dict[Label, int]:
-        """The sizes of the labels of the constants."""
-        return {label: n for t, labels in self.constants for label, n in zip(labels, t.shape, strict=True)}
-
-    @cached_property
-    def read(self) -> Labels:
-        """The labels of the moments."""
-        return labels_of(self.moments)
-
-    @cached_property
-    def links(self) -> Labels:
-        """The labels that constants and moments are summed over together."""
-        return tuple(x for x in self.sizes if is_summed(x) and x in self.read)
-
-    @cached_property
-    def symmetric(self) -> bool:
-        """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
-        if len(self.links) != 2:
-            return False
-        i, j = self.links
-        matrices = [m for m in self.moments if {i, j} & set(m.labels)]
-        first, second = ([(t, c) for t, c in self.constants if x in c] for x in (i, j))
-        if len(matrices) != 1 or set(matrices[0].axes[-2:]) != {i, j} or len(first) != 1 or len(second) != 1:
-            return False
-        (t1, c1), (t2, c2) = first[0], second[0]
-        swapped = tuple(j if x == i else x for x in c1)
-        return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
-
-    @cached_property
-    def width(self) -> int:
-        """The number of features: of combinations of the links, unordered where they are symmetric."""
-        sizes = [self.sizes[label] for label in self.links]
-        return sizes[0] * (sizes[0] + 1) // 2 if self.symmetric else math.prod(sizes)
-
-    def moments_at(self, means: Means) -> list[Labelled]:
-        """The moments at these mean parameters, with their labels."""
-        return [(m.read(means), m.labels) for m in self.moments]
-
-    def value(self, means: Means) -> Labelled:
-        """The product, summed over all that is summed over, for each start."""
-        operands = [*self.constants, *self.moments_at(means)]
-        free = tuple(dict.fromkeys(x for _, labels in operands for x in labels if is_free(x)))
-        if not self.moments:
-            return contract(operands, free).unsqueeze(0), (START, *free)
-        return contract(operands, (START, *free)), (START, *free)
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,26 +39,21 @@ class DiscreteFactor:
     """The expected log density of a site, or a part of it, that depends on discrete latents.
 
     ``shape`` is that of the factor: a dimension for each of the values that ``layout`` reads, then its places;
-    ``features`` holds, when the data and the parameters meet only in sums, one row for each link and one column for
-    each element along ``rows``.
+    ``features`` are those of the constants, where the data and the parameters meet only in sums.
     """
 
     site: str
     layout: Layout
     shape: torch.Size
     pieces: tuple[FactorTerm, ...]
-    rows: Labels
-    features: Tensor | None
+    features: Features | None
 
     def value(self, means: Means) -> Tensor:
         """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
         if self.features is None:
             return sum_of(laid(*p.value(means), (START,), len(self.shape)) for p in self.pieces)
-        parameters = self._parameters(means)
-        product = parameters.flatten(0, -2) @ self.features
-        sizes = [self.shape[label] for label in self.rows]
-        labels = (START, *self.columns, *self.rows)
-        return laid(product.reshape(*parameters.shape[:-1], *sizes), labels, (START,), len(self.shape))
+        labels = (START, *self.columns, *self.features.rows)
+        return laid(self.features.times(self._parameters(means)), labels, (START,), len(self.shape))
 
     @cached_property
     def columns(self) -> Labels:
@@ -124,7 +62,6 @@ class DiscreteFactor:
 
     def _parameters(self, means: Means) -> Tensor:
         """The moments of every piece side by side, ``[starts] + columns``, then along the rows of the features."""
-        assert self.features is not None
         sizes = [starts_of(means), *(self.shape[c] for c in self.columns)]
         parts = []
         for piece in self.pieces:
@@ -132,7 +69,7 @@ class DiscreteFactor:
             if piece.moments:
                 part = contract(piece.moments_at(means), (*own, *piece.links))
             else:
-                part = self.features.new_ones(1)
+                part = piece.constants[0][0].new_ones(1)
             shape = [part.shape[0], *(n if c in own else 1 for c, n in zip(self.columns, sizes[1:], strict=True))]
             part = part.reshape(*shape, *part.shape[len(own) :])
             part = _upper(part) if piece.symmetric else part.flatten(len(shape)) if piece.links else part.unsqueeze(-1)
@@ -145,9 +82,10 @@ class DiscreteFactor:
         if self.features is None:
             return [_summand(p, squeezed, kept) for p in self.pieces if p.moments]
         columns = tuple(c for c in self.columns if c in kept)
-        arranged = squeezed.permute([kept.index(x) for x in (START, *columns, *(r for r in self.rows if r in kept))])
-        rows = arranged.flatten(1 + len(columns)) if self.rows else arranged.unsqueeze(-1)
-        totals = (rows @ self.features.transpose(0, 1)).split([p.width for p in self.pieces], -1)
+        rows = self.features.rows
+        arranged = squeezed.permute([kept.index(x) for x in (START, *columns, *(r for r in rows if r in kept))])
+        arranged = arranged.flatten(1 + len(columns)) if rows else arranged.unsqueeze(-1)
+        totals = self.features.summed(arranged).split([p.width for p in self.pieces], -1)
         return [_linked(p, t, columns) for p, t in zip(self.pieces, totals, strict=True) if p.moments]
 
 
@@ -246,34 +184,5 @@ def make_factor(
         moments = tuple(replace(m, axes=tuple(substitute(a, rename) for a in m.axes)) for m in expected.moments)
         constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
         pieces.append(FactorTerm([(like.new_tensor(coefficient), ()), *constants], moments))
-    rows, features = _features_of(pieces)
     shape = torch.Size((*(r.site.cardinality for r in layout.readings), *layout.sizes))
-    return DiscreteFactor(scored.name, layout, shape, tuple(pieces), rows, features)
-
-
-def _features_of(pieces: Sequence[FactorTerm]) -> tuple[Labels, Tensor | None]:
-    """The constants' side as a matrix [links, rows], where no dimension of the factor varies on both sides."""
-    rows = tuple(sorted({x for p in pieces for x in p.sizes if is_free(x)}))
-    columns = {x for p in pieces for x in p.read if is_free(x)}
-    if columns & set(rows) or not columns:
-        return rows, None
-    sizes = {label: n for p in pieces for label, n in p.sizes.items()}
-    blocks = []
-    for piece in pieces:
-        held = tuple(r for r in rows if r in piece.sizes)
-        plain = not piece.symmetric
-        block = contract(piece.constants, (*piece.links, *held)) if plain else _symmetric_features(piece, held)
-        block = block.reshape(-1, *(sizes[r] if r in held else 1 for r in rows))
-        blocks.append(block.expand(-1, *(sizes[r] for r in rows)).reshape(len(block), -1))
-    return rows, torch.cat(blocks)
-
-
-def _symmetric_features(piece: FactorTerm, held: Labels) -> Tensor:
-    """x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only."""
-    link = piece.links[0]
-    found, own = next((t, c) for t, c in piece.constants if link in c)
-    rest = [(t, c) for t, c in piece.constants if not set(c) & set(piece.links)]
-    tensor, labels = found.movedim(own.index(link), 0), tuple(x for x in own if x != link)
-    i, j = torch.triu_indices(len(tensor), len(tensor), device=tensor.device)
-    twice = torch.where(i == j, 1.0, 2.0).to(tensor.dtype)
-    return contract([(twice, (link,)), (tensor[i] * tensor[j], (link, *labels)), *rest], (link, *held))
+    return DiscreteFactor(scored.name, layout, shape, tuple(pieces), Features.of(pieces))

@@ -335,7 +335,7 @@ def _responsibilities(
             )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     if labels is not None:
-        hard = torch.nn.functional.one_hot(labels, site.cardinality).to(like)
+        hard = like.new_zeros(*labels.shape, site.cardinality).scatter_(-1, labels.unsqueeze(-1), 1.0)
         return hard.reshape(restarts, *plates, site.cardinality)
     noise = torch.rand(restarts, *plates, site.cardinality, generator=generator, dtype=like.dtype, device=like.device)
     weights = -noise.clamp(min=torch.finfo(like.dtype).tiny).log()

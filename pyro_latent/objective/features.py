@@ -1,0 +1,189 @@
+"""The constants' side of a discrete factor, where it meets the parameters' side in sums only: a matrix of features.
+
+Its rows are the products of constants that parameters are multiplied with (in a Gaussian mixture x_i x_j, x_i and 1),
+its columns the places of the factor. A large matrix is never held: it is made anew for each product, by chunks of
+columns that stay in the processor's cache.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from ..expressions.axes import START, Label, Labelled, Labels, contract, is_free, is_summed
+from ..settings import settings
+from .blocks import Means
+from .expectation import BlockMoment
+from .summands import labels_of
+
+#: The bytes of a chunk.
+_CHUNK = 2**23
+
+
+@dataclass(frozen=True, eq=False)
+class FactorTerm:
+    """A term of a discrete factor: a product of constants and of moments."""
+
+    constants: list[Labelled]
+    moments: tuple[BlockMoment, ...]
+
+    @cached_property
+    def sizes(self) -> dict[Label, int]:
+        """The sizes of the labels of the constants."""
+        return {label: n for t, labels in self.constants for label, n in zip(labels, t.shape, strict=True)}
+
+    @cached_property
+    def read(self) -> Labels:
+        """The labels of the moments."""
+        return labels_of(self.moments)
+
+    @cached_property
+    def links(self) -> Labels:
+        """The labels that constants and moments are summed over together."""
+        return tuple(x for x in self.sizes if is_summed(x) and x in self.read)
+
+    @cached_property
+    def symmetric(self) -> bool:
+        """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
+        if len(self.links) != 2:
+            return False
+        i, j = self.links
+        matrices = [m for m in self.moments if {i, j} & set(m.labels)]
+        first, second = ([(t, c) for t, c in self.constants if x in c] for x in (i, j))
+        if len(matrices) != 1 or set(matrices[0].axes[-2:]) != {i, j} or len(first) != 1 or len(second) != 1:
+            return False
+        (t1, c1), (t2, c2) = first[0], second[0]
+        swapped = tuple(j if x == i else x for x in c1)
+        return c2 == swapped and t1.shape == t2.shape and (t1 is t2 or t1.data_ptr() == t2.data_ptr())
+
+    @cached_property
+    def width(self) -> int:
+        """The number of features: of combinations of the links, unordered where they are symmetric."""
+        sizes = [self.sizes[label] for label in self.links]
+        return sizes[0] * (sizes[0] + 1) // 2 if self.symmetric else math.prod(sizes)
+
+    def moments_at(self, means: Means) -> list[Labelled]:
+        """The moments at these mean parameters, with their labels."""
+        return [(m.read(means), m.labels) for m in self.moments]
+
+    def value(self, means: Means) -> Labelled:
+        """The product, summed over all that is summed over, for each start."""
+        operands = [*self.constants, *self.moments_at(means)]
+        free = tuple(dict.fromkeys(x for _, labels in operands for x in labels if is_free(x)))
+        if not self.moments:
+            return contract(operands, free).unsqueeze(0), (START, *free)
+        return contract(operands, (START, *free)), (START, *free)
+
+    def part(self, label: Label, start: int, size: int) -> FactorTerm:
+        """The term at some of the places along a label."""
+        constants = [
+            (t.narrow(labels.index(label), start, size) if label in labels else t, labels)
+            for t, labels in self.constants
+        ]
+        return replace(self, constants=constants)
+
+
+class Features:
+    """The features of a factor, ``[width, places]``.
+
+    Args:
+        terms: the terms of the factor; the width is the sum of theirs.
+        rows: the labels of the places.
+    """
+
+    def __init__(self, terms: Sequence[FactorTerm], rows: Labels) -> None:
+        self.terms, self.rows = list(terms), rows
+        known = {label: n for term in terms for label, n in term.sizes.items()}
+        self.sizes = [known[label] for label in rows]
+        column = sum(term.width for term in terms) * terms[0].constants[0][0].element_size()
+        self._axis = max(range(len(rows)), key=self.sizes.__getitem__, default=0)
+        longest = self.sizes[self._axis] if rows else 1
+        self._step = max(1, _CHUNK * longest // max(1, column * math.prod(self.sizes)))
+        is_large = column * math.prod(self.sizes) > settings.memory_limit // 2 and self._step < longest
+        self._whole = None if is_large else self._made(self.terms)
+
+    @staticmethod
+    def of(terms: Sequence[FactorTerm]) -> Features | None:
+        """The features of these terms; None where a dimension of the factor varies on both sides."""
+        rows = tuple(sorted({x for t in terms for x in t.sizes if is_free(x)}))
+        columns = {x for t in terms for x in t.read if is_free(x)}
+        return None if columns & set(rows) or not columns else Features(terms, rows)
+
+    def times(self, parameters: Tensor) -> Tensor:
+        """Parameters ``[..., width]`` times the features: ``[...] + sizes``."""
+        flat = parameters.flatten(0, -2)
+        if self._whole is not None:
+            return (flat @ self._whole).reshape(*parameters.shape[:-1], *self.sizes)
+        found = flat.new_empty(len(flat), *self.sizes)
+        for start, size, block in self._blocks():
+            part = found.narrow(1 + self._axis, start, size)
+            part.copy_((flat @ block).reshape(part.shape))
+        return found.reshape(*parameters.shape[:-1], *self.sizes)
+
+    def summed(self, weights: Tensor) -> Tensor:
+        """The features summed over the places with weights ``[..., places]``: ``[..., width]``."""
+        if self._whole is not None:
+            return weights @ self._whole.mT
+        spread = weights.reshape(-1, *self.sizes)
+        parts = (spread.narrow(1 + self._axis, s, n).flatten(1) @ block.mT for s, n, block in self._blocks())
+        total = next(parts)
+        for part in parts:
+            total += part
+        return total.reshape(*weights.shape[:-1], -1)
+
+    def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
+        """Where each chunk starts along the longest dimension of the places, how long it is, and its columns."""
+        label, longest = self.rows[self._axis], self.sizes[self._axis]
+        for start in range(0, longest, self._step):
+            size = min(self._step, longest - start)
+            yield start, size, self._made([term.part(label, start, size) for term in self.terms])
+
+    def _made(self, terms: Sequence[FactorTerm]) -> Tensor:
+        """The features of terms at all of their places."""
+        known = {label: n for term in terms for label, n in term.sizes.items()}
+        sizes = [known[label] for label in self.rows]
+        like = terms[0].constants[0][0]
+        found = like.new_empty(sum(term.width for term in terms), *sizes)
+        at = 0
+        for term in terms:
+            held = tuple(r for r in self.rows if r in term.sizes)
+            wide = [known[r] if r in held else 1 for r in self.rows]
+            block = found.narrow(0, at, term.width)
+            at += term.width
+            if term.symmetric:
+                _write_symmetric(term, self.rows, held, wide, block)
+            else:
+                block.copy_(contract(term.constants, (*term.links, *held)).reshape(-1, *wide))
+        return found.reshape(len(found), -1)
+
+
+def _write_symmetric(term: FactorTerm, rows: Labels, held: Labels, wide: list[int], out: Tensor) -> None:
+    """Write x_i x_j for i ≤ j, doubled off the diagonal, for the moments that are read above it only.
+
+    Args:
+        term: the term, whose links are i and j.
+        rows: the labels of the places.
+        held, wide: those that it varies along, and the sizes of all, 1 where it does not vary.
+        out: where to, ``[width, places...]``.
+    """
+    link = term.links[0]
+    tensor, labels = next((t, c) for t, c in term.constants if link in c)
+    rest = [(t, c) for t, c in term.constants if not set(c) & set(term.links)]
+    left = contract([(tensor, labels), *rest], (link, *held)).reshape(-1, *wide).contiguous()
+    order = sorted(range(len(labels)), key=lambda i: (labels[i] != link, labels[i]))
+    sizes = dict(zip(labels, tensor.shape, strict=True))
+    right = tensor.permute(order).reshape(-1, *(sizes.get(r, 1) for r in rows)).contiguous()
+    twice = 2 * right
+    at = 0
+    for i, row in enumerate(left):
+        torch.mul(row, right[i], out=out[at])
+        torch.mul(row, twice[i + 1 :], out=out[at + 1 : at + len(left) - i])
+        at += len(left) - i
+
+
+__all__ = ["FactorTerm", "Features"]
