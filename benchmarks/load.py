@@ -49,8 +49,8 @@ def points(count: int, dimensions: int, clusters: int) -> Tensor:
     return found
 
 
-def mixture(count: int, dimensions: int, clusters: int, **options: int) -> tuple[CAVI, tuple[object, ...]]:
-    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")], **options)
+def mixture(count: int, dimensions: int, clusters: int, restarts: int = 1) -> tuple[CAVI, tuple[object, ...]]:
+    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")], restarts=restarts)
     return CAVI(gmm.model, guide), (points(count, dimensions, clusters), clusters)
 
 
@@ -88,7 +88,7 @@ LOADS = [
     Load("points, D = 8, K = 8", (12_500, 25_000, 50_000, 100_000), lambda n: mixture(n, 8, 8)),
     Load("clusters, N = 20,000, D = 8", (20, 40, 80, 160), lambda k: mixture(20_000, 8, k)),
     Load("dimensions, N = 5,000, K = 8", (16, 32, 64, 128), lambda d: mixture(5_000, d, 8)),
-    Load("starts, N = 1,000, D = 4, K = 4", (6, 12, 25, 50), lambda r: mixture(1_000, 4, 4, restarts=r)),
+    Load("starts, N = 1,000, D = 4, K = 4", (6, 12, 25, 50), lambda r: mixture(1_000, 4, 4, r)),
     Load("plates apart", (50, 100, 200, 400), separate_plates),
     Load("steps of a chain", (50, 100, 200, 400), chain),
 ]

@@ -21,6 +21,7 @@ from .errors import (
 from .families import register_family
 from .guide import AutoConjugate
 from .rules import register_rule
+from .settings import settings
 
 __version__ = "0.1.0"
 
@@ -46,5 +47,6 @@ __all__ = [
     "handlers",
     "register_family",
     "register_rule",
+    "settings",
     "to_arviz",
 ]

@@ -11,7 +11,7 @@ from torch import Tensor
 __all__ = ["k_means"]
 
 #: The centers are found among so many points at most, or so many for each center.
-_SAMPLE, _SAMPLE_OF_EACH = 2**14, 100
+_SAMPLE, _SAMPLE_OF_EACH = 2**13, 50
 #: The distances that are looked at at once.
 _CHUNK = 2**20
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,8 +21,12 @@ _OF_ONE_START = (NaturalDomainError, NotFiniteError, torch.linalg.LinAlgError)
 _LEAST_RISE = 1e-6
 
 
-class _Level(NamedTuple):
-    """The ELBO that the last step reached: for which recording, as a bound, and as numbers."""
+@dataclass
+class _Level:
+    """The ELBO that the last step reached: for which recording, as a bound, and as numbers.
+
+    The bound lets its discrete posterior go once a sweep has taken it up: two of them do not fit where one does.
+    """
 
     program: Program
     bound: Bound
@@ -29,7 +34,7 @@ class _Level(NamedTuple):
 
     def of(self, starts: Sequence[int]) -> _Level:
         """That of some starts alone."""
-        return self._replace(bound=self.bound.of(starts), elbo=[self.elbo[i] for i in starts])
+        return _Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
 
 
 class FullSteps(Steps):
@@ -89,7 +94,11 @@ class FullSteps(Steps):
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, held = task.program, None if before is None else before.bound.held
         sweep = Sweep(program, task.state, task.arguments, held, task.probs)
+        if before is not None:
+            before.bound = before.bound._replace(held=None)
+        del held
         self.visit_all(sweep, task)
+        sweep.held = None
         bound = sweep.bound()
         values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]

@@ -113,7 +113,8 @@ class DiscreteElimination:
             joint = joint_probabilities(factor.layout, probs)
             inner = factor.layout.innermost(factor.site)
             shape = torch.broadcast_shapes(joint.shape, value.shape)
-            weights.append((joint * inner.scale).expand(shape).sum_to_size(value.shape))
+            scaled = joint if isinstance(inner.scale, float) and inner.scale == 1 else joint * inner.scale
+            weights.append(scaled.expand(shape).sum_to_size(value.shape))
         energy, entropy = torch.stack(list(_weighted(values, weights))).sum(0), self._entropy_of(probs)
         return DiscretePosterior(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
@@ -122,7 +123,7 @@ class DiscreteElimination:
         total = torch.zeros((), dtype=torch.float64)
         for site in self.sites:
             p = over_places(site, probs[site.name], self.recording.max_plate_nesting)
-            each = -torch.special.xlogy(p, p).sum(1)
+            each = -(torch.special.xlogy(p, p).sum(1))
             seen = self.seen(site)
             each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
             each = each * site.scale
