@@ -76,7 +76,7 @@ def check_updates(
     Raises:
         ModelError: if the model has no hand-written update.
     """
-    if guide.model is not model:
+    if guide.model != model:
         raise ArgumentError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
     program = guide.posterior_state.commit(guide.prepare(args, kwargs))
     tol = _TOLERANCE[program.recording.dtype] if tol is None else tol

@@ -17,13 +17,14 @@ from os import PathLike
 from pathlib import Path
 from typing import Any
 
+import torch
 from pyro.infer.autoguide import AutoGuide
 
 from ..checkpoint import Run, fingerprint
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
-from ..recording import identity_of_call
+from ..recording import check_arguments, identity_of_call
 from .batches import arguments_of, check_resumable, first_of, held_data, length_of
 from .full import FullSteps
 from .memoised import MemoisedSteps
@@ -72,7 +73,7 @@ class CAVI:
         self,
         model: Callable[..., Any],
         guide: AutoConjugate,
-        *,
+        *more: Any,
         order: Sequence[str] | None = None,
         local_steps: int | None = None,
         local_tol: float | None = None,
@@ -80,12 +81,17 @@ class CAVI:
         memoised: bool = False,
         structured: int = 0,
     ) -> None:
+        if more:
+            raise ArgumentTypeError(
+                f"Expected CAVI(model, guide); got {len(more)} more arguments. Leave out the optimizer and the loss of "
+                "SVI: each update is an optimum in closed form, and the loss is the exact -ELBO."
+            )
         if not isinstance(guide, AutoConjugate):
             kind = "an autoguide for SVI" if isinstance(guide, AutoGuide) else type(guide).__name__
             raise ArgumentTypeError(
                 f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model))."
             )
-        if guide.model is not model:
+        if guide.model != model:  # a bound method is another object each time
             raise ArgumentError(
                 "Expected the guide of this model; got the guide of another. Write AutoConjugate(model)."
             )
@@ -112,6 +118,7 @@ class CAVI:
 
     # The face of SVI.
 
+    @torch.inference_mode(False)
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One sweep over all blocks; the exact −ELBO after it, in nats. On any error the guide is as it was.
 
@@ -127,6 +134,7 @@ class CAVI:
             raise ModelError("Expected a named piece of data with memoised=True; got step. Use step_piece(name, ...).")
         return -max(self._step((args, kwargs), is_alone=True))
 
+    @torch.inference_mode(False)
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
         """With ``memoised=True``, one step on a piece of the data; the exact −ELBO of all pieces seen so far.
 
@@ -160,6 +168,7 @@ class CAVI:
         """The exact −ELBO of the current posterior, without a step."""
         return -self.guide.elbo(*args, **kwargs)
 
+    @torch.inference_mode(False)
     def run(
         self,
         *args: Any,
@@ -192,6 +201,7 @@ class CAVI:
             CheckpointError: if the file is of another model, other data or other settings.
         """
         check_count("max_steps", max_steps)
+        check_arguments(self.model, args, kwargs, type(self).run)
         if not self._steps.takes_all:
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
         file = self._file(checkpoint, checkpoint_every, {})
@@ -214,6 +224,7 @@ class CAVI:
         )
         return True
 
+    @torch.inference_mode(False)
     def run_batches(
         self,
         batches: Iterable[Any],
@@ -305,6 +316,7 @@ class CAVI:
         args, kwargs = arguments(first_of(batches))
         return identity_of_call(self.model, args, kwargs, point=self.guide.point, rescale=self._steps.rescales)
 
+    @torch.inference_mode(False)
     def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:
         """The ELBO of q(β) q(z | β), in nats, and its standard error.
 
@@ -335,6 +347,7 @@ class CAVI:
         """Write a checkpoint: the guide, what the driver remembers, and torch's random state; see :meth:`load`."""
         self._file(path).keep(0, lambda: content_of(self.guide, self._steps), last=True)
 
+    @torch.inference_mode(False)
     def load(self, path: str | PathLike[str]) -> None:
         """Go on from a checkpoint that :meth:`save` or a run wrote.
 

@@ -183,6 +183,7 @@ class EM(CAVI):
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
         self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps))
 
+    @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:
         """Set q to the posterior at the current parameters.
 
@@ -200,17 +201,20 @@ class EM(CAVI):
             self.guide.posterior_state.store(sweep.state)
         self._em.held = (program, sweep.held)
 
+    @torch.inference_mode(False)
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
         program, held = self._last(args, kwargs)
         return float(program.energy(self.guide.state, held)[self.guide.posterior_state.best])
 
+    @torch.inference_mode(False)
     def free_energy(self, *args: Any, **kwargs: Any) -> float:
         """F(q, θ) = Q(θ) + H(q), in nats: a lower bound on log p(x | θ), and equal to it right after an E-step."""
         program, held = self._last(args, kwargs)
         state = self.guide.state
         return float((program.energy(state, held) + program.entropy(state, held))[self.guide.posterior_state.best])
 
+    @torch.inference_mode(False)
     def log_likelihood(self, *args: Any, **kwargs: Any) -> float:
         """log p(x | θ), in nats, of a model whose latents are all discrete or points.
 

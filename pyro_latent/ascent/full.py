@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError
 from ..objective import BlockKey, Bound, Program, State, starts_of
+from ..recording import version_of
 from .steps import Info, Steps, Task, best_of
 from .sweep import NotFiniteError, Sweep, check_finite, fall_of
 
@@ -58,7 +59,7 @@ class FullSteps(Steps):
         """
         program = task.program
         check_whole(program)
-        seen = {name: (value, value._version) for name, value in program.recording.observations.items()}
+        seen = {name: (value, version_of(value)) for name, value in program.recording.observations.items()}
         if task.is_alone and not program.recording.declares_size:
             _check_same(self._seen, seen)
         before = self._level
@@ -210,7 +211,7 @@ def _equal(before: tuple[Tensor, int], now: tuple[Tensor, int]) -> bool:
     if old is new:
         return old_version == version
     alike = old.shape == new.shape and old.dtype == new.dtype and old.device == new.device
-    return old_version == old._version and alike and torch.equal(old, new)
+    return old_version == version_of(old) and alike and torch.equal(old, new)
 
 
 def check_whole(program: Program) -> None:

@@ -55,6 +55,7 @@ class Symbolic:
     def constant(cls, tensor: Tensor) -> Self:
         """A plain tensor; integers and booleans are kept exactly, as floating numbers."""
         labels = tuple(i - tensor.ndim for i in range(tensor.ndim) if tensor.shape[i] != 1)
+        tensor = tensor.clone() if tensor.is_inference() else tensor  # which autograd refuses
         squeezed = tensor.reshape([n for n in tensor.shape if n != 1])
         if not tensor.is_floating_point():
             squeezed = squeezed.to(torch.get_default_dtype() if tensor.dtype == torch.bool else torch.float64)

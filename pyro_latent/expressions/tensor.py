@@ -82,6 +82,8 @@ class RandomTensor(Tensor):
         name = _name(func)
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
+        if name == "__index__":
+            raise _number_error(name, _parents(args))
         if name == "__getitem__" and not kwargs and _random(args[1]):
             found = _read_at(args[0], args[1], func)
             if found is not None:

@@ -8,18 +8,21 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from numbers import Integral
 from typing import Any, NamedTuple
 
+import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError
+from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, NotConjugateError, check_count
 from ..objective import (
     BlockKey,
     Init,
     Program,
     State,
+    all_at_once,
     compile_program,
     expected_log_joint,
     explain,
@@ -99,14 +102,17 @@ class AutoConjugate(AutoGuide):
         mean_field: Sequence[str] = (),
         check: bool = True,
     ) -> None:
-        if isinstance(restarts, bool) or not isinstance(restarts, int) or restarts < 1:
-            raise ArgumentError(f"Expected restarts to be an integer of at least 1; got {restarts!r}.")
+        if not callable(model):
+            raise ArgumentTypeError(
+                f"Expected a model, a function with pyro.sample statements; got {type(model).__name__}. Write "
+                "AutoConjugate(model)."
+            )
+        self.restarts = check_count("restarts", restarts)
         super().__init__(model)
         self._joint = _joint_blocks(blocks)
-        self.init = init
-        self.restarts = restarts
-        self.point = tuple(point)
-        self.mean_field = tuple(mean_field)
+        self.init = _checked_init(init)
+        self.point = _site_names("point", point)
+        self.mean_field = _site_names("mean_field", mean_field)
         self.check = check
         #: What the guide keeps, and drivers move.
         self.posterior_state = PosteriorState(self)
@@ -205,7 +211,7 @@ class AutoConjugate(AutoGuide):
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
-        program = compile_program(recording, self._joint, self._mean_field_of(recording))
+        program = self._compiled(recording)
         call = RecordedCall(self.model, args, kwargs)
         if fitted:
             state, layout = posterior.adopted(program, predict)
@@ -215,6 +221,17 @@ class AutoConjugate(AutoGuide):
         layout, origins = layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
 
+    def _compiled(self, recording: Recording) -> Program:
+        """The ELBO of a recording.
+
+        Raises:
+            NotConjugateError: that lists every site in the way.
+        """
+        try:
+            return compile_program(recording, self._joint, self._mean_field_of(recording))
+        except NotConjugateError as first:
+            raise all_at_once(recording, self._joint, first) from None
+
     def _mean_field_of(self, recording: Recording) -> list[str]:
         """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
         blocks = [name for block in self.posterior_state.layout.get("blocks", []) for name in block]
@@ -223,6 +240,7 @@ class AutoConjugate(AutoGuide):
 
     # Sampling.
 
+    @torch.inference_mode(False)
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Sample every latent site from the posterior, as Pyro sample statements."""
         posterior = self.posterior_state
@@ -237,6 +255,7 @@ class AutoConjugate(AutoGuide):
 
     # Summaries.
 
+    @torch.inference_mode(False)
     def posterior(self, *args: Any, joint: bool = False, **kwargs: Any) -> dict[Any, Any]:
         """The posterior as Pyro distributions.
 
@@ -256,6 +275,7 @@ class AutoConjugate(AutoGuide):
         """By site, the elementwise posterior median, of the site's shape."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
+    @torch.inference_mode(False)
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """By site, elementwise posterior quantiles: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
 
@@ -263,12 +283,14 @@ class AutoConjugate(AutoGuide):
         """
         if isinstance(quantiles, int | float):
             raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
+        quantiles = _numbers(quantiles)
         wrong = [q for q in quantiles if not 0 < q < 1]
         if wrong:
             raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong}.")
         prepared = self.prepare(args, kwargs, predict=True)
         return quantiles_of(prepared.program, prepared.state, quantiles)
 
+    @torch.inference_mode(False)
     def elbo(self, *args: Any, **kwargs: Any) -> float:
         """The exact ELBO, in nats, of the current posterior.
 
@@ -285,6 +307,7 @@ class AutoConjugate(AutoGuide):
             )
         return value
 
+    @torch.inference_mode(False)
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
         prepared = self.prepare(args, kwargs, predict=True)
@@ -302,6 +325,7 @@ class AutoConjugate(AutoGuide):
             entropies[names[0] if len(names) == 1 else names] = float(held.entropy)
         return ElboTerms(densities, entropies)
 
+    @torch.inference_mode(False)
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of the sites: family, block, and how each is updated, or why it is not."""
         known = self.posterior_state.program
@@ -315,6 +339,7 @@ class AutoConjugate(AutoGuide):
         blocks = self._known_program().params
         return {b.sites[0].name: b.params(state[b.key])["value"][best] for b in blocks}
 
+    @torch.inference_mode(False)
     def write_params(self) -> None:
         """Put the parameters into Pyro's store, as SVI leaves them; existing entries keep their identity."""
         program = self._known_program()
@@ -370,10 +395,38 @@ def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
         )
 
 
+def _numbers(values: Any) -> list[float]:
+    try:
+        return [float(v) for v in values]
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"Expected a list of numbers, such as [0.05, 0.95]; got {values!r}.") from None
+
+
+def _site_names(argument: str, names: Any) -> tuple[str, ...]:
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in names):
+        raise ArgumentTypeError(f"Expected {argument} to be a list of site names, such as ['mean']; got {names!r}.")
+    return tuple(names)
+
+
+def _checked_init(init: Any) -> Init:
+    if isinstance(init, Integral) and not isinstance(init, bool) and abs(int(init)) < 2**63:
+        return int(init)
+    if init is None or isinstance(init, Mapping) or callable(init):
+        return init
+    raise ArgumentTypeError(
+        "Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
+        f"a function; got {init!r}."
+    )
+
+
 def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
     found = []
+    if not isinstance(blocks, list | tuple | None):
+        raise ArgumentTypeError(
+            f"Expected blocks to be a list of tuples of site names, such as [('mean', 'precision')]; got {blocks!r}."
+        )
     for block in blocks or ():
-        if isinstance(block, str) or not all(isinstance(name, str) for name in block):
+        if not isinstance(block, list | tuple) or not all(isinstance(name, str) for name in block):
             raise ArgumentTypeError(
                 f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
             )

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from ..objective import Program
-from ..recording import ALONE
+from ..recording import ALONE, version_of
 
 
 def param_versions(program: Program) -> dict[str, tuple[int, int]]:
@@ -19,7 +19,7 @@ def param_versions(program: Program) -> dict[str, tuple[int, int]]:
     store = pyro.get_param_store()
     names = [block.sites[0].name for block in program.params]
     found = {n: _unconstrained(n) for n in names if n in store}
-    return {n: (id(t), t._version) for n, t in found.items()}
+    return {n: (id(t), version_of(t)) for n, t in found.items()}
 
 
 def write_params(program: Program, values: Mapping[str, Tensor]) -> None:

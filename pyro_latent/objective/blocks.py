@@ -297,9 +297,26 @@ def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -
     Raises:
         NotConjugateError: for a prior outside the known families, or a joint block that no family fits.
     """
+    blocks, problems = find_blocks(recording, joint)
+    for problem in problems.values():
+        raise problem
+    return blocks
+
+
+def find_blocks(
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = ()
+) -> tuple[dict[BlockKey, Block], dict[str, NotConjugateError]]:
+    """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
     used = [n for names in joint for n in names]
     if len(used) != len(set(used)):
         raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
-    blocks = [_joint(names, recording) for names in joint]
-    blocks += [_single(site, recording.device) for site in recording.latents.values() if site.name not in used]
-    return {block.key: block for block in blocks}
+    blocks: list[Block] = []
+    problems: dict[str, NotConjugateError] = {}
+    for names in (*joint, *((name,) for name in recording.latents if name not in used)):
+        try:
+            one = _joint(names, recording) if len(names) > 1 else _single(recording.latents[names[0]], recording.device)
+        except NotConjugateError as problem:
+            problems |= dict.fromkeys(names, problem)
+        else:
+            blocks.append(one)
+    return {block.key: block for block in blocks}, problems

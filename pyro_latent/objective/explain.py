@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Collection
 
-from ..errors import NotConjugateError, PyroLatentError
+from ..errors import PyroLatentError
 from ..recording import Recording
-from .blocks import make_blocks
+from .blocks import find_blocks
 from .compilation import compile_program
-from .densities import usable_terms
-from .expectation import expect
+from .obstacles import obstacles
 
 _EXACT = ("-", "exact", "enumerated and eliminated, given the other blocks")
 
@@ -19,39 +18,35 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
     way.
     """
     try:
-        blocks = make_blocks(recording, joint)
+        blocks, without = find_blocks(recording, joint)
     except PyroLatentError as error:
         return f"No blocks: {error}"
-    owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
-    problems: dict[str, str] = {}
+    owners = {s.name: b for b in blocks.values() for s in b.sites}
     children: dict[str, list[str]] = {name: [] for name in owners}
     for scored in recording.scored.values():
-        density = scored.density
-        parents = set(density.sites if density is not None else scored.parents)
+        parents = set(scored.density.sites if scored.density is not None else scored.parents)
         for parent in parents & owners.keys() - {scored.name}:
             children[parent].append(scored.name)
-        try:
-            for term in usable_terms(scored):
-                expect(term, owners, scored.name)
-        except NotConjugateError as error:
-            for parent in parents or {scored.name}:
-                problems.setdefault(parent, str(error))
+    problems: dict[str, list[str]] = {}
+    for names, problem in obstacles(recording, joint):
+        for name in names:
+            problems.setdefault(name, []).append(str(problem))
     joints = _joints(recording, joint, mean_field)
     rows = [("site", "distribution", "block", "posterior", "update")]
     for name, scored in recording.scored.items():
+        way = "none: " + " ".join(problems[name]) if name in problems else None
         if scored.observed:
-            rows.append((name, scored.distribution, "-", "observed", "-"))
+            rows.append((name, scored.distribution, "-", "observed", way or "-"))
         elif name in recording.discrete:
-            rows.append((name, scored.distribution, *joints.get(name, _EXACT)))
+            block, posterior, update = joints.get(name, _EXACT)
+            rows.append((name, scored.distribution, block, posterior, way or update))
+        elif name in without:
+            rows.append((name, scored.distribution, "-", "none", way or "none"))
         else:
-            block = owners[name][0]
-            if name in problems:
-                update = "none: " + problems[name]
-            elif block.update is not None:
-                update = "hand-written"
-            else:
-                update = "closed form, by the densities of " + ", ".join([name, *children[name]])
-            rows.append((name, scored.distribution, block.label, block.family.name, update))
+            written = "hand-written" if owners[name].update is not None else None
+            derived = "closed form, by the densities of " + ", ".join([name, *children[name]])
+            own = owners[name]
+            rows.append((name, scored.distribution, own.label, own.family.name, way or written or derived))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows

@@ -271,21 +271,33 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     base: Any = _base(distribution)
     example = block.example
     classes: tuple[Any, ...] = (type(block.family.distribution(example)), *block.family.read_classes)
-    if not isinstance(base, classes):
+    if not isinstance(base, classes) and not any(type(base) in c.__mro__ for c in classes):  # or torch's own
         got = family_of(type(base))
         is_joint = got is not None and len(got.event_dims) > 1
         hint = f" Give the guide blocks=[{_names_of(block)}]." if is_joint else ""
         raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(base).__name__}.{hint}")
-    if len(block.sites) == 1 and len(base.event_shape) < block.family.event_dims[0]:  # its elements are batch
-        base = base.expand(block.batch_shape + block.event_shapes[0])
-    params = {name: p.to(like) for name, p in block.family.distribution_params(base).items()}
+    params = {name: p.to(like) for name, p in block.family.distribution_params(_as_event(block, base)).items()}
     shapes = {name: tuple(t.shape) for name, t in example.items()}
     try:
         full = {name: p.expand(shapes[name]) for name, p in params.items()}
     except RuntimeError:
         found = {name: tuple(p.shape) for name, p in params.items()}
         raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {found}.") from None
+    if any(p.numel() and not bool(p.isfinite().all()) for p in full.values()):
+        raise ModelError(f"Expected finite parameters from {where}; got {', '.join(full)} with NaN or infinity.")
     return block.natural(full)
+
+
+def _as_event(block: Block, base: Any) -> Any:
+    """A normal whose batch holds the elements of a block of vectors, as one over these vectors."""
+    if len(block.sites) > 1 or len(base.event_shape) >= block.family.event_dims[0]:
+        return base
+    shape = block.batch_shape + block.event_shapes[0]
+    try:
+        whole = base.expand(block.sites[0].shape)
+    except RuntimeError:
+        return base
+    return dist.Normal(whole.loc.reshape(shape), whole.scale.reshape(shape))
 
 
 def _names_of(block: Block) -> str:

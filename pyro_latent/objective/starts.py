@@ -46,19 +46,20 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     generator = torch.Generator(device=program.recording.device).manual_seed(seed)
     given = _given(program, init)
     asked = init is not None or restarts > 1
-    state: State = {}
-    for key, block in program.blocks.items():
+
+    def start(key: BlockKey, state: State) -> Natural:
+        block = program.blocks[key]
         if block.is_point:
             own = block.sites[0].own_point if asked else None
             point = _point_start(block, given.get(key, own), restarts, program.recording.like)
-            state[key] = point if given else _moved(program, block, point, generator)
-            continue
+            return point if given else _moved(program, block, point, generator)
         if block.is_discrete:
-            state[key] = _discrete_start(program, block, given.get(key), generator, restarts)
-            continue
+            return _discrete_start(program, block, given.get(key), generator, restarts)
         prior = _prior(program, block, state, restarts)
         drawn = _perturbed(program, block, prior, generator)
-        state[key] = _user_natural(program, block, given, drawn, restarts)
+        return _user_natural(program, block, given, drawn, restarts)
+
+    state = _started(program, {}, start)
     if not any(site.name in given for site in program.discrete):
         from_params = bool(program.params) and not isinstance(init, int) and restarts == 1
         if given or from_params:
@@ -80,6 +81,11 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
 def _point_start(block: Block, given: Any, restarts: int, like: Tensor) -> Natural:
     """The value that the parameter has in Pyro's store or in the model, or that is given."""
     (site,) = block.sites
+    if hasattr(given, "log_prob"):
+        raise ModelError(
+            f"Expected a value as init for {site.name!r}, a point estimate; got a distribution. Write "
+            f"init={{{site.name!r}: value}}."
+        )
     value = site.point if given is None else torch.as_tensor(given)
     assert value is not None
     value = value.detach().to(like)
@@ -127,7 +133,7 @@ def _given(program: Program, init: Init) -> dict[Any, Any]:
     ]
     if callable(init):
         found = {site.name: init(site) for site in sites}
-        return {name: value for name, value in found.items() if value is not None}
+        return {name: _as_start(name, value) for name, value in found.items() if value is not None}
     if not isinstance(init, Mapping):
         raise ArgumentTypeError(
             "Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
@@ -137,23 +143,65 @@ def _given(program: Program, init: Init) -> dict[Any, Any]:
     unknown = [key for key in init if key not in known]
     if unknown:
         raise ModelError(f"Expected init for sites or blocks among {sorted(map(str, known))}; got {unknown}.")
-    return dict(init)
+    return {key: _as_start(key, value) for key, value in init.items() if value is not None}
+
+
+def _as_start(key: Any, value: Any) -> Any:
+    """A distribution as it is; numbers, lists and arrays as tensors.
+
+    Raises:
+        ArgumentTypeError: if it is neither.
+    """
+    if hasattr(value, "log_prob"):
+        return value
+    try:
+        found = torch.as_tensor(value)
+        numeric = found.is_floating_point() or found.dtype in (torch.int64, torch.int32, torch.bool)
+    except (TypeError, ValueError, RuntimeError):
+        numeric = False
+    if not numeric:
+        raise ArgumentTypeError(
+            f"Expected a distribution, a location, or responsibilities from init[{key!r}]; got "
+            f"{type(value).__name__}. Write init={{{key!r}: dist.Normal(loc, scale)}}, say, or a tensor."
+        )
+    return found
 
 
 def fresh_blocks(program: Program, state: State, keys: Collection[BlockKey]) -> State:
     """Some blocks at their start again, given the others: the local ones of data that has not been seen."""
     restarts = starts_of(state)
     generator = torch.Generator(device=program.recording.device).manual_seed(0)
-    state = {key: natural for key, natural in state.items() if key not in keys}
-    for key, block in program.blocks.items():
-        if key in state:
-            continue
+
+    def start(key: BlockKey, state: State) -> Natural:
+        block = program.blocks[key]
         if block.is_point:
-            state[key] = _point_start(block, None, restarts, program.recording.like)
-        elif block.is_discrete:
-            state[key] = _discrete_start(program, block, None, generator, restarts)
-        else:
-            state[key] = _perturbed(program, block, _prior(program, block, state, restarts), generator)
+            return _point_start(block, None, restarts, program.recording.like)
+        if block.is_discrete:
+            return _discrete_start(program, block, None, generator, restarts)
+        return _perturbed(program, block, _prior(program, block, state, restarts), generator)
+
+    return _started(program, {key: natural for key, natural in state.items() if key not in keys}, start)
+
+
+class _TooEarlyError(ModelError):
+    """A block's prior depends on blocks that have not been started."""
+
+
+def _started(program: Program, state: State, start: Callable[[BlockKey, State], Natural]) -> State:
+    """A state with every other block at its start, in the order of the model, but each after those that its prior
+    depends on: a joint block may come before a location above it.
+    """
+    state, waiting = dict(state), [key for key in program.blocks if key not in state]
+    while waiting:
+        later = {}
+        for key in waiting:
+            try:
+                state[key] = start(key, state)
+            except _TooEarlyError as problem:
+                later[key] = problem
+        if len(later) == len(waiting):
+            raise next(iter(later.values()))
+        waiting = list(later)
     return {key: state[key] for key in program.blocks}
 
 
@@ -175,11 +223,15 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     """The optimum of a block against its own log density alone, given the blocks before it."""
     names = {site.name for site in block.sites}
     summands = [s for s in program.prior_summands(names) if block.key in s.blocks]
-    parents = {k for s in summands for k in s.blocks} - {block.key}
-    unknown = [k for k in parents if k not in state]
+    used = {k for s in summands for k in s.blocks} - {block.key}
+    parents = used & program.blocks.keys()
+    if used - program.blocks.keys():  # what the model computes from its points
+        parents |= {key for key, other in program.blocks.items() if other.is_point}
+    unknown = sorted(map(str, parents - state.keys()))
     if unknown:
-        raise ModelError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
+        raise _TooEarlyError(f"Expected the prior of {block.label!r} to depend on earlier sites only; got {unknown}.")
     means: Means = {k: program.blocks[k].family.mean(state[k]) for k in parents}
+    means = program.with_derived(means) if used - program.blocks.keys() else means
     means[block.key] = program.blank_mean(block, restarts)
     natural = program.optimum_of(block.under_prior(), means, summands)
     if not bool(block.family.in_domain(natural).all()):
@@ -292,9 +344,10 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
             )
         params, name = block.params(natural), block.family.location[0]
         shape = block.batch_shape + block.event_shapes[0]
-        if found.shape.numel() != shape.numel():
+        if found.shape.numel() != shape.numel() or not bool(found.isfinite().all()):
             raise ModelError(
-                f"Expected a location of shape {tuple(shape)} as init for {block.label!r}; got {tuple(found.shape)}."
+                f"Expected a finite location of shape {tuple(shape)} as init for {block.label!r}; got "
+                f"{found.tolist() if found.shape.numel() == shape.numel() else tuple(found.shape)}."
             )
         loc = found.to(params[name]).reshape(shape)
         return block.natural(params | {name: loc.expand_as(params[name])})
@@ -321,7 +374,7 @@ def _responsibilities(
     plates = [sizes.get(i - depth, 1) for i in range(depth)]
     like = program.recording.like
     if given is not None:
-        probs = given if isinstance(given, Tensor) else _probs(given)
+        probs = given if isinstance(given, Tensor) else getattr(given, "probs", torch.empty(0))
         if tuple(probs.shape) != (*plates, site.cardinality):
             raise ModelError(
                 f"Expected responsibilities of shape {(*plates, site.cardinality)} for {site.name!r}; got "
@@ -342,9 +395,6 @@ def _responsibilities(
     return weights / weights.sum(-1, keepdim=True)
 
 
-def _probs(given: Any) -> Tensor:
-    probs: Tensor = given.probs
-    return probs
 
 
 __all__ = ["Init", "fresh_blocks", "initial_state"]

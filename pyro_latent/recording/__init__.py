@@ -2,9 +2,9 @@
 
 from .data import seen_data
 from .identity import check_identity, identity_of_call
-from .run import ALONE, record
+from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .snapshot import Snapshot
+from .snapshot import Snapshot, version_of
 from .supports import base_constraint, ends_in_simplex
 
 __all__ = [
@@ -16,9 +16,11 @@ __all__ = [
     "ScoredSite",
     "Snapshot",
     "base_constraint",
+    "check_arguments",
     "check_identity",
     "ends_in_simplex",
     "identity_of_call",
     "record",
     "seen_data",
+    "version_of",
 ]

@@ -56,6 +56,8 @@ class SymbolMessenger(Messenger):
         self.is_first = is_first
         self.observations: dict[str, Tensor] = {}
         self.nesting = 0
+        self._names: dict[str, bool] = {}  # of the sites so far: whether each is a parameter
+        self._symbols: dict[str, RandomTensor] = {}  # the parameters so far
         self.redraws = False
         self.declares_size = False
 
@@ -80,10 +82,25 @@ class SymbolMessenger(Messenger):
         if site_is_subsample(msg):
             self._subsample(msg)
             return
+        self._take_name(msg["name"], is_param=False)
         if msg["is_observed"] or msg["done"]:
+            msg["is_observed"] = True  # a value that poutine.replay gives is a constant, as data is
             return
         msg["value"] = _discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
         msg["done"] = True
+
+    def _take_name(self, name: str, is_param: bool) -> None:
+        """Each site has a name of its own.
+
+        Raises:
+            ModelError: if another site has the name.
+        """
+        if name in self._names and not (is_param and self._names[name]):
+            raise ModelError(
+                f"Expected a name of its own for each site; got two sites {name!r}. Write another for one of them, "
+                f"such as {name + '_2'!r}; in a loop, f'{name}_{{i}}'."
+            )
+        self._names[name] = is_param
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
@@ -109,6 +126,10 @@ class SymbolMessenger(Messenger):
         if msg["value"] is not None:  # poutine.substitute says what it is
             return
         name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
+        self._take_name(name, is_param=True)
+        if name in self._symbols:
+            msg["value"], msg["done"] = self._symbols[name], True
+            return
         store = pyro.get_param_store()
         own = _own_value(msg) if self.is_first or name not in store else None
         unconstrained: Tensor | None = None
@@ -136,7 +157,7 @@ class SymbolMessenger(Messenger):
             module_value=unconstrained if isinstance(unconstrained, torch.nn.Parameter) else None,
         )
         self._parameter(site)
-        msg["value"] = _point_symbol(name, value.to(self.like), constraint, site.origin)
+        msg["value"] = self._symbols[name] = _point_symbol(name, value.to(self.like), constraint, site.origin)
         msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:

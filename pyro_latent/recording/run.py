@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import sysconfig
+import textwrap
 import threading
+import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -16,12 +22,16 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..errors import DataError, LatentValueError, ModelError
+from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, PyroLatentError
 from ..expressions import RandomTensor
 from ..rules import random_arguments
 from .check import LARGEST_CHECK, check_recording
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Plate, Recording
+
+#: The folders of this library and of Python's own.
+_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"))
+
 
 #: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
 ALONE = threading.RLock()
@@ -39,6 +49,32 @@ class _Model:
         """Run the model under the messenger."""
         with _recording_context(messenger.like, random_arguments()), messenger:
             self.function(*self.args, **self.kwargs)
+
+    @contextmanager
+    def in_our_words(self, like: Tensor) -> Iterator[None]:
+        """An error of Python, NumPy or PyTorch inside the model says where it came up, and whether Pyro meets it too.
+
+        Raises:
+            ModelError: that is of that error's type as well.
+        """
+        try:
+            yield
+        except PyroLatentError:
+            raise
+        except Exception as error:
+            if type(error).__module__ not in ("builtins", "numpy"):  # of the model's own, or of the machine
+                raise
+            if self.draw(like, {}) is None:
+                advice = "The model alone meets it too, or another error: call it with these arguments, and mend it."
+            else:
+                advice = (
+                    "The model alone runs: here a latent has no value, and a discrete one stands for all of its "
+                    "values. Write the operation with other ones, or that latent's site otherwise."
+                )
+            raise _model_error(type(error))(
+                f"Expected a model that runs with these arguments; got {type(error).__name__}: {error}"
+                f"{_place_of(error)}. {advice}"
+            ) from error
 
     def draw(self, like: Tensor, subsamples: Mapping[str, Tensor]) -> Any:
         """A trace of the model itself; None where it cannot be drawn from, as under an improper prior."""
@@ -137,6 +173,7 @@ def record(
         LatentValueError: if the model uses a latent's value as a number.
         RecordingError: if a recorded density is not Pyro's.
     """
+    check_arguments(model, args, kwargs)
     with ALONE:
         return _recorded(_Model(model, args, kwargs), origins, point, known, rescale, before, check)
 
@@ -153,19 +190,8 @@ def _recorded(
     messenger = None if before is None else _recorded_as(before, call, origins or {}, point, rescale)
     own_data: dict[str, Tensor] = {}
     if messenger is None:
-        structure = _structure_of(call, is_first=origins is None)
-        own_data = structure.origins.own_data
-        guess = structure.like.double() if torch.float64 in structure.dtypes else structure.like
-        messenger = RecordMessenger(
-            _data_like(structure.observations, guess),
-            structure.origins.found if origins is None else origins,
-            point,
-            rescale,
-            structure.marked,
-            structure.subsamples,
-            structure.is_first,
-        )
-        call.run(messenger)
+        with call.in_our_words(call.first_guess()):
+            messenger, own_data = _recorded_anew(call, origins, point, rescale)
     else:
         check = False
     if known is None:
@@ -190,6 +216,76 @@ def _recorded(
     if trace is not None:
         check_recording(recording, trace)
     return recording
+
+
+def _recorded_anew(
+    call: _Model, origins: Mapping[str, Tensor] | None, point: Collection[str], rescale: bool
+) -> tuple[RecordMessenger, dict[str, Tensor]]:
+    """Both runs; with it, by latent that is the location of one observation for each element, that data."""
+    structure = _structure_of(call, is_first=origins is None)
+    guess = structure.like.double() if torch.float64 in structure.dtypes else structure.like
+    messenger = RecordMessenger(
+        _data_like(structure.observations, guess),
+        structure.origins.found if origins is None else origins,
+        point,
+        rescale,
+        structure.marked,
+        structure.subsamples,
+        structure.is_first,
+    )
+    call.run(messenger)
+    return messenger, structure.origins.own_data
+
+
+def check_arguments(
+    model: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any],
+    method: Callable[..., Any] | None = None,
+) -> None:
+    """Raise where a model cannot be called with these arguments, which a method passes on beside options of its own.
+
+    Raises:
+        ArgumentTypeError: with the arguments that the model takes, and the options of the method.
+    """
+    try:
+        signature = inspect.signature(model)
+    except (TypeError, ValueError):  # a compiled function has none
+        return
+    try:
+        signature.bind(*args, **kwargs)
+    except TypeError as error:
+        own = inspect.signature(method).parameters.values() if method is not None else ()
+        options = ", ".join(p.name for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY)
+        also = f", and the options of {method.__name__}: {options}" if method is not None else ""
+        raise ArgumentTypeError(
+            f"Expected the arguments of the model, {_name_of(model)}{signature}{also}; got others: {error}."
+        ) from None
+
+
+def _name_of(model: Any) -> str:
+    return getattr(model, "__name__", type(model).__name__)
+
+
+@functools.cache
+def _model_error(kind: type[Exception]) -> type[ModelError]:
+    """A ``ModelError`` that ``except`` takes for an error of another type too."""
+    try:
+        return type(
+            "ModelError", (ModelError, kind), {"__str__": Exception.__str__, "__module__": ModelError.__module__}
+        )
+    except TypeError:  # two types that no class can derive from
+        return ModelError
+
+
+def _place_of(error: Exception) -> str:
+    """The line of the model that an error came up at, the innermost that is in no library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(_LIBRARIES)]
+    if not own:
+        return ""
+    line = textwrap.shorten(own[-1].line or "", 120, placeholder=" ...")
+    return f", at {Path(own[-1].filename).name}, line {own[-1].lineno}: {line}"
 
 
 def _structure_of(call: _Model, is_first: bool) -> StructureMessenger:

@@ -130,10 +130,15 @@ def _names_in(code: CodeType) -> set[str]:
 
 
 def _tensor_mark(tensor: Tensor) -> tuple[Any, ...]:
-    version = 0 if tensor.is_inference() else tensor._version
+    version = version_of(tensor)
     if tensor.layout is not torch.strided:
         return (version,)
     return version, tensor.shape, tensor.dtype, tensor.device, checksum(tensor)
+
+
+def version_of(tensor: Tensor) -> int:
+    """A number that changes when torch writes into a tensor; 0 for one of inference mode, which has none."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def checksum(tensor: Tensor) -> int:
@@ -149,4 +154,4 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-__all__ = ["Snapshot", "checksum"]
+__all__ = ["Snapshot", "checksum", "version_of"]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor
-from ..rules import RandomDistribution, family_class, unwrap
+from ..rules import BOUNDS, RandomDistribution, family_class, unwrap
 
 
 def dtypes_of(distribution: Any) -> set[torch.dtype]:
@@ -65,8 +65,7 @@ def support_of(name: str, fn: Any) -> Tensor:
 
 def is_bound_by_latent(base: Any) -> bool:
     """Whether the support of a base distribution depends on a latent."""
-    bounds = ("total_count", "low", "high")
-    return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in bounds)
+    return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in BOUNDS)
 
 
 def base_constraint(support: Any) -> Any:

@@ -3,6 +3,7 @@
 from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, unit, wishart
 from .base import RULES, Arguments, register_rule, rule_of
 from .random_distribution import (
+    BOUNDS,
     RandomDistribution,
     arguments_of,
     expected_log_density,
@@ -13,6 +14,7 @@ from .random_distribution import (
 )
 
 __all__ = [
+    "BOUNDS",
     "RULES",
     "Arguments",
     "RandomDistribution",

@@ -76,13 +76,13 @@ def register_rule(distribution: type, rule: Rule | None = None) -> Any:
 
 
 def rule_of(distribution: type) -> Rule:
-    """The rule of a class, or of the nearest base class that has one.
+    """The rule of a class, or of the nearest base class that has one and whose arguments it takes.
 
     Raises:
         MissingRuleError: if there is none, with the line to write and the rules that exist.
     """
     for base in distribution.__mro__:
-        if base in RULES:
+        if base in RULES and _parameters(base) <= _parameters(distribution):
             return RULES[base]
     known = ", ".join(sorted({d.__name__ for d in RULES}))
     raise MissingRuleError(
@@ -90,6 +90,10 @@ def rule_of(distribution: type) -> Rule:
         f"Write register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments "
         f"and the value, or use one of those that exist: {known}."
     )
+
+
+def _parameters(distribution: type) -> set[str]:
+    return set(inspect.signature(distribution).parameters) - {"validate_args"}
 
 
 def as_expression(value: Any, like: Tensor) -> Expression | None:

@@ -7,6 +7,7 @@ and answers every question about shapes from a distribution over placeholder val
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -25,12 +26,16 @@ from .base import Arguments, as_expression, rule_of
 
 
 class RandomDistribution(TorchDistribution):
-    """A distribution of class ``family`` whose ``arguments`` (by name) hold random tensors."""
+    """A distribution of a class ``family`` whose ``arguments`` (by name) hold random tensors.
+
+    Each family has a subclass of its own, by :func:`random_class`: ``isinstance`` takes it for one of the family, and
+    ``type(d)(**arguments)`` makes another, as Pyro's own code does.
+    """
 
     arg_constraints: dict[str, Any] = {}
+    family: Any
 
-    def __init__(self, family: type, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]) -> None:
-        self.family = family
+    def __init__(self, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]) -> None:
         self.arguments = arguments
         self.placeholder = placeholder
         super().__init__(torch.Size(batch_shape), placeholder.event_shape, validate_args=False)
@@ -48,16 +53,48 @@ class RandomDistribution(TorchDistribution):
         return self.placeholder.support
 
     def __getattr__(self, name: str) -> Any:
-        if not name.startswith("_") and name in self.__dict__.get("arguments", {}):
-            return self.arguments[name]
-        raise AttributeError(
-            f"Expected an argument of {self.__dict__['family'].__name__} as it was given "
-            f"({sorted(self.__dict__['arguments'])}); got {name!r}, which depends on the values of its latent "
-            "arguments."
+        arguments = self.__dict__.get("arguments", {})
+        if name in arguments:
+            return self._as_attribute(name)
+        raise _NoAttributeError(
+            f"Expected an argument of {self.family.__name__} as it was given ({sorted(arguments)}); got {name!r}, "
+            "which depends on the values of its latent arguments."
         )
 
+    def _as_attribute(self, name: str) -> Any:
+        """An argument over the whole batch shape, as PyTorch's distributions have it."""
+        value = self.arguments[name]
+        if name not in self.arg_constraints or not isinstance(value, Tensor | int | float):
+            return value
+        if not isinstance(value, Tensor):
+            like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
+            value = torch.tensor(value, dtype=like.dtype, device=like.device)
+        return value.expand(self.batch_shape + value.shape[value.ndim - _event_dim(self, name) :])
+
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
-        return RandomDistribution(self.family, self.arguments, self.placeholder, batch_shape)
+        return random_distribution(self.family, self.arguments, self.placeholder, batch_shape)
+
+    @property
+    def mean(self) -> Any:
+        return self._computed("mean")
+
+    @property
+    def variance(self) -> Any:
+        return self._computed("variance")
+
+    @property
+    def stddev(self) -> Any:
+        return self._computed("stddev")
+
+    def _computed(self, name: str) -> Any:
+        """What the family computes of its arguments, recorded."""
+        try:
+            return getattr(self.family, name).fget(self)
+        except (AttributeError, NotImplementedError):
+            raise _NoAttributeError(
+                f"Expected a distribution of known arguments for its {name}; got a {self.family.__name__} of latent "
+                f"ones. Write its {name} as a formula of them."
+            ) from None
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
         placeholder = self.placeholder.expand(self.batch_shape) if expand else self.placeholder
@@ -75,6 +112,8 @@ class RandomDistribution(TorchDistribution):
             "got a direct draw from it, which needs their values. Write pyro.sample(name, distribution)."
         )
 
+    rsample = sample
+
     def log_prob(self, value: Any) -> Any:
         """The log density as a random tensor, so that ``pyro.factor`` can use it."""
         like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
@@ -83,10 +122,37 @@ class RandomDistribution(TorchDistribution):
         return RandomTensor(number, density)
 
 
+class _NoAttributeError(LatentValueError, AttributeError):
+    """An attribute that is known only with the values of latent arguments; ``hasattr`` is False."""
+
+
+@functools.cache
+def random_class(family: type) -> type[RandomDistribution]:
+    """The class of the distributions of a family that have random arguments."""
+    fields = {
+        "family": family,
+        "arg_constraints": getattr(family, "arg_constraints", {}),
+        "__class__": property(lambda self: family),
+        "__module__": __name__,
+    }
+    return type(RandomDistribution)(f"Random{family.__name__}", (RandomDistribution,), fields)
+
+
+def random_distribution(
+    family: type, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]
+) -> RandomDistribution:
+    """A distribution whose arguments (by name) hold random tensors."""
+    found: RandomDistribution = object.__new__(random_class(family))
+    found.__init__(arguments, placeholder, batch_shape)  # type: ignore[misc]  # a call is one of the family
+    return found
+
+
 #: Arguments of which a constructor takes one, and derives the others when asked.
 _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
 
 
+#: Arguments that say which values there are.
+BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
 _FEW = 2**16
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
@@ -96,7 +162,9 @@ def _has_random(arguments: Any) -> bool:
     return any(isinstance(a, RandomTensor) for a in arguments)
 
 
-def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomDistribution | None:
+def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    if issubclass(cls, RandomDistribution):
+        return cls.family(*args, **kwargs)
     inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
     if inside and not issubclass(cls, _WRAPPERS):
         raise NotConjugateError(
@@ -119,9 +187,16 @@ def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RandomD
     named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
     _check_numbers(cls, named)
     values, batch_shape = _one_element(cls, placeholders(named))
-    family: Any = cls
-    placeholder = family(**values, validate_args=False)
-    return RandomDistribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+    placeholder = _made(cls, values)
+    if batch_shape is not None and len(placeholder.batch_shape) != len(batch_shape):  # events are more than they say
+        placeholder, batch_shape = _made(cls, placeholders(named)), None
+    return random_distribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+
+
+def _made(cls: Any, arguments: dict[str, Any]) -> Any:
+    """A distribution whose arguments are not checked, where its class can leave that out."""
+    unchecked = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
+    return cls(**arguments, **unchecked)
 
 
 def _check_numbers(cls: type, arguments: dict[str, Any]) -> None:
@@ -152,7 +227,7 @@ def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], tor
     except (AttributeError, KeyError, NotImplementedError, TypeError):
         return values, None
     batch_shape = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
-    first = {name: value[(slice(0, 1),) * split[name]] for name, value in tensors.items()}
+    first = {n: value[(slice(0, 1),) * split[n]] for n, value in tensors.items() if n not in BOUNDS}
     return values | first, batch_shape
 
 
@@ -278,7 +353,7 @@ def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
         if not isinstance(base, RandomDistribution):
             return base.log_prob(plain[-1])
         named = dict(zip(arguments, plain[:-1], strict=True))
-        return base.family(**named, validate_args=False).log_prob(plain[-1])
+        return _made(base.family, named).log_prob(plain[-1])
 
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s]
     return over_batch(log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
@@ -286,7 +361,7 @@ def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
 
 def _event_dim(base: RandomDistribution, name: str) -> int:
     try:
-        return int(base.family.arg_constraints[name].event_dim)  # type: ignore[attr-defined]
+        return int(base.arg_constraints[name].event_dim)
     except (AttributeError, KeyError, NotImplementedError, TypeError):
         return 0
 
@@ -299,12 +374,13 @@ def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
     def log_prob(*pieces: Any) -> Tensor:
         *arguments, observed = pieces
         named = dict(zip(base.arguments, arguments, strict=True))
-        return base.family(**named, validate_args=False).log_prob(observed)
+        return _made(base.family, named).log_prob(observed)
 
     return derived_from_points(f"log_prob of {base.family.__name__}", log_prob, (*base.arguments.values(), value), like)
 
 
 __all__ = [
+    "BOUNDS",
     "RandomDistribution",
     "arguments_of",
     "expected_log_density",

@@ -1,0 +1,46 @@
+"""What is in the way of coordinate ascent on a model: every site that cannot be updated, not the first alone."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import NotConjugateError
+from ..recording import Recording
+from .blocks import find_blocks
+from .densities import usable_terms
+from .derived import derived_block, derived_variables
+from .expectation import expect
+
+
+def obstacles(
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = ()
+) -> Iterator[tuple[frozenset[str], NotConjugateError]]:
+    """Each obstacle, with the latent sites that it keeps from an update in closed form."""
+    blocks, problems = find_blocks(recording, joint)
+    for name, problem in problems.items():
+        yield frozenset({name}), problem
+    owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
+    owners |= {v.site: (derived_block(v, recording), 0) for v in derived_variables(recording)}
+    for scored in recording.scored.values():
+        parents = frozenset(scored.density.sites if scored.density is not None else scored.parents)
+        try:
+            for term in usable_terms(scored):
+                if all(f.variable.site in owners for f in term.factors):
+                    expect(term, owners, scored.name)
+        except NotConjugateError as problem:
+            if parents or scored.name not in problems:
+                yield parents or frozenset({scored.name}), problem
+
+
+def all_at_once(
+    recording: Recording, joint: tuple[tuple[str, ...], ...], first: NotConjugateError
+) -> NotConjugateError:
+    """One error that lists the obstacles of a model, whose first is known."""
+    words = dict.fromkeys([str(first), *(str(problem) for _, problem in obstacles(recording, joint))])
+    if len(words) == 1:
+        return first
+    listed = "\n".join(f"{i}. {text}" for i, text in enumerate(words, 1))
+    return type(first)(f"Expected sites that can all be updated; got {len(words)} obstacles:\n{listed}")
+
+
+__all__ = ["all_at_once", "obstacles"]
