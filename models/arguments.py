@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, is_floating, kind_of
 
 __all__ = ["check_data", "check_finite"]
 
@@ -25,11 +25,10 @@ def check_data(name: str, value: Any, shape: str, advice: str, least: int = 1) -
         DataError: if it is none.
     """
     letters = shape.strip("[]")
-    found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else type(value).__name__
-    fits = isinstance(value, Tensor) and value.is_floating_point() and value.dim() == len(letters.split(", "))
+    fits = is_floating(value) and value.dim() == len(letters.split(", "))
     if not fits or min(value.shape) < least:
         raise DataError(
-            f"Expected {name} to be a floating tensor of shape {shape}, {letters} >= {least}; got {found}. {advice}"
+            f"Expected {name} to be a floating tensor of shape {shape}, {letters} >= {least}; got {kind_of(value)}. {advice}"
         )
 
 

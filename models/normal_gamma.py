@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import ArgumentError
+from pyro_latent.errors import ArgumentError, as_tensor
 
 from .arguments import check_data, check_finite
 
@@ -334,13 +334,14 @@ def _check(
 
 
 def _scalar(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    scalar = torch.as_tensor(value, dtype=like.dtype)  # a Python number is checked on the CPU: no wait for the device
-    if scalar.dim() != 0 or not bool(scalar.isfinite()):
+    scalar = as_tensor(value, like.dtype)  # a Python number is checked on the CPU: no wait for the device
+    if scalar is None or scalar.dim() != 0 or not bool(scalar.isfinite()):
         raise ArgumentError(f"Expected {name} to be a finite scalar; got {value}.")
     return scalar.to(like.device)
 
 
 def _positive(name: str, value: float | Tensor, like: Tensor) -> Tensor:
-    if not bool(torch.as_tensor(value > 0).all()):
+    given = as_tensor(value, like.dtype)
+    if given is not None and not bool((given > 0).all()):
         raise ArgumentError(f"Expected {name} to be positive; got {value}.")
     return _scalar(name, value, like)

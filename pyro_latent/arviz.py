@@ -274,7 +274,7 @@ def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Ar
 def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
     """The dense tensors and numeric arrays in a value, with names: ``data.X`` for ``data["X"]``."""
     if isinstance(value, Tensor):
-        if value.layout is torch.strided:
+        if value.layout is torch.strided and not (value.is_nested or value.is_quantized or value.is_meta):
             yield name, as_array(value)
     elif isinstance(value, np.ndarray):
         if value.dtype.kind in "biuf":

@@ -29,7 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .errors import CheckpointError, check_count
+from .errors import ArgumentTypeError, CheckpointError, check_count
 
 __all__ = [
     "Run",
@@ -246,6 +246,8 @@ class Run:
         data: Mapping[str, Any],
         settings: Mapping[str, Any] | None = None,
     ) -> None:
+        if not isinstance(path, str | os.PathLike | None):
+            raise ArgumentTypeError(f"Expected the path of a checkpoint; got {path!r}. Write checkpoint='run.pt'.")
         self.path = None if path is None else Path(path)
         self.kind = kind
         self.every = check_count("checkpoint_every", every)

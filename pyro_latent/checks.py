@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import transform_to
 
 from .ascent.sweep import Sweep
-from .errors import ArgumentError, ModelError
+from .errors import ArgumentError, ArgumentTypeError, ModelError, as_real
 from .families import Natural
 from .guide import AutoConjugate
 from .objective import Block, responsibilities
@@ -76,10 +76,14 @@ def check_updates(
     Raises:
         ModelError: if the model has no hand-written update.
     """
-    if guide.model != model:
+    if not isinstance(guide, AutoConjugate):
+        raise ArgumentTypeError(f"Expected an AutoConjugate guide; got {type(guide).__name__}.")
+    if not callable(model) or guide.model != model:
         raise ArgumentError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
     program = guide.posterior_state.commit(guide.prepare(args, kwargs))
-    tol = _TOLERANCE[program.recording.dtype] if tol is None else tol
+    tol = _TOLERANCE[program.recording.dtype] if tol is None else as_real(tol)
+    if not tol >= 0:
+        raise ArgumentError(f"Expected tol to be a number of at least 0; got {tol!r}.")
     state = {key: n.map(lambda t: t[:1]) for key, n in guide.state.items()}
     start = {name: probs[:1] for name, probs in guide.posterior_state.starts.items()}
     sweep = Sweep(program, state, (args, kwargs), None, start)

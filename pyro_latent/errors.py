@@ -6,9 +6,19 @@ which site, and what to write instead.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from numbers import Integral
+import functools
+import math
+import sysconfig
+import textwrap
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 class PyroLatentError(Exception):
@@ -59,9 +69,57 @@ class CheckpointError(PyroLatentError, ValueError):
     """A checkpoint cannot be written or read, or is of another driver, model or data."""
 
 
+class MissingFileError(CheckpointError, FileNotFoundError):
+    """There is no checkpoint to read."""
+
+
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is an integer, NumPy's among them but not ``bool``, and at least this large."""
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+
+
+def check_seed(seed: Any) -> int:
+    """A seed as a plain integer.
+
+    Raises:
+        ArgumentError: if torch takes it for none.
+    """
+    if is_count(seed, -(2**63)) and int(seed) < 2**63:
+        return int(seed)
+    raise ArgumentError(f"Expected a seed that is an integer of at most 63 bits; got {seed!r}. Write seed=0.")
+
+
+def as_real(value: Any) -> float:
+    """A number as a plain float, NumPy's among them; NaN, which fails every comparison, for anything else."""
+    try:
+        return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
+    except OverflowError:
+        return math.inf
+
+
+def is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of float32 or float64 that lies in memory: not sparse, nested, or on ``meta``."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and not value.is_meta
+    return dense and value.dtype in (torch.float32, torch.float64)
+
+
+def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:
+    """Real numbers, also of lists and arrays, as a dense tensor of a floating dtype; None for anything else."""
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    usable = given.layout is torch.strided and not (given.is_nested or given.is_meta or given.is_quantized)
+    return given.to(dtype) if usable and not given.is_complex() else None
+
+
+def kind_of(value: Any) -> str:
+    """In words what a value is, of a tensor its dtype and shape."""
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_nested or value.layout is not torch.strided:
+        return f"a tensor that is not dense, of {value.dtype}"
+    return f"{value.dtype} {list(value.shape)}" + (" on meta" if value.is_meta else "")
 
 
 def check_count(name: str, value: Any, least: int = 1) -> int:
@@ -93,6 +151,57 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
     Raises:
         ArgumentError: if it is none of them; with what to write.
     """
-    if value not in allowed:
+    if not any(value is one or (type(value) is type(one) and value == one) for one in allowed):
         listed = " or ".join(map(repr, allowed))
         raise ArgumentError(f"Expected {name} to be {listed}; got {value!r}. Write {name}={allowed[0]!r}.")
+
+
+# Errors of others.
+
+
+#: The folders of this library, without its ready-made models, and of Python's own.
+_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+
+
+@contextmanager
+def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
+    """Errors of Python, NumPy or PyTorch inside a user's program say where they came up, and what to do.
+
+    Args:
+        expected: what was expected, such as "a model that runs with these arguments".
+        advise: makes the last sentences.
+
+    Raises:
+        ModelError: that is of the error's own type as well.
+    """
+    try:
+        yield
+    except PyroLatentError:
+        raise
+    except Exception as error:
+        if type(error).__module__ not in ("builtins", "numpy"):  # of the program's own, or of the machine
+            raise
+        raise _model_error(type(error))(
+            f"Expected {expected}; got {type(error).__name__}: {error}{_place_of(error)}. {advise()}"
+        ) from error
+
+
+@functools.cache
+def _model_error(kind: type[Exception]) -> type[ModelError]:
+    """A ``ModelError`` that ``except`` takes for an error of another type too."""
+    try:
+        return type(
+            "ModelError", (ModelError, kind), {"__str__": Exception.__str__, "__module__": ModelError.__module__}
+        )
+    except TypeError:  # two types that no class can derive from
+        return ModelError
+
+
+def _place_of(error: Exception) -> str:
+    """The line of the model that an error came up at, the innermost that is in no library."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(_LIBRARIES)]
+    if not own:
+        return ""
+    line = textwrap.shorten(own[-1].line or "", 120, placeholder=" ...")
+    return f", at {Path(own[-1].filename).name}, line {own[-1].lineno}: {line}"

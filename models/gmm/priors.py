@@ -7,7 +7,7 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
+from pyro_latent.errors import ArgumentError, DataError, as_tensor, check_choice, check_count, kind_of
 from pyro_latent.models.arguments import check_data
 
 Covariance: TypeAlias = Literal["full", "diagonal"]
@@ -96,11 +96,10 @@ def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str 
     """A prior that is given, in the data's dtype and on its device; it has one of the shapes."""
     if value is None:
         return None
-    tensor = torch.as_tensor(value, dtype=data.dtype)
-    if list(tensor.shape) not in shapes:
-        raise ArgumentError(
-            f"Expected {name} of shape {shapes[-1]}{note}; got shape {list(tensor.shape)}. Leave it out, say."
-        )
+    tensor = as_tensor(value, data.dtype)
+    if tensor is None or list(tensor.shape) not in shapes:
+        found = kind_of(value) if tensor is None else f"shape {list(tensor.shape)}"
+        raise ArgumentError(f"Expected {name} of shape {shapes[-1]}{note}; got {found}. Leave it out, say.")
     return tensor.to(data.device)
 
 

@@ -194,9 +194,12 @@ class Corpus:
     def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Corpus:
         """The corpus on a device, with counts of a floating dtype."""
         dtype = self.count.dtype if dtype is None else dtype
-        if not dtype.is_floating_point:
+        if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
             raise ArgumentTypeError(f"Expected a floating dtype for counts; got {dtype}. Write torch.float64.")
-        device = self.count.device if device is None else torch.device(device)
+        try:
+            device = self.count.device if device is None else torch.device(device)
+        except (TypeError, RuntimeError):
+            raise ArgumentTypeError(f"Expected a device such as 'cpu' or 'cuda'; got {device!r}.") from None
         if dtype == self.count.dtype and device == self.count.device:
             return self
         count = self.count.to(device=device, dtype=dtype)

@@ -279,13 +279,18 @@ def column_names(data: Any) -> tuple[str, ...] | None:
     return tuple(str(name) for name in names) if names and not others else None
 
 
+def _is_ordered(vocabulary: Any) -> bool:
+    unordered = isinstance(vocabulary, Mapping | str | bytes | set | frozenset)
+    return not unordered and isinstance(vocabulary, Iterable) and getattr(vocabulary, "ndim", 1) == 1
+
+
 def _ordered(vocabulary: Any) -> Words:
     """The words in the order of their numbers.
 
     Raises:
         ArgumentTypeError: for a dictionary, such as scikit-learn's ``vocabulary_``, or a string.
     """
-    if isinstance(vocabulary, Mapping | str | bytes | set | frozenset):
+    if vocabulary is not None and not _is_ordered(vocabulary):
         raise ArgumentTypeError(
             f"Expected a vocabulary as a list of words, in the order of the columns; got {type(vocabulary).__name__}. "
             "With scikit-learn's CountVectorizer write vectorizer.get_feature_names_out()."

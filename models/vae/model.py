@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent.distributions import forget_last_draw
-from pyro_latent.errors import ArgumentError, ModelError, check_choice, check_count
+from pyro_latent.errors import ArgumentError, ModelError, as_real, check_choice, check_count
 from pyro_latent.gradient.flows import FlowPosterior
 
 from .checks import check_flow, check_grey_values, check_images, check_levels, check_sizes
@@ -148,7 +148,7 @@ class VAE(StoredModule):
             raise ArgumentError("Expected input_shape, the shape of one image; got (). Write (pixels,) for vectors.")
         if network == "conv" and not hidden:
             raise ArgumentError("Expected channels in hidden for network='conv'; got none. Write hidden=(32, 64).")
-        if weight_prior is not None and not 0 < weight_prior < math.inf:
+        if weight_prior is not None and not 0 < as_real(weight_prior) < math.inf:
             raise ArgumentError(
                 f"Expected weight_prior to be a positive standard deviation or None; got {weight_prior!r}. Write "
                 "weight_prior=1.0, or None for a point estimate."

@@ -10,18 +10,18 @@ falls (``docs/sources.md``, [4] equation (89); Bishop 2006, §10.1).
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from os import PathLike
-from pathlib import Path
 from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
 
 from ..checkpoint import Run, fingerprint
-from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
+from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
@@ -91,13 +91,13 @@ class CAVI:
             raise ArgumentTypeError(
                 f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model))."
             )
-        if guide.model != model:  # a bound method is another object each time
+        if not callable(model) or guide.model != model:  # a bound method is another object each time
             raise ArgumentError(
                 "Expected the guide of this model; got the guide of another. Write AutoConjugate(model)."
             )
         if local_steps is not None:
             local_steps = check_count("local_steps", local_steps)
-        if local_tol is not None and not (isinstance(local_tol, int | float) and local_tol >= 0):
+        if local_tol is not None and not as_real(local_tol) >= 0:
             raise ArgumentError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
         self.guide = guide
@@ -262,9 +262,10 @@ class CAVI:
                 "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "
                 "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True)."
             )
-        if isinstance(batches, Iterator):
+        if isinstance(batches, Iterator) or not hasattr(batches, "__iter__") or getattr(batches, "ndim", 1) == 0:
             raise ArgumentTypeError(
-                "Expected batches that can be iterated over again, such as a list or a DataLoader; got an iterator."
+                "Expected batches that can be iterated over again, such as a list or a DataLoader; got "
+                f"{'an iterator' if isinstance(batches, Iterator) else type(batches).__name__}."
             )
         if checkpoint is not None:
             check_resumable(batches)
@@ -288,8 +289,9 @@ class CAVI:
         callback: Callable[[int, float], Any] | None,
     ) -> tuple[Progress, bool]:
         """Step on each batch in passes over them, until one settles; how far that came, and whether it has settled."""
-        if not (isinstance(tol, int | float) and tol >= 0):
+        if not as_real(tol) >= 0:
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
+        _check_callback(callback)
         steps, progress = self._steps, Progress()
         identity = {} if file.path is None else self._identity(batches, arguments)
         if (found := file.read()) is not None:
@@ -345,6 +347,8 @@ class CAVI:
 
     def save(self, path: str | PathLike[str]) -> None:
         """Write a checkpoint: the guide, what the driver remembers, and torch's random state; see :meth:`load`."""
+        if path is None:
+            raise ArgumentTypeError("Expected the path of a checkpoint; got None. Write cavi.save('run.pt').")
         self._file(path).keep(0, lambda: content_of(self.guide, self._steps), last=True)
 
     @torch.inference_mode(False)
@@ -352,13 +356,13 @@ class CAVI:
         """Go on from a checkpoint that :meth:`save` or a run wrote.
 
         Raises:
-            FileNotFoundError: if there is no such file.
+            MissingFileError: if there is no such file.
             CheckpointError: if it is of another driver or of other settings.
             ModelError: if it is of another model.
         """
         found = self._file(path).read()
         if found is None:
-            raise FileNotFoundError(f"Expected a checkpoint in {str(Path(path))!r}; got no such file.")
+            raise MissingFileError(f"Expected a checkpoint in {str(path)!r}; got no such file.")
         restore(self.guide, self._steps, found)
         self._revision = self.guide.posterior_state.revision
 
@@ -374,6 +378,25 @@ class CAVI:
             self._revision = posterior.revision
         self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), dropped)
+
+
+def _check_callback(callback: Any) -> None:
+    """Raise where a callback cannot be called with the number of steps and the ELBO.
+
+    Raises:
+        ArgumentTypeError: before the first step.
+    """
+    try:
+        fits = callback is None or (callable(callback) and bool(inspect.signature(callback).bind(1, 0.0)))
+    except TypeError:
+        fits = False
+    except ValueError:  # a compiled function, whose arguments nobody knows
+        fits = True
+    if not fits:
+        raise ArgumentTypeError(
+            f"Expected callback to be a function of the number of steps and the ELBO; got {callback!r}. Write "
+            "callback=lambda step, elbo: ..."
+        )
 
 
 def _steps(step_size: float | StepSize | None, memoised: bool, structured: int) -> Steps:

@@ -177,9 +177,9 @@ class EM(CAVI):
         init: Init = None,
         restarts: int = 1,
     ) -> None:
-        if m_step not in ("closed_form", "conditional", "gradient"):
+        if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
-        super().__init__(model, guide or AutoConjugate(model, init=init, restarts=restarts))
+        super().__init__(model, AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide)
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
         self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import ArgumentError, ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError, as_real, check_count
 
 #: The step size ρ in (0, 1] of step t = 0, 1, ….
 StepSize = Callable[[int], float]
@@ -30,16 +30,16 @@ class RobbinsMonro:
     forgetting: float = 0.7
 
     def __post_init__(self) -> None:
-        if not self.delay >= 1:
+        if not as_real(self.delay) >= 1:
             raise ArgumentError(f"Expected a delay of at least 1; got {self.delay!r}.")
-        if not 0.5 < self.forgetting <= 1:
+        if not 0.5 < as_real(self.forgetting) <= 1:
             raise ArgumentError(
                 f"Expected forgetting in (0.5, 1]; got {self.forgetting!r}. Outside of it the steps do not converge."
             )
 
     def __call__(self, step: int) -> float:
         """The step size of step t."""
-        return float((step + self.delay) ** -self.forgetting)
+        return float((check_count("step", step, 0) + self.delay) ** -self.forgetting)
 
 
 @dataclass(frozen=True)

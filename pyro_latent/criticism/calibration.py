@@ -21,7 +21,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..ascent import CAVI
-from ..errors import ModelError, check_count
+from ..errors import ArgumentTypeError, ModelError, check_count, kind_of
 from ..guide import AutoConjugate
 from ..particles import ProgramCall, Target, Values, is_latent, sample_sites, seeded
 from ..tables import text_table
@@ -149,6 +149,8 @@ def calibrate(
 
 def _sites(target: Target, sites: Sequence[str] | None) -> list[str]:
     continuous = [n for n, s in target.latents.items() if s["value"].is_floating_point()]
+    if sites is not None and not isinstance(sites, list | tuple):
+        raise ArgumentTypeError(f"Expected sites to be a list of names of {continuous}; got {kind_of(sites)}.")
     unknown = [n for n in sites or () if n not in continuous]
     if unknown:
         raise ModelError(f"Expected continuous latent sites, of {continuous}; got {unknown}. Write sites={continuous}.")

@@ -16,7 +16,15 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, NotConjugateError, check_count
+from ..errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    DataError,
+    ModelError,
+    NotConjugateError,
+    check_count,
+    in_our_words,
+)
 from ..objective import (
     BlockKey,
     Init,
@@ -375,6 +383,19 @@ class AutoConjugate(AutoGuide):
         posterior = self.posterior_state
         posterior.best, posterior.structured = state["best"], state.get("structured", False)
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """Take on what ``state_dict()`` of another guide of the model gave.
+
+        Raises:
+            ModelError: if it is of another model, or not of a fitted guide.
+        """
+        if not isinstance(state_dict, Mapping):
+            raise ArgumentTypeError(
+                f"Expected the state_dict() of a guide; got {type(state_dict).__name__}. Write torch.load(path)."
+            )
+        with in_our_words("the state of a guide of the same model", lambda: "Save it from a fitted guide."):
+            return super().load_state_dict(state_dict, *args, **kwargs)
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         extra = state_dict.get(prefix + "_extra_state")
         if extra and extra["layout"]:
@@ -421,11 +442,7 @@ def _checked_init(init: Any) -> Init:
 
 def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
     found = []
-    if not isinstance(blocks, list | tuple | None):
-        raise ArgumentTypeError(
-            f"Expected blocks to be a list of tuples of site names, such as [('mean', 'precision')]; got {blocks!r}."
-        )
-    for block in blocks or ():
+    for block in () if blocks is None else blocks if isinstance(blocks, list | tuple) else (blocks,):
         if not isinstance(block, list | tuple) or not all(isinstance(name, str) for name in block):
             raise ArgumentTypeError(
                 f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."

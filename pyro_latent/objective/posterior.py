@@ -283,8 +283,6 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     except RuntimeError:
         found = {name: tuple(p.shape) for name, p in params.items()}
         raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {found}.") from None
-    if any(p.numel() and not bool(p.isfinite().all()) for p in full.values()):
-        raise ModelError(f"Expected finite parameters from {where}; got {', '.join(full)} with NaN or infinity.")
     return block.natural(full)
 
 

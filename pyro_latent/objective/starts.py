@@ -395,6 +395,4 @@ def _responsibilities(
     return weights / weights.sum(-1, keepdim=True)
 
 
-
-
 __all__ = ["Init", "fresh_blocks", "initial_state"]

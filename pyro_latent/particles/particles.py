@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ArgumentTypeError, ModelError
 from ..guide import AutoConjugate
 from .runs import SCORING_WAYS, WAYS, ProgramRunner, PyroProgram, Values, Way, name_of
 from .sites import Site, is_delta, is_latent, max_nesting, sample_sites
@@ -82,6 +82,8 @@ class Particles:
         kwargs: Mapping[str, Any],
         vectorized: bool | None = None,
     ) -> None:
+        if vectorized is not None and not isinstance(vectorized, bool):
+            raise ArgumentTypeError(f"Expected vectorized to be True, False or None; got {vectorized!r}.")
         ways: Sequence[Way] | None = None if vectorized is None else ("plate",) if vectorized else ("loop",)
         self.target = Target.of(model, args, kwargs, inferred=False)
         self.target.check_observed()

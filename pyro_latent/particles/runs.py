@@ -29,7 +29,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
-from ..errors import ModelError
+from ..errors import ModelError, check_seed, in_our_words
 from .enumeration import DRAWS, summed
 from .sites import is_latent, sample_sites
 
@@ -83,8 +83,26 @@ class ProgramCall:
 
     def trace(self) -> Trace:
         """One run of the program, outside all handlers."""
-        with poutine.block():
+        advice = "Call it with these arguments, and mend it, or them."
+        with (
+            in_our_words(f"{name_of(self.program)} to run with these arguments", lambda: advice),
+            _no_params_of_failures(),
+            poutine.block(),
+        ):
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
+
+
+@contextmanager
+def _no_params_of_failures() -> Iterator[None]:
+    """A program that fails leaves no new parameters in Pyro's store."""
+    store = pyro.get_param_store()
+    known = set(store.keys())
+    try:
+        yield
+    except Exception:
+        for name in set(store.keys()) - known:
+            del store[name]
+        raise
 
 
 class ScoredRun(NamedTuple):
@@ -314,7 +332,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
     """A random state of its own, and no gradients; with ``device``, other CUDA devices' states are left to change."""
     devices = None if device is None else [device] if device.type == "cuda" else []
     with torch.random.fork_rng(devices), torch.no_grad():
-        torch.manual_seed(seed)
+        torch.manual_seed(check_seed(seed))
         yield
 
 

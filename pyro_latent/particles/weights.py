@@ -20,7 +20,7 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from ..errors import DataError
+from ..errors import ArgumentError, DataError, as_real, as_tensor, kind_of
 from .particles import Draws
 
 #: Below this, relative to their size, differences between log weights are rounding. By the dtype of the densities.
@@ -102,12 +102,15 @@ def pareto_k(log_weights: Tensor | np.ndarray[Any, Any], rounding: float = 0.0) 
 
     Source: Vehtari et al. 2024, with the tail of min(S / 5, 3 √S) weights.
     """
-    weights = torch.as_tensor(log_weights).detach().double().cpu()  # Pyro's Pareto fit makes its tensors on the CPU
+    given = as_tensor(log_weights, torch.float64)
+    weights = torch.empty(0) if given is None else given.detach().cpu()  # Pyro's Pareto fit makes its own on the CPU
     num = len(weights) if weights.ndim == 1 else 0
     if num < LEAST_DRAWS:
         raise DataError(
-            f"Expected log weights of shape [S] with S >= {LEAST_DRAWS}; got shape {list(weights.shape)}. Draw more."
+            f"Expected log weights of shape [S] with S >= {LEAST_DRAWS}; got {kind_of(log_weights)}. Draw more."
         )
+    if not as_real(rounding) >= 0:
+        raise ArgumentError(f"Expected rounding to be a number of at least 0; got {rounding!r}.")
     if not bool(weights.isfinite().all()):
         return ParetoK(math.inf, num, NON_FINITE)
     if float(weights.max() - weights.min()) <= rounding:

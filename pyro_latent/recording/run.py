@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
-import sysconfig
-import textwrap
 import threading
-import traceback
 import warnings
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -22,16 +17,12 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, PyroLatentError
+from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, in_our_words
 from ..expressions import RandomTensor
 from ..rules import random_arguments
 from .check import LARGEST_CHECK, check_recording
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Plate, Recording
-
-#: The folders of this library and of Python's own.
-_LIBRARIES = (str(Path(__file__).parents[1]), sysconfig.get_path("stdlib"))
-
 
 #: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
 ALONE = threading.RLock()
@@ -50,31 +41,14 @@ class _Model:
         with _recording_context(messenger.like, random_arguments()), messenger:
             self.function(*self.args, **self.kwargs)
 
-    @contextmanager
-    def in_our_words(self, like: Tensor) -> Iterator[None]:
-        """An error of Python, NumPy or PyTorch inside the model says where it came up, and whether Pyro meets it too.
-
-        Raises:
-            ModelError: that is of that error's type as well.
-        """
-        try:
-            yield
-        except PyroLatentError:
-            raise
-        except Exception as error:
-            if type(error).__module__ not in ("builtins", "numpy"):  # of the model's own, or of the machine
-                raise
-            if self.draw(like, {}) is None:
-                advice = "The model alone meets it too, or another error: call it with these arguments, and mend it."
-            else:
-                advice = (
-                    "The model alone runs: here a latent has no value, and a discrete one stands for all of its "
-                    "values. Write the operation with other ones, or that latent's site otherwise."
-                )
-            raise _model_error(type(error))(
-                f"Expected a model that runs with these arguments; got {type(error).__name__}: {error}"
-                f"{_place_of(error)}. {advice}"
-            ) from error
+    def advice(self, like: Tensor) -> str:
+        """What to do about an error inside the model: whether Pyro meets it too."""
+        if self.draw(like, {}) is None:
+            return "The model alone meets it too, or another error: call it with these arguments, and mend it."
+        return (
+            "The model alone runs: here a latent has no value, and a discrete one stands for all of its values. Write "
+            "the operation with other ones, or that latent's site otherwise."
+        )
 
     def draw(self, like: Tensor, subsamples: Mapping[str, Tensor]) -> Any:
         """A trace of the model itself; None where it cannot be drawn from, as under an improper prior."""
@@ -95,7 +69,7 @@ class _Model:
         tensors = [item for item in (*self.args, *self.kwargs.values()) if isinstance(item, Tensor)]
         for item in tensors:
             if item.dtype in (torch.float32, torch.float64):
-                return item.new_empty(0)
+                return torch.empty(0, dtype=item.dtype, device=item.device)
         return torch.empty(0, device=tensors[0].device if tensors else None)
 
 
@@ -190,7 +164,7 @@ def _recorded(
     messenger = None if before is None else _recorded_as(before, call, origins or {}, point, rescale)
     own_data: dict[str, Tensor] = {}
     if messenger is None:
-        with call.in_our_words(call.first_guess()):
+        with in_our_words("a model that runs with these arguments", lambda: call.advice(call.first_guess())):
             messenger, own_data = _recorded_anew(call, origins, point, rescale)
     else:
         check = False
@@ -265,27 +239,6 @@ def check_arguments(
 
 def _name_of(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
-
-
-@functools.cache
-def _model_error(kind: type[Exception]) -> type[ModelError]:
-    """A ``ModelError`` that ``except`` takes for an error of another type too."""
-    try:
-        return type(
-            "ModelError", (ModelError, kind), {"__str__": Exception.__str__, "__module__": ModelError.__module__}
-        )
-    except TypeError:  # two types that no class can derive from
-        return ModelError
-
-
-def _place_of(error: Exception) -> str:
-    """The line of the model that an error came up at, the innermost that is in no library."""
-    frames = traceback.extract_tb(error.__traceback__)
-    own = [f for f in frames if "site-packages" not in f.filename and not f.filename.startswith(_LIBRARIES)]
-    if not own:
-        return ""
-    line = textwrap.shorten(own[-1].line or "", 120, placeholder=" ...")
-    return f", at {Path(own[-1].filename).name}, line {own[-1].lineno}: {line}"
 
 
 def _structure_of(call: _Model, is_first: bool) -> StructureMessenger:

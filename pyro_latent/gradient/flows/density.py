@@ -22,7 +22,17 @@ from tqdm.auto import tqdm
 
 from ...checkpoint import Run
 from ...distributions import forget_last_draw
-from ...errors import ArgumentError, CheckpointError, DataError, ModelError, check_count
+from ...errors import (
+    ArgumentError,
+    ArgumentTypeError,
+    CheckpointError,
+    DataError,
+    ModelError,
+    as_real,
+    check_count,
+    is_floating,
+    kind_of,
+)
 from ..trainer import Trainer, copied_state
 from .layers import NO_INVERSE, layers_of, make_flow, push
 
@@ -72,7 +82,9 @@ class FlowDensity(PyroModule):
         self, dim: int, flow: str | Transform = "spline_coupling", *, length: int = 4, hidden: Sequence[int] = (32, 32)
     ) -> None:
         super().__init__()
-        self.dim = dim
+        self.dim = check_count("dim", dim)
+        if not isinstance(flow, str | torch.distributions.Transform):
+            raise ArgumentTypeError(f"Expected flow to be a kind of flow, or a torch transform; got {kind_of(flow)}.")
         self.flow = make_flow(flow, dim, length=length, hidden=hidden) if isinstance(flow, str) else flow
         self.shift: Tensor
         self.spread: Tensor
@@ -170,6 +182,8 @@ class FlowDensity(PyroModule):
         counts |= {} if batch_size is None else {"batch_size": batch_size}
         for name, value in counts.items():
             check_count(name, value)
+        if not 0 < as_real(learning_rate) < math.inf:
+            raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate!r}. Write 5e-3.")
         self._check(data, held_out)
         for x in (data, held_out):
             if x is not None and x.dim() != 2:
@@ -209,10 +223,9 @@ class FlowDensity(PyroModule):
         for x in points:
             if x is None:
                 continue
-            if not isinstance(x, Tensor) or not x.is_floating_point() or x.dim() == 0 or x.shape[-1] != self.dim:
-                found = f"{x.dtype} {list(x.shape)}" if isinstance(x, Tensor) else type(x).__name__
+            if not is_floating(x) or x.dim() == 0 or x.shape[-1] != self.dim:
                 raise DataError(
-                    f"Expected a floating tensor of shape [..., {self.dim}]; got {found}. Write "
+                    f"Expected a floating tensor of shape [..., {self.dim}]; got {kind_of(x)}. Write "
                     "torch.as_tensor(x).float(), and make the FlowDensity with the number of columns."
                 )
             if not bool(x.isfinite().all()):

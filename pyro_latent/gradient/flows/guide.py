@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -18,7 +19,7 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from ...distributions import forget_last_draw
-from ...errors import ArgumentError
+from ...errors import ArgumentError, ArgumentTypeError, as_real, in_our_words, kind_of
 from ...particles import seeded
 from .layers import FLOWS, ElementwiseAffine, Flow, layers_of, make_flow
 
@@ -56,11 +57,13 @@ class FlowGuide(AutoNormalizingFlow):
         init_loc_fn: Callable[..., Any] = init_to_median,
         init_scale: float = 0.5,
     ) -> None:
-        if not init_scale > 0:
+        if not 0 < as_real(init_scale) < math.inf:
             raise ArgumentError(
                 f"Expected init_scale to be positive; got {init_scale}. Write init_scale=0.5, the default."
             )
-        if isinstance(flow, str) and flow not in FLOWS:
+        if not callable(model):
+            raise ArgumentTypeError(f"Expected a Pyro model; got {kind_of(model)}. Write FlowGuide(model).")
+        if not callable(flow) and (not isinstance(flow, str) or flow not in FLOWS):
             raise ArgumentError(
                 f"Expected flow to be one of {sorted(FLOWS)}, or a function; got {flow!r}. Try 'affine_coupling' "
                 "first, or write lambda dim: make_flow(...)."
@@ -70,7 +73,9 @@ class FlowGuide(AutoNormalizingFlow):
         self._init_scale = init_scale
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
-        super()._setup_prototype(*args, **kwargs)
+        advice = "Call it with these arguments, and mend it, or them."
+        with in_our_words("a model that runs with these arguments", lambda: advice):
+            super()._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
         flow = self._init_transform_fn(self.latent_dim)
         parts = [*layers_of(flow), ElementwiseAffine(loc, self._init_scale)]

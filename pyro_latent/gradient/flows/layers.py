@@ -20,7 +20,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 
 from ...distributions import forget_last_draw
-from ...errors import ArgumentError, check_count
+from ...errors import ArgumentError, check_count, is_count
 
 __all__ = [
     "FLOWS",
@@ -175,10 +175,12 @@ def make_flow(
     Source: [2], "composition of transformations".
     """
     known = FLOWS if context_dim is None else _CONDITIONAL
-    if kind not in known:
+    if not isinstance(kind, str) or kind not in known:
         raise ArgumentError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
     for name, value in {"dim": dim, "length": length, "context_dim": 1 if context_dim is None else context_dim}.items():
         check_count(name, value)
+    if not isinstance(hidden, list | tuple) or not all(map(is_count, hidden)):
+        raise ArgumentError(f"Expected hidden to be widths of at least 1; got {hidden!r}. Write hidden=(32, 32).")
     if kind in _COUPLED and dim < 2:
         raise ArgumentError(
             f"Expected dim of at least 2 for {kind!r}, which couples coordinates; got {dim}. Use 'spline'."
