@@ -28,7 +28,8 @@ def check_data(name: str, value: Any, shape: str, advice: str, least: int = 1) -
     fits = is_floating(value) and value.dim() == len(letters.split(", "))
     if not fits or min(value.shape) < least:
         raise DataError(
-            f"Expected {name} to be a floating tensor of shape {shape}, {letters} >= {least}; got {kind_of(value)}. {advice}"
+            f"Expected {name} to be a floating tensor of shape {shape}, {letters} >= {least}; got "
+            f"{kind_of(value)}. {advice}"
         )
 
 
