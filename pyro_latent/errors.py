@@ -187,7 +187,7 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
 
 
 @functools.cache
-def _model_error(kind: type[Exception]) -> type[ModelError]:
+def _model_error(kind: Any) -> type[ModelError]:
     """A ``ModelError`` that ``except`` takes for an error of another type too."""
     try:
         return type(

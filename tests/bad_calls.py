@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pandas as pd
 import pyro
 import pyro.distributions as dist
+import pytest
 import scipy.sparse as sp
 import torch
 from pyro.infer.autoguide import AutoNormal
@@ -29,6 +29,8 @@ from pyro_latent.gradient.flows import FlowDensity, FlowGuide
 from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
 from pyro_latent.models import gmm, normal_gamma, vae
 from pyro_latent.models.lda import LDA, as_corpus
+
+pd = pytest.importorskip("pandas")
 
 Make = Callable[[], Any]
 

@@ -124,7 +124,7 @@ def test_a_subsampling_plate(x: Tensor) -> None:
 def test_a_mixture_of_no_components(x: Tensor) -> None:
     data = torch.stack([x, x], 1)
     guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")])
-    with pytest.raises(ValueError, match="Expected num_components to be an integer >= 1; got 0"):
+    with pytest.raises(ValueError, match="Expected num_components to be an integer of at least 1; got 0"):
         CAVI(gmm.model, guide).step(data, 0)
     assert not guide.state_dict()["_extra_state"]["layout"]
 

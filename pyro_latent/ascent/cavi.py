@@ -10,7 +10,6 @@ falls (``docs/sources.md``, [4] equation (89); Bishop 2006, §10.1).
 
 from __future__ import annotations
 
-import inspect
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -28,7 +27,7 @@ from ..recording import check_arguments, identity_of_call
 from .batches import arguments_of, check_resumable, first_of, held_data, length_of
 from .full import FullSteps
 from .memoised import MemoisedSteps
-from .progress import CAVIResult, Progress, recording
+from .progress import CAVIResult, Progress, check_callback, recording
 from .saving import content_of, restore
 from .step_size import StepSize, as_step_size, described
 from .steps import Schedule, Steps, Task
@@ -291,7 +290,7 @@ class CAVI:
         """Step on each batch in passes over them, until one settles; how far that came, and whether it has settled."""
         if not as_real(tol) >= 0:
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
-        _check_callback(callback)
+        check_callback(callback)
         steps, progress = self._steps, Progress()
         identity = {} if file.path is None else self._identity(batches, arguments)
         if (found := file.read()) is not None:
@@ -378,25 +377,6 @@ class CAVI:
             self._revision = posterior.revision
         self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), dropped)
-
-
-def _check_callback(callback: Any) -> None:
-    """Raise where a callback cannot be called with the number of steps and the ELBO.
-
-    Raises:
-        ArgumentTypeError: before the first step.
-    """
-    try:
-        fits = callback is None or (callable(callback) and bool(inspect.signature(callback).bind(1, 0.0)))
-    except TypeError:
-        fits = False
-    except ValueError:  # a compiled function, whose arguments nobody knows
-        fits = True
-    if not fits:
-        raise ArgumentTypeError(
-            f"Expected callback to be a function of the number of steps and the ELBO; got {callback!r}. Write "
-            "callback=lambda step, elbo: ..."
-        )
 
 
 def _steps(step_size: float | StepSize | None, memoised: bool, structured: int) -> Steps:

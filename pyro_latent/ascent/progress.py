@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import math
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import random_state, restore_random_state
-from ..errors import ModelError
+from ..errors import ArgumentTypeError, ModelError
 from .batches import RandomState, generators_of
 
 
@@ -138,6 +139,25 @@ class Progress:
             generator.set_state(saved)
 
 
+def check_callback(callback: Any) -> None:
+    """Raise where a callback cannot be called with the number of steps and the ELBO.
+
+    Raises:
+        ArgumentTypeError: before the first step.
+    """
+    try:
+        fits = callback is None or (callable(callback) and bool(inspect.signature(callback).bind(1, 0.0)))
+    except TypeError:
+        fits = False
+    except ValueError:  # a compiled function, whose arguments nobody knows
+        fits = True
+    if not fits:
+        raise ArgumentTypeError(
+            f"Expected callback to be a function of the number of steps and the ELBO; got {callback!r}. Write "
+            "callback=lambda step, elbo: ..."
+        )
+
+
 class _AskedToEnd(Exception):
     """A callback ends a run."""
 
@@ -177,4 +197,4 @@ def recording(
         write(True)
 
 
-__all__ = ["CAVIResult", "Progress", "recording"]
+__all__ = ["CAVIResult", "Progress", "check_callback", "recording"]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from numbers import Integral
 from typing import Any, NamedTuple
 
 import torch
@@ -21,7 +20,6 @@ from ..errors import (
     ArgumentTypeError,
     DataError,
     ModelError,
-    NotConjugateError,
     check_count,
     in_our_words,
 )
@@ -30,7 +28,6 @@ from ..objective import (
     Init,
     Program,
     State,
-    all_at_once,
     compile_program,
     expected_log_joint,
     explain,
@@ -39,6 +36,7 @@ from ..objective import (
     quantiles_of,
 )
 from ..recording import Recording, record
+from .arguments import check_state, checked_init, joint_blocks, numbers, site_names
 from .param_store import param_versions, write_params
 from .sampling import Sampler
 from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
@@ -117,10 +115,10 @@ class AutoConjugate(AutoGuide):
             )
         self.restarts = check_count("restarts", restarts)
         super().__init__(model)
-        self._joint = _joint_blocks(blocks)
-        self.init = _checked_init(init)
-        self.point = _site_names("point", point)
-        self.mean_field = _site_names("mean_field", mean_field)
+        self._joint = joint_blocks(blocks)
+        self.init = checked_init(init)
+        self.point = site_names("point", point)
+        self.mean_field = site_names("mean_field", mean_field)
         self.check = check
         #: What the guide keeps, and drivers move.
         self.posterior_state = PosteriorState(self)
@@ -219,7 +217,7 @@ class AutoConjugate(AutoGuide):
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
-        program = self._compiled(recording)
+        program = compile_program(recording, self._joint, self._mean_field_of(recording))
         call = RecordedCall(self.model, args, kwargs)
         if fitted:
             state, layout = posterior.adopted(program, predict)
@@ -228,17 +226,6 @@ class AutoConjugate(AutoGuide):
         state, starts = initial_state(program, self.init, self.restarts)
         layout, origins = layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
-
-    def _compiled(self, recording: Recording) -> Program:
-        """The ELBO of a recording.
-
-        Raises:
-            NotConjugateError: that lists every site in the way.
-        """
-        try:
-            return compile_program(recording, self._joint, self._mean_field_of(recording))
-        except NotConjugateError as first:
-            raise all_at_once(recording, self._joint, first) from None
 
     def _mean_field_of(self, recording: Recording) -> list[str]:
         """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
@@ -291,7 +278,7 @@ class AutoConjugate(AutoGuide):
         """
         if isinstance(quantiles, int | float):
             raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
-        quantiles = _numbers(quantiles)
+        quantiles = numbers(quantiles)
         wrong = [q for q in quantiles if not 0 < q < 1]
         if wrong:
             raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong}.")
@@ -389,10 +376,7 @@ class AutoConjugate(AutoGuide):
         Raises:
             ModelError: if it is of another model, or not of a fitted guide.
         """
-        if not isinstance(state_dict, Mapping):
-            raise ArgumentTypeError(
-                f"Expected the state_dict() of a guide; got {type(state_dict).__name__}. Write torch.load(path)."
-            )
+        check_state(state_dict)
         with in_our_words("the state of a guide of the same model", lambda: "Save it from a fitted guide."):
             return super().load_state_dict(state_dict, *args, **kwargs)
 
@@ -414,42 +398,6 @@ def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
             "to ask for it.",
             stacklevel=2,
         )
-
-
-def _numbers(values: Any) -> list[float]:
-    try:
-        return [float(v) for v in values]
-    except (TypeError, ValueError, RuntimeError):
-        raise ArgumentTypeError(f"Expected a list of numbers, such as [0.05, 0.95]; got {values!r}.") from None
-
-
-def _site_names(argument: str, names: Any) -> tuple[str, ...]:
-    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in names):
-        raise ArgumentTypeError(f"Expected {argument} to be a list of site names, such as ['mean']; got {names!r}.")
-    return tuple(names)
-
-
-def _checked_init(init: Any) -> Init:
-    if isinstance(init, Integral) and not isinstance(init, bool) and abs(int(init)) < 2**63:
-        return int(init)
-    if init is None or isinstance(init, Mapping) or callable(init):
-        return init
-    raise ArgumentTypeError(
-        "Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
-        f"a function; got {init!r}."
-    )
-
-
-def _joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
-    found = []
-    for block in () if blocks is None else blocks if isinstance(blocks, list | tuple) else (blocks,):
-        if not isinstance(block, list | tuple) or not all(isinstance(name, str) for name in block):
-            raise ArgumentTypeError(
-                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
-            )
-        if len(block) > 1:
-            found.append(tuple(block))
-    return tuple(found)
 
 
 __all__ = ["AutoConjugate", "ElboTerms"]

@@ -5,7 +5,6 @@ from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior
 from .explain import explain
-from .obstacles import all_at_once
 from .posterior import (
     DependentElements,
     Posteriors,
@@ -36,7 +35,6 @@ __all__ = [
     "State",
     "Summand",
     "Summary",
-    "all_at_once",
     "compile_program",
     "discrete_distribution",
     "expected_log_densities",

@@ -14,7 +14,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, NotConjugateError
 from ..expressions.terms import Term
 from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording, ScoredSite
@@ -26,6 +26,7 @@ from .expectation import expect
 from .factors import DiscreteFactor, make_factor
 from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
+from .obstacles import all_at_once
 from .program import Program
 from .summands import Summand, cast, gradients, merged, summand_of
 
@@ -47,9 +48,16 @@ def compile_program(
         mean_field: discrete sites whose elements are independent in q.
 
     Raises:
-        NotConjugateError: if a site is not conditionally conjugate, or couples the elements of a block.
+        NotConjugateError: if sites are not conditionally conjugate, or couple the elements of a block: it lists all.
         ModelError: if ``mean_field`` names no discrete site.
     """
+    try:
+        return _compiled(recording, joint, mean_field)
+    except NotConjugateError as first:
+        raise all_at_once(recording, joint, first) from None
+
+
+def _compiled(recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str]) -> Program:
     blocks = make_blocks(recording, joint)
     scored, live = without_masks(recording)
     terms = {name: usable_terms(s) for name, s in scored.items()}

@@ -135,7 +135,9 @@ def random_class(family: type) -> type[RandomDistribution]:
         "__class__": property(lambda self: family),
         "__module__": __name__,
     }
-    return type(RandomDistribution)(f"Random{family.__name__}", (RandomDistribution,), fields)
+    make: Any = type(RandomDistribution)  # its metaclass
+    found: type[RandomDistribution] = make(f"Random{family.__name__}", (RandomDistribution,), fields)
+    return found
 
 
 def random_distribution(

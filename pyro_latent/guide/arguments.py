@@ -1,0 +1,61 @@
+"""What the constructor and the methods of a guide take, checked before anything else happens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from numbers import Integral
+from typing import Any
+
+from ..errors import ArgumentTypeError
+from ..objective import Init
+
+
+def check_state(state: Any) -> None:
+    """Raise where a state is no dictionary."""
+    if not isinstance(state, Mapping):
+        raise ArgumentTypeError(
+            f"Expected the state_dict() of a guide; got {type(state).__name__}. Write torch.load(f)."
+        )
+
+
+def numbers(values: Any) -> list[float]:
+    """The numbers of a sequence."""
+    try:
+        return [float(v) for v in values]
+    except (TypeError, ValueError, RuntimeError):
+        raise ArgumentTypeError(f"Expected a list of numbers, such as [0.05, 0.95]; got {values!r}.") from None
+
+
+def site_names(argument: str, names: Any) -> tuple[str, ...]:
+    """Names of sites, given for an argument."""
+    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in names):
+        raise ArgumentTypeError(f"Expected {argument} to be a list of site names, such as ['mean']; got {names!r}.")
+    return tuple(names)
+
+
+def checked_init(init: Any) -> Init:
+    """A start, of which a seed is a plain integer."""
+    if isinstance(init, Integral) and not isinstance(init, bool) and abs(int(init)) < 2**63:
+        return int(init)
+    if init is None or isinstance(init, Mapping) or callable(init):
+        return init
+    raise ArgumentTypeError(
+        "Expected init to be None, a seed (an integer), a dict from site to distribution or responsibilities, or "
+        f"a function; got {init!r}."
+    )
+
+
+def joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
+    """Blocks of more than one site."""
+    found = []
+    for block in () if blocks is None else blocks if isinstance(blocks, list | tuple) else (blocks,):
+        if not isinstance(block, list | tuple) or not all(isinstance(name, str) for name in block):
+            raise ArgumentTypeError(
+                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
+            )
+        if len(block) > 1:
+            found.append(tuple(block))
+    return tuple(found)
+
+
+__all__ = ["check_state", "checked_init", "joint_blocks", "numbers", "site_names"]
