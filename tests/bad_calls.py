@@ -464,7 +464,10 @@ def flow_guides(a: Arguments) -> None:
 
 
 def foreign_guides(a: Arguments) -> None:
-    to_arviz(gaussian, a.setting(AutoNormal(gaussian)), a.data(_LINE), num_samples=a.setting(3))
+    guide = AutoNormal(gaussian)
+    guide(_LINE)  # which makes its parameters
+    a.store = _store()
+    to_arviz(gaussian, a.setting(guide), a.data(_LINE), num_samples=a.setting(3))
 
 
 TARGETS = [

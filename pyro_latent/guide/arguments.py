@@ -10,6 +10,15 @@ from ..errors import ArgumentTypeError
 from ..objective import Init
 
 
+def check_model(model: Any) -> None:
+    """Raise where a model is no function."""
+    if not callable(model):
+        raise ArgumentTypeError(
+            f"Expected a model, a function with pyro.sample statements; got {type(model).__name__}. Write "
+            "AutoConjugate(model)."
+        )
+
+
 def check_state(state: Any) -> None:
     """Raise where a state is no dictionary."""
     if not isinstance(state, Mapping):
@@ -58,4 +67,4 @@ def joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...
     return tuple(found)
 
 
-__all__ = ["check_state", "checked_init", "joint_blocks", "numbers", "site_names"]
+__all__ = ["check_model", "check_state", "checked_init", "joint_blocks", "numbers", "site_names"]

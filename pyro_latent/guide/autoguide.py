@@ -36,7 +36,7 @@ from ..objective import (
     quantiles_of,
 )
 from ..recording import Recording, record
-from .arguments import check_state, checked_init, joint_blocks, numbers, site_names
+from .arguments import check_model, check_state, checked_init, joint_blocks, numbers, site_names
 from .param_store import param_versions, write_params
 from .sampling import Sampler
 from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
@@ -108,11 +108,7 @@ class AutoConjugate(AutoGuide):
         mean_field: Sequence[str] = (),
         check: bool = True,
     ) -> None:
-        if not callable(model):
-            raise ArgumentTypeError(
-                f"Expected a model, a function with pyro.sample statements; got {type(model).__name__}. Write "
-                "AutoConjugate(model)."
-            )
+        check_model(model)
         self.restarts = check_count("restarts", restarts)
         super().__init__(model)
         self._joint = joint_blocks(blocks)
