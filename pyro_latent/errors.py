@@ -110,7 +110,7 @@ def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:
     except (TypeError, ValueError, RuntimeError):
         return None
     usable = given.layout is torch.strided and not (given.is_nested or given.is_meta or given.is_quantized)
-    return given.to(dtype) if usable and not given.is_complex() else None
+    return torch.as_tensor(value, dtype=dtype) if usable and not given.is_complex() else None
 
 
 def kind_of(value: Any) -> str:

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.distributions import constraints, transform_to
@@ -155,7 +156,7 @@ def _as_start(key: Any, value: Any) -> Any:
     if hasattr(value, "log_prob"):
         return value
     try:
-        found = torch.as_tensor(value)
+        found = value if isinstance(value, Tensor) else torch.as_tensor(np.asarray(value))
         numeric = found.is_floating_point() or found.dtype in (torch.int64, torch.int32, torch.bool)
     except (TypeError, ValueError, RuntimeError):
         numeric = False
