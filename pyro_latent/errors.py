@@ -181,8 +181,9 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__ not in ("builtins", "numpy"):  # of the program's own, or of the machine
             raise
-        raise _model_error(type(error))(
-            f"Expected {expected}; got {type(error).__name__}: {error}{_place_of(error)}. {advise()}"
+        kind: Any = type(error)
+        raise _model_error(kind)(
+            f"Expected {expected}; got {kind.__name__}: {error}{_place_of(error)}. {advise()}"
         ) from error
 
 

@@ -32,6 +32,7 @@ from pyro_latent.models import normal_gamma
 
 Model = Callable[..., Any]
 
+_THREE: Any = 3
 _X = torch.tensor([0.5, 1.2, -0.3, 2.0], dtype=torch.float64)
 
 
@@ -327,8 +328,8 @@ def test_an_error_inside_a_model_says_where_and_keeps_its_type() -> None:
 
 def test_an_error_that_only_latents_cause_says_so() -> None:
     def model(x: Tensor) -> None:
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
-        pyro.sample("x", dist.Normal(divmod(float(a.shape.numel()), 1)[0] + round(a), 1.0), obs=x)
+        a: Any = pyro.sample("a", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(round(a), 1.0), obs=x)
 
     with pytest.raises(ModelError, match="__round__"):
         CAVI(model, AutoConjugate(model)).step(_X[0])
@@ -350,9 +351,12 @@ def test_a_latent_is_no_index_of_a_list(read: Callable[[Any], Any]) -> None:
     [
         (lambda guide: CAVI(gaussian, guide, 1, 2), r"got 2 more arguments\. Leave out the optimizer and the loss"),
         (lambda guide: CAVI(gaussian, guide).run(_X, num_steps=3), r"options of run: max_steps, tol, .*'num_steps'"),
-        (lambda guide: CAVI(gaussian, guide).run(_X, callback=3), "callback to be a function of the number of steps"),
+        (
+            lambda guide: CAVI(gaussian, guide).run(_X, callback=_THREE),
+            "callback to be a function of the number",
+        ),
         (lambda guide: CAVI(gaussian, guide).step(_X, _X), r"the arguments of the model, gaussian\(x"),
-        (lambda guide: AutoConjugate(3), "Expected a model, a function .*; got int"),  # type: ignore[arg-type]
+        (lambda guide: AutoConjugate(_THREE), "Expected a model, a function .*; got int"),
         (lambda guide: AutoConjugate(gaussian, point="mu"), r"a list of site names, such as \['mean'\]; got 'mu'"),
         (lambda guide: AutoConjugate(gaussian, init=0.5), "a seed .an integer."),  # type: ignore[arg-type]
         (lambda guide: guide.quantiles("ab"), "a list of numbers"),

@@ -119,7 +119,6 @@ def as_array(value: Any) -> Array:
     """A tensor, dense or sparse, on any device, or anything that NumPy takes, as an array."""
     if not isinstance(value, Tensor):
         return np.asarray(value)
-    value = value.dequantize() if value.is_quantized else value
     plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
     plain = plain.float() if plain.dtype is torch.bfloat16 else plain  # NumPy has no bfloat16
     return plain.cpu().numpy()

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from .runs import SCORING_WAYS, ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
 from .sites import Site, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
 
@@ -48,6 +48,9 @@ class Target:
             trace = call.trace()
         check_no_subsample(trace)
         target = Target(call, sample_sites(trace), max_nesting(trace))
+        quantized = [n for n, s in target.sites.items() if isinstance(s["value"], Tensor) and s["value"].is_quantized]
+        if quantized:
+            raise DataError(f"Expected data as numbers; got quantized data at {quantized}. Write x.dequantize().")
         if inferred and not target.latents:
             raise ModelError(
                 "Expected a model with latent sites; got none that is not observed. Leave out obs= at the sites to "
