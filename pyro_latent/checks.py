@@ -142,7 +142,7 @@ def _numeric_gain(sweep: Sweep, block: Block, written: Natural) -> tuple[float, 
 
 
 def _check_discrete(sweep: Sweep, site: DiscreteSite, tol: float) -> UpdateCheck:
-    """For a discrete site the gain is KL(written ‖ exact), which is what the ELBO loses."""
+    """The gain of a discrete site is KL(written ‖ exact), which is what the ELBO loses."""
     written = sweep.responsibilities(site)
     exact = responsibilities(sweep.program, sweep.means, [site])[site.name]
     kl = torch.xlogy(written, written) - torch.xlogy(written, exact)

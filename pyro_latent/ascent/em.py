@@ -236,7 +236,7 @@ class EM(CAVI):
 
 
 def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKey]]:
-    """By parameter, those that it shares a term of Q with."""
+    """Give by parameter those that it shares a term of Q with."""
     groups = {s.blocks & set(points) for s in (*sweep.program.summands, *sweep.summands)}
     return {key: {other for group in groups if key in group for other in group} - {key} for key in points}
 

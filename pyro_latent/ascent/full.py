@@ -34,7 +34,7 @@ class _Level:
     elbo: list[float]
 
     def of(self, starts: Sequence[int]) -> _Level:
-        """That of some starts alone."""
+        """Keep some starts alone."""
         return _Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
 
 

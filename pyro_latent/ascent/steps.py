@@ -69,7 +69,7 @@ class Schedule:
 
 
 def _rank(block: Block) -> tuple[bool, bool, bool, int, int]:
-    """Where a block comes by default: parameters last, discrete sites before them, whose start the others then see,
+    """Rank a block by default: parameters come last, discrete sites before them, whose start the others then see,
     locations before all that hangs on them, and the block that its plates repeat most often first.
 
     A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
@@ -95,7 +95,7 @@ class Task(NamedTuple):
     is_alone: bool = False
 
     def of(self, starts: Sequence[int]) -> Task:
-        """That of some starts alone."""
+        """Keep some starts alone."""
         index = list(starts)
         state = {key: n.map(lambda t: t[index]) for key, n in self.state.items()}
         return self._replace(state=state, probs={name: p[index] for name, p in self.probs.items()})
@@ -152,7 +152,7 @@ class Steps(ABC):
 
     @property
     def dropped(self) -> dict[int, str]:
-        """By the number of each start that was dropped, the error that its updates ended in."""
+        """The error that the updates of each dropped start ended in, by its number."""
         return {}
 
     def rise_left(self, state: State) -> tuple[float, float]:

@@ -68,7 +68,7 @@ def _named(call: ProgramCall) -> dict[Any, Any]:
 
 
 def difference_of(before: Any, now: Any) -> str:
-    """In words, how two arguments differ, also inside lists, tuples, dicts and dataclasses; empty if they do not.
+    """The words for how two arguments differ, also inside lists, tuples, dicts and dataclasses; empty if they do not.
 
     Arrays are compared by their values, whatever holds them. What is no array, container or plain value is taken as
     equal.

@@ -148,7 +148,7 @@ def _expand(x: Expression, *sizes: Any, **kwargs: Any) -> Expression:
 
 
 def _gather(x: Any, dim: int, index: Any) -> Expression | None:
-    """As torch.gather, whose index may be smaller than the source in the other dimensions."""
+    """Gather as torch.gather does, whose index may be smaller than the source in the other dimensions."""
     x = _lift(x)
     if isinstance(index, Expression):
         last = index.is_table and x.ndim and dim % x.ndim == x.ndim - 1 and x.shape[:-1] == index.shape[:-1]
@@ -160,7 +160,7 @@ def _gather(x: Any, dim: int, index: Any) -> Expression | None:
 
 
 def _take_along(x: Any, index: Any, dim: Any = None) -> Expression | None:
-    """As torch.take_along_dim, whose index broadcasts with the source in the other dimensions."""
+    """Take as torch.take_along_dim does, whose index broadcasts with the source in the other dimensions."""
     if isinstance(index, Expression) or dim is None or not x.ndim:
         return None
     turned = x.transpose(dim, -1).unsqueeze(-2).take_last(index.transpose(dim, -1))

@@ -247,7 +247,7 @@ class Symbolic:
         return cls.from_table(function(*laid), moved, shape)
 
     def widened(self, ndim: int) -> Self:
-        """With dimensions of size 1 on the left, up to ``ndim``."""
+        """Add dimensions of size 1 on the left, up to ``ndim``."""
         return self._with(self.terms, [1] * (ndim - self.ndim) + list(self.shape))
 
     def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:

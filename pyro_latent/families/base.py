@@ -179,12 +179,12 @@ class Family(ABC):
     # What follows from the above.
 
     def constraints(self, params: Params) -> dict[str, constraints.Constraint]:
-        """By param, the constraint on it, as the Pyro distribution at ``params`` declares it."""
+        """The constraint on each param, as the Pyro distribution at ``params`` declares it."""
         declared = self.distribution(params).arg_constraints
         return {name: declared[name] for name in self.param_names}
 
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
-        """For each component the elementwise quantile at a probability in (0, 1), of the shape of a draw."""
+        """The elementwise quantile of each component at a probability in (0, 1), of the shape of a draw."""
         return tuple(quantile(marginal, probability) for marginal in self.marginals(params))
 
     def location_scale(self, params: Params) -> Tensor:

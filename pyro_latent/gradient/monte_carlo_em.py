@@ -254,7 +254,7 @@ class _Chain:
         self._kernel.initial_params = dict(state["place"])
 
     def state(self) -> dict[str, Any]:
-        """Where the chain is, and what it has adapted to, in plain types and tensors."""
+        """The place of the chain and what it has adapted to, in plain types and tensors."""
         return {
             "place": dict(self._kernel.initial_params),
             "step_size": float(self._kernel.step_size),

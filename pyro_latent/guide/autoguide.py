@@ -54,7 +54,7 @@ class ElboTerms(NamedTuple):
 
     @property
     def total(self) -> float:
-        """Their sum, the ELBO."""
+        """The sum of all terms, which is the ELBO."""
         return sum(self.log_densities.values()) + sum(self.entropies.values())
 
 
@@ -263,12 +263,12 @@ class AutoConjugate(AutoGuide):
         return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """By site, the elementwise posterior median, of the site's shape."""
+        """The elementwise posterior median by site, of the site's shape."""
         return {name: value[0] for name, value in self.quantiles([0.5], *args, **kwargs).items()}
 
     @torch.inference_mode(False)
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """By site, elementwise posterior quantiles: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
+        """The elementwise posterior quantiles by site: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
 
         They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
         """
@@ -325,7 +325,7 @@ class AutoConjugate(AutoGuide):
         return explain(known.recording, self._joint, self.mean_field)
 
     def params(self) -> dict[str, Tensor]:
-        """By name, the current values of the model's parameters, constrained."""
+        """The current values by name of the model's parameters, constrained."""
         state, best = self.state, self.posterior_state.best
         blocks = self._known_program().params
         return {b.sites[0].name: b.params(state[b.key])["value"][best] for b in blocks}

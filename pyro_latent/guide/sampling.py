@@ -50,7 +50,7 @@ class Sampler:
         self.values: dict[str, Tensor] = {}
 
     def latents(self) -> dict[str, Tensor]:
-        """By site, a draw of every latent; inside an enumeration the sites that the model marks are left out."""
+        """Draw every latent, by site; inside an enumeration the sites that the model marks are left out."""
         program = self.program
         for key, block in program.blocks.items():
             if not block.is_param and key not in self._local:

@@ -106,7 +106,7 @@ class PosteriorState:
 
     @property
     def origins(self) -> dict[str, Tensor]:
-        """By site, the constant that its location is measured from."""
+        """The constant that the location of each site is measured from."""
         return {name: getattr(self._module, f"origin_{i}") for i, name in enumerate(self.layout.get("origins", []))}
 
     def store(self, state: State) -> None:

@@ -239,7 +239,7 @@ def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -
 
 
 def _shapes(family: Family, sites: Sequence[LatentSite]) -> list[tuple[torch.Size, torch.Size]]:
-    """By site, its shape split into batch and event as the family has them."""
+    """The shape of each site, split into batch and event as the family has them."""
     splits = [(site.shape, len(site.shape) - own) for site, own in zip(sites, family.event_dims, strict=True)]
     return [(torch.Size(shape[:split]), torch.Size(shape[split:])) for shape, split in splits]
 

@@ -15,7 +15,7 @@ from .program import Program
 
 
 def expected_log_densities(program: Program, means: Means) -> dict[str, Tensor]:
-    """By site, the expected log density for each start, over the site's batch shape.
+    """The expected log density of each site for each start, over the site's batch shape.
 
     That of a site that depends on discrete sites has a dimension for the values of each, after the starts.
     """
@@ -41,7 +41,7 @@ def expected_log_densities(program: Program, means: Means) -> dict[str, Tensor]:
 
 
 def expected_log_joint(program: Program, state: State, held: DiscretePosterior | None) -> dict[str, Tensor]:
-    """By site, E_q log p for each start, float64: the site's share of L̄, with scales and masks."""
+    """E_q log p of each site, for each start, float64: the site's share of L̄, with scales and masks."""
     means, exact = program.means(state), program.exactly(state)[1]
     zero = torch.zeros((), dtype=torch.float64, device=program.recording.device)
     found = {n: sum((s.value(exact).double() for s in own), zero) for n, own in program.site_summands.items()}

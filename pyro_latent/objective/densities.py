@@ -132,7 +132,7 @@ def _is_finite(density: Expression) -> bool:
 
 
 def _live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, Tensor]) -> Tensor:
-    """Where a density other than its own varies with a discrete site, as a mask over its batch shape.
+    """The elements of a discrete site that a density other than its own varies with, as a mask over its batch shape.
 
     ``live`` has the same of later discrete sites that are masked: their own densities count where it holds.
     """

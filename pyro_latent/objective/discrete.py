@@ -35,7 +35,7 @@ class DiscretePosterior(NamedTuple):
     entropy: Tensor
 
     def of(self, starts: Sequence[int]) -> DiscretePosterior:
-        """That of some starts alone."""
+        """Keep some starts alone."""
 
         def take(t: Tensor) -> Tensor:
             return t[list(starts)] if t.ndim and len(t) > 1 else t
@@ -140,7 +140,7 @@ class DiscreteElimination:
         return self._held[0][1]
 
     def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
-        """By factor, its expectation under a held posterior, for each start, float64."""
+        """The expectation of each factor under a held posterior, for each start, float64."""
         return _weighted(self.values(means), held.weights)
 
     def impossible(self, means: Means) -> set[str]:
@@ -166,12 +166,12 @@ class DiscreteElimination:
         return self._turns[site.name]
 
     def seen(self, site: DiscreteSite) -> Tensor | None:
-        """Where a site or something that depends on it is not masked; None: everywhere."""
+        """The elements of a site that are not masked, or that something depends on; None: all."""
         return None if site.mask is None else site.mask | self.live[site.name]
 
 
 def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    """By factor, Σ weight × value for each start, in float64."""
+    """The sums Σ weight × value for each start, in float64."""
     return (_inner(v, w)[0] for v, w in zip(values, weights, strict=True))
 
 

@@ -56,7 +56,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
 def _joints(
     recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str]
 ) -> dict[str, tuple[str, str, str]]:
-    """By discrete site, its block, posterior and update, where they are not the usual ones."""
+    """The words for each discrete site: its block, posterior and update, where they are not the usual ones."""
     try:
         program = compile_program(recording, joint, mean_field)
     except PyroLatentError:

@@ -146,7 +146,7 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
 
 
 def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:
-    """By statistic, the sum over the terms of their gradients, and the sum of the gradients' absolute values."""
+    """The coefficients by statistic: the sum over the terms of their gradients, and the sum of the gradients' absolute values."""
     point = PointMean(**{VALUE: value.detach()})
     leaves = [(part.statistics[0], point[part.statistics[0]].detach().clone().requires_grad_()) for part in parts]
     with torch.enable_grad():
@@ -161,7 +161,7 @@ def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficien
 
 
 def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -> Tensor | None:
-    """Where a scale or covariance is zero to rounding: its expected squares cancel. None for other parameters."""
+    """Whether a scale or covariance is zero to rounding: its expected squares cancel. None for other parameters."""
     if solver not in (_power, _precision, _covariance, _cholesky):
         return None
     (name,) = [n for n in totals if n not in ("log^1", "log_det^1", "gram_log_det^1")]
@@ -234,7 +234,7 @@ def _where(flags: Tensor) -> str:
 
 
 def on_edge(constraint: Any, value: Tensor) -> Tensor:
-    """Where a value is on the edge of an interval or a half-line, over the dimensions that the constraint checks."""
+    """Whether a value is on the edge of an interval or a half-line, over the dimensions that the constraint checks."""
     base = constraint
     while isinstance(base, constraints.independent):
         base = base.base_constraint

@@ -49,7 +49,7 @@ def shaped(block: Block, component: int, distribution: Any) -> Any:
 
 
 def marginals(block: Block, params: Params) -> dict[str, Any]:
-    """By site, the marginal of a block."""
+    """The marginals of a block, by site."""
     found = block.family.marginals(params)
     return {site.name: shaped(block, i, found[i]) for i, site in enumerate(block.sites)}
 
@@ -100,7 +100,7 @@ def responsibilities(
     nesting: int | None = None,
     known: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
-    """By discrete site, its posterior probabilities given values of others: ``[starts, plates..., values]``.
+    """The posterior probabilities of each discrete site given values of others: ``[starts, plates..., values]``.
 
     They are the gradient of log Z in probes added to the sites' log factors. ``nesting``: how many dimensions of the
     clamped values may be plates, by default those of the model; what is on their left are draws. ``known``: of a
@@ -243,7 +243,7 @@ def posteriors(program: Program, state: State, start: int = 0, with_discrete: bo
 
 
 def quantiles_of(program: Program, state: State, levels: Sequence[float]) -> dict[str, Tensor]:
-    """By site that is no parameter, the elementwise quantiles in a state of one start, ``[levels] + shape``."""
+    """The elementwise quantiles of each site that is no parameter, in a state of one start, ``[levels] + shape``."""
     found: dict[str, list[Tensor]] = {}
     for key, block in program.blocks.items():
         if not block.is_param:

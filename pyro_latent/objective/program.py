@@ -48,7 +48,7 @@ class Bound(NamedTuple):
     held: DiscretePosterior | None
 
     def of(self, starts: Sequence[int]) -> Bound:
-        """That of some starts alone."""
+        """Keep some starts alone."""
         index = list(starts)
         held = None if self.held is None else self.held.of(index)
         return Bound(self.elbo[index], self.magnitude[index], held)

@@ -1,4 +1,4 @@
-"""Where coordinate ascent starts.
+"""The states that coordinate ascent starts at.
 
 Continuous blocks start at their prior, in the order of the model, given the blocks before; locations are then drawn
 from it, since a symmetric start is a fixed point (a factor loading of zero stays zero), but for the location of one
@@ -316,7 +316,7 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _sharing(program: Program) -> dict[str, str]:
-    """By discrete site whose observed data is that of others as well, the first of them in the order of the model."""
+    """For each discrete site whose observed data is that of others as well, name the first of them in the order of the model."""
     data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
     for factor in program.factors:
         for name in factor.layout.names if factor.site in program.recording.observations else ():

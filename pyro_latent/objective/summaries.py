@@ -56,7 +56,7 @@ class Summary:
         return Summary(found.constants, found.number, self.magnitude - other.magnitude)
 
     def of(self, start: int) -> Summary:
-        """That of one start alone."""
+        """Keep one start alone."""
         constants = {key: constant[start : start + 1] for key, constant in self.constants.items()}
         return Summary(constants, self.number[start : start + 1], self.magnitude[start : start + 1])
 

@@ -60,7 +60,7 @@ class Target:
 
     @property
     def latents(self) -> dict[str, Site]:
-        """By name, the sites that are neither observed nor deterministic."""
+        """The sites, by name, that are neither observed nor deterministic."""
         return {n: s for n, s in self.sites.items() if is_latent(s)}
 
     @property
@@ -76,7 +76,7 @@ class Target:
 
     @property
     def mixtures(self) -> dict[str, Site]:
-        """By name, the sites with a ``MixtureSameFamily``."""
+        """The sites, by name, with a ``MixtureSameFamily``."""
         return {n: s for n, s in self.sites.items() if is_mixture(s["fn"])}
 
     def check_observed(self) -> None:

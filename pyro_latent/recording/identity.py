@@ -104,7 +104,7 @@ def _words_of(term: Term) -> str:
 
 
 def _sums_of(term: Term, mask: Tensor | None) -> list[list[float]]:
-    """For each constant of a term, a sum that tells its elements apart, and that of their absolute values."""
+    """Give for each constant of a term a sum that tells its elements apart, and that of their absolute values."""
     found = [[term.coefficient, abs(term.coefficient)]]
     for tensor in (*(c.tensor for c in term.constants), *(() if mask is None else (mask,))):
         flat = tensor.detach().double().reshape(-1).nan_to_num(1.0, 2.0, 3.0)

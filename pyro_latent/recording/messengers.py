@@ -370,7 +370,7 @@ def _is_marked(msg: Any) -> bool:
 
 
 def _own_value(msg: Any) -> Tensor | None:
-    """Where the model itself starts a parameter; None where it only names it."""
+    """The value that the model itself starts a parameter at; None where it only names it."""
     if len(msg["args"]) < 2 or msg["args"][1] is None:
         return None
     value = msg["args"][1]

@@ -250,7 +250,7 @@ def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
 
 
 def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
-    """As :func:`unwrap`, with the masks over elements of events last: of shapes that broadcast with the base's
+    """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the base's
     batch.
     """
     reinterpreted = 0
@@ -319,7 +319,7 @@ def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
 
 
 def _density(base: Any, value: Any, like: Tensor) -> Expression:
-    """By the rule; without one, or an expectation, as a function of discrete latents or points, if nothing
+    """The density is by the rule; without one, or an expectation, as a function of discrete latents or points, if nothing
     else is random.
     """
     try:
