@@ -182,8 +182,8 @@ class FlowDensity(PyroModule):
         counts |= {} if batch_size is None else {"batch_size": batch_size}
         for name, value in counts.items():
             check_count(name, value)
-        if not 0 < as_real(learning_rate) < math.inf:
-            raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate!r}. Write 5e-3.")
+        if not as_real(learning_rate) > 0:
+            raise ArgumentError(f"Expected learning_rate > 0; got {learning_rate!r}. Write 5e-3.")
         self._check(data, held_out)
         for x in (data, held_out):
             if x is not None and x.dim() != 2:
