@@ -75,7 +75,7 @@ class MissingFileError(CheckpointError, FileNotFoundError):
 
 def is_count(value: Any, least: int = 1) -> bool:
     """Whether a value is an integer, NumPy's among them but not ``bool``, and at least this large."""
-    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
+    return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
 
 
 def check_seed(seed: Any) -> int:

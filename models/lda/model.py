@@ -28,7 +28,7 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.errors import ArgumentError, DataError, as_tensor, check_count, kind_of
 
 from .corpus import Corpus
 from .distributions import MixedWord, TopicWord
@@ -246,7 +246,10 @@ def complete_priors(
 
 
 def _concentration(name: str, value: Prior, size: int, default: float, like: Tensor) -> Tensor:
-    found = torch.as_tensor(default if value is None else value, dtype=like.dtype, device=like.device)
+    given = as_tensor(default if value is None else value, like.dtype)
+    if given is None:
+        raise ArgumentError(f"Expected {name} to be a number or of shape [{size}]; got {kind_of(value)}.")
+    found = given.to(like.device)
     if list(found.shape) not in ([], [size]):
         raise ArgumentError(
             f"Expected {name} to be a number or of shape [{size}]; got shape {list(found.shape)}. Write one number for "

@@ -58,7 +58,7 @@ def as_corpus(
             data, a word twice, or is not the columns' names.
         ArgumentTypeError: if ``data`` is none of these, or the vocabulary has no order.
     """
-    if unknown not in ("error", "ignore"):
+    if not isinstance(unknown, str) or unknown not in ("error", "ignore"):
         raise ArgumentError(
             f'Expected unknown to be "error" or "ignore"; got {unknown!r}. Write "ignore" to drop such tokens.'
         )
@@ -137,7 +137,7 @@ def _counts(data: Any) -> Any:
 
 def _without_torch(data: Tensor) -> Any:
     """A tensor as a NumPy array, or as a SciPy matrix if it is sparse; with entries that are not added up yet."""
-    data = data.float() if data.dtype == torch.bfloat16 else data
+    data = data.dequantize() if data.is_quantized else data.float() if data.dtype == torch.bfloat16 else data
     if data.layout == torch.strided:
         return data.numpy()
     entries = data.to_sparse_coo()

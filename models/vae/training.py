@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
-from pyro_latent.errors import ArgumentError, ArgumentTypeError, check_count
+from pyro_latent.errors import ArgumentError, ArgumentTypeError, as_real, check_count
 from pyro_latent.gradient.flows.layers import layers_of
 from pyro_latent.gradient.trainer import Trainer
 from pyro_latent.particles import seeded
@@ -149,7 +149,7 @@ def fit(
     least = 1 if checkpoint is None else 0
     check_count("epochs", epochs, least)
     check_count("batch_size", batch_size)
-    if not 0 < learning_rate < math.inf:
+    if not 0 < as_real(learning_rate) < math.inf:
         raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
     if validation is not None:

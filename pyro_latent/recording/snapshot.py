@@ -131,7 +131,7 @@ def _names_in(code: CodeType) -> set[str]:
 
 def _tensor_mark(tensor: Tensor) -> tuple[Any, ...]:
     version = version_of(tensor)
-    if tensor.layout is not torch.strided:
+    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
         return (version,)
     return version, tensor.shape, tensor.dtype, tensor.device, checksum(tensor)
 

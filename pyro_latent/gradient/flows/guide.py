@@ -77,7 +77,8 @@ class FlowGuide(AutoNormalizingFlow):
         with in_our_words("a model that runs with these arguments", lambda: advice):
             super()._setup_prototype(*args, **kwargs)
         loc = self._init_loc()
-        flow = self._init_transform_fn(self.latent_dim)
+        with in_our_words("flow to make a transform of a number of dimensions", lambda: "Write lambda dim: ..."):
+            flow = self._init_transform_fn(self.latent_dim)
         parts = [*layers_of(flow), ElementwiseAffine(loc, self._init_scale)]
         self.transform = Flow(parts).to(loc)
 
