@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from ..errors import ArgumentError, ArgumentTypeError, as_real, check_count
+from ..errors import ArgumentError, ArgumentTypeError, as_real, check_count, in_our_words
 
 #: The step size ρ in (0, 1] of step t = 0, 1, ….
 StepSize = Callable[[int], float]
@@ -66,6 +66,8 @@ def as_step_size(step_size: float | StepSize) -> StepSize:
             f"{step_size!r}."
         )
     if callable(step_size):
+        with in_our_words("step_size to be a function of the step", lambda: "Write step_size=RobbinsMonro(), say."):
+            float(step_size(0))
         return step_size
     if not 0 < step_size <= 1:
         raise ArgumentError(f"Expected a step_size in (0, 1]; got {step_size!r}.")
