@@ -135,7 +135,7 @@ class CAVI:
 
     @torch.inference_mode(False)
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
-        """Take one step on a piece of the data, with ``memoised=True``; return the exact −ELBO of all pieces seen so far.
+        """Take one step on a piece of the data, with ``memoised=True``; return the exact −ELBO of all pieces so far.
 
         Args:
             piece: what the piece is known by, a number or a name; it must stand for the same data at each pass.

@@ -146,7 +146,10 @@ class NormalWishart(MeanPrecision):
         )
 
     def mean_marginal(self) -> dist.MultivariateStudentT:
-        """The Student-t of the mean, whose df is df − D + 1. Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution, §8.3."""
+        """The Student-t of the mean, whose df is df − D + 1.
+
+        Source: Murphy (2007), Conjugate Bayesian analysis of the Gaussian distribution, §8.3.
+        """
         df = self.df - self.loc.shape[-1] + 1
         precision = (self.precision_scaling * df)[..., None, None] * self.covariance_matrix
         scale_tril = dist.MultivariateNormal(self.loc, precision_matrix=precision).scale_tril

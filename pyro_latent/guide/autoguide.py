@@ -268,7 +268,7 @@ class AutoConjugate(AutoGuide):
 
     @torch.inference_mode(False)
     def quantiles(self, quantiles: Sequence[float], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The elementwise posterior quantiles by site: the first dimension runs along ``quantiles`` (numbers in (0, 1)).
+        """The elementwise posterior quantiles by site: the first dimension runs along ``quantiles``, each in (0, 1).
 
         They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
         """

@@ -146,7 +146,7 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
 
 
 def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:
-    """The coefficients by statistic: the sum over the terms of their gradients, and the sum of the gradients' absolute values."""
+    """The coefficients by statistic: the sum of the terms' gradients, and the sum of their absolute values."""
     point = PointMean(**{VALUE: value.detach()})
     leaves = [(part.statistics[0], point[part.statistics[0]].detach().clone().requires_grad_()) for part in parts]
     with torch.enable_grad():

@@ -316,7 +316,7 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _sharing(program: Program) -> dict[str, str]:
-    """For each discrete site whose observed data is that of others as well, name the first of them in the order of the model."""
+    """For each discrete site whose observed data is that of others as well, name the first of them in the model."""
     data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
     for factor in program.factors:
         for name in factor.layout.names if factor.site in program.recording.observations else ():

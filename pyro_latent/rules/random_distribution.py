@@ -250,8 +250,8 @@ def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
 
 
 def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
-    """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the base's
-    batch.
+    """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the
+    base's batch.
     """
     reinterpreted = 0
     masks: list[Any] = []
@@ -319,8 +319,8 @@ def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
 
 
 def _density(base: Any, value: Any, like: Tensor) -> Expression:
-    """The density is by the rule; without one, or an expectation, as a function of discrete latents or points, if nothing
-    else is random.
+    """The density is by the rule; without one, or an expectation, as a function of discrete latents or points, if
+    nothing else is random.
     """
     try:
         density = _by_rule(base, value, like)
