@@ -205,14 +205,20 @@ class EM(CAVI):
     def q_function(self, *args: Any, **kwargs: Any) -> float:
         """Q(θ) = E_q log p(x, z | θ), in nats, under the q of the last E-step."""
         program, held = self._last(args, kwargs)
-        return float(program.energy(self.guide.state, held)[self.guide.posterior_state.best])
+        return self._free_energy(program, held) - float(
+            program.entropy(self.guide.state, held)[self.guide.posterior_state.best]
+        )
 
     @torch.inference_mode(False)
     def free_energy(self, *args: Any, **kwargs: Any) -> float:
         """F(q, θ) = Q(θ) + H(q), in nats: a lower bound on log p(x | θ), and equal to it right after an E-step."""
         program, held = self._last(args, kwargs)
-        state = self.guide.state
-        return float((program.energy(state, held) + program.entropy(state, held))[self.guide.posterior_state.best])
+        return self._free_energy(program, held)
+
+    def _free_energy(self, program: Program, held: DiscretePosterior | None) -> float:
+        state, means = self.guide.state, program.means(self.guide.state)
+        bound = program.bound(state, means, program.elimination.at(means, held))
+        return float(bound.elbo[self.guide.posterior_state.best])
 
     @torch.inference_mode(False)
     def log_likelihood(self, *args: Any, **kwargs: Any) -> float:

@@ -159,12 +159,9 @@ def _check_apart(program: Program) -> None:
 def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
     """The ELBO of all pieces for each start, and the size of what it sums."""
     state, means = program.exactly(sweep.state)
-    value, size = program.entropy_terms(state, means, keys)
-    value, size = value + total.number, size + total.magnitude
-    for summand in (*program.whole_summands, *total.summands(program, torch.float64)):
-        part = summand.value(means).double()
-        value, size = value + part, size + part.abs()
-    return value, size
+    sums = (*program.whole_summands, *total.summands(program, torch.float64))
+    value, size = program.terms(state, means, keys, sums)
+    return value + total.number, size + total.magnitude
 
 
 __all__ = ["MemoisedSteps", "Piece"]

@@ -117,11 +117,8 @@ def _elbo_at_draws(program: Program, state: State, drawn: Sweep, local: Sequence
     """The structured ELBO at each draw, float64: what the globals alone give, exactly, and the rest at the draw."""
     exact = [s for s in program.exact_summands if not s.blocks & set(local)]
     inner = [s for s in program.summands if s.blocks & set(local)]
-    state, means = program.exactly(state)
-    total, _ = program.entropy_terms(state, means, [key for key in program.blocks if key not in local])
-    total = total + sum(s.value(means).double() for s in exact)
-    rest, _ = program.entropy_terms(drawn.state, drawn.means, local)
-    rest = rest + sum(s.value(drawn.means).double() for s in inner)
+    total, _ = program.terms(*program.exactly(state), [key for key in program.blocks if key not in local], exact)
+    rest, _ = program.terms(drawn.state, drawn.means, local, inner)
     return total + rest + (0.0 if drawn.held is None else drawn.held.log_normalizer)
 
 

@@ -139,6 +139,14 @@ class DiscreteElimination:
             self._held[:] = [(weakref.ref(held.weights[0]), found)]
         return self._held[0][1]
 
+    def at(self, means: Means, held: DiscretePosterior | None) -> DiscretePosterior | None:
+        """A held posterior as it is at other mean parameters: its sums are those of the factors there."""
+        if held is None:
+            return None
+        sums = [_inner(v, w) for v, w in zip(self.values(means), held.weights, strict=True)]
+        energy, size = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        return held._replace(log_normalizer=energy + held.entropy, magnitude=size + held.entropy.abs())
+
     def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
         """The expectation of each factor under a held posterior, for each start, float64."""
         return _weighted(self.values(means), held.weights)

@@ -193,24 +193,23 @@ class Program:
         if held is None and self.factors:
             held = self.elimination.eliminate(means)
         exact_state, exact = (state, means) if self.is_exact else self.exactly(state)
-        total, magnitude = self.entropy_terms(exact_state, exact, self.blocks)
-        for summand in self.exact_summands:
-            value = summand.value(exact).double()
-            total = total + value
-            magnitude = magnitude + value.abs()
+        total, magnitude = self.terms(exact_state, exact, self.blocks, self.exact_summands)
         if held is not None:
             total = total + held.log_normalizer + self.unrounded(held, means, exact)
             magnitude = magnitude + held.magnitude
         return Bound(total, magnitude, held)
 
-    def energy(self, state: State, held: DiscretePosterior | None) -> Tensor:
-        """E_q log p for each start, float64, with the discrete sites at a posterior that is held fixed."""
-        means, exact = self.means(state), self.exactly(state)[1]
-        total = sum((s.value(exact).double() for s in self.exact_summands), torch.zeros((), dtype=torch.float64))
-        if held is None:
-            return total
-        factors = torch.stack(list(self.elimination.energies(means, held))).sum(0)
-        return total + factors + self.unrounded(held, means, exact)
+    def terms(
+        self, state: State, means: Means, keys: Iterable[BlockKey], summands: Iterable[Summand]
+    ) -> tuple[Tensor, Tensor]:
+        """The entropy of some blocks and some sums over parameters, for each start, with the size of what is added up;
+        float64. All ELBOs are such sums.
+        """
+        total, magnitude = self.entropy_terms(state, means, keys)
+        for summand in summands:
+            value = summand.value(means).double()
+            total, magnitude = total + value, magnitude + value.abs()
+        return total, magnitude
 
     def entropy(self, state: State, held: DiscretePosterior | None) -> Tensor:
         """H(q) for each start, float64."""
@@ -251,8 +250,7 @@ class Program:
         keys = [k for k, b in self.blocks.items() if not b.is_point and b.update is None and k not in self.turns]
 
         def level() -> Tensor:
-            parts = [s.value(means) for s in summands if s.blocks]
-            return self.entropy_terms(state, means, keys)[0] + sum(parts, torch.zeros((), dtype=torch.float64))
+            return self.terms(state, means, keys, [s for s in summands if s.blocks])[0]
 
         before = level()
         for key in keys:
