@@ -6,7 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
-from pyro_latent.errors import DataError, is_floating, kind_of
+from pyro_latent.errors import DataError
+from pyro_latent.values import is_floating, kind_of
 
 __all__ = ["check_data", "check_finite"]
 

@@ -22,7 +22,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import ArgumentError, as_tensor
+from pyro_latent.errors import ArgumentError
+from pyro_latent.values import as_tensor
 
 from .arguments import check_data, check_finite
 

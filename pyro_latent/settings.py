@@ -9,11 +9,11 @@ class Settings:
     """What holds for all guides and drivers that are made from now on."""
 
     def __init__(self) -> None:
-        self._memory_limit = 2**31
+        self._memory_limit = 2**30
 
     @property
     def memory_limit(self) -> int:
-        """The bytes that one table may take, 2 GiB by default.
+        """The bytes that one table may take, 1 GiB by default.
 
         A model that needs a larger one (all combinations of discrete latents, say) is refused before anything is
         allocated. Features of data that would take more than half of it are computed by chunks, at each sweep.

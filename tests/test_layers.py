@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "settings", "tables"},
+    {"errors", "settings", "tables", "values"},
     {"checkpoint", "distributions", "kmeans"},
     {"families"},
     {"expressions"},
@@ -31,7 +31,7 @@ LAYERS = (
     {"criticism"},
     {"arviz", "arviz_core", "checks", "plotting"},
 )
-MODELS_SEE = {"models", "errors", "checkpoint", "distributions", "kmeans", "families", "gradient", "handlers"}
+MODELS_SEE = {"models", "errors", "values", "checkpoint", "distributions", "kmeans", "families", "gradient", "handlers"}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate
+from pyro_latent import CAVI, AutoConjugate, LatentValueError
 from pyro_latent.kmeans import k_means
 from pyro_latent.models import gmm
 from pyro_latent.objective import features
@@ -62,6 +62,18 @@ def test_a_limit_that_is_no_number_of_bytes_is_refused(value: object, limit: Non
     with pytest.raises(ValueError, match="Expected a memory_limit in bytes"):
         settings.memory_limit = value  # type: ignore[assignment]
     assert settings.memory_limit == before
+
+
+def test_a_table_over_the_limit_is_refused_with_its_size(limit: None) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("rows", 6):
+            z = pyro.sample("z", dist.Categorical(x.new_ones(4) / 4), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal((z[0] * z[1] * z[2] * z[3] * z[4]).exp(), 1.0), obs=x)
+
+    x = torch.tensor(1.0)
+    settings.memory_limit = 2**12
+    with pytest.raises(LatentValueError, match=r"of 'z', which have 1024 .* bytes, over pyro_latent.settings.memory"):
+        CAVI(model, AutoConjugate(model)).step(x)
 
 
 def test_the_clusters_of_many_points_are_those_of_a_sample() -> None:

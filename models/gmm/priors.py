@@ -7,8 +7,9 @@ from typing import Literal, NamedTuple, TypeAlias
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, DataError, as_tensor, check_choice, check_count, kind_of
+from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
 from pyro_latent.models.arguments import check_data
+from pyro_latent.values import as_tensor, kind_of
 
 Covariance: TypeAlias = Literal["full", "diagonal"]
 Prior: TypeAlias = float | Tensor | None

@@ -28,7 +28,8 @@ from pyro.nn import PyroModule, PyroParam
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent.errors import ArgumentError, DataError, as_tensor, check_count, kind_of
+from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.values import as_tensor, kind_of
 
 from .corpus import Corpus
 from .distributions import MixedWord, TopicWord

@@ -21,10 +21,11 @@ from pyro import poutine
 from torch import Tensor
 
 from ..ascent import CAVI
-from ..errors import ArgumentTypeError, ModelError, check_count, kind_of
+from ..errors import ArgumentTypeError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..particles import ProgramCall, Target, Values, is_latent, sample_sites, seeded
 from ..tables import text_table
+from ..values import kind_of
 from .draws import guide_values
 
 Fit = Callable[..., Callable[..., Any]]

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError, LatentValueError
+from ..settings import settings
 from .axes import Gather, broadcast_shapes, is_summed, laid, position_axes, shift
 from .evaluation import Values, evaluate_term
 from .terms import Choice, Constant, Factor, Replay, Term, Variable
 
-#: A table has at most so many combinations of values, and so many numbers.
-_MOST_COMBINATIONS, _LARGEST_TABLE = 2**20, 2**27
+#: A table has at most so many combinations of values.
+_MOST_COMBINATIONS = 2**20
 
 
 @dataclass(frozen=True)
@@ -315,12 +316,13 @@ def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
     Raises:
         LatentValueError: if it is not.
     """
-    count = math.prod(c.size for c in choices)
-    if count <= _MOST_COMBINATIONS and numbers <= _LARGEST_TABLE:
+    count, size = math.prod(c.size for c in choices), 8 * numbers
+    if count <= _MOST_COMBINATIONS and size <= settings.memory_limit:
         return
     names = ", ".join(repr(s) for s in sorted({c.site for c in choices}))
+    table = f" in a table of {size:,} bytes, over pyro_latent.settings.memory_limit" if size else ""
     raise LatentValueError(
         f"Expected an operation on few discrete latents at once; got one on {len(choices)} elements of {names}, which "
-        f"have {count} combinations of values. Sums of them, and sums of functions of one element each, need no joint "
-        "table: write those, or give the elements a site of fewer values."
+        f"have {count} combinations of values{table}. Sums of them, and sums of functions of one element each, need no "
+        "joint table: write those, or give the elements a site of fewer values."
     )

@@ -175,6 +175,7 @@ def _write_symmetric(term: FactorTerm, rows: Labels, held: Labels, wide: list[in
     tensor, labels = next((t, c) for t, c in term.constants if link in c)
     rest = [(t, c) for t, c in term.constants if not set(c) & set(term.links)]
     left = contract([(tensor, labels), *rest], (link, *held)).reshape(-1, *wide).contiguous()
+    left = left.expand(-1, *out.shape[1:])
     order = sorted(range(len(labels)), key=lambda i: (labels[i] != link, labels[i]))
     sizes = dict(zip(labels, tensor.shape, strict=True))
     right = tensor.permute(order).reshape(-1, *(sizes.get(r, 1) for r in rows)).contiguous()

@@ -20,7 +20,8 @@ import torch
 from pyro.ops.stats import fit_generalized_pareto
 from torch import Tensor
 
-from ..errors import ArgumentError, DataError, as_real, as_tensor, kind_of
+from ..errors import ArgumentError, DataError, as_real
+from ..values import as_tensor, kind_of
 from .particles import Draws
 
 #: Below this, relative to their size, differences between log weights are rounding. By the dtype of the densities.

@@ -22,17 +22,8 @@ from tqdm.auto import tqdm
 
 from ...checkpoint import Run
 from ...distributions import forget_last_draw
-from ...errors import (
-    ArgumentError,
-    ArgumentTypeError,
-    CheckpointError,
-    DataError,
-    ModelError,
-    as_real,
-    check_count,
-    is_floating,
-    kind_of,
-)
+from ...errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ModelError, as_real, check_count
+from ...values import is_floating, kind_of
 from ..trainer import Trainer, copied_state
 from .layers import NO_INVERSE, layers_of, make_flow, push
 

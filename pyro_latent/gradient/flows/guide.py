@@ -19,8 +19,9 @@ from torch import Tensor
 from torch.distributions import Transform, biject_to
 
 from ...distributions import forget_last_draw
-from ...errors import ArgumentError, ArgumentTypeError, as_real, in_our_words, kind_of
+from ...errors import ArgumentError, ArgumentTypeError, as_real, in_our_words
 from ...particles import seeded
+from ...values import kind_of
 from .layers import FLOWS, ElementwiseAffine, Flow, layers_of, make_flow
 
 __all__ = ["FlowGuide"]

@@ -1,0 +1,38 @@
+"""What came for a tensor: whether it can be used as one, and what it is in words."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["as_tensor", "is_floating", "kind_of"]
+
+
+def is_floating(value: Any) -> bool:
+    """Whether a value is a tensor of float32 or float64 that lies in memory: not sparse, nested, or on ``meta``."""
+    dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and not value.is_meta
+    return dense and value.dtype in (torch.float32, torch.float64)
+
+
+def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:
+    """Real numbers, also of lists and arrays, as a dense tensor of a floating dtype; None for anything else."""
+    try:
+        given = torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError):
+        return None
+    usable = given.layout is torch.strided and not (given.is_nested or given.is_meta or given.is_quantized)
+    return torch.as_tensor(value, dtype=dtype) if usable and not given.is_complex() else None
+
+
+def kind_of(value: Any) -> str:
+    """In words what a value is, of a tensor or an array its dtype and shape."""
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} {list(value.shape)}"
+    if not isinstance(value, Tensor):
+        return type(value).__name__
+    if value.is_nested or value.layout is not torch.strided:
+        return f"a tensor that is not dense, of {value.dtype}"
+    return f"{value.dtype} {list(value.shape)}" + (" on meta" if value.is_meta else "")
