@@ -665,8 +665,15 @@ def growth(method: str, kernel: str) -> int:
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
-@pytest.mark.parametrize("kernel", [NUMBA, "torch"])
-@pytest.mark.parametrize("method", ["batch", "online"])
+@pytest.mark.parametrize(
+    ("method", "kernel"),
+    [
+        pytest.param("batch", "numba", marks=NUMBA.marks),
+        ("online", "torch"),
+        pytest.param("online", "numba", marks=[*NUMBA.marks, pytest.mark.slow]),
+        pytest.param("batch", "torch", marks=pytest.mark.slow),
+    ],
+)
 def test_memory_is_that_of_the_corpus_and_the_topics(method: str, kernel: str) -> None:
     """A million tokens: less than half of an array of entries × topics, and an eighth of documents × words."""
     assert growth(method, kernel) < 0.5 * 990_000 * 50 * 8 < 0.125 * 10_000 * 20_000 * 8

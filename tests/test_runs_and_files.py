@@ -9,7 +9,7 @@ import random
 import signal
 import threading
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any
@@ -383,9 +383,16 @@ LOADERS: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.filterwarnings("ignore:Expected batches that a resumed run can repeat")
-@pytest.mark.parametrize("name", LOADERS)
+@pytest.mark.parametrize(
+    ("name", "kills"),
+    [
+        ("a loader's generator", range(1, 10)),
+        *((name, (1, 3, 5)) for name in LOADERS if name != "a loader's generator"),
+        *(pytest.param(name, range(1, 10), marks=pytest.mark.slow) for name in LOADERS),
+    ],
+)
 def test_a_run_that_is_killed_after_any_step_of_any_loader_ends_where_the_unkilled_one_does(
-    name: str, tmp_path: Path
+    name: str, kills: Sequence[int], tmp_path: Path
 ) -> None:
     x, path = clusters(180), tmp_path / "run.pt"
 
@@ -396,7 +403,7 @@ def test_a_run_that_is_killed_after_any_step_of_any_loader_ends_where_the_unkill
     torch.manual_seed(7)
     np.random.seed(7)
     whole = run()
-    for kill in range(1, 10):
+    for kill in kills:
         path.unlink(missing_ok=True)
         torch.manual_seed(7)
         np.random.seed(7)
@@ -458,7 +465,8 @@ DRIVERS: dict[str, Callable[[Tensor, dict[str, Any]], Any]] = {
 }
 
 
-@pytest.mark.parametrize("kills", [6, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("kills", [60])
 @pytest.mark.parametrize("name", DRIVERS)
 def test_a_run_that_is_killed_again_and_again_ends_where_the_unkilled_one_does(
     name: str, kills: int, tmp_path: Path
