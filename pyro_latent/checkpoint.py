@@ -270,15 +270,24 @@ class Run:
         """
         if self.path is None or step == self._in_file or not (last or step % self.every == 0):
             return
-        content = {"random": random_state(), **state()}
-        about = {"data": self._data, "settings": self._settings, "step": step}
         try:
-            write_checkpoint(self.path, self.kind, {**about, "state": content})
-            self._in_file = step
+            self.write(step, state)
         except CheckpointError as error:
             if not self._has_failed:
                 warnings.warn(f"{error} The run goes on without it.", stacklevel=2)
             self._has_failed = True
+
+    def write(self, step: int, state: Callable[[], Mapping[str, Any]]) -> None:
+        """Write the state of the run after a step in any case; the arguments are those of :meth:`keep`.
+
+        Raises:
+            CheckpointError: if the file cannot be written.
+        """
+        assert self.path is not None
+        content = {"random": random_state(), **state()}
+        about = {"data": self._data, "settings": self._settings, "step": step}
+        write_checkpoint(self.path, self.kind, {**about, "state": content})
+        self._in_file = step
 
     def read(self) -> dict[str, Any] | None:
         """The state that was written last, its tensors on the CPU; None without a file.

@@ -336,6 +336,13 @@ def test_a_folder_that_is_not_there_costs_a_warning_and_the_file(tmp_path: Path)
     assert result.num_steps == 3
 
 
+def test_what_is_saved_by_hand_is_saved_or_an_error(tmp_path: Path) -> None:
+    driver = CAVI(mixture, AutoConjugate(mixture, init=0))
+    driver.step(clusters(50), 50)
+    with pytest.raises(CheckpointError, match="Expected a folder"):
+        driver.save(tmp_path / "none" / "run.pt")
+
+
 def test_what_a_killed_write_left_is_replaced_and_links_and_rights_are_kept(tmp_path: Path) -> None:
     real, link = tmp_path / "real.pt", tmp_path / "link.pt"
     (tmp_path / ".real.pt.partial").write_bytes(b"cut")

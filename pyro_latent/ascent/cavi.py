@@ -291,7 +291,7 @@ class CAVI:
         if not as_real(tol) >= 0:
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
         check_callback(callback)
-        steps, progress = self._steps, Progress()
+        steps, progress = self._steps, Progress(resumes=file.path is not None)
         identity = {} if file.path is None else self._identity(batches, arguments)
         if (found := file.read()) is not None:
             restore(self.guide, self._steps, found, identity, progress)
@@ -348,7 +348,7 @@ class CAVI:
         """Write a checkpoint: the guide, what the driver remembers, and torch's random state; see :meth:`load`."""
         if path is None:
             raise ArgumentTypeError("Expected the path of a checkpoint; got None. Write cavi.save('run.pt').")
-        self._file(path).keep(0, lambda: content_of(self.guide, self._steps), last=True)
+        self._file(path).write(0, lambda: content_of(self.guide, self._steps))
 
     @torch.inference_mode(False)
     def load(self, path: str | PathLike[str]) -> None:

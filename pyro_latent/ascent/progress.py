@@ -46,11 +46,15 @@ class CAVIResult:
 class Progress:
     """The ELBOs of a run, where its passes end, and the random state that its batches are drawn with.
 
+    Args:
+        resumes: whether the run is kept in a file: else no random state is taken down, which waits for a GPU.
+
     Attributes:
         ends: the number of steps at the end of each pass.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resumes: bool = False) -> None:
+        self._resumes = resumes
         self.ends: list[int] = []
         self._elbo = array("d")  # of every start after each step, in nats: one step after another
         self._starts = 1
@@ -102,7 +106,7 @@ class Progress:
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
             self._restore(self._pass_random if done and self._pass_random is not None else resumed)
-        if resumed is None or not done:
+        if self._resumes and (resumed is None or not done):
             self._pass_random = self._random()
         remaining = iter(batches)
         for _ in range(done):

@@ -75,8 +75,7 @@ class DiscreteElimination:
             total, magnitude = self._log_normalizer(values)
             weights = torch.autograd.grad(total.sum(), values)
         with torch.no_grad():
-            sums = [_inner(v, w) for v, w in zip(values, weights, strict=True)]
-        energy, sizes = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+            energy, sizes = _sums(values, weights)
         return DiscretePosterior(weights, total.detach(), magnitude + sizes, (total - energy).detach())
 
     def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -115,7 +114,7 @@ class DiscreteElimination:
             shape = torch.broadcast_shapes(joint.shape, value.shape)
             scaled = joint if isinstance(inner.scale, float) and inner.scale == 1 else joint * inner.scale
             weights.append(scaled.expand(shape).sum_to_size(value.shape))
-        energy, entropy = torch.stack(list(_weighted(values, weights))).sum(0), self._entropy_of(probs)
+        energy, entropy = _sums(values, weights)[0], self._entropy_of(probs)
         return DiscretePosterior(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
     def _entropy_of(self, probs: Mapping[str, Tensor]) -> Tensor:
@@ -143,13 +142,12 @@ class DiscreteElimination:
         """A held posterior as it is at other mean parameters: its sums are those of the factors there."""
         if held is None:
             return None
-        sums = [_inner(v, w) for v, w in zip(self.values(means), held.weights, strict=True)]
-        energy, size = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+        energy, size = _sums(self.values(means), held.weights)
         return held._replace(log_normalizer=energy + held.entropy, magnitude=size + held.entropy.abs())
 
     def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
         """The expectation of each factor under a held posterior, for each start, float64."""
-        return _weighted(self.values(means), held.weights)
+        return (_inner(v, w)[0] for v, w in zip(self.values(means), held.weights, strict=True))
 
     def impossible(self, means: Means) -> set[str]:
         """The sites whose density is zero whatever the discrete latents are."""
@@ -178,9 +176,11 @@ class DiscreteElimination:
         return None if site.mask is None else site.mask | self.live[site.name]
 
 
-def _weighted(values: Sequence[Tensor], weights: Sequence[Tensor]) -> Iterator[Tensor]:
-    """The sums Σ weight × value for each start, in float64."""
-    return (_inner(v, w)[0] for v, w in zip(values, weights, strict=True))
+def _sums(values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Σ weight × value over all factors for each start, and the same of absolute values; float64."""
+    sums = [_inner(v, w) for v, w in zip(values, weights, strict=True)]
+    total, size = (torch.stack(parts).sum(0) for parts in zip(*sums, strict=True))
+    return total, size
 
 
 def _inner(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
