@@ -52,6 +52,18 @@ def generators_of(batches: Iterable[Any]) -> list[torch.Generator]:
     return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
+def state_of(generators: Sequence[torch.Generator]) -> RandomState:
+    """The shared random states of the process, and those of a loader's generators."""
+    return random_state() | {"generators": [g.get_state() for g in generators]}
+
+
+def restore_state(state: RandomState, generators: Sequence[torch.Generator]) -> None:
+    """Put all of them back to a state of :func:`state_of`."""
+    restore_random_state(state)
+    for generator, saved in zip(generators, state["generators"], strict=False):
+        generator.set_state(saved)
+
+
 def first_of(batches: Iterable[Any]) -> Any:
     """The first batch; all random states are left as they were.
 
@@ -59,15 +71,13 @@ def first_of(batches: Iterable[Any]) -> Any:
         ModelError: if there is none.
     """
     generators = generators_of(batches)
-    before, states = random_state(), [g.get_state() for g in generators]
+    before = state_of(generators)
     try:
         return next(iter(batches))
     except StopIteration:
         raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.") from None
     finally:
-        restore_random_state(before)
-        for generator, state in zip(generators, states, strict=True):
-            generator.set_state(state)
+        restore_state(before, generators)
 
 
 def check_resumable(batches: Iterable[Any]) -> None:
@@ -141,4 +151,14 @@ def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: d
         ) from None
 
 
-__all__ = ["RandomState", "arguments_of", "check_resumable", "first_of", "generators_of", "held_data", "length_of"]
+__all__ = [
+    "RandomState",
+    "arguments_of",
+    "check_resumable",
+    "first_of",
+    "generators_of",
+    "held_data",
+    "length_of",
+    "restore_state",
+    "state_of",
+]

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..checkpoint import random_state, restore_random_state
 from ..errors import ArgumentTypeError, ModelError
-from .batches import RandomState, generators_of
+from .batches import RandomState, generators_of, restore_state, state_of
 
 
 @dataclass(frozen=True)
@@ -93,7 +92,7 @@ class Progress:
     def to_state(self) -> dict[str, Any]:
         """What a resumed run needs, the random state of now included."""
         place = {"history": self.history, "ends": torch.tensor(self.ends), "pass_random": self._pass_random}
-        return place | {"random": self._random()}
+        return place | {"random": state_of(self._generators)}
 
     def rest(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
         """The batches of this pass that are left, with their numbers, in the order that the killed run had.
@@ -105,14 +104,15 @@ class Progress:
         self._generators = generators_of(batches)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
-            self._restore(self._pass_random if done and self._pass_random is not None else resumed)
+            began = self._pass_random if done and self._pass_random is not None else resumed
+            restore_state(began, self._generators)
         if self._resumes and (resumed is None or not done):
-            self._pass_random = self._random()
+            self._pass_random = state_of(self._generators)
         remaining = iter(batches)
         for _ in range(done):
             next(remaining, None)
         if resumed is not None and done:
-            self._restore(resumed)
+            restore_state(resumed, self._generators)
         yield from enumerate(remaining, start=done)
 
     def end_pass(self) -> None:
@@ -133,14 +133,6 @@ class Progress:
             return False
         before, after = (self.after(end - 1) for end in self.ends[-2:])
         return all(a == -math.inf or a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))
-
-    def _random(self) -> RandomState:
-        return random_state() | {"generators": [g.get_state() for g in self._generators]}
-
-    def _restore(self, state: RandomState) -> None:
-        restore_random_state(state)
-        for generator, saved in zip(self._generators, state["generators"], strict=False):
-            generator.set_state(saved)
 
 
 def check_callback(callback: Any) -> None:
