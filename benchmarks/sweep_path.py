@@ -1,7 +1,9 @@
 """What one sweep of Normal-Gamma passes through: distinct functions, their source lines, files, and depth of calls.
 
 Run ``python -m benchmarks.sweep_path``. The step that is counted is one of a fitted guide on the data that it knows, so
-that nothing is recorded or compiled. Lines are counted without docstrings, comments and blank lines.
+that nothing is recorded or compiled. It is counted twice: the sweep alone (``FullSteps.step``), and each step of a run
+(``CAVI._step``), where driver and guide compare the data with what was recorded and take the new state on. Lines are
+counted without docstrings, comments and blank lines.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ import torch
 
 import pyro_latent
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.ascent.full import FullSteps
 from pyro_latent.models import normal_gamma
 
 ROOT = Path(pyro_latent.__file__).parent
@@ -38,15 +41,20 @@ def source_lines(code: CodeType) -> int:
     return sum(bool(line.strip()) and not line.strip().startswith("#") and i not in documented for i, line in lines)
 
 
-def calls_of(run: Any) -> tuple[set[CodeType], int]:
-    """The functions of the package that a call passes through, and the depth of their deepest nesting."""
+def calls_of(run: Any, within: CodeType | None = None) -> tuple[set[CodeType], int]:
+    """The functions of the package that a call passes through, and the depth of their deepest nesting.
+
+    ``within``: only those that a function of the package passes through, itself included.
+    """
     found: set[CodeType] = set()
     depth = deepest = 0
+    inside = within is None
 
     def profile(frame: FrameType, event: str, _: Any) -> None:
-        nonlocal depth, deepest
+        nonlocal depth, deepest, inside
         code = frame.f_code
-        if not code.co_filename.startswith(str(ROOT)) or code.co_name.startswith("<"):
+        inside = inside or code is within
+        if not inside or not code.co_filename.startswith(str(ROOT)) or code.co_name.startswith("<"):
             return
         if event == "call":
             found.add(code)
@@ -54,6 +62,7 @@ def calls_of(run: Any) -> tuple[set[CodeType], int]:
             deepest = max(deepest, depth)
         elif event == "return":
             depth -= 1
+            inside = within is None or depth > 0
 
     sys.setprofile(profile)
     try:
@@ -69,12 +78,15 @@ def main() -> None:
     cavi = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model))
     cavi.run(x)
     cavi.step(x)
-    found, depth = calls_of(lambda: cavi.step(x))
+    found, depth = calls_of(lambda: cavi._step(((x,), {})))
     lines = {code: source_lines(code) for code in found}
     for code in sorted(found, key=lambda c: (c.co_filename, c.co_firstlineno)):
         print(f"{Path(code.co_filename).relative_to(ROOT)!s:32} {lines[code]:4} {code.co_qualname}")
-    files = {code.co_filename for code in found}
-    print(f"{len(found)} functions, {sum(lines.values())} lines, {len(files)} files, depth {depth}")
+    sweep, depth_of_sweep = calls_of(lambda: cavi._step(((x,), {})), FullSteps.step.__code__)
+    for name, codes, deepest in (("the sweep alone", sweep, depth_of_sweep), ("with driver and guide", found, depth)):
+        files = {code.co_filename for code in codes}
+        total = sum(lines[code] for code in codes)
+        print(f"{name}: {len(codes)} functions, {total} lines, {len(files)} files, depth {deepest}")
 
 
 if __name__ == "__main__":

@@ -57,12 +57,12 @@ class FullSteps(Steps):
             NaturalDomainError: if an update left its family's domain, for every start.
             ElboDecreaseError: if the ELBO fell by more than rounding explains.
         """
-        program = task.program
-        check_whole(program)
+        program, before = task.program, self._level
+        if before is None or before.program is not program:
+            check_whole(program)
         seen = {name: (value, version_of(value)) for name, value in program.recording.observations.items()}
         if task.is_alone and not program.recording.declares_size:
             _check_same(self._seen, seen)
-        before = self._level
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(task.state, program.means(task.state))
             before = _Level(program, bound, bound.elbo.tolist())
@@ -100,7 +100,7 @@ class FullSteps(Steps):
         del held
         self.visit_all(sweep, task)
         sweep.held = None
-        bound = sweep.bound()
+        bound = program.bound(sweep.state, sweep.means)
         values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
         check_finite(elbo, program, sweep.means)
@@ -167,7 +167,7 @@ def _culprit(task: Task, before: _Level) -> BlockKey | None:
     drops: dict[BlockKey | None, float] = {}
     for key in task.schedule.sites(task.program):
         again.visit(key)
-        now = again.bound().elbo
+        now = task.program.bound(again.state, again.means).elbo
         drops[key] = float((level - now).max())
         level = now
     return max(drops, key=drops.__getitem__)

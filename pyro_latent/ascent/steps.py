@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..objective import Block, BlockKey, Program, State
+from ..objective import BlockKey, Program, State
 from .sweep import ModelArguments, Sweep
 
 #: Rounds over the blocks of a minibatch, and the change of their mean parameters that ends them.
@@ -33,7 +33,7 @@ class Schedule:
             ModelError: if an order is given that is not of all latent sites.
         """
         if self.order is None:
-            return [block.key for block in sorted(program.blocks.values(), key=_rank)]
+            return list(program.default_order)
         places = {s.name: block.key for block in program.blocks.values() for s in block.sites}
         unknown = [name for name in self.order if name not in places and name not in program.recording.discrete]
         missing = [name for name in places if name not in self.order]
@@ -66,16 +66,6 @@ class Schedule:
             sweep.visit(key)
         if part:
             sweep.visit(None)
-
-
-def _rank(block: Block) -> tuple[bool, bool, bool, int, int]:
-    """Rank a block by default: parameters come last, discrete sites before them, whose start the others then see,
-    locations before all that hangs on them, and the block that its plates repeat most often first.
-
-    A precision that moves while its location is still at a wide prior falls to that width, and a mixture's components
-    lose the start that the data gave them.
-    """
-    return (block.is_param, block.is_discrete, not block.is_location, -block.count, -block.numel)
 
 
 class Task(NamedTuple):

@@ -78,7 +78,7 @@ class StochasticSteps(Steps):
         """
         sweep = Sweep(task.program, task.state, task.arguments, None, task.probs)
         task.schedule.settle(sweep, local)
-        elbo = sweep.bound(None if sweep.is_stale else sweep.held).elbo
+        elbo = task.program.bound(sweep.state, sweep.means, None if sweep.is_stale else sweep.held).elbo
         return sweep, elbo, self._global_steps(sweep, others, step_size)
 
     def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: float) -> Summary | None:

@@ -14,7 +14,6 @@ from ..families import Natural
 from ..objective import (
     Block,
     BlockKey,
-    Bound,
     DiscretePosterior,
     Means,
     Posteriors,
@@ -211,10 +210,6 @@ class Sweep:
         if step_size < 1:
             natural = Natural(**{n: old[n] + step_size * (natural[n] - old[n]) for n in natural})
         self.set(key, natural)
-
-    def bound(self, held: DiscretePosterior | None = None) -> Bound:
-        """The exact ELBO at the blocks so far, with the discrete sites at their exact posterior, or at ``held``."""
-        return self.program.bound(self.state, self.means, held)
 
     def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:
         """Raise where an update was improper; one transfer from the device, which brings ``more`` along.

@@ -96,6 +96,16 @@ class Block:
         return self.family.location is not None
 
     @cached_property
+    def rank(self) -> tuple[bool, bool, bool, int, int]:
+        """The block's place in the default order of updates.
+
+        Parameters come last, discrete sites before them, whose start the others then see, locations before all that
+        hangs on them, and the block that its plates repeat most often first. A precision that moves while its location
+        is still at a wide prior falls to that width, and a mixture's components lose the start that the data gave them.
+        """
+        return (self.is_param, self.is_discrete, not self.is_location, -self.count, -self.numel)
+
+    @cached_property
     def count(self) -> int:
         """The number of elements that the plates of its sites repeat it over."""
         return self.sites[0].batch_shape.numel()

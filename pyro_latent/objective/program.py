@@ -104,6 +104,11 @@ class Program:
         return [block for block in self.blocks.values() if block.is_param]
 
     @cached_property
+    def default_order(self) -> list[BlockKey]:
+        """The blocks by their rank, in the order of their updates where none is given."""
+        return [block.key for block in sorted(self.blocks.values(), key=lambda block: block.rank)]
+
+    @cached_property
     def discrete(self) -> list[DiscreteSite]:
         """The discrete sites with an exact posterior."""
         return self.elimination.sites
