@@ -18,7 +18,9 @@ from torch.distributions import constraints
 
 from pyro_latent import CAVI, EM, AutoConjugate, LatentValueError, ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.families import newton
+from pyro_latent.families.point import PointMean
 from pyro_latent.models import gmm
+from pyro_latent.objective import modes
 
 
 def param(name: str, start: float | list[float], constraint: Any = constraints.real) -> Any:
@@ -343,6 +345,74 @@ def test_evidence_maximisation_is_em_with_an_exact_posterior() -> None:
     assert gradient_per_point(log_likelihood, 40) <= 1e-6
     em.e_step(features, y)
     assert em.free_energy(features, y) == pytest.approx(log_likelihood().item(), rel=1e-10)
+
+
+def two_lines(x: Tensor, y: Tensor) -> None:
+    """A mixture of two regressions, its weights and intercepts parameters of their own."""
+    weights = pyro.param("weights", torch.tensor([[0.5, 1.0, 0.0], [0.0, 0.5, 1.5]], dtype=x.dtype))
+    intercept = pyro.param("intercept", torch.zeros(2, dtype=x.dtype))
+    scale = pyro.param("scale", torch.full((2,), 5.0, dtype=x.dtype), constraint=constraints.positive)
+    share = pyro.param("share", torch.full((2,), 0.5, dtype=x.dtype), constraint=constraints.simplex)
+    with pyro.plate("data", len(x)):
+        line = pyro.sample("line", dist.Categorical(share))
+        pyro.sample("y", dist.Normal((weights[line] * x).sum(-1) + intercept[line], scale[line]), obs=y)
+
+
+def test_weights_and_an_intercept_have_their_joint_maximum_in_one_step() -> None:
+    """That of least squares, where covariates far from zero make steps in turn slow: each by the responsibilities."""
+    x = 5 + torch.randn(200, 3, dtype=torch.float64)
+    slope = torch.where(torch.rand(200, 1, dtype=torch.float64) < 0.4, 1.0, -1.0)
+    y = (slope * x).sum(-1) + 3 * slope.squeeze(-1) + 0.3 * torch.randn(200, dtype=torch.float64)
+    em = EM(two_lines)
+    em.run(x, y, max_steps=3)
+    shares = em.guide.posterior(x, y)["line"].probs
+    em.step(x, y)
+    found = em.guide.params()
+    design = torch.cat([x, torch.ones(200, 1, dtype=torch.float64)], dim=-1)
+    for line in range(2):
+        root = shares[:, line].sqrt()
+        best = torch.linalg.lstsq(root[:, None] * design, root * y).solution
+        torch.testing.assert_close(found["weights"][line], best[:3], rtol=1e-9, atol=1e-9)
+        torch.testing.assert_close(found["intercept"][line], best[3], rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("coupling", ["rows", "columns", "all"])
+def test_a_quadratic_has_its_maximum_whichever_elements_are_coupled(coupling: str) -> None:
+    """One evaluation of it, and the solution of the whole system of equations."""
+    root = torch.randn(2, 12, 12, dtype=torch.float64)
+    matrix = root @ root.mT + torch.eye(12, dtype=torch.float64)
+    row, column = torch.arange(12) // 4, torch.arange(12) % 4
+    if coupling != "all":
+        places = row if coupling == "rows" else column
+        matrix = matrix * (places[:, None] == places)
+    linear = torch.randn(2, 12, dtype=torch.float64)
+    calls = []
+
+    def evaluate(point: PointMean) -> Tensor:
+        calls.append(point)
+        flat = point["x^1"].reshape(2, 12)
+        return (linear * flat).sum(-1) - 0.5 * torch.einsum("ai,aij,aj->a", flat, matrix, flat)
+
+    found = modes._quadratic(torch.randn(2, 3, 4, dtype=torch.float64), evaluate)
+    expected = torch.linalg.solve(matrix, linear).reshape(2, 3, 4)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(modes._quadratic(found, evaluate), expected, rtol=1e-9, atol=1e-9)
+    assert len(calls) == 2
+
+
+def test_points_that_multiply_each_other_are_visited_in_turn() -> None:
+    """They are quadratic each, not together; the maximum is on a curve where the product is the mean."""
+
+    def model(y: Tensor) -> None:
+        left, right = param("left", 1.0), param("right", 2.0)
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(left * right, 1.0), obs=y)
+
+    y = 3 + torch.randn(50, dtype=torch.float64)
+    em = EM(model)
+    em.run(y)
+    found = em.guide.params()
+    assert (found["left"] * found["right"]).item() == pytest.approx(y.mean().item(), rel=1e-9)
 
 
 def factors(x: Tensor, rank: int) -> None:

@@ -82,17 +82,29 @@ class EMSteps(FullSteps):
         self._joint_m_step(sweep, points)
 
     def _joint_m_step(self, sweep: Sweep, points: list[BlockKey]) -> None:
-        """Visit each parameter, and again those that share a term with one that has moved since, until none moves."""
+        """Visit each parameter, and again those that share a term with one that has moved since, until none moves.
+
+        Parameters that Q is jointly quadratic in are visited together.
+        """
         coupled = _coupled(sweep, points)
+        together = sweep.program.quadratic_groups(points, coupled, sweep.summands)
         stale = list(points)
         for _ in range(_M_STEP_PASSES * len(points)):
             if not stale:
                 break
-            key = stale.pop(0)
-            before = sweep.state[key].x
-            sweep.visit(key)
-            if not _still(before, sweep.state[key].x):
-                stale += [other for other in points if other in coupled[key] and other not in stale]
+            group = together.get(stale[0], stale[:1])
+            before = {key: sweep.state[key].x for key in group}
+            best = sweep.program.joint_optimum(group, sweep.means, sweep.summands) if len(group) > 1 else None
+            for key in group:
+                if best is None:
+                    sweep.visit(key)
+                else:
+                    sweep.set(key, best[key])
+            moved = [key for key in group if not _still(before[key], sweep.state[key].x)]
+            settled = group if best is not None or len(group) == 1 else []
+            again = {other for key in moved for other in coupled[key] if other not in settled}
+            stale = [key for key in stale if key not in group]
+            stale += [key for key in points if key in again and key not in stale]
 
     def _gradient_m_step(self, sweep: Sweep, keys: list[BlockKey]) -> None:
         """Raise Q by an optimizer in unconstrained coordinates; halve the way back until it is no lower than before."""

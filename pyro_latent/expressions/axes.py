@@ -21,6 +21,7 @@ from functools import lru_cache, reduce
 from typing import Any
 
 import torch
+from opt_einsum import contract_path, get_symbol
 from torch import Tensor
 
 #: The label of the leading dimension of moments: the starts that are optimised at once.
@@ -220,6 +221,30 @@ def contract(operands: list[Labelled], out: Labels) -> Tensor:
     if len({tensor.dtype for tensor, _ in operands}) > 1:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
         operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
+    waiting = list(operands)
+    for places in _order(tuple((labels, tensor.shape) for tensor, labels in operands), out)[:-1]:
+        taken = [waiting.pop(i) for i in sorted(places, reverse=True)]
+        needed = {*out, *(label for _, labels in waiting for label in labels)}
+        kept = tuple(dict.fromkeys(label for _, labels in taken for label in labels if label in needed))
+        waiting.append((_einsum(taken, kept), kept))
+    return _einsum(waiting, out)
+
+
+@lru_cache(maxsize=4096)
+def _order(operands: tuple[tuple[Labels, torch.Size], ...], out: Labels) -> Sequence[tuple[int, ...]]:
+    """Which operands to contract first, as places among those that are left; torch would search for it at each call."""
+    if len(operands) <= 2:
+        return ()
+    letters = {
+        label: get_symbol(i) for i, label in enumerate(dict.fromkeys(x for labels, _ in operands for x in labels))
+    }
+    *inputs, output = ("".join(letters[label] for label in labels) for labels in (*(o[0] for o in operands), out))
+    path, _ = contract_path(f"{','.join(inputs)}->{output}", *(shape for _, shape in operands), shapes=True)
+    return path
+
+
+def _einsum(operands: Sequence[Labelled], out: Labels) -> Tensor:
+    """Contract at once."""
     numbers: dict[int, int] = {}
     arguments: list[Tensor | list[int]] = []
     for tensor, labels in operands:

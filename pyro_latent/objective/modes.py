@@ -8,6 +8,7 @@ the observed family, in the coordinates that the model uses.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -35,6 +36,10 @@ class PointTerm(NamedTuple):
 
 #: Sums of squares that cancel to this many units of rounding are zero.
 _ROUNDING = 64
+#: By function of a location, its degree as a polynomial.
+DEGREES = {VALUE: 1, "x^2": 2}
+#: Products of a Hessian with vectors that are taken in one pass.
+_PRODUCTS_AT_ONCE = 16
 
 
 def _location(c: Coefficients, value: Tensor) -> Tensor:
@@ -128,7 +133,7 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
             f"Expected every pyro.param to reach a density; got {block.label!r}, which none depends on. "
             "Remove it, or use it."
         )
-    if statistics <= {VALUE, "x^2"} and any(len(names) > 1 for names in reads):
+    if statistics <= set(DEGREES) and any(len(names) > 1 for names in reads):
         best = _quadratic(value, lambda point: sum_of(part.value(point) for part in parts))
         _check(block, best, None)
         return Natural(x=best)
@@ -143,6 +148,34 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
     best = solver(coefficients, value)
     _check(block, best, _collapsed(solver, coefficients, magnitudes))
     return Natural(x=best)
+
+
+def joint_mode(
+    blocks: Sequence[Block], values: Sequence[Tensor], evaluate: Callable[[Sequence[PointMean]], Tensor]
+) -> list[Natural] | None:
+    """The joint maximum over several point blocks of a function that is quadratic in them together.
+
+    Args:
+        blocks: the point blocks.
+        values: their current values, each ``[starts] + shape``.
+        evaluate: the function of their moments, one number for each start.
+
+    Returns:
+        Their natural parameters; None where the function is not concave.
+    """
+    shapes, sizes = [v.shape for v in values], [v[0].numel() for v in values]
+
+    def parts(flat: Tensor) -> list[Tensor]:
+        return [part.reshape(shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
+
+    flat = torch.cat([v.reshape(len(v), -1) for v in values], dim=1)
+    try:
+        best = parts(_quadratic(flat, lambda at: evaluate([PointMean(**{VALUE: v}) for v in parts(at[VALUE])]), True))
+    except torch.linalg.LinAlgError:
+        return None
+    for block, value in zip(blocks, best, strict=True):
+        _check(block, value, None)
+    return [Natural(x=value) for value in best]
 
 
 def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:
@@ -176,20 +209,46 @@ def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -
     return torch.linalg.eigvalsh(relative)[..., 0] <= rounding
 
 
-def _quadratic(value: Tensor, evaluate: Callable[[PointMean], Tensor]) -> Tensor:
-    """One Newton step, exact for a concave quadratic whose elements are coupled."""
-    shape = value.shape[1:]
-    starts = len(value)
+def _quadratic(value: Tensor, evaluate: Callable[[PointMean], Tensor], check: bool = False) -> Tensor:
+    """The maximum of a concave quadratic: a Newton step, whose gradient tells which elements are coupled.
 
-    def total(flat: Tensor) -> Tensor:
-        return evaluate(PointMean(**{VALUE: flat.reshape(starts, *shape)})).sum()
+    Elements along ever fewer leading dimensions are taken for independent of each other, until the gradient at the
+    maximum that this gives is zero to rounding. A mixture's means ``[K, D]`` need 1 + D products with the Hessian, not
+    K D of them; the starts, the first dimension, are always independent. The gradient is affine, so that a product
+    tells it anywhere.
 
-    flat = value.detach().reshape(-1).clone()
+    Raises:
+        torch.linalg.LinAlgError: if the Hessian is singular; with ``check``, if it is not negative definite.
+    """
+    rounding = _ROUNDING * torch.finfo(value.dtype).eps
     with torch.enable_grad():
-        leaf = flat.requires_grad_()
-        (gradient,) = torch.autograd.grad(total(leaf), leaf)
-        hessian = torch.autograd.functional.hessian(total, flat)
-    return (flat - torch.linalg.solve(hessian, gradient)).detach().reshape(value.shape)
+        leaf = value.detach().clone().requires_grad_()
+        (slope,) = torch.autograd.grad(evaluate(PointMean(**{VALUE: leaf})).sum(), leaf, create_graph=True)
+
+    def product(vector: Tensor, is_batch: bool = False) -> Tensor:
+        """The Hessian's product with a vector of the value's shape, or with each of a batch of them."""
+        return torch.autograd.grad(slope, leaf, vector, retain_graph=True, is_grads_batched=is_batch)[0]
+
+    start, gradient = leaf.detach(), slope.detach()
+    at_zero = gradient - product(start)
+    if bool((gradient.abs() <= rounding * at_zero.abs()).all()):
+        return start
+    sizes = list(dict.fromkeys(math.prod(value.shape[split:]) for split in range(max(1, value.ndim - 1), 0, -1)))
+    for size in sizes:
+        unit = torch.eye(size, dtype=value.dtype, device=value.device).repeat(1, value.numel() // size)
+        rows = [product(part, is_batch=True) for part in unit.reshape(size, *value.shape).split(_PRODUCTS_AT_ONCE)]
+        hessian = torch.cat(rows).reshape(size, -1, size).movedim(0, 1)
+        column = gradient.reshape(-1, size, 1)
+        if size == sizes[-1]:
+            break
+        step = torch.linalg.solve_ex(hessian, column)[0].reshape(value.shape)
+        left = (gradient - product(step)).reshape(-1, size, 1).abs()
+        scale = hessian.abs() @ (start - step).reshape(-1, size, 1).abs() + column.abs()
+        if bool((left <= rounding * scale).all()):
+            return start - step
+    if check:
+        return start + torch.cholesky_solve(column, torch.linalg.cholesky(-hessian)).reshape(value.shape)
+    return start - torch.linalg.solve(hessian, column).reshape(value.shape)
 
 
 def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:

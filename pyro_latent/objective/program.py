@@ -23,7 +23,7 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions.terms import Variable
 from ..families import Mean, Natural
-from ..families.point import VALUE
+from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .densities import usable_terms, with_indicators
@@ -32,12 +32,14 @@ from .discrete import DiscreteElimination, DiscretePosterior
 from .expectation import expect
 from .factors import DiscreteFactor
 from .joints import Joint
-from .modes import PointTerm, mode
+from .modes import DEGREES, PointTerm, joint_mode, mode
 from .summands import Summand, cast, gradients, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
 _SETTLED = 1e-10
+#: Points of more elements in all than this are maximized over one after another: a Hessian is its square.
+_MOST_TOGETHER = 2000
 
 
 class Bound(NamedTuple):
@@ -165,6 +167,41 @@ class Program:
                 f"Expected a maximum over {block.label!r} in closed form; got a model that computes {', '.join(used)} "
                 "of it. Use EM(model, m_step='gradient')."
             )
+
+    def quadratic_groups(
+        self, points: Sequence[BlockKey], coupled: Mapping[BlockKey, set[BlockKey]], held: Sequence[Summand]
+    ) -> dict[BlockKey, list[BlockKey]]:
+        """By point, the points that hang together with it through terms that are jointly quadratic in them.
+
+        ``coupled`` are by point those that it shares a term with.
+        """
+        terms = [s for s in (*self.summands, *held) if s.blocks & set(points)]
+        derived = {parent for variable in self.derived for parent in variable.parents}
+        others = {m.block.key for s in terms for m in s.moments if m.statistic not in DEGREES} | derived
+        found: dict[BlockKey, list[BlockKey]] = {}
+        for start in points:
+            group = [start] if start not in found and start not in others else []
+            for key in group:  # grows on the way
+                group += [k for k in points if k in coupled[key] and k not in others and k not in group]
+            degrees = [sum(DEGREES[m.statistic] for m in s.moments if m.block.key in group) for s in terms]
+            count = sum(self.blocks[key].numel for key in group)
+            if len(group) > 1 and max(degrees) <= 2 and count <= _MOST_TOGETHER:
+                found |= dict.fromkeys(group, group)
+        return found
+
+    def joint_optimum(
+        self, keys: Sequence[BlockKey], means: Means, held: Sequence[Summand]
+    ) -> dict[BlockKey, Natural] | None:
+        """The joint maximum over points that L̄ is quadratic in; None where it is not concave in them."""
+        terms = [s for s in (*self.summands, *held) if s.blocks & set(keys)]
+        values = [means[key][VALUE] for key in keys]
+
+        def evaluate(points: Sequence[PointMean]) -> Tensor:
+            at = means | dict(zip(keys, points, strict=True))
+            return sum_of(s.value(at) for s in terms)
+
+        best = joint_mode([self.blocks[key] for key in keys], values, evaluate)
+        return None if best is None else dict(zip(keys, best, strict=True))
 
     # Mean parameters.
 
