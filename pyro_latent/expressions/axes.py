@@ -235,18 +235,19 @@ def _order(operands: tuple[tuple[Labels, torch.Size], ...], out: Labels) -> Sequ
     """Which operands to contract first, as places among those that are left; torch would search for it at each call."""
     if len(operands) <= 2:
         return ()
-    letters = {
-        label: get_symbol(i) for i, label in enumerate(dict.fromkeys(x for labels, _ in operands for x in labels))
-    }
-    *inputs, output = ("".join(letters[label] for label in labels) for labels in (*(o[0] for o in operands), out))
-    path, _ = contract_path(f"{','.join(inputs)}->{output}", *(shape for _, shape in operands), shapes=True)
+    equation = _equation(tuple(labels for labels, _ in operands), out)
+    path, _ = contract_path(equation, *(shape for _, shape in operands), shapes=True)
     return path
+
+
+@lru_cache(maxsize=4096)
+def _equation(inputs: tuple[Labels, ...], out: Labels) -> str:
+    """A contraction in letters."""
+    letters = {label: get_symbol(i) for i, label in enumerate(dict.fromkeys(x for labels in inputs for x in labels))}
+    *given, wanted = ("".join(letters[label] for label in labels) for labels in (*inputs, out))
+    return f"{','.join(given)}->{wanted}"
 
 
 def _einsum(operands: Sequence[Labelled], out: Labels) -> Tensor:
     """Contract at once."""
-    numbers: dict[int, int] = {}
-    arguments: list[Tensor | list[int]] = []
-    for tensor, labels in operands:
-        arguments += [tensor, [numbers.setdefault(label, len(numbers)) for label in labels]]
-    return torch.einsum(*arguments, [numbers[label] for label in out])
+    return torch.einsum(_equation(tuple(labels for _, labels in operands), out), *(tensor for tensor, _ in operands))
