@@ -72,6 +72,8 @@ def check_dims(dims: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequence[
         TypeError: if the names of a variable are no sequence, or one string.
         ValueError: if there is no such variable, or there are more names than dimensions.
     """
+    if not isinstance(dims, Mapping):
+        raise ArgumentTypeError(f"Expected dims to be a dict from site to names of dimensions; got {dims!r}.")
     unknown = [name for name in dims if name not in shapes]
     if unknown:
         raise ArgumentError(f"Expected dims of {list(shapes)}; got {unknown}. Name sites, or constant data.")
@@ -95,6 +97,8 @@ def check_coords(coords: Mapping[str, Any], known: Collection[str]) -> None:
     Raises:
         ValueError: if one is not in ``known``.
     """
+    if not isinstance(coords, Mapping):
+        raise ArgumentTypeError(f"Expected coords to be a dict from dimension to labels; got {coords!r}.")
     unknown = [name for name in coords if name not in known]
     if unknown:
         raise ArgumentError(

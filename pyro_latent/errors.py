@@ -155,7 +155,7 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
             raise
         kind: Any = type(error)
         raise _model_error(kind)(
-            f"Expected {expected}; got {kind.__name__}: {error}{_place_of(error)}. {advise()}"
+            f"Expected {expected}; got {kind.__name__}: {str(error) or _line_of(error)}{_place_of(error)}. {advise()}"
         ) from error
 
 
@@ -168,6 +168,12 @@ def _model_error(kind: Any) -> type[ModelError]:
         )
     except TypeError:  # two types that no class can derive from
         return ModelError
+
+
+def _line_of(error: Exception) -> str:
+    """The line that an error came up at, which stands for the words of one that has none, as of an assertion."""
+    frames = traceback.extract_tb(error.__traceback__)
+    return (frames[-1].line or "") if frames else ""
 
 
 def _place_of(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 
 import pyro
 import pytest
@@ -12,6 +13,12 @@ from bad_calls import TARGETS, Arguments, surroundings_kept
 from pyro_latent import PyroLatentError
 
 _CALLS, _MORE = 10, 160  # of each target
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file of any name that a call writes is in a folder of its own."""
+    monkeypatch.chdir(tmp_path)
 
 
 def _call(target: Callable[[Arguments], None], seed: int) -> None:

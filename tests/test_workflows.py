@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import pickle
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -11,10 +13,12 @@ import pyro.distributions as dist
 import pytest
 import shared_models
 import torch
+from pyro.contrib.forecast import ForecastingModel
 from pyro.infer import Predictive, Trace_ELBO
+from shared_models import batch_mixture
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, DataError, ModelError, NotConjugateError
+from pyro_latent import CAVI, AutoConjugate, DataError, ModelError, NotConjugateError, PyroLatentError
 
 
 def f64(*values: float) -> Tensor:
@@ -169,6 +173,94 @@ def test_a_copy_of_a_guide_is_a_guide() -> None:
     again = copy.deepcopy(guide)
     assert again.elbo(x) == pytest.approx(guide.elbo(x), rel=1e-12)
     assert guide.model is mixture
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda value: pickle.loads(pickle.dumps(value))])
+def test_what_a_fit_leaves_can_be_copied_and_pickled(copied: Callable[[Any], Any]) -> None:
+    x = torch.randn(20, dtype=torch.float64)
+    guide = AutoConjugate(batch_mixture)
+    result = CAVI(batch_mixture, guide).run(x, max_steps=3)
+    state = copied(guide.state)
+    assert state.keys() == guide.state.keys()
+    assert all(torch.equal(t, state[key][n]) for key, natural in guide.state.items() for n, t in natural.items())
+    assert all(type(state[key]) is type(natural) for key, natural in guide.state.items())
+    assert copied(guide).elbo(x) == pytest.approx(guide.elbo(x), rel=1e-12)
+    assert copied(result).elbo.equal(result.elbo)
+    for name, found in guide.posterior().items():
+        value = found.sample()
+        assert torch.equal(copied(found).log_prob(value), found.log_prob(value)), name
+
+
+def broken_batches(x: Tensor, size: int = 12) -> None:
+    mu = pyro.sample("mu", dist.Normal(0.0, 3.0))
+    tau = pyro.sample("tau", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+        pyro.sample("x", dist.Normal(mu + z, tau.rsqrt()), obs=x)
+
+
+BROKEN: dict[str, Callable[[Tensor], Any]] = {
+    "shape": lambda x: x.reshape(2, 2),
+    "NaN": lambda x: x * torch.nan,
+    "dtype": lambda x: x.float(),
+    "length": lambda x: x.repeat(5),
+    "empty": lambda x: x[:0],
+    "overflow": lambda x: 1e200 * x,
+    "arguments": lambda x: (x, 12, 3),
+    "names": lambda x: {"y": x},
+    "nothing": lambda x: None,
+}
+
+
+@pytest.mark.parametrize(
+    "settings", [{"step_size": 0.5}, {"memoised": True}, {"step_size": 0.5, "structured": 2}], ids=str
+)
+def test_a_bad_batch_is_named_and_leaves_all_as_after_the_one_before(settings: dict[str, Any]) -> None:
+    x = torch.randn(12, dtype=torch.float64)
+    for name, broken in BROKEN.items():
+        guide, whole = AutoConjugate(broken_batches), AutoConjugate(broken_batches)
+        cavi = CAVI(broken_batches, guide, **settings)
+        pyro.set_rng_seed(0)
+        with pytest.raises(PyroLatentError, match="batch 2 of pass 0") as caught:
+            cavi.run_batches([x[:4], x[4:8], broken(x[8:])], epochs=2)
+        pyro.set_rng_seed(0)
+        other = CAVI(broken_batches, whole, **settings)
+        other.run_batches([x[:4], x[4:8]])
+        for key, natural in whole.state.items():
+            assert all(torch.equal(t, guide.state[key][n]) for n, t in natural.items()), (name, caught.value)
+        pyro.set_rng_seed(1)
+        after = cavi.run_batches([x[:4], x[4:8], x[8:]]).elbo
+        pyro.set_rng_seed(1)
+        assert torch.allclose(after, other.run_batches([x[:4], x[4:8], x[8:]]).elbo, rtol=1e-12)
+
+
+class Trend(ForecastingModel):
+    def model(self, zero_data: Tensor, covariates: Tensor) -> None:
+        level = pyro.sample("level", dist.Normal(0.0, 10.0))
+        slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+        precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+        self.predict(dist.Normal(0.0, precision.rsqrt()), level + slope * covariates)
+
+
+def trend(data: Tensor, covariates: Tensor) -> None:
+    """What ``Trend`` says, in plain Pyro."""
+    level = pyro.sample("level", dist.Normal(0.0, 10.0))
+    slope = pyro.sample("slope", dist.Normal(0.0, 1.0))
+    precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
+    loc = (level + slope * covariates).squeeze(-1)
+    with pyro.plate("time", len(data)):
+        pyro.sample("residual", dist.Normal(loc, precision.rsqrt()), obs=data.squeeze(-1))
+
+
+def test_a_forecasting_model_fits_as_its_plain_form_does() -> None:
+    time = torch.linspace(0, 1, 20, dtype=torch.float64).unsqueeze(-1)
+    data = 1 + 2 * time + 0.3 * torch.randn(20, 1, dtype=torch.float64)
+    forecasting = Trend()
+    guides = AutoConjugate(forecasting), AutoConjugate(trend)
+    elbos = [CAVI(g.model, g).run(data, time, max_steps=100, tol=0.0).elbo[-1].item() for g in guides]
+    assert elbos[0] == pytest.approx(elbos[1], rel=1e-9)
+    with pytest.raises(ModelError, match=r"AssertionError: assert .*self\.predict"):
+        guides[0].elbo(data, torch.cat([time, 1 + time]))  # a forecast, whose residuals are drawn
 
 
 def test_the_posterior_of_a_matrix_of_normals_has_its_moments() -> None:

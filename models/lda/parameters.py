@@ -158,4 +158,5 @@ class Parameters:
 def _shown(value: Any) -> str:
     if isinstance(value, torch.Generator):
         return "a torch.Generator"
-    return str(value.tolist() if isinstance(value, Tensor) else value)
+    dense = isinstance(value, Tensor) and not (value.is_nested or value.is_meta)
+    return str(value.tolist() if dense else value)

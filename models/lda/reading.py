@@ -17,7 +17,8 @@ import torch
 from scipy.sparse import coo_array
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, ArgumentTypeError, DataError
+from pyro_latent.errors import ArgumentError, ArgumentTypeError, DataError, check_count
+from pyro_latent.values import kind_of
 
 from .corpus import Corpus
 
@@ -62,6 +63,7 @@ def as_corpus(
         raise ArgumentError(
             f'Expected unknown to be "error" or "ignore"; got {unknown!r}. Write "ignore" to drop such tokens.'
         )
+    num_words = None if num_words is None else check_count("num_words", num_words)
     words = _ordered(vocabulary)
     if isinstance(data, Corpus):
         _check_vocabulary(words, data.num_words, num_words)
@@ -116,14 +118,14 @@ def _check_counts(counts: Any, fractional: bool) -> None:
 
 def _counts(data: Any) -> Any:
     """What is stored in a count matrix, as a SciPy matrix of coordinates in float32 or float64."""
-    if isinstance(data, Tensor):
+    if isinstance(data, Tensor) and not (data.is_meta or data.is_nested):
         data = _without_torch(data.detach().cpu())
     elif hasattr(data, "columns") and hasattr(data, "dtypes"):
         data = _frame_counts(data)
-    if not hasattr(data, "tocoo") and not hasattr(data, "__array__"):
+    if isinstance(data, Tensor) or not (hasattr(data, "tocoo") or hasattr(data, "__array__")):
         raise ArgumentTypeError(
             "Expected a count matrix (SciPy sparse, NumPy, torch) or a list of documents, each a list of tokens; "
-            f"got {type(data).__name__}. Write list(data), or a matrix of counts."
+            f"got {kind_of(data)}. Write list(data), or a matrix of counts."
         )
     matrix = data if hasattr(data, "tocoo") else _numeric(np.asarray(data))
     if len(matrix.shape) != 2:

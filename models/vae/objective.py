@@ -25,7 +25,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Independent
 
-from pyro_latent.errors import ArgumentError, ModelError, check_choice, check_count
+from pyro_latent.errors import ArgumentError, ModelError, as_real, check_choice, check_count
 from pyro_latent.gradient.elbos import OneLossELBO, divergence
 
 __all__ = ["VAE_ELBO", "Estimator", "Terms"]
@@ -186,6 +186,6 @@ class VAE_ELBO(OneLossELBO):
 
 
 def _not_negative(name: str, value: float, default: float) -> float:
-    if not 0 <= value < math.inf:
-        raise ArgumentError(f"Expected {name} >= 0 and finite; got {value}. Write {name}={default}, the default.")
+    if not 0 <= as_real(value) < math.inf:
+        raise ArgumentError(f"Expected {name} >= 0 and finite; got {value!r}. Write {name}={default}, the default.")
     return value

@@ -137,6 +137,9 @@ def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: d
     Raises:
         TypeError: if Python could not call the model with them.
     """
+    others = [key for key in kwargs if not isinstance(key, str)]
+    if others:
+        raise ArgumentTypeError(f"Expected a batch that is a mapping to have argument names as keys; got {others}.")
     try:
         signature = inspect.signature(model)
     except ValueError:  # of a program in C there is none

@@ -13,6 +13,8 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 from os import PathLike
 from typing import Any
 
@@ -20,14 +22,14 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 
 from ..checkpoint import Run, fingerprint
-from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_count
+from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_choice, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from .batches import arguments_of, check_resumable, first_of, held_data, length_of
 from .full import FullSteps
 from .memoised import MemoisedSteps
-from .progress import CAVIResult, Progress, check_callback, recording
+from .progress import CAVIResult, Progress, check_callback, naming_batches, recording
 from .saving import content_of, restore
 from .step_size import StepSize, as_step_size, described
 from .steps import Schedule, Steps, Task
@@ -94,22 +96,19 @@ class CAVI:
             raise ArgumentError(
                 "Expected the guide of this model; got the guide of another. Write AutoConjugate(model)."
             )
-        if local_steps is not None:
-            local_steps = check_count("local_steps", local_steps)
-        if local_tol is not None and not as_real(local_tol) >= 0:
-            raise ArgumentError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
         self.model = model
         self.guide = guide
-        self.order = None if order is None else list(order)
-        self.local_steps = local_steps
-        self.local_tol = local_tol
-        self._schedule = Schedule(self.order, local_steps, local_tol)
+        self._schedule = Schedule.of(order, local_steps, local_tol)
+        self.order, self.local_steps = self._schedule.order, self._schedule.local_steps
+        self.local_tol = self._schedule.local_tol
+        structured = check_count("structured", structured, least=0)
+        check_choice("memoised", memoised, [False, True])
         self._steps = _steps(step_size, memoised, structured)
         self._revision = guide.posterior_state.revision  # of the guide, after the last step
         self._settings = {
             "order": self.order,
-            "local_steps": local_steps,
-            "local_tol": local_tol,
+            "local_steps": self.local_steps,
+            "local_tol": self.local_tol,
             "step_size": described(step_size),
             "memoised": memoised,
             "structured": structured,
@@ -271,8 +270,9 @@ class CAVI:
         length = length_of(batches)
         file = self._file(checkpoint, checkpoint_every, {"data": (length, held_data(batches), kwargs)})
         total = None if length is None else epochs * length
+        arguments = partial(arguments_of, shared=kwargs, model=self.model)
         reached, converged = self._passes(
-            batches, lambda batch: arguments_of(batch, kwargs, self.model), epochs, tol, file, total, progress, callback
+            batches, arguments, epochs, tol, file, total, progress, callback, naming_batches
         )
         return self._result(reached, converged)
 
@@ -286,6 +286,7 @@ class CAVI:
         total: int | None,
         bar: bool,
         callback: Callable[[int, float], Any] | None,
+        placed: Callable[[Progress], AbstractContextManager[Any]] = nullcontext,
     ) -> tuple[Progress, bool]:
         """Step on each batch in passes over them, until one settles; how far that came, and whether it has settled."""
         if not as_real(tol) >= 0:
@@ -304,7 +305,9 @@ class CAVI:
         with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
                 for number, batch in progress.rest(batches):
-                    record(self._step(arguments(batch), number))
+                    with placed(progress):
+                        elbo = self._step(arguments(batch), number)
+                    record(elbo)
                 progress.end_pass()
                 converged = steps.is_exact and progress.has_settled(tol)
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
@@ -381,8 +384,6 @@ class CAVI:
 
 def _steps(step_size: float | StepSize | None, memoised: bool, structured: int) -> Steps:
     """The way to step that the arguments of ``CAVI`` ask for."""
-    if isinstance(structured, bool) or not isinstance(structured, int) or structured < 0:
-        raise ArgumentError(f"Expected structured to be a number of draws, or 0; got {structured!r}.")
     if memoised and step_size is not None:
         raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ArgumentTypeError, ModelError
+from ..errors import ArgumentTypeError, ModelError, PyroLatentError
 from .batches import RandomState, generators_of, restore_state, state_of
 
 
@@ -135,6 +135,17 @@ class Progress:
         return all(a == -math.inf or a - b <= tol * max(1.0, abs(a)) for b, a in zip(before, after, strict=True))
 
 
+@contextlib.contextmanager
+def naming_batches(progress: Progress) -> Iterator[None]:
+    """An error of the library in a step on a batch says which batch of which pass it is, both counted from 0."""
+    try:
+        yield
+    except PyroLatentError as error:
+        number = len(progress) - (progress.ends[-1] if progress.ends else 0)
+        error.args = (f"{error} It came up at batch {number} of pass {len(progress.ends)}, both counted from 0.",)
+        raise
+
+
 def check_callback(callback: Any) -> None:
     """Raise where a callback cannot be called with the number of steps and the ELBO.
 
@@ -193,4 +204,4 @@ def recording(
         write(True)
 
 
-__all__ = ["CAVIResult", "Progress", "check_callback", "recording"]
+__all__ = ["CAVIResult", "Progress", "check_callback", "naming_batches", "recording"]

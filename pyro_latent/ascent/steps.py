@@ -10,7 +10,8 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ArgumentError, ModelError, as_real, check_count
+from ..guide.arguments import site_names
 from ..objective import BlockKey, Program, State
 from .sweep import ModelArguments, Sweep
 
@@ -25,6 +26,21 @@ class Schedule:
     order: Sequence[str] | None = None
     local_steps: int | None = None
     local_tol: float | None = None
+
+    @classmethod
+    def of(cls, order: Any, local_steps: Any, local_tol: Any) -> Schedule:
+        """A schedule of settings as they came.
+
+        Raises:
+            ArgumentTypeError, ArgumentError: naming the setting, and what it may be.
+        """
+        if local_tol is not None and not as_real(local_tol) >= 0:
+            raise ArgumentError(f"Expected local_tol to be None or a number of at least 0; got {local_tol!r}.")
+        return cls(
+            None if order is None else list(site_names("order", order)),
+            None if local_steps is None else check_count("local_steps", local_steps),
+            None if local_tol is None else as_real(local_tol),
+        )
 
     def sites(self, program: Program) -> list[BlockKey | None]:
         """The blocks in the order of their updates; None stands for the discrete sites.

@@ -50,6 +50,10 @@ class Coordinates(dict[str, Tensor]):
     __setattr__ = __setitem__ = __delitem__ = __ior__ = _refuse
     update = setdefault = pop = popitem = clear = _refuse
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copies and pickles are made by, which would set the entries one by one."""
+        return type(self), (dict(self),)
+
     def __repr__(self) -> str:
         inner = ", ".join(f"{k}={tuple(v.shape)}" for k, v in self.items())
         return f"{type(self).__name__}({inner})"

@@ -25,8 +25,8 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..checkpoint import Run, restore_random_state
-from ..errors import ModelError, PyroLatentError, check_count
-from ..particles import LogJoint, ProgramRunner, Target
+from ..errors import ModelError, PyroLatentError, check_count, in_our_words
+from ..particles import LogJoint, ProgramRunner, Target, no_params_of_failures
 from ..recording import check_identity, identity_of_call
 from .trainer import descend_quasi_newton
 
@@ -94,10 +94,12 @@ class MonteCarloEM:
 
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One E-step and one M-step; returns minus the estimate of Q, in nats, as ``SVI.step`` returns its loss."""
-        if self._log_joint is None or self._sampler is None:
-            self._log_joint = self._make_log_joint(args, kwargs)
-            self._sampler = self._make_sampler(self._log_joint.target)
-        return self._m_step(self._log_joint, self._sampler())
+        words = ("a model that scores this data", lambda: "Give data of the shapes of the sites.")
+        with no_params_of_failures(), in_our_words(*words):
+            if self._log_joint is None or self._sampler is None:
+                self._log_joint = self._make_log_joint(args, kwargs)
+                self._sampler = self._make_sampler(self._log_joint.target)
+            return self._m_step(self._log_joint, self._sampler())
 
     def run(
         self,

@@ -276,8 +276,8 @@ class AutoConjugate(AutoGuide):
             raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
         quantiles = numbers(quantiles)
         wrong = [q for q in quantiles if not 0 < q < 1]
-        if wrong:
-            raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong}.")
+        if wrong or not quantiles:
+            raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong or 'none'}.")
         prepared = self.prepare(args, kwargs, predict=True)
         return quantiles_of(prepared.program, prepared.state, quantiles)
 

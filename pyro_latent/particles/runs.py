@@ -86,15 +86,15 @@ class ProgramCall:
         advice = "Call it with these arguments, and mend it, or them."
         with (
             in_our_words(f"{name_of(self.program)} to run with these arguments", lambda: advice),
-            _no_params_of_failures(),
+            no_params_of_failures(),
             poutine.block(),
         ):
             return poutine.trace(self.program).get_trace(*self.args, **self.kwargs)
 
 
 @contextmanager
-def _no_params_of_failures() -> Iterator[None]:
-    """A program that fails leaves no new parameters in Pyro's store."""
+def no_params_of_failures() -> Iterator[None]:
+    """What fails leaves no new parameters in Pyro's store."""
     store = pyro.get_param_store()
     known = set(store.keys())
     try:
@@ -146,7 +146,8 @@ def run(call: ProgramCall, held: Mapping[str, Tensor]) -> ScoredRun:
 
 def read(trace: Trace) -> ScoredRun:
     """Values and densities of a trace."""
-    trace.compute_log_prob()
+    with in_our_words("values that the sites can score", lambda: "Give data of the shapes of the sites."):
+        trace.compute_log_prob()
     sites = sample_sites(trace)
     return ScoredRun(
         {n: s["value"] for n, s in sites.items() if isinstance(s["value"], Tensor)},

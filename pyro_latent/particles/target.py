@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Number
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ModelError
+from ..values import kind_of
 from .runs import SCORING_WAYS, ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
 from .sites import Site, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
 
@@ -51,6 +53,11 @@ class Target:
         quantized = [n for n, s in target.sites.items() if isinstance(s["value"], Tensor) and s["value"].is_quantized]
         if quantized:
             raise DataError(f"Expected data as numbers; got quantized data at {quantized}. Write x.dequantize().")
+        others = {
+            n: kind_of(s["value"]) for n, s in target.sites.items() if not isinstance(s["value"], Tensor | Number)
+        }
+        if others:
+            raise DataError(f"Expected tensors as values of sites; got {others}. Write torch.as_tensor(x).")
         if inferred and not target.latents:
             raise ModelError(
                 "Expected a model with latent sites; got none that is not observed. Leave out obs= at the sites to "

@@ -58,6 +58,7 @@ class SymbolMessenger(Messenger):
         self.nesting = 0
         self._names: dict[str, bool] = {}  # of the sites so far: whether each is a parameter
         self._symbols: dict[str, RandomTensor] = {}  # the parameters so far
+        self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
         self.redraws = False
         self.declares_size = False
 
@@ -86,7 +87,7 @@ class SymbolMessenger(Messenger):
         if msg["is_observed"] or msg["done"]:
             msg["is_observed"] = True  # a value that poutine.replay gives is a constant, as data is
             return
-        msg["value"] = _discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
+        msg["value"] = self._discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
         msg["done"] = True
 
     def _take_name(self, name: str, is_param: bool) -> None:
@@ -120,6 +121,22 @@ class SymbolMessenger(Messenger):
         if self._is_point(msg):
             return _point_symbol(name, value, fn.support, None)
         return RandomTensor(value, _measured(_latent(name, value, fn.support, False), self._origin(name, shape)))
+
+    def _discrete_symbol(self, msg: Any) -> RandomTensor:
+        """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
+        name, fn = msg["name"], msg["fn"]
+        support = self._support(name, fn)
+        return RandomTensor(
+            support[0].expand(fn.batch_shape + fn.event_shape), Expression.discrete(name, support, fn.batch_shape)
+        )
+
+    def _support(self, name: str, fn: Any) -> Tensor:
+        """The values of a discrete latent; one stands in for those that cannot be listed, so that the run goes on."""
+        try:
+            return support_of(name, fn)
+        except NotConjugateError as problem:
+            self.refused.setdefault(name, problem)
+            return torch.zeros((1, *fn.event_shape), device=self.like.device)
 
     def _pyro_param(self, msg: Any) -> None:
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
@@ -254,8 +271,8 @@ class RecordMessenger(SymbolMessenger):
         if not self.rescale:
             msg["scale"] = msg["scale"] / math.prod(p.full_size / p.size for p in plates)
         masks = [msg["mask"], *unwrap(fn)[2]]
-        _check_weights(name, msg["scale"], masks)
-        mask = joined_mask(masks, self.like.device)
+        self._check_weights(msg, masks)
+        mask = joined_mask([m for m in masks if not isinstance(m, RandomTensor)], self.like.device)
         if mask is False and msg["is_observed"]:
             return
         mask = torch.tensor(False, device=self.like.device) if mask is False else mask
@@ -268,12 +285,24 @@ class RecordMessenger(SymbolMessenger):
             self._latent(msg, plates, mask)
         self._score(msg, value, plates, mask)
 
+    def _check_weights(self, msg: Any, masks: Collection[Any]) -> None:
+        """Scales and masks are constants: others stand for ones, so that the run goes on."""
+        for kind, value in (("scale", msg["scale"]), *(("mask", m) for m in masks)):
+            if isinstance(value, RandomTensor):
+                problem = NotConjugateError(
+                    f"Expected a constant {kind} at site {msg['name']!r}; got one that depends on the latents "
+                    f"{sorted(value.expression.sites)}. Write torch.where(condition, a, b) in the arguments of its "
+                    "distribution."
+                )
+                self.refused.setdefault(msg["name"], problem)
+                msg["scale"] = 1.0 if kind == "scale" else msg["scale"]
+
     def _discrete(self, msg: Any, plates: tuple[Plate, ...], mask: Tensor | None) -> None:
         name, fn = msg["name"], msg["fn"]
         self.discrete[name] = DiscreteSite(
             name,
             family_class(unwrap(fn)[0]),
-            support_of(name, fn),
+            self._support(name, fn),
             fn.batch_shape,
             plates,
             msg["scale"],
@@ -308,9 +337,9 @@ class RecordMessenger(SymbolMessenger):
         arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
         random = [a for a in arguments if isinstance(a, RandomTensor)]
         self.numbers += sum(a.numel() for a in random) + msg["value"].numel()
-        density, error = None, None
+        density, error = None, self.refused.get(name)
         try:
-            density = expected_log_density(fn, value, self.like)
+            density = expected_log_density(fn, value, self.like) if error is None else None
         except (NotConjugateError, NotImplementedError) as problem:
             kind_of_error = type(problem) if isinstance(problem, NotConjugateError) else NotConjugateError
             error = kind_of_error(f"Site {name!r}: {problem}")
@@ -328,7 +357,7 @@ class RecordMessenger(SymbolMessenger):
             error,
             family_class(base).__name__,
             event,
-            frozenset().union(*(a.expression.sites for a in random)),
+            frozenset() if name in self.refused else frozenset().union(*(a.expression.sites for a in random)),
         )
 
 
@@ -354,14 +383,6 @@ def _point_symbol(name: str, value: Tensor, support: Any, origin: Tensor | None)
     """A point estimate as a random tensor, which knows how to compute itself again."""
     symbol = _measured(_latent(name, value, support, True), origin)
     return RandomTensor(value, symbol, lambda values, known: values[name])
-
-
-def _discrete_symbol(msg: Any) -> RandomTensor:
-    """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
-    fn = msg["fn"]
-    support = support_of(msg["name"], fn)
-    shape = fn.batch_shape + fn.event_shape
-    return RandomTensor(support[0].expand(shape), Expression.discrete(msg["name"], support, fn.batch_shape))
 
 
 def _is_marked(msg: Any) -> bool:
@@ -423,18 +444,3 @@ def _check_observed(msg: Any, plates: tuple[Plate, ...]) -> None:
             "torch.as_tensor(data)."
         )
     check_shape(name, msg["fn"], value, plates)
-
-
-def _check_weights(name: str, scale: Any, masks: Collection[Any]) -> None:
-    """Scales and masks are constants.
-
-    Raises:
-        NotConjugateError: if one depends on latents.
-    """
-    for kind, value in (("scale", scale), *(("mask", m) for m in masks)):
-        if isinstance(value, RandomTensor):
-            raise NotConjugateError(
-                f"Expected a constant {kind} at site {name!r}; got one that depends on the latents "
-                f"{sorted(value.expression.sites)}. Write torch.where(condition, a, b) in the arguments of its "
-                "distribution."
-            )

@@ -186,7 +186,8 @@ def _recorded(
         declares_size=messenger.declares_size,
         own_data=own_data,
     )
-    trace = call.draw(messenger.like, messenger.subsamples) if check and messenger.numbers <= LARGEST_CHECK else None
+    check = check and not messenger.refused and messenger.numbers <= LARGEST_CHECK
+    trace = call.draw(messenger.like, messenger.subsamples) if check else None
     if trace is not None:
         check_recording(recording, trace)
     return recording

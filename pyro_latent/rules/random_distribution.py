@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -144,7 +145,11 @@ def random_distribution(
     family: type, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]
 ) -> RandomDistribution:
     """A distribution whose arguments (by name) hold random tensors."""
-    found: RandomDistribution = object.__new__(random_class(family))
+    made = random_class(family)
+    forecast: Any = sys.modules.get("pyro.contrib.forecast.util")
+    if forecast is not None and family in forecast.UNIVARIATE_DISTS:  # by type, where reshape_batch looks
+        forecast.UNIVARIATE_DISTS[made] = forecast.UNIVARIATE_DISTS[family]
+    found: RandomDistribution = object.__new__(made)
     found.__init__(arguments, placeholder, batch_shape)  # type: ignore[misc]  # a call is one of the family
     return found
 

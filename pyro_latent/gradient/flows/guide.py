@@ -71,7 +71,7 @@ class FlowGuide(AutoNormalizingFlow):
             )
         make = flow if callable(flow) else functools.partial(make_flow, flow, length=length, hidden=hidden)
         super().__init__(InitMessenger(init_loc_fn)(model), make)
-        self._init_scale = init_scale
+        self._init_scale = as_real(init_scale)
 
     def _setup_prototype(self, *args: Any, **kwargs: Any) -> None:
         advice = "Call it with these arguments, and mend it, or them."
@@ -80,6 +80,10 @@ class FlowGuide(AutoNormalizingFlow):
         loc = self._init_loc()
         with in_our_words("flow to make a transform of a number of dimensions", lambda: "Write lambda dim: ..."):
             flow = self._init_transform_fn(self.latent_dim)
+        if not all(isinstance(layer, Transform) for layer in layers_of(flow)):
+            raise ArgumentTypeError(
+                f"Expected flow to make a transform of vectors; got {kind_of(flow)}. Write lambda dim: make_flow(...)."
+            )
         parts = [*layers_of(flow), ElementwiseAffine(loc, self._init_scale)]
         self.transform = Flow(parts).to(loc)
 

@@ -177,9 +177,9 @@ def make_flow(
     known = FLOWS if context_dim is None else _CONDITIONAL
     if not isinstance(kind, str) or kind not in known:
         raise ArgumentError(f"Expected kind to be one of {sorted(known)}; got {kind!r}. Try 'affine_coupling' first.")
-    for name, value in {"dim": dim, "length": length, "context_dim": 1 if context_dim is None else context_dim}.items():
-        check_count(name, value)
-    if not isinstance(hidden, list | tuple) or not all(map(is_count, hidden)):
+    dim, length = check_count("dim", dim), check_count("length", length)
+    context_dim = None if context_dim is None else check_count("context_dim", context_dim)
+    if not isinstance(hidden, list | tuple) or not all(map(is_count, hidden)) or (kind in _COUPLED and not hidden):
         raise ArgumentError(f"Expected hidden to be widths of at least 1; got {hidden!r}. Write hidden=(32, 32).")
     if kind in _COUPLED and dim < 2:
         raise ArgumentError(
