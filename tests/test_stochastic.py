@@ -313,7 +313,7 @@ def test_robbins_monro_is_its_formula_and_is_checked() -> None:
         ({"step_size": "fast"}, TypeError, "RobbinsMonro"),
         ({"step_size": 0.5, "memoised": True}, ValueError, "got both"),
         ({"structured": 5}, ValueError, "step_size"),
-        ({"step_size": 0.5, "structured": -1}, ValueError, "number of draws"),
+        ({"step_size": 0.5, "structured": -1}, ValueError, "structured to be an integer of at least 0"),
     ],
 )
 def test_settings_are_checked(settings: dict[str, Any], error: type[Exception], words: str) -> None:
