@@ -20,6 +20,7 @@ from ..objective import (
     Program,
     State,
     Summand,
+    as_probabilities,
     natural_of,
     responsibilities,
     starts_of,
@@ -133,7 +134,10 @@ class Sweep:
             values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
             self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
         if self._probs and self.program.factors:
-            given = {s.name: self.responsibilities(s) for s in self.program.discrete}
+            for site in self.program.discrete:
+                if site.name not in self._probs:
+                    self.responsibilities(site)
+            given = {s.name: self._probs[s.name] for s in self.program.discrete}
             held = self.program.elimination.hold(given, self.means)
             if not written and not bool(held.log_normalizer.isfinite().all()):
                 held = None  # a start that cannot have made the data
@@ -144,7 +148,7 @@ class Sweep:
         """The held posterior of a discrete site, for each start."""
         if site.name not in self._probs:
             self._probs = responsibilities(self.program, self._held_means, self.program.discrete) | self._probs
-        return self._probs[site.name]
+        return as_probabilities(self._probs[site.name], site.cardinality, self.program.recording.like)
 
     def visit(self, key: BlockKey | None) -> None:
         r"""Set a block to its optimum given the others; None stands for the discrete sites, which are eliminated anew.

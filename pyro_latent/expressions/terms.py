@@ -25,6 +25,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..values import all_finite
 from .axes import (
     Axis,
     Gather,
@@ -57,7 +58,7 @@ class Constant:
 
     @cached_property
     def is_finite(self) -> bool:
-        return bool(self.tensor.isfinite().all())
+        return all_finite(self.tensor)
 
     def is_diagonal(self, row: int, column: int) -> bool:
         """Whether the constant is zero wherever the two labels differ."""

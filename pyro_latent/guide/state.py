@@ -42,7 +42,8 @@ class Prepared(NamedTuple):
     """What a call works on; a guide takes it on by :meth:`PosteriorState.commit`.
 
     ``state``: the natural parameters ``[starts, ...]``. ``starts``: by discrete site, the responsibilities ``[starts,
-    plates..., values]`` that the first sweep begins at. ``origins``: by site, what its location is measured from.
+    plates..., values]`` that the first sweep begins at, or labels ``[starts, plates...]``. ``origins``: by site, what
+    its location is measured from.
     """
 
     program: Program
@@ -61,7 +62,8 @@ class PosteriorState:
 
     Attributes:
         program, call: the recorded model and what it was recorded with; None of a new or a loaded guide.
-        starts: responsibilities ``[starts, plates..., values]`` that the first sweep begins at, until it is done.
+        starts: responsibilities ``[starts, plates..., values]`` that the first sweep begins at, or labels ``[starts,
+            plates...]``, until it is done.
         best: the start that the posterior is read from.
         structured: whether q is q(β) q(z | β), the sites of a data plate given a draw of the others.
         revision: a number that changes with the natural parameters.

@@ -3,7 +3,7 @@
 from .blocks import Block, BlockKey, Means, State, make_blocks, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
-from .discrete import DiscreteElimination, DiscretePosterior
+from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .explain import explain
 from .posterior import (
     DependentElements,
@@ -35,6 +35,7 @@ __all__ = [
     "State",
     "Summand",
     "Summary",
+    "as_probabilities",
     "compile_program",
     "discrete_distribution",
     "expected_log_densities",

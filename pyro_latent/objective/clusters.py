@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..kmeans import k_means
 from ..recording import DiscreteSite, seen_data
+from ..values import all_finite
 from .program import Program
 
 
@@ -25,7 +26,7 @@ def clusters_of(
             groups.setdefault((site.cardinality, rows.shape[1]), []).append((site, rows))
     found: dict[str, Tensor] = {}
     for (cardinality, _), members in groups.items():
-        rows = torch.cat([r for _, r in members])
+        rows = torch.cat([r for _, r in members]) if len(members) > 1 else members[0][1]
         if len(rows) < cardinality:
             continue
         labels = torch.stack([k_means(rows, cardinality, generator=generator) for _ in range(restarts)])
@@ -48,12 +49,13 @@ def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
         scored = program.recording.scored[factor.site]
         event = scored.event_dim
         batch = value.ndim - event
-        value = seen_data(value, scored.mask, event)
+        holed = scored.mask is not None or not all_finite(value)
+        value = seen_data(value, scored.mask, event) if holed else value
         if batch >= depth and all(value.shape[p.dim - event] == p.size for p in site.plates):
             rows = value.movedim([d - event for d in sorted(dims)], list(range(depth)))
             rows = rows.reshape(rows.shape[:depth].numel(), -1)
-            columns.append(torch.where(rows.isfinite(), rows, torch.nan_to_num(rows.nanmean(0))))
-    return torch.cat(columns, 1) if columns else None
+            columns.append(torch.where(rows.isfinite(), rows, torch.nan_to_num(rows.nanmean(0))) if holed else rows)
+    return columns[0] if len(columns) == 1 else torch.cat(columns, 1) if columns else None
 
 
 __all__ = ["clusters_of"]

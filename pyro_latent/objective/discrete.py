@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -14,12 +14,14 @@ from torch import Tensor
 from ..recording import DiscreteSite, Recording
 from .blocks import Means
 from .elimination import laid
-from .factors import DiscreteFactor, joint_probabilities, over_places
+from .factors import DiscreteFactor, joint_probabilities
 from .joints import Joint
-from .summands import Summand
+from .summands import Summand, sum_of
 
 #: The numbers that are multiplied at once where only their sum is wanted.
 _CHUNK = 2**20
+#: The numbers of a table that is eliminated at once, by the kind of device: they stay in a processor's cache.
+_TABLE = {"cpu": 2**19, "cuda": 2**25}
 
 
 class DiscretePosterior(NamedTuple):
@@ -45,6 +47,38 @@ class DiscretePosterior(NamedTuple):
         )
 
 
+class _Part(NamedTuple):
+    """The factors of a joint at so many places of a plate, from ``start`` on; of size 0: at all places."""
+
+    factors: Sequence[DiscreteFactor]
+    dim: int = 0
+    start: int = 0
+    size: int = 0
+
+    @property
+    def sizes(self) -> dict[int, int]:
+        """The size of the plate, where that is not the whole."""
+        return {self.dim: self.size} if self.size else {}
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """The part of probabilities ``[..., plates..., values]``, or of labels or a mask, which end in the plates."""
+        tail = 1 if tensor.is_floating_point() else 0
+        return tensor.narrow(self.dim - tail, self.start, self.size) if self.size else tensor
+
+    def joined(self, whole: Tensor | None, own: Tensor, factor: DiscreteFactor) -> Tensor:
+        """The weights of a factor with those of this part: they add up where it does not vary along the plate."""
+        if not self.size:
+            return own
+        if not factor.varies_along(self.dim):
+            return own if whole is None else whole + own
+        if whole is None:
+            shape = list(own.shape)
+            shape[self.dim] = factor.shape[self.dim]
+            whole = own.new_empty(shape)
+        whole.narrow(self.dim, self.start, self.size).copy_(own)
+        return whole
+
+
 @dataclass(frozen=True, eq=False)
 class DiscreteElimination:
     """The discrete sites with an exact posterior, their factors, and the joints in which they are eliminated.
@@ -59,6 +93,7 @@ class DiscreteElimination:
     live: Mapping[str, Tensor]
     _held: list[tuple[weakref.ref[Tensor], list[Summand]]] = field(default_factory=list)  # the last one, with its sums
     _turns: dict[str, list[Tensor]] = field(default_factory=dict)
+    _parts: dict[tuple[int, int], list[_Part]] = field(default_factory=dict)  # by joint and number of starts
 
     def values(self, means: Means) -> list[Tensor]:
         """The expected log factors, ``[starts] + shape``, at the same number of starts each."""
@@ -68,15 +103,57 @@ class DiscreteElimination:
 
     def eliminate(self, means: Means) -> DiscretePosterior | None:
         """The exact posterior given the other blocks; None where no density depends on a discrete site."""
-        if not self.factors:
-            return None
-        with torch.enable_grad():
-            values = [v.detach().requires_grad_() for v in self.values(means)]
-            total, magnitude = self._log_normalizer(values)
-            weights = torch.autograd.grad(total.sum(), values)
-        with torch.no_grad():
-            energy, sizes = _sums(values, weights)
-        return DiscretePosterior(weights, total.detach(), magnitude + sizes, (total - energy).detach())
+
+        def exact(joint: Joint, part: _Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
+            with torch.enable_grad():
+                values = [v.detach().requires_grad_() for v in values]
+                total, magnitude = joint.run(values, part.sizes)
+                weights = torch.autograd.grad(total.sum(), values)
+            with torch.no_grad():
+                energy, sizes = _sums(values, weights)
+            return weights, total.detach(), magnitude + sizes, (total - energy).detach()
+
+        return self._by_parts(means, exact) if self.factors else None
+
+    def _by_parts(
+        self,
+        means: Means,
+        posterior: Callable[[Joint, _Part, list[Tensor]], tuple[Sequence[Tensor], Tensor, Tensor, Tensor]],
+    ) -> DiscretePosterior:
+        """A posterior that is made of one joint after another, by parts of a large plate.
+
+        ``posterior`` gives, for the expected log factors of a part, the fields of :class:`DiscretePosterior`.
+        """
+        starts = max((len(next(iter(m.values()))) for m in means.values()), default=1)
+        weights: dict[int, Tensor] = {}
+        sums = []
+        for number, joint in enumerate(self.joints):
+            for part in self._divided(number, starts):
+                values = [f.value(means) for f in part.factors]
+                found, *rest = posterior(joint, part, [v.expand(starts, *v.shape[1:]) for v in values])
+                sums.append(rest)
+                for i, own in zip(joint.indices, found, strict=True):
+                    weights[i] = part.joined(weights.get(i), own, self.factors[i])
+        totals = [sum_of(each) for each in zip(*sums, strict=True)]
+        return DiscretePosterior(tuple(weights[i] for i in range(len(self.factors))), *totals)
+
+    def _divided(self, number: int, starts: int) -> list[_Part]:
+        """The parts in which a joint is eliminated, where its tables are large and a plate is one product."""
+        if (number, starts) not in self._parts:
+            joint = self.joints[number]
+            factors = [self.factors[i] for i in joint.indices]
+            sizes = {p.dim: p.size for p in joint.sites[0].plates}
+            dims = [d for d in joint.divisible if all(f.is_divisible(d) for f in factors)]
+            numbers, most = starts * joint.plan.numbers, _TABLE[self.recording.device.type]
+            if not dims or numbers <= 2 * most:
+                parts = [_Part(factors)]
+            else:
+                dim = max(dims, key=sizes.__getitem__)
+                step = max(1, sizes[dim] * most // numbers)
+                places = [(i, min(step, sizes[dim] - i)) for i in range(0, sizes[dim], step)]
+                parts = [_Part([f.part(dim, i, n) for f in factors], dim, i, n) for i, n in places]
+            self._parts[number, starts] = parts
+        return self._parts[number, starts]
 
     def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums."""
@@ -102,32 +179,35 @@ class DiscreteElimination:
         """A posterior that factorises into given probabilities.
 
         Args:
-            responsibilities: by discrete site, ``[starts, plates..., values]``.
+            responsibilities: by discrete site, ``[starts, plates..., values]``; or labels ``[starts, plates...]``, the
+                numbers of values.
             means: the mean parameters of the blocks, at which the bound is taken.
         """
-        probs = {s.name: _over_batch(s, responsibilities[s.name]) for s in self.sites}
-        weights = []
-        values = self.values(means)
-        for factor, value in zip(self.factors, values, strict=True):
-            joint = joint_probabilities(factor.layout, probs)
-            inner = factor.layout.innermost(factor.site)
-            shape = torch.broadcast_shapes(joint.shape, value.shape)
-            scaled = joint if isinstance(inner.scale, float) and inner.scale == 1 else joint * inner.scale
-            weights.append(scaled.expand(shape).sum_to_size(value.shape))
-        energy, entropy = _sums(values, weights)[0], self._entropy_of(probs)
-        return DiscretePosterior(tuple(weights), energy + entropy, energy.abs() + entropy, entropy)
 
-    def _entropy_of(self, probs: Mapping[str, Tensor]) -> Tensor:
-        """The entropy of independent sites, for each start."""
-        total = torch.zeros((), dtype=torch.float64)
-        for site in self.sites:
-            p = over_places(site, probs[site.name], self.recording.max_plate_nesting)
-            each = -(torch.special.xlogy(p, p).sum(1))
-            seen = self.seen(site)
-            each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
-            each = each * site.scale
-            total = total + each.reshape(len(each), -1).sum(1, dtype=torch.float64)
-        return total
+        def given(joint: Joint, part: _Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
+            own = {s.name: part.of(_over_batch(s, responsibilities[s.name])) for s in joint.sites}
+            probs = {s.name: as_probabilities(own[s.name], s.cardinality, self.recording.like) for s in joint.sites}
+            weights = []
+            for factor, value in zip(part.factors, values, strict=True):
+                each = joint_probabilities(factor.layout, probs)
+                inner = factor.layout.innermost(factor.site)
+                shape = torch.broadcast_shapes(each.shape, value.shape)
+                scaled = each if isinstance(inner.scale, float) and inner.scale == 1 else each * inner.scale
+                weights.append(scaled.expand(shape).sum_to_size(value.shape))
+            entropy = sum_of(self._entropy_of(s, own[s.name], part) for s in joint.sites)
+            energy = _sums(values, weights)[0]
+            return weights, energy + entropy, energy.abs() + entropy, entropy
+
+        return self._by_parts(means, given)
+
+    def _entropy_of(self, site: DiscreteSite, given: Tensor, part: _Part) -> Tensor:
+        """The entropy of the independent elements of a site, for each start."""
+        each = -torch.special.xlogy(given, given).sum(-1) if given.is_floating_point() else given.new_zeros(given.shape)
+        seen = self.seen(site)
+        seen = None if seen is None else part.of(seen.expand(site.batch_shape))
+        each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
+        each = each * site.scale
+        return each.reshape(len(each), -1).sum(1, dtype=torch.float64)
 
     def held_summands(self, held: DiscretePosterior | None) -> list[Summand]:
         """The factors as sums over parameters, the posterior held fixed."""
@@ -194,11 +274,19 @@ def _inner(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
     return total, size
 
 
-def _over_batch(site: DiscreteSite, probs: Tensor) -> Tensor:
-    """Probabilities ``[starts, plates..., values]`` over the whole batch shape of a site."""
-    lead = len(site.batch_shape) + 2 - probs.ndim
-    probs = probs.reshape(len(probs), *[1] * lead, *probs.shape[1:]) if lead > 0 else probs
-    return probs.expand(len(probs), *site.batch_shape, site.cardinality)
+def _over_batch(site: DiscreteSite, given: Tensor) -> Tensor:
+    """Probabilities ``[starts, plates..., values]``, or labels, over the whole batch shape of a site."""
+    values = given.shape[-1:] if given.is_floating_point() else ()
+    lead = len(site.batch_shape) + 1 + len(values) - given.ndim
+    given = given.reshape(len(given), *[1] * lead, *given.shape[1:]) if lead > 0 else given
+    return given.expand(len(given), *site.batch_shape, *values)
 
 
-__all__ = ["DiscreteElimination", "DiscretePosterior"]
+def as_probabilities(given: Tensor, count: int, like: Tensor) -> Tensor:
+    """Probabilities over so many values in the last dimension; of labels, which are integers, zeros and ones."""
+    if given.is_floating_point():
+        return given
+    return like.new_zeros(*given.shape, count).scatter_(-1, given.unsqueeze(-1), 1.0)
+
+
+__all__ = ["DiscreteElimination", "DiscretePosterior", "as_probabilities"]

@@ -16,6 +16,7 @@ import heapq
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import torch
@@ -60,7 +61,7 @@ class Plan:
     """The order in which variables are eliminated.
 
     Attributes:
-        largest: the number of elements of the largest table, without starts and plates.
+        largest: the number of elements of the largest table, without starts and plates; ``numbers``: with plates.
         work: the sum of them over all steps.
 
     Raises:
@@ -71,7 +72,7 @@ class Plan:
     def __init__(self, scopes: Sequence[Scope], variables: Sequence[Variable]) -> None:
         self.scopes = [s.names for s in scopes]
         self.steps: list[_Step] = []
-        self.largest, self.work = 1, 0
+        self.largest, self.work, self.numbers = 1, 0, 1
         self._variables = {v.name: v for v in variables}
         self._pool = dict(enumerate(scopes))
         self._of: dict[Hashable, set[int]] = {v.name: set() for v in variables}
@@ -116,6 +117,7 @@ class Plan:
         self.steps.append(_Step(factors, names, names.index(name) if names else 0, variable, gone, outer))
         size = math.prod(self._variables[n].size for n in names)
         self.largest, self.work = max(self.largest, size), self.work + size
+        self.numbers = max(self.numbers, size * math.prod(variable.plates.values()))
         for i in factors:
             for n in self._pool.pop(i).names:
                 self._of[n].discard(i)
@@ -139,11 +141,12 @@ class Plan:
                 )
         return scales[0]
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(self, tensors: Sequence[Tensor], part: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
         """log Z for each start, float64, and the sum of the absolute values of what was added up to it.
 
         Args:
             tensors: the factors, each weighted by its scale relative to that of its innermost variable.
+            part: the sizes of plates of which the factors are a part only.
         """
         pool = dict(enumerate(tensors))
         scopes = dict(enumerate(self.scopes))
@@ -154,7 +157,7 @@ class Plan:
             variable = step.variable
             rest = tuple(n for n in step.names if n != variable.name)
             if step.gone or not rest:
-                reduced = _over(reduced, variable.plates) * relative_scale(variable.scale, step.outer)
+                reduced = _over(reduced, {**variable.plates, **part}) * relative_scale(variable.scale, step.outer)
             if not rest:
                 totals.append(reduced.reshape(len(reduced), -1))
                 continue

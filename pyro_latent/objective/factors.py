@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..expressions.axes import (
     START,
+    Label,
     Labelled,
     Labels,
     contract,
@@ -24,7 +25,7 @@ from ..expressions.axes import (
     read,
     substitute,
 )
-from ..recording import DiscreteSite, Recording, ScoredSite
+from ..recording import Recording, ScoredSite
 from .blocks import Block, Means, starts_of
 from .densities import DensityPart
 from .elimination import relative_scale
@@ -54,6 +55,21 @@ class DiscreteFactor:
             return sum_of(laid(*p.value(means), (START,), len(self.shape)) for p in self.pieces)
         labels = (START, *self.columns, *self.features.rows)
         return laid(self.features.times(self._parameters(means)), labels, (START,), len(self.shape))
+
+    def is_divisible(self, label: Label) -> bool:
+        """Whether no moment runs along a plate, so that each of its places stands alone."""
+        return not any(label in p.read for p in self.pieces)
+
+    def varies_along(self, label: Label) -> bool:
+        """Whether a constant runs along a plate."""
+        return any(label in p.sizes for p in self.pieces)
+
+    def part(self, label: Label, start: int, size: int) -> DiscreteFactor:
+        """The factor at some of the places along a plate, which no moment runs along."""
+        pieces = tuple(p.part(label, start, size) for p in self.pieces)
+        shape = torch.Size(size if i - len(self.shape) == label and n > 1 else n for i, n in enumerate(self.shape))
+        features = None if self.features is None else self.features.part(label, start, size)
+        return replace(self, shape=shape, pieces=pieces, features=features)
 
     @cached_property
     def columns(self) -> Labels:
@@ -133,13 +149,6 @@ def _equal(i: int, j: int, reading: Reading, ndim: int, like: Tensor) -> Tensor:
     size = reading.site.cardinality
     eye = torch.eye(size, dtype=like.dtype, device=like.device)
     return laid(eye.unsqueeze(0), (START, i - ndim, j - ndim), (START,), ndim)
-
-
-def over_places(site: DiscreteSite, probs: Tensor, nesting: int) -> Tensor:
-    """Probabilities ``[starts, batch..., values]`` as a factor of the site: ``[starts, values] + plates``."""
-    batch = site.batch_shape
-    moved = probs.expand(*probs.shape[:1], *batch, site.cardinality).movedim(-1, 1)
-    return moved.reshape(probs.shape[0], site.cardinality, *[1] * (nesting - len(batch)), *batch)
 
 
 def _squeezed(weights: Tensor) -> Labelled:

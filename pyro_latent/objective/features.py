@@ -7,6 +7,7 @@ columns that stay in the processor's cache.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,6 +24,8 @@ from .summands import labels_of
 
 #: The bytes of a chunk.
 _CHUNK = 2**23
+#: Features that would take more than this share of the limit of memory are made anew for each product.
+_SHARE = 2
 
 
 @dataclass(frozen=True, eq=False)
@@ -100,12 +103,13 @@ class Features:
         self.terms, self.rows = list(terms), rows
         known = {label: n for term in terms for label, n in term.sizes.items()}
         self.sizes = [known[label] for label in rows]
-        column = sum(term.width for term in terms) * terms[0].constants[0][0].element_size()
+        self._width, self._like = sum(term.width for term in terms), terms[0].constants[0][0]
+        column, places = self._width * self._like.element_size(), math.prod(self.sizes)
         self._axis = max(range(len(rows)), key=self.sizes.__getitem__, default=0)
         longest = self.sizes[self._axis] if rows else 1
-        self._step = max(1, _CHUNK * longest // max(1, column * math.prod(self.sizes)))
-        is_large = column * math.prod(self.sizes) > settings.memory_limit // 2 and self._step < longest
-        self._whole = None if is_large else self._made(self.terms)
+        self._step = max(1, _CHUNK * longest // max(1, column * places))
+        is_large = column * places > settings.memory_limit // _SHARE and self._step < longest
+        self._whole = None if is_large else self._held()
 
     @staticmethod
     def of(terms: Sequence[FactorTerm]) -> Features | None:
@@ -113,6 +117,18 @@ class Features:
         rows = tuple(sorted({x for t in terms for x in t.sizes if is_free(x)}))
         columns = {x for t in terms for x in t.read if is_free(x)}
         return None if columns & set(rows) or not columns else Features(terms, rows)
+
+    def part(self, label: Label, start: int, size: int) -> Features:
+        """The features at some of the places along a label."""
+        if label not in self.rows:
+            return self
+        found, at = copy.copy(self), self.rows.index(label)
+        found.terms = [term.part(label, start, size) for term in self.terms]
+        found.sizes = [size if i == at else n for i, n in enumerate(self.sizes)]
+        if self._whole is not None:
+            wide = self._whole.reshape(-1, *self.sizes)
+            found._whole = wide.narrow(1 + at, start, size).flatten(1)
+        return found
 
     def times(self, parameters: Tensor) -> Tensor:
         """Parameters ``[..., width]`` times the features: ``[...] + sizes``."""
@@ -138,28 +154,41 @@ class Features:
 
     def _blocks(self) -> Iterator[tuple[int, int, Tensor]]:
         """Where each chunk starts along the longest dimension of the places, how long it is, and its columns."""
+        for start, size, terms in self._chunks():
+            shape = [size if i == self._axis else n for i, n in enumerate(self.sizes)]
+            found = self._like.new_empty(self._width, *shape)
+            self._write(terms, found)
+            yield start, size, found.flatten(1)
+
+    def _chunks(self) -> Iterator[tuple[int, int, list[FactorTerm]]]:
+        """Where each chunk starts, how long it is, and its terms."""
         label, longest = self.rows[self._axis], self.sizes[self._axis]
         for start in range(0, longest, self._step):
             size = min(self._step, longest - start)
-            yield start, size, self._made([term.part(label, start, size) for term in self.terms])
+            yield start, size, [term.part(label, start, size) for term in self.terms]
 
-    def _made(self, terms: Sequence[FactorTerm]) -> Tensor:
-        """The features of terms at all of their places."""
-        known = {label: n for term in terms for label, n in term.sizes.items()}
-        sizes = [known[label] for label in self.rows]
-        like = terms[0].constants[0][0]
-        found = like.new_empty(sum(term.width for term in terms), *sizes)
+    def _held(self) -> Tensor:
+        """The features at all places, written by chunks too: what is computed on the way is as small as these."""
+        found = self._like.new_empty(self._width, *self.sizes)
+        if self.rows and self._step < self.sizes[self._axis]:
+            for start, size, terms in self._chunks():
+                self._write(terms, found.narrow(1 + self._axis, start, size))
+        else:
+            self._write(self.terms, found)
+        return found.reshape(len(found), -1)
+
+    def _write(self, terms: Sequence[FactorTerm], out: Tensor) -> None:
+        """Write the features of terms at their places, ``[width, places...]``."""
         at = 0
         for term in terms:
             held = tuple(r for r in self.rows if r in term.sizes)
-            wide = [known[r] if r in held else 1 for r in self.rows]
-            block = found.narrow(0, at, term.width)
+            wide = [term.sizes.get(r, 1) for r in self.rows]
+            block = out.narrow(0, at, term.width)
             at += term.width
             if term.symmetric:
                 _write_symmetric(term, self.rows, held, wide, block)
             else:
                 block.copy_(contract(term.constants, (*term.links, *held)).reshape(-1, *wide))
-        return found.reshape(len(found), -1)
 
 
 def _write_symmetric(term: FactorTerm, rows: Labels, held: Labels, wide: list[int], out: Tensor) -> None:

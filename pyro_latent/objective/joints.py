@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -192,12 +193,21 @@ class Joint:
             found[turn][place] = True
         return found
 
-    def run(self, tensors: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    def run(self, tensors: Sequence[Tensor], part: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
         tensors = [t if s is None else s.added(t) for t, s in zip(tensors, self._sums, strict=True)]
         if self._cuts is not None:
-            tensors = [part for cut, t in zip(self._cuts, tensors, strict=True) for part in cut.parts(t)]
-        return self.plan.run(tensors)
+            tensors = [one for cut, t in zip(self._cuts, tensors, strict=True) for one in cut.parts(t)]
+        return self.plan.run(tensors, part)
+
+    @property
+    def divisible(self) -> set[int]:
+        """The plates that log Z is a sum over: every site lies in them, with one scale, and is read place by place."""
+        if self._cuts is not None or any(s is not None for s in self._sums):
+            return set()
+        if any(isinstance(s.scale, Tensor) and s.scale.numel() > 1 for s in self.sites):
+            return set()
+        return set.intersection(*({p.dim for p in s.plates if p.size > 1} for s in self.sites))
 
 
 class TooLargeError(Exception):

@@ -37,7 +37,7 @@ _DOUBT = 0.2
 
 
 def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, dict[str, Tensor]]:
-    """Naturals by block and responsibilities by discrete site, for each start.
+    """Naturals by block and responsibilities by discrete site, or labels, for each start.
 
     Raises:
         ModelError: if ``init`` names an unknown site, or gives a wrong family or shape.
@@ -369,7 +369,7 @@ def _responsibilities(
     generator: torch.Generator,
     restarts: int,
 ) -> Tensor:
-    """``[starts, plates..., values]``: the user's, clusters of the data in the site's plates, or a draw."""
+    """``[starts, plates..., values]``: the user's, or a draw; or labels ``[starts, plates...]`` of clusters of data."""
     depth = max((-p.dim for p in site.plates), default=0)
     sizes = {p.dim: p.size for p in site.plates}
     plates = [sizes.get(i - depth, 1) for i in range(depth)]
@@ -389,8 +389,7 @@ def _responsibilities(
             )
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     if labels is not None:
-        hard = like.new_zeros(*labels.shape, site.cardinality).scatter_(-1, labels.unsqueeze(-1), 1.0)
-        return hard.reshape(restarts, *plates, site.cardinality)
+        return labels.reshape(restarts, *plates)
     noise = torch.rand(restarts, *plates, site.cardinality, generator=generator, dtype=like.dtype, device=like.device)
     weights = -noise.clamp(min=torch.finfo(like.dtype).tiny).log()
     return weights / weights.sum(-1, keepdim=True)

@@ -78,9 +78,9 @@ def _difference(
     thin = _thinned(shape)
     density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
     actual = actual.expand(shape)[thin]
-    recorded = density.evaluate(values)
-    terms = [density.of_terms([t]).evaluate(values).abs() for t in density.terms]
-    size = 1 + actual.abs() + sum(terms, torch.zeros_like(recorded))
+    terms = [density.of_terms([t]).evaluate(values) for t in density.terms]
+    recorded = density.evaluate(values) if density.pieces else sum(terms, torch.zeros_like(actual))
+    size = 1 + actual.abs() + sum((t.abs() for t in terms), torch.zeros_like(actual))
     seen = recorded.isfinite() & actual.isfinite() & size.isfinite()
     if scored.mask is not None:
         seen = seen & scored.mask.expand(shape)[thin]

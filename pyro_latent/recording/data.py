@@ -10,6 +10,7 @@ from torch import Tensor
 from ..errors import DataError
 from ..expressions import RandomTensor
 from ..rules import unwrap, unwrap_masks
+from ..values import all_finite
 from .sites import Plate
 from .supports import feasible, is_bound_by_latent, placeholder_distribution
 
@@ -77,8 +78,8 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
         usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
         value = torch.where(shown | usable, full, filler.to(full.dtype))
-    wrong = int((~value.isfinite()).sum()) if value.is_floating_point() else 0
-    if wrong:
+    if value.is_floating_point() and not all_finite(value):
+        wrong = int((~value.isfinite()).sum())
         raise DataError(
             f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. "
             "Remove them, or hide them with obs_mask= or poutine.mask."
@@ -124,5 +125,5 @@ def check_plates(
 
 def seen_data(value: Tensor, mask: Tensor | None, event_dim: int) -> Tensor:
     """Floating data with NaN in place of what a mask over its batch dimensions hides, or what is not finite."""
-    value = torch.where(value.isfinite(), value, torch.nan)
+    value = value if all_finite(value) else torch.where(value.isfinite(), value, torch.nan)
     return value if mask is None else torch.where(mask.reshape(mask.shape + (1,) * event_dim), value, torch.nan)

@@ -17,6 +17,7 @@ from ..expressions import Expression, RandomTensor
 from ..expressions.axes import Axis, is_position
 from ..expressions.terms import Factor
 from ..rules import RandomDistribution, family_class, unwrap
+from ..values import all_finite
 from .data import joined_mask, seen_data
 
 #: Distributions with an argument that moves with the data.
@@ -125,7 +126,8 @@ def _mean_over(value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     along = [a if isinstance(a, int) and -value.ndim <= a < 0 else None for a in axes]
     labels = [a for a in along if a is not None]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
-    mean = value.double().nanmean(gone) if gone else value.double()
+    whole = value.double()
+    mean = whole if not gone else whole.mean(gone) if all_finite(whole) else whole.nanmean(gone)
     kept = [d - value.ndim for d in range(value.ndim) if d not in gone]
     mean = torch.nan_to_num(mean).to(value.dtype).permute([kept.index(a) for a in labels])
     return mean.reshape([1 if a is None else value.shape[a] for a in along])

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
@@ -57,7 +58,7 @@ class _Model:
                 _recording_context(like, nullcontext()),
                 warnings.catch_warnings(),
                 pyro.validation_enabled(False),
-                _Subsamples(subsamples),
+                _Draws(subsamples),
             ):
                 warnings.simplefilter("ignore")
                 return poutine.trace(self.function).get_trace(*self.args, **self.kwargs)
@@ -73,16 +74,28 @@ class _Model:
         return torch.empty(0, device=tensors[0].device if tensors else None)
 
 
-class _Subsamples(Messenger):
-    """Every plate at the subsample that was recorded."""
+class _Draws(Messenger):
+    """Every plate at the subsample that was recorded, and one choice that is drawn for many elements with its
+    probabilities held once, where torch would lay them out for each.
+    """
 
     def __init__(self, subsamples: Mapping[str, Tensor]) -> None:
         super().__init__()
         self.subsamples = subsamples
 
     def _pyro_sample(self, msg: Any) -> None:
-        if site_is_subsample(msg) and msg["value"] is None and msg["name"] in self.subsamples:
-            msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+        fn = msg["fn"]
+        if site_is_subsample(msg):
+            if msg["value"] is None and msg["name"] in self.subsamples:
+                msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+        elif type(fn) is dist.Categorical and not any(fn._param.stride()[:-1]) and not msg["is_observed"]:
+            name = "probs" if "probs" in vars(fn) else "logits"
+            one = dist.Categorical(**{name: fn._param[(0,) * len(fn.batch_shape)]})
+            cumulated = one.probs.cumsum(-1)
+            draws = cumulated[-1] * torch.rand(fn.batch_shape, dtype=cumulated.dtype, device=cumulated.device)
+            numbers = torch.searchsorted(cumulated, draws, right=True).clamp(max=len(cumulated) - 1)
+            one.logits  # noqa: B018 (it is computed here once, and expanded)
+            msg["fn"], msg["value"], msg["done"] = one.expand(fn.batch_shape), numbers, True
 
 
 @contextmanager
