@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from .errors import ArgumentError
+from .errors import ArgumentError, ModelError
 
 
 class Settings:
     """What holds for all guides and drivers that are made from now on."""
 
     def __init__(self) -> None:
-        self._memory_limit = 2**30
+        self._memory_limit = 2**32
 
     @property
     def memory_limit(self) -> int:
-        """The bytes that one table may take, 1 GiB by default.
+        """The bytes that one table may take, 4 GiB by default.
 
-        A model that needs a larger one (all combinations of discrete latents, say) is refused before anything is
-        allocated. Features of data that would take more than half of it are computed by chunks, at each sweep.
+        A model that needs a larger one (all combinations of discrete latents, the values of a discrete latent for each
+        datum, a full covariance) is refused before anything is allocated. Features of data that would take more than an
+        eighth of it are computed by chunks, at each sweep.
         """
         return self._memory_limit
 
@@ -32,4 +33,24 @@ class Settings:
 
 settings = Settings()
 
-__all__ = ["Settings", "settings"]
+
+def check_memory(what: str, numbers: int, advice: str) -> None:
+    """A table of so many numbers of eight bytes is within the limit.
+
+    Args:
+        what: the table, in words, with its site.
+        numbers: how many it holds.
+        advice: what to write instead.
+
+    Raises:
+        ModelError: if it is not.
+    """
+    limit, size = settings.memory_limit, 8 * numbers
+    if size > limit:
+        raise ModelError(
+            f"Expected {what} within pyro_latent.settings.memory_limit, {limit:,} bytes; got {size:,} bytes. {advice} "
+            "Or raise the limit, where there is the memory."
+        )
+
+
+__all__ = ["Settings", "check_memory", "settings"]

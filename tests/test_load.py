@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import itertools
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, LatentValueError
+from pyro_latent import CAVI, AutoConjugate, LatentValueError, ModelError
 from pyro_latent.kmeans import k_means
 from pyro_latent.models import gmm
-from pyro_latent.objective import features
+from pyro_latent.objective import discrete, features
 from pyro_latent.settings import settings
 
 
@@ -35,10 +39,31 @@ def grid(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(loc[z], precision[z].rsqrt()), obs=x)
 
 
+def chains(x: Tensor) -> None:
+    """A chain of three states in each row."""
+    move = x.new_tensor([[0.8, 0.1, 0.1], [0.2, 0.6, 0.2], [0.1, 0.1, 0.8]])
+    with pyro.plate("states", 3):
+        loc = pyro.sample("loc", dist.Normal(x.new_tensor(0.0), 3.0))
+    with pyro.plate("rows", len(x)):
+        z = torch.tensor(0)
+        for t in pyro.markov(range(x.shape[1])):
+            z = pyro.sample(f"z_{t}", dist.Categorical(move[z]), infer={"enumerate": "parallel"})
+            pyro.sample(f"x_{t}", dist.Normal(loc[z], 1.0), obs=x[:, t])
+
+
+def masked(x: Tensor, seen: Any) -> None:
+    """A mixture whose data is seen in part, with a scale."""
+    with pyro.plate("kinds", 3):
+        loc = pyro.sample("loc", dist.Normal(x.new_tensor(0.0), 3.0))
+    with pyro.plate("rows", len(x)), poutine.scale(scale=0.5), poutine.mask(mask=seen):
+        z = pyro.sample("z", dist.Categorical(x.new_tensor([0.2, 0.3, 0.5])), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+
 @pytest.mark.parametrize("restarts", [1, 3])
-@pytest.mark.parametrize("name", ["full covariances", "two plates"])
+@pytest.mark.parametrize(("name", "most"), [("full covariances", 2**18), ("two plates", 2**14)])
 def test_features_by_chunks_give_what_held_features_do(
-    name: str, restarts: int, limit: None, monkeypatch: pytest.MonkeyPatch
+    name: str, most: int, restarts: int, limit: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     x = torch.randn(700, 5, dtype=torch.float64) + 3 * (torch.rand(700, 1) < 0.5)
@@ -51,9 +76,35 @@ def test_features_by_chunks_give_what_held_features_do(
         return CAVI(gmm.model, guide).run(x, 4, max_steps=6, tol=0).elbo
 
     held = run()
-    settings.memory_limit = 2**10
-    monkeypatch.setattr(features, "_CHUNK", 2**9)
+    settings.memory_limit = most
+    monkeypatch.setattr(features, "_CHUNK", 2**12)
     torch.testing.assert_close(run(), held, rtol=1e-12, atol=0)
+
+
+@pytest.mark.parametrize("restarts", [1, 3])
+@pytest.mark.parametrize("name", ["full covariances", "two plates", "chains", "masked"])
+def test_sites_that_are_eliminated_by_parts_of_a_plate_give_what_all_at_once_does(
+    name: str, restarts: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(701, 3, dtype=torch.float64) + 3 * (torch.rand(701, 1) < 0.5)
+    programs: dict[str, tuple[Callable[..., None], tuple[Any, ...], list[tuple[str, ...]]]] = {
+        "full covariances": (gmm.model, (x, 4), [("mean", "precision")]),
+        "two plates": (grid, (x,), []),
+        "chains": (chains, (x,), []),
+        "masked": (masked, (x[:, 0], torch.rand(701) < 0.7), []),
+    }
+    model, arguments, blocks = programs[name]
+
+    def run() -> tuple[Tensor, Tensor]:
+        guide = AutoConjugate(model, blocks=blocks, init=0, restarts=restarts)
+        elbo = CAVI(model, guide).run(*arguments, max_steps=4, tol=0).elbo
+        return elbo, next(d.probs for d in guide.posterior().values() if hasattr(d, "probs"))
+
+    whole = run()
+    monkeypatch.setitem(discrete._TABLE, "cpu", 2**9)
+    for found, expected in zip(run(), whole, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "1GB"])
@@ -74,6 +125,71 @@ def test_a_table_over_the_limit_is_refused_with_its_size(limit: None) -> None:
     settings.memory_limit = 2**12
     with pytest.raises(LatentValueError, match=r"of 'z', which have 1024 .* bytes, over pyro_latent.settings.memory"):
         CAVI(model, AutoConjugate(model)).step(x)
+
+
+def huge(x: Tensor, which: str) -> None:
+    """Models that no machine has the memory for."""
+    mark: Any = {"enumerate": "parallel"}
+    if which == "w":
+        w = pyro.sample("w", dist.Normal(x.new_zeros(10**6), 1.0).to_event(1))
+        pyro.sample("x", dist.Normal(w[..., 0], 1.0), obs=x[0])
+        return
+    if which == "grid":
+        sites: dict[tuple[int, int], Tensor] = {}
+        for i, j in itertools.product(range(9), repeat=2):
+            z = sites[i, j] = pyro.sample(f"z_{i}_{j}", dist.Categorical(x.new_ones(90) / 90), infer=mark)
+            for near in ((i - 1, j), (i, j - 1)):
+                if near in sites:
+                    pyro.sample(f"x_{i}_{j}_{near}", dist.Normal(z - sites[near], 1.0), obs=x[0])
+        return
+    wide = pyro.plate("rows", 10**7)
+    with wide:
+        if which == "count":
+            z = pyro.sample("count", dist.Binomial(10**14, x.new_tensor(0.5)), infer=mark)
+        elif which == "one_hot":
+            z = pyro.sample("one_hot", dist.OneHotCategorical(x.new_ones(10**6) / 10**6), infer=mark)[..., 0]
+        elif which == "tosses":
+            z = pyro.sample("tosses", dist.Binomial(10**6, x.new_tensor(0.5)), infer=mark)
+        else:
+            z = pyro.sample("label", dist.Categorical(x.new_ones(10**6) / 10**6), infer=mark)
+    with pyro.plate("kinds", 10**6):
+        loc = pyro.sample("loc", dist.Normal(x.new_tensor(0.0), 1.0))
+    with wide:
+        pyro.sample("x", dist.Normal(loc[z] if which == "label" else z * 1e-3, 1.0), obs=x.expand(10**7))
+
+
+@pytest.mark.parametrize(
+    ("which", "site"),
+    [
+        ("count", "'count'"),
+        ("one_hot", "'one_hot'"),
+        ("tosses", "'tosses'"),
+        ("label", "'label'"),
+        ("w", "'w'"),
+        ("grid", "'z_0_0', 'z_0_1'"),
+    ],
+)
+def test_what_takes_more_memory_than_any_machine_has_is_refused_before_it_is_allocated(which: str, site: str) -> None:
+    """The errors name the sites, the bytes, the limit, and what to write instead."""
+    x = torch.zeros(1, dtype=torch.float64)
+    with (
+        warnings.catch_warnings(),
+        pytest.raises(
+            (ModelError, LatentValueError), match=rf"{site}.* [\d,]{{15,}} bytes.*(Give|give|Take)"
+        ) as caught,
+    ):
+        warnings.simplefilter("ignore")
+        CAVI(huge, AutoConjugate(huge)).step(x, which)
+    assert "pyro_latent.settings.memory_limit" in str(caught.value)
+
+
+def test_a_limit_that_is_raised_lets_a_model_through(limit: None) -> None:
+    x = torch.randn(50, 2, dtype=torch.float64)
+    settings.memory_limit = 50 * 3 * 8 - 1
+    with pytest.raises(ModelError, match=r"a table of all values of 'component' .* 1,199 bytes; got 1,200 bytes"):
+        CAVI(gmm.model, AutoConjugate(gmm.model)).step(x, 3)
+    settings.memory_limit += 1
+    CAVI(gmm.model, AutoConjugate(gmm.model)).step(x, 3)
 
 
 def test_the_clusters_of_many_points_are_those_of_a_sample() -> None:

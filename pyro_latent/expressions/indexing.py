@@ -14,8 +14,8 @@ from torch import Tensor
 
 from ..errors import LatentValueError
 from .axes import Axis, Gather, Label, as_axis, broadcast_shapes
-from .symbolic import Symbolic, check_combinations
-from .terms import Choice
+from .symbolic import Symbolic
+from .terms import Choice, check_combinations
 
 #: The dtypes of an index that are masks.
 _MASKS = (torch.bool, torch.uint8)

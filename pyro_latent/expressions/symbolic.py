@@ -11,14 +11,10 @@ from typing import Any, Self
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError, LatentValueError
-from ..settings import settings
+from ..errors import ArgumentError
 from .axes import Gather, broadcast_shapes, is_summed, laid, position_axes, shift
 from .evaluation import Values, evaluate_term
-from .terms import Choice, Constant, Factor, Replay, Term, Variable
-
-#: A table has at most so many combinations of values.
-_MOST_COMBINATIONS = 2**20
+from .terms import Choice, Constant, Factor, Replay, Term, Variable, check_combinations
 
 
 @dataclass(frozen=True)
@@ -308,21 +304,3 @@ class Symbolic:
 
 def count_combinations(tables: Sequence[Symbolic]) -> int:
     return math.prod({c.label: c.size for t in tables for c in t.unbound().choices}.values())
-
-
-def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
-    """A table of all combinations of some discrete latents, of so many numbers, is affordable.
-
-    Raises:
-        LatentValueError: if it is not.
-    """
-    count, size = math.prod(c.size for c in choices), 8 * numbers
-    if count <= _MOST_COMBINATIONS and size <= settings.memory_limit:
-        return
-    names = ", ".join(repr(s) for s in sorted({c.site for c in choices}))
-    table = f" in a table of {size:,} bytes, over pyro_latent.settings.memory_limit" if size else ""
-    raise LatentValueError(
-        f"Expected an operation on few discrete latents at once; got one on {len(choices)} elements of {names}, which "
-        f"have {count} combinations of values{table}. Sums of them, and sums of functions of one element each, need no "
-        "joint table: write those, or give the elements a site of fewer values."
-    )

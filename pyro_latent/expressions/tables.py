@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import LatentValueError
 from .axes import is_summed
 from .expression import Expression
-from .symbolic import check_combinations
+from .terms import check_combinations
 
 
 def words(text: str) -> frozenset[str]:

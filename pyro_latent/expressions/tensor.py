@@ -21,9 +21,8 @@ from torch import Tensor
 from ..errors import LatentValueError
 from .expression import Expression
 from .operations import IN_PLACE, LIKE_ANOTHER, METHODS, NUMPY_OPERATIONS, OPERATIONS, SHAPE_ONLY, SHAPE_QUERIES
-from .symbolic import check_combinations
 from .tables import ALONG, MOVES, along, moved, of_tables
-from .terms import Choice, Replay
+from .terms import Choice, Replay, check_combinations
 
 
 class RandomTensor(Tensor):

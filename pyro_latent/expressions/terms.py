@@ -25,6 +25,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..errors import LatentValueError
+from ..settings import settings
 from ..values import all_finite
 from .axes import (
     Axis,
@@ -48,6 +50,9 @@ from .axes import (
     widened,
 )
 
+#: A table has at most so many combinations of values.
+_MOST_COMBINATIONS = 2**20
+
 
 @dataclass(frozen=True, eq=False)
 class Constant:
@@ -59,6 +64,14 @@ class Constant:
     @cached_property
     def is_finite(self) -> bool:
         return all_finite(self.tensor)
+
+    def unrepeated(self) -> Labelled:
+        """The tensor with one of the numbers that ``expand`` repeats along a free label, and the labels."""
+        tensor = self.tensor
+        for i, label in enumerate(self.labels):
+            if is_free(label) and tensor.stride(i) == 0 and tensor.shape[i] > 1:
+                tensor = tensor.narrow(i, 0, 1)
+        return tensor, self.labels
 
     def is_diagonal(self, row: int, column: int) -> bool:
         """Whether the constant is zero wherever the two labels differ."""
@@ -338,7 +351,29 @@ class Term:
         if not self.constants:
             dtype = like.dtype if like.is_floating_point() else torch.float64
             return torch.as_tensor(self.coefficient, dtype=dtype, device=like.device), ()
-        return contract([(c.tensor, c.labels) for c in self.constants], labels) * self.coefficient, labels
+        numbers = math.prod(self.sizes[label] for label in labels)
+        if 8 * numbers > settings.memory_limit and numbers > max(c.tensor.numel() for c in self.constants):
+            check_combinations(self.choices, numbers)
+        return contract([c.unrepeated() for c in self.constants], labels) * self.coefficient, labels
+
+
+def check_combinations(choices: Sequence[Choice], numbers: int = 0) -> None:
+    """A table of all combinations of some discrete latents, of so many numbers, is affordable.
+
+    Raises:
+        LatentValueError: if it is not.
+    """
+    count, size = math.prod(c.size for c in choices), 8 * numbers
+    if count <= _MOST_COMBINATIONS and (size <= settings.memory_limit or not choices):
+        return
+    names = ", ".join(repr(s) for s in sorted({c.site for c in choices}))
+    is_large = size > settings.memory_limit
+    table = f" in a table of {size:,} bytes, over pyro_latent.settings.memory_limit" if is_large else ""
+    raise LatentValueError(
+        f"Expected an operation on few discrete latents at once; got one on {len(choices)} elements of {names}, which "
+        f"have {count} combinations of values{table}. Sums of them, and sums of functions of one element each, need no "
+        "joint table: write those, or give the elements a site of fewer values."
+    )
 
 
 def _chosen(constant: Constant, label: Label, value: int) -> Constant:

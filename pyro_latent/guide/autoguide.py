@@ -213,7 +213,8 @@ class AutoConjugate(AutoGuide):
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
-        program = compile_program(recording, self._joint, self._mean_field_of(recording))
+        restarts = 1 if predict else self.restarts
+        program = compile_program(recording, self._joint, self._mean_field_of(recording), restarts)
         call = RecordedCall(self.model, args, kwargs)
         if fitted:
             state, layout = posterior.adopted(program, predict)

@@ -115,6 +115,12 @@ class Block:
         return sum(site.shape.numel() for site in self.sites)
 
     @cached_property
+    def numbers(self) -> int:
+        """How many numbers its mean parameters hold, for one start."""
+        size = max((shape[-1] for shape in self.event_shapes if shape), default=1)
+        return self.batch_shape.numel() * sum(size**event for event in self.family.statistics.values())
+
+    @cached_property
     def update(self) -> Any:
         """The hand-written update attached to the block, if any."""
         return self.sites[0].update

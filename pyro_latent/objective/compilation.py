@@ -8,6 +8,7 @@ for given responsibilities, responsibilities × features.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -18,18 +19,22 @@ from ..errors import ModelError, NotConjugateError
 from ..expressions.terms import Term
 from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording, ScoredSite
+from ..settings import check_memory
 from .blocks import Block, BlockKey, Means, discrete_block, make_blocks
 from .densities import conflicts, parts_of, usable_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import expect
 from .factors import DiscreteFactor, make_factor
-from .joints import Joint, TooLargeError, connected
+from .joints import Joint, Layout, TooLargeError, connected
 from .locality import is_in_subsample, locality
 from .obstacles import all_at_once
 from .program import Program
 from .summands import Summand, cast, gradients, merged, summand_of
 
+_SMALLER_BLOCK = (
+    "If its elements may be independent, declare them with pyro.plate and without .to_event(); or give it fewer."
+)
 #: Constants of more elements than this are not kept in float64 beside the dtype of the data.
 _LARGE = 2**22
 
@@ -38,7 +43,10 @@ Terms = Mapping[str, Sequence[Term]]
 
 
 def compile_program(
-    recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_field: Collection[str] = ()
+    recording: Recording,
+    joint: tuple[tuple[str, ...], ...] = (),
+    mean_field: Collection[str] = (),
+    starts: int = 1,
 ) -> Program:
     """The ELBO of a recorded model under blocks.
 
@@ -46,23 +54,28 @@ def compile_program(
         recording: the model.
         joint: sites that share a block.
         mean_field: discrete sites whose elements are independent in q.
+        starts: the number of starts that the memory of tables is estimated for.
 
     Raises:
         NotConjugateError: if sites are not conditionally conjugate, or couple the elements of a block: it lists all.
-        ModelError: if ``mean_field`` names no discrete site.
+        ModelError: if ``mean_field`` names no discrete site, or a table is over the limit of memory.
     """
     try:
-        return _compiled(recording, joint, mean_field)
+        return _compiled(recording, joint, mean_field, starts)
     except NotConjugateError as first:
         raise all_at_once(recording, joint, first) from None
 
 
-def _compiled(recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str]) -> Program:
+def _compiled(
+    recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str], starts: int
+) -> Program:
     blocks = make_blocks(recording, joint)
     scored, live = without_masks(recording)
     terms = {name: usable_terms(s) for name, s in scored.items()}
-    why = _in_mean_field(recording, scored, terms, mean_field)
+    why = _in_mean_field(recording, scored, terms, mean_field, starts)
     blocks = _in_order(recording, blocks | _discrete_blocks(recording, why, live)) if why else blocks
+    for block in blocks.values():
+        check_memory(f"the posterior of {block.label!r}, a {block.family.name}", starts * block.numbers, _SMALLER_BLOCK)
     derived = derived_variables(recording)
     owners: Owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
@@ -102,7 +115,7 @@ def _compiled(recording: Recording, joint: tuple[tuple[str, ...], ...], mean_fie
 
 
 def _in_mean_field(
-    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str]
+    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str], starts: int
 ) -> dict[str, str]:
     """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why."""
     sites = recording.discrete
@@ -118,10 +131,29 @@ def _in_mean_field(
         names = {s.name for s in group}
         own = [x for x in layouts if set(x.names) & names]
         try:
-            Joint(own, group, range(len(own)))
+            found_joint = Joint(own, group, range(len(own)))
         except TooLargeError as problem:
             found |= dict.fromkeys(names, f"their joint posterior needs {problem}")
+        else:
+            _check_tables(found_joint, own, starts)
     return found
+
+
+def _check_tables(joint: Joint, layouts: Sequence[Layout], starts: int) -> None:
+    """The log factors of discrete sites and the tables of their elimination fit into memory.
+
+    Raises:
+        ModelError: if one does not.
+    """
+    for layout in layouts:
+        names = ", ".join(dict.fromkeys(map(repr, layout.names)))
+        numbers = math.prod(r.site.cardinality for r in layout.readings) * math.prod(layout.sizes)
+        advice = f"Give {names} fewer values or elements, or the data in batches: CAVI(model, guide, memoised=True)."
+        check_memory(f"a table of all values of {names}", starts * numbers, advice)
+    few = [site.name for site in joint.sites][:8]
+    names = ", ".join(map(repr, few)) + (f" and {len(joint.sites) - 8} more" if len(joint.sites) > 8 else "")
+    advice = f"Take some of them for independent: AutoConjugate(model, mean_field={few[:2]})."
+    check_memory(f"the joint posterior of {names} in tables", starts * joint.plan.numbers, advice)
 
 
 def _discrete_blocks(recording: Recording, names: Collection[str], live: Mapping[str, Tensor]) -> dict[BlockKey, Block]:

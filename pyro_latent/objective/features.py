@@ -25,7 +25,7 @@ from .summands import labels_of
 #: The bytes of a chunk.
 _CHUNK = 2**23
 #: Features that would take more than this share of the limit of memory are made anew for each product.
-_SHARE = 2
+_SHARE = 8
 
 
 @dataclass(frozen=True, eq=False)

@@ -60,8 +60,13 @@ def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
         event = discrete.support.ndim - 1
         value = trace.nodes[name]["value"] if name in trace.nodes else None
         if value is not None and value.shape == discrete.batch_shape + discrete.support.shape[1:]:
-            equal = value.unsqueeze(-1 - event) == discrete.support
-            found[name] = (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
+            if event:
+                equal = value.unsqueeze(-1 - event) == discrete.support
+                found[name] = equal.flatten(equal.ndim - event).all(-1).int().argmax(-1)
+            else:  # without a table of all values for each element
+                order = discrete.support.argsort()
+                place = torch.searchsorted(discrete.support, value.to(discrete.support), sorter=order)
+                found[name] = order[place.clamp(max=len(order) - 1)]
     return found
 
 

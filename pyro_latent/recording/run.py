@@ -89,8 +89,8 @@ class _Draws(Messenger):
             if msg["value"] is None and msg["name"] in self.subsamples:
                 msg["value"], msg["done"] = self.subsamples[msg["name"]], True
         elif type(fn) is dist.Categorical and not any(fn._param.stride()[:-1]) and not msg["is_observed"]:
-            name = "probs" if "probs" in vars(fn) else "logits"
-            one = dist.Categorical(**{name: fn._param[(0,) * len(fn.batch_shape)]})
+            first = fn._param[(0,) * len(fn.batch_shape)]
+            one = dist.Categorical(probs=first) if "probs" in vars(fn) else dist.Categorical(logits=first)
             cumulated = one.probs.cumsum(-1)
             draws = cumulated[-1] * torch.rand(fn.batch_shape, dtype=cumulated.dtype, device=cumulated.device)
             numbers = torch.searchsorted(cumulated, draws, right=True).clamp(max=len(cumulated) - 1)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor
 from ..rules import BOUNDS, RandomDistribution, family_class, unwrap
+from ..settings import check_memory
 
 
 def dtypes_of(distribution: Any) -> set[torch.dtype]:
@@ -53,6 +54,7 @@ def support_of(name: str, fn: Any) -> Tensor:
             f"Expected a known total_count of the discrete latent {name!r}; got one that depends on latents. Write it "
             "as a sum of Bernoulli sites."
         )
+    _check_size(name, fn)
     try:
         support: Tensor = placeholder_distribution(fn).enumerate_support(expand=False)
     except NotImplementedError:
@@ -61,6 +63,18 @@ def support_of(name: str, fn: Any) -> Tensor:
             "with infinitely many values, or without a list of them."
         ) from None
     return support.reshape(support.shape[0], *fn.event_shape)
+
+
+def _check_size(name: str, fn: Any) -> None:
+    """The list of a discrete latent's values fits into memory.
+
+    Raises:
+        ModelError: if it does not.
+    """
+    plain, event = placeholder_distribution(fn), fn.event_shape.numel()
+    bound = getattr(plain, "total_count", None)
+    count = int(torch.as_tensor(bound).max()) + 1 if bound is not None and not event > 1 else event
+    check_memory(f"the values of the discrete latent {name!r}", count * event, "Give it fewer values.")
 
 
 def is_bound_by_latent(base: Any) -> bool:
