@@ -738,7 +738,7 @@ def test_each_of_the_restarts_is_the_run_of_its_start_alone() -> None:
     x = clusters(40)
     guide = AutoConjugate(mixture, init=5, restarts=4)
     guide(x)
-    starts = [probs[0] for probs in guide.posterior_state.starts["z"].split(1)]
+    starts = torch.nn.functional.one_hot(guide.posterior_state.starts["z"], 3).to(x)  # labels of clusters
     states = [{k: n.map(functools.partial(one_start, i)) for k, n in guide.state.items()} for i in range(4)]
     together = CAVI(mixture, guide).run(x, max_steps=15, tol=0).restarts
     for i in range(4):
