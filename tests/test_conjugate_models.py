@@ -242,12 +242,14 @@ MIXTURE_PRIORS: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize(("size", "priors"), [(1, {}), (3, MIXTURE_PRIORS), (6, {})])
-def test_converged_mixture_equals_scikit_learn(old_faithful: Tensor, size: int, priors: dict[str, Any]) -> None:
+@pytest.mark.parametrize(("size", "steps", "priors"), [(1, 5, {}), (3, 120, MIXTURE_PRIORS), (6, 160, {})])
+def test_converged_mixture_equals_scikit_learn(
+    old_faithful: Tensor, size: int, steps: int, priors: dict[str, Any]
+) -> None:
     responsibilities = start(len(old_faithful), size)
-    fitted = fit_scikit_learn(old_faithful, responsibilities, 700, 0.0, **priors)
+    fitted = fit_scikit_learn(old_faithful, responsibilities, steps, 0.0, **priors)
     init = {"component": responsibilities}
-    found = fit(gmm.model, old_faithful, size, blocks=JOINT, init=init, tol=0, max_steps=701, **priors)
+    found = fit(gmm.model, old_faithful, size, blocks=JOINT, init=init, tol=0, max_steps=steps + 1, **priors)
     assert found.result.elbo[-1] - found.result.elbo[-2] < 1e-9
     assert_equals_scikit_learn(found, fitted, rtol=1e-6)
     theirs = fitted.predict_proba(old_faithful.numpy())
@@ -298,7 +300,7 @@ def test_a_small_concentration_leaves_two_of_six_components_on_old_faithful(old_
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_shifted_and_scaled_data_shift_and_scale_the_mixture(old_faithful: Tensor, covariance: gmm.Covariance) -> None:
     data = rounded(old_faithful)
-    options: dict[str, Any] = {"blocks": JOINT, "init": {"component": start(len(data), 3)}, "tol": 0, "max_steps": 60}
+    options: dict[str, Any] = {"blocks": JOINT, "init": {"component": start(len(data), 3)}, "tol": 0, "max_steps": 15}
     plain = fit(gmm.model, data, 3, covariance=covariance, **options)
     shifted = fit(gmm.model, data + 1e6, 3, covariance=covariance, **options)
     scaled = fit(gmm.model, data * 1024, 3, covariance=covariance, **options)
@@ -327,7 +329,7 @@ def independent_mixture(data: Tensor, size: int) -> None:
         pyro.sample("obs", likelihood, obs=data)
 
 
-@pytest.mark.parametrize("count", [1, 5, 100])
+@pytest.mark.parametrize("count", [1, 5, 30])
 def test_mixture_with_independent_priors_equals_bayespy(old_faithful: Tensor, count: int) -> None:
     data = (old_faithful - old_faithful.mean(0)) / old_faithful.std(0)
     responsibilities, eye = start(len(data), 3), torch.eye(2, dtype=DOUBLE)
@@ -436,13 +438,17 @@ def gaussian_mean_field(precision: Tensor, linear: Tensor, blocks: Sequence[Sequ
     return torch.linalg.solve(precision, linear), (parts - precision.logdet().item()) / 2
 
 
-@pytest.mark.parametrize("predictor", PREDICTORS)
-@pytest.mark.parametrize("offset", [0.0, 1e6])
-def test_intercept_and_weights_reach_the_mean_field_of_a_gaussian(predictor: Predictor, offset: float) -> None:
+def correlated(offset: float) -> tuple[Tensor, Tensor]:
+    """The data of a regression in which the intercept and the weights are correlated."""
     features, target = diabetes()
-    features = features + 0.05  # so that the intercept and the weights are correlated
-    target = rounded(target)
-    found = fit(intercept_regression, features, target + offset, predictor, 1.0 + offset, tol=0, max_steps=400)
+    return features + 0.05, rounded(target) + offset
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_intercept_and_weights_reach_the_mean_field_of_a_gaussian(offset: float) -> None:
+    features, target = correlated(offset)
+    found = fit(intercept_regression, features, target, by_matmul, 1.0 + offset, tol=0, max_steps=40)
+    target = target - offset
     design = torch.cat([torch.ones(len(target), 1, dtype=DOUBLE), features], 1)
     prior = torch.tensor([1 / 9] + [1 / 4] * 10, dtype=DOUBLE)
     precision = prior.diag() + design.T @ design / 0.49
@@ -453,6 +459,23 @@ def test_intercept_and_weights_reach_the_mean_field_of_a_gaussian(predictor: Pre
     covariance = (design / prior) @ design.T + 0.49 * torch.eye(len(target), dtype=DOUBLE)
     evidence = scipy.stats.multivariate_normal.logpdf(target, np.ones(len(target)), covariance)
     assert found.guide.elbo() == pytest.approx(evidence - divergence, rel=1e-9)
+
+
+@pytest.mark.parametrize("predictor", PREDICTORS[1:])
+@pytest.mark.parametrize("offset", [0.0, 1e6])
+def test_intercept_and_weights_take_the_same_sweeps_by_every_product(predictor: Predictor, offset: float) -> None:
+    features, target = correlated(offset)
+    found, expected = (
+        fit(intercept_regression, features, target, product, 1.0 + offset, tol=0, max_steps=3)
+        for product in (predictor, by_matmul)
+    )
+    torch.testing.assert_close(found.result.elbo, expected.result.elbo, rtol=1e-9, atol=0)
+    assert expected.result.elbo.diff().min() > 1e-4  # three sweeps are not the end
+    theirs = [expected.posterior(name) for name in ("intercept", "weights")]
+    for name, one in zip(("intercept", "weights"), theirs, strict=True):
+        shift = offset if name == "intercept" else 0.0
+        torch.testing.assert_close(found.posterior(name).mean - shift, one.mean - shift, rtol=1e-8, atol=1e-9)
+        torch.testing.assert_close(found.posterior(name).variance, one.variance, rtol=1e-8, atol=0)
 
 
 # ---------------------------------------------------------------------------------------------- principal components
@@ -775,11 +798,10 @@ def effects_by_matrix(target: Tensor, group: Tensor, other: Tensor) -> None:
         pyro.sample("obs", dist.Normal(intercept + groups @ effect - 2 * others @ slope, 0.7), obs=target)
 
 
-@pytest.mark.parametrize("model", [effects_by_index, effects_by_matrix])
-def test_crossed_effects_reach_the_mean_field_of_a_gaussian(model: Any) -> None:
+def test_crossed_effects_reach_the_mean_field_of_a_gaussian() -> None:
     target, group = grouped()
     other = torch.arange(23) % 3
-    found = fit(model, target, group, other, tol=0, max_steps=300)
+    found = fit(effects_by_index, target, group, other, tol=0, max_steps=300)
     groups, others = torch.nn.functional.one_hot(group, 4), torch.nn.functional.one_hot(other, 3)
     design = torch.cat([torch.ones(23, 1), groups, -2 * others], 1).to(DOUBLE)
     prior = torch.full((8,), 4.0, dtype=DOUBLE)
@@ -793,6 +815,13 @@ def test_crossed_effects_reach_the_mean_field_of_a_gaussian(model: Any) -> None:
     covariance = (design / prior) @ design.T + 0.49 * torch.eye(23, dtype=DOUBLE)
     evidence = scipy.stats.multivariate_normal.logpdf(target, design @ loc, covariance)
     assert found.guide.elbo() == pytest.approx(evidence - divergence, rel=1e-9)
+    by_index, by_matrix = (
+        fit(model, target, group, other, tol=0, max_steps=5) for model in (effects_by_index, effects_by_matrix)
+    )
+    torch.testing.assert_close(by_matrix.result.elbo, by_index.result.elbo, rtol=1e-9, atol=0)
+    for name in ("intercept", "effect", "slope"):
+        ours, theirs = by_matrix.posterior(name), by_index.posterior(name)
+        torch.testing.assert_close(ours.mean.reshape(-1), theirs.mean.reshape(-1), rtol=1e-8, atol=1e-9)
 
 
 # ------------------------------------------------------------------------------------------------- discrete latents
@@ -1138,12 +1167,12 @@ def assert_same_globals(found: Fit, expected: Fit, rtol: float = 1e-8) -> None:
 
 def started(model: Any) -> dict[str, Any]:
     """A start that breaks the symmetry of the mixture alike in models of other sizes."""
+    options: dict[str, Any] = {"tol": 0, "max_steps": 10}
     if model is not weighted_mixture:
-        return {"tol": 0, "max_steps": 100}
+        return options
     loc = torch.tensor([-1.0, 1.0], dtype=DOUBLE)
     concentration = torch.tensor([2.0, 2.0], dtype=DOUBLE)
-    init = {"mu": dist.Normal(loc, 1.0), "pi": dist.Dirichlet(concentration)}
-    return {"tol": 0, "max_steps": 100, "init": init}
+    return options | {"init": {"mu": dist.Normal(loc, 1.0), "pi": dist.Dirichlet(concentration)}}
 
 
 @pytest.mark.parametrize("model", WEIGHTED)
@@ -1177,7 +1206,9 @@ def test_masked_points_count_for_nothing(model: Any, hidden: float, how: str) ->
     x = points()
     mask = torch.arange(12) % 4 != 1
     seen = torch.where(mask, x, hidden)
-    assert_same_globals(fit(model, seen, 1.0, mask, how, **started(model)), fit(model, x[mask], **started(model)))
+    found, expected = fit(model, seen, 1.0, mask, how, **started(model)), fit(model, x[mask], **started(model))
+    torch.testing.assert_close(found.result.elbo, expected.result.elbo, rtol=1e-10, atol=0)
+    assert_same_globals(found, expected)
 
 
 @pytest.mark.parametrize("hidden", [0.0, math.nan])
@@ -1276,7 +1307,7 @@ CASES: dict[str, Case] = {
 }
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("name", CASES)
 def test_the_elbo_never_falls_and_is_a_maximum_over_every_block_at_the_end(name: str, seed: int) -> None:
     case = CASES[name]
