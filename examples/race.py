@@ -76,9 +76,9 @@ def race_lda(steps: int, device: str, seed: int = 0) -> Race:
     marginal = partial(lda.model, marginal=True)
     start = lda_start(corpus, 5)
 
-    def cavi() -> CAVI:
+    def cavi(annealing: int = 0) -> CAVI:
         given = {"beta": dist.Dirichlet(start["topic_word"]), "theta": dist.Dirichlet(start["doc_topic"])}
-        return CAVI(lda.model, AutoConjugate(lda.model, init=given))
+        return CAVI(lda.model, AutoConjugate(lda.model, init=given), annealing=annealing)
 
     def guide() -> Any:
         for name, value in start.items():
@@ -87,7 +87,8 @@ def race_lda(steps: int, device: str, seed: int = 0) -> Race:
 
     rates = [10 * rate for rate in LEARNING_RATES]  # concentrations are in the hundreds
     grid = svi_grid(marginal, guide, rates, loss=Trace_ELBO, name="SVI, Dirichlet guide", over=steps)
-    return race(lda.model, {"CAVI": cavi, **grid}, corpus, 5, max_steps=steps, seed=seed)
+    made = {"CAVI": cavi, "CAVI, annealed": lambda: cavi(60), **grid}
+    return race(lda.model, made, corpus, 5, max_steps=steps, seed=seed)
 
 
 def lda_start(corpus: lda.Corpus, num_topics: int) -> dict[str, Tensor]:

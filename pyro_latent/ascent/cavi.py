@@ -27,14 +27,12 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from .batches import arguments_of, check_resumable, first_of, held_data, length_of
-from .full import FullSteps
-from .memoised import MemoisedSteps
+from .options import inverse_temperatures, steps_for
 from .progress import CAVIResult, Progress, check_callback, naming_batches, recording
 from .saving import content_of, restore
-from .step_size import StepSize, as_step_size, described
-from .steps import Schedule, Steps, Task
-from .stochastic import StochasticSteps
-from .structured import StructuredSteps, structured_elbo
+from .step_size import StepSize, described
+from .steps import Schedule, Task
+from .structured import structured_elbo
 from .sweep import ModelArguments
 
 
@@ -57,6 +55,9 @@ class CAVI:
         memoised: for exact inference on data in pieces: each piece, in a subsampled plate, keeps its summary.
         structured: for structured stochastic inference, q(β) q(z | β): the number of draws of the globals β at each
             step; 0 for mean field. It needs ``step_size``.
+        annealing: a number of first sweeps, or their inverse temperatures in (0, 1], by default from 0.7 to 1. Such a
+            sweep is exact for the model's densities to that power, in which optima are fewer; the ELBO that it reports
+            is the model's own, which may fall until these sweeps are done, and never from there on.
 
     Example::
 
@@ -67,7 +68,7 @@ class CAVI:
         svi.run_batches(DataLoader(TensorDataset(x), batch_size=100, shuffle=True), epochs=3, size=len(x))
 
     Source: coordinate ascent, Bishop (2006) §10.1; stochastic, Hoffman et al. (2013); memoised, Hughes and Sudderth
-    (2013); structured, Hoffman and Blei (2015).
+    (2013); structured, Hoffman and Blei (2015); annealing, Katahira, Watanabe and Okada (2008).
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class CAVI:
         step_size: float | StepSize | None = None,
         memoised: bool = False,
         structured: int = 0,
+        annealing: int | Sequence[float] = 0,
     ) -> None:
         if more:
             raise ArgumentTypeError(
@@ -103,7 +105,8 @@ class CAVI:
         self.local_tol = self._schedule.local_tol
         structured = check_count("structured", structured, least=0)
         check_choice("memoised", memoised, [False, True])
-        self._steps = _steps(step_size, memoised, structured)
+        temperatures = inverse_temperatures(annealing)
+        self._steps = steps_for(step_size, memoised, structured, temperatures)
         self._revision = guide.posterior_state.revision  # of the guide, after the last step
         self._settings = {
             "order": self.order,
@@ -112,6 +115,7 @@ class CAVI:
             "step_size": described(step_size),
             "memoised": memoised,
             "structured": structured,
+            "annealing": list(temperatures),
         }
 
     # The face of SVI.
@@ -301,7 +305,7 @@ class CAVI:
         def state() -> dict[str, Any]:
             return content_of(self.guide, steps) | progress.to_state() | {"identity": identity}
 
-        converged = steps.is_exact and progress.has_settled(tol)
+        converged = steps.is_exact and not steps.is_annealing and progress.has_settled(tol)
         with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
                 for number, batch in progress.rest(batches):
@@ -309,7 +313,7 @@ class CAVI:
                         elbo = self._step(arguments(batch), number)
                     record(elbo)
                 progress.end_pass()
-                converged = steps.is_exact and progress.has_settled(tol)
+                converged = steps.is_exact and not steps.is_annealing and progress.has_settled(tol)
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
             args, kwargs = arguments(first_of(batches))
             self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
@@ -335,6 +339,11 @@ class CAVI:
         prepared = self.guide.prepare(args, kwargs, predict=True)
         elbo = structured_elbo(prepared.program, prepared.state, (args, kwargs), self._schedule, draws)
         return float(elbo.mean()), float(elbo.std() / math.sqrt(draws))
+
+    @property
+    def is_annealing(self) -> bool:
+        """Whether the last sweep was at a temperature, so that its ELBO may have fallen."""
+        return self._steps.is_annealing
 
     def sites(self, program: Program) -> list[BlockKey | None]:
         """The blocks in the order of their updates; None stands for the discrete sites."""
@@ -380,20 +389,6 @@ class CAVI:
             self._revision = posterior.revision
         self.guide.write_params()
         return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), dropped)
-
-
-def _steps(step_size: float | StepSize | None, memoised: bool, structured: int) -> Steps:
-    """The way to step that the arguments of ``CAVI`` ask for."""
-    if memoised and step_size is not None:
-        raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
-    if structured and step_size is None:
-        raise ArgumentError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
-    if memoised:
-        return MemoisedSteps()
-    if step_size is None:
-        return FullSteps()
-    size = as_step_size(step_size)
-    return StructuredSteps(size, structured) if structured else StochasticSteps(size)
 
 
 __all__ = ["CAVI", "CAVIResult"]

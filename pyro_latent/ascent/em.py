@@ -7,7 +7,7 @@ F(q, θ) = Q(θ) + H(q) (``docs/sources.md``, [4] equations (11), (45)–(61); N
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Literal
 
 import torch
@@ -20,6 +20,7 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Program
 from .cavi import CAVI
 from .full import FullSteps, check_whole
+from .options import inverse_temperatures
 from .steps import Task
 from .sweep import Sweep
 
@@ -39,8 +40,9 @@ class EMSteps(FullSteps):
         m_step: MStep,
         optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None,
         gradient_steps: int,
+        annealing: Sequence[float] = (),
     ) -> None:
-        super().__init__()
+        super().__init__(annealing)
         self.m_step = m_step
         self.optimizer = optimizer
         self.gradient_steps = gradient_steps
@@ -172,6 +174,8 @@ class EM(CAVI):
         init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
             Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
 
+        annealing: as in :class:`~pyro_latent.CAVI`; the E-step alone has a temperature (Ueda and Nakano 1998).
+
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
 
     Raises:
@@ -188,12 +192,15 @@ class EM(CAVI):
         gradient_steps: int = 20,
         init: Init = None,
         restarts: int = 1,
+        annealing: int | Sequence[float] = 0,
     ) -> None:
         if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
-        super().__init__(model, AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide)
+        guide = AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide
+        super().__init__(model, guide, annealing=annealing)
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
-        self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps))
+        temperatures = inverse_temperatures(annealing)
+        self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps), temperatures)
 
     @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:

@@ -39,11 +39,17 @@ class _Level:
 
 
 class FullSteps(Steps):
-    """Sweeps over every block; a start whose updates fail is dropped while others go on."""
+    """Sweeps over every block; a start whose updates fail is dropped while others go on.
+
+    The first ones are at the inverse temperatures of ``annealing``: they may lower the ELBO.
+    """
 
     takes_batches = False
 
-    def __init__(self) -> None:
+    def __init__(self, annealing: Sequence[float] = ()) -> None:
+        self.annealing = annealing
+        self._annealed = 0  # the sweeps of these that are done
+        self.is_annealing = False
         self._level: _Level | None = None
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
         self._living: list[int] = []  # the numbers of the starts that the guide holds
@@ -68,6 +74,8 @@ class FullSteps(Steps):
             before = _Level(program, bound, bound.elbo.tolist())
         failures, sweep, self._level = self._survivors(task, before)
         self._seen = seen if task.is_alone else {}
+        self.is_annealing = self._annealed < len(self.annealing)
+        self._annealed += self.is_annealing
         return sweep.state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
 
     def _survivors(self, task: Task, before: _Level | None) -> tuple[dict[int, str], Sweep, _Level]:
@@ -94,7 +102,10 @@ class FullSteps(Steps):
     def _swept(self, task: Task, before: _Level | None) -> tuple[Sweep, _Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, held = task.program, None if before is None else before.bound.held
-        sweep = Sweep(program, task.state, task.arguments, held, task.probs)
+        is_annealed = self._annealed < len(self.annealing)
+        inverse_temperature = self.annealing[self._annealed] if is_annealed else 1.0
+        held = None if is_annealed else held
+        sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=inverse_temperature)
         if before is not None:
             before.bound = before.bound._replace(held=None)
         del held
@@ -104,7 +115,7 @@ class FullSteps(Steps):
         values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
         check_finite(elbo, program, sweep.means)
-        fall = 0.0 if before is None else fall_of(before.elbo, elbo, magnitude, program.recording.dtype)
+        fall = 0.0 if before is None or is_annealed else fall_of(before.elbo, elbo, magnitude, program.recording.dtype)
         if before is not None and fall:
             culprit = _culprit(task, before)
             raise ElboDecreaseError(
@@ -141,10 +152,12 @@ class FullSteps(Steps):
         self._level, self._living, self._dropped = None, [], {}
 
     def to_state(self) -> dict[str, Any]:
-        return {"living": list(self._living), "dropped": list(self._dropped.items())}
+        annealed = {"annealed": self._annealed, "is_annealing": self.is_annealing}
+        return {"living": list(self._living), "dropped": list(self._dropped.items())} | annealed
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._living, self._dropped = None, list(state["living"]), dict(state["dropped"])
+        self._annealed, self.is_annealing = state["annealed"], state["is_annealing"]
 
     def number_of(self, start: int) -> int:
         return self._living[start] if self._living else start

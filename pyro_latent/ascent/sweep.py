@@ -89,7 +89,7 @@ class Sweep:
 
     ``held`` is that posterior where it is known already; ``probs`` where it was given by its probabilities; ``means``
     are the mean parameters to work at, where they are not those of the state; ``hold``: whether to eliminate the
-    discrete sites at once.
+    discrete sites at once. At an ``inverse_temperature`` the sweep is that of the model's densities to this power.
     """
 
     def __init__(
@@ -101,8 +101,10 @@ class Sweep:
         probs: Mapping[str, Tensor] | None = None,
         means: Means | None = None,
         hold: bool = True,
+        inverse_temperature: float = 1.0,
     ) -> None:
         self.program = program
+        self.inverse_temperature = inverse_temperature
         self.state = state
         self.args, self.kwargs = arguments
         self.means: Means = program.means(state) if means is None else means
@@ -132,7 +134,10 @@ class Sweep:
         for site in written:
             _, update = site.update  # type: ignore[misc]
             values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
-            self._probs[site.name] = torch.stack(values).to(self.program.recording.like)
+            given = torch.stack(values).to(self.program.recording.like)
+            if self.inverse_temperature != 1:
+                given = (self.inverse_temperature * given.log()).softmax(-1)
+            self._probs[site.name] = given
         if self._probs and self.program.factors:
             for site in self.program.discrete:
                 if site.name not in self._probs:
@@ -141,7 +146,7 @@ class Sweep:
             held = self.program.elimination.hold(given, self.means)
             if not written and not bool(held.log_normalizer.isfinite().all()):
                 held = None  # a start that cannot have made the data
-        self.held = held or self.program.elimination.eliminate(self.means)
+        self.held = held or self.program.elimination.eliminate(self.means, self.inverse_temperature)
         self.summands = self.program.elimination.held_summands(self.held)
 
     def responsibilities(self, site: DiscreteSite) -> Tensor:
@@ -164,6 +169,8 @@ class Sweep:
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
             natural = self.optimum_of(block)  # η ← ∂L̄/∂μ / s
+            if self.inverse_temperature != 1 and not block.is_point:
+                natural = natural.map(lambda t: self.inverse_temperature * t)
             self.set(key, taken(turn, natural, self.state[key]))  # μ ← ∇A(η)
 
     def optimum_of(self, block: Block) -> Natural:

@@ -258,7 +258,8 @@ class _Course:
             watch = Stopwatch()
             loss = self._step(driver)
             seconds += watch.seconds()
-            settled = isinstance(driver, CAVI) and before - loss <= self.tol * max(1.0, abs(loss))
+            settled = isinstance(driver, CAVI) and not driver.is_annealing
+            settled = settled and before - loss <= self.tol * max(1.0, abs(loss))
             last = settled or step == self.max_steps or seconds >= self.max_seconds
             if step >= due or last:
                 score = self._score(driver, name, self.num_samples)

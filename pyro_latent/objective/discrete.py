@@ -101,10 +101,15 @@ class DiscreteElimination:
         starts = max((len(v) for v in values), default=1)
         return [v.expand(starts, *v.shape[1:]) for v in values]
 
-    def eliminate(self, means: Means) -> DiscretePosterior | None:
-        """The exact posterior given the other blocks; None where no density depends on a discrete site."""
+    def eliminate(self, means: Means, inverse_temperature: float = 1.0) -> DiscretePosterior | None:
+        """The exact posterior given the other blocks; None where no density depends on a discrete site.
+
+        ``inverse_temperature``: that of the model whose densities are those of this one, to that power.
+        """
 
         def exact(joint: Joint, part: _Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
+            if inverse_temperature != 1:
+                values = [inverse_temperature * v for v in values]
             with torch.enable_grad():
                 values = [v.detach().requires_grad_() for v in values]
                 total, magnitude = joint.run(values, part.sizes)

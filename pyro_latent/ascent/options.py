@@ -1,0 +1,67 @@
+"""The options of ``CAVI`` that say how it steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from torch import Tensor
+
+from ..errors import ArgumentError, ArgumentTypeError, as_real
+from .full import FullSteps
+from .memoised import MemoisedSteps
+from .step_size import StepSize, as_step_size
+from .steps import Steps
+from .stochastic import StochasticSteps
+from .structured import StructuredSteps
+
+#: The inverse temperature of the first sweep. Much below it the components of a mixture become one and stay so.
+_FIRST = 0.7
+
+
+def inverse_temperatures(annealing: int | Sequence[float]) -> tuple[float, ...]:
+    """The inverse temperature of each sweep: as given, or of so many sweeps, rising from 0.7 by one factor.
+
+    Raises:
+        ArgumentTypeError: for what is neither.
+        ArgumentError: for a negative number of sweeps, or an inverse temperature outside (0, 1].
+    """
+    if isinstance(annealing, np.generic | np.ndarray | Tensor):
+        annealing = annealing.tolist()
+    if isinstance(annealing, int) and not isinstance(annealing, bool):
+        if annealing < 0:
+            raise ArgumentError(f"Expected annealing to be a number of sweeps of at least 0; got {annealing}.")
+        return tuple(_FIRST ** (1 - t / annealing) for t in range(annealing))
+    if isinstance(annealing, bool | str | bytes) or not isinstance(annealing, Sequence):
+        raise ArgumentTypeError(
+            "Expected annealing to be a number of sweeps, or a sequence of inverse temperatures in (0, 1]; got "
+            f"{annealing!r}."
+        )
+    found = tuple(as_real(value) for value in annealing)
+    wrong = [value for value in found if not 0 < value <= 1]
+    if wrong:
+        raise ArgumentError(f"Expected inverse temperatures in (0, 1]; got {wrong[0]!r}. They rise to 1.")
+    return found
+
+
+def steps_for(step_size: float | StepSize | None, memoised: bool, structured: int, annealing: Sequence[float]) -> Steps:
+    """The way to step that the arguments of ``CAVI`` ask for."""
+    if memoised and step_size is not None:
+        raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
+    if structured and step_size is None:
+        raise ArgumentError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
+    if step_size is None and not memoised:
+        return FullSteps(annealing)
+    if annealing:
+        raise ArgumentError(
+            "Expected annealing on all of the data; got step_size or memoised=True. Leave one of them out: anneal on a "
+            "part of the data, and give its posterior as init=."
+        )
+    if memoised:
+        return MemoisedSteps()
+    assert step_size is not None
+    size = as_step_size(step_size)
+    return StructuredSteps(size, structured) if structured else StochasticSteps(size)
+
+
+__all__ = ["inverse_temperatures", "steps_for"]
