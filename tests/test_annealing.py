@@ -10,13 +10,13 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from shared_models import mixture
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent import CAVI, EM, ArgumentError, ArgumentTypeError, AutoConjugate, handlers
 from pyro_latent.criticism import race
 from pyro_latent.models import gmm, lda
-from tests.shared_models import mixture
 
 DOUBLE = torch.float64
 
@@ -86,7 +86,7 @@ def test_the_elbo_is_the_models_own_and_never_falls_once_the_temperature_is_one(
     x = torch.cat([torch.randn(30, dtype=DOUBLE) - 3, torch.randn(30, dtype=DOUBLE) + 2])
     guide = AutoConjugate(mixture, init=3)
     seen: list[tuple[float, float]] = []
-    cavi = CAVI(mixture, guide, annealing=np.array([0.6, 0.8, 0.9]))
+    cavi = CAVI(mixture, guide, annealing=np.array([0.6, 0.8, 0.9]))  # type: ignore[arg-type]
     result = cavi.run(x, max_steps=500, tol=1e-12, callback=lambda _, elbo: seen.append((elbo, guide.elbo(x))))
     assert all(reported == pytest.approx(own, rel=1e-12) for reported, own in seen)
     assert bool((result.elbo[2:].diff() >= -1e-10).all())

@@ -134,10 +134,9 @@ class Sweep:
         for site in written:
             _, update = site.update  # type: ignore[misc]
             values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
-            given = torch.stack(values).to(self.program.recording.like)
-            if self.inverse_temperature != 1:
-                given = (self.inverse_temperature * given.log()).softmax(-1)
-            self._probs[site.name] = given
+            found = torch.stack(values).to(self.program.recording.like)
+            at_one = self.inverse_temperature == 1
+            self._probs[site.name] = found if at_one else (self.inverse_temperature * found.log()).softmax(-1)
         if self._probs and self.program.factors:
             for site in self.program.discrete:
                 if site.name not in self._probs:
