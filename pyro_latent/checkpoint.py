@@ -99,6 +99,8 @@ def read_checkpoint(path: str | os.PathLike[str], kind: str) -> dict[str, Any]:
         CheckpointError: if it is not a checkpoint, is damaged, or is of another driver.
     """
     path = Path(path)
+    if path.exists() and not path.is_file():
+        raise CheckpointError(f"Expected a checkpoint in {str(path)!r}; got a folder or a device. Name a file.")
     whole = path.read_bytes()
     payload, digest = whole[: -len(_MARK) - _DIGEST_SIZE], whole[-len(_MARK) - _DIGEST_SIZE : -len(_MARK)]
     if not whole.endswith(_MARK):

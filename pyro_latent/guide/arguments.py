@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
@@ -37,9 +37,11 @@ def numbers(values: Any) -> list[float]:
 
 def site_names(argument: str, names: Any) -> tuple[str, ...]:
     """Names of sites, given for an argument."""
-    if not isinstance(names, list | tuple | set | frozenset) or not all(isinstance(n, str) for n in names):
+    is_list = isinstance(names, Iterable) and not isinstance(names, str) and getattr(names, "ndim", 1) == 1
+    found = tuple(names) if is_list else (None,)
+    if not all(isinstance(n, str) for n in found):
         raise ArgumentTypeError(f"Expected {argument} to be a list of site names, such as ['mean']; got {names!r}.")
-    return tuple(names)
+    return tuple(map(str, found))
 
 
 def checked_init(init: Any) -> Init:
