@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.settings import check_memory
 from pyro_latent.values import as_tensor, kind_of
 
 from .corpus import Corpus
@@ -240,6 +241,8 @@ def complete_priors(
     if not isinstance(corpus, Corpus):
         raise DataError(f"Expected a Corpus; got {type(corpus).__name__}. Write as_corpus(data).")
     check_count("num_topics", num_topics)
+    advice = "Number the tokens from 0 without gaps, by a vocabulary."
+    check_memory(f"{num_topics} topics of {corpus.num_words} words", num_topics * corpus.num_words, advice)
     return (
         _concentration("doc_topic_prior", doc_topic_prior, num_topics, 1 / num_topics, corpus.count),
         _concentration("topic_word_prior", topic_word_prior, corpus.num_words, 1 / num_topics, corpus.count),

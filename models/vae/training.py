@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from pyro_latent.checkpoint import Run
 from pyro_latent.errors import ArgumentError, ArgumentTypeError, as_real, check_count
 from pyro_latent.gradient.flows.layers import layers_of
-from pyro_latent.gradient.trainer import Trainer
+from pyro_latent.gradient.trainer import Trainer, trainable
 from pyro_latent.particles import seeded
 
 from .model import VAE
@@ -88,6 +88,8 @@ def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
     return lambda step: min(1.0, start + (1 - start) * step / num_steps)
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     vae: VAE,
     images: Tensor,
@@ -152,6 +154,7 @@ def fit(
     if not 0 < as_real(learning_rate) < math.inf:
         raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
     vae.check_values(images)
+    images = trainable(vae, images)
     if validation is not None:
         vae.check_values(validation)
     if vae.flow is not None and estimator == "B":

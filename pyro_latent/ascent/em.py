@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import transform_to
 
-from ..errors import ArgumentError, ModelError, check_count
+from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Program
@@ -145,6 +145,11 @@ class EMSteps(FullSteps):
                 )
             else:
                 optimizer = self.optimizer(leaves)
+                if not isinstance(optimizer, torch.optim.Optimizer):
+                    raise ArgumentTypeError(
+                        f"Expected optimizer to make a torch optimizer; got {type(optimizer).__name__}. Write "
+                        "optimizer=lambda params: torch.optim.Adam(params, 1e-2)."
+                    )
 
             def closure() -> Tensor:
                 optimizer.zero_grad()

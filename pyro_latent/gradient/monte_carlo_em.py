@@ -92,6 +92,8 @@ class MonteCarloEM:
         self._chain: _Chain | None = None
         self._log_joint: LogJoint | None = None
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One E-step and one M-step; returns minus the estimate of Q, in nats, as ``SVI.step`` returns its loss."""
         words = ("a model that scores this data", lambda: "Give data of the shapes of the sites.")
@@ -101,6 +103,8 @@ class MonteCarloEM:
                 self._sampler = self._make_sampler(self._log_joint.target)
             return self._m_step(self._log_joint, self._sampler())
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def run(
         self,
         *args: Any,

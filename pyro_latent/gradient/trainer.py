@@ -14,8 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from ..checkpoint import restore_random_state
+from ..errors import ModelError
 
-__all__ = ["Trainer", "copied_state", "descend_quasi_newton"]
+__all__ = ["Trainer", "copied_state", "descend_quasi_newton", "trainable"]
 
 
 def copied_state(module: nn.Module) -> dict[str, Tensor]:
@@ -35,6 +36,20 @@ def descend_quasi_newton(leaves: list[Tensor], loss: Callable[[], Tensor], **opt
 
     optimizer.step(closure)
     optimizer.zero_grad()
+
+
+def trainable(module: nn.Module, data: Tensor) -> Tensor:
+    """Data that gradients can be taken beside: a copy where it was made under ``torch.inference_mode()``.
+
+    Raises:
+        ModelError: if the module was made there.
+    """
+    if any(p.is_inference() for p in module.parameters()):
+        raise ModelError(
+            f"Expected a {type(module).__name__} that can be trained; got one made under torch.inference_mode(). Make "
+            "it outside."
+        )
+    return data.clone() if data.is_inference() else data
 
 
 class Trainer:

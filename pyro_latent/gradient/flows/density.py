@@ -24,7 +24,7 @@ from ...checkpoint import Run
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ModelError, as_real, check_count
 from ...values import is_floating, kind_of
-from ..trainer import Trainer, copied_state
+from ..trainer import Trainer, copied_state, trainable
 from .layers import NO_INVERSE, layers_of, make_flow, push
 
 __all__ = ["FlowDensity", "FlowFit", "FlowTraining"]
@@ -129,6 +129,8 @@ class FlowDensity(PyroModule):
         except (KeyError, NotImplementedError):
             raise ArgumentError(f"Expected a flow that can be inverted, to sample; got one that {NO_INVERSE}") from None
 
+    @torch.inference_mode(False)
+    @torch.enable_grad()
     def fit(
         self,
         data: Tensor,
@@ -176,6 +178,7 @@ class FlowDensity(PyroModule):
         if not as_real(learning_rate) > 0:
             raise ArgumentError(f"Expected learning_rate > 0; got {learning_rate!r}. Write 5e-3.")
         self._check(data, held_out)
+        data = trainable(self, data)
         for x in (data, held_out):
             if x is not None and x.dim() != 2:
                 raise DataError(
