@@ -27,7 +27,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, checked_call
 
 __all__ = [
     "contraction_rate",
@@ -66,12 +66,14 @@ def model(loc: Tensor, precision: Tensor) -> None:
     pyro.sample("reading", dist.Normal(mean, torch.ones_like(loc[0])), obs=gain @ loc)
 
 
+@checked_call
 def posterior(loc: Tensor, precision: Tensor) -> dist.MultivariateNormal:
     """The exact posterior of (first, second), N(loc, precision⁻¹), event shape ``[2]``."""
     _check(loc, precision)
     return dist.MultivariateNormal(loc, precision_matrix=precision)
 
 
+@checked_call
 def log_evidence(loc: Tensor, precision: Tensor) -> Tensor:
     """log p(reading), a scalar in nats: the reading is at its own mean, with variance 1 + 2 |ρ| / (1 - |ρ|)."""
     _check(loc, precision)
@@ -80,6 +82,7 @@ def log_evidence(loc: Tensor, precision: Tensor) -> Tensor:
     return dist.Normal(torch.zeros_like(variance), variance.sqrt()).log_prob(torch.zeros_like(variance))
 
 
+@checked_call
 def mean_field(loc: Tensor, precision: Tensor) -> dict[str, dist.Normal]:
     """The factors that minimise KL(q ‖ p), where coordinate ascent ends: N(loc_i, 1 / Λ_ii).
 
@@ -90,6 +93,7 @@ def mean_field(loc: Tensor, precision: Tensor) -> dict[str, dist.Normal]:
     return {"first": dist.Normal(loc[0], scale[0]), "second": dist.Normal(loc[1], scale[1])}
 
 
+@checked_call
 def marginals(loc: Tensor, precision: Tensor) -> dict[str, dist.Normal]:
     """The factors that minimise KL(p ‖ q), the marginals of p: N(loc_i, (Λ⁻¹)_ii).
 
@@ -100,6 +104,7 @@ def marginals(loc: Tensor, precision: Tensor) -> dict[str, dist.Normal]:
     return {"first": dist.Normal(loc[0], scale[0]), "second": dist.Normal(loc[1], scale[1])}
 
 
+@checked_call
 def factor_divergence(precision: Tensor) -> Tensor:
     """-½ log(1 - ρ²), a scalar in nats.
 
@@ -108,6 +113,7 @@ def factor_divergence(precision: Tensor) -> Tensor:
     return -torch.log1p(-contraction_rate(precision)) / 2
 
 
+@checked_call
 def contraction_rate(precision: Tensor) -> Tensor:
     """ρ² = Λ_12² / (Λ_11 Λ_22), a scalar: what one sweep multiplies the distance of the means from ``loc`` by."""
     return _correlation(precision).square()

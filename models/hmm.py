@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError, check_count
+from pyro_latent.errors import DataError, check_count, checked_call
 
 __all__ = ["log_likelihood", "model", "start"]
 
@@ -58,6 +58,7 @@ def model(sequences: Tensor, num_states: int, *, num_symbols: int | None = None,
             pyro.sample(f"obs_{t}", emitted, obs=sequences[:, t])
 
 
+@checked_call
 def start(
     sequences: Tensor, num_states: int, *, num_symbols: int | None = None, stickiness: float = 0.5
 ) -> dict[str, Tensor]:
@@ -83,6 +84,7 @@ def start(
     return found | {"emission": lifted / lifted.sum(-1, keepdim=True)}
 
 
+@checked_call
 def log_likelihood(sequences: Tensor, theta: dict[str, Tensor]) -> Tensor:
     """log p(sequences | θ), a scalar in nats, by the forward recursion; Bishop 2006 (13.34)-(13.36).
 

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import ArgumentError
+from pyro_latent.errors import ArgumentError, checked_call
 from pyro_latent.values import as_tensor
 
 from .arguments import check_data, check_finite
@@ -138,6 +138,7 @@ def log_evidence(x: Tensor, **prior: float | Tensor) -> Tensor:
     )
 
 
+@checked_call
 def posterior_predictive(posterior: NormalGamma) -> dist.StudentT:
     """Density of one new observation, p(x_new | x), with mean and precision integrated out.
 

@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_latent.errors import checked_call
+
 from .arguments import check_data
 
 __all__ = ["fixed_point", "gap", "log_likelihood", "model"]
@@ -49,12 +51,14 @@ def model(x: Tensor, factorised: bool = True) -> None:
         pyro.sample("obs", dist.Normal(loc + total, scale), obs=x)
 
 
+@checked_call
 def log_likelihood(x: Tensor, loc: float | Tensor, scale: float | Tensor) -> Tensor:
     """log p(x | loc, scale), a scalar in nats: each x is N(loc, 2 + scale²)."""
     spread = (2 + torch.as_tensor(scale, dtype=x.dtype) ** 2).sqrt()
     return dist.Normal(torch.as_tensor(loc, dtype=x.dtype), spread).log_prob(x).sum()
 
 
+@checked_call
 def gap(num_points: int, scale: float) -> float:
     """The divergence of the best factorised q from the posterior, in nats.
 
@@ -65,6 +69,7 @@ def gap(num_points: int, scale: float) -> float:
     return num_points / 2 * math.log((1 + 1 / v) ** 2 / (1 + 2 / v))
 
 
+@checked_call
 def fixed_point(x: Tensor, factorised: bool = True) -> float:
     """The scale where EM ends: by bisection if factorised; else exact, and 0 where the variance of x is below 2.
 

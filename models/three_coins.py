@@ -16,6 +16,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from pyro_latent.errors import checked_call
+
 from .arguments import check_data
 
 __all__ = ["ENDS", "STARTS", "TOSSES", "em_step", "log_likelihood", "model", "responsibilities"]
@@ -51,6 +53,7 @@ def model(tosses: Tensor, start: Theta = STARTS[1]) -> None:
         pyro.sample("toss", dist.Bernoulli(torch.where(choice > 0, p, q)), obs=tosses)
 
 
+@checked_call
 def responsibilities(tosses: Tensor, theta: Theta) -> Tensor:
     """The probability that each toss is of the coin that heads choose, shape ``[N]``; [4] (4), (7)."""
     pi, p, q = theta
@@ -59,6 +62,7 @@ def responsibilities(tosses: Tensor, theta: Theta) -> Tensor:
     return heads / (heads + tails)
 
 
+@checked_call
 def em_step(tosses: Tensor, theta: Theta) -> Theta:
     """One step of EM on (π, p, q), by the document's own formulas; [4] (4)-(5)."""
     mu = responsibilities(tosses, theta)
@@ -68,6 +72,7 @@ def em_step(tosses: Tensor, theta: Theta) -> Theta:
     return pi.item(), p.item(), q.item()
 
 
+@checked_call
 def log_likelihood(tosses: Tensor, theta: Theta) -> float:
     """log p(tosses | π, p, q), in nats; [4] (2), (6)."""
     pi, p, q = theta

@@ -24,7 +24,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError
+from pyro_latent.errors import ArgumentError, checked_call
 
 from .arguments import check_data, check_finite
 
@@ -81,6 +81,7 @@ def banana_model(x: Tensor, *, curvature: float = 0.5, prior_scale: float = 2.0,
         pyro.sample("obs", dist.Normal(second + curvature * first**2, x.new_tensor(noise_scale)), obs=x)
 
 
+@checked_call
 def modes(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.0) -> Tensor:
     """The modes of the posterior of :func:`model`, ``[2, 2]``, or the origin, ``[1, 2]``, where the data are too weak.
 
@@ -95,6 +96,7 @@ def modes(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.0) -> T
     return torch.stack([mode, -mode])
 
 
+@checked_call
 def log_evidence(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.0) -> Tensor:
     """log p(x) of :func:`model`, a float64 scalar in nats.
 
@@ -108,6 +110,7 @@ def log_evidence(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.
     return torch.logsumexp(log_prior + log_density, 0) + _log_rest(x, noise_scale)
 
 
+@checked_call
 def banana_log_evidence(
     x: Tensor, *, curvature: float = 0.5, prior_scale: float = 2.0, noise_scale: float = 0.5
 ) -> Tensor:

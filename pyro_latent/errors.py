@@ -15,7 +15,12 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from typing import Any, ParamSpec, TypeVar
+
+from .values import kind_of
+
+P = ParamSpec("P")
+T = TypeVar("T")
 
 
 class PyroLatentError(Exception):
@@ -154,20 +159,45 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
         if type(error).__module__ not in ("builtins", "numpy"):  # of the program's own, or of the machine
             raise
         kind: Any = type(error)
-        raise _model_error(kind)(
+        raise _error_of(ModelError, kind)(
             f"Expected {expected}; got {kind.__name__}: {str(error) or _line_of(error)}{_place_of(error)}. {advise()}"
         ) from error
 
 
 @functools.cache
-def _model_error(kind: Any) -> type[ModelError]:
-    """A ``ModelError`` that ``except`` takes for an error of another type too."""
+def _error_of(ours: Any, kind: Any) -> Any:
+    """An error of ours that ``except`` takes for one of another type too."""
     try:
-        return type(
-            "ModelError", (ModelError, kind), {"__str__": Exception.__str__, "__module__": ModelError.__module__}
-        )
+        return type(ours.__name__, (ours, kind), {"__str__": Exception.__str__, "__module__": ours.__module__})
     except TypeError:  # two types that no class can derive from
-        return ModelError
+        return ours
+
+
+def checked_call(function: Callable[P, T]) -> Callable[P, T]:
+    """A function of plain arguments, where errors of Python, NumPy, PyTorch or Numba inside say what it was given.
+
+    Raises:
+        ArgumentError: that is of the error's own type as well.
+    """
+
+    @functools.wraps(function)
+    def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        try:
+            return function(*args, **kwargs)
+        except (PyroLatentError, MemoryError):
+            raise
+        except Exception as error:
+            kind: Any = type(error)
+            name = function.__qualname__.removesuffix(".__init__")
+            if kind.__module__.split(".")[0] not in ("builtins", "numpy", "numba"):  # of a program given to it
+                raise
+            given = ", ".join([*map(kind_of, args), *(f"{n}: {kind_of(v)}" for n, v in kwargs.items())])
+            raise _error_of(ArgumentError, kind)(
+                f"Expected arguments of {name} that it can compute with; got ({given}), and {kind.__name__}: {error}. "
+                f"Write help({name}), which says what each may be."
+            ) from error
+
+    return called
 
 
 def _line_of(error: Exception) -> str:

@@ -30,7 +30,7 @@ from typing import Any
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from .errors import ArgumentTypeError, ModelError
+from .errors import ArgumentTypeError, ModelError, checked_call
 from .objective import compile_program, expected_log_densities
 from .recording import record
 from .rules import unwrap
@@ -71,6 +71,7 @@ class ClosedFormMessenger(Messenger):
         return super().__exit__(*args)
 
 
+@checked_call
 def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Callable[..., Any]:
     """Attach hand-written coordinate updates to the sites of a model, which stays as it is.
 
@@ -95,6 +96,7 @@ def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Cal
     return ClosedFormMessenger(updates)(model)
 
 
+@checked_call
 def expected_log_factors(
     model: Callable[..., Any], posterior: Mapping[Any, Any], *args: Any, **kwargs: Any
 ) -> dict[str, Tensor]:

@@ -17,7 +17,7 @@ from .criticism.arguments import Array, as_array
 from .criticism.comparison import plot_bounds, plot_densities
 from .criticism.pictures import DASHES, PALETTE, colors, panels_in, picture
 from .criticism.race import Race
-from .errors import ArgumentError, check_count
+from .errors import ArgumentError, check_count, checked_call
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -113,6 +113,7 @@ def _handles(race: Race, color: Mapping[str, Any]) -> list[Any]:
 # ------------------------------------------------------------------------------------------------------------- mixtures
 
 
+@checked_call
 def plot_mixture(
     data: Any, fits: Mapping[str, tuple[Any, Any]], *, labels: Sequence[str] = (), deviations: float = 2.0
 ) -> Figure:
@@ -196,6 +197,7 @@ def ellipse(mean: Array, covariance: Array, deviations: float, **look: Any) -> A
 # --------------------------------------------------------------------------------------------------------------- topics
 
 
+@checked_call
 def plot_topics(
     topics: Any, vocabulary: Sequence[str], *, top: int = 8, columns: int = 4, titles: Sequence[str] | None = None
 ) -> Figure:
@@ -253,6 +255,7 @@ def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
 # ----------------------------------------------------------------------------------------------------------------- path
 
 
+@checked_call
 def plot_path(
     path: Any,
     log_density: Callable[[Array, Array], Any],

@@ -9,6 +9,7 @@ from pathlib import Path
 import pyro
 import pytest
 from bad_calls import TARGETS, Arguments, surroundings_kept
+from bad_reads import READS
 
 from pyro_latent import PyroLatentError
 
@@ -35,14 +36,14 @@ def _call(target: Callable[[Arguments], None], seed: int) -> None:
         raise
 
 
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("target", [*TARGETS, *READS], ids=lambda t: t.__name__)
 def test_a_call_returns_or_says_in_our_words_why_not(target: Callable[[Arguments], None]) -> None:
     for seed in range(_CALLS):
         _call(target, seed)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("target", TARGETS, ids=lambda t: t.__name__)
+@pytest.mark.parametrize("target", [*TARGETS, *READS], ids=lambda t: t.__name__)
 def test_many_calls_return_or_say_in_our_words_why_not(target: Callable[[Arguments], None]) -> None:
     for seed in range(_CALLS, _CALLS + _MORE):
         _call(target, seed)

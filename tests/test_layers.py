@@ -31,7 +31,10 @@ LAYERS = (
     {"criticism"},
     {"arviz", "arviz_core", "checks", "plotting"},
 )
-MODELS_SEE = {"models", "errors", "values", "checkpoint", "distributions", "kmeans", "families", "gradient", "handlers"}
+MODELS_SEE = {
+    *("models", "errors", "settings", "values", "checkpoint", "distributions"),
+    *("kmeans", "families", "gradient", "handlers"),
+}
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -13,7 +14,21 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, DataError, ModelError, NotConjugateError
+from pyro_latent import (
+    CAVI,
+    EM,
+    ArgumentError,
+    ArgumentTypeError,
+    AutoConjugate,
+    CheckpointError,
+    DataError,
+    ModelError,
+    NotConjugateError,
+)
+from pyro_latent.gradient.flows import FlowDensity
+from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
+from pyro_latent.models import restricted_q, vae
+from pyro_latent.models.lda import LDA
 
 
 def _model(x: Tensor) -> None:
@@ -100,3 +115,59 @@ def test_obstacles_of_the_recording_are_named_with_all_others_at_once() -> None:
     for name, words in _OBSTACLES.items():
         assert re.search(f"none: .*{words}", rows[name]), rows[name]
     assert "none: " not in rows["z"] + rows["loc"]
+
+
+# Modes, files and settings.
+
+
+def _scaled(x: Tensor) -> None:
+    scale = pyro.param("scale", torch.tensor(1.0), constraint=dist.constraints.positive)
+    with pyro.plate("n", len(x)):
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.sample("x", dist.Normal(z, scale), obs=x)
+
+
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+def test_training_goes_by_gradients_whatever_the_mode(mode: Any) -> None:
+    autoencoder, density = vae.VAE((4,), 2, hidden=(4,)), FlowDensity(2, length=1)
+    before = [p.detach().clone() for module in (autoencoder, density) for p in module.parameters()]
+    with mode():
+        vae.fit(autoencoder, (torch.rand(12, 4) > 0.5).float(), epochs=1)
+        density.fit(torch.randn(50, 2), max_steps=2)
+        MonteCarloEM(_scaled, num_samples=2, warmup=2).run(torch.randn(5), max_steps=1)
+    after = [p for module in (autoencoder, density) for p in module.parameters()]
+    assert not any(torch.equal(b, a) for b, a in zip(before, after, strict=True))
+
+
+def test_a_module_that_was_made_for_inference_alone_is_refused() -> None:
+    with torch.inference_mode():
+        density = FlowDensity(2, length=1)
+    with pytest.raises(ModelError, match=r"FlowDensity that can be trained; .*inference_mode\(\)\. Make it outside"):
+        density.fit(torch.randn(50, 2), max_steps=2)
+
+
+def test_a_checkpoint_is_a_file(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match="got a folder or a device"):
+        CAVI(_model, AutoConjugate(_model)).run(_X, checkpoint=tmp_path)
+
+
+def test_an_optimizer_of_another_kind_is_named() -> None:
+    with pytest.raises(ArgumentTypeError, match=r"a torch optimizer; got NoneType.*torch\.optim\.Adam"):
+        EM(_scaled, m_step="gradient", optimizer=lambda params: None).run(_X)  # type: ignore[arg-type, return-value]
+
+
+def test_topics_of_more_words_than_the_limit_holds_are_refused() -> None:
+    with pytest.raises(ModelError, match=r"2 topics of 1000000000001 words within .*memory_limit"):
+        LDA(2).fit([[10**12], [3, 4, 5]])
+
+
+@pytest.mark.parametrize("order", [0.5, "mu", ["loc", 3], torch.arange(2)])
+def test_an_order_that_is_no_list_of_names_is_refused(order: Any) -> None:
+    with pytest.raises(ArgumentTypeError, match=r"Expected order to be a list of site names"):
+        CAVI(_model, AutoConjugate(_model), order=order)
+
+
+def test_a_function_of_other_arguments_says_what_it_was_given() -> None:
+    with pytest.raises(ArgumentError, match=r"arguments of gap .*\(str, scale: float\), and TypeError") as caught:
+        restricted_q.gap("a", scale=1.0)  # type: ignore[arg-type]
+    assert isinstance(caught.value, TypeError)

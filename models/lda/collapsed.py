@@ -30,7 +30,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, check_count
+from pyro_latent.errors import ArgumentError, check_count, checked_call
 
 from .corpus import Corpus
 from .kernel import compile_function, use_compiled
@@ -88,6 +88,7 @@ class CollapsedState:
         return self.responsibilities, self.document_counts, self.word_counts
 
 
+@checked_call
 def collapsed_fit(
     data: Any,
     num_topics: int,
@@ -222,6 +223,7 @@ def collapsed_topics(
     return topic_word_prior + merge_topics(found.lambda_ - topic_word_prior, wanted)
 
 
+@checked_call
 def merge_topics(counts: Tensor, num_topics: int) -> Tensor:
     """Merge the two topics of the largest cosine, by adding their counts, until so many are left.
 

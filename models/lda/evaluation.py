@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Dirichlet, kl_divergence
 
-from pyro_latent.errors import ArgumentError, DataError
+from pyro_latent.errors import ArgumentError, DataError, checked_call
 
 from .corpus import Corpus
 from .kernel import ExpectedTopics, document_step
@@ -32,6 +32,7 @@ __all__ = [
 ]
 
 
+@checked_call
 def dirichlet_bound(concentration: Tensor, prior: Tensor) -> Tensor:
     """Σ over rows of E log p(x) − E log q(x), for q = Dirichlet(concentration) and p = Dirichlet(prior); in nats.
 
@@ -105,6 +106,7 @@ class Completion(NamedTuple):
     num_tokens: int
 
 
+@checked_call
 def document_completion(
     corpus: Corpus,
     topics: Tensor,
@@ -167,6 +169,7 @@ def _check_topics(topics: Tensor, corpus: Corpus) -> None:
         raise ArgumentError(f"Expected a topic that has each word; got none for word {word}. Smooth the topics first.")
 
 
+@checked_call
 def split_tokens(
     corpus: Corpus, fraction: float = 0.5, generator: torch.Generator | None = None
 ) -> tuple[Corpus, Corpus]:
@@ -211,6 +214,7 @@ def _with_counts(corpus: Corpus, count: Tensor) -> Corpus:
     return replace(corpus, doc=corpus.doc[kept], word=corpus.word[kept], count=count[kept])
 
 
+@checked_call
 def top_words(topics: Tensor, num: int = 10) -> Tensor:
     """The most probable words of each topic, best first, int64, shape ``[K, num]``; ``topics`` is ``[K, V]``."""
     if not 1 <= num <= topics.shape[1]:
@@ -221,6 +225,7 @@ def top_words(topics: Tensor, num: int = 10) -> Tensor:
     return topics.topk(num, dim=1).indices
 
 
+@checked_call
 def coherence_npmi(top: Tensor, corpus: Corpus) -> Tensor:
     """Coherence of topics by the normalised pointwise mutual information of their top words, shape ``[K]``, in [−1, 1].
 

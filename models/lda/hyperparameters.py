@@ -17,7 +17,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, checked_call
 from pyro_latent.families.newton import inverse_dirichlet_mean
 
 __all__ = ["dirichlet_concentration", "dirichlet_gradient", "symmetric_concentration"]
@@ -26,6 +26,7 @@ __all__ = ["dirichlet_concentration", "dirichlet_gradient", "symmetric_concentra
 _SMALLEST_SPREAD = 1e-7
 
 
+@checked_call
 def dirichlet_concentration(mean_log: Tensor) -> Tensor:
     """The concentration, shape ``[K]``, under which vectors with this mean logarithm are likeliest.
 
@@ -47,6 +48,7 @@ def dirichlet_concentration(mean_log: Tensor) -> Tensor:
     return inverse_dirichlet_mean(statistics).to(mean_log)
 
 
+@checked_call
 def symmetric_concentration(mean_log: Tensor) -> Tensor:
     """The concentration that all components share, a scalar, under which vectors of this mean logarithm are likeliest.
 
@@ -61,6 +63,7 @@ def symmetric_concentration(mean_log: Tensor) -> Tensor:
     return dirichlet_concentration(mean_log.mean().expand(len(mean_log)))[0]
 
 
+@checked_call
 def dirichlet_gradient(mean_log: Tensor, concentration: Tensor) -> Tensor:
     """∇ℓ = ψ(Σ a) − ψ(a_k) + s_k, shape ``[K]``: the gradient of the mean log likelihood. [4] (141), (144)."""
     return torch.digamma(concentration.sum()) - torch.digamma(concentration) + mean_log

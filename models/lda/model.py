@@ -192,7 +192,7 @@ class AmortizedGuide(PyroModule):
         alpha, xi = complete_priors(corpus, num_topics, doc_topic_prior, topic_word_prior)
         options: dict[str, Any] = {"dtype": corpus.count.dtype, "device": corpus.count.device}
         self.num_topics, self.vocabulary = num_topics, corpus.vocabulary
-        self.words = nn.EmbeddingBag(corpus.num_words, hidden, mode="sum", **options)
+        self.words = nn.EmbeddingBag(corpus.num_words, check_count("hidden", hidden), mode="sum", **options)
         self.output = nn.Sequential(nn.Softplus(), nn.Linear(hidden, num_topics, **options), nn.Softplus())
         self.register_buffer("prior", alpha)
         self.topic_word = PyroParam(_topic_word_start(corpus, num_topics, xi), constraints.positive)

@@ -16,7 +16,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import ModelError
+from pyro_latent.errors import ModelError, checked_call
 
 from .corpus import Corpus
 from .kernel import document_step
@@ -77,6 +77,7 @@ def update_beta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors:
     return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
 
 
+@checked_call
 def expected_log(concentration: Tensor) -> Tensor:
     """E log x of Dirichlets, ψ(a_k) − ψ(Σ a), over the last dimension; of the concentration's shape."""
     return torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.errors import ArgumentError, DataError, check_count, checked_call
 
 from .model import VAE
 
@@ -90,6 +90,7 @@ class Diagnosis:
         return "\n".join([*lines, *(f"{j:9d}  {kl:9.3f}  {variance:20.4f}" for j, (kl, variance) in enumerate(rows))])
 
 
+@checked_call
 def importance_weighted_bounds(
     vae: VAE, images: Tensor, num_samples: int | Sequence[int] = (1, 50, 500), *, chunk_size: int = 10_000
 ) -> list[Bound]:
@@ -127,6 +128,7 @@ def importance_weighted_bounds(
     return [_summary(k, torch.cat(parts[k])) for k in num_samples]
 
 
+@checked_call
 def diagnose(
     vae: VAE, images: Tensor, *, threshold: float = 0.01, num_samples: int = 1, chunk_size: int = 10_000
 ) -> Diagnosis:

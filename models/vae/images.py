@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError, check_choice
+from pyro_latent.errors import DataError, check_choice, checked_call
 
 __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 
@@ -53,6 +53,7 @@ def load_digits(dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     return images, torch.from_numpy(digits.target).long()
 
 
+@checked_call
 def load_mnist(
     folder: str | os.PathLike[str], part: Literal["train", "test"] = "train", dtype: torch.dtype | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -81,6 +82,7 @@ def load_mnist(
     return images.to(dtype or torch.get_default_dtype()) / 255, labels.long()
 
 
+@checked_call
 def read_idx(path: str | os.PathLike[str]) -> Tensor:
     """The array of an IDX file, plain or compressed by gzip (told apart by the first bytes, not by the name).
 
@@ -113,6 +115,7 @@ def read_idx(path: str | os.PathLike[str]) -> Tensor:
     return torch.from_numpy(values).reshape(shape)
 
 
+@checked_call
 def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor:
     """Black and white images, each pixel white with the probability that its grey level in [0, 1] gives.
 

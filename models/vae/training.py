@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
-from pyro_latent.errors import ArgumentError, ArgumentTypeError, as_real, check_count
+from pyro_latent.errors import ArgumentError, ArgumentTypeError, as_real, check_count, checked_call
 from pyro_latent.gradient.flows.layers import layers_of
 from pyro_latent.gradient.trainer import Trainer, trainable
 from pyro_latent.particles import seeded
@@ -75,6 +75,7 @@ class History:
         return len(self.loss)
 
 
+@checked_call
 def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
     """A schedule for ``kl_weight``: from ``start`` to 1 over so many steps, then 1.
 

@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..ascent import CAVI
-from ..errors import ArgumentTypeError, DataError, check_count
+from ..errors import ArgumentTypeError, DataError, check_count, checked_call
 from ..guide import AutoConjugate
 from ..particles import LEAST_DRAWS, Target, Weights, seeded
 from ..tables import text_table
@@ -138,6 +138,7 @@ class Race:
         return f"{text_table(self.rows())}\non {self.device}; seconds inside step() only; gap: nats below the best ELBO"
 
 
+@checked_call
 def race(
     model: Callable[..., Any],
     methods: Mapping[str, Make],
@@ -326,6 +327,7 @@ def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
 # ------------------------------------------------------------------------------------------------------------- methods
 
 
+@checked_call
 def svi_grid(
     model: Callable[..., Any],
     make_guide: Callable[[], Any],
@@ -358,6 +360,7 @@ def svi_grid(
     return {f"{name}{RATE}{rate:g}": method(rate) for rate in rates}
 
 
+@checked_call
 def start_like(make: Callable[[], AutoConjugate], *args: Any, **kwargs: Any) -> Callable[[Mapping[str, Any]], Tensor]:
     """An ``init_loc_fn`` for autoguides: the posterior medians where coordinate ascent is after its first sweep.
 

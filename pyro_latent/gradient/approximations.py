@@ -30,7 +30,7 @@ from pyro.ops.hessian import hessian
 from torch import Tensor
 from torch.distributions import biject_to
 
-from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, check_choice
+from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, check_choice, checked_call
 from ..particles import Weights, check_no_subsample, sample_sites
 from .trainer import descend_quasi_newton
 
@@ -60,6 +60,7 @@ class GaussianGuide(AutoMultivariateNormal):
         ModelError: at the first call, if the model has not D unconstrained latent dimensions.
     """
 
+    @checked_call
     def __init__(self, model: Callable[..., Any], loc: Tensor, covariance_matrix: Tensor) -> None:
         if loc.dim() != 1 or covariance_matrix.shape != (len(loc), len(loc)):
             raise ArgumentError(
@@ -114,6 +115,7 @@ class _ModeGuide(AutoLaplaceApproximation):
         self.register_buffer("loc", loc)
 
 
+@checked_call
 def laplace(
     model: Callable[..., Any],
     *args: Any,
@@ -187,6 +189,7 @@ def _traces(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
         return guide_trace, poutine.trace(poutine.replay(guide.model, trace=guide_trace)).get_trace(*args, **kwargs)
 
 
+@checked_call
 def moment_matching(
     model: Callable[..., Any],
     samples: MCMC | Weights | Mapping[str, Tensor | np.ndarray[Any, Any]],

@@ -31,7 +31,7 @@ from pyro.util import warn_if_nan
 from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
-from ..errors import ArgumentError, ModelError
+from ..errors import ArgumentError, ModelError, check_count
 from ..particles import PyroProgram, is_delta, sample_sites
 
 __all__ = [
@@ -191,7 +191,7 @@ class ScoreFunctionELBO(OneLossELBO):
     """
 
     def __init__(self, num_particles: int = 1, *, leave_one_out: bool = False, **options: Any) -> None:
-        if leave_one_out and num_particles < 2:
+        if check_count("num_particles", num_particles) < 2 and leave_one_out:
             raise ArgumentError(
                 f"Expected num_particles >= 2 with leave_one_out=True; got {num_particles}. "
                 "Write ScoreFunctionELBO(num_particles=10, leave_one_out=True)."

@@ -18,7 +18,7 @@ from pyro.infer import Trace_ELBO
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
+from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count, checked_call
 from ..tables import text_table
 from .elbos import AnalyticKLELBO, PathwiseELBO, ScoreFunctionELBO, StickingTheLandingELBO
 
@@ -90,6 +90,7 @@ class EstimatorReport:
         return "\n".join([text_table(rows), f"({first.num_samples:,} estimates each)", *left_out])
 
 
+@checked_call
 def estimator_variance(
     model: Callable[..., Any],
     guide: Callable[..., Any],

@@ -28,6 +28,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from pyro_latent.errors import checked_call
+
 from ..corpus import Corpus
 from .jit import has_compiled_kernel, use_compiled
 
@@ -74,6 +76,7 @@ class ExpectedTopics(NamedTuple):
     log_scale: Tensor
 
 
+@checked_call
 def expected_topics(topic_word: Tensor, compiled: bool | None = None) -> ExpectedTopics:
     """exp(E log β), which every document step under the same topics shares.
 
@@ -90,6 +93,7 @@ def expected_topics(topic_word: Tensor, compiled: bool | None = None) -> Expecte
     return ExpectedTopics(_floored_exp(expectation - log_scale.unsqueeze(1)), log_scale)
 
 
+@checked_call
 def document_step(
     corpus: Corpus,
     topics: Tensor | ExpectedTopics,

@@ -20,7 +20,7 @@ from torch.distributions import Transform, constraints
 from torch.distributions.utils import _sum_rightmost
 
 from ...distributions import forget_last_draw
-from ...errors import ArgumentError, check_count, is_count
+from ...errors import ArgumentError, check_count, checked_call, is_count
 
 __all__ = [
     "FLOWS",
@@ -201,6 +201,7 @@ def layers_of(flow: Any) -> list[Any]:
     return list(getattr(flow, "parts", None) or getattr(flow, "transforms", None) or [flow])
 
 
+@checked_call
 def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
     """Send vectors through a flow, layer by layer.
 
