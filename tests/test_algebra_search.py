@@ -80,12 +80,12 @@ def search(seeds: range) -> list[str]:
 
 
 def test_recorded_programs_have_the_values_of_torch() -> None:
-    wrong = search(range(2_000))
+    wrong = search(range(1_000))
     assert not wrong, f"{len(wrong)} programs; the shortest:\n" + min(wrong, key=len)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("start", range(2_000, 100_000, 2_000))
+@pytest.mark.parametrize("start", range(1_000, 99_000, 2_000))
 def test_many_more_recorded_programs_have_the_values_of_torch(start: int) -> None:
     wrong = search(range(start, start + 2_000))
     assert not wrong, f"{len(wrong)} programs; the shortest:\n" + min(wrong, key=len)

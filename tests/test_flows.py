@@ -324,7 +324,7 @@ def fit_with_checkpoint(path: Path | None, kind: str, batch_size: int | None) ->
     fit = density.fit(
         moons(100, 0),
         held_out=held_out,
-        max_steps=20,
+        max_steps=12,
         batch_size=batch_size,
         check_every=3,
         learning_rate=0.05,
@@ -365,8 +365,8 @@ def test_a_fit_that_was_killed_anywhere_ends_where_the_unkilled_one_does(
     kind: str, batch_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     expected = fit_with_checkpoint(None, kind, batch_size)
-    assert expected[1].log_likelihood.shape == (20,)
-    for kill_at in range(21):
+    assert expected[1].log_likelihood.shape == (12,)
+    for kill_at in range(13):  # before each step, in every place between two checks and two checkpoints
         path = tmp_path / f"killed-at-{kill_at}.pt"
         with monkeypatch.context() as patch, pytest.raises(Killed):
             die_at(kill_at, patch)
