@@ -163,14 +163,14 @@ def peak_memory(count: int, dimensions: int, clusters: int) -> float:
 
 
 def run() -> str:
+    memory = [  # first: a process starts at the peak of the one that makes it
+        f"{peak_memory(*shape):.2f} GB at N = {shape[0]:,}, D = {shape[1]}, K = {shape[2]}"
+        for shape in ((1_000_000, 8, 16), (20_000, 128, 8))
+    ]
     driver, arguments = mixture(500, 2, 2)  # torch imports what the first use of a Wishart needs
     driver.step(*arguments)
     rows = [row for load in LOADS for row in measured(load)]
     sizes = "; ".join(f"{load.name}: {', '.join(f'{n:,}' for n in load.sizes)}" for load in LOADS)
-    memory = [
-        f"{peak_memory(*shape):.2f} GB at N = {shape[0]:,}, D = {shape[1]}, K = {shape[2]}"
-        for shape in ((1_000_000, 8, 16), (20_000, 128, 8))
-    ]
     return "\n\n".join(
         [
             "## Load",

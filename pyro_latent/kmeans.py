@@ -13,8 +13,8 @@ __all__ = ["k_means"]
 #: The centers are found among so many points at most, or so many for each center; their seeds among fewer.
 _SAMPLE, _SAMPLE_OF_EACH = 2**12, 40
 _SEEDED, _SEEDED_OF_EACH = 2**11, 20
-#: The distances that are looked at at once: they stay in the processor's cache.
-_CHUNK = 2**17
+#: The distances that each thread looks at at once: they stay in the processor's cache.
+_CHUNK = 2**18
 #: Lloyd steps end once at most this share of the points has moved to another center.
 _SETTLED = 0.001
 
@@ -53,7 +53,7 @@ def _nearest(points: Tensor, centers: Tensor, origin: Tensor | None = None) -> T
     """
     lengths = centers.square().sum(-1)
     found = torch.empty(len(points), dtype=torch.long, device=points.device)
-    step = max(1, _CHUNK // len(centers))
+    step = max(1, _CHUNK * torch.get_num_threads() // len(centers))
     for part, out in zip(points.split(step), found.split(step), strict=True):
         near = part if origin is None else part - origin
         torch.argmin(torch.addmm(lengths, near, centers.mT, alpha=-2), -1, out=out)

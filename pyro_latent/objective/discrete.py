@@ -20,8 +20,8 @@ from .summands import Summand, sum_of
 
 #: The numbers that are multiplied at once where only their sum is wanted.
 _CHUNK = 2**20
-#: The numbers of a table that is eliminated at once, by the kind of device: they stay in a processor's cache.
-_TABLE = {"cpu": 2**19, "cuda": 2**25}
+#: The numbers of a table that each thread eliminates at once, by the kind of device: they stay near a processor.
+_TABLE = {"cpu": 2**20, "cuda": 2**25}
 
 
 class DiscretePosterior(NamedTuple):
@@ -149,7 +149,8 @@ class DiscreteElimination:
             factors = [self.factors[i] for i in joint.indices]
             sizes = {p.dim: p.size for p in joint.sites[0].plates}
             dims = [d for d in joint.divisible if all(f.is_divisible(d) for f in factors)]
-            numbers, most = starts * joint.plan.numbers, _TABLE[self.recording.device.type]
+            numbers, kind = starts * joint.plan.numbers, self.recording.device.type
+            most = _TABLE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
             if not dims or numbers <= 2 * most:
                 parts = [_Part(factors)]
             else:
