@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 
 import pyro
@@ -105,6 +106,7 @@ class SymbolMessenger(Messenger):
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
+        self._take_name(msg["name"], is_param=False)
         size, is_given = msg["fn"].subsample_size, msg["value"] is not None
         self.declares_size |= size is not None or is_given
         if is_given or msg["done"]:
@@ -275,7 +277,8 @@ class RecordMessenger(SymbolMessenger):
         mask = joined_mask([m for m in masks if not isinstance(m, RandomTensor)], self.like.device)
         if mask is False and msg["is_observed"]:
             return
-        mask = torch.tensor(False, device=self.like.device) if mask is False else mask
+        mask = torch.tensor(False, device=self.like.device) if mask is False else _trimmed(mask)
+        msg["scale"] = _trimmed(msg["scale"])
         if msg["is_observed"]:
             self.observations[name] = value
             value = checked_data(name, fn, value, mask)
@@ -346,6 +349,7 @@ class RecordMessenger(SymbolMessenger):
         batch = value.shape[: value.ndim - event]
         shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
         check_plates(name, shape, plates, "observed" if msg["is_observed"] else "latent")
+        _check_fits(name, shape, scale=msg["scale"], mask=mask)
         self.scored[name] = ScoredSite(
             name,
             density,
@@ -428,6 +432,29 @@ def _check_frames(frames: Collection[Any], name: str) -> None:
             raise ModelError(
                 "Expected subsampling in a vectorized plate, with pyro.plate(...) as indices; "
                 f"got a loop over {frame.size} of {frame.full_size} in plate {frame.name!r} at site {name!r}."
+            )
+
+
+def _trimmed(weight: Any) -> Any:
+    """A scale or mask without dimensions of size 1 on its left, which its site need not have."""
+    while isinstance(weight, Tensor) and weight.ndim and len(weight) == 1:
+        weight = weight[0]
+    return weight
+
+
+def _check_fits(name: str, shape: torch.Size, **weights: Tensor | float | None) -> None:
+    """Scales and masks do not count an element of a site more than once, which Pyro's broadcasting would.
+
+    Raises:
+        ModelError: if one does.
+    """
+    for kind, weight in weights.items():
+        wide = weight.shape if isinstance(weight, Tensor) else ()
+        if any(n not in (1, size) for n, size in zip_longest(wide[::-1], shape[::-1], fillvalue=1)):
+            raise ModelError(
+                f"Expected a {kind} that fits site {name!r}, of batch shape {tuple(shape)}; got one of shape "
+                f"{tuple(wide)}, which would count the site several times. Put the handler inside the plate that the "
+                f"{kind} runs along."
             )
 
 
