@@ -275,15 +275,15 @@ def test_a_weight_may_have_more_dimensions_of_size_one(shape: tuple[int, ...]) -
     assert CAVI(hidden, AutoConjugate(hidden)).run().elbo[-1] == 0
 
 
-@pytest.mark.parametrize("second", ["n", "a"])
-def test_a_plate_has_a_name_of_its_own(second: str) -> None:
-    """As in Pyro's traces, which the guide is drawn in."""
+@pytest.mark.parametrize(("second", "size", "dim"), [("n", 3, -2), ("a", 4, -1)])
+def test_a_plate_has_a_name_of_its_own(second: str, size: int, dim: int) -> None:
+    """The guide enters each plate by its name: of two it would draw the sites of one in the other."""
 
     def model() -> None:
         with pyro.plate("n", 3):
             pyro.sample("a", dist.Normal(0.0, 1.0))
-        with pyro.plate(second, 4):
-            pyro.sample("x", dist.Normal(0.0, 1.0), obs=data(4))
+        with pyro.plate(second, size, dim=dim):
+            pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.ones(size, *[1] * (-1 - dim)).double())
 
     with pytest.raises(ModelError, match=f"a name of its own for each site; got two sites '{second}'"):
         CAVI(model, AutoConjugate(model)).run()

@@ -58,6 +58,7 @@ class SymbolMessenger(Messenger):
         self.observations: dict[str, Tensor] = {}
         self.nesting = 0
         self._names: dict[str, bool] = {}  # of the sites so far: whether each is a parameter
+        self._plates: dict[str, tuple[int, int]] = {}  # so far, with their dimensions and sizes
         self._symbols: dict[str, RandomTensor] = {}  # the parameters so far
         self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
         self.redraws = False
@@ -106,7 +107,6 @@ class SymbolMessenger(Messenger):
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
-        self._take_name(msg["name"], is_param=False)
         size, is_given = msg["fn"].subsample_size, msg["value"] is not None
         self.declares_size |= size is not None or is_given
         if is_given or msg["done"]:
@@ -194,6 +194,9 @@ class SymbolMessenger(Messenger):
         self._site(msg, plates)
 
     def _plate(self, frame: Any) -> Plate:
+        if self._plates.get(frame.name) != (frame.dim, frame.size):  # a plate may be entered again as it was
+            self._take_name(frame.name, is_param=False)
+            self._plates[frame.name] = frame.dim, frame.size
         subsample = self.subsamples.get(frame.name) if is_part(frame) else None
         full = frame.size if frame.full_size is None else frame.full_size
         return Plate(frame.name, frame.dim, frame.size, full, subsample)
