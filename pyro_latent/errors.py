@@ -136,6 +136,8 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
 # Errors of others.
 
 
+#: The packages whose errors are said in our words.
+_FOREIGN = ("builtins", "numba", "numpy", "pandas")
 #: The folders of this library, without its ready-made models, and of Python's own.
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
 
@@ -156,7 +158,7 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
     except PyroLatentError:
         raise
     except Exception as error:
-        if type(error).__module__ not in ("builtins", "numpy"):  # of the program's own, or of the machine
+        if type(error).__module__.split(".")[0] not in _FOREIGN:  # of the program's own, or of the machine
             raise
         kind: Any = type(error)
         raise _error_of(ModelError, kind)(
@@ -189,7 +191,7 @@ def checked_call(function: Callable[P, T]) -> Callable[P, T]:
         except Exception as error:
             kind: Any = type(error)
             name = function.__qualname__.removesuffix(".__init__")
-            if kind.__module__.split(".")[0] not in ("builtins", "numpy", "numba"):  # of a program given to it
+            if kind.__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
                 raise
             given = ", ".join([*map(kind_of, args), *(f"{n}: {kind_of(v)}" for n, v in kwargs.items())])
             raise _error_of(ArgumentError, kind)(

@@ -86,7 +86,7 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
         a.setting("planar"), a.setting(2), length=a.setting(1), hidden=a.setting((4,)), context_dim=a.setting(None)
     ),
     "push": lambda a: push(make_flow("affine_coupling", 2), a.data(_PLANE.float())),
-    "GaussianGuide": lambda a: GaussianGuide(a.setting(gaussian), a.data(_PAIR), a.data(_SQUARE))(_LINE),
+    "GaussianGuide": lambda a: GaussianGuide(a.setting(gaussian), a.data(_PAIR), a.data(_SQUARE)),
     "laplace": lambda a: laplace(a.setting(gaussian), a.data(_LINE), max_steps=a.setting(2)),
     "moment_matching": lambda a: moment_matching(
         a.setting(gaussian),

@@ -19,6 +19,7 @@ from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count, checked_call
+from ..particles import no_params_of_failures
 from ..tables import text_table
 from .elbos import AnalyticKLELBO, PathwiseELBO, ScoreFunctionELBO, StickingTheLandingELBO
 
@@ -91,6 +92,7 @@ class EstimatorReport:
 
 
 @checked_call
+@no_params_of_failures()
 def estimator_variance(
     model: Callable[..., Any],
     guide: Callable[..., Any],
