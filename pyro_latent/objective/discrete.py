@@ -21,7 +21,7 @@ from .summands import Summand, sum_of
 #: The numbers that are multiplied at once where only their sum is wanted.
 _CHUNK = 2**20
 #: The numbers of a table that each thread eliminates at once, by the kind of device: they stay near a processor.
-_TABLE = {"cpu": 2**20, "cuda": 2**25}
+_TABLE = {"cpu": 2**19, "cuda": 2**25}
 
 
 class DiscretePosterior(NamedTuple):
@@ -139,6 +139,7 @@ class DiscreteElimination:
                 sums.append(rest)
                 for i, own in zip(joint.indices, found, strict=True):
                     weights[i] = part.joined(weights.get(i), own, self.factors[i])
+                del values, found, own  # before the next part takes as much
         totals = [sum_of(each) for each in zip(*sums, strict=True)]
         return DiscretePosterior(tuple(weights[i] for i in range(len(self.factors))), *totals)
 
