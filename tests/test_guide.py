@@ -24,6 +24,8 @@ from pyro_latent.distributions import NormalGamma, NormalWishart
 from pyro_latent.models import gmm, normal_gamma
 
 BLOCK = [("mean", "precision")]
+#: Of Pyro's estimates one after the other; so many more by the slow tests.
+PARTICLES = pytest.mark.parametrize("particles", [10, pytest.param(50, marks=pytest.mark.slow)])
 
 
 @pytest.fixture
@@ -78,20 +80,24 @@ def same_state(a: AutoConjugate, b: AutoConjugate) -> None:
 # In Pyro's own inference.
 
 
-@pytest.mark.parametrize("vectorized", [False, True])
+@pytest.mark.parametrize(
+    ("vectorized", "particles"), [(False, 10), pytest.param(False, 50, marks=pytest.mark.slow), (True, 50)]
+)
 @pytest.mark.parametrize("model", [gaussian, local], ids=lambda m: m.__name__)
-def test_trace_elbo_estimates_the_elbo(model: Callable[..., Any], vectorized: bool, x: Tensor) -> None:
+def test_trace_elbo_estimates_the_elbo(model: Callable[..., Any], vectorized: bool, particles: int, x: Tensor) -> None:
     guide = fit(model, x)
-    svi = SVI(model, guide, Adam({"lr": 0.01}), Trace_ELBO(50, vectorize_particles=vectorized, max_plate_nesting=1))
+    loss = Trace_ELBO(particles, vectorize_particles=vectorized, max_plate_nesting=1)
+    svi = SVI(model, guide, Adam({"lr": 0.01}), loss)
     before = {n: v.clone() for n, v in guide.state_dict().items() if isinstance(v, Tensor)}
     assert_estimates([svi.evaluate_loss(x) for _ in range(30)], guide.elbo(x))
     assert all(torch.equal(guide.state_dict()[n], v) for n, v in before.items())
 
 
-def test_trace_elbo_scores_discrete_sites_from_their_exact_posterior() -> None:
+@PARTICLES
+def test_trace_elbo_scores_discrete_sites_from_their_exact_posterior(particles: int) -> None:
     x = clusters()
     guide = fit(unmarked, x)
-    assert_estimates([Trace_ELBO(40).loss(unmarked, guide, x) for _ in range(20)], guide.elbo(x))
+    assert_estimates([Trace_ELBO(particles).loss(unmarked, guide, x) for _ in range(20)], guide.elbo(x))
 
 
 @pytest.mark.parametrize("discrete", ["global", "local", "both"])
@@ -122,7 +128,8 @@ def test_a_step_of_svi_moves_no_natural_parameter(x: Tensor) -> None:
     assert not dict(pyro.get_param_store())
 
 
-def test_trace_enum_elbo_omits_the_marked_sites() -> None:
+@PARTICLES
+def test_trace_enum_elbo_omits_the_marked_sites(particles: int) -> None:
     """Its bound sums the marked sites out for each draw of the others, and so lies above the ELBO of the product."""
     x = clusters()
     guide = fit(mixture, x)
@@ -137,7 +144,7 @@ def test_trace_enum_elbo_omits_the_marked_sites() -> None:
     prior = dist.Dirichlet(torch.ones(3).double()).log_prob(theta) + dist.Normal(0.0, number(5.0)).log_prob(mu).sum(1)
     entropy = -q["theta"].log_prob(theta) - q["mu"].log_prob(mu).sum(1)
     bound = float((likelihood.logsumexp(2).sum(1) + prior + entropy).mean())
-    loss = TraceEnum_ELBO(40, max_plate_nesting=1)
+    loss = TraceEnum_ELBO(particles, max_plate_nesting=1)
     assert_estimates([loss.loss(mixture, guide, x) for _ in range(20)], bound)
     assert bound > guide.elbo(x)
 
@@ -150,18 +157,20 @@ def test_mixtures_of_vectors_of_one_element() -> None:
     assert guide.elbo() == pytest.approx(float(result.elbo[-1]), rel=1e-10)
 
 
+@PARTICLES
 @pytest.mark.filterwarnings("ignore:TraceEnum_ELBO found no sample sites configured")
-def test_trace_enum_elbo_samples_the_sites_that_are_not_marked() -> None:
+def test_trace_enum_elbo_samples_the_sites_that_are_not_marked(particles: int) -> None:
     x = clusters()
     guide = fit(unmarked, x)
-    loss = TraceEnum_ELBO(40, max_plate_nesting=1)
+    loss = TraceEnum_ELBO(particles, max_plate_nesting=1)
     assert_estimates([loss.loss(unmarked, guide, x) for _ in range(20)], guide.elbo(x))
 
 
+@PARTICLES
 @pytest.mark.parametrize("model", [gaussian, local], ids=lambda m: m.__name__)
-def test_trace_mean_field_elbo_estimates_the_elbo(model: Callable[..., Any], x: Tensor) -> None:
+def test_trace_mean_field_elbo_estimates_the_elbo(model: Callable[..., Any], particles: int, x: Tensor) -> None:
     guide = fit(model, x)
-    assert_estimates([TraceMeanField_ELBO(40).loss(model, guide, x) for _ in range(30)], guide.elbo(x))
+    assert_estimates([TraceMeanField_ELBO(particles).loss(model, guide, x) for _ in range(30)], guide.elbo(x))
 
 
 def test_trace_mean_field_elbo_with_discrete_sites_names_trace_enum_elbo() -> None:
@@ -173,7 +182,8 @@ def test_trace_mean_field_elbo_with_discrete_sites_names_trace_enum_elbo() -> No
         TraceMeanField_ELBO().loss(mixture, guide, x)
 
 
-def test_masked_and_scaled_sites_score_the_same() -> None:
+@PARTICLES
+def test_masked_and_scaled_sites_score_the_same(particles: int) -> None:
     """The guide is inside the same scale as the model, latents included."""
     x = torch.randn(12, dtype=torch.float64) + 1
     mask: Any = torch.arange(12) % 3 > 0
@@ -186,7 +196,7 @@ def test_masked_and_scaled_sites_score_the_same() -> None:
             pyro.sample("x", dist.Normal(mu, 0.5), obs=x)
 
     guide = fit(model, x)
-    assert_estimates([Trace_ELBO(50).loss(model, guide, x) for _ in range(30)], guide.elbo(x))
+    assert_estimates([Trace_ELBO(particles).loss(model, guide, x) for _ in range(30)], guide.elbo(x))
 
 
 @pytest.mark.parametrize("scale", [0.3, 4.0])
