@@ -332,7 +332,7 @@ def test_joint_draws_have_the_brute_force_posterior_by_log_prob_and_by_frequency
     joint, evidence = brute_force(x)
     guide = AutoConjugate(coupled)
     assert guide.elbo(x) == pytest.approx(evidence, rel=1e-10)
-    count = 1500
+    count = 400
     seen: dict[tuple[int, ...], int] = dict.fromkeys(joint, 0)
     for _ in range(count):
         trace = poutine.trace(guide).get_trace(x)
