@@ -507,9 +507,16 @@ WORK: dict[str, tuple[Any, str, int]] = {
 }
 
 
-@pytest.mark.parametrize("life", [1, 2, 5])
 @pytest.mark.parametrize("method", ["batch", "online", "cvb0"])
-@pytest.mark.parametrize("seed", [0, None])
+@pytest.mark.parametrize(
+    ("seed", "life"),
+    [
+        (0, 1),
+        (None, 2),
+        (0, 5),
+        *(pytest.param(*rest, marks=pytest.mark.slow) for rest in ((None, 1), (0, 2), (None, 5))),
+    ],
+)
 def test_a_fit_that_is_killed_over_and_over_ends_where_the_other_one_does(
     counts: Any, method: Any, seed: int | None, life: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -643,7 +650,7 @@ def counts(documents, words, length=100):
     return scipy.sparse.csr_matrix(parts, shape=(documents, words))
 
 def fit(num_topics, data):
-    options = {"learning_method": sys.argv[1], "max_iter": 1, "evaluate_every": 1, "max_doc_update_iter": 5}
+    options = {"learning_method": sys.argv[1], "max_iter": 1, "evaluate_every": 1, "max_doc_update_iter": 2}
     LDA(num_topics, random_state=0, **options).fit(data).transform(data)
 
 def memory(name):  # resource.getrusage would give the peak of the parent process, where that is higher

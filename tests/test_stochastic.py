@@ -235,7 +235,7 @@ def test_lda_steps_are_those_of_scikit_learn() -> None:
     theta = generator.dirichlet(np.full(4, 0.3), 40)
     counts = np.stack([generator.multinomial(60, t @ topics) for t in theta])
     peer = LatentDirichletAllocation(
-        4, doc_topic_prior=0.3, topic_word_prior=0.2, learning_offset=3.0, learning_decay=0.7, total_samples=40,
+        4, doc_topic_prior=3.0, topic_word_prior=0.2, learning_offset=3.0, learning_decay=0.7, total_samples=40,
         mean_change_tol=1e-12, max_doc_update_iter=20_000, random_state=0,
     )  # fmt: skip
 
@@ -243,7 +243,7 @@ def test_lda_steps_are_those_of_scikit_learn() -> None:
         with pyro.plate("topics", 4):
             beta = pyro.sample("beta", dist.Dirichlet(torch.full((30,), 0.2, dtype=torch.float64)))
         with pyro.plate("documents", 40, subsample=torch.arange(number)):
-            theta = pyro.sample("theta", dist.Dirichlet(torch.full((4,), 0.3, dtype=torch.float64)))
+            theta = pyro.sample("theta", dist.Dirichlet(torch.full((4,), 3.0, dtype=torch.float64)))
         size: Any = len(word) * 40 / number
         with (
             pyro.plate("tokens", size, subsample=torch.arange(len(word))),
@@ -258,7 +258,7 @@ def test_lda_steps_are_those_of_scikit_learn() -> None:
         if guide is None:
             peer._init_latent_vars(30, dtype=np.float64)
             guide = AutoConjugate(model, init={"beta": dist.Dirichlet(torch.tensor(peer.components_))})
-            driver = CAVI(model, guide, step_size=RobbinsMonro(4.0, 0.7), local_steps=20_000, local_tol=1e-13)
+            driver = CAVI(model, guide, step_size=RobbinsMonro(4.0, 0.7), local_steps=20_000, local_tol=1e-11)
         document, word = (torch.as_tensor(i) for i in np.nonzero(batch))
         count = torch.as_tensor(batch[document, word], dtype=torch.float64)
         peer.partial_fit(batch)
@@ -278,7 +278,7 @@ def test_averaged_summaries_fit_parameters_from_minibatches() -> None:
     torch.manual_seed(0)
     guide = AutoConjugate(likelihood)
     loader = DataLoader(TensorDataset(x), batch_size=100, shuffle=True)
-    CAVI(likelihood, guide, step_size=RobbinsMonro(2, 0.8)).run_batches(loader, epochs=20, size=2_000)
+    CAVI(likelihood, guide, step_size=RobbinsMonro(2, 0.8)).run_batches(loader, epochs=10, size=2_000)
     assert guide.elbo(x, 2_000) == pytest.approx(best.guide.elbo(x, 2_000), abs=1.0)
     torch.testing.assert_close(guide.params()["mean"], means, atol=0.05, rtol=0)
 
@@ -642,8 +642,8 @@ def test_the_structured_fit_is_the_best_that_gradients_find(
         poutine.block(pair, hide=["z"]), init_loc_fn=init_to_value(values={"mean": guide.posterior()["mean"].mean})
     )
     elbo = TraceEnum_ELBO(num_particles=50, vectorize_particles=True, max_plate_nesting=1)
-    svi = SVI(pair, normal, ClippedAdam({"lr": 0.02, "lrd": 0.997}), elbo)
-    for _ in range(1_000):
+    svi = SVI(pair, normal, ClippedAdam({"lr": 0.02, "lrd": 0.994}), elbo)
+    for _ in range(500):
         svi.step(x)
     scorer = TraceEnum_ELBO(num_particles=50_000, vectorize_particles=True, max_plate_nesting=1)
     with torch.no_grad():
@@ -709,7 +709,7 @@ def test_structured_inference_with_continuous_locals() -> None:
     CAVI(factors, plain).run(data, 60, tol=1e-10, max_steps=2000)
     guide = AutoConjugate(factors, init={k: plain.posterior()[k] for k in ("precision",)})
     driver = CAVI(factors, guide, step_size=RobbinsMonro(1, 0.7), structured=10)
-    driver.run(data, 60, max_steps=200)
+    driver.run(data, 60, max_steps=100)
     bound, error = driver.structured_elbo(data, 60, draws=2_000)
     losses = [Trace_ELBO().loss(factors, guide, data, 60) for _ in range(100)]
     assert -np.mean(losses) == pytest.approx(bound, abs=4 * math.hypot(error, np.std(losses) / math.sqrt(100)))
