@@ -93,9 +93,9 @@ def groups_of_clusters_with_masks() -> None:
         mean = pyro.sample("mean", dist.Normal(tensor(-1.0, 1.0), 2.0))
         precision = pyro.sample("precision", dist.Gamma(2.0, 1.0))
     with pyro.plate("g", 4, dim=-2):
-        with poutine.mask(mask=torch.tensor([[True], [False], [True], [True]])):
+        with poutine.mask(mask=torch.tensor([[True], [False], [True], [True]])):  # type: ignore[call-overload]
             z = pyro.sample("z", dist.Categorical(weights))
-        with pyro.plate("n", 3, dim=-1), poutine.mask(mask=data(4, 3) < 1):
+        with pyro.plate("n", 3, dim=-1), poutine.mask(mask=data(4, 3) < 1):  # type: ignore[call-overload]
             pyro.sample("x", dist.Normal(mean[z], precision[z].rsqrt()), obs=data(4, 3))
 
 
@@ -254,7 +254,7 @@ def unweighted() -> None:
 @pytest.mark.parametrize(
     "model",
     [
-        poutine.mask(unweighted, mask=torch.tensor([True, False, True, True])),
+        poutine.mask(unweighted, mask=torch.tensor([True, False, True, True])),  # type: ignore[call-overload]
         poutine.scale(unweighted, scale=tensor(1.0, 2.0, 3.0, 4.0)),
     ],
 )
@@ -271,7 +271,7 @@ def test_a_weight_may_have_more_dimensions_of_size_one(shape: tuple[int, ...]) -
     CAVI(unweighted, plain).run()
     CAVI(model, scaled).run()
     assert scaled.elbo() == pytest.approx(2 * plain.elbo(), abs=1e-9)
-    hidden = poutine.mask(unweighted, mask=torch.zeros(shape, dtype=torch.bool))
+    hidden = poutine.mask(unweighted, mask=torch.zeros(shape, dtype=torch.bool))  # type: ignore[call-overload]
     assert CAVI(hidden, AutoConjugate(hidden)).run().elbo[-1] == 0
 
 

@@ -646,7 +646,15 @@ def test_questions_about_the_shape_get_plain_answers(symbols: Names) -> None:
 
 @pytest.mark.parametrize(
     "make",
-    [torch.zeros_like, torch.ones_like, lambda x: x.new_zeros(3), lambda x: x.new_ones((2, 2)), lambda x: x * 0],
+    [
+        torch.zeros_like,
+        torch.ones_like,
+        lambda x: x.new_zeros(3),
+        lambda x: x.new_ones((2, 2)),
+        lambda x: x.new_full((2,), 3.0),
+        lambda x: x.new_tensor([1.0, 2.0]),
+        lambda x: x * 0,
+    ],
 )
 def test_what_depends_on_the_shape_alone_is_constant(make: Callable[[Any], Any], symbols: Names) -> None:
     found = make(symbols.cube)
@@ -654,6 +662,11 @@ def test_what_depends_on_the_shape_alone_is_constant(make: Callable[[Any], Any],
     if isinstance(found, RandomTensor):
         found = evaluate(found.expression, make_values())
     torch.testing.assert_close(found, plain)
+
+
+def test_a_latent_that_fills_a_tensor_is_no_constant(symbols: Names) -> None:
+    filled = symbols.cube.new_full((3,), symbols.cube[0, 0, 0])
+    assert isinstance(filled, RandomTensor)
 
 
 def test_the_placeholder_never_shows(symbols: Names) -> None:

@@ -23,7 +23,7 @@ SHAPE_QUERIES = words(
     "is_conj is_neg"
 )
 #: Functions that read nothing of their tensor but its shape, dtype and device.
-SHAPE_ONLY = words("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty")
+SHAPE_ONLY = words("zeros_like ones_like full_like empty_like new_zeros new_ones new_full new_empty new_tensor")
 #: Functions that read nothing of their second tensor but its shape, dtype and device.
 LIKE_ANOTHER = words("expand_as view_as reshape_as type_as to")
 #: NumPy's arithmetic on a latent and an array, as torch's.

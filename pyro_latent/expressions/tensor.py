@@ -88,7 +88,7 @@ class RandomTensor(Tensor):
             if found is not None:
                 return found
         result = func(*placeholders(args), **placeholders(kwargs))
-        if isinstance(result, Tensor) and _reads_shapes_only(name, args):
+        if isinstance(result, Tensor) and _reads_shapes_only(name, args, kwargs):
             return result
         if isinstance(result, Tensor):
             return _wrap(name, result, args, kwargs, func)
@@ -112,8 +112,10 @@ def _name(func: Callable[..., Any]) -> str:
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
 
 
-def _reads_shapes_only(name: str, args: tuple[Any, ...]) -> bool:
-    return name in SHAPE_ONLY or (name in LIKE_ANOTHER and not isinstance(args[0], RandomTensor))
+def _reads_shapes_only(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    if name in SHAPE_ONLY:
+        return not _random(args[1:], kwargs)
+    return name in LIKE_ANOTHER and not isinstance(args[0], RandomTensor)
 
 
 def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
