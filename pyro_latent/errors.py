@@ -17,8 +17,6 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, ParamSpec, TypeVar
 
-from .values import kind_of
-
 P = ParamSpec("P")
 T = TypeVar("T")
 
@@ -193,6 +191,8 @@ def checked_call(function: Callable[P, T]) -> Callable[P, T]:
             name = function.__qualname__.removesuffix(".__init__")
             if kind.__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
                 raise
+            from .values import kind_of  # with torch, which errors alone do without
+
             given = ", ".join([*map(kind_of, args), *(f"{n}: {kind_of(v)}" for n, v in kwargs.items())])
             raise _error_of(ArgumentError, kind)(
                 f"Expected arguments of {name} that it can compute with; got ({given}), and {kind.__name__}: {error}. "
