@@ -30,11 +30,12 @@ def k_means(points: Tensor, count: int, *, num_steps: int = 10, generator: torch
         num_steps: the largest number of Lloyd steps; fewer where hardly a point moves any more.
         generator: the source of the seeds, on the device of the points; torch's global one by default.
     """
-    origin, sample, most = points.mean(0), points, max(_SAMPLE, _SAMPLE_OF_EACH * count)
-    if len(points) > most:
+    most, seeded = max(_SAMPLE, _SAMPLE_OF_EACH * count), max(_SEEDED, _SEEDED_OF_EACH * count)
+    origin, sample = points.mean(0), points
+    if len(points) > seeded:  # in random order: data may come sorted
         sample = points[torch.randperm(len(points), generator=generator, device=points.device)[:most]]
     sample = sample - origin
-    centers, before = _seeds(sample[: max(_SEEDED, _SEEDED_OF_EACH * count)], count, generator), None
+    centers, before = _seeds(sample[:seeded], count, generator), None
     for _ in range(num_steps):
         labels = _nearest(sample, centers)
         sizes = torch.bincount(labels, minlength=count).to(points.dtype).unsqueeze(-1)

@@ -97,7 +97,8 @@ def test_the_elbo_is_the_models_own_and_never_falls_once_the_temperature_is_one(
 def test_a_run_does_not_settle_at_a_temperature() -> None:
     x = torch.randn(30, dtype=DOUBLE)
     cavi = CAVI(mixture, AutoConjugate(mixture, init=0), annealing=[0.8] * 40)
-    assert not cavi.run(x, max_steps=40, tol=1e-3).converged
+    with pytest.warns(UserWarning, match="Expected more steps than those of annealing; got max_steps=40"):
+        assert not cavi.run(x, max_steps=40, tol=1e-3).converged
     assert cavi.is_annealing
     assert cavi.run(x, tol=1e-9).converged
 
@@ -147,7 +148,7 @@ def test_a_race_goes_on_while_a_run_anneals() -> None:
         ([0.5, 0.0], ArgumentError, r"inverse temperatures in \(0, 1\]; got 0.0"),
         ([0.5, 1.5], ArgumentError, r"inverse temperatures in \(0, 1\]; got 1.5"),
         ([float("nan")], ArgumentError, r"inverse temperatures in \(0, 1\]; got nan"),
-        (["hot"], ArgumentError, r"inverse temperatures in \(0, 1\]"),
+        (["hot"], ArgumentError, r"inverse temperatures in \(0, 1\]; got 'hot'. Write annealing=60"),
         (True, ArgumentTypeError, "a number of sweeps, or a sequence"),
         (0.5, ArgumentTypeError, "a number of sweeps, or a sequence"),
         ("hot", ArgumentTypeError, "a number of sweeps, or a sequence"),

@@ -20,7 +20,7 @@ from pyro_latent import CAVI, EM, AutoConjugate, LatentValueError, ModelError, N
 from pyro_latent.families import newton
 from pyro_latent.families.point import PointMean
 from pyro_latent.models import gmm
-from pyro_latent.objective import modes
+from pyro_latent.objective import Program, modes
 
 
 def param(name: str, start: float | list[float], constraint: Any = constraints.real) -> Any:
@@ -398,6 +398,33 @@ def test_a_quadratic_has_its_maximum_whichever_elements_are_coupled(coupling: st
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(modes._quadratic(found, evaluate), expected, rtol=1e-9, atol=1e-9)
     assert len(calls) == 2
+
+
+def test_parameters_without_one_maximum_are_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More of them than data: the joint solve is tried once in a step, and the fit is perfect all the same."""
+    design = torch.randn(4, 6, dtype=torch.float64)
+
+    def model(y: Tensor) -> None:
+        weights = [param(f"w{i}", 0.0) for i in range(6)]
+        with pyro.plate("data", len(y)):
+            loc = sum(w * column for w, column in zip(weights, design.unbind(1), strict=True))
+            pyro.sample("y", dist.Normal(loc, 1.0), obs=y)
+
+    tried = []
+    solve = Program.joint_optimum
+
+    def counted(*args: Any) -> Any:
+        tried.append(1)
+        return solve(*args)
+
+    monkeypatch.setattr(Program, "joint_optimum", counted)
+    y = torch.randn(4, dtype=torch.float64)
+    em = EM(model)
+    em.step(y)
+    assert len(tried) == 1
+    em.run(y, max_steps=200, tol=1e-13)
+    fitted = design @ torch.stack([em.guide.params()[f"w{i}"] for i in range(6)])
+    torch.testing.assert_close(fitted, y, rtol=0, atol=1e-3)
 
 
 def test_points_that_multiply_each_other_are_visited_in_turn() -> None:

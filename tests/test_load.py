@@ -203,3 +203,14 @@ def test_the_clusters_of_many_points_are_those_of_a_sample() -> None:
         )
         pairs = {(int(a), int(b)) for a, b in zip(own, labels, strict=True)}
         assert len(pairs) == 6 and len({b for _, b in pairs}) == 6
+
+
+def test_clusters_are_found_in_sorted_data_of_any_number() -> None:
+    """The seeds are among some of the points, which must not be the first ones."""
+    generator = torch.Generator().manual_seed(0)
+    centers = 50.0 * torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    for count in (600, 3_600, 6_000):
+        own = torch.arange(count) * 6 // count
+        noise = torch.randn(count, 3, generator=generator, dtype=torch.float64)
+        labels = k_means(centers[own] + noise, 6, generator=generator)
+        assert len(set(zip(own.tolist(), labels.tolist(), strict=True))) == 6

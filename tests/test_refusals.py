@@ -117,6 +117,18 @@ def test_obstacles_of_the_recording_are_named_with_all_others_at_once() -> None:
     assert "none: " not in rows["z"] + rows["loc"]
 
 
+def test_a_model_that_breaks_on_a_latent_that_cannot_be_recorded_is_told_of_that_latent() -> None:
+    """And not of what it then did with a value that stood for it."""
+
+    def model(x: Tensor) -> None:
+        count = pyro.sample("count", dist.Poisson(3.0))
+        for i in range(int(count)):
+            pyro.sample(f"x_{i}", dist.Normal(0.0, 1.0), obs=x[i])
+
+    with pytest.raises(NotConjugateError, match=r"'count'.*infinitely many values"):
+        CAVI(model, AutoConjugate(model)).run(_X)
+
+
 # Modes, files and settings.
 
 

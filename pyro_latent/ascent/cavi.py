@@ -211,6 +211,12 @@ class CAVI:
         reached, converged = self._passes(
             [(args, kwargs)], lambda batch: batch, max_steps, tol, file, max_steps, progress, callback
         )
+        if self.is_annealing:
+            warnings.warn(
+                f"Expected more steps than those of annealing; got max_steps={max_steps}: the posterior is that of the "
+                "model's densities to a power. Run again, which goes on from here, or with a larger max_steps.",
+                stacklevel=3,
+            )
         return self._result(reached, converged and not self._lacks_digits(reached.after(-1), tol))
 
     def _lacks_digits(self, elbo: list[float], tol: float) -> bool:

@@ -96,15 +96,14 @@ class EMSteps(FullSteps):
                 break
             group = together.get(stale[0], stale[:1])
             before = {key: sweep.state[key].x for key in group}
-            best = sweep.program.joint_optimum(group, sweep.means, sweep.summands) if len(group) > 1 else None
+            best = sweep.program.joint_optimum(group, sweep.means, sweep.summands) if len(group) > 1 else {}
+            if best is None:  # not one maximum: in turn, from here on
+                together = {key: own for key, own in together.items() if key not in group}
+                continue
             for key in group:
-                if best is None:
-                    sweep.visit(key)
-                else:
-                    sweep.set(key, best[key])
+                sweep.set(key, best[key]) if best else sweep.visit(key)
             moved = [key for key in group if not _still(before[key], sweep.state[key].x)]
-            settled = group if best is not None or len(group) == 1 else []
-            again = {other for key in moved for other in coupled[key] if other not in settled}
+            again = {other for key in moved for other in coupled[key] if other not in group}
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]
 
@@ -204,8 +203,8 @@ class EM(CAVI):
         guide = AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide
         super().__init__(model, guide, annealing=annealing)
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
-        temperatures = inverse_temperatures(annealing)
-        self._steps = self._em = EMSteps(m_step, optimizer, check_count("gradient_steps", gradient_steps), temperatures)
+        count = check_count("gradient_steps", gradient_steps)
+        self._steps = self._em = EMSteps(m_step, optimizer, count, inverse_temperatures(annealing))
 
     @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:

@@ -17,6 +17,7 @@ from .structured import StructuredSteps
 
 #: The inverse temperature of the first sweep. Much below it the components of a mixture become one and stay so.
 _FIRST = 0.7
+_WRITE = "Write annealing=60, say, or annealing=[0.7, 0.8, 0.9]; exact sweeps come after these."
 
 
 def inverse_temperatures(annealing: int | Sequence[float]) -> tuple[float, ...]:
@@ -30,18 +31,17 @@ def inverse_temperatures(annealing: int | Sequence[float]) -> tuple[float, ...]:
         annealing = annealing.tolist()
     if isinstance(annealing, int) and not isinstance(annealing, bool):
         if annealing < 0:
-            raise ArgumentError(f"Expected annealing to be a number of sweeps of at least 0; got {annealing}.")
+            raise ArgumentError(f"Expected annealing to be a number of sweeps of at least 0; got {annealing}. {_WRITE}")
         return tuple(_FIRST ** (1 - t / annealing) for t in range(annealing))
     if isinstance(annealing, bool | str | bytes) or not isinstance(annealing, Sequence):
         raise ArgumentTypeError(
             "Expected annealing to be a number of sweeps, or a sequence of inverse temperatures in (0, 1]; got "
-            f"{annealing!r}."
+            f"{annealing!r}. {_WRITE}"
         )
-    found = tuple(as_real(value) for value in annealing)
-    wrong = [value for value in found if not 0 < value <= 1]
-    if wrong:
-        raise ArgumentError(f"Expected inverse temperatures in (0, 1]; got {wrong[0]!r}. They rise to 1.")
-    return found
+    for value in annealing:
+        if not 0 < as_real(value) <= 1:
+            raise ArgumentError(f"Expected inverse temperatures in (0, 1]; got {value!r}. {_WRITE}")
+    return tuple(map(float, annealing))
 
 
 def steps_for(step_size: float | StepSize | None, memoised: bool, structured: int, annealing: Sequence[float]) -> Steps:
@@ -54,8 +54,8 @@ def steps_for(step_size: float | StepSize | None, memoised: bool, structured: in
         return FullSteps(annealing)
     if annealing:
         raise ArgumentError(
-            "Expected annealing on all of the data; got step_size or memoised=True. Leave one of them out: anneal on a "
-            "part of the data, and give its posterior as init=."
+            f"Expected annealing on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one "
+            "of them out: anneal on a part of the data, and give its posterior as init=."
         )
     if memoised:
         return MemoisedSteps()

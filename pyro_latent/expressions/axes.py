@@ -242,12 +242,12 @@ def _order(operands: tuple[tuple[Labels, torch.Size], ...], out: Labels) -> Sequ
 
 @lru_cache(maxsize=4096)
 def _equation(inputs: tuple[Labels, ...], out: Labels) -> str:
-    """A contraction in letters."""
+    """The equation of a contraction, in letters."""
     letters = {label: get_symbol(i) for i, label in enumerate(dict.fromkeys(x for labels in inputs for x in labels))}
     *given, wanted = ("".join(letters[label] for label in labels) for labels in (*inputs, out))
     return f"{','.join(given)}->{wanted}"
 
 
 def _einsum(operands: Sequence[Labelled], out: Labels) -> Tensor:
-    """Contract at once."""
+    """Contract all operands in one call of torch."""
     return torch.einsum(_equation(tuple(labels for _, labels in operands), out), *(tensor for tensor, _ in operands))

@@ -178,11 +178,14 @@ class Program:
         terms = [s for s in (*self.summands, *held) if s.blocks & set(points)]
         derived = {parent for variable in self.derived for parent in variable.parents}
         others = {m.block.key for s in terms for m in s.moments if m.statistic not in DEGREES} | derived
+        others |= {key for key in points if self.blocks[key].update is not None}
         found: dict[BlockKey, list[BlockKey]] = {}
+        seen = set(others)
         for start in points:
-            group = [start] if start not in found and start not in others else []
+            group = [start] if start not in seen else []
             for key in group:  # grows on the way
                 group += [k for k in points if k in coupled[key] and k not in others and k not in group]
+            seen |= set(group)
             degrees = [sum(DEGREES[m.statistic] for m in s.moments if m.block.key in group) for s in terms]
             count = sum(self.blocks[key].numel for key in group)
             if len(group) > 1 and max(degrees) <= 2 and count <= _MOST_TOGETHER:

@@ -38,9 +38,18 @@ class _Model:
     kwargs: dict[str, Any]
 
     def run(self, messenger: SymbolMessenger) -> None:
-        """Run the model under the messenger."""
+        """Run the model under the messenger.
+
+        Raises:
+            NotConjugateError: where it ends in an error after a site that cannot be recorded, for which another stood.
+        """
         with _recording_context(messenger.like, random_arguments()), messenger:
-            self.function(*self.args, **self.kwargs)
+            try:
+                self.function(*self.args, **self.kwargs)
+            except Exception as error:
+                for problem in messenger.refused.values():
+                    raise problem from error
+                raise
 
     def advice(self, like: Tensor) -> str:
         """What to do about an error inside the model: whether Pyro meets it too."""
