@@ -20,8 +20,9 @@ from shared_models import StartedMixture
 from torch import Tensor
 from torch.distributions import kl_divergence
 
+from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import DataError
+from pyro_latent.errors import ArgumentTypeError, DataError
 from pyro_latent.models import gmm, normal_gamma
 
 NORMAL_GAMMA = ("loc", "precision_scaling", "concentration", "rate")
@@ -613,3 +614,27 @@ def test_mixture_guide_starts_at_the_update_and_bounds_the_mean_field_elbo(
             assert math.isfinite(svi.step(data, 2, covariance=covariance))
     assert all(value.dtype == dtype for value in store.values())
     assert all(not torch.equal(before[name], value) for name, value in store.items())
+
+
+@pytest.mark.parametrize("covariance", COVARIANCES)
+def test_the_predictive_density_of_a_mixture_is_the_average_over_its_posterior(covariance: gmm.Covariance) -> None:
+    """By 20,000 draws of the parameters, at points in the middle and far out."""
+    data = torch.cat([torch.randn(15, 2, dtype=torch.float64) - 2, 0.5 * torch.randn(10, 2, dtype=torch.float64) + 2])
+    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")], init=0)
+    CAVI(gmm.model, guide).run(data, 2, covariance=covariance)
+    q = guide.posterior(joint=True)
+    points = torch.tensor([[-2.0, -2.0], [2.0, 2.2], [0.0, 0.0], [6.0, -1.0]], dtype=torch.float64)
+    weights = q["weights"].sample((20_000,))
+    mean, precision = q["mean", "precision"].sample((20_000,))
+    deviation = points[:, None, None] - mean
+    if covariance == "full":
+        square = torch.einsum("...i,...ij,...j->...", deviation, precision, deviation)
+        log_density = 0.5 * precision.logdet() - 0.5 * square
+    else:
+        log_density = (0.5 * precision.log() - 0.5 * precision * deviation.square()).sum(-1)
+    each = (log_density + weights.log()).exp().sum(-1) / (2 * math.pi)
+    found = gmm.predictive(q).log_prob(points).exp()
+    error = each.std(-1) / math.sqrt(20_000)
+    assert bool(((each.mean(-1) - found).abs() < 4 * error).all())
+    with pytest.raises(ArgumentTypeError, match="mean and precision in one block"):
+        gmm.predictive(guide.posterior())

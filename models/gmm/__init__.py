@@ -21,6 +21,7 @@ Source: [4] (29)-(44) for the mixture and EM, (75) and (89) for the updates; Bis
 
 from .bayesian import guide, model, update_component, update_mean_precision, update_weights, updates
 from .likelihood import ml_model, ml_start
+from .predictive import predictive
 from .priors import Covariance as Covariance
 from .priors import default_priors
 from .starts import initial_responsibilities
@@ -32,6 +33,7 @@ __all__ = [
     "ml_model",
     "ml_start",
     "model",
+    "predictive",
     "update_component",
     "update_mean_precision",
     "update_weights",
