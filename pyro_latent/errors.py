@@ -25,6 +25,9 @@ class PyroLatentError(Exception):
     """Base of the library's own errors."""
 
 
+E = TypeVar("E", bound=PyroLatentError)
+
+
 class ArgumentError(PyroLatentError, ValueError):
     """An argument has a value that makes no sense: it names the argument, and the values that do."""
 
@@ -138,6 +141,8 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
 _FOREIGN = ("builtins", "numba", "numpy", "pandas")
 #: The folders of this library, without its ready-made models, and of Python's own.
 _LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+#: What Pyro puts between the words of an error inside a traced program and the shapes of its sites.
+_SHAPES = "\nTrace Shapes:"
 
 
 @contextmanager
@@ -158,14 +163,12 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
     except Exception as error:
         if type(error).__module__.split(".")[0] not in _FOREIGN:  # of the program's own, or of the machine
             raise
-        kind: Any = type(error)
-        raise _error_of(ModelError, kind)(
-            f"Expected {expected}; got {kind.__name__}: {str(error) or _line_of(error)}{_place_of(error)}. {advise()}"
+        raise _error_of(ModelError, type(error))(
+            f"Expected {expected}; got {_words_of(error)}{_place_of(error)}. {advise()}"
         ) from error
 
 
-@functools.cache
-def _error_of(ours: Any, kind: Any) -> Any:
+def _error_of(ours: type[E], kind: type[Exception]) -> type[E]:
     """An error of ours that ``except`` takes for one of another type too."""
     try:
         return type(ours.__name__, (ours, kind), {"__str__": Exception.__str__, "__module__": ours.__module__})
@@ -174,7 +177,10 @@ def _error_of(ours: Any, kind: Any) -> Any:
 
 
 def checked_call(function: Callable[P, T]) -> Callable[P, T]:
-    """A function of plain arguments, where errors of Python, NumPy, PyTorch or Numba inside say what it was given.
+    """A function where errors of Python, NumPy, PyTorch or Numba inside say what it was given.
+
+    An error in a user's program that it runs, such as a model, is said in the program's own words, with the line there
+    that it came up at.
 
     Raises:
         ArgumentError: that is of the error's own type as well.
@@ -187,25 +193,29 @@ def checked_call(function: Callable[P, T]) -> Callable[P, T]:
         except (PyroLatentError, MemoryError):
             raise
         except Exception as error:
-            kind: Any = type(error)
             name = function.__qualname__.removesuffix(".__init__")
-            if kind.__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
+            if type(error).__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
                 raise
             from .values import kind_of  # with torch, which errors alone do without
 
             given = ", ".join([*map(kind_of, args), *(f"{n}: {kind_of(v)}" for n, v in kwargs.items())])
-            raise _error_of(ArgumentError, kind)(
-                f"Expected arguments of {name} that it can compute with; got ({given}), and {kind.__name__}: {error}. "
-                f"Write help({name}), which says what each may be."
+            is_ready_made = function.__module__.startswith("pyro_latent.models.")  # which is given no program
+            place = "" if is_ready_made else _place_of(error)
+            raise _error_of(ArgumentError, type(error))(
+                f"Expected {name} to run with the arguments ({given}); got {_words_of(error)}{place}. "
+                f"{'Look at that line, or write' if place else 'Write'} help({name}), which says what each may be."
             ) from error
 
     return called
 
 
-def _line_of(error: Exception) -> str:
-    """The line that an error came up at, which stands for the words of one that has none, as of an assertion."""
+def _words_of(error: Exception) -> str:
+    """The type of an error and what it says, without the shapes that Pyro adds; without words, as of an assertion, the
+    line that it came up at.
+    """
     frames = traceback.extract_tb(error.__traceback__)
-    return (frames[-1].line or "") if frames else ""
+    line = (frames[-1].line or "") if frames else ""
+    return f"{type(error).__name__}: {str(error).partition(_SHAPES)[0] or line}"
 
 
 def _place_of(error: Exception) -> str:

@@ -34,6 +34,7 @@ from .errors import ArgumentTypeError, ModelError, checked_call
 from .objective import compile_program, expected_log_densities
 from .recording import record
 from .rules import unwrap
+from .values import kind_of
 
 Update = Callable[..., Any]
 
@@ -44,8 +45,9 @@ class ClosedFormMessenger(Messenger):
     def __init__(self, updates: Mapping[Any, Update]) -> None:
         super().__init__()
         self.by_site: dict[str, tuple[tuple[str, ...], Update]] = {}
+        _check_sites(updates)
         for key, update in updates.items():
-            names = (key,) if isinstance(key, str) else tuple(key)
+            names = (key,) if isinstance(key, str) else key
             if not callable(update):
                 raise ArgumentTypeError(f"Expected a function update(q, *args, **kwargs) for {key!r}; got {update!r}")
             for name in names:
@@ -71,6 +73,22 @@ class ClosedFormMessenger(Messenger):
         return super().__exit__(*args)
 
 
+def _check_sites(updates: Any) -> None:
+    """Updates are by names of sites, or tuples of them.
+
+    Raises:
+        ArgumentTypeError: if they are not.
+    """
+    given = list(updates) if isinstance(updates, Mapping) else None
+    blocks = [()] if given is None else [key if isinstance(key, tuple) else (key,) for key in given]
+    if not all(block and all(isinstance(name, str) for name in block) for block in blocks):
+        got = kind_of(updates) if given is None else f"updates for {given}"
+        raise ArgumentTypeError(
+            f"Expected updates by site, or by tuple of sites; got {got}. "
+            "Write closed_form(model, {'site': function})."
+        )
+
+
 @checked_call
 def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Callable[..., Any]:
     """Attach hand-written coordinate updates to the sites of a model, which stays as it is.
@@ -85,7 +103,7 @@ def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Cal
         A model with the same behaviour in Pyro, for which ``CAVI`` uses the updates in place of the derived ones.
 
     Raises:
-        TypeError: if an update is not callable.
+        TypeError: if an update is not callable, or the updates are not by site.
         ModelError: when run, if the model has no latent site of a name in ``updates``.
 
     Example::

@@ -18,7 +18,10 @@ def is_floating(value: Any) -> bool:
 
 
 def all_finite(tensor: Tensor) -> bool:
-    """Whether no element is NaN or infinite: their sum says so at a fraction of the cost, but where it overflows."""
+    """Whether no element is NaN or infinite.
+
+    A finite sum says so at a fraction of the cost; a sum that is not may have overflowed, so each element is looked at.
+    """
     return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
 
 

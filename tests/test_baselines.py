@@ -428,6 +428,15 @@ def test_models_that_sampled_em_does_not_fit_are_named(sample: Tensor) -> None:
             MonteCarloEM(mixed).run(sample, **options)
 
 
+def test_an_error_of_the_m_step_is_not_said_to_be_of_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*args: Any, **kwargs: Any) -> None:
+        raise RuntimeError("the optimizer failed")
+
+    monkeypatch.setattr("pyro_latent.gradient.monte_carlo_em.descend_quasi_newton", failing)
+    with pytest.raises(RuntimeError, match=r"^the optimizer failed$"):
+        MonteCarloEM(coins, num_samples=2).step(torch.randn(9).double())
+
+
 def test_an_average_is_over_at_least_one_step() -> None:
     result = MonteCarloEMResult(torch.zeros(3).double(), {"loc": torch.tensor([1.0, 2.0, 4.0])})
     assert result.average(2)["loc"].item() == 3.0

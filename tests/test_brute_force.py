@@ -275,8 +275,10 @@ def test_a_weight_may_have_more_dimensions_of_size_one(shape: tuple[int, ...]) -
     assert CAVI(hidden, AutoConjugate(hidden)).run().elbo[-1] == 0
 
 
-@pytest.mark.parametrize(("second", "size", "dim"), [("n", 3, -2), ("a", 4, -1)])
-def test_a_plate_has_a_name_of_its_own(second: str, size: int, dim: int) -> None:
+@pytest.mark.parametrize(
+    ("second", "size", "dim", "both"), [("n", 3, -2, "two plates 'n'"), ("a", 4, -1, "a site and a plate 'a'")]
+)
+def test_a_plate_has_a_name_of_its_own(second: str, size: int, dim: int, both: str) -> None:
     """The guide enters each plate by its name: of two it would draw the sites of one in the other."""
 
     def model() -> None:
@@ -285,5 +287,5 @@ def test_a_plate_has_a_name_of_its_own(second: str, size: int, dim: int) -> None
         with pyro.plate(second, size, dim=dim):
             pyro.sample("x", dist.Normal(0.0, 1.0), obs=torch.ones(size, *[1] * (-1 - dim)).double())
 
-    with pytest.raises(ModelError, match=f"a name of its own for each site; got two sites '{second}'"):
+    with pytest.raises(ModelError, match=f"a name of its own for each plate; got {both}. Write another"):
         CAVI(model, AutoConjugate(model)).run()

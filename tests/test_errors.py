@@ -33,6 +33,7 @@ from pyro_latent import (
     PyroLatentError,
     handlers,
 )
+from pyro_latent.gradient.approximations import laplace
 from pyro_latent.models import gmm, normal_gamma
 
 Model = Callable[..., Any]
@@ -139,6 +140,28 @@ def test_an_error_of_the_model_itself_passes_through(x: Tensor) -> None:
         CAVI(model, guide).step(x)
     assert COERCIONS == []
     assert not guide.state_dict()["_extra_state"]["layout"]
+
+
+@pytest.mark.parametrize(
+    ("wrong", "words"),
+    [
+        (ValueError("my own words"), "got ValueError: my own words, at test_errors.py"),
+        (ValueError(), "got ValueError: raise wrong, at test_errors.py"),
+        (AssertionError(), "got AssertionError: raise wrong, at test_errors.py"),
+    ],
+)
+def test_an_error_of_a_program_given_to_a_function_has_its_own_words_and_line(wrong: Exception, words: str) -> None:
+    def model() -> None:
+        raise wrong
+
+    with pytest.raises(PyroLatentError, match=rf"{words}, line \d+: raise wrong\. Look at that line") as caught:
+        laplace(model)
+    assert isinstance(caught.value, type(wrong))
+
+
+def test_an_error_of_arguments_has_no_line() -> None:
+    with pytest.raises(TypeError, match=r"Expected expected_log_factors to run .*\. Write help\("):
+        handlers.expected_log_factors(gaussian, 3, torch.ones(3).double())  # type: ignore[arg-type]
 
 
 # The data.
@@ -820,6 +843,13 @@ def test_the_fall_is_blamed_on_the_right_site(x: Tensor) -> None:
 def test_closed_form_says_what_it_expected(x: Tensor) -> None:
     with pytest.raises(TypeError, match=r"Expected a function update\(q, \*args, \*\*kwargs\) for 'tau'; got 3"):
         handlers.closed_form(gaussian, {"tau": 3})  # type: ignore[dict-item]
+    for updates, got in (
+        (5, "got int"),
+        ({3: scale_is_tau}, r"got updates for \[3\]"),
+        ({(): scale_is_tau}, r"got .*\(\)"),
+    ):
+        with pytest.raises(TypeError, match=rf"Expected updates by site.*{got}.* Write closed_form\(model, {{'site': "):
+            handlers.closed_form(gaussian, updates)  # type: ignore[arg-type]
     model = handlers.closed_form(gaussian, {"tua": lambda q, x: None})
     assert_step_fails(model, (x,), ModelError, "updates for latent sites", "['tua']", "which it lacks")
     observed = handlers.closed_form(gaussian, {"x": lambda q, x: None})

@@ -297,9 +297,12 @@ def param_and_latent(x: Tensor) -> None:
     normal(x)
 
 
-@pytest.mark.parametrize("model", [twice_latent, twice_observed, param_and_latent])
-def test_a_name_belongs_to_one_site(model: Model) -> None:
-    with pytest.raises(ModelError, match=r"a name of its own for each site; got two sites '[ax]'"):
+@pytest.mark.parametrize(
+    ("model", "both"),
+    [(twice_latent, "two sites"), (twice_observed, "two sites"), (param_and_latent, "a parameter and a site")],
+)
+def test_a_name_belongs_to_one_site(model: Model, both: str) -> None:
+    with pytest.raises(ModelError, match=f"a name of its own for each site; got {both} '[ax]'"):
         CAVI(model, AutoConjugate(model)).step(_X)
 
 

@@ -97,11 +97,13 @@ class MonteCarloEM:
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One E-step and one M-step; returns minus the estimate of Q, in nats, as ``SVI.step`` returns its loss."""
         words = ("a model that scores this data", lambda: "Give data of the shapes of the sites.")
-        with no_params_of_failures(), in_our_words(*words):
-            if self._log_joint is None or self._sampler is None:
-                self._log_joint = self._make_log_joint(args, kwargs)
-                self._sampler = self._make_sampler(self._log_joint.target)
-            return self._m_step(self._log_joint, self._sampler())
+        with no_params_of_failures():
+            with in_our_words(*words):
+                if self._log_joint is None or self._sampler is None:
+                    self._log_joint = self._make_log_joint(args, kwargs)
+                    self._sampler = self._make_sampler(self._log_joint.target)
+                values = self._sampler()
+            return self._m_step(self._log_joint, values)
 
     @torch.inference_mode(False)
     @torch.enable_grad()

@@ -10,7 +10,7 @@ import math
 from collections.abc import Collection, Mapping
 from dataclasses import replace
 from itertools import zip_longest
-from typing import Any
+from typing import Any, Literal, TypeVar
 
 import pyro
 import pyro.distributions as dist
@@ -37,6 +37,8 @@ from .supports import (
     support_of,
 )
 
+Weight = TypeVar("Weight", Tensor | None, Tensor | float)  # a mask, a scale
+
 
 class SymbolMessenger(Messenger):
     """Puts random tensors at the latents and parameters of a model, and keeps to one subsample of each plate.
@@ -57,7 +59,7 @@ class SymbolMessenger(Messenger):
         self.is_first = is_first
         self.observations: dict[str, Tensor] = {}
         self.nesting = 0
-        self._names: dict[str, bool] = {}  # of the sites so far: whether each is a parameter
+        self._kinds: dict[str, str] = {}  # by name so far: whether it is of a site, a parameter or a plate
         self._plates: dict[str, tuple[int, int]] = {}  # so far, with their dimensions and sizes
         self._symbols: dict[str, RandomTensor] = {}  # the parameters so far
         self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
@@ -85,25 +87,27 @@ class SymbolMessenger(Messenger):
         if site_is_subsample(msg):
             self._subsample(msg)
             return
-        self._take_name(msg["name"], is_param=False)
+        self._take_name(msg["name"], "site")
         if msg["is_observed"] or msg["done"]:
             msg["is_observed"] = True  # a value that poutine.replay gives is a constant, as data is
             return
         msg["value"] = self._discrete_symbol(msg) if is_discrete(msg["fn"]) else self._symbol(msg)
         msg["done"] = True
 
-    def _take_name(self, name: str, is_param: bool) -> None:
-        """Each site has a name of its own.
+    def _take_name(self, name: str, kind: Literal["site", "parameter", "plate"]) -> None:
+        """Each site and plate has a name of its own; a parameter may come again.
 
         Raises:
-            ModelError: if another site has the name.
+            ModelError: if another site or plate has the name.
         """
-        if name in self._names and not (is_param and self._names[name]):
+        other = self._kinds.get(name)
+        if other is not None and not other == kind == "parameter":
+            both = f"two {kind}s" if other == kind else f"a {other} and a {kind}"
             raise ModelError(
-                f"Expected a name of its own for each site; got two sites {name!r}. Write another for one of them, "
+                f"Expected a name of its own for each {kind}; got {both} {name!r}. Write another for one of them, "
                 f"such as {name + '_2'!r}; in a loop, f'{name}_{{i}}'."
             )
-        self._names[name] = is_param
+        self._kinds[name] = kind
 
     def _subsample(self, msg: Any) -> None:
         """Every run of one recording sees the same subsample."""
@@ -145,7 +149,7 @@ class SymbolMessenger(Messenger):
         if msg["value"] is not None:  # poutine.substitute says what it is
             return
         name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
-        self._take_name(name, is_param=True)
+        self._take_name(name, "parameter")
         if name in self._symbols:
             msg["value"], msg["done"] = self._symbols[name], True
             return
@@ -195,7 +199,7 @@ class SymbolMessenger(Messenger):
 
     def _plate(self, frame: Any) -> Plate:
         if self._plates.get(frame.name) != (frame.dim, frame.size):  # a plate may be entered again as it was
-            self._take_name(frame.name, is_param=False)
+            self._take_name(frame.name, "plate")
             self._plates[frame.name] = frame.dim, frame.size
         subsample = self.subsamples.get(frame.name) if is_part(frame) else None
         full = frame.size if frame.full_size is None else frame.full_size
@@ -438,7 +442,7 @@ def _check_frames(frames: Collection[Any], name: str) -> None:
             )
 
 
-def _trimmed(weight: Any) -> Any:
+def _trimmed(weight: Weight) -> Weight:
     """A scale or mask without dimensions of size 1 on its left, which its site need not have."""
     while isinstance(weight, Tensor) and weight.ndim and len(weight) == 1:
         weight = weight[0]
