@@ -34,18 +34,19 @@ class Settings:
 settings = Settings()
 
 
-def check_memory(what: str, numbers: int, advice: str) -> None:
-    """A table of so many numbers of eight bytes is within the limit.
+def check_memory(what: str, numbers: int, advice: str, each: int = 8) -> None:
+    """A table of so many numbers is within the limit.
 
     Args:
         what: the table, in words, with its site.
         numbers: how many it holds.
         advice: what to write instead.
+        each: the bytes of a number.
 
     Raises:
         ModelError: if it is not.
     """
-    limit, size = settings.memory_limit, 8 * numbers
+    limit, size = settings.memory_limit, each * numbers
     if size > limit:
         raise ModelError(
             f"Expected {what} within pyro_latent.settings.memory_limit, {limit:,} bytes; got {size:,} bytes. {advice} "

@@ -107,6 +107,50 @@ def test_sites_that_are_eliminated_by_parts_of_a_plate_give_what_all_at_once_doe
         torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(3, 701), (701, 3)])
+def test_parts_of_a_plate_hold_no_copy_of_the_features(shape: tuple[int, int], monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    x = torch.randn(shape, dtype=torch.float64)
+
+    def run() -> Tensor:
+        return CAVI(grid, AutoConjugate(grid, init=0)).run(x, max_steps=4, tol=0).elbo
+
+    whole = run()
+    monkeypatch.setitem(discrete._TABLE, "cpu", 2**9)
+    torch.testing.assert_close(run(), whole, rtol=1e-12, atol=0)
+    elimination = AutoConjugate(grid).prepare((x,), {}).program.elimination
+    parts = elimination._divided(0, 1)
+    assert len(parts) > 1
+    pairs = [
+        (f.features, own.features) for part in parts for f, own in zip(elimination.factors, part.factors, strict=True)
+    ]
+    found = [(a._whole, b._whole) for a, b in pairs if a is not None and b is not None]
+    assert found
+    for all_of_it, own in found:
+        assert all_of_it is not None and own is not None
+        assert own.untyped_storage().data_ptr() == all_of_it.untyped_storage().data_ptr()
+
+
+def test_tables_that_are_eliminated_by_parts_count_as_a_part(limit: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a chain, the pairs of states at each row are never held at once; the states of each row are."""
+    torch.manual_seed(0)
+    x = torch.randn(2000, 3)
+    states, pairs = 2000 * 3 * 4, 2000 * 9 * 4
+
+    def run() -> Tensor:
+        return CAVI(chains, AutoConjugate(chains, init=0)).run(x, max_steps=3, tol=0).elbo
+
+    whole = run()
+    settings.memory_limit = 2 * states
+    with pytest.raises(ModelError, match=rf"the joint posterior of 'z_0', 'z_1', 'z_2' .* got {pairs:,} bytes"):
+        run()
+    monkeypatch.setitem(discrete._TABLE, "cpu", 2**9)
+    torch.testing.assert_close(run(), whole, rtol=1e-5, atol=0)
+    settings.memory_limit = states - 1
+    with pytest.raises(ModelError, match=rf"a table of all values of 'z_0' .* got {states:,} bytes"):
+        run()
+
+
 @pytest.mark.parametrize("value", [0, -1, 1.5, True, "1GB"])
 def test_a_limit_that_is_no_number_of_bytes_is_refused(value: object, limit: None) -> None:
     before = settings.memory_limit

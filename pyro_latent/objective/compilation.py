@@ -8,7 +8,6 @@ for given responsibilities, responsibilities × features.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 
@@ -26,7 +25,7 @@ from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import expect
 from .factors import DiscreteFactor, make_factor
-from .joints import Joint, Layout, TooLargeError, connected
+from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
 from .obstacles import all_at_once
 from .program import Program
@@ -72,10 +71,13 @@ def _compiled(
     blocks = make_blocks(recording, joint)
     scored, live = without_masks(recording)
     terms = {name: usable_terms(s) for name, s in scored.items()}
-    why = _in_mean_field(recording, scored, terms, mean_field, starts)
+    why = _in_mean_field(recording, scored, terms, mean_field)
     blocks = _in_order(recording, blocks | _discrete_blocks(recording, why, live)) if why else blocks
+    each = recording.dtype.itemsize
     for block in blocks.values():
-        check_memory(f"the posterior of {block.label!r}, a {block.family.name}", starts * block.numbers, _SMALLER_BLOCK)
+        check_memory(
+            f"the posterior of {block.label!r}, a {block.family.name}", starts * block.numbers, _SMALLER_BLOCK, each
+        )
     derived = derived_variables(recording)
     owners: Owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
@@ -92,6 +94,8 @@ def _compiled(
     part = merged(s for name, own in site_summands.items() if name in inside for s in own)
 
     sites = [s for s in recording.discrete.values() if s.name not in why]
+    elimination = DiscreteElimination(recording, sites, factors, _joints(factors, sites), live)
+    _check_tables(elimination, starts)
     local, shared = locality(recording, blocks, owners)
     program = Program(
         recording=recording,
@@ -99,7 +103,7 @@ def _compiled(
         owners=owners,
         derived=derived,
         mean_field=why,
-        elimination=DiscreteElimination(recording, sites, factors, _joints(factors, sites), live),
+        elimination=elimination,
         site_summands=site_summands,
         exact_summands=[s if s.constant.numel() <= _LARGE else cast([s], recording.dtype)[0] for s in whole + part],
         whole_summands=cast(whole, recording.dtype),
@@ -115,7 +119,7 @@ def _compiled(
 
 
 def _in_mean_field(
-    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str], starts: int
+    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str]
 ) -> dict[str, str]:
     """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why."""
     sites = recording.discrete
@@ -131,29 +135,32 @@ def _in_mean_field(
         names = {s.name for s in group}
         own = [x for x in layouts if set(x.names) & names]
         try:
-            found_joint = Joint(own, group, range(len(own)))
+            Joint(own, group, range(len(own)))
         except TooLargeError as problem:
             found |= dict.fromkeys(names, f"their joint posterior needs {problem}")
-        else:
-            _check_tables(found_joint, own, starts)
     return found
 
 
-def _check_tables(joint: Joint, layouts: Sequence[Layout], starts: int) -> None:
+def _check_tables(elimination: DiscreteElimination, starts: int) -> None:
     """The log factors of discrete sites and the tables of their elimination fit into memory.
 
     Raises:
         ModelError: if one does not.
     """
-    for layout in layouts:
-        names = ", ".join(dict.fromkeys(map(repr, layout.names)))
-        numbers = math.prod(r.site.cardinality for r in layout.readings) * math.prod(layout.sizes)
-        advice = f"Give {names} fewer values or elements, or the data in batches: CAVI(model, guide, memoised=True)."
-        check_memory(f"a table of all values of {names}", starts * numbers, advice)
-    few = [site.name for site in joint.sites][:8]
-    names = ", ".join(map(repr, few)) + (f" and {len(joint.sites) - 8} more" if len(joint.sites) > 8 else "")
-    advice = f"Take some of them for independent: AutoConjugate(model, mean_field={few[:2]})."
-    check_memory(f"the joint posterior of {names} in tables", starts * joint.plan.numbers, advice)
+    each = elimination.recording.dtype.itemsize
+    for number, joint in enumerate(elimination.joints):
+        for factor in (elimination.factors[i] for i in joint.indices):
+            names = ", ".join(dict.fromkeys(map(repr, factor.layout.names)))
+            is_compact = joint.is_in_place and len(factor.layout.names) > 1  # of one site: its posterior is as large
+            numbers = factor.numbers if is_compact else factor.shape.numel()
+            advice = (
+                f"Give {names} fewer values or elements, or the data in batches: CAVI(model, guide, memoised=True)."
+            )
+            check_memory(f"a table of all values of {names}", starts * numbers, advice, each)
+        few = [site.name for site in joint.sites][:8]
+        names = ", ".join(map(repr, few)) + (f" and {len(joint.sites) - 8} more" if len(joint.sites) > 8 else "")
+        advice = f"Take some of them for independent: AutoConjugate(model, mean_field={few[:2]})."
+        check_memory(f"the joint posterior of {names} in tables", elimination.numbers_of(number, starts), advice, each)
 
 
 def _discrete_blocks(recording: Recording, names: Collection[str], live: Mapping[str, Tensor]) -> dict[BlockKey, Block]:

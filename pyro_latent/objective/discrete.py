@@ -144,23 +144,30 @@ class DiscreteElimination:
         return DiscretePosterior(tuple(weights[i] for i in range(len(self.factors))), *totals)
 
     def _divided(self, number: int, starts: int) -> list[_Part]:
-        """The parts in which a joint is eliminated, where its tables are large and a plate is one product."""
+        """The parts in which a joint is eliminated."""
         if (number, starts) not in self._parts:
-            joint = self.joints[number]
-            factors = [self.factors[i] for i in joint.indices]
-            sizes = {p.dim: p.size for p in joint.sites[0].plates}
-            dims = [d for d in joint.divisible if all(f.is_divisible(d) for f in factors)]
-            numbers, kind = starts * joint.plan.numbers, self.recording.device.type
-            most = _TABLE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
-            if not dims or numbers <= 2 * most:
-                parts = [_Part(factors)]
-            else:
-                dim = max(dims, key=sizes.__getitem__)
-                step = max(1, sizes[dim] * most // numbers)
-                places = [(i, min(step, sizes[dim] - i)) for i in range(0, sizes[dim], step)]
-                parts = [_Part([f.part(dim, i, n) for f in factors], dim, i, n) for i, n in places]
-            self._parts[number, starts] = parts
+            factors = [self.factors[i] for i in self.joints[number].indices]
+            dim, size, step = self._division(number, starts)
+            places = [(i, min(step, size - i)) for i in range(0, size, step)] if step < size else []
+            parts = [_Part([f.part(dim, i, n) for f in factors], dim, i, n) for i, n in places]
+            self._parts[number, starts] = parts or [_Part(factors)]
         return self._parts[number, starts]
+
+    def _division(self, number: int, starts: int) -> tuple[int, int, int]:
+        """A plate of a joint that is one product, its size, and that of its parts: less where tables are large."""
+        joint = self.joints[number]
+        dims = [d for d in joint.divisible if all(self.factors[i].is_divisible(d) for i in joint.indices)]
+        numbers, kind = starts * joint.plan.numbers, self.recording.device.type
+        most = _TABLE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
+        if not dims or numbers <= 2 * most:
+            return 0, 1, 1
+        size, dim = max((p.size, p.dim) for p in joint.sites[0].plates if p.dim in dims)
+        return dim, size, max(1, size * most // numbers)
+
+    def numbers_of(self, number: int, starts: int) -> int:
+        """How many numbers the largest table of the elimination of a joint holds, or of a part of it."""
+        _, size, step = self._division(number, starts)
+        return starts * self.joints[number].plan.numbers * step // size
 
     def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums."""

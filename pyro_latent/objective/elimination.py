@@ -61,8 +61,9 @@ class Plan:
     """The order in which variables are eliminated.
 
     Attributes:
-        largest: the number of elements of the largest table, without starts and plates; ``numbers``: with plates.
-        work: the sum of them over all steps.
+        largest: the number of elements of the largest table, without starts and plates.
+        work: the number of elements of the tables of all steps, without starts and plates.
+        numbers: the number of elements of the largest table with its plates, without starts.
 
     Raises:
         NotNestedError: if variables meet in a factor whose plates cross.
@@ -141,12 +142,12 @@ class Plan:
                 )
         return scales[0]
 
-    def run(self, tensors: Sequence[Tensor], part: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
+    def run(self, tensors: Sequence[Tensor], sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
         """log Z for each start, float64, and the sum of the absolute values of what was added up to it.
 
         Args:
             tensors: the factors, each weighted by its scale relative to that of its innermost variable.
-            part: the sizes of plates of which the factors are a part only.
+            sizes: those of the plates of which the factors are a part only.
         """
         pool = dict(enumerate(tensors))
         scopes = dict(enumerate(self.scopes))
@@ -157,15 +158,16 @@ class Plan:
             variable = step.variable
             rest = tuple(n for n in step.names if n != variable.name)
             if step.gone or not rest:
-                reduced = _over(reduced, {**variable.plates, **part}) * relative_scale(variable.scale, step.outer)
+                reduced = _over(reduced, {**variable.plates, **sizes}) * relative_scale(variable.scale, step.outer)
             if not rest:
                 totals.append(reduced.reshape(len(reduced), -1))
                 continue
             scopes[index] = rest
             pool[index] = reduced.sum(step.gone, keepdim=True) if step.gone else reduced
         parts = [t.sum(1, dtype=torch.float64) for t in totals]
-        sizes = [t.detach().abs().sum(1, dtype=torch.float64) for t in totals]
-        return torch.stack(torch.broadcast_tensors(*parts)).sum(0), torch.stack(torch.broadcast_tensors(*sizes)).sum(0)
+        magnitudes = [t.detach().abs().sum(1, dtype=torch.float64) for t in totals]
+        total, magnitude = (torch.stack(torch.broadcast_tensors(*each)).sum(0) for each in (parts, magnitudes))
+        return total, magnitude
 
 
 def same_scale(a: Tensor | float, b: Tensor | float) -> bool:

@@ -6,6 +6,7 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -63,6 +64,12 @@ class DiscreteFactor:
     def varies_along(self, label: Label) -> bool:
         """Whether a constant runs along a plate."""
         return any(label in p.sizes for p in self.pieces)
+
+    @property
+    def numbers(self) -> int:
+        """How many numbers its value holds, for one start."""
+        labels = {x for p in self.pieces for x in (*p.sizes, *p.read)}
+        return math.prod(n for i, n in enumerate(self.shape) if i - len(self.shape) in labels)
 
     def part(self, label: Label, start: int, size: int) -> DiscreteFactor:
         """The factor at some of the places along a plate, which no moment runs along."""

@@ -108,8 +108,12 @@ class Features:
         self._axis = max(range(len(rows)), key=self.sizes.__getitem__, default=0)
         longest = self.sizes[self._axis] if rows else 1
         self._step = max(1, _CHUNK * longest // max(1, column * places))
-        is_large = column * places > settings.memory_limit // _SHARE and self._step < longest
-        self._whole = None if is_large else self._held()
+        self._is_large = column * places > settings.memory_limit // _SHARE and self._step < longest
+
+    @cached_property
+    def _whole(self) -> Tensor | None:
+        """The features at all places, ``[width] + sizes``, where they are held."""
+        return None if self._is_large else self._held()
 
     @staticmethod
     def of(terms: Sequence[FactorTerm]) -> Features | None:
@@ -126,15 +130,14 @@ class Features:
         found.terms = [term.part(label, start, size) for term in self.terms]
         found.sizes = [size if i == at else n for i, n in enumerate(self.sizes)]
         if self._whole is not None:
-            wide = self._whole.reshape(-1, *self.sizes)
-            found._whole = wide.narrow(1 + at, start, size).flatten(1)
+            found._whole = self._whole.narrow(1 + at, start, size)  # a view: it is flattened at each product
         return found
 
     def times(self, parameters: Tensor) -> Tensor:
         """Parameters ``[..., width]`` times the features: ``[...] + sizes``."""
         flat = parameters.flatten(0, -2)
         if self._whole is not None:
-            return (flat @ self._whole).reshape(*parameters.shape[:-1], *self.sizes)
+            return (flat @ self._whole.reshape(self._width, -1)).reshape(*parameters.shape[:-1], *self.sizes)
         found = flat.new_empty(len(flat), *self.sizes)
         for start, size, block in self._blocks():
             part = found.narrow(1 + self._axis, start, size)
@@ -144,7 +147,7 @@ class Features:
     def summed(self, weights: Tensor) -> Tensor:
         """The features summed over the places with weights ``[..., places]``: ``[..., width]``."""
         if self._whole is not None:
-            return weights @ self._whole.mT
+            return weights @ self._whole.reshape(self._width, -1).mT
         spread = weights.reshape(-1, *self.sizes)
         parts = (spread.narrow(1 + self._axis, s, n).flatten(1) @ block.mT for s, n, block in self._blocks())
         total = next(parts)
@@ -175,7 +178,7 @@ class Features:
                 self._write(terms, found.narrow(1 + self._axis, start, size))
         else:
             self._write(self.terms, found)
-        return found.reshape(len(found), -1)
+        return found
 
     def _write(self, terms: Sequence[FactorTerm], out: Tensor) -> None:
         """Write the features of terms at their places, ``[width, places...]``."""

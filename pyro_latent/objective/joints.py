@@ -193,17 +193,22 @@ class Joint:
             found[turn][place] = True
         return found
 
-    def run(self, tensors: Sequence[Tensor], part: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
+    def run(self, tensors: Sequence[Tensor], sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
         tensors = [t if s is None else s.added(t) for t, s in zip(tensors, self._sums, strict=True)]
         if self._cuts is not None:
             tensors = [one for cut, t in zip(self._cuts, tensors, strict=True) for one in cut.parts(t)]
-        return self.plan.run(tensors, part)
+        return self.plan.run(tensors, sizes)
+
+    @property
+    def is_in_place(self) -> bool:
+        """Whether every factor reads its elements place by place, and goes into elimination as it is."""
+        return self._cuts is None and all(s is None for s in self._sums)
 
     @property
     def divisible(self) -> set[int]:
         """The plates that log Z is a sum over: every site lies in them, with one scale, and is read place by place."""
-        if self._cuts is not None or any(s is not None for s in self._sums):
+        if not self.is_in_place:
             return set()
         if any(isinstance(s.scale, Tensor) and s.scale.numel() > 1 for s in self.sites):
             return set()
