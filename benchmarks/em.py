@@ -7,7 +7,6 @@ of the parameters' updates in a step of EM.
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 
 import torch
@@ -17,27 +16,18 @@ from torch import Tensor
 from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.models import gmm
 
+from .mixtures import clusters, fitted
 from .timing import Spread, interleaved, markdown, ratios
 
 #: Points, dimensions, components, and the rounds that are timed.
 SIZES = ((10_000, 2, 10, 40), (100_000, 16, 32, 8))
 
 
-def points(count: int, dimensions: int, components: int) -> Tensor:
-    """Points of some clusters that touch, ``[N, D]``, float64."""
-    generator = torch.Generator().manual_seed(0)
-    centers = 3.0 * torch.randn(components, dimensions, generator=generator, dtype=torch.float64)
-    labels = torch.randint(components, (count,), generator=generator)
-    return centers[labels] + torch.randn(count, dimensions, generator=generator, dtype=torch.float64)
-
-
 def sklearn_iteration(data: Tensor, components: int) -> Callable[[], object]:
     """One iteration of scikit-learn's loop: E step and M step, without the checks around them."""
     points = data.numpy()
     mixture = GaussianMixture(components, max_iter=1, init_params="random_from_data", random_state=0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mixture.fit(points)
+    fitted(mixture, points)
 
     def iterate() -> None:
         _, log_responsibilities = mixture._e_step(points)
@@ -74,7 +64,7 @@ def run() -> str:
 
 
 def _row(count: int, dimensions: int, components: int, rounds: int) -> list[str]:
-    data = points(count, dimensions, components)
+    data = clusters(count, dimensions, components, torch.Generator().manual_seed(0))
     em = EM(gmm.ml_model, init=gmm.ml_start(data, components))
     watch = _Watch()
     setattr(em._em, "_joint_m_step", watch.around(em._em._joint_m_step))  # noqa: B010

@@ -11,6 +11,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -29,12 +30,24 @@ ROUNDS = 7
 THREADS = 2
 
 
+def clusters(count: int, dimensions: int, components: int, generator: torch.Generator) -> Tensor:
+    """Points of some well mixed clusters, ``[N, D]``, float64."""
+    centers = 3.0 * torch.randn(components, dimensions, generator=generator, dtype=torch.float64)
+    labels = torch.randint(components, (count,), generator=generator)
+    return centers[labels] + torch.randn(count, dimensions, generator=generator, dtype=torch.float64)
+
+
+def fitted(mixture: Any, points: Any) -> Any:
+    """A mixture of scikit-learn after its few iterations, without the warning that they are few."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return mixture.fit(points)
+
+
 def points() -> tuple[Tensor, Tensor]:
-    """Points of K well mixed clusters, ``[N, D]``, and responsibilities to start at, ``[N, K]``; float64."""
+    """Points of K clusters, ``[N, D]``, and responsibilities to start at, ``[N, K]``; float64."""
     generator = torch.Generator().manual_seed(0)
-    centers = 3.0 * torch.randn(K, D, generator=generator, dtype=torch.float64)
-    labels = torch.randint(K, (N,), generator=generator)
-    data = centers[labels] + torch.randn(N, D, generator=generator, dtype=torch.float64)
+    data = clusters(N, D, K, generator)
     return data, gmm.initial_responsibilities(data, K, num_steps=2, generator=generator)
 
 
@@ -57,9 +70,7 @@ def sklearn_iteration(data: Tensor) -> Callable[[], object]:
         weight_concentration_prior_type="dirichlet_distribution",
         random_state=0,
     )
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        mixture.fit(points)
+    fitted(mixture, points)
 
     def iterate() -> object:
         log_norm, log_responsibilities = mixture._e_step(points)

@@ -311,7 +311,7 @@ class CAVI:
         def state() -> dict[str, Any]:
             return content_of(self.guide, steps) | progress.to_state() | {"identity": identity}
 
-        converged = steps.is_exact and not steps.is_annealing and progress.has_settled(tol)
+        converged = steps.can_settle and progress.has_settled(tol)
         with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
                 for number, batch in progress.rest(batches):
@@ -319,7 +319,7 @@ class CAVI:
                         elbo = self._step(arguments(batch), number)
                     record(elbo)
                 progress.end_pass()
-                converged = steps.is_exact and not steps.is_annealing and progress.has_settled(tol)
+                converged = steps.can_settle and progress.has_settled(tol)
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
             args, kwargs = arguments(first_of(batches))
             self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))

@@ -177,7 +177,6 @@ class EM(CAVI):
         gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
         init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
             Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
-
         annealing: as in :class:`~pyro_latent.CAVI`; the E-step alone has a temperature (Ueda and Nakano 1998).
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.

@@ -48,8 +48,7 @@ class FullSteps(Steps):
 
     def __init__(self, annealing: Sequence[float] = ()) -> None:
         self.annealing = annealing
-        self._annealed = 0  # the sweeps of these that are done
-        self.is_annealing = False
+        self._count = 0  # the steps so far
         self._level: _Level | None = None
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
         self._living: list[int] = []  # the numbers of the starts that the guide holds
@@ -74,8 +73,7 @@ class FullSteps(Steps):
             before = _Level(program, bound, bound.elbo.tolist())
         failures, sweep, self._level = self._survivors(task, before)
         self._seen = seen if task.is_alone else {}
-        self.is_annealing = self._annealed < len(self.annealing)
-        self._annealed += self.is_annealing
+        self._count += 1
         return sweep.state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
 
     def _survivors(self, task: Task, before: _Level | None) -> tuple[dict[int, str], Sweep, _Level]:
@@ -102,8 +100,8 @@ class FullSteps(Steps):
     def _swept(self, task: Task, before: _Level | None) -> tuple[Sweep, _Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, held = task.program, None if before is None else before.bound.held
-        is_annealed = self._annealed < len(self.annealing)
-        inverse_temperature = self.annealing[self._annealed] if is_annealed else 1.0
+        is_annealed = self._count < len(self.annealing)
+        inverse_temperature = self.annealing[self._count] if is_annealed else 1.0
         held = None if is_annealed else held
         sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=inverse_temperature)
         if before is not None:
@@ -152,12 +150,15 @@ class FullSteps(Steps):
         self._level, self._living, self._dropped = None, [], {}
 
     def to_state(self) -> dict[str, Any]:
-        annealed = {"annealed": self._annealed, "is_annealing": self.is_annealing}
-        return {"living": list(self._living), "dropped": list(self._dropped.items())} | annealed
+        return {"living": list(self._living), "dropped": list(self._dropped.items()), "count": self._count}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._living, self._dropped = None, list(state["living"]), dict(state["dropped"])
-        self._annealed, self.is_annealing = state["annealed"], state["is_annealing"]
+        self._count = state["count"]
+
+    @property
+    def is_annealing(self) -> bool:
+        return 0 < self._count <= len(self.annealing)
 
     def number_of(self, start: int) -> int:
         return self._living[start] if self._living else start

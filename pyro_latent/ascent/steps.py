@@ -130,8 +130,6 @@ class Steps(ABC):
     takes_batches: ClassVar[bool] = True
     #: Whether subsampled plates scale their sites to the size of the whole.
     rescales: ClassVar[bool] = True
-    #: Whether the last step was at a temperature, so that its ELBO may have fallen.
-    is_annealing: bool = False
     #: Whether the posterior is q(β) q(z | β).
     is_structured: ClassVar[bool] = False
 
@@ -153,6 +151,16 @@ class Steps(ABC):
 
     def forget_level(self) -> None:  # noqa: B027 - most ways to step know no level
         """Forget the ELBO of the last step: somebody else has moved the guide."""
+
+    @property
+    def is_annealing(self) -> bool:
+        """Whether the last step was at a temperature, so that its ELBO may have fallen."""
+        return False
+
+    @property
+    def can_settle(self) -> bool:
+        """Whether a run ends once a pass over the data no longer raises the ELBO."""
+        return self.is_exact and not self.is_annealing
 
     def number_of(self, start: int) -> int:
         """The number of a start, as a run counts them, by its position in the state."""
