@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import math
+import os
 import sysconfig
 import textwrap
 import traceback
@@ -140,14 +141,15 @@ def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
 #: The packages whose errors are said in our words.
 _FOREIGN = ("builtins", "numba", "numpy", "pandas")
 #: The folders of this library, without its ready-made models, and of Python's own.
-_LIBRARIES = (str(Path(__file__).parent), sysconfig.get_path("stdlib"))
+_LIBRARIES = (f"{Path(__file__).parent}{os.sep}", f"{sysconfig.get_path('stdlib')}{os.sep}")
 #: What Pyro puts between the words of an error inside a traced program and the shapes of its sites.
 _SHAPES = "\nTrace Shapes:"
 
 
 @contextmanager
 def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
-    """Errors of Python, NumPy or PyTorch inside a user's program say where they came up, and what to do.
+    """Errors of Python, NumPy or PyTorch inside a user's program say where they came up, and what to do; and as far as
+    the random generators go, a program that failed did not run.
 
     Args:
         expected: what was expected, such as "a model that runs with these arguments".
@@ -156,11 +158,16 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
     Raises:
         ModelError: that is of the error's own type as well.
     """
+    from .values import random_state_now
+
+    put_back = random_state_now()
     try:
         yield
     except PyroLatentError:
+        put_back()
         raise
     except Exception as error:
+        put_back()
         if type(error).__module__.split(".")[0] not in _FOREIGN:  # of the program's own, or of the machine
             raise
         raise _error_of(ModelError, type(error))(
@@ -177,7 +184,8 @@ def _error_of(ours: type[E], kind: type[Exception]) -> type[E]:
 
 
 def checked_call(function: Callable[P, T]) -> Callable[P, T]:
-    """A function where errors of Python, NumPy, PyTorch or Numba inside say what it was given.
+    """A function where errors of Python, NumPy, PyTorch or Numba inside say what it was given; a call that fails draws
+    no random number, as if it had not been made.
 
     An error in a user's program that it runs, such as a model, is said in the program's own words, with the line there
     that it came up at.
@@ -188,16 +196,19 @@ def checked_call(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
+        from .values import kind_of, random_state_now  # with torch, which errors alone do without
+
+        put_back = random_state_now()
         try:
             return function(*args, **kwargs)
         except (PyroLatentError, MemoryError):
+            put_back()
             raise
         except Exception as error:
+            put_back()
             name = function.__qualname__.removesuffix(".__init__")
             if type(error).__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
                 raise
-            from .values import kind_of  # with torch, which errors alone do without
-
             given = ", ".join([*map(kind_of, args), *(f"{n}: {kind_of(v)}" for n, v in kwargs.items())])
             is_ready_made = function.__module__.startswith("pyro_latent.models.")  # which is given no program
             place = "" if is_ready_made else _place_of(error)

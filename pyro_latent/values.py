@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "as_tensor", "is_floating", "kind_of"]
+__all__ = ["all_finite", "as_tensor", "is_floating", "kind_of", "random_state_now"]
 
 
 def is_floating(value: Any) -> bool:
@@ -44,3 +45,16 @@ def kind_of(value: Any) -> str:
     if value.is_nested or value.layout is not torch.strided:
         return f"a tensor that is not dense, of {value.dtype}"
     return f"{value.dtype} {list(value.shape)}" + (" on meta" if value.is_meta else "")
+
+
+def random_state_now() -> Callable[[], None]:
+    """A call that puts torch's generators, on the CPU and on the current CUDA device, back to what they are now."""
+    before = torch.get_rng_state()
+    on_cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
+
+    def put_back() -> None:
+        torch.set_rng_state(before)
+        if on_cuda is not None:
+            torch.cuda.set_rng_state(on_cuda)
+
+    return put_back

@@ -24,6 +24,7 @@ from shared_models import batch_mixture, gaussian, regression
 from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, RobbinsMonro, check_updates, to_arviz
+from pyro_latent.checkpoint import random_state
 from pyro_latent.criticism import calibrate, compare, evidence, importance_sampling, naive_monte_carlo, pareto_k, score
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
 from pyro_latent.gradient.monte_carlo_em import MonteCarloEM
@@ -153,9 +154,14 @@ class Arguments:
         self._odds = odds
         self.given: list[str] = []
         self.guide: AutoConjugate | None = None
-        #: The guide's state and the parameter store before the call.
+        #: The guide's state, the parameter store and the random states before the call.
         self.before: dict[str, Any] = {}
         self.store: dict[str, Any] = {}
+        self.random: dict[str, Any] = {}
+
+    def settled(self) -> None:
+        """What a call that fails must leave alone is as it is now: calls before it have gone well."""
+        self.before, self.store, self.random = _state(self.guide), _store(), _random()
 
     def data(self, good: Any) -> Any:
         """Something in the place of data."""
@@ -210,7 +216,7 @@ def _guide(a: Arguments, model: Any = gaussian, data: Any = _LINE) -> AutoConjug
     a.guide = AutoConjugate(model)
     if a.choice([True, False]):
         CAVI(model, a.guide).run(data, max_steps=1)
-    a.before, a.store = _state(a.guide), _store()
+    a.settled()
     return a.guide
 
 
@@ -294,6 +300,7 @@ def cavi_batches(a: Arguments) -> None:
 def cavi_pieces(a: Arguments) -> None:
     cavi = CAVI(rows, AutoConjugate(rows), memoised=True)
     cavi.step_piece(a.setting("first"), a.data(_LINE[:3]))
+    a.settled()
     cavi.step_piece(a.setting("second"), a.data(_LINE[3:]), a.setting(6))
 
 
@@ -454,6 +461,7 @@ def autoencoders(a: Arguments) -> None:
 
 def flow_densities(a: Arguments) -> None:
     density = FlowDensity(a.setting(2), a.setting("affine_coupling"), length=a.setting(1), hidden=a.setting((4,)))
+    a.settled()
     density.fit(
         a.data(_PLANE),
         max_steps=a.setting(1),
@@ -461,18 +469,20 @@ def flow_densities(a: Arguments) -> None:
         batch_size=a.setting(None),
         held_out=a.data(None),
     )
+    a.settled()
     getattr(density, a.choice(["log_prob", "sample"]))(a.choice([a.data, a.setting])(3))
 
 
 def flow_guides(a: Arguments) -> None:
     guide = FlowGuide(a.setting(linear), a.setting("affine_coupling"), length=a.setting(1), init_scale=a.setting(0.5))
+    a.settled()
     guide(a.data(_PLANE))
 
 
 def foreign_guides(a: Arguments) -> None:
     guide = AutoNormal(gaussian)
     guide(_LINE)  # which makes its parameters
-    a.store = _store()
+    a.settled()
     to_arviz(gaussian, a.setting(guide), a.data(_LINE), num_samples=a.setting(3))
 
 
@@ -520,6 +530,11 @@ def _store() -> dict[str, Any]:
     return {name: store._params[name].detach().clone() for name in store}
 
 
+def _random() -> dict[str, Any]:
+    state = random_state()
+    return {"torch": state["cpu"], "others": torch.as_tensor(hash(str(state["numpy"]) + str(state["python"])))}
+
+
 def _state(guide: AutoConjugate | None) -> dict[str, Any]:
     return {} if guide is None else {n: t.clone() for n, t in guide.state_dict().items() if isinstance(t, Tensor)}
 
@@ -531,13 +546,14 @@ def _alike(before: dict[str, Any], after: dict[str, Any]) -> bool:
 @contextmanager
 def surroundings_kept(a: Arguments) -> Iterator[None]:
     """Whatever the call does, the default dtype, the gradient mode and Pyro's handlers are as before; and, if it fails,
-    the parameter store and the guide.
+    the parameter store, the guide and the random states.
     """
     dtype, grad = torch.get_default_dtype(), torch.is_grad_enabled()
-    a.store = _store()
+    a.settled()
     try:
         yield
     except Exception:
+        assert _alike(a.random, _random()), "the random state changed"
         assert _alike(a.store, _store()), "the parameter store changed"
         assert a.guide is None or _alike(a.before, _state(a.guide)), "the guide changed"
         raise

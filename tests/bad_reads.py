@@ -42,6 +42,7 @@ _COUNTS = torch.tensor([[3, 0, 1], [0, 2, 2], [1, 1, 0]])
 _TOPICS = torch.tensor([[0.5, 0.3, 0.2], [0.1, 0.1, 0.8]]).double()
 _TOSSES = torch.tensor([[1.0, 0.0, 1.0], [0.0, 0.0, 0.0]]).double()
 _SYMBOLS = torch.tensor([[0, 1, 1, 0], [1, 1, 0, 0]])
+_FLOW, _VAE = make_flow("affine_coupling", 2), vae.VAE((4,), 2, hidden=(4,))
 _IMAGES = (torch.arange(24).reshape(6, 4) % 3 > 1).float()
 
 
@@ -51,7 +52,8 @@ def _corpus() -> lda.Corpus:
 
 def _fitted(model: Any = gaussian) -> AutoConjugate:
     guide = AutoConjugate(model)
-    CAVI(model, guide).run(_LINE, max_steps=1)
+    with torch.random.fork_rng():
+        CAVI(model, guide).run(_LINE, max_steps=1)
     return guide
 
 
@@ -85,7 +87,7 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
     "make_flow": lambda a: make_flow(
         a.setting("planar"), a.setting(2), length=a.setting(1), hidden=a.setting((4,)), context_dim=a.setting(None)
     ),
-    "push": lambda a: push(make_flow("affine_coupling", 2), a.data(_PLANE.float())),
+    "push": lambda a: push(_FLOW, a.data(_PLANE.float())),
     "GaussianGuide": lambda a: GaussianGuide(a.setting(gaussian), a.data(_PAIR), a.data(_SQUARE)),
     "laplace": lambda a: laplace(a.setting(gaussian), a.data(_LINE), max_steps=a.setting(2)),
     "moment_matching": lambda a: moment_matching(
@@ -151,10 +153,10 @@ _CALLS: dict[str, Callable[[Arguments], Any]] = {
         a.setting("B"), kl_weight=a.setting(1.0), free_bits=a.setting(0.0), num_particles=a.setting(1)
     ),
     "diagnose": lambda a: vae.diagnose(
-        a.setting(vae.VAE((4,), 2, hidden=(4,))), a.data(_IMAGES), threshold=a.setting(0.01), chunk_size=a.setting(3)
+        a.setting(_VAE), a.data(_IMAGES), threshold=a.setting(0.01), chunk_size=a.setting(3)
     ),
     "importance_weighted_bounds": lambda a: vae.importance_weighted_bounds(
-        a.setting(vae.VAE((4,), 2, hidden=(4,))), a.data(_IMAGES), a.setting((1, 2)), chunk_size=a.setting(3)
+        a.setting(_VAE), a.data(_IMAGES), a.setting((1, 2)), chunk_size=a.setting(3)
     ),
     "load": lambda a: a.choice([vae.load_mnist, vae.read_idx])(a.setting("/nowhere/at/all")),
     "plot_topics": lambda a: plotting.plot_topics(a.data(_TOPICS), a.setting(["a", "b", "c"]), top=a.setting(2)),

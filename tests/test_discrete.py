@@ -17,6 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
+from pyro.infer import Trace_ELBO
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -24,6 +25,7 @@ from pyro_latent import CAVI, AutoConjugate, RecordingError
 from pyro_latent.errors import DataError, LatentValueError, ModelError, NotConjugateError
 from pyro_latent.expressions import Expression, RandomTensor
 from pyro_latent.families import Natural
+from pyro_latent.objective.elimination import Plan
 from pyro_latent.rules import RULES
 
 ENUMERATED: Any = {"enumerate": "parallel"}
@@ -596,11 +598,53 @@ def scaled_child_of_an_element() -> None:
     sample("x", dist.Normal(0.0, 1.0), obs=number(0.3))
 
 
-@pytest.mark.parametrize("model", [chains_in_rows, scaled_child_of_an_element], ids=lambda m: m.__name__)
+def leaves_of_two_plates() -> None:
+    """A root, a site in a plate, and one in a plate inside, and one beside it that only the root tells of."""
+    root = sample("root", dist.Categorical(number(0.2, 0.5, 0.3)))
+    with pyro.plate("a", 2, dim=-2):
+        inner = sample("inner", dist.Bernoulli(number(0.1, 0.5, 0.8)[root.long()]))
+        with pyro.plate("b", 3, dim=-1):
+            leaf = sample("leaf", dist.Bernoulli(0.2 + 0.5 * inner))
+            sample("x", dist.Normal(LEVELS[leaf.long()], 1.0), obs=number(0.3, -1.0, 2.0, 1.0, 0.1, -0.2).reshape(2, 3))
+    with pyro.plate("b2", 2, dim=-1):
+        sample("beside", dist.Bernoulli(number(0.3, 0.6, 0.9)[root.long()]))
+
+
+IN_PLACE = [leaves_of_two_plates, chain_with_zeros, ragged_chain, siblings, plate_before_its_parent]
+
+
+@pytest.mark.parametrize("model", [chains_in_rows, scaled_child_of_an_element, *IN_PLACE], ids=lambda m: m.__name__)
 def test_draws_of_an_exact_posterior_have_the_evidence_each(model: Callable[[], None]) -> None:
     guide = fitted(model)
     draws = elbo_of_draws(model, guide, draws=20)
     torch.testing.assert_close(draws, torch.full_like(draws, guide.elbo()), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("model", IN_PLACE, ids=lambda m: m.__name__)
+def test_particles_that_are_drawn_at_once_have_the_evidence_each(model: Callable[[], None]) -> None:
+    guide = fitted(model)
+    loss = Trace_ELBO(num_particles=7, vectorize_particles=True, max_plate_nesting=3).loss(model, guide)
+    assert -loss == pytest.approx(float(guide.elbo()), abs=1e-9)
+
+
+def test_a_chain_is_drawn_from_one_elimination(monkeypatch: pytest.MonkeyPatch) -> None:
+    def model() -> None:
+        z = torch.tensor(0)
+        for t in range(40):
+            z = sample(f"z_{t}", dist.Categorical(RATES[z.long()]))
+            sample(f"x_{t}", dist.Normal(LEVELS[z.long()], 1.0), obs=number(0.1 * t))
+
+    guide, runs, run = fitted(model), [], Plan.run
+
+    def counted_run(self: Plan, *args: Any) -> Any:
+        runs.append(self)
+        return run(self, *args)
+
+    monkeypatch.setattr(Plan, "run", counted_run)
+    drawn = poutine.trace(guide).get_trace()
+    assert len(runs) == 1
+    scored = poutine.trace(poutine.replay(model, drawn)).get_trace()
+    assert scored.log_prob_sum() - drawn.log_prob_sum() == pytest.approx(guide.elbo(), abs=1e-9)
 
 
 def test_data_that_no_latents_can_have_made_are_an_error_that_names_their_site() -> None:

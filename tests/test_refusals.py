@@ -95,6 +95,8 @@ def _in_the_way(x: Tensor) -> None:
         weights: Any = z > 0
         with poutine.mask(mask=weights):
             pyro.sample("x", dist.Normal(loc + fewer + several.sum(), scale), obs=x)
+    with poutine.scale(scale=scale):
+        pyro.sample("y", dist.Normal(loc, 1.0), obs=x[0])
 
 
 _OBSTACLES = {
@@ -103,11 +105,12 @@ _OBSTACLES = {
     "fewer": "known total_count of the discrete latent 'fewer'",
     "scale": "HalfCauchy",
     "x": r"constant mask at site 'x'; got one that depends on the latents \['z'\]",
+    "y": r"constant scale at site 'y'; got one that depends on the latents \['scale'\]",
 }
 
 
 def test_obstacles_of_the_recording_are_named_with_all_others_at_once() -> None:
-    with pytest.raises(NotConjugateError, match="got 5 obstacles") as caught:
+    with pytest.raises(NotConjugateError, match="got 6 obstacles") as caught:
         CAVI(_in_the_way, AutoConjugate(_in_the_way)).run(_X)
     for words in _OBSTACLES.values():
         assert caught.match(words)

@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 
-from ..errors import ModelError, check_count
+from ..errors import ModelError, check_count, checked_call
 from ..particles import LEAST_DRAWS, Draws, Particles, Target, Weights, seeded
 from .draws import draw
 
@@ -67,6 +67,7 @@ def naive_monte_carlo(
     )
 
 
+@checked_call
 def importance_sampling(
     model: Callable[..., Any],
     guide: Callable[..., Any] | None,
@@ -129,6 +130,7 @@ def _batches(total: int, size: int) -> list[int]:
     return [min(size, total - start) for start in range(0, total, size)]
 
 
+@checked_call
 def score(
     model: Callable[..., Any],
     guide: Callable[..., Any],

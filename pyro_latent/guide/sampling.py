@@ -23,6 +23,8 @@ from ..objective import (
     Means,
     Program,
     State,
+    Table,
+    conditional_probabilities,
     discrete_distribution,
     responsibilities,
     shaped,
@@ -105,28 +107,47 @@ class Sampler:
     def _discrete_sites(self, means: Means, outer: torch.Size) -> None:
         """Draw each discrete site given those before it: a draw of their joint posterior."""
         sites = [s for s in self.program.discrete if not (s.marked and _enumerating())]
-        sites.sort(key=lambda s: len(s.plates))  # given those outside of a plate, its elements are independent
         if sites and _mean_field_elbo():
             raise ModelError(
                 f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use "
                 "TraceEnum_ELBO: mark the sites with infer={'enumerate': 'parallel'}."
             )
         drawn: dict[str, Tensor] = {}
-        for site in sites:
-            found = self._given_discrete(means, site, drawn, outer)
+        for site, table in self._in_turn(sites, means):
+            found = self._given_discrete(means, site, table, drawn, outer)
             with self._within(site.plates, site.scale):
                 drawn[site.name] = pyro.sample(
                     site.name, _masked(found, self.program.elimination.seen(site)), infer={"is_auxiliary": False}
                 )
         self.values |= drawn
 
-    def _given_discrete(self, means: Means, site: DiscreteSite, drawn: dict[str, Tensor], outer: torch.Size) -> Any:
+    def _in_turn(self, sites: Sequence[DiscreteSite], means: Means) -> Iterator[tuple[DiscreteSite, Table | None]]:
+        """The sites in an order in which they can be drawn, each with the table that it is drawn from given those
+        before it, from one elimination of them all; None where there is no such table, for elements meet, or sites that
+        hang together with it are not drawn.
+        """
+        program, names = self.program, {s.name for s in sites}
+        tables: dict[str, Table] = {}
+        for number, joint in enumerate(program.elimination.joints):
+            if not joint.is_by_elements and {s.name for s in joint.sites} <= names:
+                tables |= {str(t.variable): t for t in program.elimination.conditionals(number, means)}
+        yield from ((program.recording.discrete[name], table) for name, table in tables.items())
+        rest = [s for s in sites if s.name not in tables]
+        rest.sort(key=lambda s: len(s.plates))  # given those outside of a plate, its elements are independent
+        yield from ((site, None) for site in rest)
+
+    def _given_discrete(
+        self, means: Means, site: DiscreteSite, table: Table | None, drawn: dict[str, Tensor], outer: torch.Size
+    ) -> Any:
         """The distribution of a discrete site given those drawn before it."""
         program, nesting = self.program, self._nesting
         turns = program.elimination.turns_of(site)
         particles = self._particles(drawn)
         if turns is None:
-            probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
+            if table is None:
+                probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
+            else:
+                probs = conditional_probabilities(program, table, drawn, nesting)
             beside = outer or particles
             return discrete_distribution(site, probs[0] if len(probs) == 1 else self._beside_plates(probs, beside))
         before = dict(drawn)

@@ -4,10 +4,12 @@ from .blocks import Block, BlockKey, Means, State, make_blocks, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
+from .elimination import Table
 from .explain import explain
 from .posterior import (
     DependentElements,
     Posteriors,
+    conditional_probabilities,
     discrete_distribution,
     marginals,
     natural_of,
@@ -35,8 +37,10 @@ __all__ = [
     "State",
     "Summand",
     "Summary",
+    "Table",
     "as_probabilities",
     "compile_program",
+    "conditional_probabilities",
     "discrete_distribution",
     "expected_log_densities",
     "expected_log_joint",

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..recording import DiscreteSite, Recording
-from .blocks import Means
-from .elimination import laid
+from ..settings import check_memory
+from .blocks import Means, starts_of
+from .elimination import Table, laid
 from .factors import DiscreteFactor, joint_probabilities
 from .joints import Joint
 from .summands import Summand, sum_of
@@ -65,15 +67,22 @@ class _Part(NamedTuple):
         tail = 1 if tensor.is_floating_point() else 0
         return tensor.narrow(self.dim - tail, self.start, self.size) if self.size else tensor
 
-    def joined(self, whole: Tensor | None, own: Tensor, factor: DiscreteFactor) -> Tensor:
-        """The weights of a factor with those of this part: they add up where it does not vary along the plate."""
+    def laid(self, factor: Tensor) -> Tensor:
+        """The part of a factor ``[starts, values] + plates``."""
+        varies = self.size and factor.shape[self.dim] > 1
+        return factor.narrow(self.dim, self.start, self.size) if varies else factor
+
+    def joined(self, whole: Tensor | None, own: Tensor, full: int) -> Tensor:
+        """The weights of a factor with those of this part, where the factor varies along the plate, of ``full`` places;
+        0: it does not, and they add up.
+        """
         if not self.size:
             return own
-        if not factor.varies_along(self.dim):
+        if not full:
             return own if whole is None else whole + own
         if whole is None:
             shape = list(own.shape)
-            shape[self.dim] = factor.shape[self.dim]
+            shape[self.dim] = full
             whole = own.new_empty(shape)
         whole.narrow(self.dim, self.start, self.size).copy_(own)
         return whole
@@ -129,7 +138,7 @@ class DiscreteElimination:
 
         ``posterior`` gives, for the expected log factors of a part, the fields of :class:`DiscretePosterior`.
         """
-        starts = max((len(next(iter(m.values()))) for m in means.values()), default=1)
+        starts = starts_of(means)
         weights: dict[int, Tensor] = {}
         sums = []
         for number, joint in enumerate(self.joints):
@@ -138,7 +147,9 @@ class DiscreteElimination:
                 found, *rest = posterior(joint, part, [v.expand(starts, *v.shape[1:]) for v in values])
                 sums.append(rest)
                 for i, own in zip(joint.indices, found, strict=True):
-                    weights[i] = part.joined(weights.get(i), own, self.factors[i])
+                    factor = self.factors[i]
+                    full = factor.shape[part.dim] if factor.varies_along(part.dim) else 0
+                    weights[i] = part.joined(weights.get(i), own, full)
                 del values, found, own  # before the next part takes as much
         totals = [sum_of(each) for each in zip(*sums, strict=True)]
         return DiscretePosterior(tuple(weights[i] for i in range(len(self.factors))), *totals)
@@ -169,25 +180,60 @@ class DiscreteElimination:
         _, size, step = self._division(number, starts)
         return starts * self.joints[number].plan.numbers * step // size
 
-    def _log_normalizer(self, values: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """log Z for each start, and the size of what it sums."""
-        found = [joint.run([values[i] for i in joint.indices]) for joint in self.joints]
-        total, magnitude = found[0]
-        for part, size in found[1:]:
-            total, magnitude = total + part, magnitude + size
-        return total, magnitude
+    def responsibilities(
+        self, means: Means, sites: Collection[str], given: Mapping[str, Tensor] = MappingProxyType({})
+    ) -> dict[str, Tensor]:
+        """The gradient of log Z in a log factor of each site: its probabilities, weighted by the scale of its plates.
 
-    def log_normalizer(self, means: Means, extra: Mapping[str, Tensor]) -> Tensor:
-        """log Z for each start, with more log factors on the sites: ``[starts, values] + plates``."""
-        values = [f.value(means) for f in self.factors]
-        for name, factor in extra.items():
-            i = next(i for i, f in enumerate(self.factors) if f.site == name and name in f.layout.names)
-            names = self.factors[i].layout.names
-            lead = 1 + len(names)
-            pad = (1,) * (values[i].ndim - lead - self.recording.max_plate_nesting)
-            moved = laid(factor, (name,), names)
-            values[i] = values[i] + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
-        return self._log_normalizer(values)[0]
+        Args:
+            means: the mean parameters of the blocks.
+            sites: the names of sites with more than one value.
+            given: more log factors on sites, ``[draws, values] + plates``; as many as starts, where both are several.
+
+        Returns:
+            by site, ``[starts, values] + plates``.
+
+        Raises:
+            ModelError: if a table for that many draws is over the limit of memory.
+        """
+        starts, like = max([starts_of(means), *map(len, given.values())]), self.recording.like
+        found: dict[str, Tensor] = {}
+        for number, joint in enumerate(self.joints):
+            own = [s for s in joint.sites if s.name in sites]
+            if not own:
+                continue
+            what = f"the joint posterior of {own[0].name!r} given {starts} draws"
+            check_memory(what, self.numbers_of(number, starts), "Take fewer draws at once.", like.dtype.itemsize)
+            more = {s.name: given[s.name] for s in joint.sites if s.name in given}
+            for part in self._divided(number, starts):
+                with torch.enable_grad():
+                    probes = {s.name: like.new_zeros(starts, *self._laid(s, part)).requires_grad_() for s in own}
+                    values = [f.value(means) for f in part.factors]
+                    for name, factor in (*((n, part.laid(g)) for n, g in more.items()), *probes.items()):
+                        i = next(i for i, f in enumerate(part.factors) if f.site == name and name in f.layout.names)
+                        values[i] = _with(values[i], part.factors[i], name, factor)
+                    total = joint.run(values, part.sizes)[0].sum()
+                    weights = torch.autograd.grad(total, list(probes.values()))
+                for s, weight in zip(own, weights, strict=True):
+                    full = self._laid(s)[part.dim] if part.size else 0
+                    found[s.name] = part.joined(found.get(s.name), weight, full)
+        return found
+
+    def _laid(self, site: DiscreteSite, part: _Part | None = None) -> list[int]:
+        """The shape of a factor of a site alone, or of a part of it, without starts."""
+        shape = [site.cardinality, *[1] * (self.recording.max_plate_nesting - len(site.batch_shape)), *site.batch_shape]
+        if part is not None and part.size:
+            shape[part.dim] = part.size
+        return shape
+
+    def conditionals(self, number: int, means: Means) -> list[Table]:
+        """What each site of a joint is drawn from given those before it in the list: they are one draw of the joint
+        posterior.
+        """
+        tables: list[Table] = []
+        joint = self.joints[number]
+        joint.run([self.factors[i].value(means) for i in joint.indices], tables=tables)
+        return tables[::-1]
 
     def hold(self, responsibilities: Mapping[str, Tensor], means: Means) -> DiscretePosterior:
         """A posterior that factorises into given probabilities.
@@ -246,14 +292,12 @@ class DiscreteElimination:
     def impossible(self, means: Means) -> set[str]:
         """The sites whose density is zero whatever the discrete latents are."""
         found: set[str] = set()
-        values = self.values(means)
-        for joint in self.joints:
-            own = [values[i] for i in joint.indices]
-            if bool(joint.run(own)[0].isneginf().any()):
-                zero = {
-                    self.factors[i].site for i, v in zip(joint.indices, own, strict=True) if bool(v.isneginf().any())
-                }
-                found |= {name for name in zero if self.recording.scored[name].observed} or zero
+        for number, joint in enumerate(self.joints):
+            for part in self._divided(number, starts_of(means)):
+                values = [f.value(means) for f in part.factors]
+                if bool(joint.run(values, part.sizes)[0].isneginf().any()):
+                    zero = {f.site for f, v in zip(part.factors, values, strict=True) if bool(v.isneginf().any())}
+                    found |= {name for name in zero if self.recording.scored[name].observed} or zero
         return found
 
     def turns_of(self, site: DiscreteSite) -> list[Tensor] | None:
@@ -268,6 +312,15 @@ class DiscreteElimination:
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """The elements of a site that are not masked, or that something depends on; None: all."""
         return None if site.mask is None else site.mask | self.live[site.name]
+
+
+def _with(value: Tensor, factor: DiscreteFactor, name: str, more: Tensor) -> Tensor:
+    """The value of a factor with one more log factor on a site that it reads."""
+    names = factor.layout.names
+    lead = 1 + len(names)
+    moved = laid(more, (name,), names)
+    pad = (1,) * (value.ndim - moved.ndim)
+    return value + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
 
 
 def _sums(values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

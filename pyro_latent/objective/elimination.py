@@ -42,6 +42,16 @@ class Scope(NamedTuple):
     plates: frozenset[int]
 
 
+class Table(NamedTuple):
+    """What a variable is summed out of: log p(variable | the others of ``names``), up to a constant, given the data;
+    ``[starts] + names + plates``.
+    """
+
+    variable: Hashable
+    names: tuple[Hashable, ...]
+    log_weights: Tensor
+
+
 class _Step(NamedTuple):
     """Multiply some factors and sum a variable out; then, where it leaves plates, weight and multiply over them."""
 
@@ -142,18 +152,26 @@ class Plan:
                 )
         return scales[0]
 
-    def run(self, tensors: Sequence[Tensor], sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        sizes: Mapping[int, int] = MappingProxyType({}),
+        tables: list[Table] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """log Z for each start, float64, and the sum of the absolute values of what was added up to it.
 
         Args:
             tensors: the factors, each weighted by its scale relative to that of its innermost variable.
             sizes: those of the plates of which the factors are a part only.
+            tables: a list that the table of each step is added to, in the order of elimination.
         """
         pool = dict(enumerate(tensors))
         scopes = dict(enumerate(self.scopes))
         totals: list[Tensor] = []
         for index, step in enumerate(self.steps, len(self.scopes)):
             joint = _product([(pool.pop(i), scopes[i]) for i in step.factors], step.names)
+            if tables is not None:
+                tables.append(Table(step.variable.name, step.names, joint))
             reduced = _LogSumExp.apply(joint, 1 + step.at)
             variable = step.variable
             rest = tuple(n for n in step.names if n != variable.name)
@@ -235,4 +253,4 @@ def _over(tensor: Tensor, plates: Mapping[int, int]) -> Tensor:
     return tensor.expand(shape)
 
 
-__all__ = ["NotNestedError", "Plan", "Scope", "Variable", "laid", "relative_scale", "same_scale"]
+__all__ = ["NotNestedError", "Plan", "Scope", "Table", "Variable", "laid", "relative_scale", "same_scale"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, axis_labels, position_axes, read, spread
 from ..recording import DiscreteSite
-from .elimination import NotNestedError, Plan, Scope, Variable
+from .elimination import NotNestedError, Plan, Scope, Table, Variable
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.
@@ -193,12 +193,17 @@ class Joint:
             found[turn][place] = True
         return found
 
-    def run(self, tensors: Sequence[Tensor], sizes: Mapping[int, int] = MappingProxyType({})) -> tuple[Tensor, Tensor]:
+    def run(
+        self,
+        tensors: Sequence[Tensor],
+        sizes: Mapping[int, int] = MappingProxyType({}),
+        tables: list[Table] | None = None,
+    ) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
         tensors = [t if s is None else s.added(t) for t, s in zip(tensors, self._sums, strict=True)]
         if self._cuts is not None:
             tensors = [one for cut, t in zip(self._cuts, tensors, strict=True) for one in cut.parts(t)]
-        return self.plan.run(tensors, sizes)
+        return self.plan.run(tensors, sizes, tables)
 
     @property
     def is_in_place(self) -> bool:

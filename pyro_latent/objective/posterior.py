@@ -15,7 +15,8 @@ from ..errors import ModelError
 from ..families import Natural, Params, family_of
 from ..families.finite import Finite
 from ..recording import DiscreteSite
-from .blocks import Block, BlockKey, Means, State
+from .blocks import Block, BlockKey, Means, State, starts_of
+from .elimination import Table
 from .program import Program
 
 
@@ -113,22 +114,47 @@ def responsibilities(
         for s in program.discrete
         if clamped and s.name in clamped and s.cardinality > 1
     }
-    starts = max([1, *(len(next(iter(m.values()))) for m in means.values()), *(len(f) for f in given.values())])
-    like = program.recording.like
-    with torch.enable_grad():
-        probes = {
-            s.name: torch.zeros(starts, *_layout(s, depth), dtype=like.dtype, device=like.device)
-            for s in sites
-            if s.cardinality > 1
-        }
-        leaves = [p.requires_grad_() for p in probes.values()]
-        extra = dict(given)
-        for name, probe in probes.items():
-            extra[name] = extra[name] + probe if name in extra else probe
-        weights = torch.autograd.grad(program.elimination.log_normalizer(means, extra).sum(), leaves) if leaves else ()
-    found = dict(zip(probes, weights, strict=True))
-    ones = torch.ones(starts, dtype=like.dtype, device=like.device)
+    several = {s.name for s in sites if s.cardinality > 1}
+    found = program.elimination.responsibilities(means, several, given)
+    starts = max([starts_of(means), *map(len, given.values())])
+    ones = program.recording.like.new_ones(starts)
     return {s.name: _normalized(s, found[s.name]) if s.name in found else _certain(s, ones) for s in sites}
+
+
+def conditional_probabilities(program: Program, table: Table, drawn: Mapping[str, Tensor], nesting: int) -> Tensor:
+    """The posterior probabilities of a discrete site given values of others: ``[draws, plates..., values]``.
+
+    Args:
+        program: the recorded model.
+        table: that of the site, of :meth:`.DiscreteElimination.conditionals`.
+        drawn: the values of the sites before it.
+        nesting: how many dimensions of the values may be plates; what is on their left are draws.
+    """
+    sites, depth = program.recording.discrete, program.recording.max_plate_nesting
+    site = sites[str(table.variable)]
+    log = table.log_weights.movedim(1 + table.names.index(site.name), -1)
+    others = [sites[str(name)] for name in table.names if name != site.name]
+    numbers = [_beside_draws(_numbers(s, drawn[s.name]), nesting, depth) for s in others]
+    places = [log.shape[0], *log.shape[1 + len(others) : -1]]
+    grid = [torch.arange(n, device=log.device).reshape(n, *[1] * (depth - i)) for i, n in enumerate(places)]
+    log = log[(grid[0], *numbers, *grid[1:])]
+    probs = log.softmax(-1)  # NaN where no value is possible
+    probs = torch.where(probs.isnan(), torch.full_like(probs, 1 / site.cardinality), probs)
+    batch = site.batch_shape
+    return probs.reshape(len(probs), *probs.shape[1 + depth - len(batch) :]).expand(-1, *batch, -1)
+
+
+def _numbers(site: DiscreteSite, value: Tensor) -> Tensor:
+    """Which of the values of a site each element has."""
+    event = site.support.ndim - 1
+    equal = value.unsqueeze(-1 - event) == site.support
+    return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
+
+
+def _beside_draws(numbers: Tensor, nesting: int, depth: int) -> Tensor:
+    """Numbers ``[draws] + plates``, with a dimension for each of the ``depth`` plates of the model."""
+    inner = numbers.shape[max(0, numbers.ndim - nesting) :]
+    return numbers.reshape(-1, *[1] * (depth - len(inner)), *inner)
 
 
 class DependentElements(TorchDistribution):
@@ -177,7 +203,7 @@ class DependentElements(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         value = value.expand(shape + self.event_shape)
         known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=value.device)
-        numbers = self._numbers(value).unsqueeze(-1)
+        numbers = _numbers(self.site, value).unsqueeze(-1)
         found = torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
         for turn in self.turns:
             each = self._given(value, known, shape).gather(-1, numbers).squeeze(-1).log()
@@ -192,16 +218,6 @@ class DependentElements(TorchDistribution):
         probs = probs.expand(max(outer.numel(), 1), *probs.shape[1:])
         return probs.reshape(*outer, *self.site.batch_shape, probs.shape[-1])
 
-    def _numbers(self, value: Tensor) -> Tensor:
-        event = len(self.event_shape)
-        equal = value.unsqueeze(-1 - event) == self.site.support
-        return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
-
-
-def _layout(site: DiscreteSite, nesting: int) -> list[int]:
-    """The shape of a factor of the site alone, without starts."""
-    return [site.cardinality, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape]
-
 
 def _certain(site: DiscreteSite, ones: Tensor) -> Tensor:
     """The probabilities of a site of one value."""
@@ -212,7 +228,7 @@ def _normalized(site: DiscreteSite, weights: Tensor) -> Tensor:
     """Probabilities ``[starts, batch..., values]`` from the weights of a factor of the site."""
     probs = weights.reshape(*weights.shape[:2], *site.batch_shape).movedim(1, -1)
     total = probs.sum(-1, keepdim=True)
-    return torch.where(total > 0, probs / total, torch.full_like(probs, 1 / site.cardinality))
+    return (probs / total).masked_fill_(~(total > 0), 1 / site.cardinality)
 
 
 def _clamp(site: DiscreteSite, value: Tensor, nesting: int, depth: int, known: Tensor | None) -> Tensor:
@@ -315,6 +331,7 @@ def _base(distribution: Any) -> Any:
 __all__ = [
     "DependentElements",
     "Posteriors",
+    "conditional_probabilities",
     "discrete_distribution",
     "marginals",
     "natural_of",

@@ -299,10 +299,14 @@ class RecordMessenger(SymbolMessenger):
         """Scales and masks are constants: others stand for ones, so that the run goes on."""
         for kind, value in (("scale", msg["scale"]), *(("mask", m) for m in masks)):
             if isinstance(value, RandomTensor):
+                instead = (
+                    "a number, or a tensor of numbers"
+                    if kind == "scale"
+                    else ("torch.where(condition, a, b) in the arguments of its distribution")
+                )
                 problem = NotConjugateError(
                     f"Expected a constant {kind} at site {msg['name']!r}; got one that depends on the latents "
-                    f"{sorted(value.expression.sites)}. Write torch.where(condition, a, b) in the arguments of its "
-                    "distribution."
+                    f"{sorted(value.expression.sites)}. Write {instead}."
                 )
                 self.refused.setdefault(msg["name"], problem)
                 msg["scale"] = 1.0 if kind == "scale" else msg["scale"]

@@ -77,13 +77,14 @@ class FlowGuide(AutoNormalizingFlow):
         advice = "Call it with these arguments, and mend it, or them."
         with in_our_words("a model that runs with these arguments", lambda: advice):
             super()._setup_prototype(*args, **kwargs)
-        loc = self._init_loc()
-        with in_our_words("flow to make a transform of a number of dimensions", lambda: "Write lambda dim: ..."):
-            flow = self._init_transform_fn(self.latent_dim)
-        if not all(isinstance(layer, Transform) for layer in layers_of(flow)):
-            raise ArgumentTypeError(
-                f"Expected flow to make a transform of vectors; got {kind_of(flow)}. Write lambda dim: make_flow(...)."
-            )
+            loc = self._init_loc()
+            with in_our_words("flow to make a transform of a number of dimensions", lambda: "Write lambda dim: ..."):
+                flow = self._init_transform_fn(self.latent_dim)
+            if not all(isinstance(layer, Transform) for layer in layers_of(flow)):
+                raise ArgumentTypeError(
+                    f"Expected flow to make a transform of vectors; got {kind_of(flow)}. "
+                    "Write lambda dim: make_flow(...)."
+                )
         parts = [*layers_of(flow), ElementwiseAffine(loc, self._init_scale)]
         self.transform = Flow(parts).to(loc)
 
