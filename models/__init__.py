@@ -4,7 +4,7 @@ A module of a Bayesian model has a ``model``, a hand-written ``guide`` for gradi
 textbook's closed-form coordinate updates as plain functions, keyed by the site (or the tuple of sites) that they
 update. An update is called as ``update(q, *args, **kwargs)`` with the model's own arguments. ``q`` maps a site to its
 current marginal posterior and a tuple of sites to their joint posterior; ``q.scales``, where there is one, is a dict
-from a site to the scale of its plates. The update returns its block's new posterior. The updates use nothing of the
+from a site to its scale. The update returns its block's new posterior. The updates use nothing of the
 engine, so that they can judge it. Models with parameters, for maximum likelihood by EM, are ``gmm.ml_model``, ``hmm``,
 ``restricted_q`` and ``three_coins``; beside each stands its exact log likelihood.
 

@@ -1,15 +1,18 @@
-"""Checks of the data that the textbook models take."""
+"""Checks of the data that the textbook models take, and what their hand-written updates read of posteriors."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
+import pyro.distributions as dist
+import torch
 from torch import Tensor
 
 from pyro_latent.errors import DataError
 from pyro_latent.values import is_floating, kind_of
 
-__all__ = ["check_data", "check_finite"]
+__all__ = ["check_data", "check_finite", "expected_log", "probabilities", "relative_scale"]
 
 
 def check_data(name: str, value: Any, shape: str, advice: str, least: int = 1) -> None:
@@ -44,3 +47,25 @@ def check_finite(name: str, value: Tensor) -> None:
         raise DataError(
             f"Expected {name} to be finite; got NaN or infinity. Drop those points: {name}[{name}.isfinite()]."
         )
+
+
+def relative_scale(q: Mapping[Any, Any], site: str, own: str) -> float | Tensor:
+    """How much the density of a site counts beside that of the site that is updated; 1 where ``q`` does not say."""
+    scales: Mapping[str, Any] = getattr(q, "scales", {})
+    return scales.get(site, 1.0) / scales.get(own, 1.0)
+
+
+def expected_log(posterior: Any) -> Tensor:
+    """E log p of probabilities p, over the last dimension, under a Dirichlet or at the value of a Delta."""
+    if isinstance(posterior, dist.Delta):
+        return posterior.v.log()
+    concentration: Tensor = posterior.concentration
+    return torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))
+
+
+def probabilities(posterior: Any, num_values: int, like: Tensor) -> Tensor:
+    """The probabilities of each value of a discrete site, ``[..., num_values]``; all at one value under a Delta."""
+    if isinstance(posterior, dist.Delta):
+        return torch.nn.functional.one_hot(posterior.v.long(), num_values).to(like)
+    found: Tensor = posterior.probs
+    return found

@@ -25,7 +25,7 @@ from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import ArgumentError, checked_call
 from pyro_latent.values import as_tensor
 
-from .arguments import check_data, check_finite
+from .arguments import check_data, check_finite, relative_scale
 
 __all__ = [
     "guide",
@@ -166,7 +166,7 @@ def update_mean(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> dis
 
     Source: [4] (82)-(84), whose N takes a precision second; Bishop 2006 (10.25)-(10.27).
     """
-    given, summary = _check(x, **prior), _summarise(x, _scale(q, "obs"))
+    given, summary = _check(x, **prior), _summarise(x, relative_scale(q, "obs", "mean"))
     after = conjugate_parameters(_double(given), summary)
     variance = 1 / (after.precision_scaling * q["precision"].mean.double())
     return dist.Normal(after.loc.to(x.dtype), variance.sqrt().to(x.dtype))
@@ -182,11 +182,12 @@ def update_precision(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -
 
     Source: [4] (86)-(87) with the shape corrected, Bishop 2006 (10.28)-(10.30).
     """
-    given, summary = _double(_check(x, **prior)), _summarise(x, _scale(q, "obs"))
+    given, summary = _double(_check(x, **prior)), _summarise(x, relative_scale(q, "obs", "precision"))
     loc, variance = q["mean"].mean.double(), q["mean"].variance.double()
     from_data = summary.squared_deviations + summary.num_points * ((summary.mean - loc) ** 2 + variance)
-    from_prior = given.precision_scaling * ((loc - given.loc) ** 2 + variance)
-    concentration = given.concentration + (summary.num_points + 1) / 2
+    of_mean = relative_scale(q, "mean", "precision")
+    from_prior = of_mean * given.precision_scaling * ((loc - given.loc) ** 2 + variance)
+    concentration = given.concentration + (summary.num_points + of_mean) / 2
     rate = given.rate + (from_data + from_prior) / 2
     return dist.Gamma(concentration.to(x.dtype), rate.to(x.dtype))
 
@@ -201,7 +202,7 @@ def update_joint(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> No
 
     Source: [4] (79)-(80), Murphy 2007 §3.3.
     """
-    after = conjugate_parameters(_double(_check(x, **prior)), _summarise(x, _scale(q, "obs")))
+    after = conjugate_parameters(_double(_check(x, **prior)), _summarise(x, relative_scale(q, "obs", "mean")))
     return NormalGamma(*(value.to(x.dtype) for value in after))
 
 
@@ -311,11 +312,6 @@ def conjugate_parameters(prior: NormalGammaPrior, summary: Summary) -> NormalGam
 
 def _double(prior: NormalGammaPrior) -> NormalGammaPrior:
     return NormalGammaPrior(*(value.double() for value in prior))
-
-
-def _scale(q: Any, site: str) -> float | Tensor:
-    """The scale of a site's plates, which is 1 where ``q`` does not say."""
-    return getattr(q, "scales", {}).get(site, 1.0)
 
 
 def _check(

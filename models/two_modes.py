@@ -26,7 +26,7 @@ from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, checked_call
 
-from .arguments import check_data, check_finite
+from .arguments import check_data, check_finite, relative_scale
 
 __all__ = [
     "banana_log_evidence",
@@ -135,23 +135,25 @@ def update_first(q: Mapping[Any, Any], x: Tensor, *, prior_scale: float = 1.5, n
 
     Source: [4] (75).
     """
-    return _update(q, "second", x, prior_scale, noise_scale)
+    return _update(q, "first", "second", x, prior_scale, noise_scale)
 
 
 def update_second(
     q: Mapping[Any, Any], x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.0
 ) -> dist.Normal:
     """Update of q(second) in :func:`model`: as :func:`update_first`, which see; ``q["first"]`` is read."""
-    return _update(q, "first", x, prior_scale, noise_scale)
+    return _update(q, "second", "first", x, prior_scale, noise_scale)
 
 
 updates = {"first": update_first, "second": update_second}
 """The closed-form mean-field updates of :func:`model`, [4] (75)."""
 
 
-def _update(q: Mapping[Any, Any], other: str, x: Tensor, prior_scale: float, noise_scale: float) -> dist.Normal:
+def _update(
+    q: Mapping[Any, Any], own: str, other: str, x: Tensor, prior_scale: float, noise_scale: float
+) -> dist.Normal:
     _check(x, prior_scale=prior_scale, noise_scale=noise_scale)
-    scale = getattr(q, "scales", {}).get("obs", 1.0)
+    scale = relative_scale(q, "obs", own)
     mean, variance = q[other].mean, q[other].variance
     precision = prior_scale**-2 + scale * len(x) * (mean**2 + variance) / noise_scale**2
     return dist.Normal(scale * x.sum() * mean / noise_scale**2 / precision, precision.rsqrt())

@@ -100,6 +100,8 @@ def check_updates(
 def _check_block(sweep: Sweep, block: Block, tol: float) -> UpdateCheck:
     written = sweep.optimum_of(block)
     derived = sweep.program.optimum(block.key, sweep.means, sweep.summands)
+    if block.mask is not None:  # what no density reads may be anywhere
+        written, derived = block.where_read(written), block.where_read(derived)
     difference = max(
         float(((written[n] - derived[n]).abs() / (1 + derived[n].abs())).max()) for n in block.family.statistics
     )
@@ -145,7 +147,11 @@ def _check_discrete(sweep: Sweep, site: DiscreteSite, tol: float) -> UpdateCheck
     """The gain of a discrete site is KL(written ‖ exact), which is what the ELBO loses."""
     written = sweep.responsibilities(site)
     exact = responsibilities(sweep.program, sweep.means, [site])[site.name]
+    seen = sweep.program.elimination.seen(site)
+    if seen is not None:  # what no density reads may be anywhere
+        written, exact = (torch.where(seen.unsqueeze(-1), probs, torch.zeros_like(probs)) for probs in (written, exact))
     kl = torch.xlogy(written, written) - torch.xlogy(written, exact)
+    kl = kl * torch.as_tensor(site.scale).unsqueeze(-1)
     difference, gain = float((written - exact).abs().max()), float(kl.sum().clamp(min=0))
     return UpdateCheck((site.name,), difference, gain, difference <= tol and gain <= tol * max(1.0, written.numel()))
 

@@ -57,6 +57,12 @@ class ModelError(PyroLatentError, ValueError):
     """The model has no latent site, nothing observed, or changed between two calls."""
 
 
+class MissingPosteriorError(ModelError, KeyError):
+    """A hand-written update asked for a posterior that there is none of."""
+
+    __str__ = Exception.__str__
+
+
 class DataError(PyroLatentError, ValueError):
     """The data has a wrong shape, dtype or device, or is not finite."""
 

@@ -53,13 +53,16 @@ class ClosedFormMessenger(Messenger):
             for name in names:
                 self.by_site[name] = (names, update)
         self.seen: set[str] = set()
+        self.observed: set[str] = set()
 
     def __enter__(self) -> Any:
-        self.seen = set()
+        self.seen, self.observed = set(), set()
         return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.by_site and not msg["is_observed"]:
+        if msg["name"] in self.by_site and msg["is_observed"]:
+            self.observed.add(msg["name"])
+        elif msg["name"] in self.by_site:
             self.seen.add(msg["name"])
             msg["infer"]["update"] = self.by_site[msg["name"]]
 
@@ -67,8 +70,14 @@ class ClosedFormMessenger(Messenger):
         missing = sorted(set(self.by_site) - self.seen)
         if missing and args[0] is None:
             super().__exit__(*args)
+            advice = (
+                f"{sorted(self.observed)} are observed, or replaced by a reparametrization: leave their updates out. "
+                "For poutine.condition, write poutine.condition(closed_form(model, updates), data)."
+                if self.observed
+                else "Write names of its latent sites."
+            )
             raise ModelError(
-                f"Expected updates for latent sites of the model; got updates for {missing}, which it lacks."
+                f"Expected updates for latent sites of the model; got updates for {missing}, which it lacks. {advice}"
             )
         return super().__exit__(*args)
 
@@ -96,8 +105,8 @@ def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Cal
     Args:
         model: a Pyro model.
         updates: by site, or by tuple of sites for a joint block, a function ``update(q, *args, **kwargs)`` of the
-            current posteriors (``q[site]`` or ``q[block]``: Pyro distributions; ``q.scales[site]``: plate scales) and
-            the model's own arguments. It returns the block's new posterior.
+            current posteriors (``q[site]`` or ``q[block]``: Pyro distributions, a Delta where the site is observed;
+            ``q.scales[site]``: its scale) and the model's own arguments. It returns the block's new posterior.
 
     Returns:
         A model with the same behaviour in Pyro, for which ``CAVI`` uses the updates in place of the derived ones.

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.models.arguments import expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
 from .priors import Covariance, Prior, Priors, check, complete_priors
@@ -128,10 +129,8 @@ def update_component(
     Source: [4] (75), Bishop 2006 (10.46)-(10.49), (10.64)-(10.66).
     """
     check(data, num_components, covariance)
-    concentration = q["weights"].concentration
-    expected_log_weights = torch.digamma(concentration) - torch.digamma(concentration.sum(-1, keepdim=True))
     expected_log_density = _expected_log_density_full if covariance == "full" else _expected_log_density_diagonal
-    logits = expected_log_weights + expected_log_density(data, q[("mean", "precision")])
+    logits = expected_log(q["weights"]) + expected_log_density(data, q[("mean", "precision")])
     return dist.Categorical(probs=logits.softmax(-1))
 
 
@@ -188,7 +187,9 @@ def update_weights(
     Source: [4] (89), Bishop 2006 (10.51), (10.57)-(10.58).
     """
     prior = complete_priors(data, num_components, covariance, **priors)
-    return dist.Dirichlet(prior.weight_concentration + _scaled_responsibilities(q).sum(0))
+    return dist.Dirichlet(
+        prior.weight_concentration + _scaled_responsibilities(q, data, num_components, "weights").sum(0)
+    )
 
 
 def update_mean_precision(
@@ -214,7 +215,7 @@ def update_mean_precision(
     Source: [4] (80), (89); Bishop 2006 (10.51)-(10.53), (10.59)-(10.63).
     """
     prior = complete_priors(data, num_components, covariance, **priors)
-    responsibilities = _scaled_responsibilities(q)
+    responsibilities = _scaled_responsibilities(q, data, num_components, "mean")
     if covariance == "full":
         return _normal_wishart(data, responsibilities, prior)
     return _normal_gamma(data, responsibilities, prior)
@@ -247,10 +248,10 @@ def _normal_gamma(data: Tensor, responsibilities: Tensor, prior: Priors) -> Norm
     return NormalGamma(*torch.broadcast_tensors(*after))
 
 
-def _scaled_responsibilities(q: Mapping[Any, Any]) -> Tensor:
-    """Responsibilities ``[N, K]``, times the scale of the plate of points."""
-    probs = q["component"].probs
-    scale = torch.as_tensor(getattr(q, "scales", {}).get("component", 1.0), dtype=probs.dtype)
+def _scaled_responsibilities(q: Mapping[Any, Any], data: Tensor, num_components: int, own: str) -> Tensor:
+    """Responsibilities ``[N, K]``, times how much the points count beside the site that is updated."""
+    probs = probabilities(q["component"], num_components, data)
+    scale = torch.as_tensor(relative_scale(q, "component", own), dtype=probs.dtype)
     return probs * scale.to(probs.device).unsqueeze(-1)
 
 

@@ -17,9 +17,12 @@ import torch
 from torch import Tensor
 
 from pyro_latent.errors import ModelError, checked_call
+from pyro_latent.models.arguments import expected_log as expected_log_of
+from pyro_latent.models.arguments import probabilities
 
 from .corpus import Corpus
 from .kernel import document_step
+from .kernel.step import scaled_topics
 from .model import Prior, complete_priors, with_an_entry
 
 __all__ = [
@@ -45,7 +48,7 @@ def update_z(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors: An
     Source: [4] (113), (139).
     """
     corpus = with_an_entry(corpus)
-    theta, beta = expected_log(q["theta"].concentration), expected_log(q["beta"].concentration)
+    theta, beta = expected_log_of(q["theta"]), expected_log_of(q["beta"])
     return dist.Categorical(probs=torch.softmax(theta[corpus.doc] + beta.mT[corpus.word], -1))
 
 
@@ -59,7 +62,7 @@ def update_theta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors
     """
     alpha, _xi = complete_priors(corpus, num_topics, **priors)
     corpus = with_an_entry(corpus)
-    share = corpus.count.unsqueeze(1) * q["z"].probs
+    share = corpus.count.unsqueeze(1) * probabilities(q["z"], num_topics, corpus.count)
     return dist.Dirichlet(alpha + share.new_zeros(corpus.num_documents, num_topics).index_add_(0, corpus.doc, share))
 
 
@@ -73,7 +76,7 @@ def update_beta(q: Mapping[Any, Any], corpus: Corpus, num_topics: int, **priors:
     """
     _alpha, xi = complete_priors(corpus, num_topics, **priors)
     corpus = with_an_entry(corpus)
-    share = corpus.count.unsqueeze(1) * q["z"].probs * corpus.upscaling
+    share = corpus.count.unsqueeze(1) * probabilities(q["z"], num_topics, corpus.count) * corpus.upscaling
     return dist.Dirichlet(xi + share.new_zeros(corpus.num_words, num_topics).index_add_(0, corpus.word, share).mT)
 
 
@@ -102,15 +105,18 @@ def update_theta_to_convergence(
     Source: [4] (113), (117).
     """
     alpha, _xi = complete_priors(corpus, num_topics, **priors)
-    start, topics = q["theta"].concentration, q["beta"].concentration
+    start, beta = q["theta"].concentration, q["beta"]
+    is_known = isinstance(beta, dist.Delta)
+    topics = beta.v if is_known else beta.concentration
     if num_topics > 1 and len(corpus.doc) > 0 and bool((topics == topics[0]).all()):
         raise ModelError(
             f"Expected topics that differ; got {num_topics} equal ones, which would stay equal. Start them apart, "
             'with documents that have words: AutoConjugate(model, init={"beta": Dirichlet(topic_word)}), where '
             "topic_word [K, V] is drawn, or that of lda.collapsed_topics."
         )
+    known = scaled_topics(topics.mT.log()) if is_known else topics
     step = document_step(
-        corpus, topics, alpha, start=start, tol=_TOLERANCE, max_steps=_MOST_STEPS, statistics=False, bound=False
+        corpus, known, alpha, start=start, tol=_TOLERANCE, max_steps=_MOST_STEPS, statistics=False, bound=False
     )
     return dist.Dirichlet(step.gamma)
 

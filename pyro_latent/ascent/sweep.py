@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import DataError, ElboDecreaseError, NaturalDomainError
 from ..families import Natural
+from ..families.finite import Finite
 from ..objective import (
     Block,
     BlockKey,
@@ -133,8 +134,10 @@ class Sweep:
         self._probs = probs
         for site in written:
             _, update = site.update  # type: ignore[misc]
-            values = [update(q, *self.args, **self.kwargs).probs for q in self._posteriors()]
-            found = torch.stack(values).to(self.program.recording.like)
+            values = [update(q, *self.args, **self.kwargs) for q in self._posteriors()]
+            family = Finite(site.distribution, site.support)
+            probs_of_starts = [family.distribution_params(value)["probs"] for value in values]
+            found = torch.stack(probs_of_starts).to(self.program.recording.like)
             at_one = self.inverse_temperature == 1
             self._probs[site.name] = found if at_one else (self.inverse_temperature * found.log()).softmax(-1)
         if self._probs and self.program.factors:
@@ -177,8 +180,11 @@ class Sweep:
         if block.update is None:
             return self.program.optimum(block.key, self.means, self.summands)
         where, like = f"the update of {block.label!r}", self.program.recording.like
-        _, update = block.update
-        found = [natural_of(block, update(q, *self.args, **self.kwargs), where, like) for q in self._posteriors()]
+        names, update = block.update
+        given = [name for name in names if name in self.program.recording.observations]
+        advice = f"It is of {names}, of which {given} are observed: write one of the others alone." if given else ""
+        values = [update(q, *self.args, **self.kwargs) for q in self._posteriors()]
+        found = [natural_of(block, value, where, like, advice) for value in values]
         return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
 
     def set(self, key: BlockKey, natural: Natural) -> None:

@@ -11,7 +11,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from pyro.distributions.transforms import ReshapeTransform
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import MissingPosteriorError, ModelError
 from ..families import Natural, Params, family_of
 from ..families.finite import Finite
 from ..recording import DiscreteSite
@@ -59,13 +59,14 @@ class Posteriors(Mapping[Any, Any]):
     """The current posteriors, as a hand-written update sees them.
 
     ``q[site]`` is a site's marginal, ``q[block]`` a joint block's distribution, ``q.scales[site]`` the scale of the
-    site's plates.
+    site. Of an observed site, such as one that ``poutine.condition`` gives a value, ``q[site]`` is a Delta there.
     """
 
     def __init__(
         self, program: Program, params: Mapping[BlockKey, Params], responsibilities: Mapping[str, Tensor]
     ) -> None:
         self._entries: dict[Any, Any] = {}
+        self._recording = program.recording
         self.scales: dict[str, Tensor | float] = {}
         for key, block in program.blocks.items():
             self._entries |= marginals(block, params[key])
@@ -77,8 +78,15 @@ class Posteriors(Mapping[Any, Any]):
                 self._entries[site.name] = discrete_distribution(site, responsibilities[site.name])
 
     def __getitem__(self, key: Any) -> Any:
+        if key in self._recording.observations:
+            site = self._recording.scored[key]
+            return dist.Delta(self._recording.observations[key], event_dim=site.event_dim)
         if key not in self._entries:
-            raise KeyError(f"Expected one of {list(self._entries)}; got {key!r}")
+            raise MissingPosteriorError(
+                f"Expected one of {list(self._entries)}; got {key!r}, which the update reads and which is no latent or "
+                "observed site, or block of sites, here. Write an update that reads others, or leave it out: the "
+                "engine derives one."
+            )
         return self._entries[key]
 
     def __iter__(self) -> Iterator[Any]:
@@ -274,8 +282,10 @@ def quantiles_of(program: Program, state: State, levels: Sequence[float]) -> dic
     return {name: torch.stack(each) for name, each in found.items()}
 
 
-def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Natural:
+def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice: str = "") -> Natural:
     """The natural parameters of a Pyro distribution given for a block: by an update, or as a start.
+
+    ``advice`` is what to write where it is that of a larger block, if it is not to join the sites.
 
     Raises:
         ModelError: if it is not of the block's family, or has another shape.
@@ -290,7 +300,7 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     if not isinstance(base, classes) and not any(type(base) in c.__mro__ for c in classes):  # or torch's own
         got = family_of(type(base))
         is_joint = got is not None and len(got.event_dims) > 1
-        hint = f" Give the guide blocks=[{_names_of(block)}]." if is_joint else ""
+        hint = f" {advice or f'Give the guide blocks=[{_names_of(block)}].'}" if is_joint else ""
         raise ModelError(f"Expected a {block.family.name} distribution from {where}; got {type(base).__name__}.{hint}")
     params = {name: p.to(like) for name, p in block.family.distribution_params(_as_event(block, base)).items()}
     shapes = {name: tuple(t.shape) for name, t in example.items()}

@@ -283,6 +283,7 @@ class RecordMessenger(SymbolMessenger):
         self._check_weights(msg, masks)
         mask = joined_mask([m for m in masks if not isinstance(m, RandomTensor)], self.like.device)
         if mask is False and msg["is_observed"]:
+            self._check_update(msg)
             return
         mask = torch.tensor(False, device=self.like.device) if mask is False else _trimmed(mask)
         msg["scale"] = _trimmed(msg["scale"])
@@ -294,6 +295,20 @@ class RecordMessenger(SymbolMessenger):
         else:
             self._latent(msg, plates, mask)
         self._score(msg, value, plates, mask)
+
+    def _check_update(self, msg: Any) -> None:
+        """A hand-written update is of a site that is still there.
+
+        Raises:
+            ModelError: if ``poutine.reparam`` has put others in its place.
+        """
+        if "update" in msg["infer"] and family_class(unwrap(msg["fn"])[0]) is dist.Delta:
+            name = msg["name"]
+            raise ModelError(
+                f"Expected a latent site for the update of {name!r}; got one that poutine.reparam puts others in the "
+                "place of. Write closed_form(poutine.reparam(model, config), updates), with updates of those or "
+                f"without one of {name!r}."
+            )
 
     def _check_weights(self, msg: Any, masks: Collection[Any]) -> None:
         """Scales and masks are constants: others stand for ones, so that the run goes on."""

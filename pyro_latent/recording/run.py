@@ -97,7 +97,9 @@ class _Draws(Messenger):
         if site_is_subsample(msg):
             if msg["value"] is None and msg["name"] in self.subsamples:
                 msg["value"], msg["done"] = self.subsamples[msg["name"]], True
-        elif type(fn) is dist.Categorical and not any(fn._param.stride()[:-1]) and not msg["is_observed"]:
+        elif msg["is_observed"] or msg["done"]:
+            return
+        elif type(fn) is dist.Categorical and not any(fn._param.stride()[:-1]):
             first = fn._param[(0,) * len(fn.batch_shape)]
             one = dist.Categorical(probs=first) if "probs" in vars(fn) else dist.Categorical(logits=first)
             cumulated = one.probs.cumsum(-1)

@@ -89,6 +89,11 @@ def expected_topics(topic_word: Tensor, compiled: bool | None = None) -> Expecte
         totals = topic_word.sum(1, dtype=torch.float64)
         return ExpectedTopics(*compiled_step.expect(by_word, totals, _LARGEST_EXPONENT[topic_word.dtype]))
     expectation = torch.digamma(by_word) - torch.digamma(by_word.sum(0))
+    return scaled_topics(expectation)
+
+
+def scaled_topics(expectation: Tensor) -> ExpectedTopics:
+    """E log β_kw, shape ``[V, K]``, in the form that document steps take."""
     log_scale = expectation.amax(1)
     return ExpectedTopics(_floored_exp(expectation - log_scale.unsqueeze(1)), log_scale)
 
