@@ -133,25 +133,25 @@ def _parents(*containers: Any) -> list[Expression]:
 
 def placeholders(item: Any) -> Any:
     """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
-    return _mapped(item, lambda tensor: tensor._placeholder)
+    return mapped(item, lambda tensor: tensor._placeholder)
 
 
-def _mapped(item: Any, function: Callable[[RandomTensor], Any]) -> Any:
-    """Replace random tensors by what a function makes of them, inside tuples, lists and dicts too."""
-    if isinstance(item, RandomTensor):
+def mapped(item: Any, function: Callable[[Any], Any], kind: type[Tensor] = RandomTensor) -> Any:
+    """Replace tensors of a kind by what a function makes of them, inside tuples, lists and dicts too."""
+    if isinstance(item, kind):
         return function(item)
     if isinstance(item, torch.Size):
         return item
     if isinstance(item, tuple | list):
-        mapped = [_mapped(i, function) for i in item]
-        return type(item)(*mapped) if hasattr(item, "_fields") else type(item)(mapped)
+        found = [mapped(i, function, kind) for i in item]
+        return type(item)(*found) if hasattr(item, "_fields") else type(item)(found)
     if isinstance(item, dict):
-        return {k: _mapped(v, function) for k, v in item.items()}
+        return {k: mapped(v, function, kind) for k, v in item.items()}
     return item
 
 
 def _expressions(item: Any) -> Any:
-    return _mapped(item, lambda tensor: tensor.expression)
+    return mapped(item, lambda tensor: tensor.expression)
 
 
 def _read_at(source: Any, index: Any, func: Callable[..., Any]) -> RandomTensor | None:
@@ -161,7 +161,7 @@ def _read_at(source: Any, index: Any, func: Callable[..., Any]) -> RandomTensor 
     expression = _by_rule("__getitem__", func, (source, index), {})
     if expression is None or expression.opacity:
         return None
-    small = _mapped(index, lambda t: _collapsed(t._placeholder))
+    small = mapped(index, lambda t: _collapsed(t._placeholder))
     value = func(placeholders(source), small).expand(expression.shape)
     return RandomTensor(value, expression.as_dtype_of(value), _replay(func, (source, index), {}))
 
@@ -209,7 +209,7 @@ def _derived(name: str, value: Tensor, replay: Replay, sources: list[RandomTenso
 
 def _random(*containers: Any) -> list[RandomTensor]:
     """The random tensors inside tuples, lists and dicts."""
-    return [t for t in _tensors(*containers) if isinstance(t, RandomTensor)]
+    return [t for t in tensors_in(*containers) if isinstance(t, RandomTensor)]
 
 
 def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:
@@ -222,7 +222,7 @@ def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
     def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
         key = (id(replay), *(values[site] for site in sites))
         if key not in known:
-            plain = _mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
+            plain = mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
             known[key] = func(*plain[0], **plain[1])
         return known[key]
 
@@ -295,14 +295,14 @@ def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs:
 def _called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
     """The operation with these tensors in place of the random ones, in order."""
     rest = iter(tensors)
-    plain = _mapped((args, kwargs), lambda tensor: next(rest))
+    plain = mapped((args, kwargs), lambda tensor: next(rest))
     return func(*plain[0], **plain[1])
 
 
 def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """What an operation makes of discrete latents: an expression for each tensor in its result."""
     sources = [t.expression for t in _random(args, kwargs)]
-    ndim = max(t.ndim for t in _tensors(args, kwargs))
+    ndim = max(t.ndim for t in tensors_in(args, kwargs))
     dim = kwargs.get("dim", args[1] if len(args) > 1 else None)
     if name in ALONG and len(sources) == 1 and isinstance(dim, int) and not isinstance(dim, bool):
         at = dim % ndim - ndim
@@ -318,16 +318,16 @@ def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any
     )
 
 
-def _tensors(*containers: Any) -> list[Tensor]:
+def tensors_in(*containers: Any) -> list[Tensor]:
     """The tensors inside tuples, lists and dicts."""
     found: list[Tensor] = []
     for item in containers:
         if isinstance(item, Tensor):
             found.append(item)
         elif isinstance(item, tuple | list):
-            found += _tensors(*item)
+            found += tensors_in(*item)
         elif isinstance(item, dict):
-            found += _tensors(*item.values())
+            found += tensors_in(*item.values())
     return found
 
 

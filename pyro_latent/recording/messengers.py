@@ -12,7 +12,6 @@ from dataclasses import replace
 from itertools import zip_longest
 from typing import Any, Literal, TypeVar
 
-import pyro
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
@@ -21,10 +20,11 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import DataError, ModelError, NotConjugateError
-from ..expressions import Expression, RandomTensor
+from ..expressions import Expression, RandomTensor, StandIns
 from ..rules import RandomDistribution, expected_log_density, family_class, unwrap
 from .data import check_plates, check_shape, checked_data, joined_mask
 from .origins import Origins, is_part, origin_for
+from .parameters import Parameter, parameter_of
 from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
 from .supports import (
     base_constraint,
@@ -61,7 +61,8 @@ class SymbolMessenger(Messenger):
         self.nesting = 0
         self._kinds: dict[str, str] = {}  # by name so far: whether it is of a site, a parameter or a plate
         self._plates: dict[str, tuple[int, int]] = {}  # so far, with their dimensions and sizes
-        self._symbols: dict[str, RandomTensor] = {}  # the parameters so far
+        self._symbols: dict[str, Tensor] = {}  # by parameter so far, what its statement returns
+        self.stand_ins = StandIns()
         self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
         self.redraws = False
         self.declares_size = False
@@ -148,40 +149,45 @@ class SymbolMessenger(Messenger):
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
         if msg["value"] is not None:  # poutine.substitute says what it is
             return
-        name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
+        name = msg["name"]
         self._take_name(name, "parameter")
-        if name in self._symbols:
-            msg["value"], msg["done"] = self._symbols[name], True
+        found = parameter_of(msg, self.is_first)
+        if found.value is None:
             return
-        store = pyro.get_param_store()
-        own = _own_value(msg) if self.is_first or name not in store else None
-        unconstrained: Tensor | None = None
-        if name in store:
-            unconstrained, value = store._params[name], store[name].detach()
-            _check_stored(name, value, own, constraint)
-            constraint = store._constraints[name]
-        elif own is None:
-            return
-        else:
-            value = own
+        if name not in self._symbols:
+            self._declare(name, found)
+        if found.displaced is not None and found.displaced not in self.stand_ins:
+            self.stand_ins.put(found.displaced, name)
+        msg["value"], msg["done"] = self._symbols[name], True
+
+    def _declare(self, name: str, found: Parameter) -> None:
+        """Take a parameter in, and what is to stand for it: of a weight, which modules read from themselves, that is
+        the weight, which all operations of torch see the symbol in the place of.
+        """
+        assert found.value is not None
         site = LatentSite(
             name,
             dist.Delta,
-            value.shape,
+            found.value.shape,
             torch.Size(),
             (),
             1.0,
             None,
-            origin=self._origin(name, value.shape),
-            point=value,
-            constraint=constraint,
+            origin=self._origin(name, found.value.shape),
+            point=found.value,
+            constraint=found.constraint,
             is_param=True,
-            own_point=None if own is None else own.to(self.like),
-            module_value=unconstrained if isinstance(unconstrained, torch.nn.Parameter) else None,
+            own_point=None if found.own is None else found.own.to(self.like),
+            module_value=found.module_value,
         )
+        if found.weight is None:
+            self._symbols[name] = _point_symbol(name, found.value.to(self.like), found.constraint, site.origin)
+        else:
+            self._symbols[name] = found.weight
+            if found.weight in self.stand_ins:  # under another name, too
+                return
+            self.stand_ins.put(found.weight, _point_symbol(name, found.value, found.constraint, site.origin))
         self._parameter(site)
-        msg["value"] = self._symbols[name] = _point_symbol(name, value.to(self.like), constraint, site.origin)
-        msg["done"] = True
 
     def _pyro_post_sample(self, msg: Any) -> None:
         if site_is_subsample(msg):
@@ -412,39 +418,12 @@ def _measured(symbol: Expression, origin: Tensor | None) -> Expression:
 def _point_symbol(name: str, value: Tensor, support: Any, origin: Tensor | None) -> RandomTensor:
     """A point estimate as a random tensor, which knows how to compute itself again."""
     symbol = _measured(_latent(name, value, support, True), origin)
-    return RandomTensor(value, symbol, lambda values, known: values[name])
+    return RandomTensor(value, symbol, lambda values, known: values[name].to(value.dtype))
 
 
 def _is_marked(msg: Any) -> bool:
     """Whether the model asks for the enumeration of a site."""
     return msg["infer"].get("enumerate") is not None
-
-
-def _own_value(msg: Any) -> Tensor | None:
-    """The value that the model itself starts a parameter at; None where it only names it."""
-    if len(msg["args"]) < 2 or msg["args"][1] is None:
-        return None
-    value = msg["args"][1]
-    return (value() if callable(value) else torch.as_tensor(value)).detach()
-
-
-def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: Any) -> None:
-    """A parameter in Pyro's store is the model's own.
-
-    Raises:
-        ModelError: if its shape or its constraint is that of another model.
-    """
-    stored = pyro.get_param_store()._constraints[name]
-    clear = "Write pyro.clear_param_store() before the fit of another model, or give the parameter another name."
-    if own is not None and own.shape != value.shape:
-        raise ModelError(
-            f"Expected the parameter {name!r} of shape {tuple(own.shape)} in Pyro's store; got {tuple(value.shape)}, "
-            f"of another model. {clear}"
-        )
-    if constraint is not constraints.real and repr(constraint) != repr(stored):
-        raise ModelError(
-            f"Expected the parameter {name!r} in {constraint} in Pyro's store; got {stored}, of another model. {clear}"
-        )
 
 
 def _check_frames(frames: Collection[Any], name: str) -> None:

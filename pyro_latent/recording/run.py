@@ -43,7 +43,7 @@ class _Model:
         Raises:
             NotConjugateError: where it ends in an error after a site that cannot be recorded, for which another stood.
         """
-        with _recording_context(messenger.like, random_arguments()), messenger:
+        with _recording_context(messenger.like, random_arguments(messenger.stand_ins)), messenger:
             try:
                 self.function(*self.args, **self.kwargs)
             except Exception as error:

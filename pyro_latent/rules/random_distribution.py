@@ -22,7 +22,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..errors import LatentValueError, MissingRuleError, NotConjugateError
-from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, placeholders
+from ..expressions import Expression, RandomTensor, StandIns, derived_from_points, over_batch, placeholders
 from .base import Arguments, as_expression, rule_of
 
 
@@ -156,8 +156,6 @@ def random_distribution(
 
 #: Arguments of which a constructor takes one, and derives the others when asked.
 _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
-
-
 #: Arguments that say which values there are.
 BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
@@ -169,7 +167,8 @@ def _has_random(arguments: Any) -> bool:
     return any(isinstance(a, RandomTensor) for a in arguments)
 
 
-def _coerce(cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = stand_ins.of((args, kwargs))
     if issubclass(cls, RandomDistribution):
         return cls.family(*args, **kwargs)
     inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
@@ -239,13 +238,15 @@ def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], tor
 
 
 @contextmanager
-def random_arguments() -> Iterator[None]:
-    """Let distributions be constructed with random tensors; the hook is process-wide, and removed at the end."""
-    COERCIONS.append(_coerce)
+def random_arguments(stand_ins: StandIns | None = None) -> Iterator[None]:
+    """Let distributions be constructed with random tensors, or what they stand for; the hook is process-wide."""
+    hook = functools.partial(_coerce, stand_ins := stand_ins or StandIns())
+    COERCIONS.append(hook)
     try:
-        yield
+        with stand_ins:
+            yield
     finally:
-        COERCIONS.remove(_coerce)
+        COERCIONS.remove(hook)
 
 
 def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:

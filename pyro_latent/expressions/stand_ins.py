@@ -1,0 +1,100 @@
+"""Symbols in the place of tensors that the model keeps itself, such as the weights of its networks.
+
+A module reads its weights from itself, whatever ``pyro.param`` returns. While the model is recorded, every operation of
+torch sees the symbol of a weight in its place; the module stays as it is.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from ..errors import ModelError
+from .operations import SHAPE_QUERIES
+from .tensor import RandomTensor, mapped, tensors_in
+
+_LAYERS = "torch.nn.functional"
+_INSTEAD = "Write module.eval() before the fit, or leave the layer out."
+
+
+class StandIns(TorchFunctionMode):
+    """What stands for which tensor, known by identity, in the thread that made this."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+        self._symbols: dict[int, tuple[Tensor, RandomTensor | str]] = {}
+
+    def put(self, tensor: Tensor, symbol: RandomTensor | str) -> None:
+        """Let a symbol stand for a tensor; a string in its place is the name of another tensor that Pyro keeps."""
+        self._symbols[id(tensor)] = (tensor, symbol)  # which keeps it alive, and its number its own
+
+    def __contains__(self, tensor: object) -> bool:
+        return id(tensor) in self._symbols
+
+    def of(self, item: Any) -> Any:
+        """The item, with symbols in the place of the tensors inside tuples, lists and dicts."""
+        here = bool(self._symbols) and threading.get_ident() == self._thread
+        return mapped(item, self._symbol, Tensor) if here else item
+
+    def _symbol(self, tensor: Tensor) -> Tensor:
+        found = self._symbols.get(id(tensor), (tensor, tensor))[1]
+        if isinstance(found, str):
+            raise ModelError(
+                f"Expected the module's own weights in Pyro's store; got those of another module as {found!r}. Write "
+                "pyro.clear_param_store() before the fit of another module, or, to go on from the stored weights, "
+                "pyro.module(name, module, update_module_params=True)."
+            )
+        return found
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        name = getattr(func, "__name__", "")
+        if name == "__get__" or name in SHAPE_QUERIES:
+            found = func(*args, **kwargs)
+            if not isinstance(found, Tensor):
+                return found
+        args, kwargs = self.of((args, kwargs))
+        is_layer = getattr(func, "__module__", None) == _LAYERS
+        if is_layer:
+            _check_layer(name, args, kwargs)
+        if not is_layer and not any(isinstance(t, RandomTensor) and t.replay for t in tensors_in(args, kwargs)):
+            return func(*args, **kwargs)
+        before = _random_states()
+        result = func(*args, **kwargs)
+        if not all(map(torch.equal, before, _random_states())):
+            raise ModelError(
+                f"Expected layers that compute the same from the same weights; got {name}, which draws random numbers. "
+                f"{_INSTEAD}"
+            )
+        return result
+
+
+def _check_layer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """A layer leaves its module as it is.
+
+    Raises:
+        ModelError: for one that keeps statistics of the batches that it has seen.
+    """
+    learns = kwargs.get("training") if name == "batch_norm" else kwargs.get("use_input_stats", True)
+    running = kwargs.get("running_mean", args[1] if len(args) > 1 else None)
+    if name in ("batch_norm", "instance_norm") and learns and running is not None:
+        raise ModelError(
+            f"Expected layers that leave the module as it is; got {name}, which averages the batches of its training. "
+            f"{_INSTEAD} With track_running_stats=False it normalizes by the data at hand alone."
+        )
+
+
+def _random_states() -> list[Tensor]:
+    cuda = [torch.cuda.get_rng_state()] if torch.cuda.is_initialized() else []
+    return [torch.get_rng_state(), *cuda]
+
+
+__all__ = ["StandIns"]
