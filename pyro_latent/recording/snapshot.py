@@ -50,11 +50,11 @@ class Snapshot:
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model = model
-        self._marks = list(_walk((args, kwargs, model), set()))
+        self._marks = list(_walk((args, kwargs, model), {}))
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of the model now would see the same."""
-        now = _walk((args, kwargs, self._model), set())
+        now = _walk((args, kwargs, self._model), {})
         return all(_same(a, b) for a, b in zip_longest(now, self._marks))
 
 
@@ -62,14 +62,16 @@ def _same(a: _Mark | None, b: _Mark | None) -> bool:
     return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
 
 
-def _walk(value: Any, seen: set[int]) -> Iterator[_Mark]:
-    """A mark for everything that can be reached from a value."""
+def _walk(value: Any, seen: dict[int, Any]) -> Iterator[_Mark]:
+    """A mark for everything that can be reached from a value; what is ``seen`` stays alive, so that no other object
+    takes its number.
+    """
     if isinstance(value, _PLAIN):
         yield None, value
         return
     if id(value) in seen:
         return
-    seen.add(id(value))
+    seen[id(value)] = value
     if isinstance(value, Tensor):
         yield value, _tensor_mark(value)
     elif isinstance(value, np.ndarray) and value.dtype != object:
