@@ -7,26 +7,23 @@ F(q, θ) = Q(θ) + H(q) (``docs/sources.md``, [4] equations (11), (45)–(61); N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
-from torch.distributions import transform_to
 
-from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count
-from ..families import Natural
+from ..errors import ArgumentError, ModelError, check_count
 from ..guide import AutoConjugate
-from ..objective import BlockKey, DiscretePosterior, Init, Program
+from ..objective import BlockKey, DiscretePosterior, Init, Program, State
 from .cavi import CAVI
 from .full import FullSteps, check_whole
+from .gradient_step import MakeOptimizer, Memory, described, raise_q
 from .options import inverse_temperatures
-from .steps import Task
+from .steps import Info, Task
 from .sweep import Sweep
 
 _M_STEP_PASSES = 100
 _SETTLED = 1e-13
-_HALVINGS = 40
 
 #: How the M-step raises Q.
 MStep = Literal["closed_form", "conditional", "gradient"]
@@ -38,7 +35,7 @@ class EMSteps(FullSteps):
     def __init__(
         self,
         m_step: MStep,
-        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None,
+        optimizer: MakeOptimizer | None,
         gradient_steps: int,
         annealing: Sequence[float] = (),
     ) -> None:
@@ -48,6 +45,25 @@ class EMSteps(FullSteps):
         self.gradient_steps = gradient_steps
         #: The discrete posterior of the last E-step, and the compiled model that it is of.
         self.held: tuple[Program, DiscretePosterior | None] | None = None
+        # What the optimizer remembers, after the last step that succeeded, and after the M-step in progress.
+        self._memory: Memory | None = None
+        self._new_memory: Memory | None = None
+
+    def step(self, task: Task) -> tuple[State, Info]:
+        found = super().step(task)
+        self._memory = self._new_memory
+        return found
+
+    def to_state(self) -> dict[str, Any]:
+        return super().to_state() | {"optimizer": None if self._memory is None else tuple(self._memory)}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        super().load_state(state, device)
+        self._memory = None if state["optimizer"] is None else Memory(*state["optimizer"])
+
+    @property
+    def can_settle(self) -> bool:
+        return super().can_settle and not (self._memory is not None and self._memory.is_back)
 
     def keep(self, start: int) -> None:
         super().keep(start)
@@ -75,7 +91,7 @@ class EMSteps(FullSteps):
                 sweep.visit(key)
         self.held = (sweep.program, sweep.held)
         if self.m_step == "gradient":
-            self._gradient_m_step(sweep, points)
+            self._new_memory = raise_q(sweep, points, self.optimizer, self.gradient_steps, self._memory)
             return
         if self.m_step == "conditional":
             for key in points:
@@ -107,59 +123,6 @@ class EMSteps(FullSteps):
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]
 
-    def _gradient_m_step(self, sweep: Sweep, keys: list[BlockKey]) -> None:
-        """Raise Q by an optimizer in unconstrained coordinates; halve the way back until it is no lower than before."""
-        blocks = {key: sweep.program.blocks[key] for key in keys}
-        maps = {key: transform_to(block.sites[0].constraint) for key, block in blocks.items()}
-        energy = sweep.program.points_energy(sweep.means, sweep.summands)
-        start = {key: maps[key].inv(b.params(sweep.state[key])["value"]).detach() for key, b in blocks.items()}
-
-        def naturals(free: dict[BlockKey, Tensor]) -> dict[BlockKey, Natural]:
-            return {key: b.natural({"value": maps[key](free[key])}) for key, b in blocks.items()}
-
-        def q_function(free: dict[BlockKey, Tensor]) -> Tensor:
-            return energy({key: blocks[key].family.mean(n) for key, n in naturals(free).items()})
-
-        level = q_function(start)
-        free = self._optimized(start, q_function)
-        for _ in range(_HALVINGS):
-            lower = ~(q_function(free) >= level)
-            if not bool(lower.any()):
-                break
-            free = {key: torch.where(_spread(lower, f), (f + start[key]) / 2, f) for key, f in free.items()}
-        else:
-            free = {key: torch.where(_spread(lower, f), start[key], f) for key, f in free.items()}
-        for key, natural in naturals(free).items():
-            sweep.set(key, natural)
-
-    def _optimized(
-        self, start: dict[BlockKey, Tensor], q_function: Callable[[dict[BlockKey, Tensor]], Tensor]
-    ) -> dict[BlockKey, Tensor]:
-        with torch.enable_grad():
-            free = {key: value.clone().requires_grad_() for key, value in start.items()}
-            leaves = list(free.values())
-            if self.optimizer is None:
-                optimizer: torch.optim.Optimizer = torch.optim.LBFGS(
-                    leaves, max_iter=self.gradient_steps, line_search_fn="strong_wolfe"
-                )
-            else:
-                optimizer = self.optimizer(leaves)
-                if not isinstance(optimizer, torch.optim.Optimizer):
-                    raise ArgumentTypeError(
-                        f"Expected optimizer to make a torch optimizer; got {type(optimizer).__name__}. Write "
-                        "optimizer=lambda params: torch.optim.Adam(params, 1e-2)."
-                    )
-
-            def closure() -> Tensor:
-                optimizer.zero_grad()
-                loss = -q_function(free).sum()
-                loss.backward()
-                return loss
-
-            for _ in range(1 if isinstance(optimizer, torch.optim.LBFGS) else self.gradient_steps):
-                optimizer.step(closure)  # type: ignore[arg-type]
-        return {key: f.detach() for key, f in free.items()}
-
 
 class EM(CAVI):
     """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
@@ -172,8 +135,10 @@ class EM(CAVI):
         m_step: "closed_form": the joint maximum of Q, one parameter after another until none moves; "conditional": one
             pass over the parameters (ECM, (60)–(61)); "gradient": steps of an optimizer that never lower Q (generalised
             EM, (58)–(59)), for parameters without a closed form, such as the weights of a network.
-        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters; by default L-BFGS
-            with a strong Wolfe line search.
+        optimizer: for "gradient", makes a torch optimizer of a list of (unconstrained) parameters, each with a leading
+            dimension over starts; by default L-BFGS with a strong Wolfe line search. It is made anew for each M-step
+            and goes on from what the last one remembered, such as Adam's moments. Steps that would have lowered Q are
+            taken back by halves, and the next ones have half the learning rate.
         gradient_steps: the number of its steps, or of L-BFGS iterations, in an M-step.
         init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
             Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
@@ -191,7 +156,7 @@ class EM(CAVI):
         guide: AutoConjugate | None = None,
         *,
         m_step: MStep = "closed_form",
-        optimizer: Callable[[list[Tensor]], torch.optim.Optimizer] | None = None,
+        optimizer: MakeOptimizer | None = None,
         gradient_steps: int = 20,
         init: Init = None,
         restarts: int = 1,
@@ -201,7 +166,7 @@ class EM(CAVI):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
         guide = AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide
         super().__init__(model, guide, annealing=annealing)
-        self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps}
+        self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps, "optimizer": described(optimizer)}
         count = check_count("gradient_steps", gradient_steps)
         self._steps = self._em = EMSteps(m_step, optimizer, count, inverse_temperatures(annealing))
 
@@ -267,10 +232,6 @@ def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKe
     """Give by parameter those that it shares a term of Q with."""
     groups = {s.blocks & set(points) for s in (*sweep.program.summands, *sweep.summands)}
     return {key: {other for group in groups if key in group for other in group} - {key} for key in points}
-
-
-def _spread(flags: Tensor, like: Tensor) -> Tensor:
-    return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
 def _still(before: torch.Tensor, after: torch.Tensor) -> bool:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..errors import ElboDecreaseError, ModelError, NaturalDomainError
+from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
 from ..objective import BlockKey, Bound, Program, State, starts_of
 from ..recording import version_of
 from .steps import Info, Steps, Task, best_of
@@ -175,12 +176,15 @@ class FullSteps(Steps):
 
 
 def _culprit(task: Task, before: _Level) -> BlockKey | None:
-    """The block whose update lowers the ELBO most, one at a time; None for the discrete sites."""
+    """The block whose update lowers the ELBO most, one at a time; None for the discrete sites. A point without a closed
+    form is taken for one that changes nothing.
+    """
     again = Sweep(task.program, task.state, task.arguments, before.bound.held)
     level = before.bound.elbo
     drops: dict[BlockKey | None, float] = {}
     for key in task.schedule.sites(task.program):
-        again.visit(key)
+        with suppress(NotConjugateError):
+            again.visit(key)
         now = task.program.bound(again.state, again.means).elbo
         drops[key] = float((level - now).max())
         level = now

@@ -306,9 +306,11 @@ class Program:
         return level() - before
 
     def points_energy(self, means: Means, held: Sequence[Summand]) -> Callable[[Means], Tensor]:
-        """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed."""
+        """Q as a function of the points, for each start: the terms that depend on them, the other blocks held fixed; in
+        float64, as the ELBO.
+        """
         keys = {k for k, b in self.blocks.items() if b.is_point} | {v.site for v in self.derived}
-        found = [s for s in (*self.summands, *held) if s.blocks & keys]
+        found = [s for s in (*self.exact_summands, *cast(held, torch.float64)) if s.blocks & keys]
 
         def energy(points: Means) -> Tensor:
             at_points = self.with_derived(means | points)

@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import transform_to
 
 from ..checkpoint import fingerprint
 from ..errors import CheckpointError
 from ..expressions import Expression
-from ..expressions.terms import Term
+from ..expressions.terms import Term, Variable
 from .run import record
 from .sites import Recording, ScoredSite
 
@@ -28,7 +29,7 @@ def identity_of(recording: Recording) -> dict[str, Any]:
     the digest of its data. Of sites in subsampled plates, which hold a minibatch, it is the structure alone.
     """
     return {
-        name: [*_density_of(site), "" if not site.observed or _is_part(site) else _data_of(recording, name)]
+        name: [*_density_of(site, recording), "" if not site.observed or _is_part(site) else _data_of(recording, name)]
         for name, site in recording.scored.items()
     }
 
@@ -71,7 +72,8 @@ def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
 
 def _same_numbers(ours: list[Any], theirs: list[Any]) -> bool:
     pairs = zip(ours, theirs, strict=False)
-    close = all(abs(a - b) <= _TOLERANCE * (1e-300 + max(size, other)) for (a, size), (b, other) in pairs)
+    most = [(max(abs(a - b), abs(size - other)), max(size, other)) for (a, size), (b, other) in pairs]
+    close = all(difference <= _TOLERANCE * (1e-300 + size) for difference, size in most)
     return len(ours) == len(theirs) and close
 
 
@@ -83,13 +85,13 @@ def _data_of(recording: Recording, name: str) -> str:
     return fingerprint(recording.observations.get(name))
 
 
-def _density_of(site: ScoredSite) -> tuple[list[Any], list[Any]]:
+def _density_of(site: ScoredSite, recording: Recording) -> tuple[list[Any], list[Any]]:
     """The structure of a density and, for each of its terms, the sums of its constants."""
     part = _is_part(site)
     about: list[Any] = [site.distribution, site.observed, str(site.error) if site.density is None else ""]
     about.append([[p.name, p.dim, 0 if p.is_subsample else p.size, float(p.full_size)] for p in site.plates])
     terms = [] if site.density is None else _terms_of(site.density)
-    rows = sorted((_words_of(term), [] if part else _sums_of(term, site.mask)) for term in terms)
+    rows = sorted((_words_of(term), [] if part else _sums_of(term, site.mask, recording)) for term in terms)
     return [*about, [words for words, _ in rows]], [pair for _, sums in rows for pair in sums]
 
 
@@ -103,14 +105,29 @@ def _words_of(term: Term) -> str:
     return " ".join(sorted([*factors, *(c.site for c in term.choices), f"{len(term.summed)} sums"]))
 
 
-def _sums_of(term: Term, mask: Tensor | None) -> list[list[float]]:
-    """Give for each constant of a term a sum that tells its elements apart, and that of their absolute values."""
+def _sums_of(term: Term, mask: Tensor | None, recording: Recording) -> list[list[float]]:
+    """Give for each constant of a term, and for what is computed from points, at some values of theirs, a sum that
+    tells its elements apart, and that of their absolute values.
+    """
     found = [[term.coefficient, abs(term.coefficient)]]
-    for tensor in (*(c.tensor for c in term.constants), *(() if mask is None else (mask,))):
+    derived = [_value_of(f.variable, recording) for f in term.factors if f.variable.replay is not None]
+    for tensor in (*(c.tensor for c in term.constants), *derived, *(() if mask is None else (mask,))):
         flat = tensor.detach().double().reshape(-1).nan_to_num(1.0, 2.0, 3.0)
         weights = torch.cos(torch.arange(1.0, len(flat) + 1, dtype=torch.float64, device=flat.device))
         found.append([float((flat * weights).sum()), float(flat.abs().sum())])
     return sorted(found)
+
+
+def _value_of(variable: Variable, recording: Recording) -> Tensor:
+    """What the model computes from points, at values that do not depend on where they start."""
+    assert variable.replay is not None
+    points = {}
+    for name in sorted(variable.parents):
+        site = recording.latents[name]
+        transform = transform_to(site.constraint)
+        free = torch.arange(1.0, 1 + transform.inverse_shape(site.shape).numel(), device=recording.device)
+        points[name] = transform(0.1 * free.cos().to(recording.dtype).reshape(transform.inverse_shape(site.shape)))
+    return variable.replay(points, {})
 
 
 __all__ = ["check_identity", "identity_of", "identity_of_call"]
