@@ -185,6 +185,17 @@ class Symbolic:
         return not self.opacity and not self.pieces and not any(t.factors for t in self.terms)
 
     @property
+    def sums_derived(self) -> str:
+        """The operation on points whose results it sums, as a layer of a network does; "" where there is none. Computed
+        as one again, its square has no product for each pair of terms, which cancel. Joint choices of discrete latents
+        are not made for that.
+        """
+        derived = [f.variable.site for t in self.terms for f in t.factors if f.variable.replay is not None]
+        apart = len(self.choices) > max((len(t.choices) for t in self.terms), default=0)
+        adds = not apart and (len(self.terms) > 1 or any(t.summed for t in self.terms))
+        return derived[0].split()[0] if derived and adds else ""
+
+    @property
     def is_finite(self) -> bool:
         """Whether every constant in the expression is finite."""
         return all(t.is_finite for t in self.terms) and all(p.is_finite for _, p in self.pieces)

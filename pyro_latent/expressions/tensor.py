@@ -178,14 +178,21 @@ def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
     expression = _apply(name, func, result, args, kwargs)
-    replay = _replay(func, args, kwargs)
+    return _finished(name, result, expression, _replay(func, args, kwargs), _random(args, kwargs))
+
+
+def _finished(
+    name: str, result: Tensor, expression: Expression | None, replay: Replay | None, sources: list[RandomTensor]
+) -> RandomTensor:
+    """The result of an operation with its expression, or, where it has none, with what stands in its place."""
     unknown = expression is None or expression.shape != result.shape
     hidden = expression is not None and expression.opacity is not None and expression.cholesky_of is None
-    if unknown or (hidden and replay is not None):
-        parents = _parents(args, kwargs)
+    grows = expression is not None and replay is not None and bool(expression.sums_derived)
+    if unknown or (hidden and replay is not None) or grows:
+        parents = [t.expression for t in sources]
         if replay is not None and result.is_floating_point() and _each_site_once(parents):
-            expression = _derived(name, result, replay, _random(args, kwargs))
-        else:
+            expression = _derived(name, result, replay, sources)
+        elif not grows:
             expression = Expression.opaque(result.shape, result.new_empty(0), name, parents)
     assert expression is not None
     return RandomTensor(result, expression.as_dtype_of(result), replay)
@@ -227,6 +234,11 @@ def _replay(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, A
         return known[key]
 
     return replay
+
+
+def _element(replay: Replay | None, place: int) -> Replay | None:
+    """One result of an operation that has several."""
+    return None if replay is None else lambda values, known: replay(values, known)[place]
 
 
 def _replay_of(tensor: RandomTensor) -> Replay | None:
@@ -354,7 +366,8 @@ def _wrap_all(
         if found is not None:
             pairs = [RandomTensor(r, e) for r, e in zip(results, found, strict=True)]
             return tuple(pairs) if type(results) in (tuple, list) else type(results)(pairs)  # type: ignore[call-arg]
-    wrapped = [RandomTensor(r, Expression.opaque(r.shape, r.new_empty(0), name, parents)) for r in results]
+    replay, sources = _replay(func, args, kwargs), _random(args, kwargs)
+    wrapped = [_finished(name, r, None, _element(replay, i), sources) for i, r in enumerate(results)]
     return tuple(wrapped) if type(results) in (tuple, list) else type(results)(wrapped)  # type: ignore[call-arg]
 
 

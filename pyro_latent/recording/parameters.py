@@ -40,6 +40,9 @@ def parameter_of(msg: Any, is_first: bool) -> Parameter:
     given = msg["args"][1] if len(msg["args"]) > 1 else None
     own = _own_value(given) if is_first or name not in store else None
     is_real = constraint is constraints.real
+    if name not in store and given is None and pyro.settings.get("module_local_params"):
+        local = msg["fn"]()
+        return Parameter(constraint, local.detach(), local.detach(), module_value=local.unconstrained())
     if name not in store:
         weight = given if is_real and isinstance(given, torch.nn.Parameter) else None
         return Parameter(constraint, own, own, weight, module_value=weight)

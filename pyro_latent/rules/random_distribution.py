@@ -163,10 +163,6 @@ _FEW = 2**16
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
-def _has_random(arguments: Any) -> bool:
-    return any(isinstance(a, RandomTensor) for a in arguments)
-
-
 def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = stand_ins.of((args, kwargs))
     if issubclass(cls, RandomDistribution):
@@ -179,7 +175,7 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
             "pyro.sample('z', Categorical(weights)), and index the parameters by it; a transformed distribution has "
             "no rule."
         )
-    if not _has_random(args) and not _has_random(kwargs.values()):
+    if not any(isinstance(a, RandomTensor) for a in (*args, *kwargs.values())):
         return None
     if issubclass(cls, _WRAPPERS):
         sites = sorted(
@@ -325,8 +321,8 @@ def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
 
 
 def _density(base: Any, value: Any, like: Tensor) -> Expression:
-    """The density is by the rule; without one, or an expectation, as a function of discrete latents or points, if
-    nothing else is random.
+    """The density by the rule; without one, or an expectation, or of a network, whose squares would cancel, as a
+    function of discrete latents or points, if nothing else is random.
     """
     try:
         density = _by_rule(base, value, like)
@@ -335,12 +331,13 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
         if found is None:
             raise
         return found
-    return (density.opacity and _without_rule(base, value, like)) or density
+    again = density.sums_derived
+    return ((density.opacity or again) and _without_rule(base, value, like, again)) or density
 
 
-def _without_rule(base: Any, value: Any, like: Tensor) -> Expression | None:
+def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
     """The log density as PyTorch computes it, where points and discrete latents alone are random in it."""
-    return _of_tables(base, value, like) or _of_points(base, value, like)
+    return _of_tables(base, value, like) or _of_points(base, value, like, name)
 
 
 def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
@@ -374,8 +371,8 @@ def _event_dim(base: RandomDistribution, name: str) -> int:
         return 0
 
 
-def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
-    """The log density as a function of point estimates, where nothing else is random in it."""
+def _of_points(base: Any, value: Any, like: Tensor, name: str) -> Expression | None:
+    """The log density as a function of point estimates, by a name, where nothing else is random in it."""
     if not isinstance(base, RandomDistribution):
         return None
 
@@ -384,7 +381,8 @@ def _of_points(base: Any, value: Any, like: Tensor) -> Expression | None:
         named = dict(zip(base.arguments, arguments, strict=True))
         return _made(base.family, named).log_prob(observed)
 
-    return derived_from_points(f"log_prob of {base.family.__name__}", log_prob, (*base.arguments.values(), value), like)
+    name = name or f"log_prob of {base.family.__name__}"
+    return derived_from_points(name, log_prob, (*base.arguments.values(), value), like)
 
 
 __all__ = [
