@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from examples import compare_guides as demo
-from examples import crowdsourcing
+from examples import crowdsourcing, mixture_of_experts, neural_hmm
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.criticism import Comparison, Race
 from pyro_latent.models import gmm
@@ -160,3 +160,27 @@ def test_knowing_the_annotators_beats_a_majority_of_votes() -> None:
     data = crowdsourcing.make_labels(num_items=80)
     found = crowdsourcing.fit(data).posterior()["truth"].probs
     assert crowdsourcing.accuracy(found, data) > crowdsourcing.accuracy(crowdsourcing.votes(data), data)
+
+
+def test_experts_and_their_gate_climb_to_a_likelihood_above_that_of_one_line() -> None:
+    pyro.clear_param_store()
+    data = mixture_of_experts.read_data()
+    model = mixture_of_experts.MixtureOfExperts()
+    rise = mixture_of_experts.fit(model, data, max_steps=8)
+    assert bool((rise.diff() > 0).all())
+    duration, waiting = data[0][:, 0], data[1]
+    residual = waiting - (duration @ waiting) / (duration @ duration) * duration
+    line = dist.Normal(0.0, residual.square().mean().sqrt()).log_prob(residual).sum()
+    assert rise[-1] > line + 10
+    pyro.clear_param_store()
+    again = mixture_of_experts.MixtureOfExperts()
+    assert mixture_of_experts.fit_by_svi(again, data, steps=30)[-1] < rise[-1]
+
+
+def test_states_behind_a_neural_emission_are_found() -> None:
+    pyro.clear_param_store()
+    x, y, truth = neural_hmm.make_series(num_series=15, length=6)
+    em, rise = neural_hmm.fit(neural_hmm.make_network(), x, y, max_steps=12)
+    assert bool((rise.diff() > 0).all())
+    right = (neural_hmm.states_found(em, x.shape[1]) == truth).double().mean().item()
+    assert max(right, 1 - right) > 0.9
