@@ -1,24 +1,28 @@
 """Structured stochastic inference, q(β) q(z | β) (Hoffman and Blei 2015).
 
 The blocks of the minibatch, and what they tell the globals, are computed at draws of the globals instead of at their
-mean parameters, and averaged over the draws.
+mean parameters. The ELBO is then E log p(β) + L(β) − log q(β), with L(β) that of the locals at their optimum, whose
+gradient in β is the one with the locals held. A step goes along the natural gradient of this by differentiable draws.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor
 
 from ..errors import ModelError
 from ..families import Natural
-from ..gradient.natural_gradient import BlockDraws, covariance_term, draws_of
+from ..gradient.natural_gradient import BlockDraws, draws_of, natural_gradient
 from ..objective import Block, BlockKey, Means, Program, State, Summary, starts_of
 from .step_size import StepSize
 from .steps import LOCAL_STEPS, LOCAL_TOL, Schedule, Task
 from .stochastic import StochasticSteps
 from .sweep import ModelArguments, Sweep
+
+#: How often a step out of a family's domain is halved.
+_HALVINGS = 60
 
 
 class StructuredSteps(StochasticSteps):
@@ -42,9 +46,10 @@ class StructuredSteps(StochasticSteps):
         _check_structured(program, state, local)
         draws = {key: draws_of(program.blocks[key], state[key], self.draws) for key in others}
         drawn = _at_draws(program, state, draws, self.draws, task.arguments, task.probs)
-        task.schedule.settle(drawn, local)
+        # responsibilities to start at tell equal components apart until the globals have seen them
+        task.schedule.settle(drawn, local, None if task.probs else LOCAL_STEPS, LOCAL_TOL)
         sweep = Sweep(program, state, task.arguments, hold=False)
-        elbo = _elbo_at_draws(program, state, drawn, local).mean(0, keepdim=True)
+        elbo = _elbo_at_draws(drawn, draws).mean(0, keepdim=True)
         for key in others:
             found = program.optimum(key, drawn.means, drawn.summands)
             sweep.blend(key, _step_towards(program.blocks[key], state[key], found, draws[key], step_size), step_size)
@@ -66,7 +71,7 @@ def structured_elbo(
     values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
     drawn = _at_draws(program, state, values, draws, arguments)
     schedule.settle(drawn, local, LOCAL_STEPS, LOCAL_TOL)
-    return _elbo_at_draws(program, state, drawn, local)
+    return _elbo_at_draws(drawn, values)
 
 
 def _check_structured(program: Program, state: State, local: list[BlockKey]) -> None:
@@ -100,26 +105,38 @@ def _at_draws(
 
 
 def _step_towards(block: Block, old: Natural, found: Natural, draws: BlockDraws, step_size: float) -> Natural:
-    """What the draws say is the block's optimum, with their covariance term where the step then stays proper."""
-    target = found.map(lambda t: t.mean(0, keepdim=True))
-    term = covariance_term(block, draws, found)
-    if term is None:
-        return target
-    full = {n: target[n] + term[n] for n in target}
-    proper = block.family.in_domain(Natural(**{n: old[n] + step_size * (full[n] - old[n]) for n in full}))
-    fields = {}
-    for name, event in block.family.statistics.items():
-        fields[name] = torch.where(proper.reshape(proper.shape + (1,) * event), full[name], target[name])
-    return Natural(**fields)
+    """Where the natural gradient of the draws leads, and at most half the way to the edge of the family's domain.
+
+    ``found`` has the slopes of log p(β) + L(β) in t(β) at each draw, with L the ELBO of the locals at their optimum.
+    Those of −log q(β) are added to them: where q(β) is exact, every draw gives zero (the total pathwise gradient of
+    Roeder et al. 2017). Where draws are not differentiable, the way leads to what they say on average.
+    """
+    direction = natural_gradient(draws, Natural(**{n: found[n] - old[n] for n in found}))
+    if direction is None:
+        return found.map(lambda t: t.mean(0, keepdim=True))
+    for _ in range(_HALVINGS):
+        proper = block.family.in_domain(Natural(**{n: old[n] + 2 * step_size * direction[n] for n in old}))
+        if bool(proper.all()):
+            break
+        fields = {}
+        for name, event in block.family.statistics.items():
+            is_proper = proper.reshape(proper.shape + (1,) * event)
+            fields[name] = torch.where(is_proper, direction[name], direction[name] / 2)
+        direction = Natural(**fields)
+    return Natural(**{n: old[n] + direction[n] for n in old})
 
 
-def _elbo_at_draws(program: Program, state: State, drawn: Sweep, local: Sequence[BlockKey]) -> Tensor:
-    """The structured ELBO at each draw, float64: what the globals alone give, exactly, and the rest at the draw."""
-    exact = [s for s in program.exact_summands if not s.blocks & set(local)]
-    inner = [s for s in program.summands if s.blocks & set(local)]
-    total, _ = program.terms(*program.exactly(state), [key for key in program.blocks if key not in local], exact)
-    rest, _ = program.terms(drawn.state, drawn.means, local, inner)
-    return total + rest + (0.0 if drawn.held is None else drawn.held.log_normalizer)
+def _elbo_at_draws(drawn: Sweep, draws: Mapping[BlockKey, BlockDraws]) -> Tensor:
+    """The structured ELBO at each draw, float64: log p(β) + L(β) − log q(β).
+
+    No part is averaged exactly, not even the entropy: what cancels at a draw does not cancel with an average.
+    """
+    program = drawn.program
+    state, means = program.exactly(drawn.state)
+    means |= {key: drawn.means[key].map(Tensor.double) for key in draws}
+    held = program.elimination.eliminate(drawn.means) if drawn.is_stale else drawn.held
+    total, _ = program.terms(state, means, program.blocks, program.exact_summands)
+    return total + (0.0 if held is None else held.log_normalizer)
 
 
 __all__ = ["StructuredSteps", "structured_elbo"]

@@ -85,6 +85,9 @@ class Point(Family):
     def mean(self, natural: Natural) -> Mean:
         return PointMean(**{VALUE: natural.x})
 
+    def from_mean(self, mean: Mean) -> Natural:
+        return Natural(x=mean[VALUE])
+
     def to_params(self, natural: Natural) -> Params:
         return {"value": natural.x}
 
