@@ -16,9 +16,12 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from .operations import SHAPE_QUERIES
+from .tables import words
 from .tensor import RandomTensor, mapped, tensors_in
 
 _LAYERS = "torch.nn.functional"
+#: Functions that draw numbers of the shapes of their arguments.
+_DRAWS = words("bernoulli multinomial normal poisson rand_like randint_like randn_like")
 _INSTEAD = "Write module.eval() before the fit, or leave the layer out."
 
 
@@ -57,12 +60,14 @@ class StandIns(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        is_layer = getattr(func, "__module__", None) == _LAYERS
+        if not self._symbols and not is_layer and name not in _DRAWS:
+            return func(*args, **kwargs)
         if name == "__get__" or name in SHAPE_QUERIES:
             found = func(*args, **kwargs)
             if not isinstance(found, Tensor):
                 return found
         args, kwargs = self.of((args, kwargs))
-        is_layer = getattr(func, "__module__", None) == _LAYERS
         if is_layer:
             _check_layer(name, args, kwargs)
         if not is_layer and not any(isinstance(t, RandomTensor) and t.replay for t in tensors_in(args, kwargs)):

@@ -152,9 +152,9 @@ class SymbolMessenger(Messenger):
         name = msg["name"]
         self._take_name(name, "parameter")
         found = parameter_of(msg, self.is_first)
-        if found.value is None:
-            return
         if name not in self._symbols:
+            if found.value is None:
+                return
             self._declare(name, found)
         if found.displaced is not None and found.displaced not in self.stand_ins:
             self.stand_ins.put(found.displaced, name)
