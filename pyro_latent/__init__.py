@@ -2,7 +2,7 @@
 
 from . import handlers
 from .arviz import to_arviz
-from .ascent import CAVI, EM, CAVIResult, RobbinsMonro
+from .ascent import CAVI, EM, CAVIResult, Gibbs, RobbinsMonro
 from .checks import check_updates
 from .errors import (
     ArgumentError,
@@ -35,6 +35,7 @@ __all__ = [
     "CheckpointError",
     "DataError",
     "ElboDecreaseError",
+    "Gibbs",
     "LatentValueError",
     "MissingRuleError",
     "ModelError",

@@ -46,6 +46,7 @@ def draw(target: Target, guide: PyroProgram | MCMC, num: int, name: str = "the g
     """
     if isinstance(guide, MCMC):
         values, chains = mcmc_values(target, guide, num, name)
+        values = {n: v for n, v in values.items() if n in target.scored}
         return Draws(values, log_joint(target, values), None, target.marked, chains)
     values, log_q = guide_values(target, guide, num, name, marginal=True)
     try:
@@ -114,7 +115,8 @@ def with_curvature(guide: PyroProgram, call: ProgramCall, name: str) -> PyroProg
 
 
 def mcmc_values(target: Target, mcmc: MCMC, num: int, name: str = "the MCMC") -> tuple[Values, int]:
-    """Draws of a finished MCMC, ``[S] + shape``, chain after chain, and the number of chains.
+    """Draws of a finished MCMC, ``[S] + shape``, chain after chain, and the number of chains; those of sites that the
+    model marks for enumeration among them where it has them.
 
     At most ``num``, evenly spaced within each chain.
 
@@ -126,7 +128,8 @@ def mcmc_values(target: Target, mcmc: MCMC, num: int, name: str = "the MCMC") ->
         raise ModelError(f"Expected an MCMC that has run; got a new one ({name}). Call mcmc.run(data).")
     target.check_drawn()
     wanted = target.scored
-    missing, extra = sorted(wanted.keys() - samples.keys()), sorted(samples.keys() - wanted.keys())
+    missing, extra = sorted(wanted.keys() - samples.keys()), sorted(samples.keys() - target.latents.keys())
+    wanted = {n: s for n, s in target.latents.items() if n in samples}  # with those summed out, where it draws them
     if missing or extra:
         raise ModelError(
             f"Expected the latent sites of the model, {sorted(wanted)}; got draws with {missing or 'none'} missing and "
@@ -149,7 +152,7 @@ def with_discrete(target: Target, values: Values) -> Values:
 
     Source: Pyro's ``infer_discrete`` (forward filtering, backward sampling).
     """
-    if not target.marked:
+    if target.latents.keys() <= values.keys():
         return values
     first = -1 - target.nesting
     found: list[Values] = []

@@ -81,6 +81,13 @@ class Sampler:
             with self._within(used, node["scale"]):
                 self.values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
 
+    def discrete(self, means: Means, draws: int) -> dict[str, Tensor]:
+        """A draw of the discrete sites for each start of the mean parameters, by site ``[draws] + shape``."""
+        self.values = {}
+        self._discrete_sites(means, torch.Size([draws]))
+        sites = self.program.recording.discrete
+        return {n: v.reshape(draws, *sites[n].batch_shape, *sites[n].support.shape[1:]) for n, v in self.values.items()}
+
     def _block(self, block: Block, natural: Natural) -> None:
         drawn: list[Tensor] = []
         for component, conditional in block.family.conditionals(block.params(natural)):
@@ -142,13 +149,13 @@ class Sampler:
         """The distribution of a discrete site given those drawn before it."""
         program, nesting = self.program, self._nesting
         turns = program.elimination.turns_of(site)
-        particles = self._particles(drawn)
+        beside = outer or self._particles(drawn)
         if turns is None:
             if table is None:
                 probs = responsibilities(program, means, [site], drawn, nesting)[site.name]
             else:
                 probs = conditional_probabilities(program, table, drawn, nesting)
-            beside = outer or particles
+            probs = probs.expand(outer.numel(), *probs.shape[1:]) if outer else probs
             return discrete_distribution(site, probs[0] if len(probs) == 1 else self._beside_plates(probs, beside))
         before = dict(drawn)
 
@@ -156,8 +163,8 @@ class Sampler:
             given = before | {site.name: values}
             return responsibilities(program, means, [site], given, nesting, {site.name: known})[site.name]
 
-        batch = torch.Size((*particles, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape))
-        return DependentElements(site, conditional, turns, batch if particles else site.batch_shape)
+        batch = torch.Size((*beside, *[1] * (nesting - len(site.batch_shape)), *site.batch_shape))
+        return DependentElements(site, conditional, turns, batch if beside else site.batch_shape)
 
     def _particles(self, values: dict[str, Tensor]) -> torch.Size:
         """The dimensions that values have to the left of all plates."""

@@ -142,7 +142,7 @@ def conditional_probabilities(program: Program, table: Table, drawn: Mapping[str
     site = sites[str(table.variable)]
     log = table.log_weights.movedim(1 + table.names.index(site.name), -1)
     others = [sites[str(name)] for name in table.names if name != site.name]
-    numbers = [_beside_draws(_numbers(s, drawn[s.name]), nesting, depth) for s in others]
+    numbers = [_beside_draws(s.numbers_of(drawn[s.name]), nesting, depth) for s in others]
     places = [log.shape[0], *log.shape[1 + len(others) : -1]]
     grid = [torch.arange(n, device=log.device).reshape(n, *[1] * (depth - i)) for i, n in enumerate(places)]
     log = log[(grid[0], *numbers, *grid[1:])]
@@ -150,13 +150,6 @@ def conditional_probabilities(program: Program, table: Table, drawn: Mapping[str
     probs = torch.where(probs.isnan(), torch.full_like(probs, 1 / site.cardinality), probs)
     batch = site.batch_shape
     return probs.reshape(len(probs), *probs.shape[1 + depth - len(batch) :]).expand(-1, *batch, -1)
-
-
-def _numbers(site: DiscreteSite, value: Tensor) -> Tensor:
-    """Which of the values of a site each element has."""
-    event = site.support.ndim - 1
-    equal = value.unsqueeze(-1 - event) == site.support
-    return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
 
 
 def _beside_draws(numbers: Tensor, nesting: int, depth: int) -> Tensor:
@@ -211,7 +204,7 @@ class DependentElements(TorchDistribution):
         shape = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         value = value.expand(shape + self.event_shape)
         known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=value.device)
-        numbers = _numbers(self.site, value).unsqueeze(-1)
+        numbers = self.site.numbers_of(value).unsqueeze(-1)
         found = torch.zeros(shape, dtype=torch.get_default_dtype(), device=value.device)
         for turn in self.turns:
             each = self._given(value, known, shape).gather(-1, numbers).squeeze(-1).log()

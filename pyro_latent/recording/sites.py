@@ -86,6 +86,12 @@ class DiscreteSite:
     def cardinality(self) -> int:
         return self.support.shape[0]
 
+    def numbers_of(self, values: Tensor) -> Tensor:
+        """Which of its values, counted from 0, each element has, of any batch shape."""
+        event = self.support.ndim - 1
+        equal = values.unsqueeze(-1 - event) == self.support
+        return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
+
     @property
     def constraint(self) -> Any:
         """The support as a constraint."""
