@@ -23,7 +23,7 @@ from pyro.poutine.runtime import _PYRO_STACK
 from shared_models import batch_mixture, gaussian, regression
 from torch import Tensor
 
-from pyro_latent import CAVI, EM, AutoConjugate, RobbinsMonro, check_updates, to_arviz
+from pyro_latent import CAVI, EM, AutoConjugate, Gibbs, RobbinsMonro, check_updates, to_arviz
 from pyro_latent.checkpoint import random_state
 from pyro_latent.criticism import calibrate, compare, evidence, importance_sampling, naive_monte_carlo, pareto_k, score
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
@@ -313,6 +313,22 @@ def robbins_monro(a: Arguments) -> None:
     RobbinsMonro(a.setting(1.0), a.setting(0.7))(a.setting(0))
 
 
+def gibbs(a: Arguments) -> None:
+    model, data = a.choice([(gaussian, _LINE), (mixture, _LINE), (linear, _PLANE), (with_param, _LINE)])
+    sampler = Gibbs(
+        a.setting(model),
+        a.setting(2),
+        a.setting(1),
+        a.setting(2),
+        blocks=a.setting(()),
+        mean_field=a.setting(()),
+        init=a.setting(None),
+        save_params=a.setting(None),
+    )
+    sampler.run(a.data(data))
+    sampler.diagnostics()
+
+
 def em(a: Arguments) -> None:
     em = EM(
         with_param,
@@ -499,6 +515,7 @@ TARGETS = [
     cavi_pieces,
     cavi_files,
     robbins_monro,
+    gibbs,
     em,
     em_reads,
     monte_carlo_em,

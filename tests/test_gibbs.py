@@ -87,7 +87,7 @@ def exact_probabilities(
     for values in itertools.product([0, 1], repeat=len(names) * int(np.prod(shape))):
         numbers = torch.tensor(values).reshape(len(names), *shape)
         given = dict(zip(names, numbers.double() if model is with_a_location else numbers, strict=True))
-        traces = [poutine.trace(poutine.condition(model, given | {"mu": m})).get_trace(x) for m in grid]
+        traces: list[Any] = [poutine.trace(poutine.condition(model, given | {"mu": m})).get_trace(x) for m in grid]
         found[values] = float(torch.stack([trace.log_prob_sum() for trace in traces]).logsumexp(0).exp())
     total = sum(found.values())
     return {values: each / total for values, each in found.items()}
@@ -164,7 +164,7 @@ def test_a_regression_with_correlated_weights_is_that_of_nuts() -> None:
 
 
 def test_missing_data_is_drawn_and_what_takes_an_mcmc_takes_it() -> None:
-    seen = torch.tensor([True, True, False, True, True])
+    seen: Any = torch.tensor([True, True, False, True, True])
 
     def model(x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 3.0))

@@ -94,7 +94,9 @@ class Gibbs(MCMC):
         super().__init__(FullConditionals(model), num_samples, warmup, disable_progbar=disable_progbar)
         self.num_chains = check_count("num_chains", num_chains)
         self.save_params = save_params
-        self._diagnostics = [{"divergences": []} for _ in range(num_chains)]  # which readers of an MCMC ask for
+        self._diagnostics: list[Any] = [
+            {"divergences": []} for _ in range(num_chains)
+        ]  # which readers of an MCMC ask for
         self._no_progress = disable_progbar
         self._guide = AutoConjugate(model, blocks=blocks, mean_field=mean_field, init=init, restarts=num_chains)
 
@@ -194,7 +196,8 @@ class _Chains:
         """Missing data, drawn from the model given everything else."""
         args, kwargs = self._arguments
         trace = poutine.trace(poutine.condition(self._model, data=dict(values))).get_trace(*args, **kwargs)
-        return {name: trace.nodes[name]["value"] for name in self.program.recording.hidden}
+        nodes: Any = trace.nodes
+        return {name: nodes[name]["value"] for name in self.program.recording.hidden}
 
     def check_names(self, names: Sequence[str] | None) -> list[str]:
         """The sites to keep draws of, in the order of the model.
