@@ -1,18 +1,24 @@
-"""Checks of the data that the textbook models take, and what their hand-written updates read of posteriors."""
+"""Checks of the data and the guides that the textbook models take, and what their updates read of posteriors."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import pyro.distributions as dist
 import torch
+from pyro.poutine.block_messenger import BlockMessenger
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.replay_messenger import ReplayMessenger
+from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
+from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import DataError, ModelError
 from pyro_latent.values import is_floating, kind_of
 
-__all__ = ["check_data", "check_finite", "expected_log", "probabilities", "relative_scale"]
+__all__ = ["Guided", "check_data", "check_finite", "expected_log", "normal_factor", "probabilities", "relative_scale"]
 
 
 def check_data(name: str, value: Any, shape: str, advice: str, least: int = 1) -> None:
@@ -69,3 +75,34 @@ def probabilities(posterior: Any, num_values: int, like: Tensor) -> Tensor:
         return torch.nn.functional.one_hot(posterior.v.long(), num_values).to(like)
     found: Tensor = posterior.probs
     return found
+
+
+class Guided(Messenger):
+    """Around a discrete site: it is an error to draw it from its prior where a guide gives the other latents.
+
+    ``Trace_ELBO`` would do so, with a warning, and train towards a bound that is far too low.
+
+    Args:
+        advice: what to write instead.
+    """
+
+    def __init__(self, advice: str) -> None:
+        super().__init__()
+        self.advice = advice
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        name = msg["name"]
+        is_given = msg["is_observed"] or "_enumerate_dim" in msg["infer"]
+        hidden = any(isinstance(m, BlockMessenger) for m in _PYRO_STACK)  # Pyro counts plates, or the engine records
+        traces = [m.trace for m in _PYRO_STACK if isinstance(m, ReplayMessenger) and m.trace is not None]
+        if traces and not is_given and not hidden and all(name not in trace for trace in traces):
+            raise ModelError(
+                f"Expected a guide with the site {name!r}, or an estimator that sums it out; got neither, so that it "
+                f"was drawn from its prior. {self.advice}"
+            )
+
+
+def normal_factor(name: str, loc: Tensor, scale: Tensor) -> None:
+    """A normal site of a guide, whose parameters ``{name}_loc`` and ``{name}_scale`` start at these."""
+    mean = pyro.param(f"{name}_loc", loc)
+    pyro.sample(name, dist.Normal(mean, pyro.param(f"{name}_scale", scale, constraint=constraints.positive)))

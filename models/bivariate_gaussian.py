@@ -29,9 +29,12 @@ from torch import Tensor
 
 from pyro_latent.errors import DataError, checked_call
 
+from .arguments import normal_factor
+
 __all__ = [
     "contraction_rate",
     "factor_divergence",
+    "guide",
     "log_evidence",
     "marginals",
     "mean_field",
@@ -147,6 +150,19 @@ def update_second(q: Mapping[Any, Any], loc: Tensor, precision: Tensor) -> dist.
 
 updates = {"first": update_first, "second": update_second}
 """The closed-form updates, [1]."""
+
+
+def guide(loc: Tensor, precision: Tensor) -> None:
+    """Mean-field guide q(first) q(second), both normal, for ``SVI`` with ``Trace_ELBO``.
+
+    The parameters ``first_loc``, ``first_scale``, ``second_loc`` and ``second_scale`` start at zero and at the standard
+    deviations that ``precision`` alone gives, doubled.
+
+    Source: [1]; Bishop 2006 (10.12).
+    """
+    _check(loc, precision)
+    for i, name in enumerate(("first", "second")):
+        normal_factor(name, torch.zeros_like(loc[i]), 2 * precision[i, i].rsqrt())
 
 
 def _conditional(loc: Tensor, precision: Tensor, i: int, other: Tensor) -> dist.Normal:

@@ -18,7 +18,9 @@ from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, check_count, checked_call
 
-__all__ = ["log_likelihood", "model", "start"]
+from .arguments import Guided
+
+__all__ = ["guide", "log_likelihood", "model", "start"]
 
 
 def model(sequences: Tensor, num_states: int, *, num_symbols: int | None = None, stickiness: float = 0.5) -> None:
@@ -51,11 +53,16 @@ def model(sequences: Tensor, num_states: int, *, num_symbols: int | None = None,
     with pyro.plate("sequences", len(sequences)):
         for t in pyro.markov(range(sequences.shape[1])):
             probs = initial if t == 0 else transition[state]
-            state = pyro.sample(f"state_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
+            with Guided("Write TraceEnum_ELBO."):
+                state = pyro.sample(f"state_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
             emitted = (
                 dist.Normal(loc[state], scale[state]) if num_symbols is None else dist.Categorical(emission[state])
             )
             pyro.sample(f"obs_{t}", emitted, obs=sequences[:, t])
+
+
+def guide(sequences: Tensor, num_states: int, *, num_symbols: int | None = None, stickiness: float = 0.5) -> None:
+    """A guide without a site, for ``SVI`` with ``TraceEnum_ELBO``, which sums the states out: the bound is exact."""
 
 
 @checked_call

@@ -217,7 +217,7 @@ def guide(x: Tensor, **prior: float | Tensor) -> None:
     """Mean-field guide q(mean) q(precision), Normal and Gamma, for ``SVI``.
 
     The parameters ``mean_loc``, ``mean_scale``, ``precision_concentration`` and ``precision_rate`` are scalars of the
-    dtype of ``x``. They start at the sample mean and its standard error, and at an exponential density with mean
+    dtype of ``x``. They start at the sample mean and its standard error, and at the Gamma of n / 2 with mean
     1 / (sample variance).
 
     Args:
@@ -239,7 +239,7 @@ def joint_guide(x: Tensor, **prior: float | Tensor) -> None:
 
     The parameters ``mean_loc``, ``mean_precision_scaling``, ``precision_concentration`` and ``precision_rate`` are
     scalars of the dtype of ``x``, and mean what they mean in the Normal-Gamma. They start at the sample mean, at n, and
-    at an exponential density with mean 1 / (sample variance).
+    at the Gamma of n / 2 with mean 1 / (sample variance).
 
     Args:
         x: the sample, shape ``[n]``.
@@ -258,24 +258,23 @@ def joint_guide(x: Tensor, **prior: float | Tensor) -> None:
 
 
 class _Start(NamedTuple):
-    """Where the guides start: sample mean and variance, scalars of the sample's dtype."""
+    """Where the guides start: sample mean, variance and half the number of points, scalars of the sample's dtype."""
 
     mean: Tensor
     variance: Tensor
+    half: Tensor
 
 
 def _start(x: Tensor) -> _Start:
     summary = _summarise(x)
     variance = summary.squared_deviations / summary.num_points
     variance = torch.where(variance > 0, variance, torch.ones_like(variance))
-    return _Start(summary.mean.to(x.dtype), variance.to(x.dtype))
+    return _Start(summary.mean.to(x.dtype), variance.to(x.dtype), (summary.num_points / 2).to(x.dtype))
 
 
 def _sample_precision(start: Callable[[], _Start]) -> Tensor:
-    concentration = pyro.param(
-        "precision_concentration", lambda: torch.ones_like(start().variance), constraint=constraints.positive
-    )
-    rate = pyro.param("precision_rate", lambda: start().variance, constraint=constraints.positive)
+    concentration = pyro.param("precision_concentration", lambda: start().half, constraint=constraints.positive)
+    rate = pyro.param("precision_rate", lambda: start().half * start().variance, constraint=constraints.positive)
     return pyro.sample("precision", dist.Gamma(concentration, rate))
 
 

@@ -21,9 +21,9 @@ from torch.distributions import constraints
 
 from pyro_latent.errors import checked_call
 
-from .arguments import check_data
+from .arguments import check_data, normal_factor
 
-__all__ = ["fixed_point", "gap", "log_likelihood", "model"]
+__all__ = ["fixed_point", "gap", "guide", "log_likelihood", "model"]
 
 
 def model(x: Tensor, factorised: bool = True) -> None:
@@ -49,6 +49,24 @@ def model(x: Tensor, factorised: bool = True) -> None:
         else:
             total = pyro.sample("signal", dist.Normal(x.new_zeros(2), x.new_ones(2)).to_event(1)).sum(-1)
         pyro.sample("obs", dist.Normal(loc + total, scale), obs=x)
+
+
+def guide(x: Tensor, factorised: bool = True) -> None:
+    """Guide q(first) q(second), normal for each point, or q(signal), bivariate, for ``SVI`` with ``Trace_ELBO``.
+
+    The parameters ``first_loc``, ``first_scale``, ``second_loc`` and ``second_scale``, shape ``[N]``, or ``signal_loc``
+    ``[N, 2]`` and ``signal_scale_tril`` ``[N, 2, 2]``, start at the prior.
+    """
+    check_data("x", x, "[N]", "Write torch.tensor([...], dtype=torch.float64).", least=2)
+    with pyro.plate("data", len(x)):
+        if factorised:
+            for name in ("first", "second"):
+                normal_factor(name, torch.zeros_like(x), torch.ones_like(x))
+        else:
+            loc = pyro.param("signal_loc", x.new_zeros(len(x), 2))
+            start = torch.eye(2).to(x).repeat(len(x), 1, 1)
+            tril = pyro.param("signal_scale_tril", start, constraint=constraints.lower_cholesky)
+            pyro.sample("signal", dist.MultivariateNormal(loc, scale_tril=tril))
 
 
 @checked_call

@@ -18,9 +18,9 @@ from torch.distributions import constraints
 
 from pyro_latent.errors import checked_call
 
-from .arguments import check_data
+from .arguments import Guided, check_data
 
-__all__ = ["ENDS", "STARTS", "TOSSES", "em_step", "log_likelihood", "model", "responsibilities"]
+__all__ = ["ENDS", "STARTS", "TOSSES", "em_step", "guide", "log_likelihood", "model", "responsibilities"]
 
 Theta = tuple[float, float, float]
 
@@ -49,8 +49,13 @@ def model(tosses: Tensor, start: Theta = STARTS[1]) -> None:
         for name, value in zip(("pi", "p", "q"), start, strict=True)
     )
     with pyro.plate("data", len(tosses)):
-        choice = pyro.sample("choice", dist.Bernoulli(pi), infer={"enumerate": "parallel"})
+        with Guided("Write TraceEnum_ELBO."):
+            choice = pyro.sample("choice", dist.Bernoulli(pi), infer={"enumerate": "parallel"})
         pyro.sample("toss", dist.Bernoulli(torch.where(choice > 0, p, q)), obs=tosses)
+
+
+def guide(tosses: Tensor, start: Theta = STARTS[1]) -> None:
+    """A guide without a site, for ``SVI`` with ``TraceEnum_ELBO``, which sums the choices out: the bound is exact."""
 
 
 @checked_call

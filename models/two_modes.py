@@ -26,11 +26,12 @@ from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, checked_call
 
-from .arguments import check_data, check_finite, relative_scale
+from .arguments import check_data, check_finite, normal_factor, relative_scale
 
 __all__ = [
     "banana_log_evidence",
     "banana_model",
+    "guide",
     "log_evidence",
     "model",
     "modes",
@@ -147,6 +148,17 @@ def update_second(
 
 updates = {"first": update_first, "second": update_second}
 """The closed-form mean-field updates of :func:`model`, [4] (75)."""
+
+
+def guide(x: Tensor, *, prior_scale: float = 1.5, noise_scale: float = 1.0) -> None:
+    """Mean-field guide q(first) q(second) in :func:`model`, both normal, for ``SVI`` with ``Trace_ELBO``.
+
+    The parameters ``first_loc``, ``first_scale``, ``second_loc`` and ``second_scale`` start at the first of
+    :func:`modes`, and at the standard deviation that each site has given the other one there.
+    """
+    first, second = modes(x, prior_scale=prior_scale, noise_scale=noise_scale)[0]
+    for name, loc, other in (("first", first, second), ("second", second, first)):
+        normal_factor(name, loc, (prior_scale**-2 + len(x) * other**2 / noise_scale**2).rsqrt())
 
 
 def _update(

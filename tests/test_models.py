@@ -243,6 +243,9 @@ def test_normal_gamma_refuses_data_that_is_not_finite() -> None:
 def test_gradient_steps_raise_the_normal_gamma_elbo(guide: Callable[..., None], dtype: torch.dtype) -> None:
     x = (5 + 2 * torch.randn(40)).to(dtype)
     exact = normal_gamma.log_evidence(x, **PRIOR).item()
+    guide(x, **PRIOR)
+    store = pyro.get_param_store()
+    store["precision_concentration"], store["precision_rate"] = torch.ones_like(x[0]), x.var(correction=0)  # far off
     estimate = Trace_ELBO(num_particles=200, vectorize_particles=True)
     svi = SVI(normal_gamma.model, guide, pyro.optim.Adam({"lr": 0.05}), Trace_ELBO())
     before = -estimate.loss(normal_gamma.model, guide, x, **PRIOR)

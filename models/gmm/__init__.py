@@ -19,8 +19,8 @@ number each (spherical): EM on it is the textbook's, and scikit-learn's ``Gaussi
 Source: [4] (29)-(44) for the mixture and EM, (75) and (89) for the updates; Bishop 2006 §9.2, §10.2.
 """
 
-from .bayesian import guide, model, update_component, update_mean_precision, update_weights, updates
-from .likelihood import ml_model, ml_start
+from .bayesian import full_guide, guide, model, update_component, update_mean_precision, update_weights, updates
+from .likelihood import ml_guide, ml_model, ml_start
 from .predictive import predictive
 from .priors import Covariance as Covariance
 from .priors import default_priors
@@ -28,8 +28,10 @@ from .starts import initial_responsibilities
 
 __all__ = [
     "default_priors",
+    "full_guide",
     "guide",
     "initial_responsibilities",
+    "ml_guide",
     "ml_model",
     "ml_start",
     "model",

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import NormalGamma, NormalWishart
-from pyro_latent.models.arguments import expected_log, probabilities, relative_scale
+from pyro_latent.models.arguments import Guided, expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
 from .priors import Covariance, Prior, Priors, check, complete_priors
@@ -78,7 +78,8 @@ def model(
         precision = pyro.sample("precision", _prior_of_precision(priors, covariance))
         mean = pyro.sample("mean", _normal(priors.mean, priors.mean_precision * precision, covariance))
     with pyro.plate("data", len(data)):
-        component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        with Guided("Write gmm.full_guide for gmm.guide, or TraceEnum_ELBO for Trace_ELBO."):
+            component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
         loc = _of_component(mean, component, 1)
         chosen = _of_component(precision, component, 2 if covariance == "full" else 1)
         pyro.sample("obs", _normal(loc, chosen, covariance), obs=data)
@@ -278,6 +279,8 @@ def guide(
 ) -> None:
     """Structured guide q(weights) q(mean, precision) for ``SVI``; ``component`` is left to ``TraceEnum_ELBO``.
 
+    :func:`full_guide` has a factor for it, for ``Trace_ELBO``.
+
     Parameters: ``weight_concentration`` ``[K]``, ``mean_loc`` ``[K, D]``, ``mean_precision_scaling`` ``[K]``, and
     ``precision_df`` ``[K]`` with ``precision_scale_tril`` ``[K, D, D]``, the Cholesky factor of the Wishart's scale
     matrix (full), or ``precision_concentration`` ``[K]`` with ``precision_rate`` ``[K, D]`` (diagonal). They start at
@@ -309,6 +312,48 @@ def guide(
         else:
             precision = pyro.sample("precision", _gammas(start))
             pyro.sample("mean", _normal(loc, scaling.unsqueeze(-1) * precision, covariance))
+
+
+def full_guide(
+    data: Tensor,
+    num_components: int,
+    *,
+    covariance: Covariance = "full",
+    **priors: Prior,
+) -> None:
+    """Guide q(weights) q(mean, precision) q(component), the factors of coordinate ascent, for ``SVI``.
+
+    It is :func:`guide` with one more parameter, ``component_probs`` ``[N, K]``, which starts at the responsibilities
+    that the other factors give. ``Trace_ELBO`` and ``TraceGraph_ELBO`` draw the components, and take their gradient
+    by the score function; ``TraceEnum_ELBO`` enumerates them. The arguments and errors are those of :func:`guide`.
+
+    Source: Bishop 2006 (10.42), (10.48).
+    """
+    guide(data, num_components, covariance=covariance, **priors)
+    options: dict[str, Any] = {"covariance": covariance, **priors}
+    probs = pyro.param(
+        "component_probs",
+        lambda: _first_responsibilities(data, num_components, options),
+        constraint=constraints.simplex,
+    )
+    with pyro.plate("data", len(data)):
+        pyro.sample("component", dist.Categorical(probs), infer={"enumerate": "parallel"})
+
+
+def _first_responsibilities(data: Tensor, num_components: int, options: dict[str, Any]) -> Tensor:
+    """The update of q(component) at the other factors' parameters, of which none is near zero."""
+    value = {name: param.detach() for name, param in pyro.get_param_store().items()}
+    loc, scaling = value["mean_loc"], value["mean_precision_scaling"]
+    block: NormalWishart | NormalGamma
+    if options["covariance"] == "full":
+        tril = value["precision_scale_tril"]
+        block = NormalWishart(loc, scaling, value["precision_df"], tril @ tril.mT)
+    else:
+        gammas = value["precision_concentration"].unsqueeze(-1), value["precision_rate"]
+        block = NormalGamma(*torch.broadcast_tensors(loc, scaling.unsqueeze(-1), *gammas))
+    q = {"weights": dist.Dirichlet(value["weight_concentration"]), ("mean", "precision"): block}
+    probs = update_component(q, data, num_components, **options).probs.clamp(min=1e-6)
+    return probs / probs.sum(-1, keepdim=True)
 
 
 def _start(data: Tensor, num_components: int, **options: Any) -> tuple[dist.Dirichlet, NormalWishart | NormalGamma]:

@@ -16,11 +16,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.errors import ArgumentError
+from pyro_latent.models.arguments import Guided
 
 from .priors import check, empirical_covariance
 from .starts import initial_responsibilities, weighted_means
 
 MLCovariance: TypeAlias = Literal["full", "tied", "diagonal", "spherical"]
+
+
+def ml_guide(data: Tensor, num_components: int, *, covariance: MLCovariance = "full", reg_covar: float = 0.0) -> None:
+    """A guide without a site, for ``SVI`` with ``TraceEnum_ELBO``, which sums the components out exactly."""
 
 
 def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "full", reg_covar: float = 0.0) -> None:
@@ -67,7 +72,8 @@ def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "f
         constraint=constraints.positive_definite if is_matrix else constraints.positive,
     )
     with pyro.plate("data", len(data)):
-        component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
+        with Guided("Write TraceEnum_ELBO."):
+            component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
         loc, of_point = mean[component], spread if covariance == "tied" else spread[component]
         if is_matrix:
             pyro.sample("obs", dist.MultivariateNormal(loc, of_point), obs=data)

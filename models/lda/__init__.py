@@ -1,8 +1,9 @@
 """Latent Dirichlet allocation: topics of a collection of documents.
 
 :class:`LDA` is the way in for users: scikit-learn's conventions on a fast document step. Beneath it, ``model`` is the
-ordinary Pyro program, ``guide`` and ``AmortizedGuide`` are guides for gradient inference, and ``updates`` are the
-textbook's closed-form updates, which use nothing of the engine. ``as_corpus`` reads count matrices and lists of tokens.
+ordinary Pyro program, ``guide``, ``full_guide`` and ``AmortizedGuide`` are guides for gradient inference, and
+``updates`` are the textbook's closed-form updates, which use nothing of the engine. ``as_corpus`` reads count matrices
+and lists of tokens.
 
 Source: [4] (106)-(145).
 """
@@ -20,6 +21,7 @@ from .evaluation import (
     top_words,
 )
 from .front import LDA
+from .guides import full_guide
 from .hyperparameters import dirichlet_concentration, dirichlet_gradient, symmetric_concentration
 from .kernel import DocumentStep, ExpectedTopics, document_step, expected_topics, has_compiled_kernel
 from .model import AmortizedGuide, complete_priors, guide, model
@@ -57,6 +59,7 @@ __all__ = [
     "expected_log",
     "expected_topics",
     "fast_updates",
+    "full_guide",
     "guide",
     "has_compiled_kernel",
     "merge_topics",

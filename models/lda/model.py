@@ -29,6 +29,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.models.arguments import Guided
 from pyro_latent.settings import check_memory
 from pyro_latent.values import as_tensor, kind_of
 
@@ -78,11 +79,12 @@ def model(
         theta = pyro.sample("theta", dist.Dirichlet(alpha), infer=cast(Any, {"local": True}))
     entries = with_an_entry(corpus)
     topics, weights = _over_tokens(beta), theta[..., entries.doc, :]
-    with _tokens(entries), _counted(corpus):
+    with tokens(entries), counted(corpus):
         if marginal:
             pyro.sample("word", MixedWord(weights, topics), obs=entries.word)
         else:
-            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            with Guided("Write marginal=True for the model, which sums it out, or lda.full_guide for the guide."):
+                z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
             pyro.sample("word", TopicWord(topics, z), obs=entries.word)
 
 
@@ -93,7 +95,7 @@ def _documents(corpus: Corpus) -> Any:
     return pyro.plate("documents", corpus.total_documents, subsample=corpus.index)
 
 
-def _tokens(corpus: Corpus) -> Any:
+def tokens(corpus: Corpus) -> Any:
     """The plate of entries: those of a minibatch count for as many as the whole has, by its share of the documents."""
     entries = len(corpus.doc)
     if corpus.is_whole:
@@ -110,7 +112,7 @@ def with_an_entry(corpus: Corpus) -> Corpus:
     return replace(corpus, doc=zero, word=zero, count=corpus.count.new_zeros(1))
 
 
-def _counted(corpus: Corpus) -> Any:
+def counted(corpus: Corpus) -> Any:
     """The sites of an entry weigh as much as its count; that of empty documents nothing, which Pyro has a mask for."""
     if len(corpus.doc) == 0:
         nowhere: Any = torch.zeros(1, dtype=torch.bool, device=corpus.count.device)
@@ -127,6 +129,8 @@ def guide(
     corpus: Corpus, num_topics: int, *, doc_topic_prior: Prior = None, topic_word_prior: Prior = None, **_: Any
 ) -> None:
     """Mean-field guide q(beta) q(theta) with parameters for each document, for ``SVI`` on the marginal model.
+
+    :func:`~pyro_latent.models.lda.full_guide` has a factor for ``z``, for the model that has the site.
 
     Parameters: ``topic_word`` λ, shape ``[K, V]``, and ``doc_topic`` γ, shape ``[D, K]`` for the D documents of the
     whole corpus; a minibatch reads and trains its own rows. λ starts at the prior plus counts drawn from torch's random
