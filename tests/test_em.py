@@ -803,3 +803,41 @@ def test_the_covariance_of_one_component_is_that_of_the_data(old_faithful: Tenso
     em.run(old_faithful, 1)
     centred = old_faithful - old_faithful.mean(0)
     torch.testing.assert_close(em.guide.params()["covariance"][0], centred.T @ centred / 272, rtol=1e-12, atol=0)
+
+
+def test_ecm_takes_one_parameter_after_the_other_with_continuous_latents_updated_before() -> None:
+    """Three steps by hand, x_n ~ N(shift + slope z_n, 1), z_n ~ N(0, 1): the joint maximum is elsewhere."""
+    x = torch.tensor([0.5, 3.0, 1.0, 4.5, -2.0, 2.5], dtype=torch.float64)
+
+    def line(x: Tensor) -> None:
+        shift = pyro.param("shift", x.new_tensor(0.3))
+        slope = pyro.param("slope", x.new_tensor(0.7))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), 1.0))
+            pyro.sample("x", dist.Normal(shift + slope * z, 1.0), obs=x)
+
+    found = {}
+    for m_step in ("conditional", "closed_form"):
+        pyro.clear_param_store()
+        em = EM(line, m_step=m_step)  # type: ignore[arg-type]
+        em.run(x, max_steps=3, tol=0)
+        found[m_step] = torch.stack([em.guide.params()["shift"], em.guide.params()["slope"]])
+    by_hand = {}
+    for m_step in found:
+        shift, slope = torch.tensor(0.3, dtype=torch.float64), torch.tensor(0.7, dtype=torch.float64)
+        for _ in range(3):
+            variance = 1 / (1 + slope**2)
+            mean = variance * slope * (x - shift)
+            square = (mean**2 + variance).sum()
+            if m_step == "conditional":
+                shift = (x - slope * mean).mean()
+                slope = (mean * (x - shift)).sum() / square
+            else:
+                moments = torch.stack(
+                    [torch.stack([x.new_tensor(len(x)), mean.sum()]), torch.stack([mean.sum(), square])]
+                )
+                shift, slope = torch.linalg.solve(moments, torch.stack([x.sum(), (mean * x).sum()]))
+        by_hand[m_step] = torch.stack([shift, slope])
+    for m_step, value in found.items():
+        torch.testing.assert_close(value, by_hand[m_step], rtol=1e-6, atol=1e-8)
+    assert (found["conditional"] - found["closed_form"]).abs().max() > 1e-3
