@@ -819,7 +819,7 @@ def test_ecm_takes_one_parameter_after_the_other_with_continuous_latents_updated
     found = {}
     for m_step in ("conditional", "closed_form"):
         pyro.clear_param_store()
-        em = EM(line, m_step=m_step)  # type: ignore[arg-type]
+        em = EM(line, m_step=m_step)
         em.run(x, max_steps=3, tol=0)
         found[m_step] = torch.stack([em.guide.params()["shift"], em.guide.params()["slope"]])
     by_hand = {}
