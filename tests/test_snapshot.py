@@ -190,6 +190,7 @@ def test_checksum_changes_with_every_element_and_with_the_order(dtype: torch.dty
     assert checksum(x) == checksum(x.clone())
     assert checksum(x.T) == checksum(x.T.contiguous())
     assert checksum(torch.empty(0, dtype=dtype)) == checksum(torch.empty(0, 3, dtype=dtype))
+    assert checksum(x[0, 0].expand(1)) == checksum(x[0, 0]) != checksum(x[0, 1])  # a stride of 0
 
 
 def test_snapshot_compares_values_and_not_their_containers() -> None:

@@ -145,7 +145,8 @@ def version_of(tensor: Tensor) -> int:
 
 def checksum(tensor: Tensor) -> int:
     """A number that changes with a dense tensor's bytes and with their order; off the CPU one scalar is transferred."""
-    flat = tensor.detach().contiguous().reshape(-1).view(torch.uint8)
+    dense = tensor.detach().contiguous()  # of one element it may have any strides
+    flat = dense.as_strided((dense.numel(),), (1,), dense.storage_offset()).view(torch.uint8)
     if flat.device.type == "cpu":
         return zlib.crc32(flat.numpy().data)
     total = torch.zeros((), dtype=torch.int64, device=flat.device)
