@@ -11,10 +11,10 @@ TYPED := build/typed
 TYPED_DIRS := pyro_latent $(sort $(patsubst %/,%,$(dir $(wildcard tests/*.py examples/*.py benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench docs clean
+.PHONY: help demo test test-slow lint format bench docs docs-numbers clean
 
 help: ## list the targets
-	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-10s %s\n", $$1, $$2 }'
+	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
 
 demo: $(STAMP) ## fit Old Faithful by coordinate ascent and by SVI, and compare; results in demo-output/
 	$(RUN) examples/compare_guides.py --out demo-output
@@ -47,6 +47,9 @@ bench: $(STAMP) ## run the benchmarks
 docs: $(STAMP) ## build the documentation into build/docs; a warning is an error
 	$(RUN) -m sphinx -W --keep-going -q -b html -d build/doctrees docs build/docs
 	@echo "Open build/docs/index.html"
+
+docs-numbers: $(STAMP) ## run what prints the numbers of the pages (half an hour); outputs in docs/numbers/
+	$(RUN) -m benchmarks.page_numbers
 
 clean: ## remove the environment and everything that was built or written
 	rm -rf $(VENV) build dist *.egg-info demo-output bench-output .mypy_cache .pytest_cache .ruff_cache
