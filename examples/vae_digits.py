@@ -1,16 +1,19 @@
 """A variational autoencoder with two latent dimensions on digits, trained by estimators A and B, in pictures.
 
     python examples/vae_digits.py --epochs 100 --out vae-output
+    python examples/vae_digits.py --epochs 1000 --latent 2 128
     python examples/vae_digits.py --mnist FOLDER --device cuda
 
 The digits are scikit-learn's (8 × 8), or MNIST's from a folder that holds its four IDX files. Estimator A takes the
 KL divergence at the draw of z, B in closed form: [4] (152) and (153), and §3.6, which compares their loss curves. Both
 start at the same network and see the same minibatches. It prints a table and writes four pictures:
 
-- ``losses.png``: -ELBO of both along training, and how far single draws of each estimate scatter;
+- ``losses.png``: -ELBO of both along training, and how far single draws of each estimate scatter; a row for each number
+  of latent dimensions;
 - ``reconstructions.png``: held-out images above what the decoder makes of them;
 - ``samples.png``: images drawn from the model;
-- ``latent_plane.png``: where the encoder puts held-out images, and what the decoder draws across the plane.
+- ``latent_plane.png``: where the encoder puts held-out images, and what the decoder draws across the plane, where there
+  are two latent dimensions. The last three pictures are those of the first number of dimensions.
 """
 
 from __future__ import annotations
@@ -63,6 +66,7 @@ class Fit:
     """A trained VAE, its history, and by epoch the spread of single estimates of the ELBO of a minibatch."""
 
     estimator: str
+    latent: int
     vae: VAE
     history: History = field(default_factory=History)
     spread: dict[int, float] = field(default_factory=dict)
@@ -93,11 +97,11 @@ def spread(fitted: Fit, images: Tensor) -> float:
     return float(torch.tensor(values, dtype=torch.float64).std()) / len(images)
 
 
-def train(estimator: str, images: Images, hidden: Sequence[int], epochs: int, seed: int) -> Fit:
+def train(estimator: str, images: Images, latent: int, hidden: Sequence[int], epochs: int, seed: int) -> Fit:
     """Train from the seed; pauses at the stops by way of a checkpoint."""
     pyro.set_rng_seed(seed)
-    vae = VAE(images.train.shape[1:], 2, hidden=hidden).to(images.train.device)
-    fitted = Fit(estimator, vae)
+    vae = VAE(images.train.shape[1:], latent, hidden=hidden).to(images.train.device)
+    fitted = Fit(estimator, latent, vae)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         for epoch in stops(epochs):
@@ -119,10 +123,18 @@ def train(estimator: str, images: Images, hidden: Sequence[int], epochs: int, se
 # ------------------------------------------------------------------------------------------------------------- pictures
 
 
-def draw_losses(fits: Iterable[Fit], path: Path) -> None:
-    """-ELBO of training and of held-out images by epoch; beside it the spread of single estimates."""
-    figure = Figure(figsize=(9, 3.6), layout="constrained")
-    left, right = figure.subplots(1, 2)
+def draw_losses(fits: Sequence[Fit], path: Path) -> None:
+    """-ELBO of training and of held-out images by epoch; beside it the spread of single estimates; by latent size."""
+    sizes = list(dict.fromkeys(fitted.latent for fitted in fits))
+    figure = Figure(figsize=(9, 3.6 * len(sizes)), layout="constrained")
+    rows = figure.subplots(len(sizes), 2, squeeze=False, sharex="col")
+    for size, (left, right) in zip(sizes, rows, strict=True):
+        draw_losses_of(size, [fitted for fitted in fits if fitted.latent == size], left, right)
+    figure.savefig(path, dpi=110)
+
+
+def draw_losses_of(latent: int, fits: Iterable[Fit], left: Axes, right: Axes) -> None:
+    """The two panels of one number of latent dimensions."""
     for fitted in fits:
         color, epochs = COLORS[fitted.estimator], range(1, len(fitted.history) + 1)
         style = "-" if fitted.estimator == "A" else (0, (4, 2))
@@ -131,14 +143,13 @@ def draw_losses(fits: Iterable[Fit], path: Path) -> None:
         held_out = [-e for e in fitted.history.validation_elbo]
         left.plot(epochs, held_out, color=color, linestyle=style, alpha=0.45, label=f"{label}, held out")
         right.plot(list(fitted.spread), list(fitted.spread.values()), "o-", color=color, markersize=4, label=label)
-    left.set(xscale="log", xlabel="epoch", ylabel="-ELBO (nats per image)", title="Loss")
+    left.set(xscale="log", xlabel="epoch", ylabel="-ELBO (nats per image)", title=f"Loss, {latent} latent dimensions")
     right.set_xscale("symlog", linthresh=1)
     right.set(xlabel="epoch", ylabel="nats per image, over 100 images", title="Standard deviation of one estimate")
     right.set_ylim(bottom=0)
     for axes in (left, right):
         axes.legend(frameon=False, fontsize=8)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=110)
 
 
 def montage(images: Tensor, columns: int) -> Tensor:
@@ -201,15 +212,16 @@ def draw_latent_plane(vae: VAE, images: Images, path: Path, side: int = 15) -> N
 
 def report(fits: Iterable[Fit], images: Images) -> str:
     """A table: what each estimator reached on held-out images, and how long it took."""
-    lines = ["estimator  ELBO (train)  ELBO (held out)       L_500 (held out)   KL  active  seconds"]
+    lines = ["latent  estimator  ELBO (train)  ELBO (held out)       L_500 (held out)   KL  active  seconds"]
     for fitted in fits:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", PosteriorCollapseWarning)
             found = diagnose(fitted.vae, images.test, num_samples=10)
         (bound,) = importance_weighted_bounds(fitted.vae, images.test, (500,))
         lines.append(
-            f"{fitted.estimator:>9}  {fitted.history.elbo[-1]:12.2f}  {found.elbo:15.2f}  {bound.mean:12.2f} ± "
-            f"{bound.error:.2f}  {found.kl:8.2f}  {int(found.active.sum()):6d}  {fitted.seconds:7.1f}"
+            f"{fitted.latent:6d}  {fitted.estimator:>9}  {fitted.history.elbo[-1]:12.2f}  "
+            f"{found.elbo:15.2f}  {bound.mean:12.2f} ± {bound.error:.2f}  {found.kl:8.2f}  {int(found.active.sum()):6d}  "
+            f"{fitted.seconds:7.1f}"
         )
     return "\n".join(lines)
 
@@ -220,6 +232,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument(
         "--hidden", type=int, nargs="+", default=[400], help="units of each hidden layer (default: 400)"
     )
+    parser.add_argument(
+        "--latent", type=int, nargs="+", default=[2], help="latent dimensions, of one VAE or more (default: 2)"
+    )
     parser.add_argument("--mnist", type=Path, help="a folder with MNIST's IDX files, in the place of the digits")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda (default: cpu)")
     parser.add_argument("--seed", type=int, default=0)
@@ -227,6 +242,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     options = parser.parse_args(arguments)
     if options.epochs < 1:
         parser.error(f"Expected --epochs of 1 or more; got {options.epochs}.")
+    if min(options.latent) < 1:
+        parser.error(f"Expected --latent of 1 or more; got {options.latent}.")
     return options
 
 
@@ -237,15 +254,22 @@ def main(arguments: Sequence[str] | None = None) -> list[Fit]:
     print(
         f"{len(images.train)} images of {tuple(images.train.shape[1:])}, {len(images.test)} held out; {options.device}"
     )
-    fits = [train(name, images, options.hidden, options.epochs, options.seed) for name in ESTIMATORS]
+    fits = [
+        train(name, images, latent, options.hidden, options.epochs, options.seed)
+        for latent in options.latent
+        for name in ESTIMATORS
+    ]
     print(report(fits, images))
     options.out.mkdir(parents=True, exist_ok=True)
-    best = fits[-1].vae
+    best = fits[len(ESTIMATORS) - 1].vae
     draw_losses(fits, options.out / "losses.png")
     draw_reconstructions(best, images, options.out / "reconstructions.png")
     draw_samples(best, options.out / "samples.png")
-    draw_latent_plane(best, images, options.out / "latent_plane.png")
-    print(f"Wrote losses.png, reconstructions.png, samples.png and latent_plane.png in {options.out}.")
+    names = ["losses.png", "reconstructions.png", "samples.png"]
+    if options.latent[0] == 2:
+        draw_latent_plane(best, images, options.out / "latent_plane.png")
+        names.append("latent_plane.png")
+    print(f"Wrote {', '.join(names[:-1])} and {names[-1]} in {options.out}.")
     return fits
 
 

@@ -1262,8 +1262,8 @@ def test_the_example_writes_its_pictures_and_compares_the_estimators(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(vae_digits, "DRAWS", 5)
-    fits = vae_digits.main(["--epochs", "3", "--hidden", "16", "--out", str(tmp_path)])
-    assert [fitted.estimator for fitted in fits] == ["A", "B"]
+    fits = vae_digits.main(["--epochs", "3", "--hidden", "16", "--latent", "2", "5", "--out", str(tmp_path)])
+    assert [(fitted.latent, fitted.estimator) for fitted in fits] == [(2, "A"), (2, "B"), (5, "A"), (5, "B")]
     assert all(list(fitted.spread) == [0, 1, 2, 3] and len(fitted.history) == 3 for fitted in fits)
     for name in ("losses", "reconstructions", "samples", "latent_plane"):
         assert (tmp_path / f"{name}.png").read_bytes()[:4] == b"\x89PNG"
@@ -1274,7 +1274,7 @@ def test_a_pause_of_the_example_changes_nothing(digits: Tensor, monkeypatch: pyt
     """It trains from stop to stop by way of a checkpoint: the end is that of one call of ``fit``."""
     images = vae_digits.Images(digits[:200], digits[200:220], torch.zeros(20))
     monkeypatch.setattr(vae_digits, "DRAWS", 5)
-    paused = vae_digits.train("B", images, [8], 4, seed=3)
+    paused = vae_digits.train("B", images, 2, [8], 4, seed=3)
     pyro.set_rng_seed(3)
     vae = VAE((8, 8), 2, hidden=(8,))
     fit(vae, images.train, epochs=4)
