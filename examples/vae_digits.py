@@ -220,8 +220,8 @@ def report(fits: Iterable[Fit], images: Images) -> str:
         (bound,) = importance_weighted_bounds(fitted.vae, images.test, (500,))
         lines.append(
             f"{fitted.latent:6d}  {fitted.estimator:>9}  {fitted.history.elbo[-1]:12.2f}  "
-            f"{found.elbo:15.2f}  {bound.mean:12.2f} ± {bound.error:.2f}  {found.kl:8.2f}  {int(found.active.sum()):6d}  "
-            f"{fitted.seconds:7.1f}"
+            f"{found.elbo:15.2f}  {bound.mean:12.2f} ± {bound.error:.2f}  {found.kl:8.2f}  "
+            f"{int(found.active.sum()):6d}  {fitted.seconds:7.1f}"
         )
     return "\n".join(lines)
 
