@@ -221,9 +221,13 @@ def _guide(a: Arguments, model: Any = gaussian, data: Any = _LINE) -> AutoConjug
 
 
 def _callback(a: Arguments) -> Any:
-    """A callback; but no distribution, which can be called too, and raises an error of its own."""
-    found = a.setting(None)
-    return None if isinstance(found, dist.Distribution) else found
+    """A callback, by which steps that went well are seen; but no distribution, which raises an error of its own."""
+
+    def good(step: int, elbo: float) -> None:
+        a.settled()
+
+    found = a.setting(good)
+    return good if found is None or isinstance(found, dist.Distribution) else found
 
 
 # Targets.
@@ -464,6 +468,7 @@ def autoencoders(a: Arguments) -> None:
         network=a.setting("mlp"),
         weight_prior=a.setting(None),
     )
+    a.settled()
     vae.fit(
         made,
         a.data((_IMAGES > 0.5).float()),
