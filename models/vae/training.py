@@ -166,6 +166,8 @@ def fit(
     elbo = VAE_ELBO(estimator, free_bits=free_bits, num_particles=num_particles)
     parameters = list(vae.parameters())
     made = _adam(parameters, learning_rate) if optimizer is None else _own(optimizer, parameters)
+    if not callable(kl_weight):
+        elbo.kl_weight = kl_weight
     schedule = kl_weight if callable(kl_weight) else _constant(kl_weight)
     rate = learning_rate if optimizer is None else None
     training = _Training(vae, images, validation, batch_size, elbo, made, schedule, learning_rate=rate)
