@@ -21,7 +21,7 @@ from examples import naive_monte_carlo as example
 from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.criticism import Weights, importance_sampling, naive_monte_carlo
 from pyro_latent.errors import ModelError, check_count
-from pyro_latent.gradient.monte_carlo_em import MonteCarloEM, MonteCarloEMResult
+from pyro_latent.gradient.monte_carlo_em import MonteCarloEM, MonteCarloEMResult, _Chain
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
 from pyro_latent.particles import Particles
 
@@ -391,6 +391,22 @@ def test_sampled_em_reaches_the_likelihood_of_em_with_continuous_latents() -> No
     result = MonteCarloEM(restricted_q.model, num_samples=10).run(x, False, max_steps=30)
     mean = result.average(10)
     assert exact - 0.2 < restricted_q.log_likelihood(x, mean["loc"], mean["scale"]).item() <= exact + 1e-9
+
+
+def test_a_chain_draws_at_the_parameters_as_they_are() -> None:
+    """A chain that goes on after an M-step draws as one that is made anew at its place; it keeps no energy of before."""
+    x = 1 + 2 * torch.randn(20, dtype=torch.float64)
+    driver = MonteCarloEM(restricted_q.model, num_samples=3, burn_in=1, warmup=10, max_tree_depth=3)
+    driver.step(x, False)
+    chain = driver._chain
+    assert chain is not None
+    pyro.get_param_store()["loc"] = torch.tensor(9.0, dtype=torch.float64)
+    anew = _Chain(driver, (x, False), {}, chain.state())
+    pyro.set_rng_seed(1)
+    found = chain.draws()
+    pyro.set_rng_seed(1)
+    for name, expected in anew.draws().items():
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=0)
 
 
 def test_a_run_of_sampled_em_with_continuous_latents_rises() -> None:
