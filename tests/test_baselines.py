@@ -394,7 +394,7 @@ def test_sampled_em_reaches_the_likelihood_of_em_with_continuous_latents() -> No
 
 
 def test_a_chain_draws_at_the_parameters_as_they_are() -> None:
-    """A chain that goes on after an M-step draws as one that is made anew at its place; it keeps no energy of before."""
+    """A chain that goes on after an M-step draws as one made anew at its place: it keeps no energy of before."""
     x = 1 + 2 * torch.randn(20, dtype=torch.float64)
     driver = MonteCarloEM(restricted_q.model, num_samples=3, burn_in=1, warmup=10, max_tree_depth=3)
     driver.step(x, False)

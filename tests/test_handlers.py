@@ -230,3 +230,24 @@ def test_what_cannot_work_says_what_to_write(model: Model, words: str) -> None:
     guide = AutoConjugate(model, check=False)  # a blocked site is drawn at random
     with pytest.raises(ModelError, match=words):
         CAVI(model, guide).step(POINTS)
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (3, "a Categorical distribution from the update of 'z'; got int"),
+        (dist.Normal(0.0, 1.0), "a Categorical distribution from the update of 'z'; got Normal"),
+        (dist.Categorical(torch.ones(4, 2)), r"of shape \(3, 2\) from the update of 'z'; got \(4, 2\)"),
+        (dist.Categorical(torch.ones(3)), r"of shape \(3, 2\) from the update of 'z'; got \(3,\)"),
+    ],
+    ids=str,
+)
+def test_an_update_of_a_discrete_site_gives_probabilities_of_its_shape(found: Any, words: str) -> None:
+    def model(x: Tensor) -> None:
+        with pyro.plate("data", 3):
+            z = pyro.sample("z", dist.Categorical(x.new_ones(2)))
+            pyro.sample("x", dist.Normal(z, x.new_tensor(1.0)), obs=x)
+
+    written = handlers.closed_form(model, {"z": lambda q, x: found})
+    with pytest.raises(ModelError, match=words):
+        CAVI(written, AutoConjugate(written)).step(tensor([0.0, 1.0, 3.0]))

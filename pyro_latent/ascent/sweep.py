@@ -11,7 +11,6 @@ from torch import Tensor
 
 from ..errors import DataError, ElboDecreaseError, NaturalDomainError
 from ..families import Natural
-from ..families.finite import Finite
 from ..objective import (
     Block,
     BlockKey,
@@ -23,6 +22,7 @@ from ..objective import (
     Summand,
     as_probabilities,
     natural_of,
+    probabilities_of,
     responsibilities,
     starts_of,
     taken,
@@ -134,10 +134,8 @@ class Sweep:
         self._probs = probs
         for site in written:
             _, update = site.update  # type: ignore[misc]
-            values = [update(q, *self.args, **self.kwargs) for q in self._posteriors()]
-            family = Finite(site.distribution, site.support)
-            probs_of_starts = [family.distribution_params(value)["probs"] for value in values]
-            found = torch.stack(probs_of_starts).to(self.program.recording.like)
+            like, args, kwargs = self.program.recording.like, self.args, self.kwargs
+            found = torch.stack([probabilities_of(site, update(q, *args, **kwargs), like) for q in self._posteriors()])
             at_one = self.inverse_temperature == 1
             self._probs[site.name] = found if at_one else (self.inverse_temperature * found.log()).softmax(-1)
         if self._probs and self.program.factors:

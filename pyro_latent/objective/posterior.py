@@ -305,6 +305,24 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice
     return block.natural(full)
 
 
+def probabilities_of(site: DiscreteSite, distribution: Any, like: Tensor) -> Tensor:
+    """The probabilities ``batch + [values]`` of a distribution that an update gives for a discrete site.
+
+    Raises:
+        ModelError: if it is no distribution over these values, or has another shape.
+    """
+    where, shape = f"the update of {site.name!r}", (*site.batch_shape, site.cardinality)
+    if not hasattr(distribution, "probs"):
+        raise ModelError(
+            f"Expected a {site.distribution.__name__} distribution from {where}; got {type(distribution).__name__}."
+        )
+    probs = Finite(site.distribution, site.support).distribution_params(distribution)["probs"]
+    try:
+        return probs.to(like).expand(shape)
+    except RuntimeError:
+        raise ModelError(f"Expected probabilities of shape {shape} from {where}; got {tuple(probs.shape)}.") from None
+
+
 def _as_event(block: Block, base: Any) -> Any:
     """A normal whose batch holds the elements of a block of vectors, as one over these vectors."""
     if len(block.sites) > 1 or len(base.event_shape) >= block.family.event_dims[0]:
@@ -339,6 +357,7 @@ __all__ = [
     "marginals",
     "natural_of",
     "posteriors",
+    "probabilities_of",
     "quantiles_of",
     "responsibilities",
     "shaped",
