@@ -250,4 +250,4 @@ def test_an_update_of_a_discrete_site_gives_probabilities_of_its_shape(found: An
 
     written = handlers.closed_form(model, {"z": lambda q, x: found})
     with pytest.raises(ModelError, match=words):
-        CAVI(written, AutoConjugate(written)).step(tensor([0.0, 1.0, 3.0]))
+        CAVI(written, AutoConjugate(written)).run(tensor([0.0, 1.0, 3.0]), max_steps=2, tol=0)
