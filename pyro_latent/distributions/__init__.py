@@ -1,7 +1,8 @@
 """Pyro distributions that Pyro lacks: joint ones of a mean and a precision, and reparameterised ones of the notes.
 
 ``joint`` has Normal-Gamma and Normal-Wishart, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
-``elliptical`` a location, a shape and a radius of any law, and ``transforms`` what a flow remembers of its last draw.
+``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
+of any law, and ``transforms`` what a flow remembers of its last draw.
 """
 
 from __future__ import annotations
@@ -9,6 +10,8 @@ from __future__ import annotations
 from .elliptical import Elliptical
 from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
+from .numeric import NumericInverseCDF
+from .quadrature import Panels, integrate, mesh
 from .transforms import forget_last_draw
 
 __all__ = [
@@ -20,10 +23,14 @@ __all__ = [
     "MeanPrecision",
     "NormalGamma",
     "NormalWishart",
+    "NumericInverseCDF",
     "Pair",
+    "Panels",
     "Rayleigh",
     "Triangular",
     "Wishart",
     "forget_last_draw",
+    "integrate",
+    "mesh",
     "open_uniform",
 ]
