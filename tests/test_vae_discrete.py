@@ -24,6 +24,7 @@ from pyro_latent.models.vae import NonFiniteLossError
 from pyro_latent.models.vae.discrete import (
     VQVAE,
     DiscreteVAE,
+    ResidualQuantizer,
     TemperatureSchedule,
     VectorQuantizer,
     perplexity,
@@ -343,6 +344,96 @@ def test_each_way_trains_on_digits_and_uses_its_categories(make: Any, elbo: Any,
     assert ((samples >= 0) & (samples <= 1)).all()
 
 
+# ---------------------------------------------------------------------------------------------- residual quantization
+
+
+def test_each_depth_takes_the_nearest_code_to_what_is_left() -> None:
+    quantizer = ResidualQuantizer(3, 7, 4).double()
+    encoded = torch.randn(20, 2, 4, dtype=torch.float64)
+    found = quantizer(encoded)
+    assert found.codes.shape == found.commitment_loss.shape == (20, 2, 3)
+    left = encoded.numpy().copy()
+    for depth, stage in enumerate(quantizer.depths):
+        codebook: Any = stage.codebook
+        codebook = codebook.detach().numpy()
+        nearest = np.linalg.norm(left[..., None, :] - codebook, axis=-1).argmin(-1)
+        np.testing.assert_array_equal(found.codes[..., depth].numpy(), nearest)
+        left = left - codebook[nearest]
+        squared = (left**2).sum(-1)
+        np.testing.assert_allclose(found.commitment_loss[..., depth].detach().numpy(), squared, rtol=1e-12)
+        np.testing.assert_allclose(found.codebook_loss[..., depth].detach().numpy(), squared, rtol=1e-12)
+    np.testing.assert_allclose(found.values.detach().numpy(), encoded.numpy() - left, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(quantizer.vectors(quantizer.nearest(encoded)), found.values)
+
+
+def test_the_losses_of_a_depth_move_its_codes_or_the_vectors() -> None:
+    quantizer = ResidualQuantizer(2, 5, 3).double()
+    encoded = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    found = quantizer(encoded)
+    everything = [encoded, *quantizer.parameters()]
+    for depth in range(2):
+        moved = torch.autograd.grad(
+            found.codebook_loss[:, depth].sum(), everything, retain_graph=True, allow_unused=True
+        )
+        assert [g is not None and bool(g.any()) for g in moved] == [False, depth == 0, depth == 1]
+        moved = torch.autograd.grad(
+            found.commitment_loss[:, depth].sum(), everything, retain_graph=True, allow_unused=True
+        )
+        assert [g is not None and bool(g.any()) for g in moved] == [True, False, False]
+
+
+@pytest.mark.parametrize(("gradient", "carry"), [("rotation", rotate_gradient), ("straight_through", straight_through)])
+def test_the_gradient_goes_through_the_whole_sum(gradient: Any, carry: Any) -> None:
+    quantizer = ResidualQuantizer(3, 5, 3, gradient).double()
+    encoded = torch.randn(8, 3, dtype=torch.float64, requires_grad=True)
+    outward = torch.randn(8, 3, dtype=torch.float64)
+    found = quantizer(encoded)
+    whole = carry(encoded, quantizer.vectors(found.codes).detach())
+    assert torch.equal(found.values, whole)
+    slopes = [torch.autograd.grad((outward * value).sum(), encoded)[0] for value in (found.values, whole)]
+    assert torch.equal(*slopes)
+
+
+def test_one_quantizer_of_a_residual_is_the_quantizer() -> None:
+    alone, residual = VectorQuantizer(5, 3), ResidualQuantizer(1, 5, 3)
+    residual.depths[0].load_state_dict(alone.state_dict())
+    encoded = torch.randn(8, 3)
+    found = residual(encoded)
+    for one, other in zip(alone(encoded), found._replace(values=found.values[..., None]), strict=True):
+        assert torch.equal(one, other[..., 0])
+    assert isinstance(VQVAE(4, 2, 3, num_quantizers=1).quantizer, VectorQuantizer)
+
+
+def test_the_error_on_digits_falls_with_depth(digits: Tensor) -> None:
+    """Codebooks restarted among the residuals of 1,500 digits, errors of the others."""
+    quantizer = ResidualQuantizer(4, 32, 64)
+    with torch.no_grad():
+        for parameter in quantizer.parameters():
+            parameter.add_(100)  # so that none but one is nearest
+    assert quantizer.restart_unused(digits[:1500]) >= 4 * 31
+    errors = quantizer(digits[1500:]).commitment_loss.detach().mean(0)
+    assert bool((errors.diff() < 0).all())
+
+
+def test_an_autoencoder_of_two_depths_trains_samples_and_is_bounded(digits: Tensor) -> None:
+    vae = VQVAE(64, 4, 16, num_quantizers=2)
+    before = vae.elbo(digits[1500:]).mean()
+    train(vae, digits[:1500], PathwiseELBO(), None)
+    assert vae.elbo(digits[1500:]).mean() > before + 10
+    codes = vae.codes(digits[1500:])
+    assert codes.shape == (297, 4, 2)
+    assert perplexity(codes, 16).shape == (4, 2)
+    assert perplexity(codes, 16).min() > 2
+    assert vae.sample(3).shape == (3, 64)
+    log_likelihood = vae.likelihood(vae.code_vectors(codes)).log_prob(digits[1500:])
+    torch.testing.assert_close(vae.elbo(digits[1500:]), log_likelihood - 8 * math.log(16))
+    with pytest.raises(DataError, match=r"Expected codes \[\.\.\., 2\], one for each depth; got \[297, 4\]"):
+        vae.code_vectors(codes[..., 0])
+
+
+# ------------------------------------------------------------------------------------------------------------ programs
+
+
 def test_the_prior_of_the_program_draws_one_hot_vectors() -> None:
     vae, images = tiny()
     trace: Any = poutine.trace(poutine.uncondition(vae.model)).get_trace(images)
@@ -438,6 +529,7 @@ def test_a_network_that_overflows_stops_svi_before_the_step(make: Any, network: 
         (lambda: VQVAE(4, 2, 3).sample(0), "Expected num_samples to be an integer of at least 1; got 0"),
         (lambda: DiscreteVAE(64, relaxation="soft"), "Expected relaxation to be 'gumbel_softmax' or"),  # type: ignore[arg-type]
         (lambda: VQVAE(64, gradient="copy"), "Expected gradient to be 'rotation' or"),  # type: ignore[arg-type]
+        (lambda: VQVAE(64, num_quantizers=0), "Expected num_quantizers to be an integer of at least 1; got 0"),
         (lambda: VQVAE(64, commitment=-1.0), "Expected commitment >= 0; got -1.0"),
         (lambda: tiny()[0].guide(tiny()[1], 0.0), "Expected a temperature > 0; got 0.0. Use TemperatureSchedule"),
     ],

@@ -38,13 +38,21 @@ from pyro_latent.errors import ArgumentError, DataError, check_choice, check_cou
 from .checks import check_grey_values, check_images, check_sizes
 from .model import BernoulliImages
 from .network import layers
-from .quantizer import CodeGradient, Quantized, VectorQuantizer, rotate_gradient, straight_through
+from .quantizer import (
+    CodeGradient,
+    Quantized,
+    ResidualQuantizer,
+    VectorQuantizer,
+    rotate_gradient,
+    straight_through,
+)
 from .store import NonFiniteLossError, StoredModule
 
 __all__ = [
     "VQVAE",
     "DiscreteVAE",
     "Quantized",
+    "ResidualQuantizer",
     "TemperatureSchedule",
     "VectorQuantizer",
     "perplexity",
@@ -90,16 +98,16 @@ def perplexity(codes: Tensor, num_categories: int) -> Tensor:
     """How many categories each variable uses: exp of the entropy of their frequencies, from 1 to K.
 
     Args:
-        codes: integers ``[N, V]``, N >= 1.
+        codes: integers ``[N, V]``, or ``[N, V, Q]`` of residual codes, N >= 1.
         num_categories: K.
 
     Returns:
-        ``[V]``, floating.
+        ``[V]``, or ``[V, Q]``, floating.
 
     Raises:
         DataError: if the codes are not such integers.
     """
-    if codes.is_floating_point() or codes.dim() != 2 or not len(codes):
+    if codes.is_floating_point() or codes.dim() not in (2, 3) or not len(codes):
         raise DataError(f"Expected integer codes of shape [N, V]; got {codes.dtype} {list(codes.shape)}. Use codes().")
     if int(codes.min()) < 0 or int(codes.max()) >= num_categories:
         raise DataError(
@@ -123,6 +131,7 @@ class _CodeAutoencoder(StoredModule):
         check_count("num_categories", num_categories, 2)
         self.num_pixels, self.num_variables, self.num_categories = num_pixels, num_variables, num_categories
         self.code_dim = code_dim
+        self.code_shape: tuple[int, ...] = (num_variables,)
         self.encoder = layers(num_pixels, hidden, num_variables * code_dim)
         self.decoder = layers(num_variables * code_dim, hidden[::-1], num_pixels)
 
@@ -167,7 +176,7 @@ class _CodeAutoencoder(StoredModule):
         """Means of images of codes drawn from the prior, ``[num_samples, P]`` in [0, 1]."""
         check_count("num_samples", num_samples)
         weight = next(self.parameters())
-        codes = torch.randint(self.num_categories, (num_samples, self.num_variables), device=weight.device)
+        codes = torch.randint(self.num_categories, (num_samples, *self.code_shape), device=weight.device)
         return self.likelihood(self.code_vectors(codes)).mean
 
     @torch.no_grad()
@@ -300,7 +309,8 @@ class VQVAE(_CodeAutoencoder):
     """An autoencoder whose V latents are codes of one codebook of K vectors, chosen without noise.
 
     ``model`` has no latent site, and ``guide`` none either: the code is a function of the image, and any SVI maximises
-    log p(x | code) minus the codebook's losses, which are a factor at site ``codebook``.
+    log p(x | code) minus the codebook's losses, which are a factor at site ``codebook``. With ``num_quantizers`` Q > 1
+    a latent is a sum of Q codes, one of each of Q codebooks (:class:`ResidualQuantizer`), and codes are ``[N, V, Q]``.
 
     Args:
         num_pixels: P.
@@ -310,6 +320,7 @@ class VQVAE(_CodeAutoencoder):
         hidden: widths of the encoder's hidden layers; the decoder's are these, reversed.
         gradient: ``"rotation"`` or ``"straight_through"``.
         commitment: the weight of the commitment loss; 0.25 in the paper.
+        num_quantizers: Q, the number of codebooks.
         name: a prefix of the parameters' names in Pyro's store, for more than one autoencoder there.
 
     Raises:
@@ -326,13 +337,19 @@ class VQVAE(_CodeAutoencoder):
         hidden: Sequence[int] = (128,),
         gradient: CodeGradient = "rotation",
         commitment: float = 0.25,
+        num_quantizers: int = 1,
         name: str = "",
     ) -> None:
         super().__init__(num_pixels, num_variables, num_categories, code_dim, hidden, name)
         if not 0 <= commitment < math.inf:
             raise ArgumentError(f"Expected commitment >= 0; got {commitment}. The paper has 0.25.")
         self.commitment = commitment
-        self.quantizer = VectorQuantizer(num_categories, code_dim, gradient)
+        self.quantizer: Any  # one of two
+        if check_count("num_quantizers", num_quantizers) == 1:
+            self.quantizer = VectorQuantizer(num_categories, code_dim, gradient)
+        else:
+            self.quantizer = ResidualQuantizer(num_quantizers, num_categories, code_dim, gradient)
+            self.code_shape = (num_variables, num_quantizers)
 
     @pyro_method
     def model(self, images: Tensor, num_data: int | None = None) -> None:
@@ -342,25 +359,25 @@ class VQVAE(_CodeAutoencoder):
         losses = quantized.codebook_loss + self.commitment * quantized.commitment_loss
         with self._plate(images, num_data):
             pyro.sample("x", self.likelihood(quantized.values), obs=images)
-            pyro.factor("codebook", -losses.sum(-1))
+            pyro.factor("codebook", -losses.flatten(1).sum(-1))
 
     def guide(self, images: Tensor, num_data: int | None = None) -> None:
         """Nothing is left to infer."""
 
     @torch.no_grad()
     def elbo(self, images: Tensor) -> Tensor:
-        """A bound on log p(x) under uniform codes, in nats, ``[N]``: log p(x | code) - V log K."""
+        """A bound on log p(x) under uniform codes, in nats, ``[N]``: log p(x | code) - V Q log K."""
         log_likelihood = self.likelihood(self.code_vectors(self.codes(images))).log_prob(images)
-        return log_likelihood - self.num_variables * math.log(self.num_categories)
+        return log_likelihood - math.prod(self.code_shape) * math.log(self.num_categories)
 
     @torch.no_grad()
     def codes(self, images: Tensor) -> Tensor:
-        """The nearest codes, integers ``[N, V]``."""
+        """The nearest codes, integers ``[N, V]``, or ``[N, V, Q]``."""
         return self.quantizer.nearest(self._encode(images))
 
     def code_vectors(self, codes: Tensor) -> Tensor:
-        """Rows of the codebook, ``[..., V, D]``."""
-        vectors: Tensor = self.quantizer.codebook[codes]
+        """Rows of the codebook, or their sums over depths, ``[..., V, D]``."""
+        vectors: Tensor = self.quantizer.vectors(codes)
         return vectors
 
     @torch.no_grad()
@@ -370,9 +387,5 @@ class VQVAE(_CodeAutoencoder):
         A code that is never nearest gets no gradient and stays unused. Call it before training, with enough images to
         start the codes among the encoder's outputs, and now and then during it. Returns how many were moved.
         """
-        encoded = self._encode(images).flatten(0, 1)
-        counts = torch.bincount(self.quantizer.nearest(encoded), minlength=self.num_categories)
-        unused = (counts == 0).nonzero()[:, 0]
-        rows = torch.randint(len(encoded), (len(unused),), device=encoded.device)
-        self.quantizer.codebook[unused] = encoded[rows]
-        return len(unused)
+        moved: int = self.quantizer.restart_unused(self._encode(images).flatten(0, 1))
+        return moved

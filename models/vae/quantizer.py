@@ -1,16 +1,17 @@
 """A codebook, and the gradients that go through the choice of a code.
 
-Source: van den Oord, Vinyals and Kavukcuoglu 2017; Fifty et al. 2024 for the rotation.
+Source: van den Oord, Vinyals and Kavukcuoglu 2017; Fifty et al. 2024 for the rotation; Zeghidour et al. 2021 and Lee et
+al. 2022 for residual quantization.
 """
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias, get_args
+from typing import Literal, NamedTuple, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor, nn
 
-from pyro_latent.errors import DataError, check_choice
+from pyro_latent.errors import DataError, check_choice, check_count
 
 CodeGradient: TypeAlias = Literal["rotation", "straight_through"]
 
@@ -58,7 +59,7 @@ class Quantized(NamedTuple):
 
     Attributes:
         values: the codes' vectors, with the gradient for the encoder, ``[..., D]``.
-        codes: their indices, ``[...]``.
+        codes: their indices, ``[...]``; of a :class:`ResidualQuantizer` ``[..., Q]``, and so are the losses.
         codebook_loss: squared distance of codes from vectors, which moves the codes, ``[...]``.
         commitment_loss: the same number, which moves the vectors.
     """
@@ -100,10 +101,23 @@ class VectorQuantizer(nn.Module):
             distances = torch.cdist(flat, self.codebook, compute_mode="donot_use_mm_for_euclid_dist")
             return distances.argmin(-1).reshape(encoded.shape[:-1])
 
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Rows of the codebook, ``[..., D]``, of codes ``[...]``."""
+        return self.codebook[codes]
+
+    @torch.no_grad()
+    def restart_unused(self, encoded: Tensor) -> int:
+        """Move codes that none of the vectors ``[N, D]`` is nearest to onto some of them, and count them."""
+        counts = torch.bincount(self.nearest(encoded), minlength=len(self.codebook))
+        unused = (counts == 0).nonzero()[:, 0]
+        rows = torch.randint(len(encoded), (len(unused),), device=encoded.device)
+        self.codebook[unused] = encoded[rows]
+        return len(unused)
+
     def forward(self, encoded: Tensor) -> Quantized:
         """The nearest codes of vectors ``[..., D]``."""
         codes = self.nearest(encoded)
-        vectors = self.codebook[codes]
+        vectors = self.vectors(codes)
         carry = rotate_gradient if self.gradient == "rotation" else straight_through
         return Quantized(
             values=carry(encoded, vectors.detach()),
@@ -111,3 +125,63 @@ class VectorQuantizer(nn.Module):
             codebook_loss=(vectors - encoded.detach()).square().sum(-1),
             commitment_loss=(vectors.detach() - encoded).square().sum(-1),
         )
+
+
+class ResidualQuantizer(nn.Module):
+    """Q codebooks, each of which codes what those before it have left; the value is the sum of the Q codes.
+
+    The gradient goes through the sum, once: it is the sum that the decoder sees, and its angle to the encoder's output
+    that the rotation keeps. By depth, a rotation of each residual would be badly determined where little is left.
+
+    Args:
+        num_quantizers: Q.
+        num_codes: K, of each codebook.
+        code_dim: D.
+        gradient: ``"rotation"`` or ``"straight_through"``.
+
+    Raises:
+        ValueError: if ``num_quantizers`` is not positive or ``gradient`` is neither.
+
+    Source: Zeghidour et al. 2021, §III.C; Lee et al. 2022, §3.1, whose loss is this one.
+    """
+
+    def __init__(self, num_quantizers: int, num_codes: int, code_dim: int, gradient: CodeGradient = "rotation") -> None:
+        super().__init__()
+        check_count("num_quantizers", num_quantizers)
+        self.gradient = gradient
+        self.depths = nn.ModuleList(VectorQuantizer(num_codes, code_dim, gradient) for _ in range(num_quantizers))
+
+    def _stages(self) -> list[VectorQuantizer]:
+        return cast(list[VectorQuantizer], list(self.depths))
+
+    def nearest(self, encoded: Tensor) -> Tensor:
+        """The codes of vectors ``[..., D]``, each depth's nearest to what is left, ``[..., Q]``."""
+        with torch.no_grad():
+            return self(encoded).codes
+
+    def vectors(self, codes: Tensor) -> Tensor:
+        """Sums of codes, ``[..., D]``, of codes ``[..., Q]``."""
+        if codes.shape[-1] != len(self.depths):
+            raise DataError(
+                f"Expected codes [..., {len(self.depths)}], one for each depth; got {list(codes.shape)}. Use codes()."
+            )
+        return torch.stack([q.vectors(c) for q, c in zip(self._stages(), codes.unbind(-1), strict=True)]).sum(0)
+
+    @torch.no_grad()
+    def restart_unused(self, encoded: Tensor) -> int:
+        """:meth:`VectorQuantizer.restart_unused` at each depth, of what those before it leave of vectors ``[N, D]``."""
+        moved = 0
+        for quantizer in self._stages():
+            moved += quantizer.restart_unused(encoded)
+            encoded = encoded - quantizer.vectors(quantizer.nearest(encoded))
+        return moved
+
+    def forward(self, encoded: Tensor) -> Quantized:
+        """The codes of vectors ``[..., D]``; codes and losses are ``[..., Q]``."""
+        left, found = encoded, []
+        for quantizer in self._stages():
+            found.append(quantizer(left))
+            left = left - quantizer.vectors(found[-1].codes).detach()
+        codes, of_codebook, of_commitment = (torch.stack(part, -1) for part in list(zip(*found, strict=True))[1:])
+        carry = rotate_gradient if self.gradient == "rotation" else straight_through
+        return Quantized(carry(encoded, self.vectors(codes).detach()), codes, of_codebook, of_commitment)
