@@ -17,7 +17,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import Trace_ELBO, TraceEnum_ELBO
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -625,6 +625,40 @@ def test_particles_that_are_drawn_at_once_have_the_evidence_each(model: Callable
     guide = fitted(model)
     loss = Trace_ELBO(num_particles=7, vectorize_particles=True, max_plate_nesting=3).loss(model, guide)
     assert -loss == pytest.approx(float(guide.elbo()), abs=1e-9)
+
+
+def marked_outside(count: int) -> None:
+    """Elements that hang together by a site outside of their plate, which enumeration sums out."""
+    k = sample("k", dist.Categorical(number(0.5, 0.5)), infer=ENUMERATED)
+    with pyro.plate("n", count):
+        z = sample("z", dist.Categorical(RATES[k]))
+        sample("x", dist.Normal(3.0 * z, 1.0), obs=torch.linspace(0.5, 1.5, count))
+
+
+def marked_between() -> None:
+    k = sample("k", dist.Categorical(number(0.5, 0.5)))
+    with pyro.plate("rows", 2, dim=-2):
+        a = sample("a", dist.Categorical(RATES[k]), infer=ENUMERATED)
+        with pyro.plate("n", 3, dim=-1):
+            z = sample("z", dist.Categorical(RATES[a]))
+            sample("x", dist.Normal(3.0 * z, 1.0), obs=number(0.3, 1.0, 2.0, 1.0, 0.1, -0.2).reshape(2, 3))
+
+
+@pytest.mark.parametrize("model", [lambda: marked_outside(3), marked_between], ids=["outside", "between"])
+def test_a_site_whose_elements_hang_together_by_one_that_is_summed_out_is_drawn_jointly(model: Any) -> None:
+    guide = fitted(model)
+    for _ in range(8):
+        loss = TraceEnum_ELBO(max_plate_nesting=2).loss(model, guide)
+        assert -loss == pytest.approx(float(guide.elbo()), abs=1e-9)
+
+
+def test_too_many_such_elements_are_an_error_that_says_what_to_mark() -> None:
+    def model() -> None:
+        marked_outside(101)
+
+    guide = fitted(model)
+    with pytest.raises(ModelError, match=r"Expected 'z' to be marked for enumeration too, or \['k'\] not"):
+        TraceEnum_ELBO(max_plate_nesting=1).loss(model, guide)
 
 
 def test_a_chain_is_drawn_from_one_elimination(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -227,7 +227,7 @@ def _not_conjugate(x: Tensor) -> None:
 @pytest.mark.parametrize(
     ("model", "options", "error", "words"),
     [
-        (_with_param, {}, ModelError, r"points \['scale'\]"),
+        (_with_param, {}, ModelError, r"parameters or points \['scale'\]"),
         (_scaled, {}, ModelError, r"outside of poutine.scale; got \['mu'\]"),
         (_part, {}, ModelError, "subsample of 2 of 5"),
         (_not_conjugate, {}, NotConjugateError, "'mu'"),

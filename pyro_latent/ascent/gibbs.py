@@ -239,7 +239,9 @@ def _check_drawn(program: Program) -> None:
     check_whole(program)
     points = [block.label for block in program.blocks.values() if block.is_point]
     if points:
-        raise ModelError(f"Expected latents with a prior; got the points {points}. Write priors for them, or use EM.")
+        raise ModelError(
+            f"Expected latents with a prior; got the parameters or points {points}. Write priors for them, or use EM."
+        )
     sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     scaled = [s.name for s in sites if isinstance(s.scale, Tensor) or s.scale != 1]
     if scaled:

@@ -16,6 +16,8 @@ from ..objective import BlockKey
 from .sweep import Sweep
 
 _HALVINGS = 40
+#: An optimizer that is taken back by more halves than these went the wrong way: what it remembers is forgotten.
+_FORGIVEN = 5
 #: The learning rate is no less than this share of the one that was asked for.
 _LEAST_SHARE = 2.0**-20
 
@@ -73,10 +75,9 @@ def raise_q(
     level = energy({key: means[key] for key in keys})
     free, memory = _optimized(start, q_function, make, count, memory)
     lower = ~(rounded_q(free) >= level)
-    is_back = bool(lower.any())
-    for _ in range(_HALVINGS):
-        if not bool(lower.any()):
-            break
+    halvings = 0
+    while bool(lower.any()) and halvings < _HALVINGS:
+        halvings += 1
         free = {key: torch.where(_spread(lower, f), (f + start[key]) / 2, f) for key, f in free.items()}
         lower = ~(rounded_q(free) >= level)
     for key, natural in naturals(free).items():
@@ -85,8 +86,8 @@ def raise_q(
         sweep.set(key, Natural(**{n: torch.where(_spread(lower, t), old[n], t) for n, t in natural.items()}))
     if memory is None:
         return None
-    share = max(memory.share / 2, _LEAST_SHARE) if is_back else min(2 * memory.share, 1.0)
-    return memory._replace(share=share, is_back=is_back)
+    share = max(memory.share / 2, _LEAST_SHARE) if halvings else min(2 * memory.share, 1.0)
+    return memory._replace(share=share, is_back=halvings > 0, state={} if halvings > _FORGIVEN else memory.state)
 
 
 def _optimized(

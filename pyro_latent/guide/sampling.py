@@ -148,7 +148,8 @@ class Sampler:
     ) -> Any:
         """The distribution of a discrete site given those drawn before it."""
         program, nesting = self.program, self._nesting
-        turns = program.elimination.turns_of(site)
+        left_out = [s.name for s in program.discrete if s.marked and _enumerating()]
+        turns = program.elimination.turns_of(site, drawn, left_out)
         beside = outer or self._particles(drawn)
         if turns is None:
             if table is None:
