@@ -97,8 +97,9 @@ class Guided(Messenger):
         traces = [m.trace for m in _PYRO_STACK if isinstance(m, ReplayMessenger) and m.trace is not None]
         if traces and not is_given and not hidden and all(name not in trace for trace in traces):
             raise ModelError(
-                f"Expected a guide with the site {name!r}, or an estimator that sums it out; got neither, so that it "
-                f"was drawn from its prior. {self.advice}"
+                f"Expected a guide with the site {name!r}, or an estimator that sums it out; got a replay of "
+                f"neither, so that it was drawn from its prior. {self.advice} "
+                "To draw it so, use Predictive or poutine.condition."
             )
 
 

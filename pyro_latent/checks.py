@@ -151,7 +151,7 @@ def _check_discrete(sweep: Sweep, site: DiscreteSite, tol: float) -> UpdateCheck
     if seen is not None:  # what no density reads may be anywhere
         written, exact = (torch.where(seen.unsqueeze(-1), probs, torch.zeros_like(probs)) for probs in (written, exact))
     kl = torch.xlogy(written, written) - torch.xlogy(written, exact)
-    kl = kl * torch.as_tensor(site.scale).unsqueeze(-1)
+    kl = kl * torch.as_tensor(site.scale, dtype=kl.dtype, device=kl.device).unsqueeze(-1)
     difference, gain = float((written - exact).abs().max()), float(kl.sum().clamp(min=0))
     return UpdateCheck((site.name,), difference, gain, difference <= tol and gain <= tol * max(1.0, written.numel()))
 

@@ -841,3 +841,25 @@ def test_ecm_takes_one_parameter_after_the_other_with_continuous_latents_updated
     for m_step, value in found.items():
         torch.testing.assert_close(value, by_hand[m_step], rtol=1e-6, atol=1e-8)
     assert (found["conditional"] - found["closed_form"]).abs().max() > 1e-3
+
+
+def test_a_step_that_fails_leaves_the_posterior_of_the_last_one() -> None:
+    """A component that shrinks on one point ends the second step; Q is as it was before it."""
+    torch.manual_seed(0)
+    x = torch.cat([torch.randn(10, dtype=torch.float64), torch.tensor([12.0]).double()])
+
+    def model(x: Tensor) -> None:
+        mu = pyro.param("mu", x.new_tensor([0.0, 6.0]))
+        s = pyro.param("s", x.new_ones(2), constraint=constraints.positive)
+        with pyro.plate("n", len(x)):
+            z = pyro.sample("z", dist.Categorical(x.new_ones(2) / 2), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(mu[z], s[z]), obs=x)
+
+    em = EM(model)
+    em.step(x)
+    before = em.free_energy(x), em.q_function(x)
+    with pytest.raises(NaturalDomainError):
+        for _ in range(10):
+            em.step(x)
+            before = em.free_energy(x), em.q_function(x)
+    assert (em.free_energy(x), em.q_function(x)) == before

@@ -18,7 +18,7 @@ from references.make_references import FOLDER
 from shared_models import gaussian
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, Gibbs, ModelError, NotConjugateError, to_arviz
+from pyro_latent import CAVI, AutoConjugate, Gibbs, ModelError, NotConjugateError, settings, to_arviz
 from pyro_latent.criticism import compare
 
 X = torch.tensor([1.2, -0.7, 3.4, 0.4, 2.2], dtype=torch.float64)
@@ -243,5 +243,19 @@ def test_what_has_no_full_conditionals_is_refused(model: Any, options: Any, erro
 
 
 def test_reading_it_before_it_has_run_is_an_error() -> None:
-    with pytest.raises(ModelError, match=r"Call run\(data\)"):
-        Gibbs(gaussian, 5).summary()
+    for read in (Gibbs.summary, Gibbs.diagnostics, Gibbs.get_samples):
+        with pytest.raises(ModelError, match=r"Call run\(data\)"):
+            read(Gibbs(gaussian, 5))
+    short = Gibbs(gaussian, 3, 0)
+    short.run(X)
+    with pytest.raises(ModelError, match="Expected 4 draws or more"):
+        short.summary()
+    with pytest.raises(TypeError, match=r"Write save_params=\['mu'\]"):
+        Gibbs(gaussian, 5, save_params="mu")
+
+
+def test_tables_of_many_chains_are_within_the_limit_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(settings, "_memory_limit", 4000)
+    Gibbs(chain, 2, 0, num_chains=1).run(X)
+    with pytest.raises(ModelError, match="the tables that 'z_0' is drawn from, of 100 chains"):
+        Gibbs(chain, 2, 0, num_chains=100).run(X)

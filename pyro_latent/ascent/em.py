@@ -45,13 +45,14 @@ class EMSteps(FullSteps):
         self.gradient_steps = gradient_steps
         #: The discrete posterior of the last E-step, and the compiled model that it is of.
         self.held: tuple[Program, DiscretePosterior | None] | None = None
-        # What the optimizer remembers, after the last step that succeeded, and after the M-step in progress.
+        # What the optimizer remembers after the last step that succeeded, and what the step in progress has of both.
         self._memory: Memory | None = None
+        self._new_held: tuple[Program, DiscretePosterior | None] | None = None
         self._new_memory: Memory | None = None
 
     def step(self, task: Task) -> tuple[State, Info]:
         found = super().step(task)
-        self._memory = self._new_memory
+        self.held, self._memory = self._new_held, self._new_memory
         return found
 
     def to_state(self) -> dict[str, Any]:
@@ -67,6 +68,7 @@ class EMSteps(FullSteps):
 
     def keep(self, start: int) -> None:
         super().keep(start)
+        self._memory = None  # of all starts
         if self.held is not None:
             program, held = self.held
             self.held = (program, None if held is None else held.of([start]))
@@ -89,7 +91,7 @@ class EMSteps(FullSteps):
         for key in order:
             if key not in points:
                 sweep.visit(key)
-        self.held = (sweep.program, sweep.held)
+        self._new_held = (sweep.program, sweep.held)
         if self.m_step == "gradient":
             self._new_memory = raise_q(sweep, points, self.optimizer, self.gradient_steps, self._memory)
             return

@@ -23,7 +23,7 @@ from pyro.infer.mcmc.mcmc_kernel import MCMCKernel
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from ..errors import ModelError, check_count
+from ..errors import ArgumentTypeError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate, Sampler
 from ..objective import Block, BlockKey, Init, Means, Program, Summand, shaped
@@ -48,7 +48,8 @@ class Gibbs(MCMC):
     It is a Pyro ``MCMC`` without a kernel to choose: ``run``, ``get_samples``, ``summary`` and ``diagnostics`` are its
     own, and whatever takes a finished ``MCMC`` takes it (``Predictive`` by ``get_samples``, ``to_arviz``, ``compare``).
     In the limit draws are of the exact posterior; discrete sites are drawn too, whether the model marks them for
-    enumeration or not, and so are missing data. Seed it by ``pyro.set_rng_seed``.
+    enumeration or not, and so are missing data. What a mask hides from every density has no posterior,
+    and its draws mean nothing. Seed it by ``pyro.set_rng_seed``.
 
     Args:
         model: a Pyro model that :class:`~pyro_latent.AutoConjugate` can fit, without ``pyro.param`` sites.
@@ -93,6 +94,10 @@ class Gibbs(MCMC):
         warmup = num_samples // 2 if warmup_steps is None else check_count("warmup_steps", warmup_steps, 0)
         super().__init__(FullConditionals(model), num_samples, warmup, disable_progbar=disable_progbar)
         self.num_chains = check_count("num_chains", num_chains)
+        if isinstance(save_params, str):
+            raise ArgumentTypeError(
+                f"Expected a list of sites; got {save_params!r}. Write save_params=[{save_params!r}]."
+            )
         self.save_params = save_params
         self._diagnostics: list[Any] = [
             {"divergences": []} for _ in range(num_chains)
@@ -117,6 +122,11 @@ class Gibbs(MCMC):
         self._args, self._kwargs = args, kwargs
         self._samples = {name: torch.stack(values, 1) for name, values in kept.items()}
 
+    def get_samples(self, num_samples: int | None = None, group_by_chain: bool = False) -> Any:
+        """The draws by site, ``[chains × draws] + shape``, or ``[chains, draws] + shape``; or some of them."""
+        self._check_ran()
+        return super().get_samples(num_samples, group_by_chain)
+
     def diagnostics(self) -> Any:
         """The effective sample size and R̂ of every site, as of any ``MCMC``."""
         return MCMC.diagnostics(self._with_floats())
@@ -129,14 +139,18 @@ class Gibbs(MCMC):
         """This, with the draws of discrete sites as floats, which Pyro's statistics ask for.
 
         Raises:
-            ModelError: if it has not run.
+            ModelError: if it has not run, or has fewer draws than R̂ takes.
         """
-        if self._samples is None:
-            raise ModelError("Expected a Gibbs that has run; got a new one. Call run(data).")
-        shown = copy.copy(self)
-        kinds = {n: v if v.is_floating_point() else v.to(torch.float64) for n, v in self._samples.items()}
+        if self._samples is not None and self.num_samples < 4:
+            raise ModelError(f"Expected 4 draws or more of each chain; got {self.num_samples}. Raise num_samples.")
+        shown, samples = copy.copy(self), self.get_samples(group_by_chain=True)
+        kinds = {n: v if v.is_floating_point() else v.to(torch.float64) for n, v in samples.items()}
         shown._samples = kinds
         return shown
+
+    def _check_ran(self) -> None:
+        if self._samples is None:
+            raise ModelError("Expected a Gibbs that has run; got a new one. Call run(data).")
 
 
 class _Chains:

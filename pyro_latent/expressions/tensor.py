@@ -83,7 +83,7 @@ class RandomTensor(Tensor):
         name = _name(func)
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
-        if name == "__bool__" and sys._getframe(1).f_code is ScaleMessenger.__init__.__code__:
+        if name == "__bool__" and _is_asked_by(ScaleMessenger.__init__):
             return True  # whether a scale is positive; what it is, the recording of its sites checks
         if name == "__index__":
             raise _number_error(name, _parents(args))
@@ -109,6 +109,14 @@ class RandomTensor(Tensor):
         cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         raise _number_error(str(func), _parents(args, kwargs or {}))
+
+
+def _is_asked_by(function: Any) -> bool:
+    """Whether an operation was called by a function, or by a torch function mode that it was called under."""
+    frame = sys._getframe(2)
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+        frame = frame.f_back
+    return frame.f_code is function.__code__
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -12,7 +12,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
 from ..recording import DiscreteSite, Recording
 from ..settings import check_memory
 from .blocks import Means, starts_of
@@ -23,8 +22,6 @@ from .summands import Summand, sum_of
 
 #: The numbers that are multiplied at once where only their sum is wanted.
 _CHUNK = 2**20
-#: The elements of a site that are drawn one by one, each with an elimination of its own.
-_MOST_TURNS = 100
 #: The numbers of a table that each thread eliminates at once, by the kind of device: they stay near a processor.
 _TABLE = {"cpu": 2**19, "cuda": 2**25}
 
@@ -232,9 +229,18 @@ class DiscreteElimination:
     def conditionals(self, number: int, means: Means) -> list[Table]:
         """What each site of a joint is drawn from given those before it in the list: they are one draw of the joint
         posterior.
+
+        Raises:
+            ModelError: if the tables are over the limit of memory.
         """
         tables: list[Table] = []
-        joint = self.joints[number]
+        joint, starts = self.joints[number], starts_of(means)
+        check_memory(
+            f"the tables that {joint.sites[0].name!r} is drawn from, of {starts} chains or draws",
+            starts * joint.plan.total,
+            "Take fewer at once, or smaller batches of data.",
+            self.recording.dtype.itemsize,
+        )
         joint.run([self.factors[i].value(means) for i in joint.indices], tables=tables)
         return tables[::-1]
 
@@ -312,41 +318,17 @@ class DiscreteElimination:
         that hang together by one of these are drawn one by one.
 
         Raises:
-            ModelError: if they are more than :data:`_MOST_TURNS`.
+            ModelError: if these are too many.
         """
         joint = next((j for j in self.joints if site in j.sites), None)
         if joint is None:
             return None
         if not joint.is_by_elements:
-            return self._turns_beside(joint, site, drawn, left_out) if left_out else None
+            scopes = [set(self.factors[i].layout.names) - set(drawn) for i in joint.indices]
+            return joint.turns_beside(site, scopes, left_out) if left_out else None
         if site.name not in self._turns:
             self._turns[site.name] = joint.turns(site)
         return self._turns[site.name]
-
-    def _turns_beside(
-        self, joint: Joint, site: DiscreteSite, drawn: Collection[str], left_out: Collection[str]
-    ) -> list[Tensor] | None:
-        """The turns of a site whose elements hang together by sites outside of its plates that are summed out."""
-        scopes = [set(self.factors[i].layout.names) - set(drawn) for i in joint.indices]
-        near, size = {site.name}, 0
-        while len(near) > size:
-            size = len(near)
-            near = near.union(*(names for names in scopes if names & near))
-        outside = [s for s in joint.sites if s.name in near and s.name in left_out]
-        own = {p.dim for p in site.plates if p.size > 1}
-        dims = sorted(set().union(*(own - {p.dim for p in s.plates} for s in outside)))
-        if not dims:
-            return None
-        count = math.prod(site.batch_shape[d] for d in dims)
-        if count > _MOST_TURNS:
-            raise ModelError(
-                f"Expected {site.name!r} to be marked for enumeration too, or {[s.name for s in outside]} not; got a "
-                f"guide that draws the {count} elements of {site.name!r}, which depend on each other where these are "
-                "summed out. Write infer={'enumerate': 'parallel'} at both, or at neither."
-            )
-        places = torch.arange(count, device=site.support.device).reshape([site.batch_shape[d] for d in dims])
-        shape = [site.batch_shape[d] if d in dims else 1 for d in range(-len(site.batch_shape), 0)]
-        return [(places.reshape(shape) == i).expand(site.batch_shape) for i in range(count)]
 
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """The elements of a site that are not masked, or that something depends on; None: all."""

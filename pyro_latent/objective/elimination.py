@@ -74,6 +74,7 @@ class Plan:
         largest: the number of elements of the largest table, without starts and plates.
         work: the number of elements of the tables of all steps, without starts and plates.
         numbers: the number of elements of the largest table with its plates, without starts.
+        total: the number of elements of all tables with their plates, without starts.
 
     Raises:
         NotNestedError: if variables meet in a factor whose plates cross.
@@ -83,7 +84,7 @@ class Plan:
     def __init__(self, scopes: Sequence[Scope], variables: Sequence[Variable]) -> None:
         self.scopes = [s.names for s in scopes]
         self.steps: list[_Step] = []
-        self.largest, self.work, self.numbers = 1, 0, 1
+        self.largest, self.work, self.numbers, self.total = 1, 0, 1, 0
         self._variables = {v.name: v for v in variables}
         self._pool = dict(enumerate(scopes))
         self._of: dict[Hashable, set[int]] = {v.name: set() for v in variables}
@@ -128,7 +129,8 @@ class Plan:
         self.steps.append(_Step(factors, names, names.index(name) if names else 0, variable, gone, outer))
         size = math.prod(self._variables[n].size for n in names)
         self.largest, self.work = max(self.largest, size), self.work + size
-        self.numbers = max(self.numbers, size * math.prod(variable.plates.values()))
+        numbers = size * math.prod(variable.plates.values())
+        self.numbers, self.total = max(self.numbers, numbers), self.total + numbers
         for i in factors:
             for n in self._pool.pop(i).names:
                 self._of[n].discard(i)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
@@ -26,6 +26,9 @@ from .elimination import NotNestedError, Plan, Scope, Table, Variable
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.
 _LARGEST_TABLE, _MOST_WORK, _MOST_PLACES = 2**16, 2**21, 20_000
+
+#: The elements of a site that are drawn one by one, each by an elimination of its own.
+_MOST_TURNS = 100
 
 
 def elements_of(site: DiscreteSite, axes: tuple[Axis, ...]) -> Labelled:
@@ -192,6 +195,36 @@ class Joint:
                 found.append(torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device))
             found[turn][place] = True
         return found
+
+    def turns_beside(
+        self, site: DiscreteSite, scopes: Sequence[set[str]], left_out: Collection[str]
+    ) -> list[Tensor] | None:
+        """The turns of a site whose elements hang together by sites outside of its plates that are summed out.
+
+        ``scopes`` are the sites of each factor, without those that are drawn before.
+
+        Raises:
+            ModelError: if they are more than :data:`_MOST_TURNS`.
+        """
+        near, size = {site.name}, 0
+        while len(near) > size:
+            size = len(near)
+            near = near.union(*(names for names in scopes if names & near))
+        outside = [s for s in self.sites if s.name in near and s.name in left_out]
+        own = {p.dim for p in site.plates if p.size > 1}
+        dims = sorted(set().union(*(own - {p.dim for p in s.plates} for s in outside)))
+        if not dims:
+            return None
+        count = math.prod(site.batch_shape[d] for d in dims)
+        if count > _MOST_TURNS:
+            raise ModelError(
+                f"Expected {site.name!r} to be marked for enumeration too, or {[s.name for s in outside]} not; got a "
+                f"guide that draws the {count} elements of {site.name!r}, which depend on each other where these are "
+                "summed out. Write infer={'enumerate': 'parallel'} at both, or at neither."
+            )
+        places = torch.arange(count, device=site.support.device).reshape([site.batch_shape[d] for d in dims])
+        shape = [site.batch_shape[d] if d in dims else 1 for d in range(-len(site.batch_shape), 0)]
+        return [(places.reshape(shape) == i).expand(site.batch_shape) for i in range(count)]
 
     def run(
         self,

@@ -323,7 +323,7 @@ class RecordMessenger(SymbolMessenger):
                 instead = (
                     "a number, or a tensor of numbers"
                     if kind == "scale"
-                    else ("torch.where(condition, a, b) in the arguments of its distribution")
+                    else "torch.where(condition, a, b) in the arguments of its distribution"
                 )
                 problem = NotConjugateError(
                     f"Expected a constant {kind} at site {msg['name']!r}; got one that depends on the latents "
