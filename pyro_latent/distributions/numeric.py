@@ -29,7 +29,8 @@ class NumericInverseCDF(InverseCDF):
     """The distribution with density proportional to exp(log_density(z, **parameters)).
 
     The numbers are float64 inside, and F is right to 1e-10. Draws, probabilities and moments are differentiable in the
-    parameters, and in tensors that the log density closes over.
+    parameters, and in tensors that the log density closes over. A mode much narrower than its distance from 0, or
+    from an end of the support, is not seen beside a wide one: :mod:`.quadrature` says when.
 
     Args:
         log_density: takes values ``[..., *batch]`` and the parameters ``[*batch]`` by name, and gives the log density
