@@ -30,6 +30,15 @@ from pyro_latent.checkpoint import Run, plain, read_checkpoint, uninterrupted, w
 
 pd = pytest.importorskip("pandas")
 
+
+@pytest.fixture(autouse=True)
+def interruptible() -> Iterator[None]:
+    """Ctrl-C is heard, also where the tests run in the background of a shell, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
 # Whose file it is.
 
 

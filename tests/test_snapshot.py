@@ -213,3 +213,27 @@ def test_a_call_that_nobody_has_changed_is_the_same_each_time() -> None:
 
     before = Snapshot(model, (x,), {})
     assert all(before.matches((x,), {}) for _ in range(20))
+
+
+class Agreeable:
+    """An object that says it has every attribute, as mocks and loggers do."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") and name != "__array__":
+            raise AttributeError(name)
+        return self
+
+    def __call__(self, *args: Any) -> Any:
+        return self
+
+
+def test_objects_that_say_they_have_every_attribute_are_walked() -> None:
+    anything = Agreeable()
+
+    def model(x: Tensor) -> None:
+        assert anything.log(x) is anything
+        pyro.sample("x", dist.Normal(pyro.sample("loc", dist.Normal(0.0, 1.0)), 1.0), obs=x)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(torch.tensor(1.0))
+    assert float(guide.posterior()["loc"].mean) == pytest.approx(0.5)

@@ -26,7 +26,7 @@ MOST_STEPS = 200
 
 
 class NumericInverseCDF(InverseCDF):
-    """The distribution with density proportional to exp(log_density(z, **parameters)).
+    """The distribution with density proportional to ``exp(log_density(z, **parameters))``.
 
     The numbers are float64 inside, and F is right to 1e-10. Draws, probabilities and moments are differentiable in the
     parameters, and in tensors that the log density closes over. A mode much narrower than its distance from 0, or

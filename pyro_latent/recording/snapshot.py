@@ -23,7 +23,7 @@ from torch import Tensor
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, np.generic)
 #: Code that a model calls and that does not change: it is not looked into.
-_LIBRARIES = {*sys.stdlib_module_names, "numpy", "pandas", "pyro", "pyro_latent", "scipy", "torch"}
+_LIBRARIES = {*sys.stdlib_module_names, "_pytest", "numpy", "pandas", "pyro", "pyro_latent", "scipy", "torch"}
 #: What moves while a model is fitted, and that a model does not read.
 _DRIVERS = (
     "pyro.infer",
@@ -101,7 +101,7 @@ def _parts(value: Any) -> list[Any] | None:
         return None
     if isinstance(value, type):
         return None if _is_library(value.__module__) else list(vars(value).values())
-    if hasattr(value, "__array__"):
+    if hasattr(type(value), "__array__"):  # an object may say that it has every attribute
         return [np.asarray(value).tolist()]
     return list(vars(value).items()) if hasattr(value, "__dict__") else None
 
