@@ -143,6 +143,7 @@ def test_every_way_takes_the_same_steps() -> None:
         torch.testing.assert_close(rise, rises[0], rtol=1e-9, atol=0)
 
 
+@pytest.mark.slow
 def test_the_likelihood_is_flat_where_em_ends_and_svi_ends_there_too() -> None:
     """Linear experts under a linear gate: the same place, by steps on Q and by steps on the exact likelihood."""
     x, y = data()

@@ -96,7 +96,7 @@ def exact_probabilities(
 @pytest.mark.parametrize(
     ("model", "names", "shape", "options"),
     [
-        (chain, ["z_0", "z_1", "z_2", "z_3", "z_4"], (), {}),
+        pytest.param(chain, ["z_0", "z_1", "z_2", "z_3", "z_4"], (), {}, marks=pytest.mark.slow),
         (pairs, ["z"], (3, 1), {}),
         (pairs, ["z"], (3, 1), {"mean_field": ["z"]}),
         (with_a_location, ["z"], (3,), {}),
@@ -149,6 +149,7 @@ def check_against(name: str, found: dict[str, Tensor]) -> None:
         np.testing.assert_allclose(values.std(0).numpy(), sd, rtol=0.08, err_msg=quantity)
 
 
+@pytest.mark.slow
 def test_eight_schools_are_those_of_nuts() -> None:
     data = [torch.tensor(each, dtype=torch.float64) for each in (problems.EFFECTS, problems.STANDARD_ERRORS)]
     found = draws(schools, *data, num=1500)

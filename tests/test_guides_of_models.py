@@ -53,7 +53,7 @@ def normals(*names: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("elbo", [Trace_ELBO(), AnalyticKLELBO()], ids=["Trace", "AnalyticKL"])
-@pytest.mark.parametrize("count", [4, 272])
+@pytest.mark.parametrize("count", [4, pytest.param(272, marks=pytest.mark.slow)])
 def test_the_normal_gamma_guide_reaches_coordinate_ascent(elbo: Any, count: int, old_faithful: Tensor) -> None:
     """In 300 steps: to 0.05 nats with 272 points, from 0.09, and to half a nat with four, from 4.5."""
     x = old_faithful[:count, 0]
@@ -174,6 +174,7 @@ def test_the_guide_of_topics_with_z_reaches_coordinate_ascent(elbo: Any, documen
     assert -1e-9 < best - bound_at(lda.model, init, documents, 2) + divergence.item() < 0.5
 
 
+@pytest.mark.slow
 def test_the_guide_of_topics_without_z_reaches_coordinate_ascent(documents: lda.Corpus) -> None:
     """Its bound, with z summed out for each draw, is the tighter one: in 400 steps it is not a nat lower."""
     pyro.set_rng_seed(0)
@@ -219,6 +220,7 @@ def test_two_normals_reach_coordinate_ascent(pair: Pair) -> None:
     assert -1e-9 < best - bound_at(pair.model, normals("first", "second"), *pair.args) < 0.1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("factorised", [True, False])
 def test_the_restricted_guide_reaches_em(factorised: bool) -> None:
     """Of the parameters in 800 steps: the scale to a fifth, the bound of 40 points to a nat."""
@@ -231,7 +233,7 @@ def test_the_restricted_guide_reaches_em(factorised: bool) -> None:
     assert -many.loss(restricted_q.model, restricted_q.guide, x, factorised) == pytest.approx(best, abs=1)
 
 
-@pytest.mark.parametrize("name", ["mixture", "coins", "chain"])
+@pytest.mark.parametrize("name", ["mixture", "coins", pytest.param("chain", marks=pytest.mark.slow)])
 def test_models_with_parameters_reach_em(name: str, old_faithful: Tensor) -> None:
     """With the discrete sites summed out, in 200 steps to a nat; the loss is the likelihood itself."""
     points = (old_faithful - old_faithful.mean(0)) / old_faithful.std(0)
