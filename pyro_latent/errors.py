@@ -164,16 +164,14 @@ def in_our_words(expected: str, advise: Callable[[], str]) -> Iterator[None]:
     Raises:
         ModelError: that is of the error's own type as well.
     """
-    from .values import random_state_now
+    from .values import leaving_random_state
 
-    put_back = random_state_now()
     try:
-        yield
+        with leaving_random_state():
+            yield
     except PyroLatentError:
-        put_back()
         raise
     except Exception as error:
-        put_back()
         if type(error).__module__.split(".")[0] not in _FOREIGN:  # of the program's own, or of the machine
             raise
         raise _error_of(ModelError, type(error))(
@@ -202,16 +200,14 @@ def checked_call(function: Callable[P, T]) -> Callable[P, T]:
 
     @functools.wraps(function)
     def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        from .values import kind_of, random_state_now  # with torch, which errors alone do without
+        from .values import kind_of, leaving_random_state  # with torch, which errors alone do without
 
-        put_back = random_state_now()
         try:
-            return function(*args, **kwargs)
+            with leaving_random_state():
+                return function(*args, **kwargs)
         except (PyroLatentError, MemoryError):
-            put_back()
             raise
         except Exception as error:
-            put_back()
             name = function.__qualname__.removesuffix(".__init__")
             if type(error).__module__.split(".")[0] not in _FOREIGN:  # of a program given to it
                 raise

@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "as_tensor", "is_floating", "kind_of", "random_state_now"]
+__all__ = ["all_finite", "as_tensor", "is_floating", "kind_of", "leaving_random_state"]
 
 
 def is_floating(value: Any) -> bool:
@@ -47,14 +48,17 @@ def kind_of(value: Any) -> str:
     return f"{value.dtype} {list(value.shape)}" + (" on meta" if value.is_meta else "")
 
 
-def random_state_now() -> Callable[[], None]:
-    """A call that puts torch's generators, on the CPU and on the current CUDA device, back to what they are now."""
+@contextmanager
+def leaving_random_state() -> Iterator[None]:
+    """What fails inside draws no random number, as if it had not been run: torch's generators, on the CPU and on the
+    current CUDA device, are put back to what they were.
+    """
     before = torch.get_rng_state()
     on_cuda = torch.cuda.get_rng_state() if torch.cuda.is_available() and torch.cuda.is_initialized() else None
-
-    def put_back() -> None:
+    try:
+        yield
+    except Exception:
         torch.set_rng_state(before)
         if on_cuda is not None:
             torch.cuda.set_rng_state(on_cuda)
-
-    return put_back
+        raise

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 
 from ..checkpoint import fingerprint, random_state, restore_random_state
 from ..errors import ArgumentTypeError, ModelError
-from ..values import random_state_now
 from .sweep import ModelArguments
-
-P = ParamSpec("P")
-T = TypeVar("T")
 
 
 def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any]) -> ModelArguments:
@@ -67,21 +62,6 @@ def restore_state(state: RandomState, generators: Sequence[torch.Generator]) -> 
     restore_random_state(state)
     for generator, saved in zip(generators, state["generators"], strict=False):
         generator.set_state(saved)
-
-
-def leaving_random_state(function: Callable[P, T]) -> Callable[P, T]:
-    """A function that draws no random number if it fails, as if it had not been called."""
-
-    @functools.wraps(function)
-    def called(*args: P.args, **kwargs: P.kwargs) -> T:
-        put_back = random_state_now()
-        try:
-            return function(*args, **kwargs)
-        except Exception:
-            put_back()
-            raise
-
-    return called
 
 
 def first_of(batches: Iterable[Any]) -> Any:

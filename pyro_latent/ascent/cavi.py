@@ -26,7 +26,8 @@ from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelEr
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
-from .batches import arguments_of, check_resumable, first_of, held_data, leaving_random_state, length_of
+from ..values import leaving_random_state
+from .batches import arguments_of, check_resumable, first_of, held_data, length_of
 from .options import inverse_temperatures, steps_for
 from .progress import CAVIResult, Progress, check_callback, naming_batches, recording
 from .saving import content_of, restore
@@ -150,7 +151,7 @@ class CAVI:
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
         return -max(self._step((args, kwargs), piece))
 
-    @leaving_random_state
+    @leaving_random_state()
     def _step(self, arguments: ModelArguments, piece: int | str | None = None, is_alone: bool = False) -> list[float]:
         """One step, which the guide takes on once it has succeeded; the ELBO by the number of each start."""
         posterior, steps = self.guide.posterior_state, self._steps

@@ -21,6 +21,7 @@ from torch import Tensor
 from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, in_our_words
 from ..expressions import RandomTensor
 from ..rules import random_arguments
+from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Plate, Recording
@@ -302,12 +303,11 @@ def _recorded_as(
     """One run instead of two, for data of the same kind as in an earlier recording; None if it is of another."""
     marked = {site.name: site.marked for site in before.discrete.values()}
     messenger = RecordMessenger(before.like, origins, point, rescale, marked, {})
-    generators = torch.get_rng_state()
     try:
-        call.run(messenger)
-        like = _data_like(messenger.observations, before.like)
+        with leaving_random_state():
+            call.run(messenger)
+            like = _data_like(messenger.observations, before.like)
     except Exception:  # the two runs say better what is wrong
-        torch.set_rng_state(generators)
         return None
     same = messenger.nesting == before.max_plate_nesting and (like.dtype, like.device) == (before.dtype, before.device)
     if not same or set(messenger.discrete) != set(before.discrete):
