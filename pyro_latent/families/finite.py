@@ -13,6 +13,13 @@ from .base import Mean, Natural, Params
 from .categorical import Categorical
 
 
+def is_row(values: Tensor, support: Tensor) -> Tensor:
+    """Which row of ``support``, ``[K] + event``, each element of values ``(...) + event`` is: ``(..., K)``, bool."""
+    event = support.ndim - 1
+    equal = values.unsqueeze(-1 - event) == support
+    return equal.flatten(equal.ndim - event).all(-1) if event else equal
+
+
 class Finite(Categorical):
     """A distribution over the rows of ``support``, as one of the Pyro distribution class ``kind``.
 
@@ -30,10 +37,7 @@ class Finite(Categorical):
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         (x,) = values
-        event = self.support.ndim - 1
-        equal = x.unsqueeze(-1 - event) == self.support
-        equal = equal.flatten(equal.ndim - event).all(-1) if event else equal
-        return Mean(x=equal.to(torch.get_default_dtype()))
+        return Mean(x=is_row(x, self.support).to(torch.get_default_dtype()))
 
     def log_prob(self, natural: Natural, *values: Tensor) -> Tensor:
         return self.inner(natural, self.sufficient_statistics(*values)) - self.log_normalizer(natural)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..expressions import Expression
+from ..families.finite import is_row
 
 
 @dataclass(frozen=True, eq=False)
@@ -88,9 +89,7 @@ class DiscreteSite:
 
     def numbers_of(self, values: Tensor) -> Tensor:
         """Which of its values, counted from 0, each element has, of any batch shape."""
-        event = self.support.ndim - 1
-        equal = values.unsqueeze(-1 - event) == self.support
-        return (equal.flatten(equal.ndim - event).all(-1) if event else equal).int().argmax(-1)
+        return is_row(values, self.support).int().argmax(-1)
 
     @property
     def constraint(self) -> Any:
