@@ -25,7 +25,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ArgumentTypeError, ModelError, check_count
 from ..families import Natural
-from ..guide import AutoConjugate, Sampler
+from ..guide import AutoConjugate, Sampler, nodes_given
 from ..objective import Block, BlockKey, Init, Means, Program, Summand, shaped
 from .full import check_whole
 from .sweep import ModelArguments
@@ -208,9 +208,7 @@ class _Chains:
 
     def _missing(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Missing data, drawn from the model given everything else."""
-        args, kwargs = self._arguments
-        trace = poutine.trace(poutine.condition(self._model, data=dict(values))).get_trace(*args, **kwargs)
-        nodes: Any = trace.nodes
+        nodes = nodes_given(self._model, values, *self._arguments)
         return {name: nodes[name]["value"] for name in self.program.recording.hidden}
 
     def check_names(self, names: Sequence[str] | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -74,10 +74,9 @@ class Sampler:
 
     def missing(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Draw the missing data from the model, given everything else."""
-        with poutine.block():
-            given = poutine.trace(poutine.condition(model, data=self.values)).get_trace(*args, **kwargs)
+        nodes = nodes_given(model, self.values, args, kwargs)
         for name, used in self.program.recording.hidden.items():
-            node: Any = given.nodes[name]
+            node = nodes[name]
             with self._within(used, node["scale"]):
                 self.values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
 
@@ -194,6 +193,14 @@ class Sampler:
             yield
 
 
+def nodes_given(
+    model: Callable[..., Any], values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
+    """The sites of a model, by name, that runs with given values of others, such as all but the missing data."""
+    with poutine.block():
+        return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs).nodes
+
+
 def _plate(plate: Plate) -> pyro.plate:
     if plate.is_subsample:
         size: Any = plate.full_size
@@ -219,4 +226,4 @@ def _mean_field_elbo() -> bool:
     return False
 
 
-__all__ = ["Sampler"]
+__all__ = ["Sampler", "nodes_given"]
