@@ -8,6 +8,7 @@ import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
+from references import problems
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 
@@ -61,3 +62,21 @@ class StartedMixture(BayesianGaussianMixture):
 
 class Killed(BaseException):
     """Stands for the end of the process."""
+
+
+def weights_and_bias(features: Tensor, target: Tensor) -> None:
+    """A regression on ten features, the weights one vector."""
+    weights = pyro.sample("weights", dist.Normal(features.new_zeros(10), 1.0).to_event(1))
+    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
+    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+    with pyro.plate("data", len(features)):
+        pyro.sample("obs", dist.Normal(features @ weights + bias, precision.rsqrt()), obs=target)
+
+
+def schools_with_gamma(errors: Tensor, effects: Tensor) -> None:
+    """tau⁻² ~ Gamma(1, 25)."""
+    mu = pyro.sample("mu", dist.Normal(0.0, problems.MU_SCALE))
+    tau = pyro.sample("precision", dist.Gamma(*problems.PRECISION_PRIOR)).rsqrt()
+    with pyro.plate("schools", len(errors)):
+        theta = pyro.sample("theta", dist.Normal(mu, tau))
+        pyro.sample("effects", dist.Normal(theta, errors), obs=effects)

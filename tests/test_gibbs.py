@@ -15,7 +15,7 @@ from pyro import poutine
 from pyro.infer import Predictive
 from references import problems
 from references.make_references import FOLDER
-from shared_models import gaussian
+from shared_models import gaussian, schools_with_gamma, weights_and_bias
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, Gibbs, ModelError, NotConjugateError, settings, to_arviz
@@ -125,22 +125,6 @@ def test_chains_of_discrete_sites_alone_differ() -> None:
 # Long runs of NUTS, whose draws are committed with their script.
 
 
-def schools(effects: Tensor, errors: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 10.0))
-    precision = pyro.sample("precision", dist.Gamma(*problems.PRECISION_PRIOR))
-    with pyro.plate("schools", 8):
-        theta = pyro.sample("theta", dist.Normal(mu, precision.rsqrt()))
-        pyro.sample("effect", dist.Normal(theta, errors), obs=effects)
-
-
-def regression(features: Tensor, target: Tensor) -> None:
-    weights = pyro.sample("weights", dist.Normal(features.new_zeros(10), 1.0).to_event(1))
-    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
-    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
-    with pyro.plate("data", len(features)):
-        pyro.sample("obs", dist.Normal(features @ weights + bias, precision.rsqrt()), obs=target)
-
-
 def check_against(name: str, found: dict[str, Tensor]) -> None:
     reference = np.load(FOLDER / f"{name}.npz")
     for quantity, values in found.items():
@@ -151,14 +135,14 @@ def check_against(name: str, found: dict[str, Tensor]) -> None:
 
 @pytest.mark.slow
 def test_eight_schools_are_those_of_nuts() -> None:
-    data = [torch.tensor(each, dtype=torch.float64) for each in (problems.EFFECTS, problems.STANDARD_ERRORS)]
-    found = draws(schools, *data, num=1500)
+    data = [torch.tensor(each, dtype=torch.float64) for each in (problems.STANDARD_ERRORS, problems.EFFECTS)]
+    found = draws(schools_with_gamma, *data, num=1500)
     log_tau = -found["precision"].log() / 2
     check_against("eight_schools_gamma", {"mu": found["mu"], "theta": found["theta"], "log_tau": log_tau})
 
 
 def test_a_regression_with_correlated_weights_is_that_of_nuts() -> None:
-    check_against("diabetes_regression", draws(regression, *problems.diabetes(), num=600))
+    check_against("diabetes_regression", draws(weights_and_bias, *problems.diabetes(), num=600))
 
 
 # As any MCMC.

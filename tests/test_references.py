@@ -22,6 +22,7 @@ import scipy.stats
 import torch
 from references import problems
 from references.make_references import FOLDER, MAX_R_HAT, MIN_ESS
+from shared_models import schools_with_gamma, weights_and_bias
 from torch import Tensor
 
 from examples.users_scripts import __main__ as users
@@ -193,15 +194,6 @@ def half_cauchy_non_centred(errors: Tensor, effects: Tensor) -> None:
         pyro.sample("effects", dist.Normal(mu + tau * eta, errors), obs=effects)
 
 
-def gamma_centred(errors: Tensor, effects: Tensor) -> None:
-    """tau⁻² ~ Gamma(1, 25)."""
-    mu = pyro.sample("mu", dist.Normal(0.0, problems.MU_SCALE))
-    tau = pyro.sample("precision", dist.Gamma(*problems.PRECISION_PRIOR)).rsqrt()
-    with pyro.plate("schools", len(errors)):
-        theta = pyro.sample("theta", dist.Normal(mu, tau))
-        pyro.sample("effects", dist.Normal(theta, errors), obs=effects)
-
-
 def schools_data() -> tuple[Tensor, Tensor]:
     effects, standard = problems.schools()
     return standard, effects
@@ -227,7 +219,7 @@ def test_a_half_cauchy_scale_is_two_gammas_or_a_ratio(tau: float) -> None:
     ("model", "name", "log_prior", "of_theta", "of_log_tau"),
     [
         (half_cauchy_centred, "eight_schools_half_cauchy", problems.half_cauchy_spread, 0.35, 0.85),
-        (gamma_centred, "eight_schools_gamma", problems.gamma_precision, 0.06, 0.30),
+        (schools_with_gamma, "eight_schools_gamma", problems.gamma_precision, 0.06, 0.30),
     ],
 )
 def test_eight_schools_centred(model: Any, name: str, log_prior: Any, of_theta: float, of_log_tau: float) -> None:
@@ -268,16 +260,8 @@ def test_eight_schools_non_centred() -> None:
 # ----------------------------------------------------------------------------------------------------------- regression
 
 
-def regression(features: Tensor, target: Tensor) -> None:
-    weights = pyro.sample("weights", dist.Normal(features.new_zeros(10), 1.0).to_event(1))
-    bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
-    precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
-    with pyro.plate("data", len(features)):
-        pyro.sample("obs", dist.Normal(features @ weights + bias, precision.rsqrt()), obs=target)
-
-
 def separate_regression(features: Tensor, target: Tensor) -> None:
-    """The same with a site for each weight, as many users write it."""
+    """The regression with a site for each weight, as many users write it."""
     weights = [pyro.sample(f"weight_{j}", dist.Normal(0.0, 1.0)) for j in range(10)]
     mean: Any = sum(weights[j] * features[:, j] for j in range(10))
     bias = pyro.sample("bias", dist.Normal(0.0, 1.0))
@@ -288,7 +272,7 @@ def separate_regression(features: Tensor, target: Tensor) -> None:
 
 def test_regression_with_one_factor_of_the_weights() -> None:
     """Only the weights' dependence on the noise is lost: the bound is 0.012 nats low, each sd at most 3 % too small."""
-    guide = fit(regression, *problems.diabetes())
+    guide = fit(weights_and_bias, *problems.diabetes())
     found = {name: moments(q) for name, q in guide.posterior().items()}
     means, ratios = errors(found, load("diabetes_regression"))
     assert max(means.values()) < 0.03
