@@ -439,9 +439,9 @@ def differences_in_a_plate(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(s[1:] - s[:-1], 1.0), obs=x[1:])
 
 
-def log_normal_observed(x: Tensor) -> None:
+def laplace_observed(x: Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    observe(dist.LogNormal(mu, 1.0), x.abs())
+    observe(dist.Laplace(mu, 1.0), x)
 
 
 def student_observed(x: Tensor) -> None:
@@ -502,8 +502,8 @@ NOT_CONJUGATE: list[tuple[Model, tuple[str, ...]]] = [
     (differences_in_a_plate, ("elements of 's'", "'x'", "couples them")),
     (neighbours_in_a_plate, ("elements of 's'", "'x'", "couples them")),
     (
-        log_normal_observed,
-        ("'x'", "got LogNormal", "register_rule(LogNormal,", "exist:", "Gamma", "MultivariateNormal", "Wishart"),
+        laplace_observed,
+        ("'x'", "got Laplace", "register_rule(Laplace,", "exist:", "Gamma", "MultivariateNormal", "Wishart"),
     ),
     (student_observed, ("'x'", "got StudentT", "register_rule(StudentT,", "exist:", "Bernoulli")),
     (latent_without_family, ("'mu'", "got Laplace", "Known:", "Normal", "register_family(Laplace, family)")),

@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor
+from torch.distributions import Distribution
 
 from ..errors import LatentValueError
 from .expression import Expression
@@ -83,8 +84,8 @@ class RandomTensor(Tensor):
         name = _name(func)
         if _writes_in_place(name, kwargs):
             raise _in_place_error(name, _parents(args, kwargs))
-        if name == "__bool__" and _is_asked_by(ScaleMessenger.__init__):
-            return True  # whether a scale is positive; what it is, the recording of its sites checks
+        if name == "__bool__" and _is_asked_by(ScaleMessenger.__init__, Distribution._validate_sample):
+            return True  # whether a scale is positive, a latent in its support: what it is, the recording checks
         if name == "__index__":
             raise _number_error(name, _parents(args))
         if name == "__getitem__" and not kwargs and _random(args[1]):
@@ -111,12 +112,12 @@ class RandomTensor(Tensor):
         raise _number_error(str(func), _parents(args, kwargs or {}))
 
 
-def _is_asked_by(function: Any) -> bool:
+def _is_asked_by(*functions: Any) -> bool:
     """Whether an operation was called by a function, or by a torch function mode that it was called under."""
     frame = sys._getframe(2)
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
         frame = frame.f_back
-    return frame.f_code is function.__code__
+    return any(frame.f_code is function.__code__ for function in functions)
 
 
 def _name(func: Callable[..., Any]) -> str:

@@ -64,10 +64,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     if not any(site.name in given for site in program.discrete):
         from_params = bool(program.params) and not isinstance(init, int) and restarts == 1
         if given or from_params:
-            return (
-                state,
-                {},
-            )  # the given blocks or parameters say where to start: the discrete posterior follows from them
+            return state, {}  # those say where to start: the discrete posterior follows from them
     following = _following(program)
     free = [s for s in program.discrete if s.name not in given]
     clusters = clusters_of(program, _first_of_each(program, free), generator, restarts)
@@ -224,6 +221,9 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     """The optimum of a block against its own log density alone, given the blocks before it."""
     names = {site.name for site in block.sites}
     summands = [s for s in program.prior_summands(names) if block.key in s.blocks]
+    if not summands:  # a flat prior starts at a standard distribution
+        example = {n: p.to(program.recording.like).expand(restarts, *p.shape) for n, p in block.example.items()}
+        return block.family.from_params(example)
     used = {k for s in summands for k in s.blocks} - {block.key}
     parents = used & program.blocks.keys()
     if used - program.blocks.keys():  # what the model computes from its points

@@ -46,6 +46,8 @@ def sum_of(tensors: Iterable[Tensor]) -> Tensor:
 def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[str, Tensor]:
     """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
     leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
+    if not summands:  # nothing reads it, under a flat prior
+        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
     with torch.enable_grad():
         at_leaves = means | {block.key: leaves}
         total = sum_of(s.value(at_leaves) for s in summands).sum()

@@ -28,6 +28,7 @@ from .parameters import Parameter, parameter_of
 from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
 from .supports import (
     base_constraint,
+    class_of_latent,
     dtypes_of,
     ends_in_simplex,
     feasible,
@@ -72,6 +73,11 @@ class SymbolMessenger(Messenger):
 
     def _parameter(self, site: LatentSite) -> None:
         raise NotImplementedError
+
+    def _observe(self, name: str, value: Tensor) -> None:
+        """Keep data; a site at what the model computes of latents has none."""
+        if not isinstance(value, RandomTensor):
+            self.observations[name] = value
 
     def _latent_like(self, fn: Any) -> Tensor:
         """An empty tensor of the dtype and device of a latent."""
@@ -235,7 +241,7 @@ class StructureMessenger(SymbolMessenger):
         self.marked.setdefault(name, _is_marked(msg))
         self.dtypes |= dtypes_of(placeholder_distribution(msg["fn"]))
         if msg["is_observed"]:
-            self.observations[name] = msg["value"]
+            self._observe(name, msg["value"])
         self.origins.add_site(msg, self.like.device)
 
 
@@ -294,7 +300,7 @@ class RecordMessenger(SymbolMessenger):
         mask = torch.tensor(False, device=self.like.device) if mask is False else _trimmed(mask)
         msg["scale"] = _trimmed(msg["scale"])
         if msg["is_observed"]:
-            self.observations[name] = value
+            self._observe(name, value)
             value = checked_data(name, fn, value, mask)
         elif is_discrete(fn):
             self._discrete(msg, plates, mask)
@@ -352,7 +358,7 @@ class RecordMessenger(SymbolMessenger):
         check_plates(name, batch, plates, "latent")
         site = LatentSite(
             name,
-            family_class(unwrap(fn)[0]),
+            class_of_latent(fn),
             batch,
             fn.event_shape,
             plates,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
@@ -17,8 +18,10 @@ from ..settings import check_memory
 def dtypes_of(distribution: Any) -> set[torch.dtype]:
     """The floating dtypes of a distribution's parameters."""
     found = set()
+    distribution = getattr(distribution, "placeholder", distribution)
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
+        distribution = getattr(distribution, "placeholder", distribution)
     for value in vars(distribution).values():
         if isinstance(value, Tensor) and value.is_floating_point():
             found.add(value.dtype)
@@ -80,6 +83,22 @@ def _check_size(name: str, fn: Any) -> None:
 def is_bound_by_latent(base: Any) -> bool:
     """Whether the support of a base distribution depends on a latent."""
     return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in BOUNDS)
+
+
+def class_of_latent(fn: Any) -> type:
+    """The class whose family a latent's posterior is of: that of its distribution; a normal's of a transformed normal
+    and of a flat prior on the real numbers, whose densities say whether they are conjugate.
+    """
+    base = unwrap(fn)[0]
+    family = family_class(base)
+    if base_constraint(fn.support) is not constraints.real:
+        return family
+    while type(base) is dist.TransformedDistribution:
+        base = unwrap(base.base_dist)[0]
+    normals = (dist.Normal, dist.MultivariateNormal)
+    return (
+        dist.Normal if family is dist.ImproperUniform else next((n for n in normals if n is family_class(base)), family)
+    )
 
 
 def base_constraint(support: Any) -> Any:

@@ -2,13 +2,13 @@
 
 from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, unit, wishart
 from .base import RULES, Arguments, register_rule, rule_of
+from .construction import random_arguments
 from .random_distribution import (
     BOUNDS,
     RandomDistribution,
     arguments_of,
     expected_log_density,
     family_class,
-    random_arguments,
     unwrap,
     unwrap_masks,
 )

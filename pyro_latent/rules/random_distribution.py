@@ -9,20 +9,18 @@ from __future__ import annotations
 
 import functools
 import inspect
-import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from typing import Any
 
 import pyro.distributions as dist
 import torch
-from pyro.distributions import constraints
-from pyro.distributions.distribution import COERCIONS
+from pyro.contrib.forecast.util import UNIVARIATE_DISTS
+from pyro.distributions import constraints, transforms
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..errors import LatentValueError, MissingRuleError, NotConjugateError
-from ..expressions import Expression, RandomTensor, StandIns, derived_from_points, over_batch, placeholders
+from ..errors import LatentValueError, MissingRuleError
+from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from .base import Arguments, as_expression, rule_of
 
 
@@ -57,6 +55,9 @@ class RandomDistribution(TorchDistribution):
         arguments = self.__dict__.get("arguments", {})
         if name in arguments:
             return self._as_attribute(name)
+        if self.family in _TRANSFORMED and name in ("base_dist", "transforms"):
+            base, transforms = _TRANSFORMED[self.family]
+            return transforms if name == "transforms" else base(**arguments).expand(self.batch_shape)
         raise _NoAttributeError(
             f"Expected an argument of {self.family.__name__} as it was given ({sorted(arguments)}); got {name!r}, "
             "which depends on the values of its latent arguments."
@@ -146,103 +147,27 @@ def random_distribution(
 ) -> RandomDistribution:
     """A distribution whose arguments (by name) hold random tensors."""
     made = random_class(family)
-    forecast: Any = sys.modules.get("pyro.contrib.forecast.util")
-    if forecast is not None and family in forecast.UNIVARIATE_DISTS:  # by type, where reshape_batch looks
-        forecast.UNIVARIATE_DISTS[made] = forecast.UNIVARIATE_DISTS[family]
+    if family in UNIVARIATE_DISTS:  # by type, where reshape_batch looks
+        UNIVARIATE_DISTS[made] = UNIVARIATE_DISTS[family]
     found: RandomDistribution = object.__new__(made)
     found.__init__(arguments, placeholder, batch_shape)  # type: ignore[misc]  # a call is one of the family
     return found
 
 
+#: Classes of transformed distributions: that of the base, which has the same arguments, and the transforms.
+_TRANSFORMED: dict[type, tuple[Any, list[Any]]] = {dist.LogNormal: (dist.Normal, [transforms.ExpTransform()])}
 #: Arguments of which a constructor takes one, and derives the others when asked.
 _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
 #: Arguments that say which values there are.
 BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
 _FEW = 2**16
-_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 
 
-def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    args, kwargs = stand_ins.of((args, kwargs))
-    if issubclass(cls, RandomDistribution):
-        return cls.family(*args, **kwargs)
-    inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
-    if inside and not issubclass(cls, _WRAPPERS):
-        raise NotConjugateError(
-            f"Expected a distribution of plain arguments; got {cls.__name__} around a distribution with latent "
-            f"arguments ({inside[0].family.__name__}). Write a mixture with a discrete latent site, as "
-            "pyro.sample('z', Categorical(weights)), and index the parameters by it; a transformed distribution has "
-            "no rule."
-        )
-    if not any(isinstance(a, RandomTensor) for a in (*args, *kwargs.values())):
-        return None
-    if issubclass(cls, _WRAPPERS):
-        sites = sorted(
-            {s for a in (*args, *kwargs.values()) if isinstance(a, RandomTensor) for s in a.expression.sites}
-        )
-        raise NotConjugateError(
-            f"Expected a constant mask of a distribution; got one that depends on the latents {sites}. Write "
-            "torch.where(condition, a, b) in the arguments of the distribution."
-        )
-    bound = inspect.signature(cls).bind(*args, **kwargs).arguments
-    named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
-    _check_numbers(cls, named)
-    values, batch_shape = _one_element(cls, placeholders(named))
-    placeholder = _made(cls, values)
-    if batch_shape is not None and len(placeholder.batch_shape) != len(batch_shape):  # events are more than they say
-        placeholder, batch_shape = _made(cls, placeholders(named)), None
-    return random_distribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
-
-
-def _made(cls: Any, arguments: dict[str, Any]) -> Any:
+def made(cls: Any, arguments: dict[str, Any]) -> Any:
     """A distribution whose arguments are not checked, where its class can leave that out."""
     unchecked = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
     return cls(**arguments, **unchecked)
-
-
-def _check_numbers(cls: type, arguments: dict[str, Any]) -> None:
-    """PyTorch cuts the fractions of numbers beside a tensor of whole numbers off, which nobody means.
-
-    Raises:
-        NotConjugateError: naming the latents that are whole.
-    """
-    tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
-    cut = {n: v for n, v in arguments.items() if isinstance(v, float) and not v.is_integer()}
-    if cut and not any(t.is_floating_point() for t in tensors):
-        sites = sorted({s for t in tensors if isinstance(t, RandomTensor) for s in t.expression.sites})
-        raise NotConjugateError(
-            f"Expected arguments of {cls.__name__} that are all floating; got whole numbers of the latents {sites} "
-            f"beside {', '.join(f'{n}={v}' for n, v in cut.items())}, which PyTorch cuts to whole numbers too. Write "
-            "z.float() or z * 1.0."
-        )
-
-
-def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], torch.Size | None]:
-    """The arguments at one element of the batch, and the batch shape: no constructor factors a matrix for each
-    datum.
-    """
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    try:
-        limits: dict[str, Any] = cls.arg_constraints  # type: ignore[attr-defined]
-        split = {name: value.ndim - limits[name].event_dim for name, value in tensors.items()}
-    except (AttributeError, KeyError, NotImplementedError, TypeError):
-        return values, None
-    batch_shape = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
-    first = {n: value[(slice(0, 1),) * split[n]] for n, value in tensors.items() if n not in BOUNDS}
-    return values | first, batch_shape
-
-
-@contextmanager
-def random_arguments(stand_ins: StandIns | None = None) -> Iterator[None]:
-    """Let distributions be constructed with random tensors, or what they stand for; the hook is process-wide."""
-    hook = functools.partial(_coerce, stand_ins := stand_ins or StandIns())
-    COERCIONS.append(hook)
-    try:
-        with stand_ins:
-            yield
-    finally:
-        COERCIONS.remove(hook)
 
 
 def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
@@ -324,6 +249,9 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     """The density by the rule; without one, or an expectation, or of a network, whose squares would cancel, as a
     function of discrete latents or points, if nothing else is random.
     """
+    recorded = _by_pyro(base, value, like)
+    if recorded is not None:
+        return recorded
     try:
         density = _by_rule(base, value, like)
     except MissingRuleError:
@@ -333,6 +261,32 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
         return found
     again = density.sums_derived
     return ((density.opacity or again) and _without_rule(base, value, like, again)) or density
+
+
+def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The density by Pyro's own code, whose operations are recorded: of transformed distributions and of flat priors;
+    that of a point is known at the point alone.
+    """
+    family = family_class(base)
+    if family in _TRANSFORMED and isinstance(base, RandomDistribution):
+        base = dist.TransformedDistribution(base.base_dist, base.transforms)
+    if not isinstance(value, RandomTensor) and value.is_floating_point() and value.numel() <= _FEW:
+        value = value.to(like.double())
+    if type(base) is dist.TransformedDistribution or family is dist.ImproperUniform:
+        density = base.log_prob(value)
+    elif family is dist.Delta and _is_point_of(base, value):
+        density = base.log_density
+    else:
+        return None
+    found = as_expression(density, like.double())
+    return None if found is None else found.polynomial()
+
+
+def _is_point_of(base: Any, value: Tensor) -> bool:
+    """Whether a value is that which a Delta is at."""
+    if isinstance(base, RandomDistribution) or isinstance(value, RandomTensor):
+        return isinstance(base, RandomDistribution) and value is base.arguments["v"]
+    return torch.equal(value.expand(base.v.shape).to(base.v), base.v)
 
 
 def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
@@ -358,7 +312,7 @@ def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
         if not isinstance(base, RandomDistribution):
             return base.log_prob(plain[-1])
         named = dict(zip(arguments, plain[:-1], strict=True))
-        return _made(base.family, named).log_prob(plain[-1])
+        return made(base.family, named).log_prob(plain[-1])
 
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s]
     return over_batch(log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
@@ -379,7 +333,7 @@ def _of_points(base: Any, value: Any, like: Tensor, name: str) -> Expression | N
     def log_prob(*pieces: Any) -> Tensor:
         *arguments, observed = pieces
         named = dict(zip(base.arguments, arguments, strict=True))
-        return _made(base.family, named).log_prob(observed)
+        return made(base.family, named).log_prob(observed)
 
     name = name or f"log_prob of {base.family.__name__}"
     return derived_from_points(name, log_prob, (*base.arguments.values(), value), like)
@@ -391,7 +345,8 @@ __all__ = [
     "arguments_of",
     "expected_log_density",
     "family_class",
-    "random_arguments",
+    "made",
+    "random_distribution",
     "unwrap",
     "unwrap_masks",
 ]

@@ -1,0 +1,99 @@
+"""The constructor hook: while a model is recorded, a distribution with random arguments is made a random one."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro.distributions.distribution import COERCIONS
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..expressions import RandomTensor, StandIns, placeholders
+from .random_distribution import BOUNDS, RandomDistribution, made, random_distribution
+
+_WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+
+
+def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+    args, kwargs = stand_ins.of((args, kwargs))
+    if issubclass(cls, RandomDistribution):
+        return cls.family(*args, **kwargs)
+    inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
+    if inside and not issubclass(cls, (*_WRAPPERS, dist.TransformedDistribution)):
+        raise NotConjugateError(
+            f"Expected a distribution of plain arguments; got {cls.__name__} around a distribution with latent "
+            f"arguments ({inside[0].family.__name__}). Write a mixture with a discrete latent site, as "
+            "pyro.sample('z', Categorical(weights)), and index the parameters by it."
+        )
+    if not any(isinstance(a, RandomTensor) for a in (*args, *kwargs.values())):
+        return None
+    if issubclass(cls, _WRAPPERS):
+        sites = sorted(
+            {s for a in (*args, *kwargs.values()) if isinstance(a, RandomTensor) for s in a.expression.sites}
+        )
+        raise NotConjugateError(
+            f"Expected a constant mask of a distribution; got one that depends on the latents {sites}. Write "
+            "torch.where(condition, a, b) in the arguments of the distribution."
+        )
+    bound = inspect.signature(cls).bind(*args, **kwargs)
+    bound.apply_defaults()
+    named = {k: v for k, v in bound.arguments.items() if v is not None and k != "validate_args"}
+    _check_numbers(cls, named)
+    values, batch_shape = _one_element(cls, placeholders(named))
+    placeholder = made(cls, values)
+    if batch_shape is not None and len(placeholder.batch_shape) != len(batch_shape):  # events are more than they say
+        placeholder, batch_shape = made(cls, placeholders(named)), None
+    return random_distribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+
+
+def _check_numbers(cls: type, arguments: dict[str, Any]) -> None:
+    """PyTorch cuts the fractions of numbers beside a tensor of whole numbers off, which nobody means.
+
+    Raises:
+        NotConjugateError: naming the latents that are whole.
+    """
+    tensors = [v for v in arguments.values() if isinstance(v, Tensor)]
+    cut = {n: v for n, v in arguments.items() if isinstance(v, float) and not v.is_integer()}
+    if cut and not any(t.is_floating_point() for t in tensors):
+        sites = sorted({s for t in tensors if isinstance(t, RandomTensor) for s in t.expression.sites})
+        raise NotConjugateError(
+            f"Expected arguments of {cls.__name__} that are all floating; got whole numbers of the latents {sites} "
+            f"beside {', '.join(f'{n}={v}' for n, v in cut.items())}, which PyTorch cuts to whole numbers too. Write "
+            "z.float() or z * 1.0."
+        )
+
+
+def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], torch.Size | None]:
+    """The arguments at one element of the batch, and the batch shape: no constructor factors a matrix for each
+    datum.
+    """
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    try:
+        limits: dict[str, Any] = cls.arg_constraints  # type: ignore[attr-defined]
+        split = {name: value.ndim - limits[name].event_dim for name, value in tensors.items()}
+    except (AttributeError, KeyError, NotImplementedError, TypeError):
+        return values, None
+    batch_shape = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
+    first = {n: value[(slice(0, 1),) * split[n]] for n, value in tensors.items() if n not in BOUNDS}
+    return values | first, batch_shape
+
+
+@contextmanager
+def random_arguments(stand_ins: StandIns | None = None) -> Iterator[None]:
+    """Let distributions be constructed with random tensors, or what they stand for; the hook is process-wide."""
+    hook = functools.partial(_coerce, stand_ins := stand_ins or StandIns())
+    COERCIONS.append(hook)
+    try:
+        with stand_ins:
+            yield
+    finally:
+        COERCIONS.remove(hook)
+
+
+__all__ = ["random_arguments"]
