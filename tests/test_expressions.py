@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyro_latent.errors import LatentValueError
 from pyro_latent.expressions import Expression, RandomTensor
+from pyro_latent.expressions.linear import COMPOSED, LINEAR, PLACING
 from pyro_latent.expressions.operations import OPERATIONS
 
 
@@ -162,6 +163,10 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "einsum of a trace": lambda x: torch.einsum("ii", x.square),
     "einsum that permutes": lambda x: torch.einsum("abc->cab", x.cube),
     "einsum of an outer product": lambda x: torch.einsum("i,j->ij", x.vector, x.vector),
+    "einsum with an ellipsis": lambda x: (
+        torch.einsum("...ij,jk->...k", x.cube, W) + torch.einsum("...j,j", x.vector, V)
+    ),
+    "einsum of two ellipses": lambda x: torch.einsum("...j, i...j -> ...i", x.matrix, x.cube),
     "einsum of a list": lambda x: torch.einsum("ij,j->i", [x.matrix, V]),
     # Shapes.
     "reshape merging": lambda x: x.cube.reshape(6, 4) * x.vector,
@@ -320,6 +325,128 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "index by a list of masks": lambda x: x.matrix[[True, False, True]],
     "gather with a smaller index": lambda x: x.matrix.gather(-1, CHOICE[:2]) + x.matrix.gather(0, CHOICE.T[:, :2] % 3),
     "arrays on the right": lambda x: x.vector * np.arange(4.0) + x.vector / np.ones(1),
+    # Elements that are moved.
+    "roll": lambda x: x.matrix.roll(1, 0) + torch.roll(x.matrix, (1, 2), (0, 1)) + x.matrix.roll(5),
+    "flips": lambda x: x.matrix.flip(0) + torch.fliplr(x.matrix) + torch.flipud(x.matrix),
+    "rot90": lambda x: torch.rot90(x.cube, 1, (1, 2)),
+    "repeats": lambda x: x.vector.repeat(2, 3) + x.vector.tile(3) + torch.repeat_interleave(x.vector, 3),
+    "repeat_interleave by counts": lambda x: x.matrix.repeat_interleave(torch.tensor([0, 2, 1]), 0),
+    "diagonals": lambda x: (
+        x.square.diagonal() + torch.linalg.diagonal(x.square) + torch.diag(x.square) + x.square.trace()
+    ),
+    "diagonal of batches": lambda x: x.cube.diagonal(1, 0, 2),
+    "windows": lambda x: x.vector.unfold(0, 2, 1) + x.matrix.ravel()[:2] + x.vector.unflatten(0, (2, 2))[0],
+    "patches": lambda x: torch.nn.functional.unfold(x.matrix[None, None], 2, padding=1),
+    "masked_select": lambda x: x.matrix.masked_select(MASK2) + torch.masked_select(x.matrix, MASK2),
+    "masked_scatter": lambda x: (
+        torch.zeros(4).double().masked_scatter(V > 0, x.vector) + x.vector.masked_scatter(V > 0, V)
+    ),
+    "masked_fill": lambda x: x.matrix.masked_fill(MASK2, 2.0) + torch.masked_fill(x.vector, V > 0, x.scalar),
+    "pad": lambda x: torch.nn.functional.pad(x.matrix, (1, 2), value=3.0) + torch.nn.functional.pad(x.vector, (2, 1)),
+    "pad by reflection": lambda x: torch.nn.functional.pad(x.cube, (2, 1), mode="reflect"),
+    "scatter": lambda x: (
+        torch.zeros(6).double().scatter(0, ROWS[:4] + 1, x.vector) + x.matrix[0].scatter(0, ROWS[:1], 5.0).sum()
+    ),
+    "index_copy": lambda x: torch.ones(6).double().index_copy(0, torch.tensor([5, 0, 2, 3]), x.vector),
+    "index_fill": lambda x: x.matrix.index_fill(1, torch.tensor([2, 0]), -1.0),
+    "index_put": lambda x: torch.ones(3, 4).double().index_put((ROWS[:2], COLUMNS[:2]), x.vector[:2]),
+    "scattered parts": lambda x: (
+        torch.ones(3, 4).double().select_scatter(x.vector, 0, 1)
+        + x.matrix.slice_scatter(x.vector[None], 0, 2, 3)
+        + torch.ones(3, 4).double().diagonal_scatter(x.vector[:3])
+    ),
+    "triangles": lambda x: x.square.triu(1) + torch.tril(x.square, -1) @ x.square.tril(),
+    "diagflat": lambda x: (
+        torch.diagflat(x.vector[:3], 1) + torch.block_diag(x.vector, x.matrix[0, :2] * 2, x.square[:2, :2]).sum()
+    ),
+    "stacks": lambda x: (
+        torch.hstack([x.vector, V, x.vector]).sum() * torch.vstack([x.vector, V]) + torch.row_stack([V, x.vector])
+    ),
+    "stacked columns": lambda x: torch.column_stack([x.vector, V]) + torch.dstack([x.vector, V])[0],
+    "atleast": lambda x: torch.atleast_1d(x.scalar) + torch.atleast_2d(x.vector) + torch.atleast_3d(x.vector)[..., 0],
+    "grids": lambda x: torch.meshgrid(x.vector, V, indexing="ij")[0] + torch.cartesian_prod(x.vector, V)[:, 1].sum(),
+    "combinations": lambda x: torch.combinations(x.vector, 2).sum(0),
+    "shuffles": lambda x: (
+        torch.nn.functional.channel_shuffle(x.matrix.reshape(1, 12, 1, 1), 3).flatten()
+        + torch.nn.functional.pixel_shuffle(x.matrix.reshape(12, 1, 1), 2).flatten()
+        + torch.nn.functional.pixel_unshuffle(x.matrix.reshape(3, 2, 2), 2).flatten()
+    ),
+    "real": lambda x: torch.real(x.vector) + x.vector.resolve_conj() + x.vector.resolve_neg(),
+    "flip of choices": lambda x: torch.where(MASK2, x.matrix, x.vector).flip(0, 1).roll(1, -1).triu() ** 2,
+    # Elements that are added up with constant weights.
+    "scatter_add": lambda x: (
+        V.scatter_add(0, ROWS[:4] % 4, x.vector) + x.vector.scatter_add(0, ROWS % 4, torch.ones(5).double())
+    ),
+    "index_add": lambda x: U.index_add(0, ROWS[1:3], x.matrix[:2]) + x.matrix.index_add(0, ROWS[:1], x.matrix[:1]),
+    "index_put that adds": lambda x: V.index_put((ROWS[:4] % 2,), x.vector, accumulate=True),
+    "sum_to_size": lambda x: x.cube.sum_to_size(1, 3, 1),
+    "fold": lambda x: torch.nn.functional.fold(x.matrix[None, :2].mT, (2, 3), 2),
+    "pools": lambda x: (
+        torch.nn.functional.avg_pool1d(x.cube, 2)
+        + torch.nn.functional.adaptive_avg_pool1d(x.cube, 2)
+        + torch.nn.functional.avg_pool2d(x.cube, (3, 2))
+        + torch.nn.functional.adaptive_avg_pool2d(x.cube, (3, 2))
+        + torch.nn.functional.avg_pool3d(x.cube[None], (1, 3, 2))[0]
+    ),
+    "interpolate": lambda x: torch.nn.functional.interpolate(x.cube, scale_factor=2.0, mode="linear"),
+    "conv1d": lambda x: (
+        torch.nn.functional.conv1d(x.matrix[None], U[:2, :3].reshape(2, 3, 1), x.vector[:2])
+        + torch.nn.functional.conv1d(U[None], x.cube[:, :, :1], V[:2])
+    ),
+    "convolutions": lambda x: (
+        torch.nn.functional.conv2d(x.cube[None, None, 0], U[None, None, :2, :2]).sum()
+        + torch.nn.functional.conv3d(x.cube[None, None], B[None, None])
+        + torch.nn.functional.conv_transpose1d(x.matrix[None], U[:, :1, None]).sum()
+        + torch.nn.functional.conv_transpose2d(x.matrix[None, None], U[None, None])[0, 0, 0, 0]
+        + torch.nn.functional.conv_transpose3d(x.cube[None, None], B[None, None])[0, 0, 0, 0, 0]
+    ),
+    "bilinear": lambda x: torch.nn.functional.bilinear(x.vector, V, W.T[:, :, None] * V),
+    "cross": lambda x: torch.linalg.cross(x.share, V[:3]) + torch.cross(V[:3], x.share, dim=0),
+    "trapezoids": lambda x: (
+        torch.trapezoid(x.matrix, dx=0.5) + torch.trapz(x.matrix, V) + torch.cumulative_trapezoid(x.vector)[0]
+    ),
+    # Operations that are made of others.
+    "add and sub with alpha": lambda x: (
+        torch.add(x.matrix, V, alpha=2)
+        + torch.sub(V, x.vector, alpha=0.5)
+        + torch.rsub(V, x.vector, alpha=3)
+        + x.vector.subtract(V, alpha=2)
+    ),
+    "addcmul and addcdiv": lambda x: (
+        torch.addcmul(x.vector, x.scalar, V, value=0.5) + V.addcdiv(x.vector, x.rates, value=2.0)
+    ),
+    "lerp": lambda x: torch.lerp(x.matrix, V, 0.3) + torch.lerp(V, x.vector, V.exp()) + V.lerp(x.vector, x.tau),
+    "float_power": lambda x: torch.float_power(x.rates, -2),
+    "added products": lambda x: (
+        torch.addmm(x.vector, U, x.square, beta=0.5, alpha=2.0)
+        + torch.addmv(x.column.squeeze(-1), x.matrix, V).unsqueeze(-1)
+        + torch.addr(U, x.column.squeeze(-1), x.vector)
+    ),
+    "added products in batches": lambda x: (
+        torch.baddbmm(x.scalar.expand(1, 1, 1), x.cube, x.cube.mT, alpha=2.0)
+        + torch.addbmm(U[:, :3], x.cube, x.cube.mT)
+    ),
+    "linalg.matmul": lambda x: torch.linalg.matmul(U, x.square) + torch.linalg.multi_dot([U, x.square, x.square]),
+    "chain_matmul": lambda x: torch.chain_matmul(U, x.square),
+    "outer": lambda x: torch.outer(x.vector, V) + torch.ger(V, x.vector) + x.vector.outer(x.vector),
+    "inner": lambda x: torch.inner(x.cube, U) + torch.inner(x.vector, V) + torch.inner(x.scalar, V[0]),
+    "vdot": lambda x: torch.vdot(x.vector, V) + torch.linalg.vecdot(x.matrix, V),
+    "tensordot": lambda x: torch.tensordot(x.cube, W, 1) + torch.tensordot(x.cube, U, ([2, 1], [1, 0]))[:, None, None],
+    "kron": lambda x: torch.kron(x.matrix, V) + torch.kron(x.vector, x.column.T @ U).sum(),
+    "linalg.solve": lambda x: torch.linalg.solve(definite_constant(), x.vector) + torch.linalg.solve(x.precision, V),
+    "cumsum": lambda x: x.cube.cumsum(1) + torch.cumsum(x.cube, dim=-1) + x.vector.cumsum(0),
+    "cumprod": lambda x: (
+        x.matrix.cumprod(0) + x.vector.prod() + x.cube.prod(0) + torch.prod(x.matrix, -1, keepdim=True)
+    ),
+    "cumprod, then a root": lambda x: x.rates.cumprod(1).rsqrt(),
+    "diff": lambda x: (
+        x.cube.diff() + torch.diff(x.vector, n=2, prepend=V[:1]) + x.cube.diff(dim=0, append=U[None])[:2, :, 1:]
+    ),
+    "logarithms": lambda x: torch.log1p(-x.share) + torch.logit(x.share) + torch.log2(x.rates[:, 0]) + x.tau.log10(),
+    "exponentials of logarithms": lambda x: torch.exp(-0.5 * x.rates.log() + x.tau.log() - V),
+    "layers at rest": lambda x: (
+        torch.nn.functional.dropout(x.vector, 0.5, training=False) + torch.dropout(x.vector, 0.0, True)
+    ),
     # What keeps the value.
     "clone and friends": lambda x: (
         x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V)
@@ -380,7 +507,7 @@ def test_every_operation_with_a_rule_has_a_case(symbols: Names) -> None:
             case(symbols)
     elsewhere = {"cholesky", "linalg_cholesky", "cuda", "requires_grad_"}  # read by gram; a GPU; in place
     operators = {name for name in OPERATIONS if name.startswith("__")}
-    assert set(OPERATIONS) - calls.names <= elsewhere | operators
+    assert {*OPERATIONS, *PLACING, *LINEAR, *COMPOSED} - calls.names <= elsewhere | operators
 
 
 @pytest.mark.parametrize("seed", range(60))
@@ -569,7 +696,6 @@ OPAQUE_USES: dict[str, Callable[[Any], Any]] = {
     "floor division": lambda x: x.vector // 1,
     "division with rounding": lambda x: torch.div(x.vector, 2, rounding_mode="floor"),
     "remainder": lambda x: x.vector % 2,
-    "add with alpha": lambda x: torch.add(x.vector, V, alpha=2.0),
     "exp": lambda x: x.vector.exp(),
     "sigmoid": lambda x: torch.sigmoid(x.vector),
     "softmax": lambda x: x.vector.softmax(-1),
@@ -598,8 +724,9 @@ OPAQUE_USES: dict[str, Callable[[Any], Any]] = {
     ),
     "logdet of a sum": lambda x: torch.logdet(x.precision + definite_constant()),
     "inverse of a sum": lambda x: torch.inverse(x.precision + definite_constant()),
-    "prod": lambda x: x.vector.prod(),
-    "cumsum": lambda x: x.vector.cumsum(-1),
+    "scatter that multiplies": lambda x: torch.ones(2).double().scatter(0, ROWS[1:] % 2, x.vector, reduce="multiply"),
+    "dropout": lambda x: torch.nn.functional.dropout(x.vector, 0.5),
+    "two convolved latents": lambda x: torch.nn.functional.conv1d(x.cube, x.cube),
     "norm": lambda x: x.vector.norm(),
     "det": lambda x: torch.det(x.precision),
     "size": lambda x: torch.zeros(x.tau.int()),

@@ -1,9 +1,10 @@
 """Latents as symbols: tensors that record what the model computes, and the algebra that expectations are taken in."""
 
 from .expression import Expression
+from .recorded import derived_from_points, placeholders
 from .stand_ins import StandIns
 from .symbolic import Opacity
 from .tables import over_batch
-from .tensor import RandomTensor, derived_from_points, placeholders
+from .tensor import RandomTensor
 
 __all__ = ["Expression", "Opacity", "RandomTensor", "StandIns", "derived_from_points", "over_batch", "placeholders"]

@@ -216,11 +216,11 @@ def widened(tensor: Tensor, like: Tensor) -> Tensor:
 
 def contract(operands: list[Labelled], out: Labels) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
-    if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
-        return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
     if len({tensor.dtype for tensor, _ in operands}) > 1:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
         operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
+    if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
+        return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
     waiting = list(operands)
     for places in _order(tuple((labels, tensor.shape) for tensor, labels in operands), out)[:-1]:
         taken = [waiting.pop(i) for i in sorted(places, reverse=True)]

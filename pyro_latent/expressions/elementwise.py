@@ -36,6 +36,25 @@ class Elementwise(Dimensions):
             return self._by_cases(lambda e: e.log()) or self._opaque("log")
         return collect(self._with(terms))
 
+    def exp(self) -> Self:
+        """The elementwise exponential, of constants and multiples of logarithms."""
+        if self.opacity:
+            return self
+        if self.pieces:
+            return self._map_pieces(lambda e: e.exp())
+        product = self._number(1.0).expand(self.shape)
+        for term in self.terms:
+            part = self._with([term])
+            logarithm = len(term.factors) == 1 and term.factors[0].function == "log" and term.factors[0].power == 1
+            if part.is_table:
+                product = product * self.apply(torch.exp, part)
+            elif logarithm and not term.constants and not term.summed:
+                power = replace(term.factors[0], function="x", power=term.coefficient)
+                product = product * self._with([Term(1.0, (), (power,), term.choices)])
+            else:
+                return self._opaque("exp")
+        return product
+
     def log1m(self) -> Self:
         """The elementwise log(1 - x)."""
         return (1.0 - self).log()

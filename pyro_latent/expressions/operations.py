@@ -112,13 +112,17 @@ def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Express
 
 
 def _einsum(equation: Any, *operands: Any) -> Expression | None:
-    if not isinstance(equation, str) or "." in equation:
+    if not isinstance(equation, str):
         return None
     items = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
     left, arrow, out = equation.replace(" ", "").partition("->")
     groups = left.split(",")
     if not arrow:
-        out = "".join(sorted(c for c in set(left) - {","} if left.count(c) == 1))
+        out = "..." * ("..." in left) + "".join(sorted(c for c in set(left) - {*",."} if left.count(c) == 1))
+    dots = [item.ndim - len(group) + 3 if "..." in group else 0 for group, item in zip(groups, items, strict=True)]
+    spare = [chr(ord("α") + i) for i in range(max(dots))]  # no letter of an equation
+    groups = [g.replace("...", "".join(spare[len(spare) - n :])) for g, n in zip(groups, dots, strict=True)]
+    left, out = ",".join(groups), out.replace("...", "".join(spare))
     letters = [*out, *sorted(set(left) - {","} - set(out))]
     sizes: dict[str, int] = {}
     parts = []
@@ -214,6 +218,7 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "rsqrt": lambda x: x**-0.5,
     "reciprocal": lambda x: x**-1.0,
     "log": lambda x: x.log(),
+    "exp": lambda x: x.exp(),
     "sum": _reduce(mean=False),
     "mean": _reduce(mean=True),
     **dict.fromkeys(words("matmul __matmul__ mm mv bmm dot"), lambda a, b: _lift(a).matmul(_lift(b))),

@@ -16,8 +16,9 @@ from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
 from .operations import SHAPE_QUERIES
+from .recorded import mapped, tensors_in
 from .tables import words
-from .tensor import RandomTensor, mapped, tensors_in
+from .tensor import RandomTensor
 
 _LAYERS = "torch.nn.functional"
 #: Functions that draw numbers of the shapes of their arguments.

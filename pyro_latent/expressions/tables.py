@@ -44,10 +44,6 @@ SPARSE = words(
     "mean matmul __matmul__ __rmatmul__ mm mv bmm dot einsum linear"
 )
 CASTS = words("to type type_as float double half long int short clone detach contiguous data cpu cuda")
-#: Operations that put each element somewhere else.
-MOVES = words(
-    "roll flip fliplr flipud rot90 repeat tile repeat_interleave diagonal unfold ravel unflatten masked_select"
-)
 #: Views, indexing and joining, which have a rule for every expression.
 VIEWS = words(
     "view reshape view_as reshape_as flatten unsqueeze squeeze permute movedim moveaxis transpose swapaxes "
@@ -90,12 +86,6 @@ def of_tables(
     if name in ELEMENTWISE:
         return _pointwise(call, sources, result, ndim)
     return _jointly(call, [_apart(s, range(-s.ndim, 0)) for s in sources], result)
-
-
-def moved(expression: Expression, call: Callable[..., Tensor]) -> Expression:
-    """The expression with its elements moved as an operation moves them."""
-    places = torch.arange(expression.shape.numel(), device=expression.like.device).reshape(expression.shape)
-    return expression.reshape([-1]).take(call(places))
 
 
 def along(call: Callable[..., Any], source: Expression, result: Any, dim: int) -> Any:
@@ -232,4 +222,4 @@ def _wrapped(found: Any, choices: Sequence[Any], result: Any) -> Any:
     return Expression.from_table(found, choices, result.shape).as_dtype_of(result)
 
 
-__all__ = ["ALONG", "MOVES", "along", "moved", "of_tables", "over_batch", "words"]
+__all__ = ["ALONG", "along", "of_tables", "over_batch", "words"]

@@ -123,7 +123,9 @@ def _common(mean: Tensor, axes: tuple[Axis, ...], location: _Location, value: Te
 def _mean_over(value: Tensor, axes: tuple[Axis, ...]) -> Tensor:
     """The mean of finite data over every dimension that the axes do not run along; size 1 where they gather."""
     value = seen_data(value, None, 0)
-    along = [a if isinstance(a, int) and -value.ndim <= a < 0 else None for a in axes]
+    along = [
+        a if isinstance(a, int) and -value.ndim <= a < 0 and a not in axes[:i] else None for i, a in enumerate(axes)
+    ]
     labels = [a for a in along if a is not None]
     gone = [d for d in range(value.ndim) if d - value.ndim not in labels]
     whole = value.double()

@@ -1,0 +1,176 @@
+"""Tensors with the expression that they stand for, and how they are computed again from the values of points."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Self
+
+import torch
+from torch import Tensor
+
+from .expression import Expression
+from .terms import Choice, Replay, check_combinations
+
+_numbers = itertools.count(1)
+
+
+class Recorded(Tensor):
+    """A placeholder of the right shape, the ``expression`` in the latents that it stands for, and its ``replay``."""
+
+    expression: Expression
+    _placeholder: Tensor
+    replay: Replay | None
+
+    @staticmethod
+    def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> Self:
+        wrapper: Self = torch.Tensor._make_wrapper_subclass(
+            cls, placeholder.shape, dtype=placeholder.dtype, device=placeholder.device
+        )
+        wrapper.expression = expression
+        wrapper._placeholder = placeholder
+        wrapper.replay = replay
+        return wrapper
+
+    def __init__(self, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> None:
+        pass
+
+    @property
+    def points(self) -> frozenset[str]:
+        """The point estimates that the tensor is computed from."""
+        terms = [t for e in (self.expression, *(p for _, p in self.expression.pieces)) for t in e.terms]
+        variables = [f.variable for t in terms for f in t.factors]
+        found = frozenset(p for v in variables for p in (v.parents or {v.site}))
+        return found | (self.expression.opacity.sites if self.expression.opacity else frozenset())
+
+
+def placeholders(item: Any) -> Any:
+    """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
+    return mapped(item, lambda tensor: tensor._placeholder)
+
+
+def mapped(item: Any, function: Callable[[Any], Any], kind: type[Tensor] = Recorded) -> Any:
+    """Replace tensors of a kind by what a function makes of them, inside tuples, lists and dicts too."""
+    if isinstance(item, kind):
+        return function(item)
+    if isinstance(item, torch.Size):
+        return item
+    if isinstance(item, tuple | list):
+        found = [mapped(i, function, kind) for i in item]
+        return type(item)(*found) if hasattr(item, "_fields") else type(item)(found)
+    if isinstance(item, dict):
+        return {k: mapped(v, function, kind) for k, v in item.items()}
+    return item
+
+
+def expressions(item: Any) -> Any:
+    """Replace random tensors by their expressions, inside tuples, lists and dicts too."""
+    return mapped(item, lambda tensor: tensor.expression)
+
+
+def tensors_in(*containers: Any) -> list[Tensor]:
+    """The tensors inside tuples, lists and dicts."""
+    found: list[Tensor] = []
+    for item in containers:
+        if isinstance(item, Tensor):
+            found.append(item)
+        elif isinstance(item, tuple | list):
+            found += tensors_in(*item)
+        elif isinstance(item, dict):
+            found += tensors_in(*item.values())
+    return found
+
+
+def recorded_in(*containers: Any) -> list[Recorded]:
+    """The random tensors inside tuples, lists and dicts."""
+    return [t for t in tensors_in(*containers) if isinstance(t, Recorded)]
+
+
+def parents_in(*containers: Any) -> list[Expression]:
+    """The expressions of the random tensors inside tuples, lists and dicts."""
+    return [t.expression for t in recorded_in(*containers)]
+
+
+def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+    """The operation with these tensors in place of the random ones, in order."""
+    rest = iter(tensors)
+    plain = mapped((args, kwargs), lambda tensor: next(rest))
+    return func(*plain[0], **plain[1])
+
+
+def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:
+    """The same operation on the values of points; None where a latent with a distribution is involved."""
+    sources = recorded_in(args, kwargs)
+    if any(_replay_of(t) is None for t in sources):
+        return None
+    sites = sorted({c.site for t in sources for c in t.expression.choices})
+
+    def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        key = (id(replay), *(values[site] for site in sites))
+        if key not in known:
+            plain = mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
+            known[key] = func(*plain[0], **plain[1])
+        return known[key]
+
+    return replay
+
+
+def element(replay: Replay | None, place: int) -> Replay | None:
+    """One result of an operation that has several."""
+    return None if replay is None else lambda values, known: replay(values, known)[place]
+
+
+def _replay_of(tensor: Recorded) -> Replay | None:
+    """What computes a tensor from the values of points: of a table, its numbers at the chosen values."""
+    expression = tensor.expression
+    if tensor.replay is not None or not expression.is_table:
+        return tensor.replay
+
+    def read(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        choices = expression.choices
+        return expression.table(choices)[tuple(values[c.site] for c in choices)].expand(expression.shape)
+
+    return read
+
+
+def _over_choices(replay: Replay, choices: Sequence[Choice]) -> Replay:
+    """A replay at every combination of the values of discrete latents, which come first."""
+    if not choices:
+        return replay
+    sizes = [c.size for c in choices]
+
+    def stacked(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+        rows = []
+        for place in itertools.product(*map(range, sizes)):
+            chosen = dict(zip((c.site for c in choices), place, strict=True))
+            rows.append(replay({**values, **chosen}, known))
+        return torch.stack(rows).reshape(*sizes, *rows[0].shape)
+
+    return stacked
+
+
+def each_site_once(parents: Sequence[Expression]) -> bool:
+    """Whether no two elements of one discrete site are read: a replay has one value for each site."""
+    read = {c.label: c.site for p in parents for c in p.choices}
+    return len(set(read.values())) == len(read)
+
+
+def derived(name: str, value: Tensor, replay: Replay, sources: list[Recorded]) -> Expression:
+    """What an operation without a rule makes of points, and of discrete latents beside them."""
+    points = frozenset().union(*(tensor.points for tensor in sources))
+    choices = tuple({c.label: c for t in sources for c in t.expression.choices}.values())
+    check_combinations(choices, math.prod(c.size for c in choices) * value.numel())
+    return Expression.derived(f"{name} {next(_numbers)}", value, _over_choices(replay, choices), points, choices)
+
+
+def derived_from_points(
+    name: str, func: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor
+) -> Expression | None:
+    """``func(*args)`` as a function of point estimates; None where a latent with a distribution is among the
+    arguments.
+    """
+    replay = replay_of_call(func, args, {})
+    if replay is None or not each_site_once(parents_in(args)):
+        return None
+    return derived(name, func(*placeholders(args)).to(like), replay, recorded_in(args))
