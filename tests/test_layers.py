@@ -23,7 +23,7 @@ LAYERS = (
     {"rules"},
     {"recording"},
     {"objective"},
-    {"handlers"},
+    {"handlers", "reparam"},
     {"guide"},
     {"particles"},
     {"gradient"},

@@ -2,7 +2,8 @@
 
 ``joint`` has Normal-Gamma and Normal-Wishart, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
-of any law, and ``transforms`` what a flow remembers of its last draw.
+of any law, ``polya_gamma`` the weights of a logistic function, and ``transforms`` what a flow remembers of its last
+draw.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from .elliptical import Elliptical
 from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .numeric import NumericInverseCDF
+from .polya_gamma import PolyaGamma
 from .quadrature import Panels, integrate, mesh
 from .transforms import forget_last_draw
 
@@ -26,6 +28,7 @@ __all__ = [
     "NumericInverseCDF",
     "Pair",
     "Panels",
+    "PolyaGamma",
     "Rayleigh",
     "Triangular",
     "Wishart",

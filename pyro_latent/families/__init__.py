@@ -6,6 +6,9 @@ the order of the family's components.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import pyro.distributions as dist
 import torch
 
@@ -21,6 +24,7 @@ from .multivariate_normal import MultivariateNormal
 from .normal import Normal
 from .normal_gamma import NormalGamma
 from .normal_wishart import NormalWishart
+from .polya_gamma import PolyaGamma
 from .wishart import Wishart
 
 FAMILIES: dict[type, Family] = {
@@ -39,6 +43,12 @@ FAMILIES: dict[type, Family] = {
 JOINT_FAMILIES: dict[tuple[type, ...], Family] = {
     (dist.Normal, dist.Gamma): NormalGamma(),
     (dist.MultivariateNormal, dist.Wishart): NormalWishart(),
+}
+
+
+#: Families that hold constants of a site's prior, by its class, each made from that prior.
+_WITH_CONSTANTS: dict[type, Callable[[Any], Family]] = {
+    distributions.PolyaGamma: lambda prior: PolyaGamma(prior.count),
 }
 
 
@@ -71,6 +81,12 @@ def family_of(distribution_class: type) -> Family | None:
     return next((FAMILIES[cls] for cls in distribution_class.__mro__ if cls in FAMILIES), None)
 
 
+def family_with_constants(prior: Any) -> Family | None:
+    """The family that holds constants of a site's prior, a distribution of known arguments; None if it needs none."""
+    make = _WITH_CONSTANTS.get(type(prior))
+    return None if make is None else make(prior)
+
+
 __all__ = [
     "FAMILIES",
     "JOINT_FAMILIES",
@@ -90,7 +106,9 @@ __all__ = [
     "NormalGamma",
     "NormalWishart",
     "Params",
+    "PolyaGamma",
     "Wishart",
     "family_of",
+    "family_with_constants",
     "register_family",
 ]

@@ -212,7 +212,7 @@ def _single(site: LatentSite, device: torch.device) -> Block:
     if site.point is not None:
         weight = 1.0 if site.is_param else site.scale
         return Block((site,), Point(), torch.Size(site.shape), (torch.Size(),), weight, None, device)
-    found = family_of(site.distribution)
+    found = site.family or family_of(site.distribution)
     if found is not None and found.event_class is not None and site.event_shape:
         size = site.event_shape.numel()
         if size > _LARGE_EVENT:

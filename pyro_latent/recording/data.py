@@ -9,10 +9,10 @@ from torch import Tensor
 
 from ..errors import DataError
 from ..expressions import RandomTensor
-from ..rules import unwrap, unwrap_masks
+from ..rules import unwrap, unwrap_masks, without_latents
 from ..values import all_finite
 from .sites import Plate
-from .supports import feasible, is_bound_by_latent, placeholder_distribution
+from .supports import feasible, is_bound_by_latent
 
 
 def joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
@@ -74,7 +74,7 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         full = value.expand(shape + event)
         kept = full[mask.expand(shape)]
         filler = kept[0] if len(kept) else feasible(fn.support, event, full)
-        inside = placeholder_distribution(fn).support.check(full)
+        inside = without_latents(fn).support.check(full)
         usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
         usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
         value = torch.where(shown | usable, full, filler.to(full.dtype))
@@ -86,7 +86,7 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         )
     if is_bound_by_latent(unwrap(fn)[0]):
         return value  # its density says which values of the latent allow it
-    support = placeholder_distribution(fn).support
+    support = without_latents(fn).support
     inside = support.check(value)
     if not bool(inside.all()):
         bad = int((~inside).sum())

@@ -21,7 +21,8 @@ from torch import Tensor
 
 from ..errors import DataError, ModelError, NotConjugateError
 from ..expressions import Expression, RandomTensor, StandIns
-from ..rules import RandomDistribution, expected_log_density, family_class, unwrap
+from ..families import family_with_constants
+from ..rules import RandomDistribution, expected_log_density, family_class, unwrap, without_latents
 from .data import check_plates, check_shape, checked_data, joined_mask
 from .origins import Origins, is_part, origin_for
 from .parameters import Parameter, parameter_of
@@ -34,7 +35,6 @@ from .supports import (
     feasible,
     is_discrete,
     is_nonnegative,
-    placeholder_distribution,
     support_of,
 )
 
@@ -229,7 +229,7 @@ class StructureMessenger(SymbolMessenger):
 
     def _latent_like(self, fn: Any) -> Tensor:
         """The dtype of a latent is that of its prior, while that of the data is not known."""
-        return self.like.double() if torch.float64 in dtypes_of(placeholder_distribution(fn)) else self.like
+        return self.like.double() if torch.float64 in dtypes_of(without_latents(fn)) else self.like
 
     def _parameter(self, site: LatentSite) -> None:
         assert site.point is not None
@@ -239,7 +239,7 @@ class StructureMessenger(SymbolMessenger):
     def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
         name = msg["name"]
         self.marked.setdefault(name, _is_marked(msg))
-        self.dtypes |= dtypes_of(placeholder_distribution(msg["fn"]))
+        self.dtypes |= dtypes_of(without_latents(msg["fn"]))
         if msg["is_observed"]:
             self._observe(name, msg["value"])
         self.origins.add_site(msg, self.like.device)
@@ -367,6 +367,7 @@ class RecordMessenger(SymbolMessenger):
             msg["infer"].get("update"),
             self._origin(name, shape),
             local=msg["infer"].get("local"),
+            family=family_with_constants(unwrap(fn)[0]),
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)

@@ -102,7 +102,8 @@ class _Draws(Messenger):
             return
         elif type(fn) is dist.Categorical and not any(fn._param.stride()[:-1]):
             first = fn._param[(0,) * len(fn.batch_shape)]
-            one = dist.Categorical(probs=first) if "probs" in vars(fn) else dist.Categorical(logits=first)
+            is_probs = fn._param is vars(fn).get("probs")  # it may hold both
+            one = dist.Categorical(probs=first) if is_probs else dist.Categorical(logits=first)
             cumulated = one.probs.cumsum(-1)
             draws = cumulated[-1] * torch.rand(fn.batch_shape, dtype=cumulated.dtype, device=cumulated.device)
             numbers = torch.searchsorted(cumulated, draws, right=True).clamp(max=len(cumulated) - 1)

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..expressions import Expression
+from ..families import Family
 from ..families.finite import is_row
 
 
@@ -42,6 +43,7 @@ class LatentSite:
     ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
     ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
     (unconstrained) tensor of the module that a parameter belongs to.
+    ``family`` holds constants of its prior, where its family needs them.
     ``local``: whether the model says that it belongs to the data at hand, or that it does not; None: it says nothing.
     """
 
@@ -60,6 +62,7 @@ class LatentSite:
     own_point: Tensor | None = None
     module_value: Tensor | None = None
     local: bool | None = None
+    family: Family | None = None
 
     @property
     def shape(self) -> torch.Size:

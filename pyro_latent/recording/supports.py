@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor
-from ..rules import BOUNDS, RandomDistribution, family_class, unwrap
+from ..rules import BOUNDS, RandomDistribution, family_class, unwrap, without_latents
 from ..settings import check_memory
 
 
@@ -30,14 +30,7 @@ def dtypes_of(distribution: Any) -> set[torch.dtype]:
 
 def is_discrete(fn: Any) -> bool:
     """Whether a distribution is over discrete values."""
-    return bool(placeholder_distribution(fn).support.is_discrete)
-
-
-def placeholder_distribution(fn: Any) -> Any:
-    """The distribution with its latent arguments at their placeholders."""
-    base, reinterpreted, _ = unwrap(fn)
-    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
-    return plain.to_event(reinterpreted) if reinterpreted else plain
+    return bool(without_latents(fn).support.is_discrete)
 
 
 def support_of(name: str, fn: Any) -> Tensor:
@@ -59,7 +52,7 @@ def support_of(name: str, fn: Any) -> Tensor:
         )
     _check_size(name, fn)
     try:
-        support: Tensor = placeholder_distribution(fn).enumerate_support(expand=False)
+        support: Tensor = without_latents(fn).enumerate_support(expand=False)
     except NotImplementedError:
         raise NotConjugateError(
             f"Expected discrete latents that can be enumerated; got site {name!r}, a {family_class(base).__name__} "
@@ -74,7 +67,7 @@ def _check_size(name: str, fn: Any) -> None:
     Raises:
         ModelError: if it does not.
     """
-    plain, event = placeholder_distribution(fn), fn.event_shape.numel()
+    plain, event = without_latents(fn), fn.event_shape.numel()
     bound = getattr(plain, "total_count", None)
     count = int(torch.as_tensor(bound).max()) + 1 if bound is not None and not event > 1 else event
     check_memory(f"the values of the discrete latent {name!r}", count * event, "Give it fewer values.")

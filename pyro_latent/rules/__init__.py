@@ -1,6 +1,6 @@
 """Expected log densities, one rule a file; see :mod:`.base` for how to write one."""
 
-from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, unit, wishart
+from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, polya_gamma, unit, wishart
 from .base import RULES, Arguments, register_rule, rule_of
 from .construction import random_arguments
 from .random_distribution import (
@@ -9,8 +9,10 @@ from .random_distribution import (
     arguments_of,
     expected_log_density,
     family_class,
+    raw_arguments,
     unwrap,
     unwrap_masks,
+    without_latents,
 )
 
 __all__ = [
@@ -28,11 +30,14 @@ __all__ = [
     "gamma",
     "multivariate_normal",
     "normal",
+    "polya_gamma",
     "random_arguments",
+    "raw_arguments",
     "register_rule",
     "rule_of",
     "unit",
     "unwrap",
     "unwrap_masks",
     "wishart",
+    "without_latents",
 ]

@@ -15,23 +15,31 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor, StandIns, placeholders
-from .random_distribution import BOUNDS, RandomDistribution, made, random_distribution
+from .random_distribution import (
+    BOUNDS,
+    RandomDistribution,
+    around_latents,
+    made,
+    random_distribution,
+    unwrap,
+    without_latents,
+)
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
+#: Distributions around others that a reparameterizer takes apart.
+_COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution)
 
 
 def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = stand_ins.of((args, kwargs))
     if issubclass(cls, RandomDistribution):
         return cls.family(*args, **kwargs)
-    inside = [a for a in (*args, *kwargs.values()) if isinstance(a, RandomDistribution)]
-    if inside and not issubclass(cls, (*_WRAPPERS, dist.TransformedDistribution)):
-        raise NotConjugateError(
-            f"Expected a distribution of plain arguments; got {cls.__name__} around a distribution with latent "
-            f"arguments ({inside[0].family.__name__}). Write a mixture with a discrete latent site, as "
-            "pyro.sample('z', Categorical(weights)), and index the parameters by it."
-        )
-    if not any(isinstance(a, RandomTensor) for a in (*args, *kwargs.values())):
+    given = (*args, *kwargs.values())
+    inside = [a for a in given if isinstance(a, RandomDistribution)]
+    if inside and not issubclass(cls, (*_WRAPPERS, *_COMPOUNDS, dist.TransformedDistribution)):
+        raise around_latents(cls.__name__, inside[0])
+    is_compound = issubclass(cls, _COMPOUNDS) and any(isinstance(unwrap(a)[0], RandomDistribution) for a in given)
+    if not is_compound and not any(isinstance(a, RandomTensor) for a in given):
         return None
     if issubclass(cls, _WRAPPERS):
         sites = sorted(
@@ -45,6 +53,10 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
     bound.apply_defaults()
     named = {k: v for k, v in bound.arguments.items() if v is not None and k != "validate_args"}
     _check_numbers(cls, named)
+    if is_compound:
+        plain = {name: without_latents(value) for name, value in placeholders(named).items()}
+        placeholder = made(cls, plain)
+        return random_distribution(cls, named, placeholder, placeholder.batch_shape)
     values, batch_shape = _one_element(cls, placeholders(named))
     placeholder = made(cls, values)
     if batch_shape is not None and len(placeholder.batch_shape) != len(batch_shape):  # events are more than they say

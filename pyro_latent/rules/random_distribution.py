@@ -19,7 +19,7 @@ from pyro.distributions import constraints, transforms
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..errors import LatentValueError, MissingRuleError
+from ..errors import LatentValueError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from .base import Arguments, as_expression, rule_of
 
@@ -118,6 +118,7 @@ class RandomDistribution(TorchDistribution):
 
     def log_prob(self, value: Any) -> Any:
         """The log density as a random tensor, so that ``pyro.factor`` can use it."""
+        _check_plain(self)
         like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
         density = expected_log_density(self, value, like)
         number = torch.zeros(density.shape, dtype=like.dtype, device=like.device)
@@ -196,20 +197,53 @@ def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
         distribution = distribution.base_dist
 
 
+def without_latents(distribution: Any) -> Any:
+    """A distribution with its latent arguments at their placeholders, without masks; anything else as it is."""
+    base, reinterpreted, _ = unwrap(distribution)
+    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
+    return plain.to_event(reinterpreted) if reinterpreted else plain
+
+
+def around_latents(name: str, inside: Any) -> NotConjugateError:
+    """The error for a distribution around one with latent arguments."""
+    return NotConjugateError(
+        f"Expected a distribution of plain arguments; got {name} around a distribution with latent arguments "
+        f"({family_class(unwrap(inside)[0]).__name__}). Write a mixture with a discrete latent site, as "
+        "pyro.sample('z', Categorical(weights)), and index the parameters by it; "
+        "AutoConjugate(model, reparam=True) does so for those that it knows."
+    )
+
+
+def _check_plain(base: Any) -> None:
+    """A density is of a distribution whose arguments are no distributions.
+
+    Raises:
+        NotConjugateError: if they are.
+    """
+    arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
+    for argument in arguments:
+        if hasattr(argument, "log_prob"):
+            raise around_latents(base.family.__name__, argument)
+
+
 def family_class(distribution: Any) -> type:
     """The class of a base distribution, random arguments or not."""
     return distribution.family if isinstance(distribution, RandomDistribution) else type(distribution)
 
 
+def raw_arguments(distribution: Any) -> dict[str, Any]:
+    """The arguments of a base distribution that there are, by name, as they were given or as a plain one keeps them."""
+    if isinstance(distribution, RandomDistribution):
+        return distribution.arguments
+    names = inspect.signature(type(distribution)).parameters
+    raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
+    return {n: v for n, v in raw.items() if v is not None}
+
+
 def arguments_of(distribution: Any, like: Tensor) -> Arguments:
     """The arguments of a base distribution as expressions."""
-    if isinstance(distribution, RandomDistribution):
-        raw = distribution.arguments
-    else:
-        names = inspect.signature(type(distribution)).parameters
-        raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
     like = like.double()  # log-normalizers of constant arguments are large, and cancel
-    found = {n: as_expression(v, like) for n, v in raw.items()}
+    found = {n: as_expression(v, like) for n, v in raw_arguments(distribution).items()}
     return Arguments({n: e for n, e in found.items() if e is not None})
 
 
@@ -249,6 +283,7 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     """The density by the rule; without one, or an expectation, or of a network, whose squares would cancel, as a
     function of discrete latents or points, if nothing else is random.
     """
+    _check_plain(base)
     recorded = _by_pyro(base, value, like)
     if recorded is not None:
         return recorded
@@ -343,10 +378,13 @@ __all__ = [
     "BOUNDS",
     "RandomDistribution",
     "arguments_of",
+    "around_latents",
     "expected_log_density",
     "family_class",
     "made",
     "random_distribution",
+    "raw_arguments",
     "unwrap",
     "unwrap_masks",
+    "without_latents",
 ]

@@ -1,0 +1,32 @@
+"""Auxiliary sites that make a model conjugate, as reparameterizers of Pyro: one entry a class of densities.
+
+``Conjugate`` is the strategy that uses them all; each is a ``Reparam`` to use alone.
+"""
+
+from .base import ConjugateReparam, MovedReparam, Site
+from .conjugate import ENTRIES, Conjugate
+from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .logistic import PolyaGammaReparam
+from .mixture import MixtureReparam
+from .renamed import RenamedReparam
+from .scales import HalfCauchyReparam, InverseGammaReparam
+from .student_t import StudentTReparam
+from .zero_inflated import ZeroInflatedReparam
+
+__all__ = [
+    "ENTRIES",
+    "BetaBinomialReparam",
+    "Conjugate",
+    "ConjugateReparam",
+    "DirichletMultinomialReparam",
+    "GammaPoissonReparam",
+    "HalfCauchyReparam",
+    "InverseGammaReparam",
+    "MixtureReparam",
+    "MovedReparam",
+    "PolyaGammaReparam",
+    "RenamedReparam",
+    "Site",
+    "StudentTReparam",
+    "ZeroInflatedReparam",
+]

@@ -1,0 +1,79 @@
+"""The strategy that makes a model conjugate: each site by the entry for its class, until none is for it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pyro.infer.reparam.reparam import Reparam
+from pyro.infer.reparam.strategies import Strategy
+
+from ..rules import family_class
+from .base import ConjugateReparam, MovedReparam, Site
+from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .logistic import PolyaGammaReparam
+from .mixture import MixtureReparam
+from .renamed import RenamedReparam
+from .scales import HalfCauchyReparam, InverseGammaReparam
+from .student_t import StudentTReparam
+from .zero_inflated import ZeroInflatedReparam
+
+#: The entries, in the order of the table in the docs.
+ENTRIES: tuple[type[ConjugateReparam], ...] = (
+    StudentTReparam,
+    PolyaGammaReparam,
+    GammaPoissonReparam,
+    BetaBinomialReparam,
+    DirichletMultinomialReparam,
+    MixtureReparam,
+    ZeroInflatedReparam,
+    HalfCauchyReparam,
+    InverseGammaReparam,
+    RenamedReparam,
+)
+
+
+class Conjugate(Strategy):
+    """Makes a model conditionally conjugate by auxiliary sites; a site without an entry stays as it is.
+
+    Attributes:
+        auxiliary: by auxiliary site, the site that it belongs to, of the runs so far.
+        moved: by site that is a function of an auxiliary one, that one and the function.
+
+    Example::
+
+        model = poutine.reparam(model, config=Conjugate())
+        CAVI(model, AutoConjugate(model)).run(x)
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.auxiliary: dict[str, str] = {}
+        self.moved: dict[str, tuple[str, Any]] = {}
+
+    def configure(self, msg: Any) -> Reparam | None:
+        found = _Chain(self) if entry_for(msg) is not None else None
+        return found
+
+
+def entry_for(msg: Any) -> ConjugateReparam | None:
+    """The entry for the site of a message."""
+    site = Site.of(msg)
+    found = (e() for e in ENTRIES if issubclass(family_class(site.fn), e.densities))
+    return next((entry for entry in found if entry.applies(site)), None)
+
+
+class _Chain(Reparam):
+    """The entries for a site, one after another, as for a mixture of Student-t's."""
+
+    def __init__(self, strategy: Conjugate) -> None:
+        self._strategy = strategy
+
+    def apply(self, msg: Any) -> Any:
+        while (entry := entry_for(msg)) is not None:
+            name = msg["name"]
+            names = [f"{name}_{suffix}" for suffix in entry.suffixes]
+            self._strategy.auxiliary |= dict.fromkeys(names, name)
+            if isinstance(entry, MovedReparam):
+                self._strategy.moved[name] = names[-1], entry.transform
+            msg = entry.apply(msg)
+        return msg

@@ -1,0 +1,129 @@
+"""Logistic likelihoods: given a Pólya-gamma weight they are quadratic in the logits."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+from torch.distributions.utils import broadcast_all
+
+from ..distributions import PolyaGamma
+from ..expressions import Expression
+from ..rules import Arguments, raw_arguments, register_rule
+from .base import ConjugateReparam, Site
+
+Number = TypeVar("Number", Tensor, Expression)
+
+
+def log_factor(logits: Number, weight: Number, successes: Number, trials: Any) -> Number:
+    """a ψ − b (log 2 + ψ / 2) − ½ ω ψ²: its exponential's mean over ω ~ PG(b, 0) is e^{a ψ} / (1 + e^ψ)^b.
+
+    Polson et al. (2013), theorem 1.
+    """
+    return logits * (successes - trials * 0.5) - weight * logits**2 * 0.5 - trials * math.log(2)
+
+
+class _GivenWeight:
+    """A count by its logits, beside the Pólya-gamma weight of its density: a draw takes no notice of the weight.
+
+    The density is a factor of the joint density, not normalized over the values for one weight.
+    """
+
+    logits: Tensor
+    weight: Tensor
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        named: Any = self
+        found: Tensor = log_density(type(self), named, value)
+        return found
+
+
+class WeightedBernoulli(_GivenWeight, dist.Bernoulli):
+    """Bernoulli(logits=ψ) given ω ~ PG(1, 0)."""
+
+    def __init__(self, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
+        self.weight, logits = broadcast_all(weight, logits)
+        super().__init__(logits=logits, validate_args=validate_args)
+
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> WeightedBernoulli:
+        return WeightedBernoulli(self.logits.expand(batch_shape), self.weight.expand(batch_shape))
+
+
+class _WeightedTrials(_GivenWeight):
+    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+        make: Any = type(self)
+        count: Any = self.total_count  # type: ignore[attr-defined]
+        return make(count.expand(batch_shape), self.logits.expand(batch_shape), self.weight.expand(batch_shape))
+
+
+class WeightedBinomial(_WeightedTrials, dist.Binomial):
+    """Binomial(n, logits=ψ) given ω ~ PG(n, 0)."""
+
+    def __init__(self, total_count: Any, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
+        self.weight, logits = broadcast_all(weight, logits)
+        super().__init__(total_count, logits=logits, validate_args=validate_args)
+
+
+class WeightedNegativeBinomial(_WeightedTrials, dist.NegativeBinomial):
+    """NegativeBinomial(r, logits=ψ) given ω ~ PG(x + r, 0)."""
+
+    def __init__(self, total_count: Any, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
+        self.weight, logits = broadcast_all(weight, logits)
+        super().__init__(total_count, logits=logits, validate_args=validate_args)
+
+
+def log_density(family: type, arguments: Any, value: Number) -> Number:
+    """The log density of one of the three, of numbers or of expressions."""
+    if issubclass(family, dist.Bernoulli):
+        return log_factor(arguments.logits, arguments.weight, value, 1.0)
+    count = arguments.total_count
+    if issubclass(family, dist.Binomial):
+        ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
+        return log_factor(arguments.logits, arguments.weight, value, count) + ways
+    ways = (value + count).lgamma() - (value + 1.0).lgamma() - count.lgamma()
+    return log_factor(arguments.logits, arguments.weight, value, value + count) + ways
+
+
+def _register(family: type) -> None:
+    def rule(arguments: Arguments, value: Expression) -> Expression:
+        return log_density(family, arguments, value)
+
+    register_rule(family, rule)
+
+
+for _family in (WeightedBernoulli, WeightedBinomial, WeightedNegativeBinomial):
+    _register(_family)
+
+
+class PolyaGammaReparam(ConjugateReparam):
+    """A Bernoulli, Binomial or NegativeBinomial by ``logits`` given a Pólya-gamma weight of their square.
+
+    The ELBO at the weight's optimum is the bound of Jaakkola and Jordan (2000). A negative binomial without data is
+    left as it is: the weight's count is x + r.
+    """
+
+    densities = (dist.Bernoulli, dist.Binomial, dist.NegativeBinomial)
+    suffixes = ("weight",)
+    form = "a normal factor of the logits, with a Pólya-gamma weight"
+    source = "Polson, Scott and Windle (2013); Jaakkola and Jordan (2000)"
+
+    def applies(self, site: Site) -> bool:
+        if isinstance(site.fn, _GivenWeight) or "logits" not in raw_arguments(site.fn):
+            return False
+        return not (site.is_latent and isinstance(site.fn, dist.NegativeBinomial))
+
+    def augment(self, site: Site) -> Any:
+        fn, logits = site.fn, site.fn.logits
+        if isinstance(fn, dist.Bernoulli):
+            return WeightedBernoulli(logits, site.auxiliary("weight", PolyaGamma(torch.ones_like(logits))))
+        count = torch.as_tensor(fn.total_count).to(logits).expand(fn.batch_shape)
+        if isinstance(fn, dist.Binomial):
+            return WeightedBinomial(count, logits, site.auxiliary("weight", PolyaGamma(count)))
+        assert site.value is not None
+        data = torch.nan_to_num(site.value).clamp(min=0)  # what is hidden may be anything
+        weight = site.auxiliary("weight", PolyaGamma(count + data))
+        return WeightedNegativeBinomial(count, logits, weight)

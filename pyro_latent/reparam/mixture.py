@@ -1,0 +1,73 @@
+"""A mixture: the component of each datum becomes a site."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..rules import family_class, raw_arguments
+from .base import ConjugateReparam, Site
+
+#: Arguments of which a constructor takes one.
+_ONE_OF = (("probs", "logits"), ("precision_matrix", "covariance_matrix", "scale_tril"))
+
+
+class MixtureReparam(ConjugateReparam):
+    """x ~ MixtureSameFamily(π, p) is x ~ p_z with z ~ π."""
+
+    densities = (dist.MixtureSameFamily,)
+    suffixes = ("component",)
+    form = "the component, with a Categorical site that says which"
+    source = "Bishop (2006), §9.2"
+
+    def augment(self, site: Site) -> Any:
+        weights, components = site.fn.mixture_distribution, site.fn.component_distribution
+        number = site.auxiliary("component", weights.expand(site.fn.batch_shape))
+        events = 0
+        while isinstance(components, torch.distributions.Independent):
+            events += components.reinterpreted_batch_ndims
+            components = components.base_dist
+        limits = family_class(components).arg_constraints  # type: ignore[attr-defined]
+        given = raw_arguments(components)
+        for names in _ONE_OF:  # a plain distribution may have computed others
+            given = {n: v for n, v in given.items() if n not in [m for m in given if m in names][1:]}
+        chosen = {
+            name: _chosen(value, number, events + getattr(limits.get(name), "event_dim", 0), site.name)
+            for name, value in given.items()
+        }
+        found = family_class(components)(**chosen)
+        return found.to_event(events) if events else found
+
+
+def _chosen(value: Any, number: Tensor, event: int, name: str) -> Any:
+    """The argument of the component of each datum.
+
+    Args:
+        value: an argument of all components, ``batch + [K] + event``, or of fewer dimensions where they share it.
+        number: the component, of batch shape.
+        event: the number of event dimensions.
+        name: of the site, for errors.
+
+    Raises:
+        NotConjugateError: if each datum has components of its own, with an event.
+    """
+    if not isinstance(value, Tensor) or value.ndim <= event:
+        return value
+    place = value.ndim - event - 1
+    if type(value) is Tensor:
+        for dim in range(place):
+            value = value.narrow(dim, 0, 1) if value.stride(dim) == 0 else value
+    if value.shape[place] == 1:
+        return value.squeeze(place)
+    if not any(n > 1 for n in value.shape[:place]):
+        return value.reshape(value.shape[place:])[number]
+    if event:
+        raise NotConjugateError(
+            f"Expected components that the data of site {name!r} share; got other ones for each datum, of shape "
+            f"{tuple(value.shape)}. Write z = pyro.sample('z', Categorical(weights)), and index them by it."
+        )
+    return value.expand(*number.shape, value.shape[-1]).gather(-1, number.unsqueeze(-1)).squeeze(-1)
