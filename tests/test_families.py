@@ -64,6 +64,11 @@ CATALOGUE = {
         lambda b: {"concentration": positive(b), "rate": positive(b)},
         {"log_x": constant(-1.0), "x": torch.neg},
     ),
+    "InverseGamma": Entry(
+        families.InverseGamma(),
+        lambda b: {"concentration": 2.5 + positive(b), "rate": positive(b)},
+        {"log_x": constant(-1.0), "reciprocal": torch.neg},
+    ),
     "Beta": Entry(
         families.Beta(),
         lambda b: {"concentration1": positive(b), "concentration0": positive(b)},
@@ -133,6 +138,7 @@ JOINT = ("NormalGamma", "NormalWishart", "documented")
 WITHOUT_TORCH_KL = {"Wishart", *JOINT}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "x": lambda x: x,
+    "reciprocal": torch.reciprocal,
     "log": torch.log,
     "log1m": lambda x: (1 - x).log(),
     "log_det": torch.logdet,

@@ -303,6 +303,57 @@ def scaled_and_masked() -> None:
         pyro.sample("x", dist.Normal(mu, ONE).mask(BITS.bool()), obs=X)
 
 
+POSITIVE = f64(0.3, 1.2, 2.0, 0.7, 1.1)
+
+
+def positive_data() -> None:
+    tau = pyro.sample("tau", dist.Gamma(TWO, ONE))
+    chi = pyro.sample("chi", dist.Chi2(f64(3.0)[0]))
+    with pyro.plate("data", 5):
+        pyro.sample("inverse_gamma", dist.InverseGamma(TWO, tau), obs=POSITIVE)
+        pyro.sample("half_normal", dist.HalfNormal((tau * chi).rsqrt()), obs=POSITIVE)
+        pyro.sample("laplace", dist.Laplace(ONE, 1 / tau), obs=POSITIVE)
+        pyro.sample("pareto", dist.Pareto(0.2 * ONE, tau), obs=POSITIVE)
+        pyro.sample("weibull", dist.Weibull((2.0 * tau) ** (-1 / 1.5), 1.5), obs=POSITIVE)
+
+
+def variances() -> None:
+    variance = pyro.sample("variance", dist.InverseGamma(f64(3.0)[0], TWO))
+    mu = pyro.sample("mu", dist.Normal(ZERO, variance**0.5))
+    with pyro.plate("data", 5):
+        pyro.sample("x", dist.Normal(mu, variance.sqrt()), obs=X)
+
+
+def trials() -> None:
+    u = pyro.sample("u", dist.Uniform(ZERO, ONE))
+    with pyro.plate("data", 5):
+        pyro.sample("negative_binomial", dist.NegativeBinomial(f64(3.0)[0], u), obs=COUNTS)
+        pyro.sample("geometric", dist.Geometric(u), obs=COUNTS)
+        pyro.sample("by_logits", dist.Geometric(logits=torch.logit(u)), obs=COUNTS)
+        pyro.sample("by_log_odds", dist.Bernoulli(logits=(1 - u).log() - u.log()), obs=BITS)
+
+
+def shares_of_two() -> None:
+    shares = pyro.sample("shares", dist.Dirichlet(f64(1.0, 2.0)))
+    with pyro.plate("data", 5):
+        pyro.sample("one", dist.Bernoulli(shares[1]), obs=BITS)
+        pyro.sample("each", dist.Bernoulli(shares[LABELS % 2]), obs=BITS)
+        pyro.sample("by_logits", dist.Categorical(logits=shares.log()), obs=LABELS % 2)
+    pyro.sample("both", dist.Bernoulli(shares).to_event(1), obs=BITS[:2])
+
+
+def low_rank() -> None:
+    mean = pyro.sample("mean", dist.LowRankMultivariateNormal(f64(0.0, 1.0), ROWS[:2], f64(1.0, 2.0)))
+    with pyro.plate("data", 5):
+        pyro.sample("rows", dist.LowRankMultivariateNormal(mean, ROOT, f64(1.0, 2.0)), obs=ROWS)
+
+
+def scaled_factor() -> None:
+    tau = pyro.sample("tau", dist.Gamma(TWO, ONE))
+    with pyro.plate("data", 5):
+        pyro.sample("rows", dist.MultivariateNormal(f64(0.0, 1.0), scale_tril=ROOT * tau.rsqrt()), obs=ROWS)
+
+
 CASES = {
     "normal": Case((dist.Normal,), plain_normal, {"mu": normal(), "tau": gamma()}),
     "normal of sums": Case(
@@ -383,6 +434,22 @@ CASES = {
     "wishart inverse scale": Case(
         (dist.Wishart,), wishart_inverse_scale, {"tau": gamma(), "precision": Wishart(f64(7.0)[0], spd(2, 2) / 7)}
     ),
+    "positive data": Case(
+        (dist.InverseGamma, dist.HalfNormal, dist.Laplace, dist.Pareto, dist.Weibull, dist.Chi2),
+        positive_data,
+        {"tau": gamma(), "chi": gamma()},
+    ),
+    "variances": Case(
+        (dist.InverseGamma,),
+        variances,
+        {"variance": dist.InverseGamma(f64(7.0)[0], TWO), "mu": normal()},
+    ),
+    "trials": Case(
+        (dist.Uniform, dist.NegativeBinomial, dist.Geometric), trials, {"u": dist.Beta(f64(3.0)[0], f64(4.0)[0])}
+    ),
+    "shares of two": Case((dist.Bernoulli,), shares_of_two, {"shares": dist.Dirichlet(f64(3.0, 4.0))}, batches=False),
+    "low rank": Case((dist.LowRankMultivariateNormal,), low_rank, {"mean": mvn(2)}),
+    "scaled factor": Case((dist.MultivariateNormal,), scaled_factor, {"tau": gamma()}),
     "factors": Case((dist.Unit,), factors, {"mu": normal(), "tau": gamma()}),
     "scaled and masked": Case((dist.Normal,), scaled_and_masked, {"mu": normal()}),
 }

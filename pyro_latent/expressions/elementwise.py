@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from .arithmetic import MOST_CASES, collect, common_like
-from .axes import broadcast_shapes, in_last, laid, shift
+from .axes import Gather, broadcast_shapes, in_last, laid, shift
 from .dimensions import Dimensions
 from .symbolic import Symbolic, count_combinations
 from .terms import Factor, Term
@@ -69,7 +69,7 @@ class Elementwise(Dimensions):
         if constant.factors or not plain or not gates or rest.coefficient != -1 or rest.summed:
             return None
         ones, _ = constant.dense(self.like)
-        factor = replace(rest.factors[0], function="log1m")
+        factor = _log_complement(rest.factors[0], self.like.device)
         return Term(1.0, rest.constants, (factor,), rest.choices) if bool((ones == 1).all()) else None
 
     def lgamma(self) -> Self:
@@ -156,7 +156,7 @@ class Elementwise(Dimensions):
             return bool(torch.allclose(total, torch.ones_like(total), atol=1e-6, rtol=0.0))
         if self._is_monomial and len(self.terms[0].factors) == 1 and not self.terms[0].constants:
             return self.terms[0].coefficient == 1 and self._is_simplex(self.terms[0].factors[0])
-        return self._chooses_simplexes or _is_one(self.sum(-1))
+        return self._chooses_simplexes or self.sum(-1).is_one
 
     @property
     def _chooses_simplexes(self) -> bool:
@@ -168,22 +168,31 @@ class Elementwise(Dimensions):
         plain = factor.power == 1 and factor.function == "x" and factor.variable.simplex
         return plain and factor.reads_whole(self.shape[-1:])
 
+    @property
+    def is_one(self) -> bool:
+        """Whether the terms provably add up to one."""
+        groups: list[tuple[Term, Tensor]] = []
+        order = [c.label for c in self.choices]
+        for term in self.terms:
+            read = (*(f.labels for f in term.factors), *(c.labels for c in term.choices))
+            if term.summed & {label for labels in read for label in labels}:
+                return False
+            weight = laid(*Term(term.coefficient, term.constants).dense(self.like), order, self.ndim)
+            for i, (known, total) in enumerate(groups):
+                if known.same_factors(term):
+                    groups[i] = (known, total + weight)
+                    break
+            else:
+                groups.append((term, weight))
+        constant = any(not t.factors for t, _ in groups)
+        return constant and all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups)
 
-def _is_one(expression: Elementwise) -> bool:
-    """Whether the terms of an expression provably add up to one."""
-    groups: list[tuple[Term, Tensor]] = []
-    order = [c.label for c in expression.choices]
-    for term in expression.terms:
-        read = (*(f.labels for f in term.factors), *(c.labels for c in term.choices))
-        if term.summed & {label for labels in read for label in labels}:
-            return False
-        weight = laid(*Term(term.coefficient, term.constants).dense(expression.like), order, expression.ndim)
-        for i, (known, total) in enumerate(groups):
-            if known.same_factors(term):
-                groups[i] = (known, total + weight)
-                break
-        else:
-            groups.append((term, weight))
-    return all(bool((w - float(not t.factors)).abs().max() <= 1e-6) for t, w in groups) and any(
-        not t.factors for t, _ in groups
-    )
+
+def _log_complement(factor: Factor, device: torch.device) -> Factor:
+    """log(1 − x), of x to the first power: of one of two shares, the logarithm of the other."""
+    shape, axis = factor.variable.shape, factor.axes[-1] if factor.axes else None
+    if not factor.variable.simplex or shape[-1] != 2:
+        return replace(factor, function="log1m")
+    index = axis.index if isinstance(axis, Gather) else torch.arange(2, device=device)
+    other = Gather(1 - index, axis.labels if isinstance(axis, Gather) else (axis,))  # type: ignore[arg-type]
+    return replace(factor, axes=(*factor.axes[:-1], other), function="log")

@@ -77,11 +77,15 @@ class Matrices(Elementwise):
             return self.cholesky_of
         split = None if self.opacity else self._split_matrix()
         factor = split[1] if split is not None and isinstance(split[1], Factor) else None
+        constant = split[1] if split is not None and not isinstance(split[1], Factor) else None
         lower = factor is not None and factor.variable.lower_cholesky and factor.function == "x"
         if split is not None and factor is not None and lower and factor.reads_whole(self.shape[-2:]):
             scalar, _ = split
             squared = (scalar**2.0).reshape([*scalar.shape, 1, 1])
             return squared * self._with([Term(1.0, (), (replace(factor, function="gram"),), self.choices)])
+        if split is not None and constant is not None and not self.is_table:
+            squared = (split[0] ** 2.0).reshape([*split[0].shape, 1, 1])
+            return squared * constant.matmul(constant.transpose(-1, -2))
         entries = None if self.opacity or self.is_table else self._diagonal()
         if entries is not None:
             return (entries**2.0).diag_embed()

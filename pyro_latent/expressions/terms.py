@@ -181,6 +181,7 @@ class Factor:
         ``(1 / x.log()) ** 0.5`` at 0.
         """
         power = self.power * exponent
+        power = round(power) if abs(power - round(power)) < 1e-12 else power  # x ** (1 / 3) ** 3
         even = self.power % 2 == 0 and not (self.function == "x" and self.variable.nonnegative)
         drops_sign = even and power % 2 != 0
         drops_zero = self.function == "log" and self.power < 0

@@ -20,6 +20,7 @@ from .beta import Beta
 from .categorical import Categorical
 from .dirichlet import Dirichlet
 from .gamma import Gamma
+from .inverse_gamma import InverseGamma
 from .multivariate_normal import MultivariateNormal
 from .normal import Normal
 from .normal_gamma import NormalGamma
@@ -31,6 +32,7 @@ FAMILIES: dict[type, Family] = {
     dist.Normal: Normal(),
     dist.MultivariateNormal: MultivariateNormal(),
     dist.Gamma: Gamma(),
+    dist.InverseGamma: InverseGamma(),
     dist.Beta: Beta(),
     dist.Dirichlet: Dirichlet(),
     dist.Bernoulli: Bernoulli(),
@@ -97,6 +99,7 @@ __all__ = [
     "Dirichlet",
     "Family",
     "Gamma",
+    "InverseGamma",
     "Mean",
     "Moment",
     "Monomial",

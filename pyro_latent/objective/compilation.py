@@ -23,7 +23,7 @@ from .blocks import Block, BlockKey, Means, discrete_block, make_blocks
 from .densities import conflicts, parts_of, usable_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
-from .expectation import expect
+from .expectation import CoupledElementsError, expect
 from .factors import DiscreteFactor, make_factor
 from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
@@ -62,6 +62,10 @@ def compile_program(
     try:
         return _compiled(recording, joint, mean_field, starts)
     except NotConjugateError as first:
+        coupled = first.block.sites if isinstance(first, CoupledElementsError) else ()
+        whole = recording.with_event(coupled[0].name) if len(coupled) == 1 else None
+        if whole is not None:
+            return compile_program(whole, joint, mean_field, starts)
         raise all_at_once(recording, joint, first) from None
 
 

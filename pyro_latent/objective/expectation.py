@@ -209,10 +209,18 @@ def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateEr
     )
 
 
-def _coupled(block: Block, site: str) -> NotConjugateError:
-    return NotConjugateError(
+class CoupledElementsError(NotConjugateError):
+    """A density multiplies different elements of a block."""
+
+    block: Block
+
+
+def _coupled(block: Block, site: str) -> CoupledElementsError:
+    error = CoupledElementsError(
         f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log "
         "density couples them (it multiplies different elements, as X @ w does). Updating them all at once would not "
         f"be coordinate ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one "
         "multivariate block."
     )
+    error.block = block
+    return error

@@ -28,7 +28,7 @@ def obstacles(
                 if all(f.variable.site in owners for f in term.factors):
                     expect(term, owners, scored.name)
         except NotConjugateError as problem:
-            if parents or scored.name not in problems:
+            if parents - {scored.name} or scored.name not in problems:
                 yield parents or frozenset({scored.name}), problem
 
 

@@ -27,6 +27,23 @@ def joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[Fals
     return joined
 
 
+def undeclared_plates(fn: Any, value: Any, plates: tuple[Plate, ...]) -> tuple[Plate, ...]:
+    """A plate for each batch dimension of a site that is in none: of its distribution's, and of its value's where no
+    plate is declared. Where both have dimensions that the other lacks there is none, for nobody means that.
+    """
+    own = fn.batch_shape
+    given = value.shape[: value.ndim - len(fn.event_shape)] if isinstance(value, Tensor) else own
+    try:
+        shape = torch.broadcast_shapes(own, given)
+    except RuntimeError:
+        return ()
+    if shape != own and (shape != given or plates):
+        return ()
+    declared = {plate.dim for plate in plates}
+    sizes = {i - len(shape): n for i, n in enumerate(shape) if n != 1 and i - len(shape) not in declared}
+    return tuple(Plate(f"dimension {dim} of size {n}", dim, n, n, declared=False) for dim, n in sizes.items())
+
+
 def check_shape(name: str, fn: Any, value: Tensor, plates: tuple[Plate, ...]) -> None:
     """Observed data has the event's shape and fits its plates.
 

@@ -23,7 +23,7 @@ from ..errors import DataError, ModelError, NotConjugateError
 from ..expressions import Expression, RandomTensor, StandIns
 from ..families import family_with_constants
 from ..rules import RandomDistribution, expected_log_density, family_class, unwrap, without_latents
-from .data import check_plates, check_shape, checked_data, joined_mask
+from .data import check_plates, check_shape, checked_data, joined_mask, undeclared_plates
 from .origins import Origins, is_part, origin_for
 from .parameters import Parameter, parameter_of
 from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
@@ -95,6 +95,14 @@ class SymbolMessenger(Messenger):
             self._subsample(msg)
             return
         self._take_name(msg["name"], "site")
+        base = unwrap(msg["fn"])[0]
+        if not msg["is_observed"] and family_class(base) is dist.Delta and not self._is_point(msg):
+            value = base.arguments["v"] if isinstance(base, RandomDistribution) else base.v
+            if value.shape == msg["fn"].shape():
+                msg["value"], msg["done"] = value, True
+        if msg["is_observed"] and isinstance(msg["value"], int | float):
+            floating = isinstance(msg["value"], float)
+            msg["value"] = torch.tensor(msg["value"], dtype=self.like.dtype if floating else None)
         if msg["is_observed"] or msg["done"]:
             msg["is_observed"] = True  # a value that poutine.replay gives is a constant, as data is
             return
@@ -144,12 +152,12 @@ class SymbolMessenger(Messenger):
         )
 
     def _support(self, name: str, fn: Any) -> Tensor:
-        """The values of a discrete latent; one stands in for those that cannot be listed, so that the run goes on."""
+        """The values of a discrete latent; two stand in for those that cannot be listed, so that the run goes on."""
         try:
             return support_of(name, fn)
         except NotConjugateError as problem:
             self.refused.setdefault(name, problem)
-            return torch.zeros((1, *fn.event_shape), device=self.like.device)
+            return torch.stack([torch.full(fn.event_shape, i, device=self.like.device) for i in (0.0, 1.0)])
 
     def _pyro_param(self, msg: Any) -> None:
         """A parameter is a point estimate: a symbol at the value it has, or would get; the store is left alone."""
@@ -200,11 +208,12 @@ class SymbolMessenger(Messenger):
             self.subsamples[msg["name"]] = msg["value"]
             return
         _check_frames(msg["cond_indep_stack"], msg["name"])
-        frames = [f for f in msg["cond_indep_stack"] if f.vectorized]
-        self.nesting = max([self.nesting, *(-f.dim for f in frames)])
+        frames = [f for f in msg["cond_indep_stack"] if f.vectorized and f.size != -1]
         if msg["infer"].get("_deterministic"):
             return
         plates = tuple(self._plate(f) for f in frames)
+        plates += undeclared_plates(msg["fn"], msg["value"], plates)
+        self.nesting = max([self.nesting, *(-p.dim for p in plates)])
         if msg["is_observed"]:
             _check_observed(msg, plates)
         self._site(msg, plates)

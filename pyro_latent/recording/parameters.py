@@ -38,7 +38,7 @@ def parameter_of(msg: Any, is_first: bool) -> Parameter:
     name, constraint = msg["name"], msg["kwargs"].get("constraint", constraints.real)
     store = pyro.get_param_store()
     given = msg["args"][1] if len(msg["args"]) > 1 else None
-    own = _own_value(given) if is_first or name not in store else None
+    own = _own_value(given, constraint) if is_first or name not in store else None
     is_real = constraint is constraints.real
     if name not in store and given is None and pyro.settings.get("module_local_params"):
         local = msg["fn"]()
@@ -54,9 +54,13 @@ def parameter_of(msg: Any, is_first: bool) -> Parameter:
     return Parameter(constraint, value, own, stored, None if given is stored else given, stored)
 
 
-def _own_value(given: Any) -> Tensor | None:
-    """The value that the model itself starts a parameter at; None where it only names it."""
-    return None if given is None else (given() if callable(given) else torch.as_tensor(given)).detach()
+def _own_value(given: Any, constraint: Any) -> Tensor | None:
+    """The value that the model itself starts a parameter at; None where it only names it. Pyro normalizes a simplex."""
+    if given is None:
+        return None
+    value: Tensor = (given() if callable(given) else torch.as_tensor(given)).detach()
+    is_share = constraint is constraints.simplex and bool((value > 0).all())
+    return value / value.sum(-1, keepdim=True) if is_share else value
 
 
 def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: Any) -> None:

@@ -23,8 +23,9 @@ from ..expressions import RandomTensor
 from ..rules import random_arguments
 from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
+from .hidden import hidden_sites
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
-from .sites import Plate, Recording
+from .sites import Recording
 
 #: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
 ALONE = threading.RLock()
@@ -168,7 +169,8 @@ def record(
         The recording; sites without a rule hold their error, which is raised when the density is needed.
 
     Raises:
-        ModelError: if there is no latent site, nothing is observed, or a loop over a plate subsamples.
+        ModelError: if there is no latent site, nothing is observed in a model of data, or a loop over a plate
+            subsamples.
         DataError: if observed data is not finite, outside the support, of the wrong shape or dtype.
         LatentValueError: if the model uses a latent's value as a number.
         RecordingError: if a recorded density is not Pyro's.
@@ -195,9 +197,9 @@ def _recorded(
     else:
         check = False
     if known is None:
-        _check_sites(messenger)
-    hidden = _hidden_by_obs_mask(messenger)
-    dropped = {*hidden, *_unknown(messenger, known)}
+        _check_sites(messenger, bool(call.args or call.kwargs))
+    hidden = hidden_sites(messenger.latents, messenger.discrete, messenger.scored)
+    dropped = {*hidden, *_unknown(messenger, known, hidden)}
     recording = Recording(
         latents={name: site for name, site in messenger.latents.items() if name not in dropped},
         discrete={name: site for name, site in messenger.discrete.items() if name not in dropped},
@@ -311,7 +313,7 @@ def _recorded_as(
     except Exception:  # the two runs say better what is wrong
         return None
     same = messenger.nesting == before.max_plate_nesting and (like.dtype, like.device) == (before.dtype, before.device)
-    if not same or set(messenger.discrete) != set(before.discrete):
+    if not same or set(messenger.discrete) - set(before.hidden) != set(before.discrete):
         return None
     _move_on(messenger)
     return messenger
@@ -341,7 +343,7 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
     return torch.empty(0, dtype=guess.dtype, device=next(iter(devices), guess.device))
 
 
-def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[str]:
+def _unknown(messenger: RecordMessenger, known: Collection[str] | None, hidden: Collection[str]) -> list[str]:
     """Latent sites that the guide does not know: data that is not given, to be predicted.
 
     Raises:
@@ -349,7 +351,7 @@ def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[
     """
     if known is None:
         return []
-    found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known]
+    found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known and name not in hidden]
     for name in found:
         users = [
             s.name
@@ -364,20 +366,15 @@ def _unknown(messenger: RecordMessenger, known: Collection[str] | None) -> list[
     return found
 
 
-def _hidden_by_obs_mask(messenger: RecordMessenger) -> dict[str, tuple[Plate, ...]]:
-    """The sites that ``obs_mask`` makes for missing data and nothing else depends on: they integrate to one."""
-    found = {}
-    for name in messenger.latents:
-        observed = name.removesuffix("_unobserved") + "_observed"
-        others = (s for s in messenger.scored.values() if s.name != name)
-        used = any(s.density is None or name in s.density.sites for s in others)
-        if name.endswith("_unobserved") and observed in messenger.scored and not used:
-            found[name] = messenger.latents[name].plates
-    return found
-
-
-def _check_sites(messenger: RecordMessenger) -> None:
+def _check_sites(messenger: RecordMessenger, has_arguments: bool) -> None:
     if not messenger.latents and not messenger.discrete:
         raise ModelError("Expected a model with at least one latent site; got none: every pyro.sample has obs=.")
-    if not any(s.observed for s in messenger.scored.values()):
+    if any(s.observed for s in messenger.scored.values()):
+        return
+    if has_arguments:
         raise ModelError("Expected a model with an observed site; got none. Pass the data, and obs= at a pyro.sample.")
+    warnings.warn(
+        "Expected a model with an observed site; got none, so the posterior is the prior. If there is data, write obs= "
+        "at a pyro.sample.",
+        stacklevel=2,
+    )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -20,7 +20,8 @@ from ..families.finite import is_row
 class Plate:
     """A plate: its name, its dimension (negative), its size, and that of the whole of which it may be a subsample.
 
-    ``subsample`` holds the indices of a subsample within the whole.
+    ``subsample`` holds the indices of a subsample within the whole. A batch dimension that the model has in no plate is
+    one that is not ``declared``.
     """
 
     name: str
@@ -28,6 +29,7 @@ class Plate:
     size: int
     full_size: float
     subsample: Tensor | None = None
+    declared: bool = True
 
     @cached_property
     def is_subsample(self) -> bool:
@@ -121,7 +123,7 @@ class ScoredSite:
 class Recording:
     """One run of a model, with its observed data inside.
 
-    ``hidden`` names latent sites that nothing depends on (missing data), with their plates: they are integrated out,
+    ``hidden`` names latent sites that no data depends on, with their plates: they are integrated out,
     and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
     scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how much data there is.
     ``own_data``: by latent that is the location of one observation for each of its elements, that data.
@@ -148,3 +150,15 @@ class Recording:
     @property
     def like(self) -> Tensor:
         return torch.empty(0, dtype=self.dtype, device=self.device)
+
+    def with_event(self, name: str) -> Recording | None:
+        """The recording with the batch of a latent site as its event; None where it is in plates, or has weights."""
+        site, scored = self.latents[name], self.scored[name]
+        weighted = site.mask is not None or isinstance(site.scale, Tensor) or scored.density is None
+        if weighted or not site.plates or any(p.declared for p in site.plates):
+            return None
+        assert scored.density is not None
+        whole = replace(site, batch_shape=torch.Size(), event_shape=site.shape, plates=())
+        density = scored.density.sum(range(scored.density.ndim))
+        summed = replace(scored, density=density, shape=torch.Size(), plates=(), event_dim=len(site.shape))
+        return replace(self, latents=self.latents | {name: whole}, scored=self.scored | {name: summed})

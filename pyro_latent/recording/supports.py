@@ -78,12 +78,25 @@ def is_bound_by_latent(base: Any) -> bool:
     return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in BOUNDS)
 
 
+#: Distributions that are members of another's family.
+_MEMBERS: dict[type, type] = {
+    dist.Exponential: dist.Gamma,
+    dist.Chi2: dist.Gamma,
+    dist.LowRankMultivariateNormal: dist.MultivariateNormal,
+}
+
+
 def class_of_latent(fn: Any) -> type:
-    """The class whose family a latent's posterior is of: that of its distribution; a normal's of a transformed normal
-    and of a flat prior on the real numbers, whose densities say whether they are conjugate.
+    """The class whose family a latent's posterior is of: that of its distribution, or one that it is a member of; a
+    normal's of a transformed normal and of a flat prior on the real numbers, whose densities say whether they are
+    conjugate; a Beta's of a uniform one on (0, 1).
     """
     base = unwrap(fn)[0]
     family = family_class(base)
+    if family in _MEMBERS:
+        return _MEMBERS[family]
+    if family is dist.Uniform and not is_bound_by_latent(base) and bool(((base.low == 0) & (base.high == 1)).all()):
+        return dist.Beta
     if base_constraint(fn.support) is not constraints.real:
         return family
     while type(base) is dist.TransformedDistribution:

@@ -1,6 +1,18 @@
 """Expected log densities, one rule a file; see :mod:`.base` for how to write one."""
 
-from . import beta, dirichlet, discrete, exponential, gamma, multivariate_normal, normal, polya_gamma, unit, wishart
+from . import (
+    beta,
+    dirichlet,
+    discrete,
+    exponential,
+    gamma,
+    multivariate_normal,
+    normal,
+    polya_gamma,
+    positive,
+    unit,
+    wishart,
+)
 from .base import RULES, Arguments, register_rule, rule_of
 from .construction import random_arguments
 from .random_distribution import (
@@ -31,6 +43,7 @@ __all__ = [
     "multivariate_normal",
     "normal",
     "polya_gamma",
+    "positive",
     "random_arguments",
     "raw_arguments",
     "register_rule",

@@ -23,3 +23,11 @@ def multivariate_normal(arguments: Arguments, value: Expression) -> Expression:
     precision = precision_matrix(arguments)
     quadratic = (value - arguments["loc"]).quadratic_form(precision)
     return 0.5 * (precision.log_det() - precision.shape[-1] * math.log(2 * math.pi) - quadratic)
+
+
+@register_rule(dist.LowRankMultivariateNormal)
+def low_rank_multivariate_normal(arguments: Arguments, value: Expression) -> Expression:
+    """The multivariate normal of covariance W Wᵀ + diag(d)."""
+    factor = arguments["cov_factor"]
+    covariance = factor.matmul(factor.transpose(-1, -2)) + arguments["cov_diag"].diag_embed()
+    return multivariate_normal(Arguments({"loc": arguments["loc"], "covariance_matrix": covariance}), value)

@@ -325,8 +325,18 @@ def _is_point_of(base: Any, value: Tensor) -> bool:
 
 
 def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
-    """The log density as PyTorch computes it, where points and discrete latents alone are random in it."""
-    return _of_tables(base, value, like) or _of_points(base, value, like, name)
+    """The log density as PyTorch computes it, where nothing is random in it, or points and discrete latents alone."""
+    return _of_numbers(base, value, like) or _of_tables(base, value, like) or _of_points(base, value, like, name)
+
+
+def _of_numbers(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The log density of data, where nothing is random in it: a number for each element."""
+    if isinstance(base, RandomDistribution) or isinstance(value, RandomTensor):
+        return None
+    try:
+        return as_expression(base.log_prob(value), like)
+    except (NotImplementedError, RuntimeError):  # without a density, or of latents that it holds elsewhere
+        return None
 
 
 def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:

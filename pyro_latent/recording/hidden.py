@@ -1,0 +1,52 @@
+"""Latent sites that no data depends on: they integrate to one, and are drawn from the model, given all others."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+
+from ..families import family_of
+from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
+
+
+def hidden_sites(
+    latents: Mapping[str, LatentSite], discrete: Mapping[str, DiscreteSite], scored: Mapping[str, ScoredSite]
+) -> dict[str, tuple[Plate, ...]]:
+    """The sites to integrate out, with their plates: of those that no data depends on, the ones that ``obs_mask`` makes
+    for missing data, those without a factor of q or an expected log density, and whatever depends on one of these.
+    """
+    users: dict[str, set[str]] = {name: set() for name in (*latents, *discrete)}
+    for site in scored.values():
+        for name in (site.parents | (frozenset() if site.density is None else site.density.sites)) & users.keys():
+            users[name].add(site.name)
+    found: dict[str, tuple[Plate, ...]] = {}
+    for name in users:
+        below = _reached(name, users)
+        if name not in scored or any(scored[n].observed for n in below) or not _is_free(name, latents, discrete):
+            continue
+        density = scored[name].density
+        other = name.removesuffix("_unobserved") + "_observed"
+        missing = name.endswith("_unobserved") and other in scored and below == {name}
+        no_family = name in latents and not latents[name].family and family_of(latents[name].distribution) is None
+        if missing or no_family or density is None or density.opacity:
+            found |= {n: scored[n].plates for n in sorted(below)}
+    return found
+
+
+def _is_free(name: str, latents: Mapping[str, LatentSite], discrete: Mapping[str, DiscreteSite]) -> bool:
+    """Whether a site has no update of its own, and is no point."""
+    if name in discrete:
+        return discrete[name].update is None
+    return latents[name].update is None and latents[name].point is None
+
+
+def _reached(name: str, users: Mapping[str, Collection[str]]) -> set[str]:
+    """A site, and the sites that depend on it."""
+    found, waiting = {name}, [name]
+    while waiting:
+        new = set(users.get(waiting.pop(), ())) - found
+        found |= new
+        waiting += new
+    return found
+
+
+__all__ = ["hidden_sites"]
