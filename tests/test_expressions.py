@@ -61,6 +61,42 @@ def make_values() -> dict[str, Tensor]:
     }
 
 
+def write_elements(x: Any) -> Any:
+    y = x.matrix * 1.0
+    y[0] = x.vector
+    y[1:, ::2] = 3.0
+    y[torch.tensor([2, 1]), torch.tensor([1, 3])] = x.tau
+    y[:, 3][0] = 0
+    return y
+
+
+def write_through_views(x: Any) -> Any:
+    y = x.square + 0.0
+    y.view(-1)[::5] += 2.0
+    row = y[1]
+    y.T[0] = x.vector
+    row *= 2
+    return y + row.unsqueeze(0)
+
+
+def write_after_reading(x: Any) -> Any:
+    y = x.vector * 1.0
+    before, view = y * 2, y[1:]
+    y += before
+    y.mul_(x.tau).sub_(1.0)
+    return torch.cat([view, before, y.detach()])
+
+
+def write_with_operations(x: Any) -> Any:
+    y = x.matrix.clone()
+    y.masked_fill_(MASK2, 2.0).index_add_(0, torch.tensor([0, 2]), x.matrix[:2]).addcmul_(x.vector, x.column)
+    z = torch.stack([x.vector, x.vector])
+    z[0].zero_()
+    z[1].copy_(V)
+    z[1, :2].fill_(x.tau)
+    return y.sum() * z
+
+
 #: The latents whose supports say that they are not negative, and that they are positive definite.
 NONNEGATIVE, MATRICES = {"tau", "rates", "share"}, {"precision", "precisions"}
 
@@ -447,6 +483,11 @@ CASES: dict[str, Callable[[Any], Any]] = {
     "layers at rest": lambda x: (
         torch.nn.functional.dropout(x.vector, 0.5, training=False) + torch.dropout(x.vector, 0.0, True)
     ),
+    # Writes into what the model has computed.
+    "write elements": write_elements,
+    "write through views": write_through_views,
+    "write after reading": write_after_reading,
+    "write with operations": write_with_operations,
     # What keeps the value.
     "clone and friends": lambda x: (
         x.vector.clone().contiguous().detach().data.cpu().double().to(torch.float64).type_as(V)
@@ -661,6 +702,10 @@ IN_PLACE_USES: dict[str, Callable[[Any], Any]] = {
     "apply_": lambda x: x.vector.apply_(lambda v: v + 1),
     "fill_diagonal_": lambda x: x.square.fill_diagonal_(1.0),
     "torch.relu_": lambda x: torch.relu_(x.vector),
+    "into a view of a latent": lambda x: x.vector.view(2, 2)[0].zero_(),
+    "into what may be a copy": lambda x: (x.vector * 1.0).reshape(2, 2).zero_(),
+    "by a latent index": lambda x: (x.vector * 1.0).__setitem__(x.vector > 0, 0.0),
+    "draws": lambda x: (x.vector * 1.0).normal_(),
     "foreach": lambda x: torch._foreach_add_([torch.zeros(4, dtype=torch.float64)], [x.vector]),
 }
 

@@ -14,13 +14,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate
+from pyro_latent import CAVI, AutoConjugate, PyroLatentError
 
 DOUBLE = torch.float64
 PLACES, GROUPS = torch.tensor([0, 2, 3, 5]), torch.tensor([0, 2, 2, 1])
 KERNEL = torch.tensor([[[1.0, 0.5, -0.2]]], dtype=DOUBLE)
 ROWS = torch.arange(12, dtype=DOUBLE).reshape(3, 4).cos()
 WEIGHTS = torch.tensor([0.3, 1.0, -2.0, 0.7], dtype=DOUBLE)
+
+
+def autoregression(x: Any) -> Any:
+    """Written into zeros, element by element."""
+    path = torch.zeros(5, dtype=DOUBLE)
+    for i in range(1, 5):
+        path[i] = 0.5 * path[i - 1] + x[i - 1]
+    path[1:] += 1.0
+    return path
+
 
 #: Operations on a vector of four elements.
 OPERATIONS: dict[str, Callable[[Any], Any]] = {
@@ -37,6 +47,8 @@ OPERATIONS: dict[str, Callable[[Any], Any]] = {
     "convolution": lambda x: F.conv1d(x.reshape(1, 1, 4), KERNEL, padding=1).reshape(-1),
     "convolution by the latent": lambda x: F.conv1d(WEIGHTS.repeat(2).reshape(1, 1, 8), x.reshape(1, 1, 4)).reshape(-1),
     "triangle": lambda x: torch.outer(WEIGHTS, x).triu().sum(-1),
+    "written into zeros": autoregression,
+    "written by scatter_": lambda x: torch.zeros(6, dtype=DOUBLE).scatter_(0, PLACES, x),
     "masked": lambda x: x.masked_fill(WEIGHTS < 0, 0.5) + torch.where(WEIGHTS < 0, x, 0.0).sum(),
 }
 
@@ -100,3 +112,39 @@ def test_products_of_gammas_are_precisions() -> None:
 
     elbos = [CAVI(model, AutoConjugate(model)).run(out, max_steps=5).elbo for out in (False, True)]
     torch.testing.assert_close(*elbos)
+
+
+BUFFER = torch.arange(4, dtype=DOUBLE)
+
+
+def test_a_tensor_that_the_model_writes_into_has_its_numbers_back() -> None:
+    def model() -> None:
+        place = pyro.sample("place", dist.Normal(0.0, 1.0))
+        BUFFER[1:3] = place
+        pyro.sample("y", dist.Normal(BUFFER, 0.7).to_event(1), obs=torch.ones(4, dtype=DOUBLE))
+
+    guide = AutoConjugate(model, check=False)
+    found = CAVI(model, guide).run(max_steps=1).elbo[0].item()
+    assert torch.equal(BUFFER, torch.arange(4, dtype=DOUBLE))
+    row = np.array([[0.0], [1.0], [1.0], [0.0]])
+    covariance = row @ row.T + 0.49 * np.eye(4)
+    exact = scipy.stats.multivariate_normal.logpdf(np.ones(4), np.array([0.0, 0.0, 0.0, 3.0]), covariance)
+    assert found == pytest.approx(exact, rel=1e-10)
+
+
+def test_what_shares_its_elements_with_a_tensor_that_is_written_into_is_never_stale() -> None:
+    def by_row() -> None:
+        table = torch.zeros(2, 3, dtype=DOUBLE)
+        row = table[0]
+        row[:] = pyro.sample("place", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(table, 1.0).to_event(2), obs=torch.ones(2, 3, dtype=DOUBLE))
+
+    def by_table() -> None:
+        table = torch.zeros(2, 3, dtype=DOUBLE)
+        row = table[0]
+        table[:] = pyro.sample("place", dist.Normal(0.0, 1.0))
+        pyro.sample("y", dist.Normal(row, 1.0).to_event(1), obs=torch.ones(3, dtype=DOUBLE))
+
+    for model, words in ((by_row, "got the in-place __setitem__"), (by_table, "finite|NaN|nan")):
+        with pytest.raises(PyroLatentError, match=words):
+            CAVI(model, AutoConjugate(model, check=False)).run()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, Self
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -16,12 +18,34 @@ from .terms import Choice, Replay, check_combinations
 _numbers = itertools.count(1)
 
 
+@dataclass(frozen=True)
+class Alias:
+    """What a tensor may share its elements with, and the view of it that it is; None where it may be a copy."""
+
+    source: Recorded
+    view: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True)
+class _Recalled:
+    """How a tensor is computed again as it was when it was read."""
+
+    replay: Replay | None
+
+
 class Recorded(Tensor):
-    """A placeholder of the right shape, the ``expression`` in the latents that it stands for, and its ``replay``."""
+    """A placeholder of the right shape, the ``expression`` in the latents that it stands for, and its ``replay``.
+
+    ``is_own``: the model computed it, so that it may write into it. ``alias``: what it shares its elements with;
+    ``views``: by number, the tensors in use that share its own.
+    """
 
     expression: Expression
     _placeholder: Tensor
     replay: Replay | None
+    is_own: bool
+    alias: Alias | None
+    views: WeakValueDictionary[int, Recorded]
 
     @staticmethod
     def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> Self:
@@ -31,6 +55,7 @@ class Recorded(Tensor):
         wrapper.expression = expression
         wrapper._placeholder = placeholder
         wrapper.replay = replay
+        wrapper.is_own, wrapper.alias, wrapper.views = False, None, WeakValueDictionary()
         return wrapper
 
     def __init__(self, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> None:
@@ -50,7 +75,7 @@ def placeholders(item: Any) -> Any:
     return mapped(item, lambda tensor: tensor._placeholder)
 
 
-def mapped(item: Any, function: Callable[[Any], Any], kind: type[Tensor] = Recorded) -> Any:
+def mapped(item: Any, function: Callable[[Any], Any], kind: type = Recorded) -> Any:
     """Replace tensors of a kind by what a function makes of them, inside tuples, lists and dicts too."""
     if isinstance(item, kind):
         return function(item)
@@ -105,11 +130,12 @@ def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     if any(_replay_of(t) is None for t in sources):
         return None
     sites = sorted({c.site for t in sources for c in t.expression.choices})
+    recalled = mapped((args, kwargs), lambda tensor: _Recalled(_replay_of(tensor)))
 
     def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
         key = (id(replay), *(values[site] for site in sites))
         if key not in known:
-            plain = mapped((args, kwargs), lambda tensor: _replay_of(tensor)(values, known))  # type: ignore[misc]
+            plain = mapped(recalled, lambda r: r.replay(values, known), _Recalled)
             known[key] = func(*plain[0], **plain[1])
         return known[key]
 

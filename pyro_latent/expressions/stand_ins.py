@@ -15,10 +15,11 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError
+from .expression import Expression
 from .operations import SHAPE_QUERIES
-from .recorded import mapped, tensors_in
+from .recorded import mapped, recorded_in, tensors_in
 from .tables import words
-from .tensor import RandomTensor
+from .tensor import RandomTensor, writes_in_place
 
 _LAYERS = "torch.nn.functional"
 #: Functions that draw numbers of the shapes of their arguments.
@@ -33,10 +34,27 @@ class StandIns(TorchFunctionMode):
         super().__init__()
         self._thread = threading.get_ident()
         self._symbols: dict[int, tuple[Tensor, RandomTensor | str]] = {}
+        self._written: list[tuple[Tensor, Tensor]] = []
 
     def put(self, tensor: Tensor, symbol: RandomTensor | str) -> None:
         """Let a symbol stand for a tensor; a string in its place is the name of another tensor that Pyro keeps."""
         self._symbols[id(tensor)] = (tensor, symbol)  # which keeps it alive, and its number its own
+
+    def _write_into(self, tensor: Any) -> None:
+        """Let a symbol stand for a tensor that is about to hold latents; what else shares its elements is lost."""
+        plain = type(tensor) is Tensor and tensor.is_floating_point() and not tensor.requires_grad
+        if not plain or tensor in self or tensor._is_view() or tensor.is_inference():
+            return
+        symbol = RandomTensor(tensor.clone(), Expression.constant(tensor.clone()))
+        symbol.is_own = True
+        self._written.append((tensor, tensor.clone()))
+        self.put(tensor, symbol)
+        tensor.fill_(torch.nan)
+
+    def restore(self) -> None:
+        """Give tensors that the model wrote into the numbers that they had."""
+        for tensor, before in self._written:
+            tensor.copy_(before)
 
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._symbols
@@ -61,6 +79,8 @@ class StandIns(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         name = getattr(func, "__name__", "")
+        if writes_in_place(name, kwargs) and recorded_in(args[1:]) and threading.get_ident() == self._thread:
+            self._write_into(args[0])
         is_layer = getattr(func, "__module__", None) == _LAYERS
         if not self._symbols and not is_layer and name not in _DRAWS:
             return func(*args, **kwargs)

@@ -40,6 +40,7 @@ from .recorded import (
 )
 from .tables import ALONG, along, of_tables
 from .terms import Replay
+from .writes import track, write
 
 
 class RandomTensor(Recorded):
@@ -71,7 +72,9 @@ class RandomTensor(Recorded):
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
-        if _writes_in_place(name, kwargs):
+        if writes_in_place(name, kwargs):
+            if write(name, args, kwargs):
+                return args[0]
             raise _in_place_error(name, parents_in(args, kwargs))
         if name == "__bool__" and _is_asked_by(ScaleMessenger.__init__, Distribution._validate_sample):
             return True  # whether a scale is positive, a latent in its support: what it is, the recording checks
@@ -120,7 +123,8 @@ def _reads_shapes_only(name: str, args: tuple[Any, ...], kwargs: dict[str, Any])
     return name in LIKE_ANOTHER and not isinstance(args[0], RandomTensor)
 
 
-def _writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+def writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+    """Whether an operation writes into one of its arguments."""
     written = (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE or name in ("__setitem__", "__set__")
     return written or kwargs.get("out") is not None
 
@@ -149,7 +153,9 @@ def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
     expression = _apply(name, func, result, args, kwargs)
-    return _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
+    found = _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
+    track(name, func, args, kwargs, found)
+    return found
 
 
 def _finished(

@@ -96,6 +96,7 @@ class SymbolMessenger(Messenger):
             return
         self._take_name(msg["name"], "site")
         base = unwrap(msg["fn"])[0]
+        msg["value"] = self.stand_ins.of(msg["value"])
         if not msg["is_observed"] and family_class(base) is dist.Delta and not self._is_point(msg):
             value = base.arguments["v"] if isinstance(base, RandomDistribution) else base.v
             if value.shape == msg["fn"].shape():

@@ -106,6 +106,7 @@ def random_arguments(stand_ins: StandIns | None = None) -> Iterator[None]:
             yield
     finally:
         COERCIONS.remove(hook)
+        stand_ins.restore()
 
 
 __all__ = ["random_arguments"]
