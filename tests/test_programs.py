@@ -377,3 +377,33 @@ def test_an_empty_state_is_no_fitted_guide_s() -> None:
     guide = fit(gaussian, _X)
     with pytest.raises(ModelError, match="the state of a guide of the same model"):
         guide.load_state_dict(AutoConjugate(gaussian).state_dict())
+
+
+def test_a_masked_mixture_is_scored_by_the_component_that_its_mask_chooses() -> None:
+    """A change point, against the sum over where it may be."""
+    data = torch.tensor([0.1, -0.4, 2.2, 1.7], dtype=torch.float64)
+
+    def model(known: bool) -> None:
+        place = pyro.sample("place", dist.Normal(data.new_zeros(()), 1.0))
+        change = 2 if known else pyro.sample("change", dist.Categorical(data.new_ones(5)))
+        mask = torch.arange(4) >= change
+        with pyro.plate("data", 4):
+            pyro.sample(
+                "x",
+                dist.MaskedMixture(mask, dist.StudentT(3.0, data.new_zeros(()), 1.0), dist.Normal(place, 1.0)),
+                obs=data,
+            )
+
+    before = dist.StudentT(3.0, data.new_zeros(()), 1.0).log_prob(data)
+    cov = torch.eye(2, dtype=torch.float64) + 1
+    exact = before[:2].sum() + dist.MultivariateNormal(data.new_zeros(2), cov).log_prob(data[2:])
+    elbo = CAVI(model, AutoConjugate(model)).run(True).elbo[-1]
+    assert elbo.item() == pytest.approx(exact.item(), rel=1e-10)
+    guide = AutoConjugate(model, blocks=[])
+    CAVI(model, guide).run(False)
+    place = guide.posterior()["place"]
+    joint = before.new_zeros(5)
+    expected = dist.Normal(place.mean, 1.0).log_prob(data) - place.variance / 2
+    for change in range(5):
+        joint[change] = before[:change].sum() + expected[change:].sum()
+    torch.testing.assert_close(guide.posterior()["change"].probs, joint.softmax(0), rtol=1e-4, atol=1e-6)

@@ -26,8 +26,8 @@ from .random_distribution import (
 )
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
-#: Distributions around others that a reparameterizer takes apart.
-_COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution)
+#: Distributions around others that a reparameterizer takes apart, or that have a density.
+_COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution, dist.MaskedMixture)
 
 
 def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

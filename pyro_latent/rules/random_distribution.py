@@ -283,6 +283,8 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     """The density by the rule; without one, or an expectation, or of a network, whose squares would cancel, as a
     function of discrete latents or points, if nothing else is random.
     """
+    if isinstance(base, RandomDistribution) and base.family is dist.MaskedMixture:
+        return _masked_mixture(base, value, like)
     _check_plain(base)
     recorded = _by_pyro(base, value, like)
     if recorded is not None:
@@ -296,6 +298,13 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
         return found
     again = density.sums_derived
     return ((density.opacity or again) and _without_rule(base, value, like, again)) or density
+
+
+def _masked_mixture(base: Any, value: Any, like: Tensor) -> Expression:
+    """The density of one of two distributions, where the mask, which discrete latents may make, chooses it."""
+    mask = base.arguments["mask"]
+    parts = [expected_log_density(base.arguments[f"component{i}"], value, like) for i in (1, 0)]
+    return Expression.where(mask.expression if isinstance(mask, RandomTensor) else mask, *parts).polynomial()
 
 
 def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
