@@ -18,7 +18,6 @@ from torch.distributions import constraints
 
 from pyro_latent import CAVI, EM, AutoConjugate, LatentValueError, ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.families import newton
-from pyro_latent.families.point import PointMean
 from pyro_latent.models import gmm
 from pyro_latent.objective import Program, modes
 
@@ -378,7 +377,7 @@ def test_weights_and_an_intercept_have_their_joint_maximum_in_one_step() -> None
 
 @pytest.mark.parametrize("coupling", ["rows", "columns", "all"])
 def test_a_quadratic_has_its_maximum_whichever_elements_are_coupled(coupling: str) -> None:
-    """One evaluation of it, and the solution of the whole system of equations."""
+    """The solution of the whole system of equations, by no more products with the Hessian than the coupling needs."""
     root = torch.randn(2, 12, 12, dtype=torch.float64)
     matrix = root @ root.mT + torch.eye(12, dtype=torch.float64)
     row, column = torch.arange(12) // 4, torch.arange(12) % 4
@@ -386,18 +385,30 @@ def test_a_quadratic_has_its_maximum_whichever_elements_are_coupled(coupling: st
         places = row if coupling == "rows" else column
         matrix = matrix * (places[:, None] == places)
     linear = torch.randn(2, 12, dtype=torch.float64)
-    calls = []
+    taken: list[int] = []
 
-    def evaluate(point: PointMean) -> Tensor:
-        calls.append(point)
-        flat = point["x^1"].reshape(2, 12)
-        return (linear * flat).sum(-1) - 0.5 * torch.einsum("ai,aij,aj->a", flat, matrix, flat)
+    def product(vectors: Tensor) -> Tensor:
+        taken.append(len(vectors))
+        return -torch.einsum("aij,naj->nai", matrix, vectors.reshape(-1, 2, 12)).reshape(vectors.shape)
 
-    found = modes._quadratic(torch.randn(2, 3, 4, dtype=torch.float64), evaluate)
+    at_zero = linear.reshape(2, 3, 4)
+    found = modes._quadratic(torch.randn(2, 3, 4, dtype=torch.float64), at_zero, product)
     expected = torch.linalg.solve(matrix, linear).reshape(2, 3, 4)
     torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
-    torch.testing.assert_close(modes._quadratic(found, evaluate), expected, rtol=1e-9, atol=1e-9)
-    assert len(calls) == 2
+    assert sum(taken) == (6 if coupling == "rows" else 18)
+    torch.testing.assert_close(modes._quadratic(found, at_zero, product), expected, rtol=1e-9, atol=1e-9)
+
+
+def test_a_parameter_in_a_product_of_more_than_two_of_its_elements_is_refused() -> None:
+    """Its terms are no quadratic."""
+
+    def model(y: Tensor) -> None:
+        b = param("b", [0.5, 1.5])
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(b[0] * b[1], 1.0), obs=y)
+
+    with pytest.raises(NotConjugateError, match=r"closed form; got a density with these functions of it.*gradient"):
+        EM(model).step(torch.tensor([1.0, 2.0, 4.0], dtype=torch.float64))
 
 
 def test_parameters_without_one_maximum_are_visited_in_turn(monkeypatch: pytest.MonkeyPatch) -> None:

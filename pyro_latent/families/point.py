@@ -52,16 +52,27 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 class PointMean(Mean):
-    """Functions of a point, computed when asked for: a field ``function^power``, and the value itself at ``x^1``."""
+    """Functions of a point, computed once asked for: a field ``function^power``, and the value itself at ``x^1``."""
 
-    __slots__ = ()
+    __slots__ = ("_known",)
+    _known: dict[str, Tensor]
+
+    def __init__(self, *fields: Any, **more: Tensor) -> None:
+        super().__init__(*fields, **more)
+        object.__setattr__(self, "_known", {})
 
     def __getitem__(self, name: str) -> Tensor:
         if name in self:
             return super().__getitem__(name)
+        if name in self._known:
+            return self._known[name]
         function, power = name.rsplit("^", 1)
-        value = FUNCTIONS[function](super().__getitem__(VALUE))
-        return value if power == "1" else value ** float(power)
+        point = super().__getitem__(VALUE)
+        value = FUNCTIONS[function](point)
+        value = value if power == "1" else value ** float(power)
+        if not point.requires_grad:  # a graph can be used once
+            self._known[name] = value
+        return value
 
 
 class Point(Family):

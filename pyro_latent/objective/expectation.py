@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, unique_labels
+from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
 from ..expressions.terms import Choice, Constant, Factor, Term
 from ..families.base import Monomial
 from .blocks import Block, Means
@@ -37,14 +37,28 @@ class BlockMoment:
         return (START, *unique_labels(self.axes))
 
     @cached_property
-    def _is_whole(self) -> bool:
+    def is_whole(self) -> bool:
         """Whether every dimension has a label of its own, so that there is nothing to read."""
         return len(self.labels) == 1 + len(self.axes) and all(isinstance(a, int) for a in self.axes)
 
     def read(self, means: Means) -> Tensor:
         """The moment at these mean parameters, with a dimension for each of its labels."""
         tensor = means[self.block.key][self.statistic]
-        return tensor if self._is_whole else read(tensor, self.axes, lead=1)[0]
+        return tensor if self.is_whole else read(tensor, self.axes, lead=1)[0]
+
+    def unread(self, gradient: Tensor, labels: Labels, means: Means) -> Tensor:
+        """The gradient in the statistic, given that in what is read, which runs along some of the labels, in order."""
+        if labels != self.labels:
+            gradient = spread(gradient, labels, {x: i for i, x in enumerate(self.labels)})
+        elif self.is_whole:
+            return gradient
+        whole = means[self.block.key][self.statistic]
+        if self.is_whole:
+            return gradient.expand_as(whole)
+        with torch.enable_grad():
+            leaf = whole.detach().requires_grad_()
+            found = read(leaf, self.axes, lead=1)[0]
+        return torch.autograd.grad(found, leaf, gradient.expand_as(found))[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -9,29 +9,25 @@ the observed family, in the coordinates that the model uses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import ModelError, NaturalDomainError, NotConjugateError
+from ..expressions.axes import spread
 from ..families import Natural
+from ..families.matrices import matvec
 from ..families.newton import inverse_digamma, inverse_dirichlet_mean
 from ..families.point import VALUE, PointMean
-from .blocks import Block
-from .summands import sum_of
+from .blocks import Block, Means
+from .summands import Summand, slopes, sum_of
 
 Coefficients = dict[str, Tensor]
 Solver = Callable[[Coefficients, Tensor], Tensor]
-
-
-class PointTerm(NamedTuple):
-    """A term with a point block in it: the statistics of the block that it reads, and its value given the moments."""
-
-    statistics: tuple[str, ...]
-    value: Callable[[PointMean], Tensor]
 
 
 #: Sums of squares that cancel to this many units of rounding are zero.
@@ -112,29 +108,28 @@ _SOLVERS: dict[frozenset[str], Solver] = {
 }
 
 
-def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
+def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
     """The value that maximises the terms of a point block, the others held fixed.
 
     Args:
         block: the point block.
-        value: the current value, ``[starts] + shape``.
-        parts: for each term with the block in it, the block's statistics that it reads, and its value as a function of
-            the block's moments, one number for each start.
+        means: the mean parameters of every block, with the current value of this one, ``[starts] + shape``.
+        summands: the terms with the block in it.
 
     Raises:
         ModelError: if no density depends on the block.
         NotConjugateError: if the functions of the parameter that occur have no joint maximum in closed form.
         NaturalDomainError: if the maximum is on the edge of the parameter's constraint.
     """
-    reads = [part.statistics for part in parts]
+    reads = [[m.statistic for m in s.moments if m.block.key == block.key] for s in summands]
     statistics = frozenset(name for names in reads for name in names)
     if not statistics:
         raise ModelError(
             f"Expected every pyro.param to reach a density; got {block.label!r}, which none depends on. "
             "Remove it, or use it."
         )
-    if statistics <= set(DEGREES) and any(len(names) > 1 for names in reads):
-        best = _quadratic(value, lambda point: sum_of(part.value(point) for part in parts))
+    if any(len(names) > 1 for names in reads) and degree_of(summands, [block]) == 2:
+        (best,) = _joint([block], means, summands)
         _check(block, best, None)
         return Natural(x=best)
     solver = _SOLVERS.get(statistics) or (_power if _is_power(statistics) else None)
@@ -144,33 +139,27 @@ def mode(block: Block, value: Tensor, parts: Sequence[PointTerm]) -> Natural:
             f"Expected a maximum over {block.label!r} in closed form; got a density with these functions of it: "
             f"{occurring}. Use EM(model, m_step='gradient')."
         )
-    coefficients, magnitudes = _coefficients(value, parts)
-    best = solver(coefficients, value)
+    found = slopes(block, means, summands)
+    coefficients = {name: sum_of(each) for name, each in found.items()}
+    magnitudes = {name: sum_of(c.abs() for c in each) for name, each in found.items()}
+    best = solver(coefficients, means[block.key][VALUE])
     _check(block, best, _collapsed(solver, coefficients, magnitudes))
     return Natural(x=best)
 
 
-def joint_mode(
-    blocks: Sequence[Block], values: Sequence[Tensor], evaluate: Callable[[Sequence[PointMean]], Tensor]
-) -> list[Natural] | None:
-    """The joint maximum over several point blocks of a function that is quadratic in them together.
+def joint_mode(blocks: Sequence[Block], means: Means, summands: Sequence[Summand]) -> list[Natural] | None:
+    """The joint maximum over several point blocks of terms that are quadratic in them together.
 
     Args:
         blocks: the point blocks.
-        values: their current values, each ``[starts] + shape``.
-        evaluate: the function of their moments, one number for each start.
+        means: the mean parameters of every block, with the current values of these.
+        summands: the terms with one of the blocks in it.
 
     Returns:
         Their natural parameters; None where the function is not concave.
     """
-    shapes, sizes = [v.shape for v in values], [v[0].numel() for v in values]
-
-    def parts(flat: Tensor) -> list[Tensor]:
-        return [part.reshape(shape) for part, shape in zip(flat.split(sizes, dim=1), shapes, strict=True)]
-
-    flat = torch.cat([v.reshape(len(v), -1) for v in values], dim=1)
     try:
-        best = parts(_quadratic(flat, lambda at: evaluate([PointMean(**{VALUE: v}) for v in parts(at[VALUE])]), True))
+        best = _joint(blocks, means, summands)
     except torch.linalg.LinAlgError:
         return None
     for block, value in zip(blocks, best, strict=True):
@@ -178,19 +167,60 @@ def joint_mode(
     return [Natural(x=value) for value in best]
 
 
-def _coefficients(value: Tensor, parts: Sequence[PointTerm]) -> tuple[Coefficients, Coefficients]:
-    """The coefficients by statistic: the sum of the terms' gradients, and the sum of their absolute values."""
-    point = PointMean(**{VALUE: value.detach()})
-    leaves = [(part.statistics[0], point[part.statistics[0]].detach().clone().requires_grad_()) for part in parts]
-    with torch.enable_grad():
-        values = [part.value(PointMean(**{name: leaf})) for part, (name, leaf) in zip(parts, leaves, strict=True)]
-        gradients = torch.autograd.grad(sum_of(values).sum(), [leaf for _, leaf in leaves])
-    totals: Coefficients = {}
-    magnitudes: Coefficients = {}
-    for (name, _), gradient in zip(leaves, gradients, strict=True):
-        totals[name] = totals[name] + gradient if name in totals else gradient
-        magnitudes[name] = magnitudes[name] + gradient.abs() if name in magnitudes else gradient.abs()
-    return totals, magnitudes
+def degree_of(summands: Iterable[Summand], blocks: Sequence[Block]) -> float:
+    """The degree of a sum as a polynomial in point blocks; infinite where it is none."""
+    keys = {block.key for block in blocks}
+    return max(sum(DEGREES.get(m.statistic, math.inf) for m in s.moments if m.block.key in keys) for s in summands)
+
+
+def _joint(blocks: Sequence[Block], means: Means, summands: Sequence[Summand]) -> list[Tensor]:
+    """The maximum over point blocks of terms that are quadratic in them together."""
+    keys, values = [block.key for block in blocks], [means[block.key][VALUE] for block in blocks]
+    linear: list[Summand] = []
+    square: list[Summand] = []
+    for s in summands:
+        (linear if degree_of([s], blocks) == 1 else square).append(s.given(means, keys))
+
+    def parts(at: Tensor) -> list[Tensor]:
+        pieces = at.reshape(len(at), -1).split([v[0].numel() for v in values], dim=1)
+        return [piece.reshape(-1, *v.shape[1:]) for piece, v in zip(pieces, values, strict=True)]
+
+    def gradient(terms: Sequence[Summand], at: Tensor) -> Tensor:
+        points = parts(at)
+        there: Means = {key: PointMean(**{VALUE: point}) for key, point in zip(keys, points, strict=True)}
+        found = []
+        for block, point in zip(blocks, points, strict=True):
+            own = slopes(block, there, terms)
+            each = [*own.get(VALUE, ()), *(2 * point * c for c in own.get("x^2", ()))]
+            found.append(sum_of([torch.zeros_like(point), *each]).reshape(len(at), -1))
+        return torch.cat(found, dim=1).reshape(at.shape)
+
+    def product(vectors: Tensor) -> Tensor:
+        """The Hessian's product with vectors ``[n, starts] + shape``; those of one start are taken for starts."""
+        if vectors.shape[1] == 1:
+            return gradient(square, vectors[:, 0]).unsqueeze(1)
+        return torch.stack([gradient(square, vector) for vector in vectors])
+
+    flat = torch.cat([v.reshape(len(v), -1) for v in values], dim=1) if len(values) > 1 else values[0]
+    hessian = _hessian(square, flat.shape) if len(values) == 1 else None
+    if hessian is not None:
+        return [_quadratic(flat, gradient(linear, flat), partial(matvec, hessian), hessian)]
+    return parts(_quadratic(flat, gradient(linear, flat), product, check=len(blocks) > 1))
+
+
+def _hessian(square: Sequence[Summand], shape: torch.Size) -> Tensor | None:
+    """The Hessian of terms of degree two that couple elements along the last dimension of a block alone, ``[starts] +
+    shape`` and that dimension again; None for other terms.
+    """
+    total = torch.zeros((), dtype=square[0].constant.dtype, device=square[0].constant.device)
+    for s in square:
+        (*rows, last), (*columns, other) = (s.moments[0].labels, s.moments[-1].labels)
+        if rows != columns or last == other or not all(m.is_whole for m in s.moments):
+            return None
+        where = {label: i for i, label in enumerate((*rows, last, other))}
+        matrix = spread(s.constant, s.labels, where).expand(*shape, shape[-1])
+        total = total + matrix + matrix.mT
+    return total
 
 
 def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -> Tensor | None:
@@ -209,46 +239,53 @@ def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -
     return torch.linalg.eigvalsh(relative)[..., 0] <= rounding
 
 
-def _quadratic(value: Tensor, evaluate: Callable[[PointMean], Tensor], check: bool = False) -> Tensor:
+def _quadratic(
+    start: Tensor,
+    at_zero: Tensor,
+    product: Callable[[Tensor], Tensor],
+    known: Tensor | None = None,
+    check: bool = False,
+) -> Tensor:
     """The maximum of a concave quadratic: a Newton step, whose gradient tells which elements are coupled.
 
     Elements along ever fewer leading dimensions are taken for independent of each other, until the gradient at the
-    maximum that this gives is zero to rounding. A mixture's means ``[K, D]`` need 1 + D products with the Hessian, not
+    maximum that this gives is zero to rounding. A mixture's means ``[K, D]`` need 2 + D products with the Hessian, not
     K D of them; the starts, the first dimension, are always independent. The gradient is affine, so that a product
     tells it anywhere.
+
+    Args:
+        start: where the step is taken, ``[starts] + shape``.
+        at_zero: the gradient at the origin, of the same shape.
+        product: the Hessian's product with each of some vectors, ``[n, starts] + shape``.
+        known: the Hessian where it is known to couple elements along the last dimension alone, ``[starts] + shape``
+            and that dimension again.
+        check: whether to raise if the Hessian is not negative definite.
 
     Raises:
         torch.linalg.LinAlgError: if the Hessian is singular; with ``check``, if it is not negative definite.
     """
-    rounding = _ROUNDING * torch.finfo(value.dtype).eps
-    with torch.enable_grad():
-        leaf = value.detach().clone().requires_grad_()
-        (slope,) = torch.autograd.grad(evaluate(PointMean(**{VALUE: leaf})).sum(), leaf, create_graph=True)
-
-    def product(vector: Tensor, is_batch: bool = False) -> Tensor:
-        """The Hessian's product with a vector of the value's shape, or with each of a batch of them."""
-        return torch.autograd.grad(slope, leaf, vector, retain_graph=True, is_grads_batched=is_batch)[0]
-
-    start, gradient = leaf.detach(), slope.detach()
-    at_zero = gradient - product(start)
+    rounding = _ROUNDING * torch.finfo(start.dtype).eps
+    gradient = at_zero + product(start.unsqueeze(0))[0]
     if bool((gradient.abs() <= rounding * at_zero.abs()).all()):
         return start
-    sizes = list(dict.fromkeys(math.prod(value.shape[split:]) for split in range(max(1, value.ndim - 1), 0, -1)))
+    if known is not None:
+        return start - torch.linalg.solve(known, gradient.unsqueeze(-1)).squeeze(-1)
+    sizes = list(dict.fromkeys(math.prod(start.shape[split:]) for split in range(max(1, start.ndim - 1), 0, -1)))
     for size in sizes:
-        unit = torch.eye(size, dtype=value.dtype, device=value.device).repeat(1, value.numel() // size)
-        rows = [product(part, is_batch=True) for part in unit.reshape(size, *value.shape).split(_PRODUCTS_AT_ONCE)]
+        unit = torch.eye(size, dtype=start.dtype, device=start.device).repeat(1, start.numel() // size)
+        rows = [product(part) for part in unit.reshape(size, *start.shape).split(_PRODUCTS_AT_ONCE)]
         hessian = torch.cat(rows).reshape(size, -1, size).movedim(0, 1)
         column = gradient.reshape(-1, size, 1)
         if size == sizes[-1]:
             break
-        step = torch.linalg.solve_ex(hessian, column)[0].reshape(value.shape)
-        left = (gradient - product(step)).reshape(-1, size, 1).abs()
+        step = torch.linalg.solve_ex(hessian, column)[0].reshape(start.shape)
+        left = (gradient - product(step.unsqueeze(0))[0]).reshape(-1, size, 1).abs()
         scale = hessian.abs() @ (start - step).reshape(-1, size, 1).abs() + column.abs()
         if bool((left <= rounding * scale).all()):
             return start - step
     if check:
-        return start + torch.cholesky_solve(column, torch.linalg.cholesky(-hessian)).reshape(value.shape)
-    return start - torch.linalg.solve(hessian, column).reshape(value.shape)
+        return start + torch.cholesky_solve(column, torch.linalg.cholesky(-hessian)).reshape(start.shape)
+    return start - torch.linalg.solve(hessian, column).reshape(start.shape)
 
 
 def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:
@@ -304,4 +341,4 @@ def on_edge(constraint: Any, value: Tensor) -> Tensor:
     return ~_flat(~edge, constraint.event_dim)
 
 
-__all__ = ["PointTerm", "mode", "on_edge"]
+__all__ = ["degree_of", "joint_mode", "mode", "on_edge"]

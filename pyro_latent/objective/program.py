@@ -23,7 +23,6 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions.terms import Variable
 from ..families import Mean, Natural
-from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .densities import usable_terms, with_indicators
@@ -32,7 +31,7 @@ from .discrete import DiscreteElimination, DiscretePosterior
 from .expectation import expect
 from .factors import DiscreteFactor
 from .joints import Joint
-from .modes import DEGREES, PointTerm, joint_mode, mode
+from .modes import DEGREES, degree_of, joint_mode, mode
 from .summands import Summand, cast, gradients, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
@@ -156,7 +155,7 @@ class Program:
         block, terms = self.blocks[key], [s for s in (*base, *held) if key in s.blocks]
         if block.is_point:
             self._check_closed_form(block)
-            return mode(block, means[key][VALUE], [_point_term(s, block, means) for s in terms])
+            return mode(block, means, terms)
         return self.optimum_of(block, means, terms)
 
     def _check_closed_form(self, block: Block) -> None:
@@ -186,9 +185,10 @@ class Program:
             for key in group:  # grows on the way
                 group += [k for k in points if k in coupled[key] and k not in others and k not in group]
             seen |= set(group)
-            degrees = [sum(DEGREES[m.statistic] for m in s.moments if m.block.key in group) for s in terms]
-            count = sum(self.blocks[key].numel for key in group)
-            if len(group) > 1 and max(degrees) <= 2 and count <= _MOST_TOGETHER:
+            blocks = [self.blocks[key] for key in group]
+            if len(group) < 2 or sum(b.numel for b in blocks) > _MOST_TOGETHER:
+                continue
+            if degree_of(terms, blocks) <= 2:
                 found |= dict.fromkeys(group, group)
         return found
 
@@ -197,13 +197,7 @@ class Program:
     ) -> dict[BlockKey, Natural] | None:
         """The joint maximum over points that L̄ is quadratic in; None where it is not concave in them."""
         terms = [s for s in (*self.summands, *held) if s.blocks & set(keys)]
-        values = [means[key][VALUE] for key in keys]
-
-        def evaluate(points: Sequence[PointMean]) -> Tensor:
-            at = means | dict(zip(keys, points, strict=True))
-            return sum_of(s.value(at) for s in terms)
-
-        best = joint_mode([self.blocks[key] for key in keys], values, evaluate)
+        best = joint_mode([self.blocks[key] for key in keys], means, terms)
         return None if best is None else dict(zip(keys, best, strict=True))
 
     # Mean parameters.
@@ -380,11 +374,6 @@ class Program:
         moments += [m for f in self.factors for p in f.pieces for m in p.moments]
         used = {m.block.key for m in moments} | {p for v in self.derived for p in v.parents}
         return [block.label for block in self.params if block.key not in used]
-
-
-def _point_term(summand: Summand, block: Block, means: Means) -> PointTerm:
-    statistics = tuple(m.statistic for m in summand.moments if m.block.key == block.key)
-    return PointTerm(statistics, lambda point: summand.value(means | {block.key: point}))
 
 
 def taken(turn: Tensor | None, natural: Natural, old: Natural) -> Natural:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -36,6 +36,27 @@ class Summand:
         dtype = dtype or read[0][0].dtype
         return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
+    def given(self, means: Means, keys: Collection[BlockKey]) -> Summand:
+        """The sum with the moments of other blocks than these made constants."""
+        own = tuple(m for m in self.moments if m.block.key in keys)
+        others = [(m.read(means), m.labels) for m in self.moments if m.block.key not in keys]
+        if not others:
+            return self
+        operands = [(self.constant.to(others[0][0]), self.labels), *others]
+        known = {label for _, labels in operands for label in labels}
+        labels = tuple(x for x in (START, *labels_of(own)) if x in known)
+        return Summand(contract(operands, labels), labels, own)
+
+    def slope(self, place: int, means: Means) -> Tensor:
+        """The gradient in the moment at a place, which is what multiplies it, in the shape of the statistic."""
+        moment = self.moments[place]
+        others = [(m.read(means), m.labels) for i, m in enumerate(self.moments) if i != place]
+        dtype = next(iter(means[moment.block.key].values())).dtype
+        operands = [(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *others)]
+        known = {label for _, labels in operands for label in labels}
+        labels = tuple(label for label in moment.labels if label in known)
+        return moment.unread(contract(operands, labels), labels, means)
+
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, of which there is one at least."""
@@ -45,16 +66,21 @@ def sum_of(tensors: Iterable[Tensor]) -> Tensor:
 
 def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[str, Tensor]:
     """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
-    leaves = means[block.key].map(lambda t: t.detach().requires_grad_())
-    if not summands:  # nothing reads it, under a flat prior
-        return {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    with torch.enable_grad():
-        at_leaves = means | {block.key: leaves}
-        total = sum_of(s.value(at_leaves) for s in summands).sum()
-        found = torch.autograd.grad(total, list(leaves.values()), allow_unused=True, materialize_grads=True)
-    fields = dict(zip(leaves, found, strict=True))
+    fields = {name: torch.zeros_like(t) for name, t in means[block.key].items()}
+    fields |= {name: sum_of(each) for name, each in slopes(block, means, summands).items()}
     matrices = {name: fields[name] for name, event in block.family.statistics.items() if event == 2}
     return fields | {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
+
+
+@torch.no_grad()
+def slopes(block: Block, means: Means, summands: Iterable[Summand]) -> dict[str, list[Tensor]]:
+    """By statistic of a block that summands read, the gradient in it of each reading."""
+    found: dict[str, list[Tensor]] = {}
+    for summand in summands:
+        for place, moment in enumerate(summand.moments):
+            if moment.block.key == block.key:
+                found.setdefault(moment.statistic, []).append(summand.slope(place, means))
+    return found
 
 
 # Compilation.
