@@ -1,17 +1,13 @@
-"""Figures of docs/compare.md: the diagnostics of the regression's guides, and the races."""
+"""Figures of docs/compare.md: the diagnostics of the regression's guides; the races are in ``races.py``."""
 
 from __future__ import annotations
-
-import math
-from collections.abc import Callable
 
 import pyro
 import torch
 
 from examples.compare_posteriors import DATA, methods, proper, read, separate
-from examples.race import RACES
 from pyro_latent import CAVI
-from pyro_latent.criticism import Race, Runner, calibrate, score
+from pyro_latent.criticism import calibrate, score
 
 from .seeds import SEEDS, ranged
 from .timing import markdown
@@ -19,12 +15,11 @@ from .timing import markdown
 SVI_STEPS = 800
 NUM_DRAWS = 4000
 SIMULATIONS, NUM_POINTS = 60, 40
-RACE_STEPS = {"normal-gamma": 300, "mixture": 300, "lda": 400, "vae": 300}
 
 
 def run() -> str:
     """The page's tables."""
-    return "\n\n".join([guides(), calibration(), races()])
+    return "\n\n".join([guides(), calibration()])
 
 
 # ----------------------------------------------------------------------------------------------------------- regression
@@ -75,54 +70,3 @@ def calibration() -> str:
         f"## Calibration\n\nMean field's slope, {SIMULATIONS} simulations of {NUM_POINTS} points: dispersion "
         f"{ranged(spreads)}; verdict {counted} of {len(SEEDS)}."
     )
-
-
-# ---------------------------------------------------------------------------------------------------------------- races
-
-
-def races() -> str:
-    """Where each method ends below the best of its race, and the seconds to come within one nat of it."""
-    parts = ["## Races\n\n`examples/race.py`; each seed draws data, start and noise anew; the clock is the wall's."]
-    for name, make in RACES.items():
-        found = [raced(make, seed, RACE_STEPS[name]) for seed in SEEDS]
-        rows = [row(method, found) for method in found[0].runners]
-        heading = ["method", "nats below the best", "best bound", "within 1 nat", "seconds to 1 nat", "seconds"]
-        parts.append(f"{name}, at most {RACE_STEPS[name]} steps:\n\n{markdown(heading, rows)}\n\n{duel(found)}")
-    return "\n\n".join(parts)
-
-
-def raced(make: Callable[..., Race], seed: int, steps: int) -> Race:
-    """A race of the example, with this seed for its data and starts, and for the noise of its methods too."""
-    pyro.clear_param_store()
-    pyro.set_rng_seed(seed)
-    return make(steps, "cpu", seed)
-
-
-def row(method: str, found: list[Race]) -> list[str]:
-    runners = [contest[method] for contest in found]
-    gaps = [contest.best - r.score.elbo for contest, r in zip(found, runners, strict=True)]
-    best = sum(gap == 0 for gap in gaps)
-    within = [r.seconds_within(1.0, contest.best) for contest, r in zip(found, runners, strict=True)]
-    reached = [w for w in within if math.isfinite(w)]
-    return [
-        method,
-        ranged(gaps, 3 if max(gaps) < 10 else 0),
-        f"{best} of {len(gaps)}",
-        f"{len(reached)} of {len(gaps)}",
-        ranged(reached) if reached else "never",
-        ranged([r.seconds for r in runners]),
-    ]
-
-
-def duel(found: list[Race]) -> str:
-    """The last bound of coordinate ascent less that of SVI at its best rate."""
-
-    def best_of(contest: Race, is_svi: bool) -> Runner | None:
-        runners = [r for r in contest.runners.values() if bool(r.rate) == is_svi]
-        return max(runners, key=lambda r: r.score.elbo, default=None)
-
-    pairs = [(best_of(contest, False), best_of(contest, True)) for contest in found]
-    gaps = [cavi.score.elbo - svi.score.elbo for cavi, svi in pairs if cavi is not None and svi is not None]
-    rates = ", ".join(svi.rate for _, svi in pairs if svi is not None)
-    ahead = f"Coordinate ascent less SVI at its best rate: {ranged(gaps, 3)}. " if gaps else ""
-    return f"{ahead}The best rate by seed: {rates}."

@@ -2,7 +2,8 @@
 
 - ``normal-gamma``: mean and precision of a sample; coordinate ascent with one block is exact after one sweep;
 - ``mixture``: two full Gaussians on Old Faithful; SVI with the hand-written guide, of the same family;
-- ``lda``: topics of documents drawn from known ones; SVI with the Dirichlet guide, of the same family;
+- ``lda``: topics of documents drawn from known ones; SVI with the Dirichlet guide, of the same family, and coordinate
+  ascent that ends with its steps;
 - ``vae``: a network makes it non-conjugate, so that there is no coordinate ascent: learning rates race each other.
 
 All methods of a model start at the same place, the clock runs inside ``step`` only, and one estimator scores every q
@@ -14,7 +15,8 @@ from __future__ import annotations
 
 import argparse
 import copy
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,7 +25,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.infer import Trace_ELBO
+from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
@@ -68,27 +70,78 @@ def race_mixture(steps: int, device: str, seed: int = 0) -> Race:
     return race(gmm.model, made, data, 2, max_steps=steps, seed=seed)
 
 
+class ThenSVI:
+    """Coordinate ascent until its bound settles, and from there SVI: a driver as a race takes it.
+
+    Args:
+        first: coordinate ascent.
+        second: makes the SVI, of the guide that coordinate ascent has fitted.
+        tol: it has settled once its loss falls by no more than this, relative to its size.
+    """
+
+    def __init__(self, first: CAVI, second: Callable[[AutoConjugate], SVI], tol: float = 1e-6) -> None:
+        self.driver: CAVI | SVI = first
+        self._second, self._tol, self._loss = second, tol, math.inf
+
+    @property
+    def guide(self) -> Any:
+        return self.driver.guide
+
+    def step(self, *args: Any, **kwargs: Any) -> Any:
+        loss = self.driver.step(*args, **kwargs)
+        if isinstance(self.driver, CAVI) and not self.driver.is_annealing:
+            if self._loss - loss <= self._tol * abs(loss):
+                self.driver = self._second(self.driver.guide)
+            self._loss = loss
+        return loss
+
+
 def race_lda(steps: int, device: str, seed: int = 0) -> Race:
     """200 documents of 80 words from 5 topics over 100 words; SVI on the model with the assignments summed out."""
+    corpus = documents().to(device)
+    return race(lda.model, lda_methods(corpus, steps), corpus, 5, max_steps=steps, seed=seed)
+
+
+def documents() -> lda.Corpus:
+    """A draw of the documents."""
     topics = torch.distributions.Dirichlet(torch.full((100,), 0.1).double()).sample((5,))
     shares = torch.distributions.Dirichlet(torch.full((5,), 0.3).double()).sample((200,))
-    corpus = lda.as_corpus(torch.distributions.Multinomial(80, shares @ topics).sample()).to(device)
+    return lda.as_corpus(torch.distributions.Multinomial(80, shares @ topics).sample())
+
+
+def lda_methods(corpus: lda.Corpus, steps: int) -> dict[str, Callable[[], Any]]:
+    """What races on the documents, for so many steps, all from one start."""
     marginal = partial(lda.model, marginal=True)
     start = lda_start(corpus, 5)
 
     def cavi(annealing: int = 0) -> CAVI:
-        given = {"beta": dist.Dirichlet(start["topic_word"]), "theta": dist.Dirichlet(start["doc_topic"])}
-        return CAVI(lda.model, AutoConjugate(lda.model, init=given), annealing=annealing)
+        return CAVI(lda.model, mean_field(start), annealing=annealing)
 
-    def guide() -> Any:
-        for name, value in start.items():
+    def guide(values: Mapping[str, Tensor] = start) -> Any:
+        for name, value in values.items():
             pyro.param(name, value.clone(), constraint=dist.constraints.positive)
         return lda.guide
 
+    def svi(fitted: AutoConjugate) -> SVI:
+        q: Any = fitted.posterior()
+        values = {"topic_word": q["beta"].concentration, "doc_topic": q["theta"].concentration}
+        made: Any = svi_grid(marginal, lambda: guide(values), [0.1], loss=Trace_ELBO, over=steps // 2).popitem()[1]()
+        return made
+
     rates = [10 * rate for rate in LEARNING_RATES]  # concentrations are in the hundreds
     grid = svi_grid(marginal, guide, rates, loss=Trace_ELBO, name="SVI, Dirichlet guide", over=steps)
-    made = {"CAVI": cavi, "CAVI, annealed": lambda: cavi(60), **grid}
-    return race(lda.model, made, corpus, 5, max_steps=steps, seed=seed)
+    own = {
+        "CAVI": cavi,
+        "CAVI, annealed": lambda: cavi(60),
+        "CAVI, annealed, then SVI": lambda: ThenSVI(cavi(60), svi),
+    }
+    return own | grid
+
+
+def mean_field(start: Mapping[str, Tensor]) -> AutoConjugate:
+    """Coordinate ascent's guide, with these concentrations of q(beta) and q(theta)."""
+    given = {"beta": dist.Dirichlet(start["topic_word"]), "theta": dist.Dirichlet(start["doc_topic"])}
+    return AutoConjugate(lda.model, init=given)
 
 
 def lda_start(corpus: lda.Corpus, num_topics: int) -> dict[str, Tensor]:

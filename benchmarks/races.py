@@ -1,0 +1,183 @@
+"""The races of docs/compare.md over several seeds: their table, and the picture with its bands.
+
+``python -m benchmarks.races`` writes ``docs/race-bands.png`` and prints where each method ends below the best of its
+race. Of topics it also prints two bounds of what coordinate ascent and SVI end at: that of mean field, in which the
+assignment of each token is a factor, and that in which it is summed out, which the race goes by.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyro
+import torch
+
+from examples.race import RACES, documents, lda_methods, mean_field
+from pyro_latent.criticism import Race, Runner, score
+from pyro_latent.criticism.pictures import colors, picture
+from pyro_latent.models import lda
+
+from .seeds import SEEDS, ranged
+from .timing import markdown
+
+PICTURE = Path(__file__).parent.parent / "docs" / "race-bands.png"
+STEPS = {"normal-gamma": 300, "mixture": 300, "lda": 400, "vae": 300}
+TITLES = {
+    "normal-gamma": "Normal-Gamma, 1,000 points",
+    "mixture": "mixture, Old Faithful",
+    "lda": "LDA, 200 documents",
+    "vae": "VAE, 500 digits",
+}
+#: The methods whose posteriors are scored by both bounds, and the number of draws.
+BOTH = ("CAVI, annealed", "SVI, Dirichlet guide, rate 0.3", "CAVI, annealed, then SVI")
+NUM_DRAWS = 4000
+
+
+def main() -> None:
+    torch.set_num_threads(1)
+    began = time.process_time()
+    found = {}
+    for name in RACES:
+        found[name] = [raced(name, seed) for seed in SEEDS]
+        print(f"## {name}, at most {STEPS[name]} steps\n\n{table(found[name])}\n\n{duel(found[name])}\n", flush=True)
+    plot_bands(found).savefig(PICTURE)
+    print(f"## Two bounds of the posteriors of topics\n\n{two_bounds()}\n")
+    print(f"{time.process_time() - began:,.0f} s of CPU")
+
+
+def raced(name: str, seed: int) -> Race:
+    """A race of the example, with this seed for its data and starts, and for the noise of its methods too."""
+    pyro.clear_param_store()
+    pyro.set_rng_seed(seed)
+    return RACES[name](STEPS[name], "cpu", seed)
+
+
+# --------------------------------------------------------------------------------------------------------------- tables
+
+
+def table(found: Sequence[Race]) -> str:
+    """Where each method ends below the best of its race, and the seconds to come within one nat of it."""
+    heading = ["method", "nats below the best", "best bound", "within 1 nat", "seconds to 1 nat", "seconds"]
+    return markdown(heading, [row(method, found) for method in found[0].runners])
+
+
+def row(method: str, found: Sequence[Race]) -> list[str]:
+    runners = [contest[method] for contest in found]
+    gaps = [contest.best - r.score.elbo for contest, r in zip(found, runners, strict=True)]
+    best = sum(gap == 0 for gap in gaps)
+    within = [r.seconds_within(1.0, contest.best) for contest, r in zip(found, runners, strict=True)]
+    reached = [w for w in within if math.isfinite(w)]
+    return [
+        method,
+        ranged(gaps, 3 if max(gaps) < 10 else 0),
+        f"{best} of {len(gaps)}",
+        f"{len(reached)} of {len(gaps)}",
+        ranged(reached) if reached else "never",
+        ranged([r.seconds for r in runners]),
+    ]
+
+
+def duel(found: Sequence[Race]) -> str:
+    """The last bound of coordinate ascent less that of SVI at its best rate."""
+
+    def best_of(contest: Race, is_svi: bool) -> Runner | None:
+        runners = [r for r in contest.runners.values() if bool(r.rate) == is_svi]
+        return max(runners, key=lambda r: r.score.elbo, default=None)
+
+    pairs = [(best_of(contest, False), best_of(contest, True)) for contest in found]
+    gaps = [cavi.score.elbo - svi.score.elbo for cavi, svi in pairs if cavi is not None and svi is not None]
+    rates = ", ".join(svi.rate for _, svi in pairs if svi is not None)
+    ahead = f"Coordinate ascent less SVI at its best rate: {ranged(gaps, 3)}. " if gaps else ""
+    return f"{ahead}The best rate by seed: {rates}."
+
+
+def two_bounds() -> str:
+    """The bound of mean field, exact, and that with the assignments summed out, by draws that all methods share."""
+    exact: dict[str, list[float]] = {name: [] for name in BOTH}
+    summed: dict[str, list[float]] = {name: [] for name in BOTH}
+    errors = []
+    for seed in SEEDS:
+        pyro.clear_param_store()
+        pyro.set_rng_seed(seed)
+        corpus = documents()
+        made = lda_methods(corpus, STEPS["lda"])
+        for name in BOTH:
+            with pyro.get_param_store().scope():
+                torch.manual_seed(seed)
+                driver = made[name]()
+                for _ in range(STEPS["lda"]):
+                    driver.step(corpus, 5)
+                found = score(lda.model, driver.guide, corpus, 5, num_samples=NUM_DRAWS, seed=seed)
+                exact[name].append(_mean_field(driver.guide, corpus))
+            summed[name].append(found.elbo)
+            errors.append(found.elbo_error)
+    rows = [[name, _above(exact, name), _above(summed, name)] for name in BOTH]
+    heading = ["posterior", "bound with a factor for each assignment", "bound with the assignments summed out"]
+    return (
+        f"{markdown(heading, rows)}\n\nNats above coordinate ascent. The first bound is exact; the second is by "
+        f"{NUM_DRAWS:,} draws, with a standard error of at most {max(errors):.2f} nats."
+    )
+
+
+def _mean_field(guide: Any, corpus: lda.Corpus) -> float:
+    """The bound of mean field at the guide's q(beta) and q(theta), with each assignment at its best."""
+    if guide is not lda.guide:
+        return float(guide.elbo(corpus, 5))
+    start = {name: pyro.param(name).detach() for name in ("topic_word", "doc_topic")}
+    return float(mean_field(start).elbo(corpus, 5))
+
+
+def _above(values: Mapping[str, Sequence[float]], name: str) -> str:
+    return ranged([v - first for v, first in zip(values[name], values[BOTH[0]], strict=True)], 1)
+
+
+# -------------------------------------------------------------------------------------------------------------- picture
+
+
+def plot_bands(found: Mapping[str, Sequence[Race]]) -> Any:
+    """Nats below the best of each race against the clock: medians over the seeds, with the least and the greatest."""
+    with picture(7.6, 5.6, 2, 2) as (figure, grid):
+        for axes, (name, races) in zip(grid.flatten(), found.items(), strict=True):
+            draw_bands(axes, races)
+            axes.set_title(TITLES[name])
+    return figure
+
+
+def draw_bands(axes: Any, races: Sequence[Race]) -> None:
+    """One model: bold and with a band what needs no rate, and the rate that ends best; other rates thin."""
+    floor = max(race.floor for race in races)
+    runs = {name: [race[name] for race in races] for name in races[0].runners}
+    ends = {n: float(np.median([r.best - r[n].score.elbo for r in races])) for n in runs}
+    groups = {name: own[0].group for name, own in runs.items()}
+    color = colors(list(groups.values()))
+    for name, own in runs.items():
+        rivals = [n for n in runs if groups[n] == groups[name]]
+        is_best = name == min(rivals, key=ends.__getitem__)
+        seconds = [[lap.seconds for lap in run.laps] for run in own]
+        clock = np.geomspace(max(s[0] for s in seconds), max(s[-1] for s in seconds), 200)
+        gaps = np.array([_gaps(race, run, clock, floor) for race, run in zip(races, own, strict=True)])
+        label = f"{name} (best)" if is_best and len(rivals) > 1 else name if is_best else None
+        look: Any = {"color": color[groups[name]], "linewidth": 1.6 if is_best else 0.5}
+        axes.plot(clock, np.median(gaps, 0), label=label, **look)
+        if is_best:
+            axes.fill_between(clock, gaps.min(0), gaps.max(0), color=look["color"], alpha=0.2, linewidth=0)
+    axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
+    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="nats below the best")
+    axes.set_ylim(bottom=floor / 2)
+    axes.legend(loc="upper right", fontsize=6, handlelength=1.2)
+
+
+def _gaps(race: Race, run: Runner, clock: Any, floor: float) -> Any:
+    """The gap of the last checkpoint at each time, and no less than scores can tell."""
+    last = np.searchsorted([lap.seconds for lap in run.laps], clock, side="right") - 1
+    gaps = np.array([max(race.best - lap.elbo, floor) for lap in run.laps])
+    return gaps[np.clip(last, 0, None)]
+
+
+if __name__ == "__main__":
+    main()
