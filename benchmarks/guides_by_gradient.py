@@ -94,7 +94,7 @@ def topics() -> None:
     words = dist.Dirichlet(torch.full((2, 12), 0.3, dtype=torch.float64)).sample()
     shares = dist.Dirichlet(torch.full((15, 2), 0.5, dtype=torch.float64)).sample()
     documents = lda.as_corpus(dist.Multinomial(30, shares @ words).sample())
-    print("\ntopics, full_guide, rate 0.003")
+    print(f"\n{len(shares)} documents of 30 tokens, full_guide, rate 0.003")
     for estimator in (ENUMERATED, TraceGraph_ELBO(), Trace_ELBO()):
         pyro.clear_param_store()
         pyro.set_rng_seed(0)
@@ -121,7 +121,7 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
     data = torch.from_numpy(np.loadtxt(OLD_FAITHFUL, delimiter=",", skiprows=1))
-    print("Nats below coordinate ascent\n\nNormal-Gamma, rate 0.03")
+    print(f"Nats below coordinate ascent, after {STEPS} steps\n\nNormal-Gamma, rate 0.03")
     for count in (len(data), 4):
         x = data[:count, 0]
         best = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model)).run(x, tol=0, max_steps=50).elbo[-1].item()

@@ -6,9 +6,10 @@ A comment in a page names the command and the file that keeps its output, or a r
     <!-- numbers: benchmarks/results/2026-11-21-quality.md -->
 
 It speaks for the block below it. Of a fenced block each line is in the kept output, in this order; a line "…" stands
-for lines left out, and words may be wrapped otherwise. Of a table or a paragraph the measured numbers, those with a
-decimal point or a comma of thousands, are there at their printed precision: of a table, all numbers of a row in one
-line, but where the comment begins with "numbers anywhere". A number printed without a sign may be there with a minus.
+for lines left out, and words may be wrapped otherwise. Of a table, a list or a paragraph the numbers in digits are
+there at their printed precision, but those in code, links and names, and an equation's, "(153)": of a table, all
+numbers of a row in one line, but where the comment begins with "numbers anywhere". A number printed without a sign may
+be there with a minus.
 
 ``python -m benchmarks.page_numbers`` runs each command and keeps its output; with words, only the commands that contain
 one of them. ``--run PAGE`` runs the Python snippets of a page, and prints what they print. Times are those of the
@@ -36,7 +37,8 @@ MARK = re.compile(
 )
 BLOCK = re.compile(r"```text\n(?P<fenced>(?:.*\n)*?)```|(?P<table>(?:\|.*\n)+)|(?P<prose>(?:.+(?:\n|$))+)")
 SNIPPET = re.compile(r"^```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
-NUMBER = re.compile(r"(?<![\w.,])[-−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+)(?![\w.]*\d)")
+ASIDE = re.compile(r"`[^`]*`|\]\([^)]*\)|\(\d+\)")
+NUMBER = re.compile(r"(?<![\w.,\[^_/])[-−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)(?![\w.]*\d)(?![\w\]])")
 ANY_NUMBER = re.compile(r"[-−]?(?:\d{1,3}(?:,\d{3})+(?:\.\d+)?|\d*\.\d+|\d+)")
 
 
@@ -101,7 +103,7 @@ def _missing_lines(lines: Sequence[str], kept: str) -> list[str]:
 
 def _missing_numbers(text: str, kept: str) -> list[str]:
     there = [_value(found) for found in ANY_NUMBER.findall(kept)]
-    return [number for number in NUMBER.findall(text) if not _is_among(number, there)]
+    return [number for number in NUMBER.findall(ASIDE.sub("", text)) if not _is_among(number, there)]
 
 
 def _is_among(number: str, there: Sequence[float]) -> bool:

@@ -44,9 +44,11 @@ def block(kind: str, text: str) -> Source:
     [
         ("an ELBO of −642,602.7 nats", "ELBO -642602.71"),
         ("0.40 nats below", "gap -0.396"),
-        ("within .51 of 20 seeds", "0.5096"),
+        ("within .51 of 20 seeds", "0.5096, 20"),
         ("Python 3.11.7", ""),
         ("2,000 steps", "2000"),
+        ("below SVI by 34 nats", "gap -33.81"),
+        ("equation (153) of [4], `x[2]` and x^2", ""),
     ],
 )
 def test_numbers_are_the_same_at_their_printed_precision(text: str, kept: str) -> None:
@@ -59,6 +61,7 @@ def test_numbers_are_the_same_at_their_printed_precision(text: str, kept: str) -
         ("an ELBO of −642,602.7 nats", "ELBO 642602.7", ["−642,602.7"]),
         ("0.40 nats", "0.41", ["0.40"]),
         ("1,000 steps and .5 nats", "1001 .5", ["1,000"]),
+        ("34 nats (32 to 48)", "34.2 32.0", ["48"]),
     ],
 )
 def test_numbers_that_differ_are_named(text: str, kept: str, found: list[str]) -> None:

@@ -68,6 +68,14 @@ def errors(found: Mapping[str, Moments], reference: Mapping[str, Moments]) -> tu
     return means, {n: m.sd / reference[n].sd for n, m in found.items()}
 
 
+def told(row: str, compared: tuple[dict[str, float], dict[str, Any]], *bounds: float) -> None:
+    """Print what a row of the second table of docs/users-scripts.md says, which ``pytest -s`` shows."""
+    means, ratios = compared
+    parts = [f"{n} {means[n]:.3f}, {np.min(r):.3f} to {np.max(r):.3f}" for n, r in ratios.items()]
+    parts += ["ELBO {:.3f}, log evidence {:.3f}".format(*bounds)] if bounds else []
+    print(f"\n{row}: {'; '.join(parts)}")
+
+
 # -------------------------------------------------------------------------------------------- the references themselves
 
 
@@ -232,12 +240,14 @@ def test_eight_schools_centred(model: Any, name: str, log_prior: Any, of_theta: 
     posterior = guide.posterior()
     found = {"mu": moments(posterior["mu"]), "theta": moments(posterior["theta"])}
     found["log_tau"] = log_spread(posterior["precision"])
-    means, ratios = errors(found, load(name))
+    means, ratios = compared = errors(found, load(name))
     assert means["mu"] < 0.03 and means["theta"] < of_theta and means["log_tau"] < of_log_tau
     assert 0.4 < ratios["mu"] < 0.7 and 0.2 < ratios["log_tau"] < 0.6
     assert ratios["theta"].min() > 0.7 and ratios["theta"].max() < 1.15
     evidence = schools_by_quadrature(log_prior)[1]
     assert evidence - 2 < guide.elbo() < evidence
+    prior = "tau ~ HalfCauchy(25)" if model is half_cauchy_centred else "tau^-2 ~ Gamma(1, 25)"
+    told(f"eight schools, {prior}", compared, guide.elbo(), evidence)
 
 
 def test_eight_schools_non_centred() -> None:
@@ -249,12 +259,13 @@ def test_eight_schools_non_centred() -> None:
     mu, tau, eta = (moments(guide.posterior()[name]) for name in ("mu", "tau", "eta"))
     spread = (tau.sd**2 + tau.mean**2) * (eta.sd**2 + eta.mean**2) - (tau.mean * eta.mean) ** 2
     theta = Moments(mu.mean + tau.mean * eta.mean, np.sqrt(mu.sd**2 + spread))
-    means, ratios = errors({"mu": mu, "theta": theta}, load("eight_schools_half_cauchy"))
+    means, ratios = compared = errors({"mu": mu, "theta": theta}, load("eight_schools_half_cauchy"))
     assert means["mu"] < 0.05 and means["theta"] < 0.45
     assert ratios["mu"] < 0.9 and ratios["theta"].max() < 0.95
     assert np.ptp(theta.mean) < 0.01
     evidence = schools_by_quadrature(problems.half_cauchy_spread)[1]
     assert fit(half_cauchy_centred, *schools_data()).elbo() < guide.elbo() - 1 < guide.elbo() < evidence
+    told("eight schools, theta = mu + tau eta", compared, guide.elbo(), evidence)
 
 
 # ----------------------------------------------------------------------------------------------------------- regression
@@ -274,12 +285,13 @@ def test_regression_with_one_factor_of_the_weights() -> None:
     """Only the weights' dependence on the noise is lost: the bound is 0.012 nats low, each sd at most 3 % too small."""
     guide = fit(weights_and_bias, *problems.diabetes())
     found = {name: moments(q) for name, q in guide.posterior().items()}
-    means, ratios = errors(found, load("diabetes_regression"))
+    means, ratios = compared = errors(found, load("diabetes_regression"))
     assert max(means.values()) < 0.03
     assert all(np.all((r > 0.97) & (r < 1.02)) for r in ratios.values())
     exact, evidence = regression_by_quadrature()
     assert all(np.all(r < 1) for r in errors(found, exact)[1].values())
     assert evidence - 0.02 < guide.elbo() < evidence
+    told("regression, N = {}, D = {}".format(*problems.diabetes()[0].shape), compared, guide.elbo(), evidence)
 
 
 def test_regression_with_a_factor_for_each_weight() -> None:
@@ -289,11 +301,13 @@ def test_regression_with_a_factor_for_each_weight() -> None:
     posterior = {name: moments(q) for name, q in guide.posterior().items()}
     weights = [posterior[f"weight_{j}"] for j in range(10)]
     found = {"weights": Moments(np.stack([w.mean for w in weights]), np.stack([w.sd for w in weights]))}
-    means, ratios = errors(found, load("diabetes_regression"))
+    means, ratios = compared = errors(found, load("diabetes_regression"))
     assert means["weights"] < 0.03
     assert 0.13 < ratios["weights"].min() < 0.15 and ratios["weights"].max() < 0.9
     np.testing.assert_allclose(found["weights"].sd, (1 + len(target) * posterior["precision"].mean) ** -0.5, rtol=1e-6)
-    assert guide.elbo() < regression_by_quadrature()[1] - 3.5
+    evidence = regression_by_quadrature()[1]
+    assert guide.elbo() < evidence - 3.5
+    told("regression, a factor for each weight", compared, guide.elbo(), evidence)
 
 
 # ------------------------------------------------------------------------------------------------------------- mixtures
@@ -317,10 +331,11 @@ def test_mixture_of_durations() -> None:
     guide = fit(durations_mixture, problems.durations())
     order = guide.posterior()["loc"].mean.argsort()
     found = {n: Moments(*(v[order] for v in moments(guide.posterior()[n]))) for n in ("weights", "loc", "precision")}
-    means, ratios = errors(found, load("durations_mixture"))
+    means, ratios = compared = errors(found, load("durations_mixture"))
     assert means["weights"] < 0.05 and means["loc"] < 0.05 and means["precision"] < 0.12
     assert all(np.all((r > 0.8) & (r < 1.015)) for r in ratios.values())
     assert ratios["precision"].max() < 0.9  # a precision is known least where the assignments are not
+    told(f"mixture, {len(problems.durations())} durations", compared)
 
 
 @pytest.mark.parametrize("blocks", [None, [("mean", "precision")]])
@@ -339,9 +354,10 @@ def test_mixture_of_eruptions(blocks: Any) -> None:
     posterior = guide.posterior()
     order = posterior["mean"].mean[:, 0].argsort()
     found = {n: Moments(*(v[order] for v in moments(posterior[n]))) for n in ("weights", "mean", "precision")}
-    means, ratios = errors(found, load("old_faithful_mixture"))
+    means, ratios = compared = errors(found, load("old_faithful_mixture"))
     assert max(means.values()) < 0.04
     assert all(np.all((r > 0.94) & (r < 1.015)) for r in ratios.values())
+    told(f"mixture, {len(data)} points, blocks {blocks}", compared)
 
 
 # --------------------------------------------------------------------------------------------------------- Normal-Gamma
@@ -362,15 +378,17 @@ def test_normal_gamma_by_quadrature() -> None:
         "precision": mixed(grid, precision, np.zeros_like(precision)),
     }
     joint = fit(normal_gamma.model, data, blocks=[("mean", "precision")])
-    means, ratios = errors({name: moments(q) for name, q in joint.posterior().items()}, exact)
+    means, ratios = compared = errors({name: moments(q) for name, q in joint.posterior().items()}, exact)
     assert max(means.values()) < 1e-9
     np.testing.assert_allclose(list(ratios.values()), 1, rtol=1e-8)
+    told(f"Normal-Gamma, {len(data)} points, one block", compared)
     field = fit(normal_gamma.model, data)
-    means, ratios = errors({name: moments(q) for name, q in field.posterior().items()}, exact)
+    means, ratios = compared = errors({name: moments(q) for name, q in field.posterior().items()}, exact)
     assert max(means.values()) < 1e-6
     a = 1 + len(data) / 2  # the posterior's shape; q's is a half more, and a Student-t has the variance b / ((a - 1) k)
     np.testing.assert_allclose(ratios["precision"], math.sqrt(a / (a + 0.5)), rtol=1e-6)
     np.testing.assert_allclose(ratios["mean"], math.sqrt((a - 1) / a), rtol=1e-6)
+    told(f"Normal-Gamma, {len(data)} points, mean field", compared)
 
 
 # ------------------------------------------------------------------------------------------------------ users' scripts
