@@ -20,7 +20,7 @@ from .mixtures import clusters, fitted
 from .timing import Spread, interleaved, markdown, ratios
 
 #: Points, dimensions, components, and the rounds that are timed.
-SIZES = ((10_000, 2, 10, 40), (100_000, 16, 32, 8))
+SIZES = ((10_000, 2, 10, 150), (100_000, 16, 32, 16))
 
 
 def sklearn_iteration(data: Tensor, components: int) -> Callable[[], object]:
