@@ -2,13 +2,14 @@
 
 ``python -m benchmarks.races`` writes ``docs/race-bands.png`` and prints where each method ends below the best of its
 race. Of topics it also prints two bounds of what coordinate ascent and SVI end at: that of mean field, in which the
-assignment of each token is a factor, and that in which it is summed out, which the race goes by.
+assignment of each token is a factor, and that in which it is summed out, which the race goes by. Seconds are of CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +20,7 @@ import torch
 
 from examples.race import RACES, documents, lda_methods, mean_field
 from pyro_latent.criticism import Race, Runner, score
+from pyro_latent.criticism.methods import Stopwatch
 from pyro_latent.criticism.pictures import colors, picture
 from pyro_latent.models import lda
 
@@ -35,11 +37,13 @@ TITLES = {
 }
 #: The methods whose posteriors are scored by both bounds, and the number of draws.
 BOTH = ("CAVI, annealed", "SVI, Dirichlet guide, rate 0.3", "CAVI, annealed, then SVI")
-NUM_DRAWS = 4000
+NUM_DRAWS = 1000
 
 
 def main() -> None:
     torch.set_num_threads(1)
+    warnings.filterwarnings("ignore", "Singular sample detected")
+    setattr(Stopwatch, "_now", staticmethod(time.process_time))  # noqa: B010 - others use the machine
     began = time.process_time()
     found = {}
     for name in RACES:
@@ -83,17 +87,23 @@ def row(method: str, found: Sequence[Race]) -> list[str]:
 
 
 def duel(found: Sequence[Race]) -> str:
-    """The last bound of coordinate ascent less that of SVI at its best rate."""
+    """The last bound of coordinate ascent less that of SVI at its best rate, and when either comes to SVI's."""
 
     def best_of(contest: Race, is_svi: bool) -> Runner | None:
         runners = [r for r in contest.runners.values() if bool(r.rate) == is_svi]
         return max(runners, key=lambda r: r.score.elbo, default=None)
 
     pairs = [(best_of(contest, False), best_of(contest, True)) for contest in found]
-    gaps = [cavi.score.elbo - svi.score.elbo for cavi, svi in pairs if cavi is not None and svi is not None]
-    rates = ", ".join(svi.rate for _, svi in pairs if svi is not None)
-    ahead = f"Coordinate ascent less SVI at its best rate: {ranged(gaps, 3)}. " if gaps else ""
-    return f"{ahead}The best rate by seed: {rates}."
+    rates = f"The best rate by seed: {', '.join(svi.rate for _, svi in pairs if svi is not None)}."
+    both = [(cavi, svi) for cavi, svi in pairs if cavi is not None and svi is not None]
+    if not both:
+        return rates
+    gaps = [cavi.score.elbo - svi.score.elbo for cavi, svi in both]
+    own, others = ([r.seconds_within(1.0, pair[1].score.elbo) for pair in both for r in [pair[i]]] for i in (0, 1))
+    return (
+        f"Coordinate ascent less SVI at its best rate: {ranged(gaps, 3)}. To within a nat of that SVI's last bound: "
+        f"coordinate ascent {ranged(own)} s, SVI {ranged(others)} s. {rates}"
+    )
 
 
 def two_bounds() -> str:
@@ -141,7 +151,7 @@ def _above(values: Mapping[str, Sequence[float]], name: str) -> str:
 
 def plot_bands(found: Mapping[str, Sequence[Race]]) -> Any:
     """Nats below the best of each race against the clock: medians over the seeds, with the least and the greatest."""
-    with picture(7.6, 5.6, 2, 2) as (figure, grid):
+    with picture(7.6, 6.6, 2, 2) as (figure, grid):
         for axes, (name, races) in zip(grid.flatten(), found.items(), strict=True):
             draw_bands(axes, races)
             axes.set_title(TITLES[name])
@@ -167,9 +177,9 @@ def draw_bands(axes: Any, races: Sequence[Race]) -> None:
         if is_best:
             axes.fill_between(clock, gaps.min(0), gaps.max(0), color=look["color"], alpha=0.2, linewidth=0)
     axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="seconds", ylabel="nats below the best")
+    axes.set(xscale="log", yscale="log", xlabel="seconds of CPU", ylabel="nats below the best")
     axes.set_ylim(bottom=floor / 2)
-    axes.legend(loc="upper right", fontsize=6, handlelength=1.2)
+    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7, handlelength=1.2, borderaxespad=0)
 
 
 def _gaps(race: Race, run: Runner, clock: Any, floor: float) -> Any:
