@@ -321,14 +321,14 @@ class CAVI:
                 progress.end_pass()
                 converged = steps.can_settle and progress.has_settled(tol)
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
-            args, kwargs = arguments(first_of(batches))
-            self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
+            self.guide.posterior_state.commit(self.guide.prepare(*arguments(first_of(batches))))
         return progress, converged
 
     def _identity(self, batches: Iterable[Any], arguments: Callable[[Any], ModelArguments]) -> dict[str, Any]:
         """What the model is known by in a checkpoint; the random states are as before."""
         args, kwargs = arguments(first_of(batches))
-        return identity_of_call(self.model, args, kwargs, point=self.guide.point, rescale=self._steps.rescales)
+        model, point = self.guide.augmented.model, self.guide.point
+        return identity_of_call(model, args, kwargs, point=point, rescale=self._steps.rescales)
 
     @torch.inference_mode(False)
     def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:
@@ -388,13 +388,13 @@ class CAVI:
         values, posterior = progress.history, self.guide.posterior_state
         if not len(values):
             return CAVIResult(values[:, 0], False, 0, values[:, 0])
-        best, dropped = self._steps.number_of(posterior.best), self._steps.dropped
+        best, more = self._steps.number_of(posterior.best), (self._steps.dropped, self.guide.augmented.names)
         if values.shape[1] > 1:
             self._steps.keep(posterior.best)
             posterior.collapse(posterior.best)
             self._revision = posterior.revision
         self.guide.write_params()
-        return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), dropped)
+        return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), *more)
 
 
 __all__ = ["CAVI", "CAVIResult"]

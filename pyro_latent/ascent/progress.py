@@ -33,6 +33,8 @@ class CAVIResult:
         restarts: the last ELBO of every start; the best one is the guide's. It is −∞ for a start that was dropped.
         dropped: by the number of each start that was dropped, the error that its updates ended in, while others went
             on.
+        augmented: the auxiliary sites of the guide's ``reparam=True``: the ELBO is that of the model with them, which
+            is at most the one of its own sites under the same posterior.
     """
 
     elbo: Tensor
@@ -40,6 +42,7 @@ class CAVIResult:
     num_steps: int
     restarts: Tensor
     dropped: Mapping[int, str] = field(default_factory=dict)
+    augmented: tuple[str, ...] = ()
 
 
 class Progress:

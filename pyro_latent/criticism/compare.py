@@ -210,7 +210,7 @@ class _Job:
                 draws = draw(self.target, done.guide, self.num_samples, repr(name))
                 check_same_model(self.target, done.model, {n: v[0] for n, v in draws.values.items()}, repr(name))
             exact = None
-            if isinstance(done.guide, AutoConjugate):
+            if isinstance(done.guide, AutoConjugate) and not done.guide.augmented.names:
                 exact = done.guide.elbo(*self.target.call.args, **self.target.call.kwargs)
         return Entry(
             kind=done.kind,

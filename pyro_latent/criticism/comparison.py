@@ -43,7 +43,7 @@ class Entry:
         draws: from it, with mixture components in the common order.
         moments: by site.
         score: ELBO, evidence and k̂; None for MCMC.
-        exact_elbo: of an :class:`~pyro_latent.AutoConjugate`, in nats.
+        exact_elbo: of an :class:`~pyro_latent.AutoConjugate` without auxiliary sites, in nats.
         seconds: inside its fit, if it was fitted here.
         steps: sweeps, gradient steps, or MCMC transitions (warm-up included) of all chains, where known.
         converged: whether its own criterion was met, if it has one.

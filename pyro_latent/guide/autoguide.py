@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from pyro.infer.autoguide import AutoGuide
@@ -24,38 +24,23 @@ from ..errors import (
     in_our_words,
 )
 from ..objective import (
-    BlockKey,
     Init,
     Program,
     State,
     compile_program,
-    expected_log_joint,
     explain,
     initial_state,
     posteriors,
     quantiles_of,
 )
 from ..recording import Recording, record
+from ..reparam import Conjugate
 from .arguments import check_model, check_state, checked_init, joint_blocks, numbers, site_names
+from .augmented import Augmented, moved_value, transformed
 from .param_store import param_versions, write_params
 from .sampling import Sampler
 from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
-
-
-class ElboTerms(NamedTuple):
-    """The terms of an ELBO, in nats.
-
-    ``log_densities``: by site, E_q log p(site | its parents). ``entropies``: by block, the entropy of its factor; the
-    discrete sites, whose posterior is joint, share one.
-    """
-
-    log_densities: dict[str, float]
-    entropies: dict[BlockKey, float]
-
-    @property
-    def total(self) -> float:
-        """The sum of all terms, which is the ELBO."""
-        return sum(self.log_densities.values()) + sum(self.entropies.values())
+from .terms import ElboTerms, elbo_terms_of
 
 
 class AutoConjugate(AutoGuide):
@@ -84,6 +69,9 @@ class AutoConjugate(AutoGuide):
         check: whether to run the model once more when it is first recorded, and again for data of another kind, with
             draws of the latents, and to compare the log density of every site with Pyro's own; it is left out where
             the distributions of a run hold more than four million numbers.
+        reparam: whether auxiliary sites make the model conjugate, those of :class:`~pyro_latent.reparam.Conjugate`,
+            which may be given itself. The ELBO is then that of the model with them, which is at most that of its own
+            sites. Draws, posteriors and quantiles are of the model's own sites.
 
     Blocks in subsampled plates, those of which each observation has an element of its own, and those whose site has
     ``infer={"local": True}`` (the proportions of a document, say) belong to the data at hand: they are fitted anew to
@@ -107,6 +95,7 @@ class AutoConjugate(AutoGuide):
         point: Sequence[str] = (),
         mean_field: Sequence[str] = (),
         check: bool = True,
+        reparam: bool | Conjugate = False,
     ) -> None:
         check_model(model)
         self.restarts = check_count("restarts", restarts)
@@ -116,6 +105,8 @@ class AutoConjugate(AutoGuide):
         self.point = site_names("point", point)
         self.mean_field = site_names("mean_field", mean_field)
         self.check = check
+        #: The model that is recorded, with its auxiliary sites.
+        self.augmented = Augmented(model, reparam)
         #: What the guide keeps, and drivers move.
         self.posterior_state = PosteriorState(self)
         self._reading: tuple[Any, Prepared] | None = None
@@ -198,7 +189,7 @@ class AutoConjugate(AutoGuide):
         fitted = bool(layout) and (predict or not posterior.starts)
         sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
         recording = record(
-            self.model,
+            self.augmented.model,
             *args,
             origins=posterior.origins if fitted else None,
             point=self.point,
@@ -240,20 +231,22 @@ class AutoConjugate(AutoGuide):
             posterior.commit(self.prepare(args, kwargs))  # a model without arguments, too, is recorded here
         found = self.prepare(args, kwargs, predict=True)
         sampler = Sampler(found.program, found.state, posterior.structured)
-        values = sampler.latents()
-        if found.program.recording.hidden:
-            sampler.missing(self.model, args, kwargs)
-        return values
+        with self.augmented.drawing():
+            values = sampler.latents()
+            if found.program.recording.hidden:
+                sampler.missing(self.augmented.model, args, kwargs)
+        return self.augmented.own(values, moved_value)
 
     # Summaries.
 
     @torch.inference_mode(False)
-    def posterior(self, *args: Any, joint: bool = False, **kwargs: Any) -> dict[Any, Any]:
+    def posterior(self, *args: Any, joint: bool = False, auxiliary: bool = False, **kwargs: Any) -> dict[Any, Any]:
         """The posterior as Pyro distributions.
 
         Args:
             joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a
                 discrete site); True: by block, its distribution, and the discrete sites'.
+            auxiliary: whether to give the auxiliary sites of ``reparam=True``, in place of the model's own alone.
             args, kwargs: the model's arguments; left out, those of the last call.
         """
         prepared = self.prepare(args, kwargs, predict=True)
@@ -261,7 +254,8 @@ class AutoConjugate(AutoGuide):
         found = posteriors(program, prepared.state)
         blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
         keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
-        return {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
+        result = {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
+        return result if auxiliary else self.augmented.own(result, transformed)
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The elementwise posterior median by site, of the site's shape."""
@@ -280,7 +274,11 @@ class AutoConjugate(AutoGuide):
         if wrong or not quantiles:
             raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong or 'none'}.")
         prepared = self.prepare(args, kwargs, predict=True)
-        return quantiles_of(prepared.program, prepared.state, quantiles)
+        found = quantiles_of(prepared.program, prepared.state, quantiles)
+        if self.augmented.moved:  # functions that fall
+            turned = quantiles_of(prepared.program, prepared.state, [1 - q for q in quantiles])
+            found |= {name: turned[name] for name in self.augmented.moved}
+        return self.augmented.own(found, moved_value)
 
     @torch.inference_mode(False)
     def elbo(self, *args: Any, **kwargs: Any) -> float:
@@ -303,26 +301,15 @@ class AutoConjugate(AutoGuide):
     def elbo_terms(self, *args: Any, **kwargs: Any) -> ElboTerms:
         """The exact ELBO, site by site and block by block; its terms add up to :meth:`elbo`."""
         prepared = self.prepare(args, kwargs, predict=True)
-        program, state = prepared.program, prepared.state
-        held = program.elimination.eliminate(program.means(state))
-        densities = {n: float(v) for n, v in expected_log_joint(program, state, held).items()}
-        exact = program.exactly(state)
-        entropies = {
-            key: float(program.entropy_terms(*exact, [key])[0])
-            for key, block in program.blocks.items()
-            if not block.is_point
-        }
-        if held is not None:
-            names = tuple(site.name for site in program.discrete)
-            entropies[names[0] if len(names) == 1 else names] = float(held.entropy)
-        return ElboTerms(densities, entropies)
+        return elbo_terms_of(prepared.program, prepared.state)
 
     @torch.inference_mode(False)
     def explain(self, *args: Any, **kwargs: Any) -> str:
         """A table of the sites: family, block, and how each is updated, or why it is not."""
         known = self.posterior_state.program
         if args or kwargs or known is None:
-            return explain(record(self.model, *args, point=self.point, **kwargs), self._joint, self.mean_field)
+            found = record(self.augmented.model, *args, point=self.point, **kwargs)
+            return explain(found, self._joint, self.mean_field)
         return explain(known.recording, self._joint, self.mean_field)
 
     def params(self) -> dict[str, Tensor]:

@@ -101,7 +101,7 @@ class MovedReparam(ConjugateReparam):
     ``augment`` returns the distribution of that one.
 
     Attributes:
-        transform: the function.
+        transform: the function, which falls.
     """
 
     transform: ClassVar[Any]

@@ -1,0 +1,108 @@
+"""The auxiliary sites of a guide's model, and what is shown of its posterior: that of the model's own sites."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import pyro.distributions as dist
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from torch import Tensor
+
+from ..errors import ArgumentTypeError
+from ..reparam import Conjugate, Site
+
+
+class Augmented:
+    """A model with auxiliary sites that make it conjugate, or as it is.
+
+    Args:
+        model: a Pyro model.
+        reparam: whether to add the auxiliary sites of :class:`~pyro_latent.reparam.Conjugate`, or one of these.
+
+    Attributes:
+        model: the model that is recorded.
+    """
+
+    def __init__(self, model: Callable[..., Any], reparam: bool | Conjugate) -> None:
+        if not isinstance(reparam, bool | Conjugate):
+            raise ArgumentTypeError(
+                f"Expected reparam to be True, False or a Conjugate(); got {reparam!r}. For other reparameterizers, "
+                "write poutine.reparam(model, config) as the model of both CAVI and AutoConjugate."
+            )
+        self._strategy = Conjugate() if reparam is True else reparam or None
+        config: Any = self._strategy
+        self.model: Callable[..., Any] = model if config is None else poutine.reparam(model, config=config)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The auxiliary sites of the runs so far."""
+        return tuple(self._strategy.auxiliary) if self._strategy else ()
+
+    @property
+    def moved(self) -> dict[str, tuple[str, Any]]:
+        """By auxiliary site that one of the model is a function of, that one and the function."""
+        moved = self._strategy.moved if self._strategy else {}
+        return {source: (name, transform) for name, (source, transform) in moved.items()}
+
+    def own(self, found: Mapping[Any, Any], change: Callable[[Any, Any], Any]) -> dict[Any, Any]:
+        """What there is of the model's own sites, from what there is by site or by block.
+
+        Args:
+            found: by site, or by tuple of sites.
+            change: gives that of a function of a site, from that of the site and the function.
+        """
+        result = {}
+        for key, value in found.items():
+            if key in self.moved:
+                name, transform = self.moved[key]
+                result[name] = change(value, transform)
+            elif not self._is_auxiliary(key):
+                result[key] = value
+        return result
+
+    def _is_auxiliary(self, key: Any) -> bool:
+        return all(name in self.names for name in ((key,) if isinstance(key, str) else key))
+
+    def drawing(self) -> AbstractContextManager[Any]:
+        """While it lasts, sample statements of auxiliary sites are seen by no handler outside, but for those that a
+        site of the model is a function of: they are seen as that site.
+        """
+        return _Shown(self.names, self.moved) if self._strategy else nullcontext()
+
+
+class _Shown(Messenger):
+    def __init__(self, hidden: Iterable[str], moved: Mapping[str, tuple[str, Any]]) -> None:
+        super().__init__()
+        self._hidden = set(hidden)
+        self._moved = moved
+        self._inverse = {name: transform.inv for name, transform in moved.values()}
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self._moved:
+            site = Site.of(msg)
+            msg["name"], transform = self._moved[msg["name"]]
+            msg["fn"] = transformed(site.wrapped(site.fn), transform)
+        elif msg["name"] in self._hidden:
+            msg["stop"] = True
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["name"] in self._inverse:
+            msg["value"] = self._inverse[msg["name"]](msg["value"])
+
+
+def transformed(distribution: Any, transform: Any) -> Any:
+    """The distribution of a function of a value, masked as that of the value is."""
+    site = Site.of({"name": "", "fn": distribution, "value": None})
+    return site.wrapped(dist.TransformedDistribution(site.fn, [transform]))
+
+
+def moved_value(value: Tensor, transform: Any) -> Tensor:
+    """The function of a value."""
+    found: Tensor = transform(value)
+    return found
+
+
+__all__ = ["Augmented", "moved_value", "transformed"]
