@@ -56,6 +56,7 @@ html_theme_options = {
 # The public modules beside the package itself; the models follow, each with what it exports.
 MODULES = (
     "pyro_latent.handlers",
+    "pyro_latent.reparam",
     "pyro_latent.distributions",
     "pyro_latent.families",
     "pyro_latent.rules",

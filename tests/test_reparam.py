@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,6 +22,7 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate, NotConjugateError, reparam
 from pyro_latent.distributions import PolyaGamma
 from pyro_latent.families import PolyaGamma as PolyaGammaFamily
+from pyro_latent.reparam.conjugate import table
 
 Model = Callable[..., Any]
 
@@ -90,6 +92,15 @@ def test_polya_gamma_family_is_the_distribution() -> None:
     wide = ours.expand((2, 3))
     assert wide.sample((4,)).shape == (4, 2, 3)
     assert PolyaGamma(tensor(0.0)).sample().item() < 1e-300
+
+
+# The table in the docs.
+
+
+def test_the_table_in_the_docs_is_that_of_the_entries() -> None:
+    page = (Path(__file__).parent.parent / "docs" / "auxiliary.md").read_text(encoding="utf-8")
+    written = page.split("<!-- entries -->")[1].split("<!-- end of entries -->")[0]
+    assert written.strip() == table()
 
 
 # One site alone.

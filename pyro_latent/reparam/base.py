@@ -67,11 +67,14 @@ class ConjugateReparam(Reparam):
     Attributes:
         densities: the classes of the sites that it is for.
         suffixes: of the names of the auxiliary sites that it draws.
-        form, source, cost: what a table says: the conjugate form, where it is from, and what the ELBO bounds.
+        condition: in words, which sites of these classes it is for.
+        form, source, cost: what a table says: the conjugate form, where it is from, and whether it is exact once the
+            auxiliary sites are integrated out.
     """
 
     densities: ClassVar[tuple[type, ...]]
     suffixes: ClassVar[tuple[str, ...]] = ()
+    condition: ClassVar[str] = ""
     form: ClassVar[str]
     source: ClassVar[str]
     cost: ClassVar[str] = "exact"

@@ -77,3 +77,16 @@ class _Chain(Reparam):
                 self._strategy.moved[name] = names[-1], entry.transform
             msg = entry.apply(msg)
         return msg
+
+
+def table() -> str:
+    """The entries as a Markdown table."""
+    rows = ["| density | conjugate form | auxiliary sites | source | cost |", "|---|---|---|---|---|"]
+    for entry in ENTRIES:
+        densities = ", ".join(f"`{d.__name__}`" for d in entry.densities)
+        sites = ", ".join(f"`…_{suffix}`" for suffix in entry.suffixes) or "none"
+        rows.append(f"| {densities}{entry.condition} | {entry.form} | {sites} | {entry.source} | {entry.cost} |")
+    return "\n".join(rows)
+
+
+__all__ = ["ENTRIES", "Conjugate", "entry_for", "table"]

@@ -108,8 +108,10 @@ class PolyaGammaReparam(ConjugateReparam):
 
     densities = (dist.Bernoulli, dist.Binomial, dist.NegativeBinomial)
     suffixes = ("weight",)
+    condition = " by `logits`; the last with data"
     form = "a normal factor of the logits, with a Pólya-gamma weight"
-    source = "Polson, Scott and Windle (2013); Jaakkola and Jordan (2000)"
+    source = "Polson, Scott and Windle (2013)"
+    cost = "exact; its optimum is the bound of Jaakkola and Jordan (2000)"
 
     def applies(self, site: Site) -> bool:
         if isinstance(site.fn, _GivenWeight) or "logits" not in raw_arguments(site.fn):

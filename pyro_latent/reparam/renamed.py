@@ -15,6 +15,7 @@ class RenamedReparam(ConjugateReparam):
     """A latent Exponential(r) is a Gamma(1, r), a Chi2(n) a Gamma(n / 2, 1/2), a Uniform(0, 1) a Beta(1, 1)."""
 
     densities = (dist.Exponential, dist.Chi2, dist.Uniform)
+    condition = ", latent"
     form = "Gamma; Gamma; Beta, for Uniform(0, 1)"
     source = "Gelman et al. (2013), appendix A"
 

@@ -15,6 +15,7 @@ class HalfCauchyReparam(MovedReparam):
     """s ~ HalfCauchy(a) is s = λ^(−1/2) with λ ~ Gamma(1/2, r) and r ~ Gamma(1/2, a⁻²)."""
 
     densities = (dist.HalfCauchy,)
+    condition = ", latent"
     suffixes = ("rate", "precision")
     form = "the power −1/2 of a Gamma precision, whose rate is a Gamma"
     source = "Wand et al. (2011), result 5"
@@ -30,6 +31,7 @@ class InverseGammaReparam(MovedReparam):
     """v ~ InverseGamma(a, b) is v = 1 / λ with λ ~ Gamma(a, b)."""
 
     densities = (dist.InverseGamma,)
+    condition = ", latent"
     suffixes = ("precision",)
     form = "the reciprocal of a Gamma precision"
     source = "Gelman et al. (2013), appendix A"

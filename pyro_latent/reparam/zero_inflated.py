@@ -16,6 +16,7 @@ class ZeroInflatedReparam(ConjugateReparam):
 
     densities = (dist.ZeroInflatedDistribution,)
     suffixes = ("gate",)
+    condition = " of a Poisson"
     form = "Poisson, whose rate a Bernoulli site sets to 0"
     source = "Lambert (1992)"
 
