@@ -17,7 +17,7 @@ from pyro.infer.autoguide import AutoNormal
 from pyro.optim import Adam
 from torch import Tensor
 
-from pyro_latent import CAVI, ArgumentTypeError, AutoConjugate, to_arviz
+from pyro_latent import CAVI, ArgumentTypeError, AutoConjugate, NotConjugateError, to_arviz
 from pyro_latent.criticism import compare
 from pyro_latent.reparam import Conjugate
 
@@ -158,6 +158,28 @@ def test_a_strategy_of_ones_own_says_what_it_did() -> None:
     CAVI(student, guide).run(X)
     assert strategy.auxiliary == {"y_gamma": "y"}
     assert "y_gamma" in guide.explain(X)
+
+
+@each_model
+def test_the_error_of_a_model_that_reparam_would_make_conjugate_says_so(model: Any) -> None:
+    before = torch.get_rng_state()
+    with pytest.raises(NotConjugateError, match=r"Or write AutoConjugate\(model, reparam=True\)"):
+        CAVI(model, AutoConjugate(model)).run(X)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_the_error_of_another_model_does_not() -> None:
+    def model(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Cauchy(0.0, 1.0))
+        with pyro.plate("n", len(x)):
+            pyro.sample("y", dist.StudentT(4.0, mu, 1.5), obs=x)
+
+    for options in ({}, {"reparam": True}):
+        with pytest.raises(NotConjugateError) as caught:
+            CAVI(model, guide := AutoConjugate(model, **options)).run(X)
+        assert "Cauchy" in str(caught.value)
+        assert "reparam" not in str(caught.value)
+        assert not guide.posterior_state.layout
 
 
 def test_another_reparam_is_an_error() -> None:

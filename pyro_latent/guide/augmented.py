@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import pyro.distributions as dist
@@ -11,8 +12,11 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentTypeError, NotConjugateError
+from ..objective import compile_program
+from ..recording import record
 from ..reparam import Conjugate, Site
+from ..values import leaving_random_state
 
 
 class Augmented:
@@ -65,6 +69,28 @@ class Augmented:
 
     def _is_auxiliary(self, key: Any) -> bool:
         return all(name in self.names for name in ((key,) if isinstance(key, str) else key))
+
+    @contextmanager
+    def advising(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
+        """Errors of a model as it is say whether auxiliary sites would make it conjugate."""
+        try:
+            yield
+        except NotConjugateError as error:
+            if self._strategy is not None or not self._would_do(args, kwargs):
+                raise
+            raise type(error)(
+                f"{error} Or write AutoConjugate(model, reparam=True), which adds sites for it."
+            ) from error
+
+    def _would_do(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+        """Whether the model is conjugate with auxiliary sites."""
+        try:
+            with leaving_random_state(), warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                compile_program(record(Augmented(self.model, True).model, *args, **kwargs))
+        except Exception:  # whatever else is wrong, the first error has said
+            return False
+        return True
 
     def drawing(self) -> AbstractContextManager[Any]:
         """While it lasts, sample statements of auxiliary sites are seen by no handler outside, but for those that a

@@ -136,7 +136,8 @@ class AutoConjugate(AutoGuide):
         """
         if predict:
             return self._predicted(args, kwargs)
-        return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
+        with self.augmented.advising(args, kwargs):
+            return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:
         """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
