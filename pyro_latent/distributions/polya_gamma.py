@@ -21,8 +21,8 @@ class PolyaGamma(TorchDistribution):
 
     Its use is :math:`e^{aψ} / (1 + e^ψ)^b = 2^{-b} e^{(a - b/2) ψ} E[e^{-ω ψ² / 2}]` with ω ~ PG(b, 0).
 
-    Its density is relative to PG(b, 0): ``log_prob`` is −½ c² ω + b log cosh(c / 2), which is 0 without a tilt. Ratios
-    of densities of one count are what they are, and the density of ω itself, an alternating series, is not needed.
+    Its density is an alternating series, and is not given: ``log_prob`` is an error. What coordinate ascent needs is
+    :meth:`log_ratio`, the density relative to PG(b, 0), which cancels between a posterior and its prior.
 
     Args:
         count: b ≥ 0; at 0 the value is 0.
@@ -52,8 +52,14 @@ class PolyaGamma(TorchDistribution):
             return (weights * gammas).sum(-1) + rest.clamp(min=0)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        if self._validate_args:
-            self._validate_sample(value)
+        raise NotImplementedError(
+            "Expected a distribution with a density; got PolyaGamma, whose density relative to another one is known "
+            "alone. To score a logistic model, write it without its weights, as AutoConjugate(model, reparam=True) "
+            "takes it; to draw from its posterior, write Gibbs(poutine.reparam(model, config=Conjugate()), 1000)."
+        )
+
+    def log_ratio(self, value: Tensor) -> Tensor:
+        """The log density relative to that without a tilt, b log cosh(c / 2) − ½ c² ω."""
         return self.count * log_cosh(self.tilt / 2) - self.tilt**2 * value / 2
 
     @property

@@ -6,10 +6,10 @@
 from .base import ConjugateReparam, MovedReparam, Site
 from .conjugate import ENTRIES, Conjugate
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .half_cauchy import HalfCauchyReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
-from .scales import HalfCauchyReparam, InverseGammaReparam
 from .student_t import StudentTReparam
 from .zero_inflated import ZeroInflatedReparam
 
@@ -21,7 +21,6 @@ __all__ = [
     "DirichletMultinomialReparam",
     "GammaPoissonReparam",
     "HalfCauchyReparam",
-    "InverseGammaReparam",
     "MixtureReparam",
     "MovedReparam",
     "PolyaGammaReparam",

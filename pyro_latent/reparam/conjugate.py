@@ -10,10 +10,10 @@ from pyro.infer.reparam.strategies import Strategy
 from ..rules import family_class
 from .base import ConjugateReparam, MovedReparam, Site
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .half_cauchy import HalfCauchyReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
-from .scales import HalfCauchyReparam, InverseGammaReparam
 from .student_t import StudentTReparam
 from .zero_inflated import ZeroInflatedReparam
 
@@ -27,7 +27,6 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     MixtureReparam,
     ZeroInflatedReparam,
     HalfCauchyReparam,
-    InverseGammaReparam,
     RenamedReparam,
 )
 

@@ -1,4 +1,4 @@
-"""Priors of scales: the site becomes a power of a precision."""
+"""A half-Cauchy scale: the power −1/2 of a precision."""
 
 from __future__ import annotations
 
@@ -25,17 +25,3 @@ class HalfCauchyReparam(MovedReparam):
         half = torch.full(site.fn.batch_shape, 0.5).to(site.fn.scale)
         rate = site.auxiliary("rate", dist.Gamma(half, site.fn.scale**-2.0))
         return dist.Gamma(half, rate)
-
-
-class InverseGammaReparam(MovedReparam):
-    """v ~ InverseGamma(a, b) is v = 1 / λ with λ ~ Gamma(a, b)."""
-
-    densities = (dist.InverseGamma,)
-    condition = ", latent"
-    suffixes = ("precision",)
-    form = "the reciprocal of a Gamma precision"
-    source = "Gelman et al. (2013), appendix A"
-    transform = PowerTransform(torch.tensor(-1.0))
-
-    def augment(self, site: Site) -> Any:
-        return dist.Gamma(site.fn.concentration, site.fn.rate)
