@@ -22,10 +22,9 @@ from .random_distribution import (
     expected_log_density,
     family_class,
     raw_arguments,
-    unwrap,
-    unwrap_masks,
     without_latents,
 )
+from .wrappers import unwrap, unwrap_masks
 
 __all__ = [
     "BOUNDS",

@@ -21,9 +21,9 @@ from .random_distribution import (
     around_latents,
     made,
     random_distribution,
-    unwrap,
     without_latents,
 )
+from .wrappers import unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.

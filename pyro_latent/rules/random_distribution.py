@@ -22,6 +22,7 @@ from torch import Tensor
 from ..errors import LatentValueError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from .base import Arguments, as_expression, rule_of
+from .wrappers import unwrap, unwrap_masks
 
 
 class RandomDistribution(TorchDistribution):
@@ -169,32 +170,6 @@ def made(cls: Any, arguments: dict[str, Any]) -> Any:
     """A distribution whose arguments are not checked, where its class can leave that out."""
     unchecked = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
     return cls(**arguments, **unchecked)
-
-
-def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
-    """The base distribution, the number of its batch dimensions that are events, and the masks over its plates."""
-    base, reinterpreted, masks, _ = unwrap_masks(distribution)
-    return base, reinterpreted, masks
-
-
-def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
-    """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the
-    base's batch.
-    """
-    reinterpreted = 0
-    masks: list[Any] = []
-    inner: list[Tensor] = []
-    while True:
-        if isinstance(distribution, dist.Independent | torch.distributions.Independent):
-            reinterpreted += distribution.reinterpreted_batch_ndims
-        elif isinstance(distribution, dist.MaskedDistribution):
-            if isinstance(distribution._mask, Tensor) and reinterpreted:
-                inner.append(distribution._mask)
-            else:
-                masks.append(distribution._mask)
-        elif not isinstance(distribution, dist.ExpandedDistribution):
-            return distribution, reinterpreted, masks, inner
-        distribution = distribution.base_dist
 
 
 def without_latents(distribution: Any) -> Any:
@@ -403,7 +378,5 @@ __all__ = [
     "made",
     "random_distribution",
     "raw_arguments",
-    "unwrap",
-    "unwrap_masks",
     "without_latents",
 ]

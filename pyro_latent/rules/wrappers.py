@@ -1,0 +1,38 @@
+"""What distributions are wrapped in: independent dimensions, expansions and masks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from torch import Tensor
+
+
+def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
+    """The base distribution, the number of its batch dimensions that are events, and the masks over its plates."""
+    base, reinterpreted, masks, _ = unwrap_masks(distribution)
+    return base, reinterpreted, masks
+
+
+def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
+    """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the
+    base's batch.
+    """
+    reinterpreted = 0
+    masks: list[Any] = []
+    inner: list[Tensor] = []
+    while True:
+        if isinstance(distribution, dist.Independent | torch.distributions.Independent):
+            reinterpreted += distribution.reinterpreted_batch_ndims
+        elif isinstance(distribution, dist.MaskedDistribution):
+            if isinstance(distribution._mask, Tensor) and reinterpreted:
+                inner.append(distribution._mask)
+            else:
+                masks.append(distribution._mask)
+        elif not isinstance(distribution, dist.ExpandedDistribution):
+            return distribution, reinterpreted, masks, inner
+        distribution = distribution.base_dist
+
+
+__all__ = ["unwrap", "unwrap_masks"]
