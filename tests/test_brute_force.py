@@ -209,9 +209,21 @@ def sums_means_and_largest_of_a_plate() -> None:
     pyro.sample("w", dist.Bernoulli(0.2 + 0.6 * z.max(-1).values), obs=tensor(1.0)[0])
 
 
+def gates_that_are_shut() -> None:
+    """Zero inflation: 0 log 0 is 0."""
+    gate = pyro.sample("gate", dist.Bernoulli(tensor(0.75)[0]))
+    pyro.sample("seen", dist.Bernoulli(1 - 0.25 * gate), obs=tensor(1.0)[0])
+    with pyro.plate("n", 3):
+        z = pyro.sample("z", dist.Bernoulli(tensor(0.4, 0.5, 0.2)))
+        pyro.sample("x", dist.Bernoulli(z * 0.7), obs=tensor(0.0, 1.0, 0.0))
+        pyro.sample("y", dist.Poisson(torch.where(z > 0, tensor(0.9), tensor(0.0))), obs=tensor(0.0, 3.0, 0.0))
+        pyro.sample("w", dist.Binomial(4, torch.where(z > 0, tensor(0.3), tensor(0.0))), obs=tensor(0.0, 2.0, 0.0))
+
+
 @pytest.mark.parametrize(
     ("model", "latents"),
     [
+        (gates_that_are_shut, {"gate": (2, ()), "z": (2, (3,))}),
         (whole_numbers_and_comparisons, {"a": (4, ()), "b": (2, ())}),
         (indexes_from_the_end, {"a": (3, ()), "b": (2, ())}),
         (row_of_each_datum_at_its_class, {"a": (2, (3,))}),
