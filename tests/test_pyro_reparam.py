@@ -16,7 +16,7 @@ from pyro.infer import reparam
 from pyro.infer.reparam.strategies import MinimalReparam
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, MissingRuleError, NaturalDomainError, PyroLatentError
+from pyro_latent import CAVI, AutoConjugate, LatentValueError, MissingRuleError, NaturalDomainError, PyroLatentError
 
 Model = Callable[..., Any]
 
@@ -228,6 +228,19 @@ def test_a_delta_away_from_its_point_has_no_density() -> None:
         pyro.sample("x", dist.Delta(mu), obs=x)
 
     with pytest.raises(MissingRuleError, match="Delta"):
+        elbo(model, _X[0])
+
+
+@pytest.mark.parametrize("fn", [dist.Exponential(torch.ones(())), dist.HalfNormal(torch.ones(()))])
+def test_whether_a_latent_is_in_a_smaller_support_is_not_known(fn: Any) -> None:
+    """Its density is 0 below 0, which a polynomial would not say."""
+
+    def model(x: Tensor) -> None:
+        z = pyro.sample("z", dist.Normal(0.0, 1.0))
+        pyro.factor("f", fn.log_prob(z))
+        pyro.sample("x", dist.Normal(z, 1.0), obs=x)
+
+    with pytest.raises(LatentValueError, match="'z'"):
         elbo(model, _X[0])
 
 

@@ -16,9 +16,10 @@ from typing import Any
 
 import numpy as np
 import torch
+from pyro.poutine.reparam_messenger import ReparamMessenger
 from pyro.poutine.scale_messenger import ScaleMessenger
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Distribution, constraints
 
 from ..errors import LatentValueError
 from .expression import Expression
@@ -76,8 +77,8 @@ class RandomTensor(Recorded):
             if write(name, args, kwargs):
                 return args[0]
             raise _in_place_error(name, parents_in(args, kwargs))
-        if name == "__bool__" and _is_asked_by(ScaleMessenger.__init__, Distribution._validate_sample):
-            return True  # whether a scale is positive, a latent in its support: what it is, the recording checks
+        if name == "__bool__" and _is_known_to_hold():
+            return True
         if name == "__index__":
             raise _number_error(name, parents_in(args))
         if name == "__getitem__" and not kwargs and recorded_in(args[1]):
@@ -104,12 +105,20 @@ class RandomTensor(Recorded):
         raise _number_error(str(func), parents_in(args, kwargs or {}))
 
 
-def _is_asked_by(*functions: Any) -> bool:
-    """Whether an operation was called by a function, or by a torch function mode that it was called under."""
+def _is_known_to_hold() -> bool:
+    """Whether what a condition is asked for holds, by who asks: whether a scale is positive, which the recording of its
+    sites checks; and whether a value is real, or is in the support of a site that a reparameterizer makes it for.
+    """
     frame = sys._getframe(2)
-    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:
+    while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:  # a mode of torch functions
         frame = frame.f_back
-    return any(frame.f_code is function.__code__ for function in functions)
+    if frame.f_code is not Distribution._validate_sample.__code__:
+        return frame.f_code is ScaleMessenger.__init__.__code__  # type: ignore[misc]
+    support = frame.f_locals["support"]
+    while hasattr(support, "base_constraint"):
+        support = support.base_constraint
+    asks = frame.f_back.f_code if frame.f_back is not None else None
+    return support is constraints.real or asks is ReparamMessenger._pyro_sample.__code__
 
 
 def _name(func: Callable[..., Any]) -> str:

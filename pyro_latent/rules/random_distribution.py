@@ -287,8 +287,9 @@ def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
     that of a point is known at the point alone.
     """
     family = family_class(base)
-    if family in _TRANSFORMED and isinstance(base, RandomDistribution):
-        base = dist.TransformedDistribution(base.base_dist, base.transforms)
+    is_transformed = type(base) is dist.TransformedDistribution
+    if is_transformed or (family in _TRANSFORMED and isinstance(base, RandomDistribution)):  # data has been checked
+        base = dist.TransformedDistribution(base.base_dist, base.transforms, validate_args=False)
     if not isinstance(value, RandomTensor) and value.is_floating_point() and value.numel() <= _FEW:
         value = value.to(like.double())
     if type(base) is dist.TransformedDistribution or family is dist.ImproperUniform:
