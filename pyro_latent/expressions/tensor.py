@@ -113,7 +113,7 @@ def _is_known_to_hold() -> bool:
     while frame.f_code.co_name == "__torch_function__" and frame.f_back is not None:  # a mode of torch functions
         frame = frame.f_back
     if frame.f_code is not Distribution._validate_sample.__code__:
-        return frame.f_code is ScaleMessenger.__init__.__code__  # type: ignore[misc]
+        return frame.f_code is ScaleMessenger.__init__.__code__
     support = frame.f_locals["support"]
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
