@@ -169,21 +169,22 @@ class Sweep:
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
             natural = self.optimum_of(block)  # η ← ∂L̄/∂μ / s
-            if self.inverse_temperature != 1 and not block.is_point:
-                natural = natural.map(lambda t: self.inverse_temperature * t)
             self.set(key, taken(turn, natural, self.state[key]))  # μ ← ∇A(η)
 
     def optimum_of(self, block: Block) -> Natural:
         """The natural parameters of the block's optimum: by its hand-written update if it has one, else derived."""
         if block.update is None:
-            return self.program.optimum(block.key, self.means, self.summands)
+            at, start = self.inverse_temperature, self.state[block.key]
+            return self.program.optimum(block.key, self.means, self.summands, inverse_temperature=at, start=start)
         where, like = f"the update of {block.label!r}", self.program.recording.like
         names, update = block.update
         given = [name for name in names if name in self.program.recording.observations]
         advice = f"It is of {names}, of which {given} are observed: write one of the others alone." if given else ""
         values = [update(q, *self.args, **self.kwargs) for q in self._posteriors()]
         found = [natural_of(block, value, where, like, advice) for value in values]
-        return Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
+        natural = Natural(**{n: torch.stack([f[n] for f in found]) for n in block.family.statistics})
+        at_one = self.inverse_temperature == 1 or block.is_point
+        return natural if at_one else block.family.tempered(natural, self.inverse_temperature)
 
     def set(self, key: BlockKey, natural: Natural) -> None:
         """Put a block at given natural parameters, and at their mean parameters μ = ∇A(η)."""
@@ -220,9 +221,8 @@ class Sweep:
 
     def blend(self, key: BlockKey, natural: Natural, step_size: float) -> None:
         """Take a natural-gradient step towards an optimum: η ← (1 − ρ) η + ρ η̂."""
-        old = self.state[key]
         if step_size < 1:
-            natural = Natural(**{n: old[n] + step_size * (natural[n] - old[n]) for n in natural})
+            natural = self.program.blocks[key].family.blend(self.state[key], natural, step_size)
         self.set(key, natural)
 
     def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:

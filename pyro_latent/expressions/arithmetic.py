@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError
 from .axes import broadcast_shapes, is_summed
+from .scalars import of_scalar
 from .symbolic import Symbolic, count_combinations
 from .terms import Constant, Term
 
@@ -20,6 +21,11 @@ from .terms import Constant, Term
 _LARGEST_EXPANSION = 4
 #: A function that a table of values takes apart into cases has at most so many of them.
 MOST_CASES = 64
+
+#: Functions that are nowhere negative.
+NONNEGATIVE = frozenset(
+    ("exp", "exp2", "sigmoid", "softplus", "abs", "absolute", "__abs__", "relu", "square", "sqrt", "cosh", "erfc")
+)
 
 S = TypeVar("S", bound=Symbolic)
 
@@ -99,7 +105,8 @@ class Arithmetic(Symbolic):
             if self.is_table and exponent.is_table:
                 return self.apply(torch.pow, self, exponent)
             if not exponent.is_constant or exponent.shape.numel() != 1:
-                return self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
+                found = self.of_scalar("pow", torch.pow, exponent)
+                return found or self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
             exponent = float(exponent.value())
         if self.opacity:
             return self
@@ -122,7 +129,40 @@ class Arithmetic(Symbolic):
             for _ in range(int(exponent) - 1):
                 product = product * self
             return product
-        return self._by_cases(lambda e: e**exponent) or self._opaque(f"pow({exponent:g})")
+        return self._without_rule("pow", lambda x: x**exponent, lambda e: e**exponent) or self._opaque(
+            f"pow({exponent:g})"
+        )
+
+    def of_scalar(
+        self, name: str, function: Callable[..., Tensor], *others: Self, only_plain: bool = False
+    ) -> Self | None:
+        """An elementwise function of expressions in one scalar latent; None where they are in something else."""
+        term = of_scalar(
+            name, function, (self, *others), self.like, nonnegative=name in NONNEGATIVE, only_plain=only_plain
+        )
+        shape = broadcast_shapes(self.shape, *(o.shape for o in others))
+        return None if term is None else self._with([term], shape)
+
+    @classmethod
+    def of_scalar_batch(
+        cls,
+        name: str,
+        function: Callable[..., Tensor],
+        arguments: Sequence[Self],
+        events: Sequence[int],
+        batch_shape: Sequence[int],
+    ) -> Self | None:
+        """A function that takes the last ``events`` dimensions of each argument away, of expressions in one scalar
+        latent; None where they are in something else.
+        """
+        like = common_like(*[a for a in arguments if a.sites][:1] * 2)
+        term = of_scalar(name, function, arguments, like, events, batch_shape)
+        return None if term is None else cls(batch_shape, like, [term])
+
+    def _without_rule(self, name: str, function: Callable[..., Tensor], of_case: Callable[[Self], Self]) -> Self | None:
+        """A function without a rule, by an integral or at each value of discrete latents; None where it has neither."""
+        plain = self.of_scalar(name, function, only_plain=True)
+        return plain or self._by_cases(of_case) or self.of_scalar(name, function)
 
     def _pairs(self, other: Self, shape: Sequence[int]) -> Self:
         """The product of pieces with pieces, where both masks hold."""

@@ -33,16 +33,19 @@ class Elementwise(Dimensions):
             return self._with([complement])
         terms = self.terms[0].log(self.like) if self._is_monomial else None
         if terms is None:
-            return self._by_cases(lambda e: e.log()) or self._opaque("log")
+            return self._without_rule("log", torch.log, lambda e: e.log()) or self._opaque("log")
         return collect(self._with(terms))
 
     def exp(self) -> Self:
-        """The elementwise exponential, of constants and multiples of logarithms."""
+        """The elementwise exponential: of constants, of multiples of logarithms, which are powers, and of functions of
+        one scalar latent each, as a product.
+        """
         if self.opacity:
             return self
         if self.pieces:
             return self._map_pieces(lambda e: e.exp())
         product = self._number(1.0).expand(self.shape)
+        groups: list[list[Term]] = []
         for term in self.terms:
             part = self._with([term])
             logarithm = len(term.factors) == 1 and term.factors[0].function == "log" and term.factors[0].power == 1
@@ -52,7 +55,16 @@ class Elementwise(Dimensions):
                 power = replace(term.factors[0], function="x", power=term.coefficient)
                 product = product * self._with([Term(1.0, (), (power,), term.choices)])
             else:
+                same = (g for g in groups if self._with([*g, term]).of_scalar("exp", torch.exp))
+                group = next(same, None)
+                if group is None:
+                    groups.append(group := [])
+                group.append(term)
+        for group in groups:
+            found = self._with(group).of_scalar("exp", torch.exp)
+            if found is None:
                 return self._opaque("exp")
+            product = product * found
         return product
 
     def log1m(self) -> Self:
@@ -73,12 +85,18 @@ class Elementwise(Dimensions):
         return Term(1.0, rest.constants, (factor,), rest.choices) if bool((ones == 1).all()) else None
 
     def lgamma(self) -> Self:
-        """log Γ, of constants and of point estimates."""
-        return self.apply(torch.lgamma, self) if self.is_table else self._of_point("lgamma", 0)
+        """log Γ, of constants, of point estimates, and of functions of one scalar latent."""
+        if self.is_table:
+            return self.apply(torch.lgamma, self)
+        if self.pieces and not self.opacity:
+            return self._map_pieces(lambda e: e.lgamma())
+        return self.of_scalar("lgamma", torch.lgamma) or self._of_point("lgamma", 0)
 
     def log_beta(self) -> Self:
-        """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants and of point estimates."""
-        if self.is_table:
+        """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants, of point estimates, and of functions of
+        one scalar latent.
+        """
+        if self.is_table or any(f.variable.root.is_scalar for t in self.terms for f in t.factors):
             return self.lgamma().sum(-1) - self.sum(-1).lgamma()
         return self._of_point("log_beta", 1)
 

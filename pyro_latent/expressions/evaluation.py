@@ -31,10 +31,13 @@ class Values:
         variable = factor.variable
         if variable.replay is not None:
             value = variable.replay(self._values, self._known)
-        elif variable.site in self._values:
-            value = self._values[variable.site]
+        elif variable.root.site in self._values:
+            value = self._values[variable.root.site]
         else:
-            raise KeyError(f"Expected a value for the latent {variable.site!r}; got values of {sorted(self._values)}.")
+            name = variable.root.site
+            raise KeyError(f"Expected a value for the latent {name!r}; got values of {sorted(self._values)}.")
+        if variable.scalar is not None:
+            value = variable.scalar.evaluate(value.double().unsqueeze(0)).squeeze(0)
         value = FUNCTIONS[factor.function](value.double())
         return value if factor.power == 1 else value**factor.power
 

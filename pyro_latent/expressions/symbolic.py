@@ -68,12 +68,20 @@ class Symbolic:
         lower_cholesky: bool = False,
         is_matrix: bool = False,
         nonnegative: bool = False,
+        is_scalar: bool = False,
     ) -> Self:
         """A latent site whose value has the shape, dtype and device of ``value``; what is known of it is as in
         :class:`~.terms.Variable`.
         """
         variable = Variable(
-            site, value.shape, simplex, is_point, lower_cholesky, is_matrix, nonnegative=nonnegative or simplex
+            site,
+            value.shape,
+            simplex,
+            is_point,
+            lower_cholesky,
+            is_matrix,
+            nonnegative=nonnegative or simplex,
+            is_scalar=is_scalar,
         )
         return cls(value.shape, value.new_empty(0), (Term(1.0, (), (Factor(variable, position_axes(value.shape)),)),))
 
@@ -162,7 +170,7 @@ class Symbolic:
         """The latents that the expression depends on."""
         if self.opacity:
             return self.opacity.sites
-        found = {f.variable.site for t in self.terms for f in t.factors}
+        found = {f.variable.root.site for t in self.terms for f in t.factors}
         found.update(c.site for t in self.terms for c in t.choices)
         return frozenset(found).union(*(e.sites for pair in self.pieces for e in pair))
 

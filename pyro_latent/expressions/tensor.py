@@ -39,7 +39,7 @@ from .recorded import (
     replay_of_call,
     tensors_in,
 )
-from .tables import ALONG, along, of_tables
+from .tables import ALONG, ELEMENTWISE, along, of_tables
 from .terms import Replay
 from .writes import track, write
 
@@ -162,6 +162,8 @@ def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
     expression = _apply(name, func, result, args, kwargs)
+    if (expression is None or expression.opacity) and name in ELEMENTWISE and name != "one_hot" and result.numel():
+        expression = _of_scalar(name, func, result, args, kwargs) or expression
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
     track(name, func, args, kwargs, found)
     return found
@@ -227,6 +229,25 @@ def _weighted(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs
         return weighted(name, parents, lambda tensors: called(func, args, kwargs, tensors))
     except (NotImplementedError, RuntimeError):  # without a derivative
         return None
+
+
+def _of_scalar(
+    name: str, func: Callable[..., Any], result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Expression | None:
+    """An elementwise operation on functions of one scalar latent; None where it is on something else."""
+    symbols = [
+        t.expression if isinstance(t, RandomTensor) else Expression.constant(t) for t in tensors_in(args, kwargs)
+    ]
+
+    def function(*values: Tensor) -> Tensor:
+        rest = iter(values)
+        plain = mapped((args, kwargs), lambda tensor: next(rest), Tensor)
+        result: Tensor = func(*plain[0], **plain[1])
+        return result
+
+    first, *others = symbols
+    found = first.of_scalar(name.strip("_"), function, *others)
+    return None if found is None else found.expand(result.shape).as_dtype_of(result)
 
 
 def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:

@@ -200,6 +200,14 @@ class Family(ABC):
         scale: Tensor = marginal.scale if hasattr(marginal, "scale") else marginal.stddev
         return scale
 
+    def blend(self, old: Natural, new: Natural, step_size: float) -> Natural:
+        """(1 − ρ) η + ρ η̂: a natural-gradient step."""
+        return Natural(**{n: old[n] + step_size * (new[n] - old[n]) for n in new})
+
+    def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
+        """The density to a power, normalized."""
+        return natural.map(lambda t: inverse_temperature * t)
+
     def inner(self, natural: Natural, coordinates: Mean) -> Tensor:
         """⟨η, t⟩, of batch shape."""
         total: Tensor | None = None

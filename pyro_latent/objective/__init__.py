@@ -1,11 +1,12 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
-from .blocks import Block, BlockKey, Means, State, make_blocks, starts_of
+from .blocks import Block, BlockKey, Means, State, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .elimination import Table
 from .explain import explain
+from .partition import make_blocks
 from .posterior import (
     DependentElements,
     Posteriors,

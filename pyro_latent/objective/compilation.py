@@ -19,7 +19,7 @@ from ..expressions.terms import Term
 from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording, ScoredSite
 from ..settings import check_memory
-from .blocks import Block, BlockKey, Means, discrete_block, make_blocks
+from .blocks import Block, BlockKey, Means, discrete_block
 from .densities import conflicts, parts_of, usable_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
@@ -28,6 +28,7 @@ from .factors import DiscreteFactor, make_factor
 from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
 from .obstacles import all_at_once
+from .partition import make_blocks
 from .program import Program
 from .summands import Summand, cast, gradients, merged, summand_of
 

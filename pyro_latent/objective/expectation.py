@@ -20,7 +20,9 @@ from ..errors import NotConjugateError
 from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
 from ..expressions.terms import Choice, Constant, Factor, Term
 from ..families.base import Monomial
-from .blocks import Block, Means
+from ..families.quadrature import Quadrature
+from .blocks import Block, BlockKey, Means
+from .scalars import quadrature_moment
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,6 +73,14 @@ class ExpectedTerm:
     choices: tuple[Choice, ...] = ()
 
 
+class NoMomentError(NotConjugateError):
+    """A product of functions of a block that is not one of its family's moments: ``product``, in words."""
+
+    def __init__(self, message: str, key: BlockKey = "", product: str = "") -> None:
+        super().__init__(message)
+        self.key, self.product = key, product
+
+
 @dataclass(frozen=True, eq=False)
 class _Reading:
     """One function of one component: its place in the block, and its axes split into batch and event."""
@@ -94,14 +104,21 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
     """
     groups: dict[int, list[Factor]] = {}
     for factor in term.factors:
-        groups.setdefault(id(owners[factor.variable.site][0]), []).append(factor)
+        groups.setdefault(id(owners[factor.variable.root.site][0]), []).append(factor)
     moments = []
     for factors in groups.values():
-        if owners[factors[0].variable.site][0].is_point:
+        block = owners[factors[0].variable.root.site][0]
+        if block.is_point:
             moments += [_point_moment(f, owners) for f in factors]
             continue
-        if owners[factors[0].variable.site][0].is_discrete:
-            moments += [BlockMoment(owners[f.variable.site][0], "x", f.axes) for f in factors]
+        if block.is_discrete:
+            moments += [BlockMoment(block, "x", f.axes) for f in factors]
+            continue
+        if isinstance(block.family, Quadrature):
+            found = quadrature_moment(block.family, factors)
+            if found is None:
+                raise _coupled(block, site)
+            moments.append(BlockMoment(block, *found))
             continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
@@ -117,9 +134,11 @@ def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Bl
 def _moment(
     factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[Label], site: str
 ) -> BlockMoment:
-    block = owners[factors[0].variable.site][0]
+    block = owners[factors[0].variable.root.site][0]
     readings: list[_Reading] = []
     for factor in factors:
+        if factor.variable.scalar is not None:
+            raise _no_moment(block, factors, site)
         if not float(factor.power).is_integer() or (factor.power < 0 and factor.function != "x"):
             raise _no_moment(block, factors, site)
         component = owners[factor.variable.site][1]
@@ -202,7 +221,8 @@ def _summed_here(axis: Axis, uses: int, found: Mapping[str, Axis], outside: set[
 def _written(factors: list[Factor]) -> str:
     parts = []
     for f in factors:
-        name = f.variable.site if f.function == "x" else f"{f.function}({f.variable.site})"
+        own = f.variable.site.split()[0] if f.variable.scalar is not None else f.variable.site
+        name = own if f.function == "x" else f"{f.function}({own})"
         parts.append(name if f.power == 1 else f"{name}^{f.power:g}")
     return "E[" + " · ".join(parts) + "]"
 
@@ -215,11 +235,13 @@ def _hint(block: Block, factors: list[Factor]) -> str:
 
 
 def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateError:
-    parents = ", ".join(repr(f.variable.site) for f in factors)
-    return NotConjugateError(
+    parents = ", ".join(repr(name) for name in dict.fromkeys(f.variable.root.site for f in factors))
+    return NoMomentError(
         f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which "
         f"is not linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. "
-        f"What would work: {_hint(block, factors)}"
+        f"What would work: {_hint(block, factors)}",
+        block.key,
+        _written(factors),
     )
 
 

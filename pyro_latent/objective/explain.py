@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import PyroLatentError
+from ..families.quadrature import Quadrature
 from ..recording import Recording
-from .blocks import find_blocks
 from .compilation import compile_program
 from .obstacles import obstacles
+from .partition import find_blocks
 
 _EXACT = ("-", "exact", "enumerated and eliminated, given the other blocks")
 
@@ -46,6 +47,8 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
             written = "hand-written" if owners[name].update is not None else None
             derived = "closed form, by the densities of " + ", ".join([name, *children[name]])
             own = owners[name]
+            if isinstance(own.family, Quadrature):
+                derived = f"by quadrature ({own.family.why}), by the densities of " + ", ".join([name, *children[name]])
             rows.append((name, scored.distribution, own.label, own.family.name, way or written or derived))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from ..expressions.axes import Axis, is_position
+from ..expressions.scalars import root_axes
 from ..recording import Plate, Recording
 from .blocks import Block, BlockKey
 from .densities import usable_terms
@@ -57,9 +58,9 @@ def _reads(recording: Recording, name: str) -> list[tuple[str, tuple[Plate, ...]
     found = []
     for term in usable_terms(recording.scored[name]):
         for factor in term.factors:
-            latent = recording.latents.get(factor.variable.site)
+            latent = recording.latents.get(factor.variable.root.site)
             if latent is not None and not latent.is_param:
-                found.append((latent.name, latent.plates, factor.axes))
+                found.append((latent.name, latent.plates, root_axes(factor)))
         for choice in term.choices:
             found.append((choice.site, recording.discrete[choice.site].plates, choice.axes))
     return found

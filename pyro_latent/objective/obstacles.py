@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 from ..errors import NotConjugateError
 from ..recording import Recording
-from .blocks import find_blocks
 from .densities import usable_terms
 from .derived import derived_block, derived_variables
 from .expectation import expect
+from .partition import find_blocks
 
 
 def obstacles(
@@ -25,7 +25,7 @@ def obstacles(
         parents = frozenset(scored.density.sites if scored.density is not None else scored.parents)
         try:
             for term in usable_terms(scored):
-                if all(f.variable.site in owners for f in term.factors):
+                if all(f.variable.root.site in owners for f in term.factors):
                     expect(term, owners, scored.name)
         except NotConjugateError as problem:
             if parents - {scored.name} or scored.name not in problems:

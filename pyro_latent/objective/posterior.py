@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import MissingPosteriorError, ModelError
 from ..families import Natural, Params, family_of
 from ..families.finite import Finite
+from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .elimination import Table
@@ -287,6 +288,8 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice
         raise ModelError(
             f"Expected a {block.family.name} distribution from {where}; got {type(distribution).__name__}."
         )
+    if isinstance(block.family, Quadrature):
+        return _tabulated(block, distribution, where, like)
     base: Any = _base(distribution)
     example = block.example
     classes: tuple[Any, ...] = (type(block.family.distribution(example)), *block.family.read_classes)
@@ -303,6 +306,30 @@ def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice
         found = {name: tuple(p.shape) for name, p in params.items()}
         raise ModelError(f"Expected parameters of shapes {shapes} from {where}; got {found}.") from None
     return block.natural(full)
+
+
+def _tabulated(block: Block, distribution: Any, where: str, like: Tensor) -> Natural:
+    """The table of any distribution over the scalars of a block.
+
+    Raises:
+        ModelError: if it has another shape.
+    """
+    (site,) = block.sites
+    extra = len(distribution.event_shape)
+    base = distribution
+    while hasattr(base, "base_dist") and isinstance(base, dist.Independent | torch.distributions.Independent):
+        base = base.base_dist
+    try:
+        whole = base.expand(site.shape)
+    except RuntimeError:
+        shape = tuple(distribution.batch_shape + distribution.event_shape)
+        raise ModelError(
+            f"Expected a distribution of shape {tuple(site.shape)} from {where}; got one of shape {shape}."
+        ) from None
+    if len(base.event_shape):
+        raise ModelError(f"Expected a distribution of scalars from {where}; got one of vectors, of {extra} dimensions.")
+    params = block.family.distribution_params(whole)
+    return block.natural({name: p.to(like) for name, p in params.items()})
 
 
 def probabilities_of(site: DiscreteSite, distribution: Any, like: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions.terms import Variable
 from ..families import Mean, Natural
+from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .densities import usable_terms, with_indicators
@@ -131,10 +132,21 @@ class Program:
 
     # The two equations of a sweep.
 
-    def optimum_of(self, block: Block, means: Means, terms: Sequence[Summand]) -> Natural:
-        """η ← ∂L̄/∂μ / s: the natural parameters that a sum of terms gives a block."""
+    def optimum_of(
+        self,
+        block: Block,
+        means: Means,
+        terms: Sequence[Summand],
+        inverse_temperature: float = 1.0,
+        start: Natural | None = None,
+    ) -> Natural:
+        """η ← ∂L̄/∂μ / s: the natural parameters that a sum of terms gives a block; those of a scalar by quadrature are
+        made into a table at once, with the panels of ``start`` where they serve.
+        """
         slopes = gradients(block, means, terms)
-        natural = Natural(**{name: slopes[name] / scale for name, scale in block.plate_scales.items()})
+        if isinstance(block.family, Quadrature):
+            return block.family.optimum(slopes, block.scale, block.mask, inverse_temperature, start)
+        natural = Natural(**{n: inverse_temperature * slopes[n] / scale for n, scale in block.plate_scales.items()})
         return natural if block.mask is None else block.where_read(natural)
 
     def means_after(self, means: Means, key: BlockKey, natural: Natural) -> Means:
@@ -144,19 +156,26 @@ class Program:
         return with_derived(means, changed, self.blocks, self.recording.dtype) if changed else means
 
     def optimum(
-        self, key: BlockKey, means: Means, held: Sequence[Summand], summary: Sequence[Summand] | None = None
+        self,
+        key: BlockKey,
+        means: Means,
+        held: Sequence[Summand],
+        summary: Sequence[Summand] | None = None,
+        inverse_temperature: float = 1.0,
+        start: Natural | None = None,
     ) -> Natural:
         """The coordinate optimum of a block, by :meth:`optimum_of`; of a point, the value that maximizes L̄.
 
         ``held`` are the factors over discrete sites as sums, and ``summary`` takes the place of the terms in subsampled
-        plates: it speaks for all of the data.
+        plates: it speaks for all of the data. At an ``inverse_temperature`` it is that of the density to this power.
+        ``start`` is where the block is.
         """
         base = self.by_block[key] if summary is None else [*self.whole_summands, *summary]
         block, terms = self.blocks[key], [s for s in (*base, *held) if key in s.blocks]
         if block.is_point:
             self._check_closed_form(block)
             return mode(block, means, terms)
-        return self.optimum_of(block, means, terms)
+        return self.optimum_of(block, means, terms, inverse_temperature, start)
 
     def _check_closed_form(self, block: Block) -> None:
         """Raise where something is computed from a point by an operation without a rule."""
@@ -294,7 +313,7 @@ class Program:
         before = level()
         for key in keys:
             block = self.blocks[key]
-            natural = self.optimum_of(block, means, [s for s in summands if key in s.blocks])
+            natural = self.optimum_of(block, means, [s for s in summands if key in s.blocks], start=state[key])
             if bool(block.family.in_domain(natural).all()):
                 state, means = state | {key: natural}, self.means_after(means, key, natural)
         return level() - before
@@ -347,7 +366,7 @@ class Program:
             summands = self.elimination.held_summands(self.elimination.eliminate(means))
             for key in local:
                 for turn in self.turns.get(key, (None,)):
-                    natural = taken(turn, self.optimum(key, means, summands), state[key])
+                    natural = taken(turn, self.optimum(key, means, summands, start=state[key]), state[key])
                     state = state | {key: natural}
                     means = self.means_after(means, key, natural)
             moved = [

@@ -21,6 +21,7 @@ from torch.distributions import constraints, transform_to
 
 from ..errors import ArgumentTypeError, ModelError, NaturalDomainError
 from ..families import Natural
+from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, LatentSite, ends_in_simplex
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .clusters import clusters_of
@@ -234,7 +235,13 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     means: Means = {k: program.blocks[k].family.mean(state[k]) for k in parents}
     means = program.with_derived(means) if used - program.blocks.keys() else means
     means[block.key] = program.blank_mean(block, restarts)
-    natural = program.optimum_of(block.under_prior(), means, summands)
+    try:
+        natural = program.optimum_of(block.under_prior(), means, summands)
+    except NaturalDomainError:
+        if not block.is_scalar:
+            raise
+        params = {n: p.to(program.recording.like) for n, p in block.example.items()}  # the data may make it proper
+        return block.family.from_params({n: p.expand(restarts, *p.shape).clone() for n, p in params.items()})
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
             f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
@@ -248,6 +255,8 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
     """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited
     spread.
     """
+    if isinstance(block.family, Quadrature):
+        return block.family.narrowed(natural, _noise(natural.left[..., 0], generator))
     params = block.family.to_params(natural)
     if block.location_site is None:
         return _unequal(block, params, generator) if _tells_apart(program, block) else natural

@@ -110,7 +110,7 @@ def _sums_of(term: Term, mask: Tensor | None, recording: Recording) -> list[list
     tells its elements apart, and that of their absolute values.
     """
     found = [[term.coefficient, abs(term.coefficient)]]
-    derived = [_value_of(f.variable, recording) for f in term.factors if f.variable.replay is not None]
+    derived = [_value_of(f.variable, recording) for f in term.factors if f.variable.replay or f.variable.scalar]
     for tensor in (*(c.tensor for c in term.constants), *derived, *(() if mask is None else (mask,))):
         flat = tensor.detach().double().reshape(-1).nan_to_num(1.0, 2.0, 3.0)
         weights = torch.cos(torch.arange(1.0, len(flat) + 1, dtype=torch.float64, device=flat.device))
@@ -119,14 +119,16 @@ def _sums_of(term: Term, mask: Tensor | None, recording: Recording) -> list[list
 
 
 def _value_of(variable: Variable, recording: Recording) -> Tensor:
-    """What the model computes from points, at values that do not depend on where they start."""
-    assert variable.replay is not None
+    """What the model computes from points or of a scalar, at values that do not depend on where they start."""
     points = {}
-    for name in sorted(variable.parents):
+    for name in sorted(variable.parents or {variable.root.site}):
         site = recording.latents[name]
         transform = transform_to(site.constraint)
         free = torch.arange(1.0, 1 + transform.inverse_shape(site.shape).numel(), device=recording.device)
         points[name] = transform(0.1 * free.cos().to(recording.dtype).reshape(transform.inverse_shape(site.shape)))
+    if variable.scalar is not None:
+        return variable.scalar.evaluate(points[variable.root.site].double().unsqueeze(0))
+    assert variable.replay is not None
     return variable.replay(points, {})
 
 

@@ -35,6 +35,7 @@ from .supports import (
     feasible,
     is_discrete,
     is_nonnegative,
+    is_scalar,
     support_of,
 )
 
@@ -142,7 +143,8 @@ class SymbolMessenger(Messenger):
         value = feasible(fn.support, shape, self._latent_like(fn))
         if self._is_point(msg):
             return _point_symbol(name, value, fn.support, None)
-        return RandomTensor(value, _measured(_latent(name, value, fn.support, False), self._origin(name, shape)))
+        symbol = _latent(name, value, fn.support, False, is_scalar(fn))
+        return RandomTensor(value, _measured(symbol, self._origin(name, shape)))
 
     def _discrete_symbol(self, msg: Any) -> RandomTensor:
         """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
@@ -376,8 +378,10 @@ class RecordMessenger(SymbolMessenger):
             mask,
             msg["infer"].get("update"),
             self._origin(name, shape),
+            constraint=base_constraint(fn.support) if is_scalar(fn) else None,
             local=msg["infer"].get("local"),
             family=family_with_constants(unwrap(fn)[0]),
+            is_scalar=is_scalar(fn),
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
@@ -414,7 +418,7 @@ class RecordMessenger(SymbolMessenger):
         )
 
 
-def _latent(name: str, value: Tensor, support: Any, is_point: bool) -> Expression:
+def _latent(name: str, value: Tensor, support: Any, is_point: bool, is_scalar: bool = False) -> Expression:
     """The symbol of a latent or parameter, with what its support says of it."""
     base = base_constraint(support)
     return Expression.latent(
@@ -425,6 +429,7 @@ def _latent(name: str, value: Tensor, support: Any, is_point: bool) -> Expressio
         lower_cholesky=isinstance(base, type(constraints.lower_cholesky)),
         is_matrix=isinstance(base, type(constraints.positive_definite)),
         nonnegative=is_nonnegative(support),
+        is_scalar=is_scalar,
     )
 
 

@@ -42,7 +42,8 @@ class LatentSite:
     """A continuous latent: its distribution's class and shapes, plates, and the scale and mask of its log density.
 
     ``origin`` is a constant that its symbol is measured from, for sites with a location. A point estimate has a
-    ``point``, where it starts, and a ``constraint``; ``is_param``: it is a ``pyro.param``, else a latent site's mode.
+    ``point``, where it starts, and a ``constraint``, which a site of scalars (``is_scalar``) has, too; ``is_param``: it
+    is a ``pyro.param``, else a latent site's mode.
     ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
     (unconstrained) tensor of the module that a parameter belongs to.
     ``family`` holds constants of its prior, where its family needs them.
@@ -65,6 +66,7 @@ class LatentSite:
     module_value: Tensor | None = None
     local: bool | None = None
     family: Family | None = None
+    is_scalar: bool = False
 
     @property
     def shape(self) -> torch.Size:

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor
+from ..families import family_of
 from ..rules import BOUNDS, RandomDistribution, family_class, unwrap, without_latents
 from ..settings import check_memory
 
@@ -105,6 +106,21 @@ def class_of_latent(fn: Any) -> type:
     return (
         dist.Normal if family is dist.ImproperUniform else next((n for n in normals if n is family_class(base)), family)
     )
+
+
+def is_scalar(fn: Any) -> bool:
+    """Whether the elements of a continuous latent are scalars whose support is known: each may be a factor of q of its
+    own, of any shape.
+
+    Elements that ``to_event`` joins to a multivariate normal are not.
+    """
+    base, reinterpreted, _ = unwrap(fn)
+    if is_discrete(fn) or base.event_shape or is_bound_by_latent(base):
+        return False
+    family = family_class(base)
+    joined = family_of(class_of_latent(fn))
+    depends = isinstance(base, RandomDistribution) and constraints.is_dependent(getattr(family, "support", None))
+    return not depends and not (reinterpreted and joined is not None and joined.event_class is not None)
 
 
 def base_constraint(support: Any) -> Any:

@@ -7,6 +7,7 @@ and answers every question about shapes from a distribution over placeholder val
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Sequence
@@ -263,7 +264,7 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     _check_plain(base)
     recorded = _by_pyro(base, value, like)
     if recorded is not None:
-        return recorded
+        return (recorded.opacity and _without_rule(base, value, like)) or recorded
     try:
         density = _by_rule(base, value, like)
     except MissingRuleError:
@@ -310,8 +311,52 @@ def _is_point_of(base: Any, value: Tensor) -> bool:
 
 
 def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
-    """The log density as PyTorch computes it, where nothing is random in it, or points and discrete latents alone."""
-    return _of_numbers(base, value, like) or _of_tables(base, value, like) or _of_points(base, value, like, name)
+    """The log density as PyTorch computes it, where nothing is random in it, or points and discrete latents alone, or
+    these and one scalar latent.
+    """
+    found = _of_numbers(base, value, like) or _of_tables(base, value, like) or _of_points(base, value, like, name)
+    return found or _of_one_scalar(base, value, like)
+
+
+def _of_one_scalar(base: Any, value: Any, like: Tensor) -> Expression | None:
+    """The log density as a function of one scalar latent, where nothing else but discrete latents is random in it."""
+    arguments = base.arguments if isinstance(base, RandomDistribution) else {}
+    given = (*arguments.values(), value)
+    symbols = [as_expression(v, like.double()) if isinstance(v, Tensor) else None for v in given]
+    plain = base if isinstance(base, RandomDistribution) else _unchecked(base)
+
+    def log_prob(*values: Tensor) -> Tensor:
+        rest = iter(values)
+        *numbers, observed = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
+        if isinstance(base, RandomDistribution):
+            named = dict(zip(arguments, numbers, strict=True))
+            return made(base.family, named).log_prob(observed)
+        return plain.log_prob(observed)
+
+    events = [_event_dim(base, name) for name in arguments] + [len(base.event_shape)]
+    pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s is not None]
+    batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
+    if not isinstance(base, RandomDistribution):  # what varies by its own arguments
+        pairs.append((Expression.constant(like.new_zeros(base.batch_shape)), 0))
+        own = log_prob
+
+        def log_prob(*values: Tensor) -> Tensor:
+            return own(*values[:-1])
+
+    name = f"log_prob of {family_class(base).__name__}"
+    return Expression.of_scalar_batch(name, log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
+
+
+def _unchecked(distribution: Any) -> Any:
+    """A distribution in float64 that scores values outside its support, too, which nodes may round to."""
+    found = copy.copy(distribution)
+    for name, value in list(vars(found).items()):
+        if isinstance(value, torch.distributions.Distribution):
+            setattr(found, name, _unchecked(value))
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            setattr(found, name, value.detach().double())
+    found._validate_args = False
+    return found
 
 
 def _of_numbers(base: Any, value: Any, like: Tensor) -> Expression | None:

@@ -1,0 +1,200 @@
+"""Functions of one scalar latent by operations that have no rule: their expectations are integrals.
+
+The value of such a function is computed again from values of the latent, as it was recorded, at as many of them as
+there are nodes.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from .axes import (
+    START,
+    Axis,
+    Label,
+    Labels,
+    broadcast_shapes,
+    contract,
+    in_last,
+    is_free,
+    is_position,
+    laid,
+    position_axes,
+    read,
+    same_axes,
+    shift,
+    substitute,
+    unique_labels,
+)
+from .evaluation import FUNCTIONS
+from .symbolic import Symbolic
+from .terms import Factor, ScalarFunction, Term, Variable, check_combinations
+
+_numbers = itertools.count(1)
+
+
+def factor_values(factor: Factor, values: Tensor) -> Tensor:
+    """The values of a factor over its variable's whole shape, at values of its root; both ``[L] + shape``."""
+    scalar = factor.variable.scalar
+    found = FUNCTIONS[factor.function](values if scalar is None else scalar.evaluate(values).double())
+    return found if factor.power == 1 else found**factor.power
+
+
+def root_axes(factor: Factor) -> tuple[Axis, ...]:
+    """The axes that a factor reads the elements of its root along."""
+    scalar = factor.variable.scalar
+    if scalar is None or scalar.axes is None:
+        return factor.axes
+    own = len(factor.variable.shape)
+    mapping = {i - own: axis for i, axis in enumerate(factor.axes)}
+    return tuple(substitute(axis, mapping) for axis in scalar.axes)
+
+
+def of_scalar(
+    name: str,
+    function: Callable[..., Tensor],
+    arguments: Sequence[Symbolic],
+    like: Tensor,
+    events: Sequence[int] = (),
+    batch_shape: Sequence[int] | None = None,
+    nonnegative: bool = False,
+    only_plain: bool = False,
+) -> Term | None:
+    """A function of expressions in one scalar latent, elementwise but for their last ``events`` dimensions, which it
+    takes away, as a term; None where it is a function of something else.
+
+    Args:
+        name: what the function is called.
+        function: it is given a tensor for each argument, with leading dimensions.
+        arguments: the expressions; they may be constant.
+        like: an empty tensor of the dtype of the result.
+        events: the number of event dimensions of each argument; by default none.
+        batch_shape: the shape of the result; by default that of the arguments' batches, broadcast.
+        nonnegative: whether the result is nowhere negative.
+        only_plain: give None, too, where it has other constants for some elements of the latent than for others.
+    """
+    events = events or [0] * len(arguments)
+    batches = [a.shape[: a.ndim - e] for a, e in zip(arguments, events, strict=True)]
+    shape = broadcast_shapes(*batches) if batch_shape is None else torch.Size(batch_shape)
+    if any(a.opacity for a in arguments):
+        return None
+    polynomials = [a.polynomial() if a.pieces else a for a in arguments]  # type: ignore[attr-defined]
+    found = _one_reading(polynomials, events)
+    if found is None:
+        return None
+    root, axes = found
+    choices = tuple({c.label: c for p in polynomials for c in p.choices}.values())
+    if _is_plain(polynomials, events, root, axes):
+        moved = [p._with([_plain(t, root) for t in p.terms], root.shape) for p in polynomials]
+        evaluate = _evaluator(function, moved, events, (), root.shape)
+        variable = _variable(name, root, evaluate, None, root.shape, nonnegative)
+        return Term(1.0, (), (Factor(variable, axes),), choices)
+    if only_plain:
+        return None
+    varies = {x + e for p, e in zip(polynomials, events, strict=True) for x in _free_labels(p) if is_position(x)}
+    sizes = tuple(n if i - len(shape) in varies else 1 for i, n in enumerate(shape))
+    own = torch.Size((*(c.size for c in choices), *sizes))
+    check_combinations(choices, own.numel())
+    places: dict[Label, Axis] = {c.label: i - len(own) for i, c in enumerate(choices)}
+    evaluate = _evaluator(function, polynomials, events, tuple(c.label for c in choices), own)
+    variable = _variable(name, root, evaluate, tuple(substitute(a, places) for a in axes), own, nonnegative)
+    own_axes = (*(c.label for c in choices), *position_axes(sizes))
+    return Term(1.0, (), (Factor(variable, own_axes),), choices)
+
+
+def _variable(
+    name: str,
+    root: Variable,
+    evaluate: Callable[[Tensor], Tensor],
+    axes: tuple[Axis, ...] | None,
+    shape: torch.Size,
+    nonnegative: bool,
+) -> Variable:
+    site = f"{name.replace(' ', '_')}({root.site}) {next(_numbers)}"
+    scalar = ScalarFunction(root, evaluate, axes)
+    return Variable(site, shape, nonnegative=nonnegative, is_scalar=True, scalar=scalar)
+
+
+def _one_reading(arguments: Sequence[Symbolic], events: Sequence[int]) -> tuple[Variable, tuple[Axis, ...]] | None:
+    """The one scalar latent in some expressions, and the axes that its elements are read along in all of them."""
+    found: tuple[Variable, tuple[Axis, ...]] | None = None
+    for argument, event in zip(arguments, events, strict=True):
+        for factor in (f for t in argument.terms for f in t.factors):
+            root, axes = factor.variable.root, root_axes(factor)
+            labels = unique_labels(axes)
+            if not root.is_scalar or not all(is_free(x) for x in labels) or any(in_last(x, event) for x in labels):
+                return None
+            if event:
+                moved: dict[Label, Axis] = {**shift(labels, event)}
+                axes = tuple(substitute(a, moved) for a in axes)
+            if found is not None and (found[0].site != root.site or not same_axes(found[1], axes)):
+                return None
+            found = found or (root, axes)
+    return found
+
+
+def _free_labels(expression: Symbolic) -> set[Label]:
+    return {x for t in expression.terms for x in t.labels if is_free(x)}
+
+
+def _is_plain(arguments: Sequence[Symbolic], events: Sequence[int], root: Variable, axes: tuple[Axis, ...]) -> bool:
+    """Whether the result has an element for each of the latent's: nothing else varies but along its dimensions."""
+    terms = [t for a in arguments for t in a.terms]
+    own = set(unique_labels(axes)) if same_axes(axes, position_axes(root.shape)) else set()
+    constants = all(set(c.labels) <= own for t in terms for c in t.constants) and not any(t.summed for t in terms)
+    factors = (f.variable.scalar is None or f.variable.scalar.axes is None for t in terms for f in t.factors)
+    return constants and all(factors) and not any(events)
+
+
+def _plain(term: Term, root: Variable) -> Term:
+    """The term over the latent's own dimensions."""
+    return Term(
+        term.coefficient, term.constants, tuple(replace(f, axes=position_axes(root.shape)) for f in term.factors)
+    )
+
+
+def _evaluator(
+    function: Callable[..., Tensor],
+    arguments: Sequence[Symbolic],
+    events: Sequence[int],
+    order: Labels,
+    shape: torch.Size,
+) -> Callable[[Tensor], Tensor]:
+    """``[L] + shape of the root`` -> ``[L] + shape``."""
+    batch = len(shape) - len(order)
+
+    def evaluate(values: Tensor) -> Tensor:
+        laid_out = [_value(a, values, order, batch + e) for a, e in zip(arguments, events, strict=True)]
+        result: Tensor = function(*laid_out)
+        whole = torch.Size((len(values), *shape))
+        return result.reshape(whole) if result.numel() == whole.numel() else result.expand(whole)
+
+    return evaluate
+
+
+def _value(expression: Symbolic, values: Tensor, order: Labels, ndim: int) -> Tensor:
+    """The value of a polynomial: ``[L]``, a dimension for each label of ``order``, then ``ndim`` positions."""
+    total: Tensor | None = None
+    for term in expression.terms:
+        operands = [(c.tensor.double(), c.labels) for c in term.constants]
+        for factor in term.factors:
+            tensor, labels = read(factor_values(factor, values), factor.axes, lead=1)
+            operands.append((tensor, (START, *labels)))
+        out = (START, *sorted(x for x in term.labels if is_free(x)))
+        if not any(f for f in term.factors):
+            out = out[1:]
+        number = torch.tensor(term.coefficient, dtype=torch.float64, device=values.device)
+        tensor = contract(operands, out) * number if operands else number
+        part = laid(tensor, out, (START, *order), ndim)
+        total = part if total is None else total + part
+    if total is None:
+        total = values.new_zeros([1] * (1 + len(order) + ndim))
+    return total != 0 if expression.like.dtype == torch.bool else total
+
+
+__all__ = ["factor_values", "of_scalar", "root_axes"]

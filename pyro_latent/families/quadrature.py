@@ -1,0 +1,292 @@
+r"""Factors of q over one scalar by one-dimensional integrals, whatever functions of it the model uses.
+
+The optimum of a scalar x given the other blocks is q(x) ∝ exp(Σ_j η_j f_j(x)), where the f_j are the functions of x in
+the log joint, the log density of its prior among them, and η_j = ∂\bar L / ∂E f_j. Its normalizer and every E f_j are
+integrals over a line. What is kept of q is a table of its log density (:mod:`pyro_latent.distributions.tabulated`),
+which needs no functions to be read: it stays what it is for other data, in a file, and in a step between two of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.distributions import constraints
+
+from ..distributions.tabulated import NoTableError, Tabulated, line_of, resolved_by, tabulate
+from ..errors import NaturalDomainError
+from .base import Family, Mean, Natural, Params
+
+#: So many numbers of a function are computed in one pass.
+_AT_ONCE = 2**18
+#: The most probability that may lie where float64 does not tell values from the end of their support.
+_UNRESOLVED = 1e-9
+#: The most that the outermost nodes may add to a mean, as a share of it.
+_SETTLED = 1e-9
+
+
+class Function(NamedTuple):
+    """A function of the elements of a batch of scalars, of any ``shape``: ``evaluate`` takes values ``[L, *batch]`` and
+    gives ``[L, *shape]``. ``element`` says which element of the batch, counted in order, each of its own is a function
+    of; None: it has the batch's shape, element by element.
+    """
+
+    shape: torch.Size
+    evaluate: Callable[[Tensor], Tensor]
+    element: Tensor | None = None
+
+
+def _evaluated(function: Function, values: Tensor) -> Tensor:
+    """The function at values ``[L, *batch]``; NaN at those that torch cannot compute it at, such as a matrix without a
+    Cholesky factor.
+    """
+    try:
+        return function.evaluate(values)
+    except torch.linalg.LinAlgError:
+        if len(values) == 1:
+            return torch.full((1, *function.shape), torch.nan, dtype=torch.float64, device=values.device)
+        return torch.cat([_evaluated(function, part) for part in values.split((len(values) + 1) // 2)])
+
+
+class Quadrature(Family):
+    """One factor by quadrature: the family of a block, with the functions that its model uses.
+
+    Args:
+        label: the site, for errors.
+        support: of an element.
+        batch_shape: of the site's elements.
+        why: why the site has no closed form, in words.
+        device: where its tables are.
+    """
+
+    name = "quadrature"
+    statistics = {"left": 1, "right": 1, "log_density": 1}
+    moments = {}
+    param_names = ("left", "right", "log_density")
+    hint = "functions of one element of it at a time."
+
+    def __init__(
+        self, label: str, support: constraints.Constraint, batch_shape: torch.Size, why: str, device: torch.device
+    ) -> None:
+        self.label, self.support, self.batch_shape, self.why, self.device = label, support, batch_shape, why, device
+        self.functions: dict[str, Function] = {}
+
+    # From η to a table.
+
+    def optimum(
+        self,
+        slopes: Mapping[str, Tensor],
+        scale: Tensor | float,
+        mask: Tensor | None,
+        inverse_temperature: float = 1.0,
+        start: Natural | None = None,
+    ) -> Natural:
+        """q(x) ∝ exp(Σ_j η_j f_j(x)), with η_j the slopes by function ``[starts, *shape]``, divided by the scale.
+
+        Args:
+            slopes: ∂\\bar L / ∂E f_j, for each start.
+            scale, mask: of the block, over its batch; where the mask does not hold, q is a standard distribution.
+            inverse_temperature: what the log density is multiplied by.
+            start: a table whose panels to try first.
+
+        Raises:
+            NaturalDomainError: if the integral of a density does not settle; an improper one is outside the domain.
+        """
+        like = next(iter(slopes.values()))
+        starts = len(like)
+        transform, limit = line_of(self.support)
+        used = [
+            (self.functions[n], s.double() * inverse_temperature) for n, s in slopes.items() if bool((s != 0).any())
+        ]
+        weight = scale.double() if isinstance(scale, Tensor) else scale
+
+        def log_density(places: Tensor) -> Tensor:
+            return torch.cat([part(p) for p in places.split(self._at_once(starts))])
+
+        def part(places: Tensor) -> Tensor:
+            flat = places.reshape(-1, *self.batch_shape)
+            values = transform(flat)
+            total = torch.zeros_like(places)
+            for function, slope in used:
+                found = _evaluated(function, values).reshape(-1, starts, *function.shape)
+                found = torch.where(slope == 0, 0.0, found * slope)
+                total = total + self._gathered(function, found)
+            total = total / weight + transform.log_abs_det_jacobian(flat, values).reshape(places.shape)
+            return total if mask is None else torch.where(mask, total, -0.5 * places.square())
+
+        panels = None if start is None else (start.left, start.right)
+        try:
+            table = tabulate(log_density, (starts, *self.batch_shape), limit, like.new_empty(0), panels)
+        except NoTableError as problem:
+            raise NaturalDomainError(
+                f"Expected a density of {self.label!r} that an integral can be taken of, given the other sites; got "
+                f"this: {problem} A prior may be improper, or its tails too heavy: give {self.label!r} a prior with "
+                "lighter tails, another init, or more data. The guide is as before the step."
+            ) from None
+        found = Natural(**dict(zip(self.statistics, table, strict=True)))
+        self._check_resolved(found)
+        return found
+
+    def _at_once(self, starts: int) -> int:
+        most = max([self.batch_shape.numel(), *(f.shape.numel() for f in self.functions.values())])
+        return max(1, _AT_ONCE // max(1, starts * most))
+
+    def _gathered(self, function: Function, values: Tensor) -> Tensor:
+        """Sums over what each element of the batch is read by: ``[K, starts, *shape]`` to ``[K, starts, *batch]``."""
+        if function.element is None:
+            return values
+        lead, count = values.shape[:2], self.batch_shape.numel()
+        if count == 1:
+            return values.reshape(*lead, -1).sum(-1).reshape(*lead, *self.batch_shape)
+        total = values.new_zeros(*lead, count)
+        return total.index_add_(-1, function.element.reshape(-1), values.reshape(*lead, -1)).reshape(
+            *lead, *self.batch_shape
+        )
+
+    def _check_resolved(self, natural: Natural) -> None:
+        """Raise where a density piles up at an end of its support more closely than float64 can tell."""
+        table = self._table(natural)
+        low, high = resolved_by(self.support, table.places)
+        if not bool(low.isfinite().any() | high.isfinite().any()):
+            return
+        outside = (table.places < low.unsqueeze(-1)) | (table.places > high.unsqueeze(-1))
+        lost = torch.where(outside, table.log_masses.exp(), 0.0).sum(-1)
+        if bool((lost > _UNRESOLVED).any()):
+            raise NaturalDomainError(
+                f"Expected a density of {self.label!r} that float64 resolves; got one with a probability of "
+                f"{float(lost.max()):.1g} within rounding of an end of {self.support}. Write the site as the distance "
+                "from that end. The guide is as before the step."
+            )
+
+    def blend(self, old: Natural, new: Natural, step_size: float) -> Natural:
+        """(1 − ρ) log q + ρ log q̂, normalized: the natural-gradient step."""
+        before, after = self._table(old), self._table(new)
+        limit = line_of(self.support)[1]
+
+        def log_density(places: Tensor) -> Tensor:
+            return (1 - step_size) * before.log_density_at(places) + step_size * after.log_density_at(places)
+
+        table = tabulate(log_density, before.batch_shape, limit, old.left.new_empty(0))
+        return Natural(**dict(zip(self.statistics, table, strict=True)))
+
+    def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
+        table = self._table(natural)
+        limit = line_of(self.support)[1]
+        found = tabulate(
+            lambda places: inverse_temperature * table.log_density_at(places),
+            table.batch_shape,
+            limit,
+            natural.left.new_empty(0),
+        )
+        return Natural(**dict(zip(self.statistics, found, strict=True)))
+
+    def narrowed(self, natural: Natural, noise: Tensor) -> Natural:
+        """A normal on the line about the median of a distribution, of at most half a unit's standard deviation: all
+        moments of it are finite, which those of a prior need not be. That of a real number is moved by ``noise``
+        ``[starts, *batch]`` times its spread, or one unit.
+        """
+        table = self._table(natural)
+        levels = natural.left.new_tensor([0.25, 0.5, 0.75]).double().reshape(-1, *[1] * noise.ndim)
+        low, center, high = table.places_at(levels)
+        spread = (high - low) / 1.35
+        if self.support is constraints.real:
+            center = center + spread.clamp(max=1.0) * noise
+        scale = spread.clamp(max=0.5)
+        normal = self.example(self.batch_shape)
+        like = natural.left
+        left, right, log_density = (t.double() for t in normal.values())
+        center, scale = center.unsqueeze(-1), scale.unsqueeze(-1)
+        found = (center + scale * left, center + scale * right, log_density - scale.log())
+        return Natural(**{n: t.to(like) for n, t in zip(self.statistics, found, strict=True)})
+
+    # The family.
+
+    def _table(self, natural: Mapping[str, Tensor]) -> Tabulated:
+        return Tabulated(*(natural[n] for n in self.statistics), self.support, validate_args=False)
+
+    def sufficient_statistics(self, *values: Tensor) -> Mean:
+        (value,) = values
+        return Mean(**{name: f.evaluate(value.double()).to(value.dtype) for name, f in self.functions.items()})
+
+    def mean(self, natural: Natural) -> Mean:
+        """E f_j, ``[starts, *shape]`` each; infinite where the integral does not settle."""
+        table = self._table(natural)
+        values = table.transform(table.places)  # [starts, *batch, nodes]
+        starts = len(values)
+        flat = values.movedim(-1, 0)
+        log_masses = table.log_masses.movedim(-1, 0)
+        found = {}
+        for name, function in self.functions.items():
+            parts = []
+            for places, masses in zip(
+                flat.split(self._at_once(starts)), log_masses.split(self._at_once(starts)), strict=True
+            ):
+                value = _evaluated(function, places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
+                if function.element is not None:
+                    masses = masses.reshape(*masses.shape[:2], -1)[..., function.element]
+                parts.append(torch.where(masses > -80, masses.exp() * value, 0.0))
+            each = torch.cat(parts)
+            ends = torch.maximum(each[0].abs(), each[-1].abs())
+            settles = ends <= _SETTLED * each.abs().sum(0)
+            found[name] = torch.where(settles, each.sum(0), torch.inf).to(natural.left.dtype)
+        return Mean(**found)
+
+    def log_normalizer(self, natural: Natural) -> Tensor:
+        """The entropy, for tables are normalized: :meth:`inner` is 0."""
+        return self._table(natural).entropy()
+
+    def inner(self, natural: Natural, coordinates: Mean) -> Tensor:
+        return torch.zeros_like(natural.left[..., 0])
+
+    def entropy(self, natural: Natural) -> Tensor:
+        return self.log_normalizer(natural)
+
+    def log_prob(self, natural: Natural, *values: Tensor) -> Tensor:
+        return self._table(natural).log_prob(values[0])
+
+    def kl_divergence(self, natural: Natural, other: Natural) -> Tensor:
+        table = self._table(natural)
+        places = table.places.movedim(-1, 0)
+        difference = table.log_density_at(places) - self._table(other).log_density_at(places)
+        return table.expectation(difference.movedim(0, -1)).to(natural.left.dtype)
+
+    def to_params(self, natural: Natural) -> Params:
+        return {name: natural[name] for name in self.statistics}
+
+    def from_params(self, params: Params) -> Natural:
+        return Natural(**{name: params[name] for name in self.statistics})
+
+    def in_domain(self, natural: Natural) -> Tensor:
+        return torch.stack([t.isfinite().all(-1) for t in natural.values()]).all(0)
+
+    def distribution(self, params: Params) -> Any:
+        return self._table(params)
+
+    def distribution_params(self, distribution: Any) -> Params:
+        """The table of any distribution over the support that has a log density."""
+        if isinstance(distribution, Tabulated):
+            return super().distribution_params(distribution)
+        transform, limit = line_of(self.support)
+        like = torch.empty(0, dtype=torch.float64, device=self.device)
+
+        def log_density(places: Tensor) -> Tensor:
+            values = transform(places)
+            found: Tensor = distribution.log_prob(values) + transform.log_abs_det_jacobian(places, values)
+            return found
+
+        try:
+            table = tabulate(log_density, distribution.batch_shape, limit, like)
+        except NoTableError as problem:
+            raise NaturalDomainError(f"Expected a density of {self.label!r} with an integral; {problem}") from None
+        return dict(zip(self.param_names, table, strict=True))
+
+    def example(self, batch: torch.Size, *events: torch.Size) -> Params:
+        """A standard normal on the line."""
+        like = torch.empty(0, device=self.device)
+        table = tabulate(lambda places: -0.5 * places.square(), (), 1e3, like)
+        return {n: t.expand(*batch, t.shape[-1]).clone() for n, t in zip(self.param_names, table, strict=True)}
+
+
+__all__ = ["Function", "Quadrature"]

@@ -1,0 +1,186 @@
+"""Which sites share a factor of q, and of which family each factor is."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import NotConjugateError
+from ..families import FAMILIES, JOINT_FAMILIES, Family, family_of
+from ..families.point import Point
+from ..families.quadrature import Quadrature
+from ..recording import LatentSite, Recording
+from .blocks import Block, BlockKey
+from .derived import derived_block, derived_variables
+from .expectation import NoMomentError, expect
+
+_PRECISION = "Write a Gamma prior on the precision, and scale=precision.rsqrt(). "
+#: What to write for priors that people use often and that are not conjugate.
+_INSTEAD = {
+    "Uniform": "On (0, 1), write Beta(1, 1); for a scale, a Gamma prior on the precision. ",
+    "Exponential": "Write Gamma(1, rate). ",
+    "HalfCauchy": _PRECISION,
+    "HalfNormal": _PRECISION,
+    "InverseGamma": _PRECISION,
+    "LogNormal": _PRECISION,
+    "LKJCholesky": "Write a Wishart prior on the precision matrix. ",
+    "LKJ": "Write a Wishart prior on the precision matrix. ",
+}
+#: Events of more elements than this get a warning: a full covariance is seldom what is wanted.
+_LARGE_EVENT = 500
+
+
+def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> dict[BlockKey, Block]:
+    """One block for each continuous site, but for those named together in ``joint``.
+
+    Raises:
+        NotConjugateError: for a prior outside the known families, or a joint block that no family fits.
+    """
+    blocks, problems = find_blocks(recording, joint)
+    for problem in problems.values():
+        raise problem
+    return blocks
+
+
+def find_blocks(
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = ()
+) -> tuple[dict[BlockKey, Block], dict[str, NotConjugateError]]:
+    """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
+    used = [n for names in joint for n in names]
+    if len(used) != len(set(used)):
+        raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
+    blocks: list[Block] = []
+    problems: dict[str, NotConjugateError] = {}
+    for names in (*joint, *((name,) for name in recording.latents if name not in used)):
+        try:
+            one = _joint(names, recording) if len(names) > 1 else _single(recording.latents[names[0]], recording.device)
+        except NotConjugateError as problem:
+            problems |= dict.fromkeys(names, problem)
+        else:
+            blocks.append(one)
+    return _with_integrals(recording, {block.key: block for block in blocks}), problems
+
+
+def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict[BlockKey, Block]:
+    """The blocks with factors by quadrature for scalars that a density has functions of that their families lack."""
+    owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
+    owners |= {v.site: (derived_block(v, recording), 0) for v in derived_variables(recording)}
+    for name, scored in recording.scored.items():
+        density = scored.density
+        terms = density.terms if scored.error is None and density is not None and density.opacity is None else ()
+        for term in terms:
+            while all(f.variable.root.site in owners for f in term.factors):
+                try:
+                    expect(term, owners, name)
+                except NoMomentError as problem:
+                    block = blocks[problem.key]
+                    (site, *others) = block.sites
+                    if others or not site.is_scalar or block.is_scalar:
+                        break
+                    why = f"{problem.product} in {name} has no closed form in a {block.family.name}"
+                    blocks = blocks | {block.key: _by_quadrature(site, recording.device, why)}
+                    owners[site.name] = (blocks[block.key], 0)
+                except NotConjugateError:
+                    break
+                else:
+                    break
+    return blocks
+
+
+def _by_quadrature(site: LatentSite, device: torch.device, why: str) -> Block:
+    return _over(Quadrature(site.name, site.constraint, site.shape, why, device), (site,), device)
+
+
+def _single(site: LatentSite, device: torch.device) -> Block:
+    if site.point is not None:
+        weight = 1.0 if site.is_param else site.scale
+        return Block((site,), Point(), torch.Size(site.shape), (torch.Size(),), weight, None, device)
+    found = site.family or family_of(site.distribution)
+    if found is not None and found.event_class is not None and site.event_shape:
+        size = site.event_shape.numel()
+        if size > _LARGE_EVENT:
+            warnings.warn(
+                f"Site {site.name!r} is a .to_event() normal of {size} elements: its posterior has a full covariance, "
+                f"of {size}² numbers for each batch element. If its elements may be independent, declare them with "
+                "pyro.plate instead.",
+                stacklevel=2,
+            )
+        joined, events = FAMILIES[found.event_class], (torch.Size([size]),)
+        return Block((site,), joined, site.batch_shape, events, site.scale, site.mask, device)
+    if found is None and site.is_scalar:
+        return _by_quadrature(site, device, f"{site.distribution.__name__} has no family here")
+    if found is None:
+        known = ", ".join(sorted(d.__name__ for d in FAMILIES))
+        raise NotConjugateError(
+            f"Expected site {site.name!r} to have a prior in a known exponential family; got "
+            f"{site.distribution.__name__}. {_INSTEAD.get(site.distribution.__name__, '')}Known: {known}. "
+            f"Add one with register_family({site.distribution.__name__}, family), or fit the site by gradient (an "
+            "autoguide in SVI)."
+        )
+    return _over(found, (site,), device)
+
+
+def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -> Block:
+    """A block over sites, with events that ``to_event`` made counted as batch."""
+    shapes = _shapes(family, sites)
+    if len({batch for batch, _ in shapes}) > 1:
+        listed = ", ".join(f"{s.name!r} {tuple(b)}" for s, (b, _) in zip(sites, shapes, strict=True))
+        raise NotConjugateError(
+            f"Expected the sites of a {family.name} block to have one batch shape; got {listed}. "
+            "Put them in the same plates."
+        )
+    batch = shapes[0][0]
+    extra = len(batch) - len(sites[0].batch_shape)
+
+    def widen(x: Any) -> Any:
+        return x.reshape(x.shape + (1,) * extra) if isinstance(x, Tensor) and x.ndim else x
+
+    events = tuple(event for _, event in shapes)
+    return Block(sites, family, batch, events, widen(sites[0].scale), widen(sites[0].mask), device)
+
+
+def _shapes(family: Family, sites: Sequence[LatentSite]) -> list[tuple[torch.Size, torch.Size]]:
+    """The shape of each site, split into batch and event as the family has them."""
+    splits = [(site.shape, len(site.shape) - own) for site, own in zip(sites, family.event_dims, strict=True)]
+    return [(torch.Size(shape[:split]), torch.Size(shape[split:])) for shape, split in splits]
+
+
+def _batches(family: Family, sites: Sequence[LatentSite]) -> set[torch.Size]:
+    return {batch for batch, _ in _shapes(family, sites)}
+
+
+def _joint(names: tuple[str, ...], recording: Recording) -> Block:
+    missing = [n for n in names if n not in recording.latents]
+    if missing:
+        raise NotConjugateError(
+            f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block "
+            f"{names}."
+        )
+    sites = [recording.latents[n] for n in names]
+    fitting = [(f, o) for classes, f in JOINT_FAMILIES.items() if (o := _in_order(sites, classes)) is not None]
+    if fitting:  # the first whose events fit the sites' shapes; else the first, whose error says what does not
+        family, order = next((c for c in fitting if len(_batches(*c)) == 1), fitting[0])
+        return _over(family, order, recording.device)
+    known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
+    got = " with ".join(s.distribution.__name__ for s in sites)
+    raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
+
+
+def _in_order(sites: Sequence[LatentSite], classes: tuple[type, ...]) -> tuple[LatentSite, ...] | None:
+    """The sites in the order of the classes that they belong to; None if they do not."""
+    if len(sites) != len(classes):
+        return None
+    orders = itertools.permutations(sites)
+    return next((o for o in orders if all(map(_belongs, o, classes))), None)
+
+
+def _belongs(site: LatentSite, cls: type) -> bool:
+    """Whether a site is of a class, by its own class or by that of its events."""
+    family = family_of(site.distribution) if site.event_shape else None
+    event_class = None if family is None else family.event_class
+    return issubclass(site.distribution, cls) or (event_class is not None and issubclass(event_class, cls))
