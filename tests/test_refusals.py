@@ -88,7 +88,8 @@ def _in_the_way(x: Tensor) -> None:
     count = pyro.sample("count", dist.Poisson(3.0))
     several = pyro.sample("several", dist.Bernoulli(torch.tensor([0.3, 0.4])).to_event(1))
     fewer = pyro.sample("fewer", dist.Binomial(count, torch.tensor(0.5)))
-    scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+    width = pyro.sample("width", dist.HalfCauchy(1.0))
+    scale = pyro.sample("scale", dist.HalfCauchy(width))
     loc = pyro.sample("loc", dist.Normal(0.0, 1.0))
     with pyro.plate("n", len(x)):
         z = pyro.sample("z", dist.Bernoulli(0.5))

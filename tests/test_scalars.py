@@ -255,9 +255,9 @@ def test_products_of_several_scalars():
     assert bool((result.elbo.diff() >= -1e-9).all())
     torch.manual_seed(0)
     svi = SVI(
-        model, guide, Adam({"lr": 0.0}), Trace_ELBO(num_particles=20_000, vectorize_particles=True, max_plate_nesting=1)
+        model, guide, Adam({"lr": 0.0}), Trace_ELBO(num_particles=5_000, vectorize_particles=True, max_plate_nesting=1)
     )
-    assert abs(-svi.evaluate_loss() - float(result.elbo[-1])) < 0.05
+    assert abs(-svi.evaluate_loss() - float(result.elbo[-1])) < 0.1
 
 
 def test_conjugate_sites_keep_their_closed_form():
@@ -295,8 +295,8 @@ def test_posterior_in_pyro():
     expected = guide.posterior()["scale"].log_prob(trace.nodes["scale"]["value"])
     assert torch.allclose(trace.nodes["scale"]["fn"].log_prob(trace.nodes["scale"]["value"]), expected)
     torch.manual_seed(0)
-    draws = Predictive(regression, guide=guide, num_samples=4000)()["scale"]
-    assert abs(float(draws.mean()) - float(guide.posterior()["scale"].mean)) < 0.1
+    draws = Predictive(regression, guide=guide, num_samples=500)()["scale"]
+    assert abs(float(draws.mean()) - float(guide.posterior()["scale"].mean)) < 0.2
 
 
 def test_state_is_saved_and_read_without_functions():
@@ -495,7 +495,10 @@ def test_draws_of_a_table():
     table = table_of(dist.Gamma(torch.tensor([2.0, 30.0]), 3.0))
     draws = table.sample((20_000,))
     for k, shape in enumerate((2.0, 30.0)):
-        assert scipy.stats.kstest(draws[:, k].numpy(), scipy.stats.gamma(shape, scale=1 / 3).cdf).pvalue > 1e-3
+        assert (
+            scipy.stats.kstest(draws[:, k].numpy(), scipy.stats.gamma(shape, scale=1 / 3).cdf, method="asymp").pvalue
+            > 1e-3
+        )
     assert table.expand((4, 2)).log_prob(draws[0]).shape == (4, 2)
 
 

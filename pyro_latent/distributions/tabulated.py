@@ -68,6 +68,13 @@ def _barycentric() -> np.ndarray:
     return found / np.abs(found).max()
 
 
+@lru_cache
+def _powers() -> np.ndarray:
+    """The matrix that takes Legendre coefficients to those of powers, a row for each degree."""
+    rows = [np.polynomial.legendre.leg2poly(row) for row in np.eye(NUM_NODES)]
+    return np.stack([np.pad(row, (0, NUM_NODES - len(row))) for row in rows])
+
+
 def line_of(support: constraints.Constraint) -> tuple[Any, float]:
     """The transform that maps the line onto a support, and how far out on the line its densities are looked at."""
     return biject_to(support), 1e30 if support is constraints.real else 700.0
@@ -417,25 +424,26 @@ class Tabulated(TorchDistribution):
         return found.to(self.left.dtype)
 
     def places_at(self, value: Tensor) -> Tensor:
-        """The quantiles on the line, float64, of probabilities ``[..., *batch]``."""
+        """The quantiles on the line, float64, of probabilities ``[..., *batch]``, by Newton's steps in a bracket."""
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         probability = value.double().expand(shape).reshape(-1, *self.batch_shape)
         masses = self._panel_masses()
         cumulative = masses.cumsum(-1)
         index = self._panel(cumulative, probability)
+        mass = self._picked(masses, index)
         target = probability - self._picked(cumulative - masses, index)
-        series = self._picked(self._series(), index)
-        low, high = torch.zeros_like(target), torch.ones_like(target)
-        share = (target / self._picked(masses, index).clamp(min=1e-300)).clamp(0, 1)
+        density, integral = (self._picked(part, index) for part in self._polynomials())
+        low, high = -torch.ones_like(target), torch.ones_like(target)
+        place = (2 * target / mass.clamp(min=1e-300) - 1).clamp(-1, 1)
         for _ in range(_MOST_STEPS):
-            excess = _integral(series, share) - target
-            low, high = torch.where(excess < 0, share, low), torch.where(excess < 0, high, share)
-            newton = share - excess / _series_at(series, share)
-            before, share = share, torch.where((low < newton) & (newton < high), newton, (low + high) / 2)
-            if bool(((share - before).abs() < 1e-15).all()):
+            excess = _polynomial(integral, place) - target
+            low, high = torch.where(excess < 0, place, low), torch.where(excess < 0, high, place)
+            newton = place - excess / _polynomial(density, place)
+            before, place = place, torch.where((low < newton) & (newton < high), newton, (low + high) / 2)
+            if bool(((excess.abs() <= 1e-13 * mass) | ((place - before).abs() < 1e-13)).all()):
                 break
         left, right = (self._picked(end.double(), index) for end in (self.left, self.right))
-        return (left + (right - left) * share).reshape(shape)
+        return (left + (right - left) * (place + 1) / 2).reshape(shape)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         with torch.no_grad():
@@ -455,13 +463,18 @@ class Tabulated(TorchDistribution):
         found = tensor.gather(batch, where.expand(*where.shape[: batch + 1], *tensor.shape[batch + 1 :]))
         return found.movedim(batch, 0)
 
-    def _series(self) -> Tensor:
-        """Legendre coefficients of the density on each panel, times its width, ``batch + [P, n]``."""
-        density = (
-            (self.log_masses - log_weights_of(self.left, self.right).flatten(-2)).exp().unflatten(-1, (-1, NUM_NODES))
-        )
-        width = (self.right.double() - self.left.double()).unsqueeze(-1)
-        return torch.where(width > 0, density, 0.0) @ _tensors(self.left)[2].T * width
+    def _polynomials(self) -> tuple[Tensor, Tensor]:
+        """The density on each panel and its integral from the panel's start, by powers of a place from -1 to 1 on it,
+        ``batch + [P, n]`` and ``batch + [P, n + 1]``.
+        """
+        weights = log_weights_of(self.left, self.right).flatten(-2)
+        density = (self.log_masses - weights).exp().unflatten(-1, (-1, NUM_NODES))
+        half = (self.right.double() - self.left.double()).unsqueeze(-1) / 2
+        powers = torch.where(half > 0, density, 0.0) @ _tensors(self.left)[2].T * half
+        powers = powers @ torch.as_tensor(_powers(), dtype=torch.float64, device=half.device)
+        integral = powers / torch.arange(1, NUM_NODES + 1, device=half.device)
+        signs = 1 - 2 * (torch.arange(1, NUM_NODES + 1, device=half.device) % 2)
+        return powers, torch.cat([-(integral * signs).sum(-1, keepdim=True), integral], -1)
 
     def _panel_masses(self) -> Tensor:
         return self.log_masses.exp().unflatten(-1, (-1, NUM_NODES)).sum(-1)
@@ -472,30 +485,12 @@ class Tabulated(TorchDistribution):
         left, right = (self._picked(end.double(), index) for end in (self.left, self.right))
         share = ((place - left) / torch.where(right > left, right - left, 1.0)).clamp(0, 1)
         below = self._picked(masses.cumsum(-1) - masses, index)
-        return below + _integral(self._picked(self._series(), index), share)
+        return below + _polynomial(self._picked(self._polynomials()[1], index), 2 * share - 1)
 
 
-def _legendre(share: Tensor, count: int) -> list[Tensor]:
-    """The first Legendre polynomials at shares of a panel."""
-    t = 2 * share - 1
-    found = [torch.ones_like(t), t]
-    for k in range(1, count - 1):
-        found.append(((2 * k + 1) * t * found[k] - k * found[k - 1]) / (k + 1))
-    return found
-
-
-def _series_at(series: Tensor, share: Tensor) -> Tensor:
-    """The density on a panel, times its width, at a share of it."""
-    return sum((series[..., k] * p for k, p in enumerate(_legendre(share, NUM_NODES))), torch.zeros_like(share))
-
-
-def _integral(series: Tensor, share: Tensor) -> Tensor:
-    """The integral of the density over a panel up to a share of it."""
-    p = _legendre(share, NUM_NODES + 1)
-    total = series[..., 0] * share
-    for k in range(1, NUM_NODES):
-        total = total + series[..., k] * (p[k + 1] - p[k - 1]) / (2 * (2 * k + 1))
-    return total
+def _polynomial(powers: Tensor, place: Tensor) -> Tensor:
+    """A polynomial ``[..., n]`` by powers at places ``[...]``."""
+    return (powers * place.unsqueeze(-1) ** torch.arange(powers.shape[-1], device=place.device)).sum(-1)
 
 
 __all__ = ["NoTableError", "Tabulated", "line_of", "log_weights_of", "nodes_of", "tabulate"]

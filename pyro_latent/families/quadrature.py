@@ -168,7 +168,7 @@ class Quadrature(Family):
         def log_density(places: Tensor) -> Tensor:
             return (1 - step_size) * before.log_density_at(places) + step_size * after.log_density_at(places)
 
-        table = tabulate(log_density, before.batch_shape, limit, old.left.new_empty(0))
+        table = tabulate(log_density, before.batch_shape, limit, old.left.new_empty(0), (old.left, old.right))
         return Natural(**dict(zip(self.statistics, table, strict=True)))
 
     def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:

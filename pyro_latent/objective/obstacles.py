@@ -28,8 +28,9 @@ def obstacles(
                 if all(f.variable.root.site in owners for f in term.factors):
                     expect(term, owners, scored.name)
         except NotConjugateError as problem:
+            own = frozenset() if scored.observed else frozenset({scored.name})
             if parents - {scored.name} or scored.name not in problems:
-                yield parents or frozenset({scored.name}), problem
+                yield parents | own or frozenset({scored.name}), problem
 
 
 def all_at_once(
