@@ -569,7 +569,6 @@ SCALARS = {
         exponential_of_location,
         cubed_location,
         squared_location,
-        laplace_observed,
         student_observed,
         laplace_latent,
     ),
