@@ -94,7 +94,9 @@ class Quadrature(Family):
         Raises:
             NaturalDomainError: if the integral of a density does not settle; an improper one is outside the domain.
         """
-        like = next(iter(slopes.values()))
+        like = next(iter(slopes.values()), None)
+        if like is None:
+            raise NaturalDomainError(f"Expected a density of {self.label!r}; got none that depends on it. Leave it out.")
         starts = len(like)
         transform, limit = line_of(self.support)
         used = [

@@ -18,6 +18,7 @@ def hidden_sites(
     for site in scored.values():
         for name in (site.parents | (frozenset() if site.density is None else site.density.sites)) & users.keys():
             users[name].add(site.name)
+    unread = any(s.observed and s.density is None for s in scored.values())  # data that may depend on anything
     found: dict[str, tuple[Plate, ...]] = {}
     for name in users:
         below = _reached(name, users)
@@ -26,10 +27,14 @@ def hidden_sites(
         density = scored[name].density
         other = name.removesuffix("_unobserved") + "_observed"
         missing = name.endswith("_unobserved") and other in scored and below == {name}
-        no_family = name in latents and not latents[name].family and family_of(latents[name].distribution) is None
-        if missing or no_family or density is None or density.opacity:
+        if missing or (not unread and (_lacks_family(latents.get(name)) or density is None or density.opacity)):
             found |= {n: scored[n].plates for n in sorted(below)}
     return found
+
+
+def _lacks_family(site: LatentSite | None) -> bool:
+    """Whether a continuous site has no family, so that its factor would be an integral at best."""
+    return site is not None and not site.family and family_of(site.distribution) is None
 
 
 def _is_free(name: str, latents: Mapping[str, LatentSite], discrete: Mapping[str, DiscreteSite]) -> bool:

@@ -8,6 +8,7 @@ import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
 from torch import Tensor
+from torch.distributions import biject_to
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor
@@ -120,7 +121,13 @@ def is_scalar(fn: Any) -> bool:
     family = family_class(base)
     joined = family_of(class_of_latent(fn))
     depends = isinstance(base, RandomDistribution) and constraints.is_dependent(getattr(family, "support", None))
-    return not depends and not (reinterpreted and joined is not None and joined.event_class is not None)
+    if depends or (reinterpreted and joined is not None and joined.event_class is not None):
+        return False
+    try:
+        biject_to(base_constraint(fn.support))
+    except NotImplementedError:
+        return False
+    return True
 
 
 def base_constraint(support: Any) -> Any:
