@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from .expression import Expression
-from .terms import Choice, Replay, check_combinations
+from .terms import Choice, check_combinations
+from .variables import Replay
 
 _numbers = itertools.count(1)
 

@@ -33,7 +33,8 @@ from .axes import (
 )
 from .evaluation import FUNCTIONS
 from .symbolic import Symbolic
-from .terms import Factor, ScalarFunction, Term, Variable, check_combinations
+from .terms import Factor, Term, check_combinations
+from .variables import ScalarFunction, Variable
 
 _numbers = itertools.count(1)
 

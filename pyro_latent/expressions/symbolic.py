@@ -14,7 +14,8 @@ from torch import Tensor
 from ..errors import ArgumentError
 from .axes import Gather, broadcast_shapes, is_summed, laid, position_axes, shift
 from .evaluation import Values, evaluate_term
-from .terms import Choice, Constant, Factor, Replay, Term, Variable, check_combinations
+from .terms import Choice, Constant, Factor, Term, check_combinations
+from .variables import Replay, Variable
 
 
 @dataclass(frozen=True)

@@ -40,7 +40,7 @@ from .recorded import (
     tensors_in,
 )
 from .tables import ALONG, ELEMENTWISE, along, of_tables
-from .terms import Replay
+from .variables import Replay
 from .writes import track, write
 
 

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..distributions.tabulated import NoTableError, Tabulated, line_of, resolved_by, tabulate
+from ..distributions.panels import NoTableError, line_of, resolved_by, tabulate
+from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
 from .base import Family, Mean, Natural, Params
 
@@ -96,7 +97,9 @@ class Quadrature(Family):
         """
         like = next(iter(slopes.values()), None)
         if like is None:
-            raise NaturalDomainError(f"Expected a density of {self.label!r}; got none that depends on it. Leave it out.")
+            raise NaturalDomainError(
+                f"Expected a density of {self.label!r}; got none that depends on it. Leave it out."
+            )
         starts = len(like)
         transform, limit = line_of(self.support)
         used = [
@@ -206,7 +209,8 @@ class Quadrature(Family):
     # The family.
 
     def _table(self, natural: Mapping[str, Tensor]) -> Tabulated:
-        return Tabulated(*(natural[n] for n in self.statistics), self.support, validate_args=False)
+        left, right, log_density = (natural[n] for n in self.statistics)
+        return Tabulated(left, right, log_density, self.support, validate_args=False)
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         (value,) = values

@@ -8,7 +8,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..expressions.terms import Variable
+from ..expressions.variables import Variable
 from ..families import Natural
 from ..families.point import VALUE, Point, PointMean
 from ..recording import LatentSite, Recording

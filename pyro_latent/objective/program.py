@@ -15,17 +15,17 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.terms import Variable
+from ..expressions.variables import Variable
 from ..families import Mean, Natural
 from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording
 from .blocks import Block, BlockKey, Means, State, starts_of
+from .bound import Bound
 from .densities import usable_terms, with_indicators
 from .derived import with_derived
 from .discrete import DiscreteElimination, DiscretePosterior
@@ -40,20 +40,6 @@ _SETTLING_ROUNDS = 100
 _SETTLED = 1e-10
 #: Points of more elements in all than this are maximized over one after another: a Hessian is its square.
 _MOST_TOGETHER = 2000
-
-
-class Bound(NamedTuple):
-    """The ELBO of each start, the sum of the absolute values of its terms, and where the state is proper."""
-
-    elbo: Tensor
-    magnitude: Tensor
-    held: DiscretePosterior | None
-
-    def of(self, starts: Sequence[int]) -> Bound:
-        """Keep some starts alone."""
-        index = list(starts)
-        held = None if self.held is None else self.held.of(index)
-        return Bound(self.elbo[index], self.magnitude[index], held)
 
 
 @dataclass(frozen=True, eq=False)
@@ -237,9 +223,12 @@ class Program:
 
     def blank_mean(self, block: Block, starts: int) -> Mean:
         """Mean parameters of the block's shapes, of no meaning: a place to take gradients at."""
-        like = self.recording.like
-        params = {n: p.to(like).expand(starts, *p.shape) for n, p in block.example.items()}
-        return block.family.mean(block.family.from_params(params))
+        return block.family.mean(self.standard(block, starts))
+
+    def standard(self, block: Block, starts: int) -> Natural:
+        """The natural parameters of some proper member of the block's family."""
+        params = {n: p.to(self.recording.like).expand(starts, *p.shape) for n, p in block.example.items()}
+        return block.family.from_params(params)
 
     # The ELBO.
 

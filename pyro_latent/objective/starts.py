@@ -57,8 +57,7 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
             return point if given else _moved(program, block, point, generator)
         if block.is_discrete:
             return _discrete_start(program, block, given.get(key), generator, restarts)
-        prior = _prior(program, block, state, restarts)
-        drawn = _perturbed(program, block, prior, generator)
+        drawn = _perturbed(program, block, _prior(program, block, state, restarts), generator)
         return _user_natural(program, block, given, drawn, restarts)
 
     state = _started(program, {}, start)
@@ -223,8 +222,7 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     names = {site.name for site in block.sites}
     summands = [s for s in program.prior_summands(names) if block.key in s.blocks]
     if not summands:  # a flat prior starts at a standard distribution
-        example = {n: p.to(program.recording.like).expand(restarts, *p.shape) for n, p in block.example.items()}
-        return block.family.from_params(example)
+        return program.standard(block, restarts)
     used = {k for s in summands for k in s.blocks} - {block.key}
     parents = used & program.blocks.keys()
     if used - program.blocks.keys():  # what the model computes from its points
@@ -240,13 +238,11 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
     except NaturalDomainError:
         if not block.is_scalar:
             raise
-        params = {n: p.to(program.recording.like) for n, p in block.example.items()}  # the data may make it proper
-        return block.family.from_params({n: p.expand(restarts, *p.shape).clone() for n, p in params.items()})
+        return program.standard(block, restarts)  # the data may make it proper
     if not bool(block.family.in_domain(natural).all()):
         raise NaturalDomainError(
             f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
-            f"{block.family.name}. "
-            "Check its concentrations, rates, scales and degrees of freedom."
+            f"{block.family.name}. Check its concentrations, rates, scales and degrees of freedom."
         )
     return natural
 
@@ -338,13 +334,11 @@ def _sharing(program: Program) -> dict[str, str]:
 
 def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natural: Natural, restarts: int) -> Natural:
     found = given.get(block.key)
-    if found is None and len(block.sites) > 1:
-        inner = [s.name for s in block.sites if s.name in given]
-        if inner:
-            raise ModelError(
-                f"Expected init for the whole block {block.key}; got it for {inner} alone. Give "
-                f"init={{{block.key!r}: distribution}}."
-            )
+    if found is None and len(block.sites) > 1 and (inner := [s.name for s in block.sites if s.name in given]):
+        raise ModelError(
+            f"Expected init for the whole block {block.key}; got it for {inner} alone. Give "
+            f"init={{{block.key!r}: distribution}}."
+        )
     if found is None:
         return natural
     if isinstance(found, Tensor):
@@ -361,12 +355,10 @@ def _user_natural(program: Program, block: Block, given: Mapping[Any, Any], natu
             )
         loc = found.to(params[name]).reshape(shape)
         return block.natural(params | {name: loc.expand_as(params[name])})
-    where = f"init[{block.key!r}]"
-    one = natural_of(block, found, where, program.recording.like)
+    one = natural_of(block, found, where := f"init[{block.key!r}]", program.recording.like)
     if not bool(block.family.in_domain(one).all()):
-        raise NaturalDomainError(
-            f"Expected a proper {block.family.name} from {where}; got parameters outside its domain."
-        )
+        words = f"Expected a proper {block.family.name} from {where}; got parameters outside its domain."
+        raise NaturalDomainError(words)
     return one.map(lambda t: t.expand(restarts, *t.shape).clone())
 
 

@@ -16,7 +16,8 @@ from torch.distributions import transform_to
 from ..checkpoint import fingerprint
 from ..errors import CheckpointError
 from ..expressions import Expression
-from ..expressions.terms import Term, Variable
+from ..expressions.terms import Term
+from ..expressions.variables import Variable
 from .run import record
 from .sites import Recording, ScoredSite
 

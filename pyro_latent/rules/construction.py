@@ -19,11 +19,10 @@ from .random_distribution import (
     BOUNDS,
     RandomDistribution,
     around_latents,
-    made,
     random_distribution,
     without_latents,
 )
-from .wrappers import unwrap
+from .wrappers import made, unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.

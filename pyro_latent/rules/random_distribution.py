@@ -2,15 +2,14 @@
 
 While a model is recorded, Pyro's constructor hook replaces each distribution with a random argument by a
 :class:`RandomDistribution`: it keeps the arguments as they were written, before any broadcasting or factorisation,
-and answers every question about shapes from a distribution over placeholder values.
+and answers questions about shapes from a distribution over placeholder values.
 """
 
 from __future__ import annotations
 
-import copy
 import functools
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -23,7 +22,7 @@ from torch import Tensor
 from ..errors import LatentValueError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from .base import Arguments, as_expression, rule_of
-from .wrappers import unwrap, unwrap_masks
+from .wrappers import made, unchecked, unwrap, unwrap_masks
 
 
 class RandomDistribution(TorchDistribution):
@@ -165,12 +164,6 @@ _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_ma
 BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
 _FEW = 2**16
-
-
-def made(cls: Any, arguments: dict[str, Any]) -> Any:
-    """A distribution whose arguments are not checked, where its class can leave that out."""
-    unchecked = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
-    return cls(**arguments, **unchecked)
 
 
 def without_latents(distribution: Any) -> Any:
@@ -320,43 +313,35 @@ def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expres
 
 def _of_one_scalar(base: Any, value: Any, like: Tensor) -> Expression | None:
     """The log density as a function of one scalar latent, where nothing else but discrete latents is random in it."""
-    arguments = base.arguments if isinstance(base, RandomDistribution) else {}
-    given = (*arguments.values(), value)
-    symbols = [as_expression(v, like.double()) if isinstance(v, Tensor) else None for v in given]
-    plain = base if isinstance(base, RandomDistribution) else _unchecked(base)
-
-    def log_prob(*values: Tensor) -> Tensor:
-        rest = iter(values)
-        *numbers, observed = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
-        if isinstance(base, RandomDistribution):
-            named = dict(zip(arguments, numbers, strict=True))
-            return made(base.family, named).log_prob(observed)
-        return plain.log_prob(observed)
-
-    events = [_event_dim(base, name) for name in arguments] + [len(base.event_shape)]
+    given, symbols, events = _parts(base, value, like.double())
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s is not None]
     batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
-    if not isinstance(base, RandomDistribution):  # what varies by its own arguments
+    if not isinstance(base, RandomDistribution):  # it varies by its own arguments, too
+        base = unchecked(base)
         pairs.append((Expression.constant(like.new_zeros(base.batch_shape)), 0))
-        own = log_prob
-
-        def log_prob(*values: Tensor) -> Tensor:
-            return own(*values[:-1])
-
-    name = f"log_prob of {family_class(base).__name__}"
-    return Expression.of_scalar_batch(name, log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
+    name, scored = f"log_prob of {family_class(base).__name__}", _log_prob_of(base, given, symbols)
+    return Expression.of_scalar_batch(name, scored, [s for s, _ in pairs], [e for _, e in pairs], batch)
 
 
-def _unchecked(distribution: Any) -> Any:
-    """A distribution in float64 that scores values outside its support, too, which nodes may round to."""
-    found = copy.copy(distribution)
-    for name, value in list(vars(found).items()):
-        if isinstance(value, torch.distributions.Distribution):
-            setattr(found, name, _unchecked(value))
-        elif isinstance(value, Tensor) and value.is_floating_point():
-            setattr(found, name, value.detach().double())
-    found._validate_args = False
-    return found
+def _parts(base: Any, value: Any, like: Tensor) -> tuple[tuple[Any, ...], list[Expression | None], list[int]]:
+    """Its latent arguments and its value, the expressions of those that are tensors, and their event dimensions."""
+    arguments = base.arguments if isinstance(base, RandomDistribution) else {}
+    given = (*arguments.values(), value)
+    symbols = [as_expression(v, like) if isinstance(v, Tensor) else None for v in given]
+    return given, symbols, [*(_event_dim(base, name) for name in arguments), len(base.event_shape)]
+
+
+def _log_prob_of(base: Any, given: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., Tensor]:
+    """PyTorch's log density, with tensors in the place of the symbols; what comes beyond them is left alone."""
+
+    def log_prob(*tensors: Tensor) -> Tensor:
+        rest = iter(tensors)
+        *numbers, observed = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
+        if isinstance(base, RandomDistribution):
+            return made(base.family, dict(zip(base.arguments, numbers, strict=True))).log_prob(observed)
+        return base.log_prob(observed)
+
+    return log_prob
 
 
 def _of_numbers(base: Any, value: Any, like: Tensor) -> Expression | None:
@@ -371,26 +356,13 @@ def _of_numbers(base: Any, value: Any, like: Tensor) -> Expression | None:
 
 def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
     """The log density at every value of the discrete latents, where nothing else is random in it."""
-    arguments = base.arguments if isinstance(base, RandomDistribution) else {}
-    symbols = [as_expression(v, like) if isinstance(v, Tensor) else None for v in (*arguments.values(), value)]
+    given, symbols, events = _parts(base, value, like)
     if not any(s is not None and s.choices for s in symbols) or any(s and not s.is_table for s in symbols):
         return None
-    events = [_event_dim(base, name) for name in arguments] + [len(base.event_shape)]
-    batch = torch.broadcast_shapes(
-        base.batch_shape, *(s.shape[: s.ndim - e] for s, e in zip(symbols, events, strict=True) if s)
-    )
-    given = (*arguments.values(), value)
-
-    def log_prob(*tables: Tensor) -> Tensor:
-        rest = iter(tables)
-        plain = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
-        if not isinstance(base, RandomDistribution):
-            return base.log_prob(plain[-1])
-        named = dict(zip(arguments, plain[:-1], strict=True))
-        return made(base.family, named).log_prob(plain[-1])
-
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s]
-    return over_batch(log_prob, [s for s, _ in pairs], [e for _, e in pairs], batch)
+    batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
+    scored = _log_prob_of(base, given, symbols)
+    return over_batch(scored, [s for s, _ in pairs], [e for _, e in pairs], batch)
 
 
 def _event_dim(base: RandomDistribution, name: str) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import inspect
 from typing import Any
 
 import pyro.distributions as dist
@@ -35,4 +37,22 @@ def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
         distribution = distribution.base_dist
 
 
-__all__ = ["unwrap", "unwrap_masks"]
+def made(cls: Any, arguments: dict[str, Any]) -> Any:
+    """A distribution whose arguments are not checked, where its class can leave that out."""
+    unvalidated = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
+    return cls(**arguments, **unvalidated)
+
+
+def unchecked(distribution: Any) -> Any:
+    """A distribution in float64 that scores values outside its support, too, which nodes may round to."""
+    found = copy.copy(distribution)
+    for name, value in list(vars(found).items()):
+        if isinstance(value, torch.distributions.Distribution):
+            setattr(found, name, unchecked(value))
+        elif isinstance(value, Tensor) and value.is_floating_point():
+            setattr(found, name, value.detach().double())
+    found._validate_args = False
+    return found
+
+
+__all__ = ["made", "unchecked", "unwrap", "unwrap_masks"]

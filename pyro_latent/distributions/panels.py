@@ -1,0 +1,290 @@
+"""A scalar distribution whose log density is known at nodes: the nodes of integrals that it was found by.
+
+The line that the support is mapped onto is cut into panels; on each, the log density is the polynomial through the
+nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the mode
+from a mesh over all numbers, then out until the density has fallen to 1e-20 of its maximum, and takes few panels that
+are finest at the mode. Where these do not resolve the density, adaptive panels do (:mod:`.quadrature`). A mode that the
+mesh jumps over is not seen.
+
+Source: Davis and Rabinowitz 1984, §2.7; Trefethen 2013, Approximation Theory and Approximation Practice, chapter 19.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.distributions import biject_to, constraints
+
+from ..errors import ArgumentError
+from .quadrature import EPS, NUM_NODES, integrate
+
+#: The density is cut where its logarithm has fallen by this much from its maximum; a start is taken if by the second.
+_DEPTH, _ENOUGH = 46.0, 37.0
+#: Numbers of panels, of which the first that resolves the density is taken; adaptive ones start at the last.
+_PANELS = (8, 12, 16, 24, 32)
+#: How densely panels lie: by the curvature and the slope of the log density, less where the density is low, and some
+#: everywhere. The numbers are by trial on some twenty densities.
+_BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
+#: The last Legendre coefficients of a density on its panels are at most this much of its integral. An integral by n
+#: nodes is exact up to degree 2n - 1: what they fall to until then is its error, at most the second.
+_RESOLVED, _NEGLIGIBLE = 2e-6, 1e-11
+#: A log density is kept down to this below its maximum.
+_LOWEST = -1e4
+_ZOOM_POINTS, _MOST_ZOOMS = 13, 40
+_DOUBLINGS = 8
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+@lru_cache
+def _rule() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Nodes and weights on [0, 1], and the matrix that takes values at the nodes to Legendre coefficients."""
+    points, weights = np.polynomial.legendre.leggauss(NUM_NODES)
+    degrees = np.arange(NUM_NODES)
+    vander = np.polynomial.legendre.legvander(points, NUM_NODES - 1)
+    matrix = (2 * degrees[:, None] + 1) / 2 * vander.T * weights
+    return (points + 1) / 2, weights / 2, matrix
+
+
+def rule_of_panels(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """What the rule of a panel is, float64: nodes and weights on [0, 1], and the matrix that takes values at the nodes
+    to Legendre coefficients.
+    """
+    nodes, weights, matrix = (torch.as_tensor(part, dtype=torch.float64, device=like.device) for part in _rule())
+    return nodes, weights, matrix
+
+
+def line_of(support: constraints.Constraint) -> tuple[Any, float]:
+    """The transform that maps the line onto a support, and how far out on the line its densities are looked at."""
+    return biject_to(support), 1e30 if support is constraints.real else 700.0
+
+
+def resolved_by(support: constraints.Constraint, like: Tensor) -> tuple[Tensor, Tensor]:
+    """The places on the line beyond which float64 does not tell a value from the end of its support."""
+    lower, upper = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
+    ends = [like.new_full((), -torch.inf), like.new_full((), torch.inf)]
+    width = 1.0 if lower is None or upper is None else torch.as_tensor(upper - lower).to(like)
+    for i, bound in enumerate((lower, upper)):
+        if bound is not None:
+            gap = (EPS * torch.as_tensor(bound).to(like).abs() / width).log()
+            ends[i] = gap if i == 0 else -gap if lower is not None else gap
+    return ends[0], ends[1]
+
+
+def nodes_of(left: Tensor, right: Tensor) -> Tensor:
+    """The nodes of panels ``[..., P]``, float64 ``[..., P, n]``."""
+    left, right = left.double(), right.double()
+    return left.unsqueeze(-1) + (right - left).unsqueeze(-1) * rule_of_panels(left)[0]
+
+
+def log_weights_of(left: Tensor, right: Tensor) -> Tensor:
+    """The log weights of the nodes, ``[..., P, n]``; minus infinity on panels of no width."""
+    return (right.double() - left.double()).log().unsqueeze(-1) + rule_of_panels(left)[1].log()
+
+
+class NoTableError(ArgumentError):
+    """A log density has no table: its integral is infinite, or does not settle."""
+
+
+def tabulate(
+    log_density: LogDensity,
+    shape: Sequence[int],
+    limit: float,
+    like: Tensor,
+    start: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Tables of a batch of log densities on the line.
+
+    Args:
+        log_density: takes float64 places ``[K, *shape]`` and gives as many log densities, up to a constant; NaN counts
+            as minus infinity.
+        shape: the batch shape.
+        limit: how far from 0 to look for a mode.
+        like: an empty tensor of the dtype that tables are kept in.
+        start: the panels of an earlier table, which are taken again if they resolve the density.
+
+    Returns:
+        The ends of the panels, left and right ``[*shape, P]``, and the normalized log density at their nodes ``[*shape,
+        P * n]``.
+
+    Raises:
+        NoTableError: if a density has no finite integral, or its integral does not settle.
+    """
+
+    def known(places: Tensor) -> Tensor:
+        return log_density(places).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+
+    with torch.no_grad():
+        if start is not None and start[0].shape[-1] <= _PANELS[-1]:
+            found = _on_panels(known, *start, like)
+            if found is not None:
+                return found
+        places, values = _scanned(known, *_window(known, torch.Size(shape), limit, like))
+        for count in _PANELS:
+            edges = _edges(places, values, count)
+            found = _on_panels(known, edges[..., :-1], edges[..., 1:], like)
+            if found is not None:
+                return found
+        return _adaptive(known, edges, like)
+
+
+def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
+    """Places between two ends and the log densities there, ``[_SCAN, *shape]`` both."""
+    shares = torch.linspace(0, 1, _SCAN, dtype=torch.float64, device=left.device).reshape(-1, *[1] * left.ndim)
+    places = left + (right - left) * shares
+    return places, log_density(places)
+
+
+def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
+    """The ends of panels, ``[*shape, count + 1]``, denser where the log density at places ``[_SCAN, *shape]`` bends."""
+    step = places[1] - places[0]
+    heights = (values - values.amax(0)).clamp(min=-2 * _DEPTH)
+    slope = torch.gradient(heights, dim=0)[0]
+    bend = torch.gradient(slope, dim=0)[0].abs().sqrt()
+    dense = (bend + _BY_SLOPE * slope.abs()) * (heights / _FADING).exp()
+    wide = torch.cat([dense[:1], dense, dense[-1:]])
+    dense = (wide[:-2] + 2 * wide[1:-1] + wide[2:]) / 4
+    dense = dense + _EVERYWHERE * dense.mean(0) + 1e-12
+    sums = (
+        torch.cat([torch.zeros_like(dense[:1]), ((dense[1:] + dense[:-1]) / 2).cumsum(0)]).movedim(0, -1).contiguous()
+    )
+    targets = torch.linspace(0, 1, count + 1, dtype=torch.float64, device=step.device) * sums[..., -1:]
+    index = torch.searchsorted(sums, targets).clamp(1, _SCAN - 1)
+    low, high = sums.gather(-1, index - 1), sums.gather(-1, index)
+    share = (index - 1) + ((targets - low) / (high - low)).clamp(0, 1)
+    return places[0].unsqueeze(-1) + step.unsqueeze(-1) * share
+
+
+def _on_panels(
+    log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor
+) -> tuple[Tensor, Tensor, Tensor] | None:
+    """The table on these panels; None where they do not resolve a density."""
+    left, right = left.to(like.dtype), right.to(like.dtype)
+    nodes, edges = nodes_of(left, right), torch.cat([left[..., :1], right], -1).double()
+    values = log_density(torch.cat([nodes.flatten(-2), edges], -1).movedim(-1, 0)).movedim(0, -1)
+    values, ends = values.split([values.shape[-1] - edges.shape[-1], edges.shape[-1]], -1)
+    values = values.reshape(nodes.shape)
+    most = values.amax((-2, -1), keepdim=True)
+    outer = torch.maximum(ends[..., 0], ends[..., -1])[..., None, None]
+    if not bool((most.isfinite() & (outer < most - _ENOUGH)).all()):
+        return None
+    density, at_ends = (values - most).exp(), (ends - most.squeeze(-1)).exp()
+    _, weights, matrix = rule_of_panels(left)
+    width = (right.double() - left.double()).unsqueeze(-1)
+    total = (density * weights * width).sum((-2, -1), keepdim=True)
+    series = density @ matrix.T
+    tail = series[..., -2:].abs().sum(-1)
+    signs = 1 - 2 * (torch.arange(NUM_NODES, device=left.device) % 2)
+    # Where nodes end, a kink would not be seen: there, too, the polynomial has to meet the density.
+    missed = (series.sum(-1) - at_ends[..., 1:]).abs() + ((series * signs).sum(-1) - at_ends[..., :-1]).abs()
+    before = series[..., -4:-2].abs().sum(-1)
+    falls = (tail / before.clamp(min=1e-300)).clamp(max=1) ** 5  # on to degree 2n; coefficients of a kink hardly fall
+    error = ((tail + missed / 4) * width.squeeze(-1)).sum(-1)
+    left_over = (tail * falls * width.squeeze(-1)).sum(-1)
+    total = total[..., 0, 0]
+    if not bool(((error <= _RESOLVED * total) & (left_over <= _NEGLIGIBLE * total)).all()):
+        return None
+    values = (values - most).clamp(min=_LOWEST) - total.log()[..., None, None]
+    return left, right, values.flatten(-2).to(like.dtype)
+
+
+def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The table on panels that are split where they have to be.
+
+    Raises:
+        NoTableError: if the integral does not settle.
+    """
+    margin = (edges[..., -1:] - edges[..., :1]) / 50  # where nothing is left, which shows that the tails end
+    edges = torch.cat([edges[..., :1] - margin, edges, edges[..., -1:] + margin], -1)
+    try:
+        panels = integrate(
+            lambda z: log_density(z.flatten(0, z.ndim - edges.ndim)).reshape(z.shape), edges.movedim(-1, 0)
+        )
+    except ArgumentError as problem:
+        raise NoTableError(str(problem)) from None
+    left, right = (end.movedim(0, -1).to(like.dtype) for end in (panels.left, panels.right))
+    nodes = nodes_of(left, right)
+    values = log_density(nodes.flatten(-2).movedim(-1, 0)).movedim(0, -1).reshape(nodes.shape)
+    values = values.clamp(min=values.amax((-2, -1), keepdim=True) + _LOWEST)
+    total = (values + log_weights_of(left, right)).flatten(-2).logsumexp(-1)
+    return left, right, (values - total[..., None, None]).flatten(-2).to(like.dtype)
+
+
+def _window(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Where each density has fallen on the left of its mode, and where it has on the right, ``[*shape]``.
+
+    Raises:
+        NoTableError: if it is highest at an end of the line, or zero everywhere.
+    """
+    far = math.asinh(10 * limit)
+    steps = torch.linspace(-far, far, 2 * round(5 * math.sqrt(far)) * 3 + 1, dtype=torch.float64, device=like.device)
+    mesh = 0.1 * torch.sinh(steps)
+    ones = [1] * len(shape)
+    values = log_density(mesh.reshape(-1, *ones).expand(-1, *shape))
+    most, best = values.max(0)
+    at_end = (best == 0) | (best == len(mesh) - 1) | ~most.isfinite()
+    if bool(at_end.any()):
+        raise NoTableError(
+            "Expected a density with a finite integral; got one that is highest at an end of its support, infinite, or "
+            "zero everywhere."
+        )
+    low, high = mesh[best - 1], mesh[best + 1]
+    shares = torch.linspace(0, 1, _ZOOM_POINTS, dtype=torch.float64, device=like.device).reshape(-1, *ones)
+    for _ in range(_MOST_ZOOMS):
+        places = low + (high - low) * shares
+        near = log_density(places)
+        most, best = near.max(0)
+        before, after = (best - 1).clamp(min=0), (best + 1).clamp(max=_ZOOM_POINTS - 1)
+        mode, low, high = (places.gather(0, i[None])[0] for i in (best, before, after))
+        drop = most - torch.minimum(near.gather(0, before[None])[0], near.gather(0, after[None])[0])
+        if bool(((drop < 1) | (high - low <= 1e-12 * (1e-3 + mode.abs()))).all()):
+            break
+    step = torch.maximum(mode - low, high - mode)
+    floor = most - _DEPTH
+    left = mode - _distance(lambda d: log_density(mode - d), step, floor, limit, "below")
+    right = mode + _distance(lambda d: log_density(mode + d), step, floor, limit, "above")
+    beside = (mesh.reshape(-1, *ones) < left) | (mesh.reshape(-1, *ones) > right)
+    above = (values > floor) & beside  # another mode, as far as the mesh sees it
+    first = above.int().argmax(0)
+    last = len(mesh) - 1 - above.flip(0).int().argmax(0)
+    any_above = above.any(0)
+    left = torch.where(any_above, torch.minimum(left, mesh[(first - 1).clamp(min=0)].clamp(min=-limit)), left)
+    right = torch.where(any_above, torch.maximum(right, mesh[(last + 1).clamp(max=len(mesh) - 1)]), right)
+    return left, right
+
+
+def _distance(log_density: LogDensity, step: Tensor, floor: Tensor, limit: float, side: str) -> Tensor:
+    """How far from the mode each density is below its floor, to a tenth.
+
+    Raises:
+        NoTableError: if one never is.
+    """
+    ones = [1] * step.ndim
+    powers = torch.arange(1, _DOUBLINGS + 1, dtype=torch.float64, device=step.device).reshape(-1, *ones)
+    found, done = step, torch.zeros_like(step, dtype=torch.bool)
+    while True:
+        offsets = step * 2**powers
+        below = log_density(offsets) < floor
+        which = below.int().argmax(0)
+        found = torch.where(below.any(0) & ~done, offsets.gather(0, which[None])[0], found)
+        done = done | below.any(0)
+        if bool(done.all()):
+            break
+        step = offsets[-1]
+        if bool((step > 4 * limit)[~done].any()):
+            raise NoTableError(
+                f"Expected a density whose tails fall; got one that is not below e^-{_DEPTH:g} of its maximum {side} "
+                "the mode anywhere that float64 reaches."
+            )
+    offsets = found / 2 * 2 ** (powers / _DOUBLINGS)
+    below = log_density(offsets) < floor
+    return offsets.gather(0, torch.where(below.any(0), below.int().argmax(0), _DOUBLINGS - 1)[None])[0]
+
+
+__all__ = ["NoTableError", "line_of", "log_weights_of", "nodes_of", "resolved_by", "rule_of_panels", "tabulate"]
