@@ -174,8 +174,8 @@ class _Judge:
 
 
 def vars_of(natural: Any) -> list[str]:
-    """The names of natural parameters."""
-    return [name for name, _ in natural.items()]
+    """The names of natural parameters; the nodes of a table are none."""
+    return ["log_density"] if "log_density" in natural else [name for name, _ in natural.items()]
 
 
 MAX_CONFIGS = 1024
