@@ -256,21 +256,21 @@ def test_em_by_gradients_runs_under_inference_mode() -> None:
 
 
 def several_obstacles(x: Tensor) -> None:
-    a = pyro.sample("a", dist.HalfCauchy(1.0))
     b = pyro.sample("b", dist.Normal(0.0, 1.0))
+    a = pyro.sample("a", dist.HalfCauchy(b.exp()))
     fine = pyro.sample("fine", dist.Normal(0.0, 1.0))
     with pyro.plate("n", len(x)):
         pyro.sample("x", dist.StudentT(3.0, b, a), obs=x)
-        pyro.sample("y", dist.Normal(b.exp() + fine, 1.0), obs=x)
+        pyro.sample("y", dist.Normal((b * fine).exp(), 1.0), obs=x)
 
 
 def test_all_obstacles_are_named_at_once() -> None:
     with pytest.raises(NotConjugateError, match="got 3 obstacles") as caught:
         CAVI(several_obstacles, AutoConjugate(several_obstacles)).step(_X)
     for words in (
-        "1. Expected site 'a'",
+        "1. Site 'a': Expected a distribution with a rule; got HalfCauchy",
         "2. Site 'x': Expected a distribution with a rule; got StudentT",
-        "exp of 'b'",
+        "exp of 'b', 'fine'",
     ):
         assert words in str(caught.value)
 
@@ -278,7 +278,7 @@ def test_all_obstacles_are_named_at_once() -> None:
 def test_explain_tells_the_obstacles_of_each_site() -> None:
     rows = {r.split()[0]: r for r in AutoConjugate(several_obstacles).explain(_X).splitlines()}
     assert "HalfCauchy" in rows["a"] and "StudentT" in rows["a"]
-    assert "StudentT" in rows["b"] and "exp of 'b'" in rows["b"]
+    assert "StudentT" in rows["b"] and "exp of 'b', 'fine'" in rows["b"]
     assert "StudentT" not in rows["fine"]
 
 
@@ -308,7 +308,7 @@ def test_a_name_belongs_to_one_site(model: Model, both: str) -> None:
 
 def test_a_rule_is_not_for_a_subclass_of_other_arguments() -> None:
     def model(x: Tensor) -> None:
-        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        a = pyro.sample("a", dist.Normal(torch.zeros(2), 1.0).to_event(1)).sum()
         with pyro.plate("n", 3):
             pyro.sample("x", dist.OrderedLogistic(a, torch.tensor([-1.0, 1.0])), obs=x)
 

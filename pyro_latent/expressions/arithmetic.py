@@ -155,7 +155,9 @@ class Arithmetic(Symbolic):
         """A function that takes the last ``events`` dimensions of each argument away, of expressions in one scalar
         latent; None where they are in something else.
         """
-        like = common_like(*[a for a in arguments if a.sites][:1] * 2)
+        like = next((a.like for a in arguments if a.sites), None)
+        if like is None:
+            return None
         term = of_scalar(name, function, arguments, like, events, batch_shape)
         return None if term is None else cls(batch_shape, like, [term])
 

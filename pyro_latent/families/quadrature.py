@@ -41,11 +41,11 @@ class Function(NamedTuple):
 
 def _evaluated(function: Function, values: Tensor) -> Tensor:
     """The function at values ``[L, *batch]``; NaN at those that torch cannot compute it at, such as a matrix without a
-    Cholesky factor.
+    Cholesky factor, or an argument that has become 0.
     """
     try:
         return function.evaluate(values)
-    except torch.linalg.LinAlgError:
+    except (torch.linalg.LinAlgError, ValueError):
         if len(values) == 1:
             return torch.full((1, *function.shape), torch.nan, dtype=torch.float64, device=values.device)
         return torch.cat([_evaluated(function, part) for part in values.split((len(values) + 1) // 2)])

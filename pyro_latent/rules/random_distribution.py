@@ -313,6 +313,8 @@ def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expres
 
 def _of_one_scalar(base: Any, value: Any, like: Tensor) -> Expression | None:
     """The log density as a function of one scalar latent, where nothing else but discrete latents is random in it."""
+    if family_class(base) is dist.Delta:
+        return None
     given, symbols, events = _parts(base, value, like.double())
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s is not None]
     batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
