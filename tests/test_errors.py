@@ -629,22 +629,10 @@ def _item(x: Tensor) -> None:
     observe(dist.Normal(0.0, tau.item() ** -0.5), x)
 
 
-def _write(x: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    loc = torch.zeros_like(x)
-    loc[:] = mu
-    observe(dist.Normal(loc, 1.0), x)
-
-
 def _add_in_place(x: Tensor) -> None:
     mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
     mu += 1
     observe(dist.Normal(mu, 1.0), x)
-
-
-def _copy(x: Tensor) -> None:
-    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
-    observe(dist.Normal(torch.zeros_like(x).copy_(mu), 1.0), x)
 
 
 def _new_tensor(x: Tensor) -> None:
@@ -665,9 +653,7 @@ def _distribution_attribute(x: Tensor) -> None:
 NUMBERS = [
     (_branch, "__bool__"),
     (_item, "item"),
-    (_write, "__setitem__"),
     (_add_in_place, "in-place"),
-    (_copy, "copy_"),
 ]
 NUMBERS += [(_new_tensor, ""), (_direct_draw, "direct draw"), (_distribution_attribute, "")]
 

@@ -255,12 +255,9 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     if isinstance(base, RandomDistribution) and base.family is dist.MaskedMixture:
         return _masked_mixture(base, value, like)
     _check_plain(base)
-    recorded = _by_pyro(base, value, like)
-    if recorded is not None:
-        return (recorded.opacity and _without_rule(base, value, like)) or recorded
     try:
-        density = _by_rule(base, value, like)
-    except MissingRuleError:
+        density = _by_pyro(base, value, like) or _by_rule(base, value, like)
+    except (MissingRuleError, LatentValueError):
         found = _without_rule(base, value, like)
         if found is None:
             raise
@@ -304,9 +301,7 @@ def _is_point_of(base: Any, value: Tensor) -> bool:
 
 
 def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
-    """The log density as PyTorch computes it, where nothing is random in it, or points and discrete latents alone, or
-    these and one scalar latent.
-    """
+    """The log density as PyTorch computes it, where points, discrete latents and at most one scalar are random."""
     found = _of_numbers(base, value, like) or _of_tables(base, value, like) or _of_points(base, value, like, name)
     return found or _of_one_scalar(base, value, like)
 
