@@ -28,6 +28,8 @@ from .quadrature import EPS, NUM_NODES, integrate
 _DEPTH, _ENOUGH = 46.0, 37.0
 #: Numbers of panels, of which the first that resolves the density is taken; adaptive ones start at the last.
 _PANELS = (8, 12, 16, 24, 32)
+#: Where float64 ends a density has fallen by this much: what is beyond is then less than what an integral may err by.
+_LEFT_OVER = 23.0
 #: How densely panels lie: by the curvature and the slope of the log density, less where the density is low, and some
 #: everywhere. The numbers are by trial on some twenty densities.
 _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
@@ -246,6 +248,11 @@ def _window(log_density: LogDensity, shape: torch.Size, limit: float, like: Tens
         if bool(((drop < 1) | (high - low <= 1e-12 * (1e-3 + mode.abs()))).all()):
             break
     step = torch.maximum(mode - low, high - mode)
+    if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
+        raise NoTableError(
+            f"Expected a density whose tails fall; got one that is not below e^-{_LEFT_OVER:g} of its maximum where "
+            "the line ends that float64 reaches."
+        )
     floor = most - _DEPTH
     left = mode - _distance(lambda d: log_density(mode - d), step, floor, limit, "below")
     right = mode + _distance(lambda d: log_density(mode + d), step, floor, limit, "above")
