@@ -2,8 +2,8 @@
 
 ``joint`` has Normal-Gamma and Normal-Wishart, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
-of any law, ``polya_gamma`` the weights of a logistic function, and ``transforms`` what a flow remembers of its last
-draw.
+of any law, ``polya_gamma`` the weights of a logistic function, ``tabulated`` a scalar by a table of its log density,
+and ``transforms`` what a flow remembers of its last draw.
 """
 
 from __future__ import annotations
@@ -12,8 +12,10 @@ from .elliptical import Elliptical
 from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .numeric import NumericInverseCDF
+from .panels import tabulate
 from .polya_gamma import PolyaGamma
 from .quadrature import Panels, integrate, mesh
+from .tabulated import Tabulated
 from .transforms import forget_last_draw
 
 __all__ = [
@@ -30,10 +32,12 @@ __all__ = [
     "Panels",
     "PolyaGamma",
     "Rayleigh",
+    "Tabulated",
     "Triangular",
     "Wishart",
     "forget_last_draw",
     "integrate",
     "mesh",
     "open_uniform",
+    "tabulate",
 ]
