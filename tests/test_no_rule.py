@@ -15,7 +15,7 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions.transforms import ExpTransform
 
-from pyro_latent import CAVI, EM, AutoConjugate
+from pyro_latent import CAVI, EM, AutoConjugate, NotConjugateError
 
 DOUBLE = torch.float64
 ONE = torch.ones((), dtype=DOUBLE)
@@ -240,3 +240,15 @@ def test_a_simplex_starts_where_pyro_normalizes_it() -> None:
         pyro.clear_param_store()
         elbos.append(EM(model).run(start, max_steps=3).elbo)
     torch.testing.assert_close(*elbos)
+
+
+def test_a_latent_outside_of_the_support_is_no_observation() -> None:
+    """A rule would score it there; a positive one is scored."""
+
+    def model(positive: bool) -> None:
+        z = pyro.sample("z", dist.Gamma(2.0, 1.0) if positive else dist.Normal(0.0, 1.0))
+        pyro.sample("f", dist.Exponential(1.0), obs=z)
+
+    with pytest.raises(NotConjugateError, match="'f' to be observed at values inside its support"):
+        CAVI(model, AutoConjugate(model)).step(False)
+    assert abs(float(CAVI(model, AutoConjugate(model)).run(True).elbo[-1]) - math.log(0.25)) < 1e-6

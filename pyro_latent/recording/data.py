@@ -6,13 +6,14 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
-from ..errors import DataError
+from ..errors import DataError, NotConjugateError
 from ..expressions import RandomTensor
 from ..rules import unwrap, unwrap_masks, without_latents
 from ..values import all_finite
 from .sites import Plate
-from .supports import feasible, is_bound_by_latent
+from .supports import base_constraint, feasible, is_bound_by_latent
 
 
 def joined_mask(masks: list[Any], device: torch.device) -> Tensor | Literal[False] | None:
@@ -67,7 +68,10 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     Raises:
         DataError: if what is left is not finite, outside the support, complex, of half precision, or of the wrong event
             shape.
+        NotConjugateError: if it is a latent that may lie outside the support.
     """
+    if isinstance(value, RandomTensor):
+        _check_latent_value(name, fn, value)
     if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
         return value
     if value.is_complex():
@@ -144,3 +148,20 @@ def seen_data(value: Tensor, mask: Tensor | None, event_dim: int) -> Tensor:
     """Floating data with NaN in place of what a mask over its batch dimensions hides, or what is not finite."""
     value = value if all_finite(value) else torch.where(value.isfinite(), value, torch.nan)
     return value if mask is None else torch.where(mask.reshape(mask.shape + (1,) * event_dim), value, torch.nan)
+
+
+def _check_latent_value(name: str, fn: Any, value: RandomTensor) -> None:
+    """A continuous latent that a site is observed at has no value outside the support: a rule scores all alike."""
+    symbol, least = value.expression, getattr(base_constraint(without_latents(fn).support), "lower_bound", None)
+    if symbol.is_table or symbol.opacity or base_constraint(without_latents(fn).support) is constraints.real:
+        return
+    factors = [f for t in symbol.terms for f in t.factors]
+    products = all(t.coefficient > 0 and all(bool((c.tensor > 0).all()) for c in t.constants) for t in symbol.terms)
+    positive = products and all(f.function == "x" and f.variable.nonnegative for f in factors)
+    above = isinstance(least, int | float) and least <= 0 and not hasattr(fn.support, "upper_bound")
+    if not (above and positive) and not all(f.variable.simplex or f.variable.is_matrix for f in factors):
+        raise NotConjugateError(
+            f"Expected site {name!r} to be observed at values inside its support; got the latents "
+            f"{sorted(symbol.sites)}, which may lie outside of it. Write pyro.sample({name!r}, ...) without obs=, or a "
+            "latent with this support."
+        )
