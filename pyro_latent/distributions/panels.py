@@ -35,7 +35,7 @@ _LEFT_OVER = 23.0
 _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
 #: The last Legendre coefficients of a density on its panels are at most this much of its integral. An integral by n
 #: nodes is exact up to degree 2n - 1: what they fall to until then is its error, at most the second.
-_RESOLVED, _NEGLIGIBLE = 2e-6, 1e-11
+_RESOLVED, _NEGLIGIBLE = 1e-5, 1e-10
 #: A log density is kept down to this below its maximum.
 _LOWEST = -1e4
 _ZOOM_POINTS, _MOST_ZOOMS = 13, 40
@@ -180,12 +180,12 @@ def _on_panels(
     _, weights, matrix = rule_of_panels(left)
     width = (right.double() - left.double()).unsqueeze(-1)
     total = (density * weights * width).sum((-2, -1), keepdim=True)
-    series = density @ matrix.T
-    tail = series[..., -2:].abs().sum(-1)
-    signs = 1 - 2 * (torch.arange(NUM_NODES, device=left.device) % 2)
-    # Where nodes end, a kink would not be seen: there, too, the polynomial has to meet the density.
-    missed = (series.sum(-1) - at_ends[..., 1:]).abs() + ((series * signs).sum(-1) - at_ends[..., :-1]).abs()
-    before = series[..., -4:-2].abs().sum(-1)
+    signs = 1 - 2 * (torch.arange(NUM_NODES, dtype=torch.float64, device=left.device) % 2)
+    # The last coefficients, and the polynomial at both ends of a panel: where nodes end, a kink would not be seen, so
+    # that there, too, it has to meet the density.
+    found = density @ torch.cat([matrix[-4:], matrix.sum(0, keepdim=True), (signs @ matrix)[None]]).T
+    tail, before = found[..., 2:4].abs().sum(-1), found[..., :2].abs().sum(-1)
+    missed = (found[..., 4] - at_ends[..., 1:]).abs() + (found[..., 5] - at_ends[..., :-1]).abs()
     falls = (tail / before.clamp(min=1e-300)).clamp(max=1) ** 5  # on to degree 2n; coefficients of a kink hardly fall
     error = ((tail + missed / 4) * width.squeeze(-1)).sum(-1)
     left_over = (tail * falls * width.squeeze(-1)).sum(-1)

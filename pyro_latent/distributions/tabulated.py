@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -75,12 +75,12 @@ class Tabulated(TorchDistribution):
         left, right, log_density = (t.expand(*batch, t.shape[-1]) for t in (self.left, self.right, self.log_density))
         return Tabulated(left, right, log_density, self._support, validate_args=False)
 
-    @property
+    @cached_property
     def places(self) -> Tensor:
         """The nodes on the line, float64 ``batch + [P * n]``."""
         return nodes_of(self.left, self.right).flatten(-2)
 
-    @property
+    @cached_property
     def log_masses(self) -> Tensor:
         """The log probability of each node as the integrals weigh it, float64 ``batch + [P * n]``."""
         weighed = self.log_density.double() + log_weights_of(self.left, self.right).flatten(-2)

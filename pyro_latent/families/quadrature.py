@@ -51,6 +51,13 @@ def _evaluated(function: Function, values: Tensor) -> Tensor:
         return torch.cat([_evaluated(function, part) for part in values.split((len(values) + 1) // 2)])
 
 
+def _is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
+    """Whether a tensor holds what a known one held."""
+    old, version = known
+    same = old.data_ptr() == tensor.data_ptr() and old.shape == tensor.shape and old.stride() == tensor.stride()
+    return same and old.dtype == tensor.dtype and old._version == version == tensor._version
+
+
 class Quadrature(Family):
     """One factor by quadrature: the family of a block, with the functions that its model uses.
 
@@ -73,6 +80,7 @@ class Quadrature(Family):
     ) -> None:
         self.label, self.support, self.batch_shape, self.why, self.device = label, support, batch_shape, why, device
         self.functions: dict[str, Function] = {}
+        self._known: tuple[list[tuple[Tensor, int]], Tabulated] | None = None
 
     # From η to a table.
 
@@ -103,7 +111,9 @@ class Quadrature(Family):
         starts = len(like)
         transform, limit = line_of(self.support)
         used = [
-            (self.functions[n], s.double() * inverse_temperature) for n, s in slopes.items() if bool((s != 0).any())
+            (self.functions[n], s.double() * inverse_temperature, bool((s != 0).all()))
+            for n, s in slopes.items()
+            if bool((s != 0).any())
         ]
         weight = scale.double() if isinstance(scale, Tensor) else scale
 
@@ -114,9 +124,9 @@ class Quadrature(Family):
             flat = places.reshape(-1, *self.batch_shape)
             values = transform(flat)
             total = torch.zeros_like(places)
-            for function, slope in used:
+            for function, slope, full in used:
                 found = _evaluated(function, values).reshape(-1, starts, *function.shape)
-                found = torch.where(slope == 0, 0.0, found * slope)
+                found = found * slope if full else torch.where(slope == 0, 0.0, found * slope)
                 total = total + self._gathered(function, found)
             total = total / weight + transform.log_abs_det_jacobian(flat, values).reshape(places.shape)
             return total if mask is None else torch.where(mask, total, -0.5 * places.square())
@@ -210,7 +220,13 @@ class Quadrature(Family):
 
     def _table(self, natural: Mapping[str, Tensor]) -> Tabulated:
         left, right, log_density = (natural[n] for n in self.statistics)
-        return Tabulated(left, right, log_density, self.support, validate_args=False)
+        known = self._known
+        if known is not None and all(_is_same(a, b) for a, b in zip(known[0], (left, right, log_density), strict=True)):
+            return known[1]
+        table = Tabulated(left, right, log_density, self.support, validate_args=False)
+        if left.ndim > len(self.batch_shape) + 1:  # with starts: a state, which is asked for its means and its entropy
+            self._known = ([(t, t._version) for t in (left, right, log_density)], table)
+        return table
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         (value,) = values
@@ -219,24 +235,28 @@ class Quadrature(Family):
     def mean(self, natural: Natural) -> Mean:
         """E f_j, ``[starts, *shape]`` each; infinite where the integral does not settle."""
         table = self._table(natural)
-        values = table.transform(table.places)  # [starts, *batch, nodes]
-        starts = len(values)
-        flat = values.movedim(-1, 0)
-        log_masses = table.log_masses.movedim(-1, 0)
-        found = {}
+        values = table.transform(table.places).movedim(-1, 0)  # [nodes, starts, *batch]
+        weights = table.log_masses.exp().movedim(-1, 0)
+        starts, found = values.shape[1], {}
         for name, function in self.functions.items():
-            parts = []
+            total: Tensor | None = None
+            size: Tensor | None = None
+            ends = []
             for places, masses in zip(
-                flat.split(self._at_once(starts)), log_masses.split(self._at_once(starts)), strict=True
+                values.split(self._at_once(starts)), weights.split(self._at_once(starts)), strict=True
             ):
                 value = _evaluated(function, places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
                 if function.element is not None:
                     masses = masses.reshape(*masses.shape[:2], -1)[..., function.element]
-                parts.append(torch.where(masses > -80, masses.exp() * value, 0.0))
-            each = torch.cat(parts)
-            ends = torch.maximum(each[0].abs(), each[-1].abs())
-            settles = ends <= _SETTLED * each.abs().sum(0)
-            found[name] = torch.where(settles, each.sum(0), torch.inf).to(natural.left.dtype)
+                part = masses * value
+                if not bool(part.isfinite().all()):  # infinite where there is nothing
+                    part = torch.where(masses > 1e-35, part, 0.0)
+                ends += [part[0], part[-1]]
+                total = part.sum(0) if total is None else total + part.sum(0)
+                size = part.abs().sum(0) if size is None else size + part.abs().sum(0)
+            assert total is not None and size is not None
+            settles = torch.maximum(ends[0].abs(), ends[-1].abs()) <= _SETTLED * size
+            found[name] = torch.where(settles, total, torch.inf).to(natural.left.dtype)
         return Mean(**found)
 
     def log_normalizer(self, natural: Natural) -> Tensor:
