@@ -434,7 +434,11 @@ def _marginals(
     """By site its posterior as the guide summarizes it, and as the sum of q(z), ``[values, elements]`` each."""
     found, start = {}, 0
     for name, node in discrete.items():
-        fn, size = _unmasked(posterior[name]), math.prod(node["fn"].batch_shape)
+        size = math.prod(node["fn"].batch_shape)
+        if name not in posterior:  # no data depends on it: it is drawn from the model
+            start += size
+            continue
+        fn = _unmasked(posterior[name])
         support = node["fn"].enumerate_support()
         reported = fn.log_prob(support).exp().double().reshape(len(support), -1)
         mine = numbers[:, start : start + size]

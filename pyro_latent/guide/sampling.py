@@ -15,7 +15,7 @@ from pyro.poutine.enum_messenger import EnumMessenger
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import ModelError, in_our_words
 from ..families import Natural
 from ..objective import (
     Block,
@@ -197,7 +197,8 @@ def nodes_given(
     model: Callable[..., Any], values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Any:
     """The sites of a model, by name, that runs with given values of others, such as all but the missing data."""
-    with poutine.block():
+    words = "a model that runs with the draws of several particles, for the sites that no data depends on"
+    with poutine.block(), in_our_words(words, lambda: "Write it for draws with more dimensions, or draw one by one."):
         return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs).nodes
 
 
