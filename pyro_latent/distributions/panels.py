@@ -183,10 +183,10 @@ def _on_panels(
     signs = 1 - 2 * (torch.arange(NUM_NODES, dtype=torch.float64, device=left.device) % 2)
     # The last coefficients, and the polynomial at both ends of a panel: where nodes end, a kink would not be seen, so
     # that there, too, it has to meet the density.
-    found = density @ torch.cat([matrix[-4:], matrix.sum(0, keepdim=True), (signs @ matrix)[None]]).T
+    found = density @ torch.cat([matrix[-6:-4], matrix[-2:], matrix.sum(0, keepdim=True), (signs @ matrix)[None]]).T
     tail, before = found[..., 2:4].abs().sum(-1), found[..., :2].abs().sum(-1)
     missed = (found[..., 4] - at_ends[..., 1:]).abs() + (found[..., 5] - at_ends[..., :-1]).abs()
-    falls = (tail / before.clamp(min=1e-300)).clamp(max=1) ** 5  # on to degree 2n; coefficients of a kink hardly fall
+    falls = (tail / before.clamp(min=1e-300)).clamp(max=1) ** 3  # on to degree 2n; coefficients of a kink hardly fall
     error = ((tail + missed / 4) * width.squeeze(-1)).sum(-1)
     left_over = (tail * falls * width.squeeze(-1)).sum(-1)
     total = total[..., 0, 0]
