@@ -241,6 +241,27 @@ def test_chosen_by_a_discrete_latent():
     assert torch.allclose(one.posterior()["log_scale"].mean, two.posterior()["log_scale"].mean, atol=1e-6)
 
 
+def test_a_choice_of_each_datum_within_a_function_of_a_scalar():
+    """exp(s c[z]) is the function that z chooses, however it is written, though all data read one scalar."""
+    sign = torch.tensor([1.0, -1.0])
+
+    def model(scale):
+        s = pyro.sample("s", dist.Normal(0.3, 0.5))
+        with pyro.plate("data", len(DATA)):
+            z = pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))
+            pyro.sample("x", dist.Normal(0.0, scale(s, z)), obs=DATA)
+
+    spellings = (
+        lambda s, z: torch.stack([s.exp(), (-s).exp()])[z],
+        lambda s, z: torch.exp(s * sign[z]),
+        lambda s, z: torch.exp(s) ** (1 - 2 * z),
+    )
+    guides = [fit(model, scale) for scale in spellings]
+    for guide, result in guides[1:]:
+        assert abs(float(result.elbo[-1] - guides[0][1].elbo[-1])) < 1e-9
+        assert torch.allclose(guide.posterior()["s"].mean, guides[0][0].posterior()["s"].mean, atol=1e-7)
+
+
 def test_products_of_several_scalars():
     """exp(a + b[g]) is a product of a function of each."""
     g = torch.arange(8) % 2

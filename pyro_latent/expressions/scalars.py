@@ -186,9 +186,8 @@ def _value(expression: Symbolic, values: Tensor, order: Labels, ndim: int) -> Te
         for factor in term.factors:
             tensor, labels = read(factor_values(factor, values), factor.axes, lead=1)
             operands.append((tensor, (START, *labels)))
-        out = (START, *sorted(x for x in term.labels if is_free(x)))
-        if not any(f for f in term.factors):
-            out = out[1:]
+        read_along = {x for _, labels in operands for x in labels}
+        out = (*((START,) if START in read_along else ()), *sorted(x for x in read_along if is_free(x)))
         number = torch.tensor(term.coefficient, dtype=torch.float64, device=values.device)
         tensor = contract(operands, out) * number if operands else number
         part = laid(tensor, out, (START, *order), ndim)
