@@ -109,8 +109,7 @@ class Quadrature(Family):
             raise NaturalDomainError(
                 f"Expected a density of {self.label!r}; got none that depends on it. Leave it out."
             )
-        starts = len(like)
-        transform, limit = line_of(self.support)
+        starts, transform = len(like), line_of(self.support)[0]
         used = [
             (self.functions[n], s.double() * inverse_temperature, bool((s != 0).all()))
             for n, s in slopes.items()
@@ -133,15 +132,7 @@ class Quadrature(Family):
             return total if mask is None else torch.where(mask, total, -0.5 * places.square())
 
         panels = None if start is None else (start.left, start.right)
-        try:
-            table = tabulate(log_density, (starts, *self.batch_shape), limit, like.new_empty(0), panels)
-        except NoTableError as problem:
-            raise NaturalDomainError(
-                f"Expected a density of {self.label!r} that an integral can be taken of, given the other sites; got "
-                f"this: {problem} A prior may be improper, or its tails too heavy: give {self.label!r} a prior with "
-                "lighter tails, another init, or more data. The guide is as before the step."
-            ) from None
-        found = Natural(**dict(zip(self.statistics, table, strict=True)))
+        found = self._tabulated(log_density, (starts, *self.batch_shape), like.new_empty(0), panels)
         self._check_resolved(found)
         return found
 
@@ -179,24 +170,41 @@ class Quadrature(Family):
     def blend(self, old: Natural, new: Natural, step_size: float) -> Natural:
         """(1 − ρ) log q + ρ log q̂, normalized: the natural-gradient step."""
         before, after = self._table(old), self._table(new)
-        limit = line_of(self.support)[1]
 
         def log_density(places: Tensor) -> Tensor:
             return (1 - step_size) * before.log_density_at(places) + step_size * after.log_density_at(places)
 
-        table = tabulate(log_density, before.batch_shape, limit, old.left.new_empty(0), (old.left, old.right))
-        return Natural(**dict(zip(self.statistics, table, strict=True)))
+        return self._tabulated(log_density, before.batch_shape, old.left.new_empty(0), (old.left, old.right))
 
     def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
         table = self._table(natural)
-        limit = line_of(self.support)[1]
-        found = tabulate(
-            lambda places: inverse_temperature * table.log_density_at(places),
-            table.batch_shape,
-            limit,
-            natural.left.new_empty(0),
-        )
-        return Natural(**dict(zip(self.statistics, found, strict=True)))
+
+        def log_density(places: Tensor) -> Tensor:
+            return inverse_temperature * table.log_density_at(places)
+
+        return self._tabulated(log_density, table.batch_shape, natural.left.new_empty(0))
+
+    def _tabulated(
+        self,
+        log_density: Callable[[Tensor], Tensor],
+        shape: Sequence[int],
+        like: Tensor,
+        panels: tuple[Tensor, Tensor] | None = None,
+    ) -> Natural:
+        """The table of log densities on the line, ``[*shape]`` of them.
+
+        Raises:
+            NaturalDomainError: if the integral of one does not settle.
+        """
+        try:
+            table = tabulate(log_density, shape, line_of(self.support)[1], like, panels)
+        except NoTableError as problem:
+            raise NaturalDomainError(
+                f"Expected a density of {self.label!r} that an integral can be taken of, given the other sites; got "
+                f"this: {problem} A prior may be improper, or its tails too heavy: give {self.label!r} a prior with "
+                "lighter tails, another init, or more data, or use float64. The guide is as before the step."
+            ) from None
+        return Natural(**dict(zip(self.statistics, table, strict=True)))
 
     def narrowed(self, natural: Natural, noise: Tensor) -> Natural:
         """A normal on the line about the median of a distribution, of at most half a unit's standard deviation: all
