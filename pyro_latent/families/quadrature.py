@@ -8,7 +8,7 @@ which needs no functions to be read: it stays what it is for other data, in a fi
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
