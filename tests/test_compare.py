@@ -506,8 +506,9 @@ def test_a_failure_inside_a_method_names_it(x: Tensor) -> None:
 def test_errors_of_the_library_name_the_method_and_keep_their_class(x: Tensor) -> None:
     def logistic(x: Tensor) -> None:
         slope = pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 1.0))
+        offset = pyro.sample("offset", dist.Normal(x.new_tensor(0.0), 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("obs", dist.Bernoulli(logits=slope * x), obs=(x > 3).to(x))
+            pyro.sample("obs", dist.Bernoulli(logits=slope * x + offset), obs=(x > 3).to(x))
 
     methods = {"svi": svi(logistic, AutoNormal(logistic)), "by rules": AutoConjugate(logistic)}
     with pytest.raises(NotConjugateError, match="That was method 'by rules'"):

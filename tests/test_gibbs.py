@@ -206,7 +206,8 @@ def _part(x: Tensor) -> None:
 
 
 def _not_conjugate(x: Tensor) -> None:
-    pyro.sample("x", dist.Normal(pyro.sample("mu", dist.HalfCauchy(1.0)), 1.0), obs=x[0])
+    spread = pyro.sample("spread", dist.HalfCauchy(1.0))
+    pyro.sample("x", dist.Normal(pyro.sample("mu", dist.HalfCauchy(spread)), 1.0), obs=x[0])
 
 
 @pytest.mark.parametrize(

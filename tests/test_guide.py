@@ -533,11 +533,12 @@ def test_explain_shows_blocks_hand_written_updates_and_obstacles(x: Tensor) -> N
 
     def stuck(x: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+        nu = pyro.sample("nu", dist.Normal(0.0, 1.0))
         with pyro.plate("data", len(x)):
-            pyro.sample("x", dist.Normal(mu.exp(), 1.0), obs=x)
+            pyro.sample("x", dist.Normal((mu * nu).exp(), 1.0), obs=x)
 
     assert "none: " in AutoConjugate(stuck).explain(x)
-    assert "exp of 'mu'" in AutoConjugate(stuck).explain(x)
+    assert "exp of 'mu', 'nu'" in AutoConjugate(stuck).explain(x)
 
 
 def test_render_model_still_shows_the_model_and_the_guide(x: Tensor) -> None:

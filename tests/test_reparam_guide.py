@@ -162,6 +162,9 @@ def test_a_strategy_of_ones_own_says_what_it_did() -> None:
 
 @each_model
 def test_the_error_of_a_model_that_reparam_would_make_conjugate_says_so(model: Any) -> None:
+    if model in (scale, student, gated):  # one scalar alone has an integral
+        assert "by quadrature" in AutoConjugate(model).explain(X)
+        return
     before = torch.get_rng_state()
     with pytest.raises(NotConjugateError, match=r"Or write AutoConjugate\(model, reparam=True\)"):
         CAVI(model, AutoConjugate(model)).run(X)
@@ -170,9 +173,10 @@ def test_the_error_of_a_model_that_reparam_would_make_conjugate_says_so(model: A
 
 def test_the_error_of_another_model_does_not() -> None:
     def model(x: Tensor) -> None:
-        mu = pyro.sample("mu", dist.Cauchy(0.0, 1.0))
+        center = pyro.sample("center", dist.Normal(0.0, 1.0))
+        mu = pyro.sample("mu", dist.Cauchy(center, 1.0))
         with pyro.plate("n", len(x)):
-            pyro.sample("y", dist.StudentT(4.0, mu, 1.5), obs=x)
+            pyro.sample("y", dist.Normal(mu, 1.5), obs=x)
 
     for reparam in (False, True):
         with pytest.raises(NotConjugateError) as caught:

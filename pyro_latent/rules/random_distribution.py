@@ -257,8 +257,9 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     _check_plain(base)
     try:
         density = _by_pyro(base, value, like) or _by_rule(base, value, like)
-    except (MissingRuleError, LatentValueError):
-        found = _without_rule(base, value, like)
+    except (MissingRuleError, LatentValueError) as problem:
+        scored = _without_rule if isinstance(problem, MissingRuleError) else _of_one_scalar
+        found = scored(base, value, like)
         if found is None:
             raise
         return found
