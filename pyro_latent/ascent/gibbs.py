@@ -208,7 +208,7 @@ class _Chains:
 
     def _missing(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Missing data, drawn from the model given everything else."""
-        nodes = nodes_given(self._model, values, *self._arguments)
+        nodes = nodes_given(self._model, values, *self._arguments, self.program.recording.hidden)
         return {name: nodes[name]["value"] for name in self.program.recording.hidden}
 
     def check_names(self, names: Sequence[str] | None) -> list[str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -74,7 +74,7 @@ class Sampler:
 
     def missing(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Draw the missing data from the model, given everything else."""
-        nodes = nodes_given(model, self.values, args, kwargs)
+        nodes = nodes_given(model, self.values, args, kwargs, self.program.recording.hidden)
         for name, used in self.program.recording.hidden.items():
             node = nodes[name]
             with self._within(used, node["scale"]):
@@ -194,10 +194,17 @@ class Sampler:
 
 
 def nodes_given(
-    model: Callable[..., Any], values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    model: Callable[..., Any],
+    values: Mapping[str, Tensor],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    names: Collection[str],
 ) -> Any:
-    """The sites of a model, by name, that runs with given values of others, such as all but the missing data."""
-    words = "a model that runs with the draws of several particles, for the sites that no data depends on"
+    """The sites of a model, of which some are asked for, that runs with given values of others, such as all but the
+    missing data.
+    """
+    drawn = ", ".join(map(repr, names))
+    words = f"a model that runs with the draws of several particles, for {drawn}, which no data depends on"
     with poutine.block(), in_our_words(words, lambda: "Write it for draws with more dimensions, or draw one by one."):
         return poutine.trace(poutine.condition(model, data=dict(values))).get_trace(*args, **kwargs).nodes
 

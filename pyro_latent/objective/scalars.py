@@ -34,7 +34,7 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
     name = f"{words} {digest}"
     if name not in family.functions:
         own = tuple(range(1, len(labels) + 1))
-        sizes = _sizes(factors, labels)
+        sizes = _sizes(factors, labels, family.device)
         shape = torch.Size(sizes[x] for x in labels)
         element = _elements(family, tuple(substitute(a, numbers) for a in axes), own, shape)
         relabelled = [replace(f, axes=a) for f, a in zip(factors, moved, strict=True)]
@@ -42,10 +42,10 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
     return name, labels
 
 
-def _sizes(factors: Sequence[Factor], labels: Labels) -> dict[Label, int]:
+def _sizes(factors: Sequence[Factor], labels: Labels, device: torch.device) -> dict[Label, int]:
     found: dict[Label, int] = {}
     for factor in factors:
-        probe = torch.empty(()).expand(factor.variable.shape)
+        probe = torch.empty((), device=device).expand(factor.variable.shape)
         tensor, own = read(probe, factor.axes)
         found |= dict(zip(own, tensor.shape, strict=True))
     return {x: found[x] for x in labels}
