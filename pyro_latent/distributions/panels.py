@@ -1,4 +1,4 @@
-"""A scalar distribution whose log density is known at nodes: the nodes of integrals that it was found by.
+"""Tables of a batch of log densities on the line, at the nodes of the integrals that normalize them.
 
 The line that the support is mapped onto is cut into panels; on each, the log density is the polynomial through the
 nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the mode
@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from ..errors import ArgumentError
-from .quadrature import EPS, NUM_NODES, integrate
+from .quadrature import EPS, NUM_NODES, integrate, rule
 
 #: The density is cut where its logarithm has fallen by this much from its maximum; a start is taken if by the second.
 _DEPTH, _ENOUGH = 46.0, 37.0
@@ -45,21 +45,21 @@ LogDensity = Callable[[Tensor], Tensor]
 
 
 @lru_cache
-def _rule() -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Nodes and weights on [0, 1], and the matrix that takes values at the nodes to Legendre coefficients."""
+def _legendre() -> np.ndarray:
+    """The matrix that takes values at the nodes to Legendre coefficients."""
     points, weights = np.polynomial.legendre.leggauss(NUM_NODES)
     degrees = np.arange(NUM_NODES)
     vander = np.polynomial.legendre.legvander(points, NUM_NODES - 1)
-    matrix = (2 * degrees[:, None] + 1) / 2 * vander.T * weights
-    return (points + 1) / 2, weights / 2, matrix
+    matrix: np.ndarray = (2 * degrees[:, None] + 1) / 2 * vander.T * weights
+    return matrix
 
 
 def rule_of_panels(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """What the rule of a panel is, float64: nodes and weights on [0, 1], and the matrix that takes values at the nodes
     to Legendre coefficients.
     """
-    nodes, weights, matrix = (torch.as_tensor(part, dtype=torch.float64, device=like.device) for part in _rule())
-    return nodes, weights, matrix
+    like = like.new_empty(0, dtype=torch.float64)
+    return *rule(like), like.new_tensor(_legendre())
 
 
 def line_of(support: constraints.Constraint) -> tuple[Any, float]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from ..expressions.axes import Axis, Label, Labels, axis_key, read, same_axes, spread, substitute, unique_labels
 from ..expressions.scalars import factor_values, root_axes
-from ..expressions.terms import Factor
+from ..expressions.terms import Factor, Term
 from ..families.quadrature import Function, Quadrature
 
 
@@ -34,21 +34,12 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
     name = f"{words} {digest}"
     if name not in family.functions:
         own = tuple(range(1, len(labels) + 1))
-        sizes = _sizes(factors, labels, family.device)
+        sizes = Term(1.0, (), tuple(factors)).sizes
         shape = torch.Size(sizes[x] for x in labels)
         element = _elements(family, tuple(substitute(a, numbers) for a in axes), own, shape)
         relabelled = [replace(f, axes=a) for f, a in zip(factors, moved, strict=True)]
         family.functions[name] = Function(shape, _product(relabelled, own), element)
     return name, labels
-
-
-def _sizes(factors: Sequence[Factor], labels: Labels, device: torch.device) -> dict[Label, int]:
-    found: dict[Label, int] = {}
-    for factor in factors:
-        probe = torch.empty((), device=device).expand(factor.variable.shape)
-        tensor, own = read(probe, factor.axes)
-        found |= dict(zip(own, tensor.shape, strict=True))
-    return {x: found[x] for x in labels}
 
 
 def _elements(family: Quadrature, axes: tuple[Axis, ...], order: Labels, shape: torch.Size) -> Tensor:
