@@ -307,7 +307,7 @@ class Quadrature(Family):
         """The table of any distribution over the support that has a log density."""
         if isinstance(distribution, Tabulated):
             return super().distribution_params(distribution)
-        transform, limit = line_of(self.support)
+        transform = line_of(self.support)[0]
         like = torch.empty(0, dtype=torch.float64, device=self.device)
 
         def log_density(places: Tensor) -> Tensor:
@@ -315,11 +315,7 @@ class Quadrature(Family):
             found: Tensor = distribution.log_prob(values) + transform.log_abs_det_jacobian(places, values)
             return found
 
-        try:
-            table = tabulate(log_density, distribution.batch_shape, limit, like)
-        except NoTableError as problem:
-            raise NaturalDomainError(f"Expected a density of {self.label!r} with an integral; {problem}") from None
-        return dict(zip(self.param_names, table, strict=True))
+        return self.to_params(self._tabulated(log_density, distribution.batch_shape, like))
 
     def example(self, batch: torch.Size, *events: torch.Size) -> Params:
         """A standard normal on the line."""
