@@ -19,15 +19,9 @@ from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
 
-_PRECISION = "Write a Gamma prior on the precision, and scale=precision.rsqrt(). "
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {
     "Uniform": "On (0, 1), write Beta(1, 1); for a scale, a Gamma prior on the precision. ",
-    "Exponential": "Write Gamma(1, rate). ",
-    "HalfCauchy": _PRECISION,
-    "HalfNormal": _PRECISION,
-    "InverseGamma": _PRECISION,
-    "LogNormal": _PRECISION,
     "LKJCholesky": "Write a Wishart prior on the precision matrix. ",
     "LKJ": "Write a Wishart prior on the precision matrix. ",
 }
