@@ -152,8 +152,9 @@ def seen_data(value: Tensor, mask: Tensor | None, event_dim: int) -> Tensor:
 
 def _check_latent_value(name: str, fn: Any, value: RandomTensor) -> None:
     """A continuous latent that a site is observed at has no value outside the support: a rule scores all alike."""
-    symbol, least = value.expression, getattr(base_constraint(without_latents(fn).support), "lower_bound", None)
-    if symbol.is_table or symbol.opacity or base_constraint(without_latents(fn).support) is constraints.real:
+    symbol, support = value.expression, base_constraint(without_latents(fn).support)
+    least = getattr(support, "lower_bound", None)
+    if symbol.is_table or symbol.opacity or support is constraints.real:
         return
     factors = [f for t in symbol.terms for f in t.factors]
     products = all(t.coefficient > 0 and all(bool((c.tensor > 0).all()) for c in t.constants) for t in symbol.terms)

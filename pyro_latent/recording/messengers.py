@@ -368,6 +368,7 @@ class RecordMessenger(SymbolMessenger):
         name, fn, shape = msg["name"], msg["fn"], msg["value"].shape
         batch = torch.Size(shape[: len(shape) - len(fn.event_shape)])
         check_plates(name, batch, plates, "latent")
+        scalar = is_scalar(fn)
         site = LatentSite(
             name,
             class_of_latent(fn),
@@ -378,10 +379,10 @@ class RecordMessenger(SymbolMessenger):
             mask,
             msg["infer"].get("update"),
             self._origin(name, shape),
-            constraint=base_constraint(fn.support) if is_scalar(fn) else None,
+            constraint=base_constraint(fn.support) if scalar else None,
             local=msg["infer"].get("local"),
             family=family_with_constants(unwrap(fn)[0]),
-            is_scalar=is_scalar(fn),
+            is_scalar=scalar,
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)
