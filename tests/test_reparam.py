@@ -108,6 +108,7 @@ def test_the_table_in_the_docs_is_that_of_the_entries() -> None:
 
 SITES: dict[str, tuple[Any, list[Any]]] = {
     "StudentT": (dist.StudentT(tensor(4.0), tensor(0.5), tensor(1.5)), [0.3, -4.0]),
+    "Laplace": (dist.Laplace(tensor(0.5), tensor(1.5)), [0.3, -4.0]),
     "Bernoulli": (dist.Bernoulli(logits=tensor(0.7)), [0.0, 1.0]),
     "Binomial": (dist.Binomial(tensor(5.0), logits=tensor(-0.7)), [0.0, 3.0]),
     "NegativeBinomial": (dist.NegativeBinomial(tensor(2.5), logits=tensor(0.4)), [0.0, 3.0]),
@@ -186,8 +187,9 @@ def latent(fn: Any) -> Tensor:
         (dist.Chi2(tensor(3.0)), scipy.stats.chi2(3.0)),
         (dist.Uniform(tensor(0.0), tensor(1.0)), scipy.stats.uniform()),
         (dist.StudentT(tensor(3.0), tensor(1.0), tensor(2.0)), scipy.stats.t(3.0, 1.0, 2.0)),
+        (dist.Laplace(tensor(1.0), tensor(2.0)), scipy.stats.laplace(1.0, 2.0)),
     ],
-    ids=["HalfCauchy", "Exponential", "Chi2", "Uniform", "StudentT"],
+    ids=["HalfCauchy", "Exponential", "Chi2", "Uniform", "StudentT", "Laplace"],
 )
 def test_a_latent_site_keeps_its_law(fn: Any, law: Any) -> None:
     assert scipy.stats.kstest(latent(fn).numpy(), law.cdf).pvalue > 1e-3
@@ -209,7 +211,7 @@ def test_a_negative_binomial_without_data_stays_as_it_is() -> None:
 # Wrappers.
 
 
-@pytest.mark.parametrize("name", ["StudentT", "Bernoulli", "NegativeBinomial", "GammaPoisson"])
+@pytest.mark.parametrize("name", ["StudentT", "Laplace", "Bernoulli", "NegativeBinomial", "GammaPoisson"])
 def test_masks_and_events_are_kept(name: str) -> None:
     fn, values = SITES[name]
     mask = torch.tensor([True, False, True])

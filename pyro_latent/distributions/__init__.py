@@ -2,8 +2,8 @@
 
 ``joint`` has Normal-Gamma and Normal-Wishart, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
-of any law, ``polya_gamma`` the weights of a logistic function, ``tabulated`` a scalar by a table of its log density,
-and ``transforms`` what a flow remembers of its last draw.
+of any law, ``polya_gamma`` the weights of a logistic function, ``weights`` those of other densities,
+``tabulated`` a scalar by a table of its log density, and ``transforms`` what a flow remembers of its last draw.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from .polya_gamma import PolyaGamma
 from .quadrature import Panels, integrate, mesh
 from .tabulated import Tabulated
 from .transforms import forget_last_draw
+from .weights import InverseGaussian, PositiveNormal, Weight
 
 __all__ = [
     "Elliptical",
     "Erlang",
     "Gompertz",
     "InverseCDF",
+    "InverseGaussian",
     "LogUniform",
     "MeanPrecision",
     "NormalGamma",
@@ -31,9 +33,11 @@ __all__ = [
     "Pair",
     "Panels",
     "PolyaGamma",
+    "PositiveNormal",
     "Rayleigh",
     "Tabulated",
     "Triangular",
+    "Weight",
     "Wishart",
     "forget_last_draw",
     "integrate",

@@ -8,21 +8,21 @@ from typing import Any
 
 import torch
 from pyro.distributions import constraints
-from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
+
+from .weights import Weight
 
 #: A draw has so many terms of its series drawn; the others are at their mean.
 _TERMS = 200
 
 
-class PolyaGamma(TorchDistribution):
+class PolyaGamma(Weight):
     r"""PG(b, c), the law of Σ_k g_k / (2π² (k − 1/2)² + c² / 2) with independent g_k ~ Gamma(b, 1), k = 1, 2, ….
 
     Its use is :math:`e^{aψ} / (1 + e^ψ)^b = 2^{-b} e^{(a - b/2) ψ} E[e^{-ω ψ² / 2}]` with ω ~ PG(b, 0).
 
-    Its density is an alternating series, and is not given: ``log_prob`` is an error. What coordinate ascent needs is
-    :meth:`log_ratio`, the density relative to PG(b, 0), which cancels between a posterior and its prior.
+    Its density is an alternating series, and is not given.
 
     Args:
         count: b ≥ 0; at 0 the value is 0.
@@ -35,8 +35,8 @@ class PolyaGamma(TorchDistribution):
     support = constraints.nonnegative
 
     def __init__(self, count: Tensor | float, tilt: Tensor | float = 0.0, validate_args: bool | None = None) -> None:
-        self.count, self.tilt = broadcast_all(count, tilt)
-        super().__init__(self.count.shape, validate_args=validate_args)
+        self.count, tilt = broadcast_all(count, tilt)
+        super().__init__(tilt, validate_args=validate_args)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PolyaGamma:
         return PolyaGamma(self.count.expand(batch_shape), self.tilt.expand(batch_shape), validate_args=False)
@@ -51,16 +51,10 @@ class PolyaGamma(TorchDistribution):
             rest = self.mean - self.count * weights.sum(-1)
             return (weights * gammas).sum(-1) + rest.clamp(min=0)
 
-    def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
-            "Expected a distribution with a density; got PolyaGamma, whose density relative to another one is known "
-            "alone. To score a logistic model, write it without its weights, as AutoConjugate(model, reparam=True) "
-            "takes it; to draw from its posterior, write Gibbs(poutine.reparam(model, config=Conjugate()), 1000)."
-        )
-
-    def log_ratio(self, value: Tensor) -> Tensor:
-        """The log density relative to that without a tilt, b log cosh(c / 2) − ½ c² ω."""
-        return self.count * log_cosh(self.tilt / 2) - self.tilt**2 * value / 2
+    @property
+    def log_normalizer(self) -> Tensor:
+        """−b log cosh(c / 2)."""
+        return -self.count * log_cosh(self.tilt / 2)
 
     @property
     def mean(self) -> Tensor:

@@ -26,6 +26,7 @@ from .normal import Normal
 from .normal_gamma import NormalGamma
 from .normal_wishart import NormalWishart
 from .polya_gamma import PolyaGamma
+from .weight import Weight
 from .wishart import Wishart
 
 FAMILIES: dict[type, Family] = {
@@ -51,6 +52,8 @@ JOINT_FAMILIES: dict[tuple[type, ...], Family] = {
 #: Families that hold constants of a site's prior, by its class, each made from that prior.
 _WITH_CONSTANTS: dict[type, Callable[[Any], Family]] = {
     distributions.PolyaGamma: lambda prior: PolyaGamma(prior.count),
+    distributions.InverseGaussian: Weight,
+    distributions.PositiveNormal: Weight,
 }
 
 
@@ -110,6 +113,7 @@ __all__ = [
     "NormalWishart",
     "Params",
     "PolyaGamma",
+    "Weight",
     "Wishart",
     "family_of",
     "family_with_constants",

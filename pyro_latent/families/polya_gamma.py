@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..distributions.polya_gamma import PolyaGamma as Distribution
-from ..distributions.polya_gamma import log_cosh, mean_of_one
-from .base import Family, Mean, Moment, Natural, Params
+from .base import Params
+from .weight import Weight
 
 
-class PolyaGamma(Family):
+class PolyaGamma(Weight):
     r"""t(x) = x, η = −c² / 2, A(η) = −b log cosh(c / 2), relative to PG(b, 0). Params: tilt, c ≥ 0.
 
     The optimum of x, where x weighs the square of logits ψ, is c² = E ψ²: the bound is then that of Jaakkola and Jordan
@@ -22,45 +22,18 @@ class PolyaGamma(Family):
         count: b, which is the prior's; of a shape that broadcasts to the batch shape.
     """
 
-    name = "Polya-Gamma"
-    statistics = {"x": 0}
-    moments = {((0, "x"),): Moment("x", "->")}
     hint = "a Pólya-gamma site is conjugate as a weight of squared logits."
-    param_names = ("tilt",)
 
     def __init__(self, count: Tensor) -> None:
+        super().__init__(Distribution(count))
+        self.name = "Polya-Gamma"
         self.count = count
-
-    def sufficient_statistics(self, *values: Tensor) -> Mean:
-        return Mean(x=values[0])
-
-    def log_normalizer(self, natural: Natural) -> Tensor:
-        return -self._count(natural.x) * log_cosh(_tilt(natural) / 2)
-
-    def mean(self, natural: Natural) -> Mean:
-        return Mean(x=self._count(natural.x) * mean_of_one(_tilt(natural)))
-
-    def to_params(self, natural: Natural) -> Params:
-        return {"tilt": _tilt(natural)}
-
-    def from_params(self, params: Params) -> Natural:
-        return Natural(x=-(params["tilt"] ** 2) / 2)
 
     def example(self, batch: torch.Size, *events: torch.Size) -> Params:
         return {"tilt": torch.zeros(batch)}
 
-    def in_domain(self, natural: Natural) -> Tensor:
-        return (natural.x <= 0) & natural.x.isfinite()
-
     def distribution(self, params: Params) -> Any:
-        return Distribution(self._count(params["tilt"]), params["tilt"])
-
-    def _count(self, like: Tensor) -> Tensor:
-        return self.count.to(like)
-
-
-def _tilt(natural: Natural) -> Tensor:
-    return (-2 * natural.x).sqrt()
+        return Distribution(self.count.to(params["tilt"]), params["tilt"], validate_args=False)
 
 
 __all__ = ["PolyaGamma"]

@@ -7,6 +7,7 @@ from .base import ConjugateReparam, MovedReparam, Site
 from .conjugate import ENTRIES, Conjugate
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .half_cauchy import HalfCauchyReparam
+from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
@@ -21,6 +22,7 @@ __all__ = [
     "DirichletMultinomialReparam",
     "GammaPoissonReparam",
     "HalfCauchyReparam",
+    "LaplaceReparam",
     "MixtureReparam",
     "MovedReparam",
     "PolyaGammaReparam",

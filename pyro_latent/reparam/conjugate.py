@@ -11,6 +11,7 @@ from ..rules import family_class
 from .base import ConjugateReparam, MovedReparam, Site
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .half_cauchy import HalfCauchyReparam
+from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
@@ -20,6 +21,7 @@ from .zero_inflated import ZeroInflatedReparam
 #: The entries, in the order of the table in the docs.
 ENTRIES: tuple[type[ConjugateReparam], ...] = (
     StudentTReparam,
+    LaplaceReparam,
     PolyaGammaReparam,
     GammaPoissonReparam,
     BetaBinomialReparam,

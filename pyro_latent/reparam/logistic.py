@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from typing import Any, TypeVar
 
 import pyro.distributions as dist
@@ -13,8 +12,9 @@ from torch.distributions.utils import broadcast_all
 
 from ..distributions import PolyaGamma
 from ..expressions import Expression
-from ..rules import Arguments, raw_arguments, register_rule
+from ..rules import raw_arguments
 from .base import ConjugateReparam, Site
+from .weighted import GivenWeight
 
 Number = TypeVar("Number", Tensor, Expression)
 
@@ -27,76 +27,44 @@ def log_factor(logits: Number, weight: Number, successes: Number, trials: Any) -
     return logits * (successes - trials * 0.5) - weight * logits**2 * 0.5 - trials * math.log(2)
 
 
-class _GivenWeight:
-    """A count by its logits, beside the Pólya-gamma weight of its density: a draw takes no notice of the weight.
-
-    The density is a factor of the joint density, not normalized over the values for one weight.
-    """
-
-    logits: Tensor
-    weight: Tensor
-
-    def log_prob(self, value: Tensor) -> Tensor:
-        named: Any = self
-        found: Tensor = log_density(type(self), named, value)
-        return found
-
-
-class WeightedBernoulli(_GivenWeight, dist.Bernoulli):
+class WeightedBernoulli(GivenWeight, dist.Bernoulli):
     """Bernoulli(logits=ψ) given ω ~ PG(1, 0)."""
 
     def __init__(self, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
         self.weight, logits = broadcast_all(weight, logits)
         super().__init__(logits=logits, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> WeightedBernoulli:
-        return WeightedBernoulli(self.logits.expand(batch_shape), self.weight.expand(batch_shape))
+    @staticmethod
+    def log_factor(arguments: Any, value: Any) -> Any:
+        return log_factor(arguments.logits, arguments.weight, value, 1.0)
 
 
-class _WeightedTrials(_GivenWeight):
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
-        make: Any = type(self)
-        count: Any = self.total_count  # type: ignore[attr-defined]
-        return make(count.expand(batch_shape), self.logits.expand(batch_shape), self.weight.expand(batch_shape))
-
-
-class WeightedBinomial(_WeightedTrials, dist.Binomial):
+class WeightedBinomial(GivenWeight, dist.Binomial):
     """Binomial(n, logits=ψ) given ω ~ PG(n, 0)."""
 
     def __init__(self, total_count: Any, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
         self.weight, logits = broadcast_all(weight, logits)
         super().__init__(total_count, logits=logits, validate_args=validate_args)
 
+    @staticmethod
+    def log_factor(arguments: Any, value: Any) -> Any:
+        count = arguments.total_count
+        ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
+        return log_factor(arguments.logits, arguments.weight, value, count) + ways
 
-class WeightedNegativeBinomial(_WeightedTrials, dist.NegativeBinomial):
+
+class WeightedNegativeBinomial(GivenWeight, dist.NegativeBinomial):
     """NegativeBinomial(r, logits=ψ) given ω ~ PG(x + r, 0)."""
 
     def __init__(self, total_count: Any, logits: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
         self.weight, logits = broadcast_all(weight, logits)
         super().__init__(total_count, logits=logits, validate_args=validate_args)
 
-
-def log_density(family: type, arguments: Any, value: Number) -> Number:
-    """The log density of one of the three, of numbers or of expressions."""
-    if issubclass(family, dist.Bernoulli):
-        return log_factor(arguments.logits, arguments.weight, value, 1.0)
-    count = arguments.total_count
-    if issubclass(family, dist.Binomial):
-        ways = (count + 1.0).lgamma() - (value + 1.0).lgamma() - (count - value + 1.0).lgamma()
-        return log_factor(arguments.logits, arguments.weight, value, count) + ways
-    ways = (value + count).lgamma() - (value + 1.0).lgamma() - count.lgamma()
-    return log_factor(arguments.logits, arguments.weight, value, value + count) + ways
-
-
-def _register(family: type) -> None:
-    def rule(arguments: Arguments, value: Expression) -> Expression:
-        return log_density(family, arguments, value)
-
-    register_rule(family, rule)
-
-
-for _family in (WeightedBernoulli, WeightedBinomial, WeightedNegativeBinomial):
-    _register(_family)
+    @staticmethod
+    def log_factor(arguments: Any, value: Any) -> Any:
+        count = arguments.total_count
+        ways = (value + count).lgamma() - (value + 1.0).lgamma() - count.lgamma()
+        return log_factor(arguments.logits, arguments.weight, value, value + count) + ways
 
 
 class PolyaGammaReparam(ConjugateReparam):
@@ -114,7 +82,7 @@ class PolyaGammaReparam(ConjugateReparam):
     cost = "exact; its optimum is the bound of Jaakkola and Jordan (2000)"
 
     def applies(self, site: Site) -> bool:
-        if isinstance(site.fn, _GivenWeight) or "logits" not in raw_arguments(site.fn):
+        if isinstance(site.fn, GivenWeight) or "logits" not in raw_arguments(site.fn):
             return False
         return not (site.is_latent and isinstance(site.fn, dist.NegativeBinomial))
 

@@ -8,9 +8,9 @@ from . import (
     gamma,
     multivariate_normal,
     normal,
-    polya_gamma,
     positive,
     unit,
+    weight,
     wishart,
 )
 from .base import RULES, Arguments, register_rule, rule_of
@@ -41,7 +41,6 @@ __all__ = [
     "gamma",
     "multivariate_normal",
     "normal",
-    "polya_gamma",
     "positive",
     "random_arguments",
     "raw_arguments",
@@ -50,6 +49,7 @@ __all__ = [
     "unit",
     "unwrap",
     "unwrap_masks",
+    "weight",
     "wishart",
     "without_latents",
 ]

@@ -1,0 +1,30 @@
+"""The laws of weights, by their densities relative to the one without a tilt."""
+
+from typing import Any
+
+from torch import Tensor
+
+from ..distributions import InverseGaussian, PolyaGamma, PositiveNormal
+from ..expressions import Expression
+from .base import Arguments, register_rule
+
+
+def _register(law: Any) -> None:
+    def rule(arguments: Arguments, value: Expression) -> Expression:
+        """η x − A(η), of known arguments."""
+        if not all(a.is_constant for a in arguments.values()):
+            what = f"{' or '.join(arguments)} of a {law.__name__} site"
+            return Expression.opaque(value.shape, value.like, what, tuple(arguments.values()))
+
+        def log_normalizer(*constants: Tensor) -> Tensor:
+            found: Tensor = law(**dict(zip(arguments, constants, strict=True)), validate_args=False).log_normalizer
+            return found
+
+        natural = Expression.apply(law.natural_of, arguments["tilt"])
+        return natural * value - Expression.apply(log_normalizer, *arguments.values())
+
+    register_rule(law, rule)
+
+
+for _law in (InverseGaussian, PolyaGamma, PositiveNormal):
+    _register(_law)
