@@ -254,6 +254,11 @@ def _check_drawn(program: Program) -> None:
         raise ModelError(
             f"Expected latents with a prior; got the parameters or points {points}. Write priors for them, or use EM."
         )
+    if program.log_sums:
+        raise ModelError(
+            "Expected densities with full conditionals; got a sum of rates, whose counts are put at their optimum. "
+            "Write a Poisson site of counts for each of the rates, or NUTS of the model as it is written."
+        )
     sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     scaled = [s.name for s in sites if isinstance(s.scale, Tensor) or s.scale != 1]
     if scaled:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import replace
 from typing import Self
 
@@ -9,10 +10,13 @@ import torch
 from torch import Tensor
 
 from .arithmetic import MOST_CASES, collect, common_like
-from .axes import Gather, broadcast_shapes, in_last, laid, shift
+from .axes import Gather, broadcast_shapes, in_last, laid, position_axes, shift
 from .dimensions import Dimensions
 from .symbolic import Symbolic, count_combinations
-from .terms import Factor, Term
+from .terms import Factor, LogOfSum, Term
+from .variables import Variable
+
+_sums = itertools.count(1)
 
 
 class Elementwise(Dimensions):
@@ -35,6 +39,23 @@ class Elementwise(Dimensions):
         if terms is None:
             return self._without_rule("log", torch.log, lambda e: e.log()) or self._opaque("log")
         return collect(self._with(terms))
+
+    @property
+    def sums_products(self) -> bool:
+        """Whether it is a sum of several products of nonnegative latents, without discrete ones."""
+        if self.opacity or self.pieces or self.choices or self.is_table:
+            return False
+        several = len(self.terms) > 1 or bool(self.terms[0].summed)
+        known = all(f.function == "x" and f.variable.nonnegative for t in self.terms for f in t.factors)
+        constants = [c.tensor for t in self.terms for c in t.constants]
+        nowhere = all(bool((c >= 0).all()) for c in constants) and all(t.coefficient >= 0 for t in self.terms)
+        return several and known and nowhere
+
+    def log_of_sum(self) -> Self:
+        """The logarithm of a sum of products, kept as one: what is known of its expectation is a bound."""
+        axes = position_axes(self.shape)
+        factor = LogOfSum(Variable(f"sum {next(_sums)}", self.shape), axes, "log", summands=self.terms)
+        return self._with([Term(1.0, (), (factor,))])
 
     def exp(self) -> Self:
         """The elementwise exponential: of constants, of multiples of logarithms, which are powers, and of functions of

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from ..families import point
-from .axes import Gather, Labelled, Labels, contract, is_free, read
-from .terms import Constant, Factor, Term
+from .axes import Gather, Labelled, Labels, contract, is_free, laid, read
+from .terms import Constant, Factor, LogOfSum, Term
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -29,7 +29,11 @@ class Values:
     def __getitem__(self, factor: Factor) -> Tensor:
         """The value of a factor, before it is read along its axes."""
         variable = factor.variable
-        if variable.replay is not None:
+        if isinstance(factor, LogOfSum):
+            ndim = len(variable.shape)
+            parts = [laid(*evaluate_term(term, self), (), ndim) for term in factor.summands]
+            value = sum(parts, torch.zeros((), dtype=torch.float64, device=parts[0].device)).expand(variable.shape)
+        elif variable.replay is not None:
             value = variable.replay(self._values, self._known)
         elif variable.root.site in self._values:
             value = self._values[variable.root.site]

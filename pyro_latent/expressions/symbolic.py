@@ -171,9 +171,9 @@ class Symbolic:
         """The latents that the expression depends on."""
         if self.opacity:
             return self.opacity.sites
-        found = {f.variable.root.site for t in self.terms for f in t.factors}
-        found.update(c.site for t in self.terms for c in t.choices)
-        return frozenset(found).union(*(e.sites for pair in self.pieces for e in pair))
+        found = {c.site for t in self.terms for c in t.choices}
+        factors = (f.sites for t in self.terms for f in t.factors)
+        return frozenset(found).union(*factors, *(e.sites for pair in self.pieces for e in pair))
 
     @property
     def choices(self) -> tuple[Choice, ...]:

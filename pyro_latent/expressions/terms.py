@@ -147,6 +147,11 @@ class Factor:
         return unique_labels(self.axes)
 
     @property
+    def sites(self) -> frozenset[str]:
+        """The latents that the factor is a function of."""
+        return frozenset((self.variable.root.site,))
+
+    @property
     def is_nonnegative(self) -> bool:
         """Whether the factor is nowhere negative, or is not a number where its base is."""
         return self.power % 2 != 1 or (self.function == "x" and self.variable.nonnegative)
@@ -161,6 +166,11 @@ class Factor:
         drops_sign = even and power % 2 != 0
         drops_zero = self.function == "log" and self.power < 0
         return None if exponent % 1 != 0 and (drops_sign or drops_zero) else replace(self, power=power)
+
+    @property
+    def as_log(self) -> Factor:
+        """The logarithm of what the factor is a power of."""
+        return replace(self, function="log", power=1.0)
 
     def reads_whole(self, shape: Sequence[int]) -> bool:
         """Whether the last axes read all of the variable's last dimensions, in order, along the result's last ones.
@@ -181,6 +191,22 @@ class Factor:
         """
         turned = replace(self, axes=(*self.axes[:-2], *self.axes[:-3:-1]))
         return self.reads_whole((dim, dim)) or turned.reads_whole((dim, dim))
+
+
+@dataclass(frozen=True, eq=False)
+class LogOfSum(Factor):
+    """The logarithm of a sum of nonnegative products of latents, ``summands``, of the variable's shape."""
+
+    summands: tuple[Term, ...] = ()
+
+    @property
+    def sites(self) -> frozenset[str]:
+        return frozenset().union(*(f.sites for t in self.summands for f in t.factors))
+
+    def read(self) -> list[Term]:
+        """The summands along the factor's axes."""
+        mapping = {place - len(self.axes): axis for place, axis in enumerate(self.axes)}
+        return [term.substitute({x: a for x, a in mapping.items() if x != a}) for term in self.summands]
 
 
 @dataclass(frozen=True, eq=False)
@@ -283,6 +309,12 @@ class Term:
         ]
         terms += [Term(f.power, (), (replace(f, function="log", power=1.0),), self.choices) for f in self.factors]
         return terms or [Term(0.0)]
+
+    @property
+    def opened(self) -> list[Term]:
+        """The term; of one with the logarithm of a sum, those of the logarithms that stand for it."""
+        parts = [f for f in self.factors if isinstance(f, LogOfSum)]
+        return [Term(1.0, (), (f.as_log,)) for s in parts for t in s.read() for f in t.factors] if parts else [self]
 
     @property
     def _has_sign(self) -> bool:

@@ -6,11 +6,13 @@ import torch
 from torch import Tensor
 
 from ..expressions.axes import START, laid
+from ..expressions.terms import LogOfSum
 from .blocks import Means, State
 from .densities import usable_terms, with_indicators
 from .discrete import DiscretePosterior
 from .expectation import expect
 from .features import FactorTerm
+from .log_sums import log_sum_of
 from .program import Program
 
 
@@ -27,10 +29,13 @@ def expected_log_densities(program: Program, means: Means) -> dict[str, Tensor]:
         choices = tuple({c.label: c for t in terms for c in t.choices if c.site not in program.mean_field}.values())
         depth = len(choices) + len(scored.shape)
         for term in with_indicators(terms, program.recording.discrete, program.mean_field):
-            expected = expect(term, program.owners, scored.name)
-            constants = [(c.tensor.to(like), c.labels) for c in expected.constants]
-            number = like.new_tensor(expected.coefficient)
-            tensor, labels = FactorTerm([(number, ()), *constants], expected.moments).value(means)
+            if any(isinstance(f, LogOfSum) for f in term.factors):
+                tensor, labels = log_sum_of(scored, term, program.owners).each(means)
+            else:
+                expected = expect(term, program.owners, scored.name)
+                constants = [(c.tensor.to(like), c.labels) for c in expected.constants]
+                number = like.new_tensor(expected.coefficient)
+                tensor, labels = FactorTerm([(number, ()), *constants], expected.moments).value(means)
             names = {c.label: i - depth for i, c in enumerate(choices)}
             part = laid(tensor, tuple(names.get(x, x) for x in labels), (START,), depth)
             total = part if total is None else total + part

@@ -20,17 +20,18 @@ from ..families.point import VALUE, PointMean
 from ..recording import DiscreteSite, Recording, ScoredSite
 from ..settings import check_memory
 from .blocks import Block, BlockKey, Means, discrete_block
-from .densities import conflicts, parts_of, usable_terms, with_indicators, without_masks
+from .densities import conflicts, parts_of, summed_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
-from .expectation import CoupledElementsError, expect
+from .expectation import CoupledElementsError
 from .factors import DiscreteFactor, make_factor
 from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
+from .log_sums import sum_over_plates
 from .obstacles import all_at_once
 from .partition import make_blocks
 from .program import Program
-from .summands import Summand, cast, gradients, merged, summand_of
+from .summands import Summand, cast, gradients, merged
 
 _SMALLER_BLOCK = (
     "If its elements may be independent, declare them with pyro.plate and without .to_event(); or give it fewer."
@@ -75,7 +76,7 @@ def _compiled(
 ) -> Program:
     blocks = make_blocks(recording, joint)
     scored, live = without_masks(recording)
-    terms = {name: usable_terms(s) for name, s in scored.items()}
+    terms = {name: summed_terms(s) for name, s in scored.items()}
     why = _in_mean_field(recording, scored, terms, mean_field)
     blocks = _in_order(recording, blocks | _discrete_blocks(recording, why, live)) if why else blocks
     each = recording.dtype.itemsize
@@ -92,7 +93,7 @@ def _compiled(
     for name, own in terms.items():
         written = with_indicators(own, recording.discrete, why)
         plain, parts = parts_of(scored[name], written, recording.discrete, recording.max_plate_nesting)
-        site_summands[name] = [summand_of(scored[name], expect(t, owners, name), recording) for t in plain]
+        site_summands[name] = [sum_over_plates(scored[name], t, owners, recording) for t in plain]
         factors += [make_factor(scored[name], p, owners, recording) for p in parts]
     inside = {name for name, s in scored.items() if is_in_subsample(s.plates)}
     whole = merged(s for name, own in site_summands.items() if name not in inside for s in own)

@@ -45,6 +45,30 @@ def usable_terms(scored: ScoredSite) -> tuple[Term, ...]:
     )
 
 
+def summed_terms(scored: ScoredSite) -> list[Term]:
+    """The terms of a density whose sum over plates is asked for: a simplex that is summed over whole is 1.
+
+    Raises:
+        NotConjugateError: if an operation in it has no rule.
+    """
+    weights = (scored.mask, scored.scale)
+    weighted = {i - w.ndim for w in weights if isinstance(w, Tensor) for i, n in enumerate(w.shape) if n != 1}
+    return [_without_simplexes(term, weighted) for term in usable_terms(scored)]
+
+
+def _without_simplexes(term: Term, weighted: set[Label]) -> Term:
+    """A term with the mean over a plate, or the sum, of simplexes in their place."""
+    for factor in term.factors if not term.choices else ():
+        rest = replace(term, factors=tuple(f for f in term.factors if f is not factor))
+        own, plain = factor.variable, factor.power == 1 and factor.function == "x"
+        label = factor.axes[-1] if plain and own.simplex else None
+        alone = isinstance(label, int) and label not in rest.labels | weighted and factor.axes.count(label) == 1
+        if alone and not any(isinstance(a, Gather) and label in a.labels for a in factor.axes):
+            assert isinstance(label, int)
+            return _without_simplexes(rest.scaled(1.0 if is_summed(label) else 1.0 / own.shape[-1]), weighted)
+    return term
+
+
 @dataclass(frozen=True, eq=False)
 class DensityPart:
     """Terms of a density that read the same discrete elements.
@@ -260,4 +284,4 @@ def _finite(constant: Constant) -> Constant:
     return replace(constant, tensor=tensor.clamp(min=_LOG_ZERO)) if tensor.is_floating_point() else constant
 
 
-__all__ = ["DensityPart", "conflicts", "parts_of", "usable_terms", "with_indicators", "without_masks"]
+__all__ = ["DensityPart", "conflicts", "parts_of", "summed_terms", "usable_terms", "with_indicators", "without_masks"]

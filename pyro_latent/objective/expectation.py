@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
-from ..expressions.terms import Choice, Constant, Factor, Term
+from ..expressions.terms import Choice, Constant, Factor, LogOfSum, Term
 from ..families.base import Monomial
 from ..families.quadrature import Quadrature
 from .blocks import Block, BlockKey, Means
@@ -104,6 +104,11 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
     """
     groups: dict[int, list[Factor]] = {}
     for factor in term.factors:
+        if isinstance(factor, LogOfSum):
+            raise NotConjugateError(
+                f"Expected a sum of rates alone in the density of site {site!r}; got one that depends on discrete "
+                "latents, or is multiplied by latents. Write a site of counts for each of the rates."
+            )
         groups.setdefault(id(owners[factor.variable.root.site][0]), []).append(factor)
     moments = []
     for factors in groups.values():

@@ -57,7 +57,7 @@ def _reads(recording: Recording, name: str) -> list[tuple[str, tuple[Plate, ...]
     """The latents that a site's density reads, with their plates, and the axes that they are read along."""
     found = []
     for term in usable_terms(recording.scored[name]):
-        for factor in term.factors:
+        for factor in (f for part in term.opened for f in part.factors):
             latent = recording.latents.get(factor.variable.root.site)
             if latent is not None and not latent.is_param:
                 found.append((latent.name, latent.plates, root_axes(factor)))

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from ..errors import NotConjugateError
 from ..recording import Recording
-from .densities import usable_terms
+from .densities import summed_terms
 from .derived import derived_block, derived_variables
 from .expectation import expect
 from .partition import find_blocks
@@ -24,7 +24,7 @@ def obstacles(
     for scored in recording.scored.values():
         parents = frozenset(scored.density.sites if scored.density is not None else scored.parents)
         try:
-            for term in usable_terms(scored):
+            for term in (part for whole in summed_terms(scored) for part in whole.opened):
                 if all(f.variable.root.site in owners for f in term.factors):
                     expect(term, owners, scored.name)
         except NotConjugateError as problem:

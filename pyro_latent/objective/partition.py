@@ -67,7 +67,7 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
     for name, scored in recording.scored.items():
         density = scored.density
         terms = density.terms if scored.error is None and density is not None and density.opacity is None else ()
-        for term in terms:
+        for term in (part for whole in terms for part in whole.opened):
             while all(f.variable.root.site in owners for f in term.factors):
                 try:
                     expect(term, owners, name)

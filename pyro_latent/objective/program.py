@@ -32,6 +32,7 @@ from .discrete import DiscreteElimination, DiscretePosterior
 from .expectation import expect
 from .factors import DiscreteFactor
 from .joints import Joint
+from .log_sums import LogSum
 from .modes import DEGREES, degree_of, joint_mode, mode
 from .summands import Summand, cast, gradients, sum_of, summand_of
 
@@ -80,6 +81,11 @@ class Program:
     def summands(self) -> list[Summand]:
         """All sums over parameters, in the dtype of the data."""
         return self.whole_summands + self.part_summands
+
+    @cached_property
+    def log_sums(self) -> list[LogSum]:
+        """Those that are logarithms of sums of rates."""
+        return [s for s in self.summands if isinstance(s, LogSum)]
 
     @cached_property
     def by_block(self) -> dict[BlockKey, list[Summand]]:

@@ -47,12 +47,11 @@ def initial_state(program: Program, init: Init, restarts: int) -> tuple[State, d
     seed = init if isinstance(init, int) else 0
     generator = torch.Generator(device=program.recording.device).manual_seed(seed)
     given = _given(program, init)
-    asked = init is not None or restarts > 1
 
     def start(key: BlockKey, state: State) -> Natural:
         block = program.blocks[key]
         if block.is_point:
-            own = block.sites[0].own_point if asked else None
+            own = block.sites[0].own_point if init is not None or restarts > 1 else None
             point = _point_start(block, given.get(key, own), restarts, program.recording.like)
             return point if given else _moved(program, block, point, generator)
         if block.is_discrete:
@@ -111,8 +110,7 @@ def _moved(program: Program, block: Block, natural: Natural, generator: torch.Ge
             return natural
         transform = transform_to(site.constraint)
         free = transform.inv(value)
-        noise = _noise(free, generator)
-        moved: Tensor = transform(free + noise)
+        moved: Tensor = transform(free + _noise(free, generator))
         return Natural(x=torch.cat([value[:1], moved[1:]]))
     if block.is_location:
         return Natural(x=value + _noise(value, generator))
@@ -255,6 +253,8 @@ def _perturbed(program: Program, block: Block, natural: Natural, generator: torc
         return block.family.narrowed(natural, _noise(natural.left[..., 0], generator))
     params = block.family.to_params(natural)
     if block.location_site is None:
+        if any(block.key in s.blocks for s in program.log_sums):  # a random number of observations more, about one each
+            return Natural(**{n: t - (n == "log_x") * _uniform(t, generator).log() for n, t in natural.items()})
         return _unequal(block, params, generator) if _tells_apart(program, block) else natural
     name = block.family.location[0]  # type: ignore[index]
     loc, own = params[name], program.recording.own_data.get(block.location_site.name)
@@ -391,8 +391,7 @@ def _responsibilities(
         return (probs / probs.sum(-1, keepdim=True)).expand(restarts, *probs.shape)
     if labels is not None:
         return labels.reshape(restarts, *plates)
-    noise = torch.rand(restarts, *plates, site.cardinality, generator=generator, dtype=like.dtype, device=like.device)
-    weights = -noise.clamp(min=torch.finfo(like.dtype).tiny).log()
+    weights = -_uniform(like.new_empty(restarts, *plates, site.cardinality), generator).log()
     return weights / weights.sum(-1, keepdim=True)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -46,6 +46,19 @@ class Summand:
         known = {label for _, labels in operands for label in labels}
         labels = tuple(x for x in (START, *labels_of(own)) if x in known)
         return Summand(contract(operands, labels), labels, own)
+
+    def linear(self, means: Means) -> list[Summand]:
+        """Sums that are linear in the moments, of the same value and slopes at these mean parameters: itself."""
+        return [self]
+
+    @property
+    def key(self) -> Hashable:
+        """What like terms have in common: they are added up."""
+
+        def plain(axis: Axis) -> object:
+            return (id(axis.index), axis.labels) if isinstance(axis, Gather) else axis
+
+        return tuple((m.block.key, m.statistic, tuple(plain(a) for a in m.axes)) for m in self.moments), self.labels
 
     def slope(self, place: int, means: Means) -> Tensor:
         """The gradient in the moment at a place, which is what multiplies it, in the shape of the statistic."""
@@ -132,21 +145,12 @@ def canonical(summand: Summand) -> Summand:
     return Summand(constant, target, moments)
 
 
-def _key(summand: Summand) -> tuple[object, ...]:
-    def plain(axis: Axis) -> object:
-        return (id(axis.index), axis.labels) if isinstance(axis, Gather) else axis
-
-    moments = tuple((m.block.key, m.statistic, tuple(plain(a) for a in m.axes)) for m in summand.moments)
-    return (moments, summand.labels)
-
-
 def merged(summands: Iterable[Summand]) -> list[Summand]:
     """Add like terms, in float64."""
-    groups: dict[tuple[object, ...], Summand] = {}
+    groups: dict[Hashable, Summand] = {}
     for summand in summands:
-        key = _key(summand)
-        found = groups.get(key)
-        groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
+        found = groups.get(summand.key)
+        groups[summand.key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
     return list(groups.values())
 
 

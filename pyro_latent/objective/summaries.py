@@ -113,7 +113,7 @@ def summarize(program: Program, state: State, means: Means, held: DiscretePoster
         number = number + held.log_normalizer - sum(values)  # what the sums leave out: constants, and the entropy
         magnitude = magnitude + held.magnitude + sum(v.abs() for v in values)
     constants: dict[Key, Tensor] = {}
-    for summand in (*program.part_summands, *discrete):
+    for summand in (*(s for whole in program.part_summands for s in whole.linear(exact)), *discrete):
         if not any(m.block.key not in local for m in summand.moments):
             value = summand.value(exact)
             number, magnitude = number + value, magnitude + value.abs()

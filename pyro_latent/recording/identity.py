@@ -16,7 +16,7 @@ from torch.distributions import transform_to
 from ..checkpoint import fingerprint
 from ..errors import CheckpointError
 from ..expressions import Expression
-from ..expressions.terms import Term
+from ..expressions.terms import LogOfSum, Term
 from ..expressions.variables import Variable
 from .run import record
 from .sites import Recording, ScoredSite
@@ -97,7 +97,9 @@ def _density_of(site: ScoredSite, recording: Recording) -> tuple[list[Any], list
 
 
 def _terms_of(density: Expression) -> list[Term]:
-    return [*density.terms, *(t for mask, piece in density.pieces for t in (*_terms_of(mask), *_terms_of(piece)))]
+    inside = [t for term in density.terms for f in term.factors if isinstance(f, LogOfSum) for t in f.summands]
+    pieces = (t for mask, piece in density.pieces for t in (*_terms_of(mask), *_terms_of(piece)))
+    return [*density.terms, *inside, *pieces]
 
 
 def _words_of(term: Term) -> str:

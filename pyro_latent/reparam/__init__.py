@@ -12,6 +12,7 @@ from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
+from .sum_of_rates import PoissonOfSum, SumOfRatesReparam
 from .zero_inflated import ZeroInflatedReparam
 
 __all__ = [
@@ -25,9 +26,11 @@ __all__ = [
     "LaplaceReparam",
     "MixtureReparam",
     "MovedReparam",
+    "PoissonOfSum",
     "PolyaGammaReparam",
     "RenamedReparam",
     "Site",
     "StudentTReparam",
+    "SumOfRatesReparam",
     "ZeroInflatedReparam",
 ]

@@ -16,6 +16,7 @@ from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
+from .sum_of_rates import SumOfRatesReparam
 from .zero_inflated import ZeroInflatedReparam
 
 #: The entries, in the order of the table in the docs.
@@ -28,6 +29,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     DirichletMultinomialReparam,
     MixtureReparam,
     ZeroInflatedReparam,
+    SumOfRatesReparam,
     HalfCauchyReparam,
     RenamedReparam,
 )
