@@ -32,6 +32,7 @@ from . import (
     load,
     mixtures,
     normal_gamma,
+    scalars,
     stochastic,
     vae,
     vae_quality,
@@ -48,6 +49,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "lda": lda.run,
     "lda-quality": lda_quality.run,
     "load": load.run,
+    "scalars": scalars.run,
     "stochastic": stochastic.run,
     "vae": vae.run,
 }

@@ -19,9 +19,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torch.distributions import biject_to, constraints
+from torch.distributions import ExpTransform, biject_to, constraints
 
 from ..errors import ArgumentError
+from .grids import GRIDS, LOWEST, Integrals, Integrand, Table, cut, on_grid
 from .quadrature import EPS, NUM_NODES, integrate, rule
 
 #: The density is cut where its logarithm has fallen by this much from its maximum; a start is taken if by the second.
@@ -36,10 +37,10 @@ _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
 #: The last Legendre coefficients of a density on its panels are at most this much of its integral. An integral by n
 #: nodes is exact up to degree 2n - 1: what they fall to until then is its error, at most the second.
 _RESOLVED, _NEGLIGIBLE = 1e-5, 1e-10
-#: A log density is kept down to this below its maximum.
-_LOWEST = -1e4
 _ZOOM_POINTS, _MOST_ZOOMS = 13, 40
 _DOUBLINGS = 8
+#: So many numbers of a log density are computed in one pass: they stay in the cache.
+_AT_ONCE = 2**17
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -54,17 +55,24 @@ def _legendre() -> np.ndarray:
     return matrix
 
 
-def rule_of_panels(like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """What the rule of a panel is, float64: nodes and weights on [0, 1], and the matrix that takes values at the nodes
-    to Legendre coefficients.
-    """
+def rule_of_panels(like: Tensor, count: int = NUM_NODES) -> tuple[Tensor, Tensor]:
+    """Nodes and weights on [0, 1] of the rule of a panel, float64: Gauss and Legendre's, or equal steps."""
     like = like.new_empty(0, dtype=torch.float64)
-    return *rule(like), like.new_tensor(_legendre())
+    if count == NUM_NODES:
+        return rule(like)
+    return (torch.arange(count).to(like) + 0.5) / count, like.new_full((count,), 1 / count)
+
+
+def to_coefficients(like: Tensor) -> Tensor:
+    """The matrix that takes values at the nodes to Legendre coefficients, float64."""
+    return torch.as_tensor(_legendre(), device=like.device)
 
 
 def line_of(support: constraints.Constraint) -> tuple[Any, float]:
     """The transform that maps the line onto a support, and how far out on the line its densities are looked at."""
-    return biject_to(support), 1e30 if support is constraints.real else 700.0
+    starts_at_zero = getattr(support, "lower_bound", None) == 0 and not hasattr(support, "upper_bound")
+    transform = ExpTransform() if starts_at_zero else biject_to(support)  # the same, without an addition of 0
+    return transform, 1e30 if support is constraints.real else 700.0
 
 
 def resolved_by(support: constraints.Constraint, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -79,15 +87,15 @@ def resolved_by(support: constraints.Constraint, like: Tensor) -> tuple[Tensor, 
     return ends[0], ends[1]
 
 
-def nodes_of(left: Tensor, right: Tensor) -> Tensor:
-    """The nodes of panels ``[..., P]``, float64 ``[..., P, n]``."""
+def nodes_of(left: Tensor, right: Tensor, count: int = NUM_NODES) -> Tensor:
+    """The nodes of panels ``[..., P]``, float64 ``[..., P, count]``."""
     left, right = left.double(), right.double()
-    return left.unsqueeze(-1) + (right - left).unsqueeze(-1) * rule_of_panels(left)[0]
+    return left.unsqueeze(-1) + (right - left).unsqueeze(-1) * rule_of_panels(left, count)[0]
 
 
-def log_weights_of(left: Tensor, right: Tensor) -> Tensor:
-    """The log weights of the nodes, ``[..., P, n]``; minus infinity on panels of no width."""
-    return (right.double() - left.double()).log().unsqueeze(-1) + rule_of_panels(left)[1].log()
+def log_weights_of(left: Tensor, right: Tensor, count: int = NUM_NODES) -> Tensor:
+    """The log weights of the nodes, ``[..., P, count]``; minus infinity on panels of no width."""
+    return (right.double() - left.double()).log().unsqueeze(-1) + rule_of_panels(left, count)[1].log()
 
 
 class NoTableError(ArgumentError):
@@ -95,12 +103,8 @@ class NoTableError(ArgumentError):
 
 
 def tabulate(
-    log_density: LogDensity,
-    shape: Sequence[int],
-    limit: float,
-    like: Tensor,
-    start: tuple[Tensor, Tensor] | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
+    log_density: LogDensity, shape: Sequence[int], limit: float, like: Tensor, start: Table | None = None
+) -> Table:
     """Tables of a batch of log densities on the line.
 
     Args:
@@ -109,7 +113,7 @@ def tabulate(
         shape: the batch shape.
         limit: how far from 0 to look for a mode.
         like: an empty tensor of the dtype that tables are kept in.
-        start: the panels of an earlier table, which are taken again if they resolve the density.
+        start: an earlier table, whose nodes are taken again if they resolve the density.
 
     Returns:
         The ends of the panels, left and right ``[*shape, P]``, and the normalized log density at their nodes ``[*shape,
@@ -118,22 +122,63 @@ def tabulate(
     Raises:
         NoTableError: if a density has no finite integral, or its integral does not settle.
     """
+    return integrated(lambda places: (log_density(places), places, []), shape, limit, like, start, grids=())[0]
+
+
+@torch.no_grad()
+def integrated(
+    integrand: Integrand,
+    shape: Sequence[int],
+    limit: float,
+    like: Tensor,
+    start: Table | None = None,
+    rows: int | None = None,
+    grids: Sequence[int] = GRIDS,
+    is_rough: bool = False,
+) -> tuple[Table, Integrals | None]:
+    """The tables of :func:`tabulate`, and the integrals of functions where the pass that made the tables found them.
+
+    Args:
+        integrand: the log densities with the functions, in float64.
+        rows: how many places it is given at a time.
+        grids: the numbers of nodes of the grids that are tried before panels.
+        is_rough: whether the panels of the start are tried before grids.
+    """
+    rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
 
     def known(places: Tensor) -> Tensor:
-        return log_density(places).nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
+        values = torch.cat([integrand(part)[0] for part in places.split(rows)])
+        return values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
-    with torch.no_grad():
-        if start is not None and start[0].shape[-1] <= _PANELS[-1]:
-            found = _on_panels(known, *start, like)
-            if found is not None:
-                return found
-        places, values = _scanned(known, *_window(known, torch.Size(shape), limit, like))
-        for count in _PANELS:
-            edges = _edges(places, values, count)
-            found = _on_panels(known, edges[..., :-1], edges[..., 1:], like)
-            if found is not None:
-                return found
-        return _adaptive(known, edges, like)
+    def by_grids(ends: tuple[Tensor, Tensor] | None, counts: Sequence[int]) -> tuple[Table, Integrals] | None:
+        found = (on_grid(integrand, *ends, count, rows, like) for count in counts if ends is not None)
+        return next((f for f in found if f is not None), None)
+
+    if start is not None:
+        left, right = start[0][..., 0], start[1][..., -1]
+        is_grid, found = start[0].shape[-1] == 1, None
+        if is_grid and grids:
+            found = by_grids((left, right), start[2].shape[-1:])
+        if (
+            found is None and grids and not (is_rough and not is_grid)
+        ):  # where the density has moved to, by less than its width
+            width = (right - left).double() / 2
+            found = by_grids(cut(*_scanned(known, left - width, right + width)), grids)
+        if found is not None:
+            return found
+        table = _on_panels(known, *start[:2], like) if not is_grid and start[0].shape[-1] <= _PANELS[-1] else None
+        if table is not None:
+            return table, None
+    places, values = _scanned(known, *_window(known, torch.Size(shape), limit, like))
+    found = by_grids(cut(places, values), grids)
+    if found is not None:
+        return found
+    for count in _PANELS:
+        edges = _edges(places, values, count)
+        table = _on_panels(known, edges[..., :-1], edges[..., 1:], like)
+        if table is not None:
+            return table, None
+    return _adaptive(known, edges, like), None
 
 
 def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -163,9 +208,7 @@ def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
     return places[0].unsqueeze(-1) + step.unsqueeze(-1) * share
 
 
-def _on_panels(
-    log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor
-) -> tuple[Tensor, Tensor, Tensor] | None:
+def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor) -> Table | None:
     """The table on these panels; None where they do not resolve a density."""
     left, right = left.to(like.dtype), right.to(like.dtype)
     nodes, edges = nodes_of(left, right), torch.cat([left[..., :1], right], -1).double()
@@ -177,7 +220,7 @@ def _on_panels(
     if not bool((most.isfinite() & (outer < most - _ENOUGH)).all()):
         return None
     density, at_ends = (values - most).exp(), (ends - most.squeeze(-1)).exp()
-    _, weights, matrix = rule_of_panels(left)
+    weights, matrix = rule_of_panels(left)[1], to_coefficients(left)
     width = (right.double() - left.double()).unsqueeze(-1)
     total = (density * weights * width).sum((-2, -1), keepdim=True)
     signs = 1 - 2 * (torch.arange(NUM_NODES, dtype=torch.float64, device=left.device) % 2)
@@ -192,11 +235,11 @@ def _on_panels(
     total = total[..., 0, 0]
     if not bool(((error <= _RESOLVED * total) & (left_over <= _NEGLIGIBLE * total)).all()):
         return None
-    values = (values - most).clamp(min=_LOWEST) - total.log()[..., None, None]
+    values = (values - most).clamp(min=LOWEST) - total.log()[..., None, None]
     return left, right, values.flatten(-2).to(like.dtype)
 
 
-def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> Table:
     """The table on panels that are split where they have to be.
 
     Raises:
@@ -213,7 +256,7 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> tuple[Ten
     left, right = (end.movedim(0, -1).to(like.dtype) for end in (panels.left, panels.right))
     nodes = nodes_of(left, right)
     values = log_density(nodes.flatten(-2).movedim(-1, 0)).movedim(0, -1).reshape(nodes.shape)
-    values = values.clamp(min=values.amax((-2, -1), keepdim=True) + _LOWEST)
+    values = values.clamp(min=values.amax((-2, -1), keepdim=True) + LOWEST)
     total = (values + log_weights_of(left, right)).flatten(-2).logsumexp(-1)
     return left, right, (values - total[..., None, None]).flatten(-2).to(like.dtype)
 
@@ -294,4 +337,14 @@ def _distance(log_density: LogDensity, step: Tensor, floor: Tensor, limit: float
     return offsets.gather(0, torch.where(below.any(0), below.int().argmax(0), _DOUBLINGS - 1)[None])[0]
 
 
-__all__ = ["NoTableError", "line_of", "log_weights_of", "nodes_of", "resolved_by", "rule_of_panels", "tabulate"]
+__all__ = [
+    "NoTableError",
+    "integrated",
+    "line_of",
+    "log_weights_of",
+    "nodes_of",
+    "resolved_by",
+    "rule_of_panels",
+    "tabulate",
+    "to_coefficients",
+]

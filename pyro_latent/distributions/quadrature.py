@@ -13,6 +13,7 @@ Source: Davis and Rabinowitz 1984, §2.7 and §6.2.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
@@ -29,9 +30,12 @@ MOST_PANELS, MOST_ROUNDS = 4096, 300
 EXPONENTS = np.concatenate([np.arange(-1020, -12, 4), np.arange(-12, 28, 0.25), np.arange(28, 501, 4)])
 
 
+_gauss = lru_cache(np.polynomial.legendre.leggauss)
+
+
 def rule(like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], ``[NUM_NODES]`` both."""
-    points, weights = np.polynomial.legendre.leggauss(NUM_NODES)
+    points, weights = _gauss(NUM_NODES)
     return like.new_tensor((points + 1) / 2), like.new_tensor(weights / 2)
 
 

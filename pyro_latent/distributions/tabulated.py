@@ -13,15 +13,16 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from .inverse_cdf import open_uniform
-from .panels import line_of, log_weights_of, nodes_of, rule_of_panels
+from .panels import line_of, log_weights_of, nodes_of, rule_of_panels, to_coefficients
 from .quadrature import NUM_NODES
 
 _MOST_STEPS = 100
 
 
 @lru_cache
-def _barycentric() -> np.ndarray:
-    points = np.polynomial.legendre.leggauss(NUM_NODES)[0]
+def _barycentric(is_grid: bool) -> np.ndarray:
+    """The weights of the polynomial through a panel's nodes, or through as many of a grid."""
+    points = np.arange(NUM_NODES) * 2.0 / NUM_NODES if is_grid else np.polynomial.legendre.leggauss(NUM_NODES)[0]
     differences = points[:, None] - points + np.eye(NUM_NODES)
     found = 1 / differences.prod(1)
     return found / np.abs(found).max()
@@ -39,7 +40,8 @@ class Tabulated(TorchDistribution):
 
     Args:
         left, right: the ends of the panels, ascending, ``batch + [P]``.
-        log_density: the normalized log density on the line at the nodes of the panels, ``batch + [P * n]``.
+        log_density: the normalized log density on the line at the nodes of the panels, ``batch + [P * n]``; of one
+            panel with more nodes than others have, they are of equal steps.
         support: the support, whose ``biject_to`` is the map.
 
     Draws are by the inverse cdf, which is right to about 1e-10. ``mean`` and ``variance`` are NaN where the tails are
@@ -64,6 +66,7 @@ class Tabulated(TorchDistribution):
         self.left, self.right, self.log_density = left, right, log_density
         self._support = support
         self.transform = line_of(support)[0]
+        self._count = log_density.shape[-1] // max(1, left.shape[-1])
         super().__init__(left.shape[:-1], validate_args=validate_args)
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
@@ -78,13 +81,27 @@ class Tabulated(TorchDistribution):
     @cached_property
     def places(self) -> Tensor:
         """The nodes on the line, float64 ``batch + [P * n]``."""
-        return nodes_of(self.left, self.right).flatten(-2)
+        return nodes_of(self.left, self.right, self._count).flatten(-2)
+
+    @cached_property
+    def _log_weights(self) -> Tensor:
+        return log_weights_of(self.left, self.right, self._count).flatten(-2)
+
+    @cached_property
+    def _in_panels(self) -> Tabulated:
+        """The same distribution with panels of Gauss and Legendre's nodes, each as wide as two steps of a grid."""
+        if self._count == NUM_NODES:
+            return self
+        edges = torch.linspace(0, 1, self._count // 2 + 1, dtype=torch.float64, device=self.left.device)
+        ends = self.left.double() + (self.right.double() - self.left.double()) * edges
+        left, right = ends[..., :-1], ends[..., 1:]
+        values = self.log_density_at(nodes_of(left, right).flatten(-2).movedim(-1, 0)).movedim(0, -1)
+        return Tabulated(left, right, values, self._support, validate_args=False)
 
     @cached_property
     def log_masses(self) -> Tensor:
         """The log probability of each node as the integrals weigh it, float64 ``batch + [P * n]``."""
-        weighed = self.log_density.double() + log_weights_of(self.left, self.right).flatten(-2)
-        return weighed.log_softmax(-1)
+        return (self.log_density.double() + self._log_weights).log_softmax(-1)
 
     def expectation(self, values: Tensor) -> Tensor:
         """E f from values of f at the nodes, ``[..., *batch, P * n]``; NaN where the integral does not settle."""
@@ -110,7 +127,7 @@ class Tabulated(TorchDistribution):
         places = self.places
         jacobian = self.transform.log_abs_det_jacobian(places, self.transform(places))
         log_masses = self.log_masses
-        own = log_masses - log_weights_of(self.left, self.right).flatten(-2) - jacobian
+        own = log_masses - self._log_weights - jacobian
         return -torch.where(log_masses > -80, log_masses.exp() * own, 0.0).sum(-1).to(self.left.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -125,17 +142,13 @@ class Tabulated(TorchDistribution):
         """The log density on the line at places ``[..., *batch]``; beyond the panels, on a straight line."""
         shape = torch.broadcast_shapes(place.shape, self.batch_shape)
         flat = place.expand(shape).reshape(-1, *self.batch_shape)
-        index = self._panel(self.right.double(), flat)
-        left, right = (self._picked(end.double(), index) for end in (self.left, self.right))
-        width = torch.where(right > left, right - left, 1.0)
-        share = (flat - left) / width
-        values = self._picked(self.log_density.double().unflatten(-1, (-1, NUM_NODES)), index)
-        nodes, _, _ = rule_of_panels(left)
+        is_grid = self._count != NUM_NODES
+        share, values = self._read_grid(flat) if is_grid else self._read_panels(flat)
+        nodes = (torch.arange(NUM_NODES).to(share) + 0.5) / NUM_NODES if is_grid else rule_of_panels(share)[0]
         inside = share.clamp(0, 1).unsqueeze(-1)
         gap = inside - nodes
-        weights = torch.as_tensor(_barycentric(), dtype=torch.float64, device=left.device) / torch.where(
-            gap == 0, 1.0, gap
-        )
+        weights = torch.as_tensor(_barycentric(is_grid), dtype=torch.float64, device=share.device)
+        weights = weights / torch.where(gap == 0, 1.0, gap)
         weights = torch.where((gap == 0).any(-1, keepdim=True), (gap == 0).double(), weights)
         found = (weights * values).sum(-1) / weights.sum(-1)
         # A straight line through the last two nodes, where the density is below e^-37 of its maximum.
@@ -145,10 +158,24 @@ class Tabulated(TorchDistribution):
         found = found + torch.where(share > 1, (share - 1) * last.clamp(max=0), 0.0)
         return found.reshape(shape)
 
+    def _read_panels(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Where places ``[K, *batch]`` are on their panels, from 0 to 1, and the log density at the nodes of these."""
+        index = self._panel(self.right.double(), places)
+        left, right = (self._picked(end.double(), index) for end in (self.left, self.right))
+        share = (places - left) / torch.where(right > left, right - left, 1.0)
+        return share, self._picked(self.log_density.double().unflatten(-1, (-1, NUM_NODES)), index)
+
+    def _read_grid(self, places: Tensor) -> tuple[Tensor, Tensor]:
+        """The same of a grid, whose panels overlap: as many nodes as one has, around each place."""
+        steps = (places - self.left[..., 0]) / (self.right.double() - self.left.double())[..., 0] * self._count
+        first = (steps.clamp(0, self._count).long() - NUM_NODES // 2).clamp(0, self._count - NUM_NODES)
+        windows = self.log_density.double().unfold(-1, NUM_NODES, 1)
+        return (steps - first) / NUM_NODES, self._picked(windows, first)
+
     def cdf(self, value: Tensor) -> Tensor:
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         place = self.transform.inv(value.double()).expand(shape).reshape(-1, *self.batch_shape)
-        return self._cumulative(place).reshape(shape).to(self.left.dtype)
+        return self._in_panels._cumulative(place).reshape(shape).to(self.left.dtype)
 
     def icdf(self, value: Tensor) -> Tensor:
         """The quantiles of probabilities ``[..., *batch]``."""
@@ -157,6 +184,8 @@ class Tabulated(TorchDistribution):
 
     def places_at(self, value: Tensor) -> Tensor:
         """The quantiles on the line, float64, of probabilities ``[..., *batch]``, by Newton's steps in a bracket."""
+        if self._in_panels is not self:
+            return self._in_panels.places_at(value)
         shape = torch.broadcast_shapes(value.shape, self.batch_shape)
         probability = value.double().expand(shape).reshape(-1, *self.batch_shape)
         masses = self._panel_masses()
@@ -199,10 +228,9 @@ class Tabulated(TorchDistribution):
         """The density on each panel and its integral from the panel's start, by powers of a place from -1 to 1 on it,
         ``batch + [P, n]`` and ``batch + [P, n + 1]``.
         """
-        weights = log_weights_of(self.left, self.right).flatten(-2)
-        density = (self.log_masses - weights).exp().unflatten(-1, (-1, NUM_NODES))
+        density = (self.log_masses - self._log_weights).exp().unflatten(-1, (-1, NUM_NODES))
         half = (self.right.double() - self.left.double()).unsqueeze(-1) / 2
-        powers = torch.where(half > 0, density, 0.0) @ rule_of_panels(self.left)[2].T * half
+        powers = torch.where(half > 0, density, 0.0) @ to_coefficients(self.left).T * half
         powers = powers @ torch.as_tensor(_powers(), dtype=torch.float64, device=half.device)
         integral = powers / torch.arange(1, NUM_NODES + 1, device=half.device)
         signs = 1 - 2 * (torch.arange(1, NUM_NODES + 1, device=half.device) % 2)

@@ -117,8 +117,22 @@ def _variable(
     nonnegative: bool,
 ) -> Variable:
     site = f"{name.replace(' ', '_')}({root.site}) {next(_numbers)}"
-    scalar = ScalarFunction(root, evaluate, axes)
+    scalar = ScalarFunction(root, _once(evaluate), axes)
     return Variable(site, shape, nonnegative=nonnegative, is_scalar=True, scalar=scalar)
+
+
+def _once(evaluate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The function, which for the same tensor as the last time gives what it gave then: several factors are of it."""
+    last: list[tuple[Tensor, int, Tensor]] = []
+
+    def remembered(values: Tensor) -> Tensor:
+        known = last[0] if last else None
+        if known is None or known[0] is not values or known[1] != values._version:
+            known = values, values._version, evaluate(values)
+            last[:] = [known]
+        return known[2]
+
+    return remembered
 
 
 def _one_reading(arguments: Sequence[Symbolic], events: Sequence[int]) -> tuple[Variable, tuple[Axis, ...]] | None:
@@ -189,7 +203,8 @@ def _value(expression: Symbolic, values: Tensor, order: Labels, ndim: int) -> Te
         read_along = {x for _, labels in operands for x in labels}
         out = (*((START,) if START in read_along else ()), *sorted(x for x in read_along if is_free(x)))
         number = torch.tensor(term.coefficient, dtype=torch.float64, device=values.device)
-        tensor = contract(operands, out) * number if operands else number
+        tensor = contract(operands, out) if operands else number
+        tensor = tensor * number if operands and term.coefficient != 1 else tensor
         part = laid(tensor, out, (START, *order), ndim)
         total = part if total is None else total + part
     if total is None:

@@ -15,13 +15,14 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..distributions.panels import NoTableError, line_of, resolved_by, tabulate
+from ..distributions.grids import GRIDS, Integrals, Integrand
+from ..distributions.panels import NoTableError, integrated, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
 from .base import Family, Mean, Natural, Params
 
 #: So many numbers of a function are computed in one pass.
-_AT_ONCE = 2**18
+_AT_ONCE = 2**17
 #: The most probability that may lie where float64 does not tell values from the end of their support.
 _UNRESOLVED = 1e-9
 #: The most that the outermost nodes may add to a mean, as a share of it.
@@ -49,6 +50,11 @@ def _evaluated(function: Function, values: Tensor) -> Tensor:
         if len(values) == 1:
             return torch.full((1, *function.shape), torch.nan, dtype=torch.float64, device=values.device)
         return torch.cat([_evaluated(function, part) for part in values.split((len(values) + 1) // 2)])
+
+
+def _alone(log_density: Callable[[Tensor], Tensor]) -> Integrand:
+    """A log density without functions."""
+    return lambda places: (log_density(places), places, [])
 
 
 def _is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
@@ -82,6 +88,8 @@ class Quadrature(Family):
         self.functions: dict[str, Function] = {}
         self._known: tuple[list[tuple[Tensor, int]], Tabulated] | None = None
         self._means: tuple[Tabulated, Mean] | None = None
+        self._entropy: tuple[Tabulated, Tensor] | None = None
+        self._is_rough = False  # whether the last optimum was too rough for a grid
 
     # From η to a table.
 
@@ -110,31 +118,61 @@ class Quadrature(Family):
                 f"Expected a density of {self.label!r}; got none that depends on it. Leave it out."
             )
         starts, transform = len(like), line_of(self.support)[0]
-        used = [
-            (self.functions[n], s.double() * inverse_temperature, bool((s != 0).all()))
-            for n, s in slopes.items()
-            if bool((s != 0).any())
-        ]
-        weight = scale.double() if isinstance(scale, Tensor) else scale
+        used: dict[str, tuple[Function, Tensor]] = {}
+        for name, slope in slopes.items():
+            function, weight = self.functions[name], scale
+            if isinstance(scale, Tensor):
+                weight = scale.double().expand(self.batch_shape)
+                weight = weight if function.element is None else weight.reshape(-1)[function.element]
+            used[name] = function, slope.double() * inverse_temperature / weight
+        numbers_of_zeros = [int((slope == 0).sum()) for _, slope in used.values()]
 
-        def log_density(places: Tensor) -> Tensor:
-            return torch.cat([part(p) for p in places.split(self._at_once(starts))])
-
-        def part(places: Tensor) -> Tensor:
+        def integrand(places: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]:
             flat = places.reshape(-1, *self.batch_shape)
-            values = transform(flat)
-            total = torch.zeros_like(places)
-            for function, slope, full in used:
+            values, total = transform(flat), torch.zeros_like(places)
+            functions: list[tuple[Tensor, Tensor | None]] = []
+            for (function, slope), zeros in zip(used.values(), numbers_of_zeros, strict=True):
                 found = _evaluated(function, values).reshape(-1, starts, *function.shape)
-                found = found * slope if full else torch.where(slope == 0, 0.0, found * slope)
-                total = total + self._gathered(function, found)
-            total = total / weight + transform.log_abs_det_jacobian(flat, values).reshape(places.shape)
-            return total if mask is None else torch.where(mask, total, -0.5 * places.square())
+                functions.append((found, function.element))
+                if zeros == slope.numel():
+                    continue
+                if zeros and not bool(found.sum().isfinite()):
+                    found = torch.where(slope == 0, 0.0, found)
+                if function.element is None:
+                    total.addcmul_(found, slope)
+                else:
+                    total += self._gathered(function, found * slope)
+            if self.support is not constraints.real:
+                total += transform.log_abs_det_jacobian(flat, values).reshape(places.shape)
+            return (
+                total if mask is None else torch.where(mask, total, -0.5 * places.square()),
+                values.reshape(places.shape),
+                functions,
+            )
 
-        panels = None if start is None else (start.left, start.right)
-        found = self._tabulated(log_density, (starts, *self.batch_shape), like.new_empty(0), panels)
+        found, integrals = self._tabulated(
+            integrand, (starts, *self.batch_shape), like.new_empty(0), start, self._at_once(starts), GRIDS
+        )
+        self._is_rough = integrals is None
         self._check_resolved(found)
+        if integrals is not None:
+            self._keep(found, integrals, used)
         return found
+
+    def _keep(
+        self,
+        natural: Natural,
+        integrals: Integrals,
+        used: Mapping[str, tuple[Function, Tensor]],
+    ) -> None:
+        """Keep what is known of a new table: E f_j, and the entropy log Z − Σ_j η_j E f_j."""
+        table = self._table(natural)
+        means = dict(zip(used, integrals.expectations, strict=True))
+        energy = torch.zeros_like(integrals.log_normalizer)
+        for mean, (function, slope) in zip(means.values(), used.values(), strict=True):
+            energy = energy + self._gathered(function, (slope * mean).unsqueeze(0))[0]
+        self._means = table, Mean(**{n: m.to(natural.left.dtype) for n, m in means.items()})
+        self._entropy = table, (integrals.log_normalizer - energy).to(natural.left.dtype)
 
     def _at_once(self, starts: int) -> int:
         most = max([self.batch_shape.numel(), *(f.shape.numel() for f in self.functions.values())])
@@ -155,7 +193,7 @@ class Quadrature(Family):
     def _check_resolved(self, natural: Natural) -> None:
         """Raise where a density piles up at an end of its support more closely than float64 can tell."""
         table = self._table(natural)
-        low, high = resolved_by(self.support, table.places)
+        low, high = resolved_by(self.support, natural.left.double())
         if not bool(low.isfinite().any() | high.isfinite().any()):
             return
         outside = (table.places < low.unsqueeze(-1)) | (table.places > high.unsqueeze(-1))
@@ -174,7 +212,7 @@ class Quadrature(Family):
         def log_density(places: Tensor) -> Tensor:
             return (1 - step_size) * before.log_density_at(places) + step_size * after.log_density_at(places)
 
-        return self._tabulated(log_density, before.batch_shape, old.left.new_empty(0), (old.left, old.right))
+        return self._tabulated(_alone(log_density), before.batch_shape, old.left.new_empty(0), old)[0]
 
     def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
         table = self._table(natural)
@@ -182,29 +220,34 @@ class Quadrature(Family):
         def log_density(places: Tensor) -> Tensor:
             return inverse_temperature * table.log_density_at(places)
 
-        return self._tabulated(log_density, table.batch_shape, natural.left.new_empty(0))
+        return self._tabulated(_alone(log_density), table.batch_shape, natural.left.new_empty(0))[0]
 
     def _tabulated(
         self,
-        log_density: Callable[[Tensor], Tensor],
+        integrand: Integrand,
         shape: Sequence[int],
         like: Tensor,
-        panels: tuple[Tensor, Tensor] | None = None,
-    ) -> Natural:
-        """The table of log densities on the line, ``[*shape]`` of them.
+        start: Natural | None = None,
+        rows: int | None = None,
+        grids: Sequence[int] = (),
+    ) -> tuple[Natural, Integrals | None]:
+        """The table of log densities on the line, ``[*shape]`` of them, and their integrals as far as they are known.
 
         Raises:
             NaturalDomainError: if the integral of one does not settle.
         """
+        old = None if start is None else (start.left, start.right, start.log_density)
         try:
-            table = tabulate(log_density, shape, line_of(self.support)[1], like, panels)
+            table, integrals = integrated(
+                integrand, shape, line_of(self.support)[1], like, old, rows, grids, self._is_rough
+            )
         except NoTableError as problem:
             raise NaturalDomainError(
                 f"Expected a density of {self.label!r} that an integral can be taken of, given the other sites; got "
                 f"this: {problem} A prior may be improper, or its tails too heavy: give {self.label!r} a prior with "
                 "lighter tails, another init, or more data, or use float64. The guide is as before the step."
             ) from None
-        return Natural(**dict(zip(self.statistics, table, strict=True)))
+        return Natural(**dict(zip(self.statistics, table, strict=True))), integrals
 
     def narrowed(self, natural: Natural, noise: Tensor) -> Natural:
         """A normal on the line about the median of a distribution, of at most half a unit's standard deviation: all
@@ -212,8 +255,16 @@ class Quadrature(Family):
         ``[starts, *batch]`` times its spread, or one unit.
         """
         table = self._table(natural)
-        levels = natural.left.new_tensor([0.25, 0.5, 0.75]).double().reshape(-1, *[1] * noise.ndim)
-        low, center, high = table.places_at(levels)
+        masses = table.log_masses.exp()
+        below = masses.cumsum(-1) - masses / 2
+
+        def quantile(level: float) -> Tensor:
+            """The place up to which a share of the probability is, between two nodes."""
+            index = (below < level).sum(-1, keepdim=True).clamp(1, below.shape[-1] - 1)
+            (low, high), (x, y) = ((t.gather(-1, index - 1), t.gather(-1, index)) for t in (below, table.places))
+            return (x + (y - x) * ((level - low) / (high - low)).clamp(0, 1))[..., 0]
+
+        low, center, high = map(quantile, (0.25, 0.5, 0.75))
         spread = (high - low) / 1.35
         if self.support is constraints.real:
             center = center + spread.clamp(max=1.0) * noise
@@ -274,7 +325,8 @@ class Quadrature(Family):
 
     def log_normalizer(self, natural: Natural) -> Tensor:
         """The entropy, for tables are normalized: :meth:`inner` is 0."""
-        return self._table(natural).entropy()
+        table, known = self._table(natural), self._entropy
+        return known[1] if known is not None and known[0] is table else table.entropy()
 
     def inner(self, natural: Natural, coordinates: Mean) -> Tensor:
         return torch.zeros_like(natural.left[..., 0])
@@ -298,7 +350,7 @@ class Quadrature(Family):
         return Natural(**{name: params[name] for name in self.statistics})
 
     def in_domain(self, natural: Natural) -> Tensor:
-        return torch.stack([t.isfinite().all(-1) for t in natural.values()]).all(0)
+        return torch.stack([t.sum(-1).isfinite() for t in natural.values()]).all(0)
 
     def distribution(self, params: Params) -> Any:
         return self._table(params)
@@ -315,7 +367,7 @@ class Quadrature(Family):
             found: Tensor = distribution.log_prob(values) + transform.log_abs_det_jacobian(places, values)
             return found
 
-        return self.to_params(self._tabulated(log_density, distribution.batch_shape, like))
+        return self.to_params(self._tabulated(_alone(log_density), distribution.batch_shape, like)[0])
 
     def example(self, batch: torch.Size, *events: torch.Size) -> Params:
         """A standard normal on the line."""

@@ -280,7 +280,8 @@ def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
     """
     family = family_class(base)
     is_transformed = type(base) is dist.TransformedDistribution
-    if is_transformed or (family in _TRANSFORMED and isinstance(base, RandomDistribution)):  # data has been checked
+    has_latents = isinstance(base, RandomDistribution) or isinstance(value, RandomTensor)
+    if is_transformed or (family in _TRANSFORMED and has_latents):  # data has been checked
         base = dist.TransformedDistribution(base.base_dist, base.transforms, validate_args=False)
     if not isinstance(value, RandomTensor) and value.is_floating_point() and value.numel() <= _FEW:
         value = value.to(like.double())

@@ -1,0 +1,147 @@
+"""Tables of smooth densities on a grid of equal steps, with the expectations of functions, in one pass over its nodes.
+
+A sum over nodes of equal steps h integrates a density over the line, which falls to nothing at both ends, up to its
+Fourier transform at 2π / h: for what is analytic that is exponentially small, and a grid takes a third of the nodes
+that panels do. It is right where the square root of the density has nothing at frequencies near π / h, for then its
+square has nothing near twice that; the root is also where a kink in a tail shows. A density with a kink, or narrow
+beside its tails, is not resolved, and :mod:`.panels` takes it.
+
+Source: Trefethen and Weideman 2014, The Exponentially Convergent Trapezoidal Rule.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+#: Numbers of nodes, of which the first that resolves the density is taken.
+GRIDS = (36, 48)
+#: The density is cut where its logarithm has fallen by the first from its maximum; a grid is taken where the outermost
+#: nodes are by the second below its average.
+GRID_DEPTH, _ENOUGH = 38.0, 27.0
+#: What the root of a density may have at 7/8 of the highest frequency of the grid, as a share of the root of the sum of
+#: the density, which is a third of the sum of the root; what a function times the density may have at the highest one,
+#: and at the outermost nodes, as shares of the sum of its size.
+_RESOLVED, _RESOLVED_FUNCTION, _SETTLED = 3e-5, 1e-4, 1e-9
+#: So many nodes, half of them on either side, are about the middle.
+_MIDDLE = 7
+#: A log density is kept down to this below its maximum.
+LOWEST = -1e4
+
+Table = tuple[Tensor, Tensor, Tensor]
+#: It takes places on the line ``[L, *shape]``, and gives the log density there, up to a constant, the values that the
+#: places stand for, and functions: each with values ``[L, starts, *own]``, and which element of ``shape[1:]``, counted
+#: in order, each of its own is of, if not its own.
+Integrand = Callable[[Tensor], tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]]
+
+
+class Integrals(NamedTuple):
+    """The log of the integral of each density ``[*shape]``, and the expectation of each function ``[starts, *own]``."""
+
+    log_normalizer: Tensor
+    expectations: list[Tensor]
+
+
+class _Sum:
+    """The sum of a function times a density over even and odd nodes; its size about the middle and at the ends."""
+
+    def __init__(self, like: Tensor) -> None:
+        self.halves = torch.zeros_like(like), torch.zeros_like(like)
+        self.size, self.ends = torch.zeros_like(like), torch.zeros_like(like)
+
+    def add(self, number: int, value: Tensor, density: Tensor) -> None:
+        self.halves[number % 2].addcmul_(value, density)
+
+    def add_size(self, size: Tensor, is_end: bool) -> None:
+        if is_end:
+            self.ends += size
+        else:
+            self.size += size
+
+    @property
+    def is_settled(self) -> bool:
+        even, odd = self.halves
+        size = torch.maximum((even + odd).abs(), self.size)
+        return bool((((even - odd).abs() <= _RESOLVED_FUNCTION * size) & (self.ends <= _SETTLED * size)).all())
+
+
+def on_grid(
+    integrand: Integrand, left: Tensor, right: Tensor, count: int, rows: int, like: Tensor
+) -> tuple[Table, Integrals] | None:
+    """Tables on ``count`` nodes between ends ``[*shape]``, of which ``rows`` are taken at a time, with the integrals;
+    None where these do not resolve a density, or a function under it, or the square of its value.
+    """
+    left, right = left.to(like.dtype), right.to(like.dtype)
+    low = left.double()
+    step = (right.double() - low) / count
+    table = like.new_empty(count, *left.shape)
+    numbers = torch.arange(count, dtype=torch.float64, device=left.device)
+    waves = torch.stack([(7 / 8 * math.pi * numbers).cos(), (7 / 8 * math.pi * numbers).sin()])
+    spectrum = waves.new_zeros(2, left.numel())
+    density_sum, square_sum, sums = _Sum(low), _Sum(low), list[_Sum]()
+    level: Tensor | None = None
+    for first in sorted(range(0, count, rows), key=lambda i: abs(2 * i + rows - count)):  # from the middle
+        taken = range(first, min(first + rows, count))
+        places = torch.addcmul(low, step, (numbers[first : taken.stop] + 0.5).reshape(-1, *[1] * low.ndim))
+        log_density, values, functions = integrand(places)
+        level = log_density.amax(0) if level is None else level
+        log_density -= level
+        table[first : taken.stop] = log_density
+        root = log_density.mul_(0.5).exp_()
+        spectrum.addmm_(waves[:, first : taken.stop], root.reshape(len(taken), -1))
+        density = root.square_()
+        by_element = density.reshape(*density.shape[:2], -1)
+        weighed = [(v, density if e is None else by_element[..., e]) for v, e in functions]
+        sums = sums or [_Sum(value[0]) for value, _ in weighed]
+        for i, number in enumerate(taken):
+            density_sum.halves[0].add_(density[i])
+            for found, (value, weight) in zip(sums, weighed, strict=True):
+                found.add(number, value[i], weight[i])
+            is_end = number in (0, count - 1)
+            if is_end or abs(2 * number + 1 - count) < _MIDDLE:
+                density_sum.add_size(density[i], is_end)
+                square_sum.add_size(values[i].square() * density[i], is_end)
+                for found, (value, weight) in zip(sums, weighed, strict=True):
+                    found.add_size((value[i] * weight[i]).abs(), is_end)
+    total, settled = density_sum.halves[0], [square_sum, *sums]
+    resolved = spectrum.square().sum(0).reshape(total.shape) <= _RESOLVED**2 * total
+    resolved &= density_sum.ends <= math.exp(-_ENOUGH) / count * total
+    if not bool((resolved & total.isfinite() & table.sum(0).isfinite()).all()) or not all(
+        s.is_settled for s in settled
+    ):
+        return None
+    log_total = (total * step).log()
+    table -= log_total.to(like.dtype)
+    by_element = total.reshape(len(total), -1)
+    expectations = [
+        (s.halves[0] + s.halves[1]) / (total if e is None else by_element[:, e])
+        for s, (_, e) in zip(sums, functions, strict=True)
+    ]
+    assert level is not None
+    return (left.unsqueeze(-1), right.unsqueeze(-1), table.movedim(0, -1)), Integrals(level + log_total, expectations)
+
+
+def cut(places: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Where log densities known at places ``[K, *shape]`` in ascending order have fallen to the depth of a grid, left
+    and right ``[*shape]``; None where one does not by the ends.
+    """
+    drop = values - values.amax(0) + GRID_DEPTH
+    above = drop > 0
+    if bool((above[0] | above[-1]).any()) or not bool(values.amax(0).isfinite().all()):
+        return None
+    above = above.int()
+    first, last = above.argmax(0)[None], (len(above) - 1 - above.flip(0).argmax(0))[None]
+
+    def crossing(inside: Tensor, outside: Tensor) -> Tensor:
+        near, far = drop.gather(0, inside), drop.gather(0, outside).clamp(min=-10 * GRID_DEPTH)
+        start = places.gather(0, inside)
+        return (start + (places.gather(0, outside) - start) * near / (near - far))[0]
+
+    return crossing(first, first - 1), crossing(last, last + 1)
+
+
+__all__ = ["GRIDS", "GRID_DEPTH", "LOWEST", "Integrals", "Integrand", "Table", "cut", "on_grid"]
