@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from pyro import poutine
 from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import Tensor
 from torch.distributions import constraints
@@ -23,7 +24,7 @@ from pyro_latent.criticism import Weights, importance_sampling, naive_monte_carl
 from pyro_latent.errors import ModelError, check_count
 from pyro_latent.gradient.monte_carlo_em import MonteCarloEM, MonteCarloEMResult, _Chain
 from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, restricted_q
-from pyro_latent.particles import Particles
+from pyro_latent.particles import SCORING_WAYS, Particles, ProgramCall, ProgramRunner
 
 
 @pytest.fixture
@@ -292,6 +293,29 @@ def two_clusters(x: Tensor) -> None:
     with pyro.plate("data", len(x)):
         label = pyro.sample("label", dist.Bernoulli(x.new_tensor(0.3)), infer={"enumerate": "parallel"})
         pyro.sample("x", dist.Normal(place * label, 1.0), obs=x)
+
+
+def picked(x: Tensor) -> None:
+    """``mean[label]`` picks along the wrong dimension once there is a plate to the left."""
+    with pyro.plate("components", 2):
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+    with pyro.plate("data", len(x)):
+        label = pyro.sample("label", dist.Categorical(x.new_tensor([0.3, 0.7])), infer={"enumerate": "parallel"})
+        pyro.sample("x", dist.Normal(mean[label], 1.0), obs=x)
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+def test_draws_that_summed_labels_pick_from_are_scored_in_one_batch(scale: float, sample: Tensor) -> None:
+    call = ProgramCall(poutine.scale(picked, scale), (sample,), {})
+    runner = ProgramRunner(call, 1, ways=SCORING_WAYS, marginal=True)
+    mean = torch.randn(8, 2, dtype=torch.float64, requires_grad=True)
+    found = runner.log_prob({"mean": mean}, 8)
+    assert runner.ways[0] == "vmap"
+    points = dist.Normal(mean[:, None], 1.0).log_prob(sample[:, None]) + sample.new_tensor([0.3, 0.7]).log()
+    expected = scale * (dist.Normal(0.0, 2.0).log_prob(mean).sum(1) + points.logsumexp(-1).sum(1))
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
+    gradients = [torch.autograd.grad(value.sum(), mean)[0] for value in (found, expected)]
+    torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize("vectorized", [True, False])

@@ -4,7 +4,7 @@
 ways that works for the program:
 
 - **vmap**: by ``torch.vmap``, which a program never sees (``x @ w`` and ``mu[z]`` mean what they mean in one run); it
-  cannot draw from a Beta, Dirichlet or Wishart, nor enumerate;
+  cannot draw from a Beta, Dirichlet or Wishart;
 - **plate**: inside one more plate, to the left of the program's own, as ``vectorize_particles`` does;
 - **loop**: one after another.
 
@@ -30,7 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError, check_seed, in_our_words
-from .enumeration import DRAWS, summed
+from .enumeration import DRAWS, Factors
 from .sites import is_latent, sample_sites
 
 PyroProgram = Callable[..., Any]
@@ -241,11 +241,18 @@ class ProgramRunner:
                 return None
 
     def _by_vmap(self, held: Values, num: int) -> ScoredRun:
-        def one(_: Tensor, values: Values) -> ScoredRun:
-            return self._one(values)
+        factors: list[Factors] = []
+
+        def one(_: Tensor, values: Values) -> Any:
+            if not self.marginal:
+                return self._one(values)
+            factors.append(Factors.of(self._trace(values)))
+            return factors[0].tensors
 
         with pyro.validation_enabled(False), OutOfPlaceDraws():
-            return torch.vmap(one, randomness="different")(torch.arange(num), held)
+            found = torch.vmap(one, randomness="different")(torch.arange(num), held)
+        # Pyro's sums have gradients that vmap does not know.
+        return ScoredRun({}, {"": factors[0].of_draws(found).total()}, {}) if factors else found
 
     def _by_plate(self, held: Values, num: int) -> ScoredRun | None:
         assert self._single is not None
@@ -291,7 +298,7 @@ class ProgramRunner:
         return self.call.with_program(program).trace()
 
     def _read(self, trace: Trace) -> ScoredRun:
-        return ScoredRun({}, {"": summed(trace)}, {}) if self.marginal else read(trace)
+        return ScoredRun({}, {"": Factors.of(trace).total()}, {}) if self.marginal else read(trace)
 
 
 def _unplated(tensor: Tensor, num: int, shape: torch.Size) -> Tensor:
@@ -313,10 +320,15 @@ def close(first: Tensor, second: Tensor) -> bool:
     return torch.allclose(first, second, rtol=tolerance, atol=tolerance * scale, equal_nan=True)
 
 
+#: ``Tensor.data``, of which torch announces the reading.
+DATA: Any = torch.Tensor.data
+
+
 class OutOfPlaceDraws(TorchFunctionMode):
     """Random numbers by functions that ``vmap`` knows, where torch's distributions fill a new tensor in place.
 
-    ``Normal``, for one, draws by ``torch.empty(shape).normal_()``, which ``vmap`` refuses.
+    ``Normal``, for one, draws by ``torch.empty(shape).normal_()``, which ``vmap`` refuses. It refuses ``Tensor.data``
+    too, by which Pyro reads shapes.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -325,6 +337,8 @@ class OutOfPlaceDraws(TorchFunctionMode):
             if func is torch.Tensor.normal_:
                 return torch.randn(args[0].shape, **like)
             return -torch.log1p(-torch.rand(args[0].shape, **like))
+        if func == DATA.__get__:
+            return args[0].detach()
         return func(*args, **(kwargs or {}))
 
 
