@@ -103,7 +103,7 @@ def test_a_run_does_not_settle_at_a_temperature() -> None:
     assert cavi.run(x, tol=1e-9).converged
 
 
-@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("seed", [0, pytest.param(1, marks=pytest.mark.slow)])
 def test_topics_end_far_higher_from_the_same_start(seed: int) -> None:
     """By 600 nats and more; with six seeds by 643 to 1,144."""
     corpus = corpus_of(seed, words=200, topics=8, documents=150)

@@ -99,7 +99,7 @@ def test_a_run_that_was_killed_ends_where_the_unkilled_one_does(name: str, step:
     assert (resumed.num_steps, resumed.converged) == (whole.num_steps, whole.converged)
 
 
-@pytest.mark.parametrize("own_generator", [False, True])
+@pytest.mark.parametrize("own_generator", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_a_run_killed_at_the_end_of_a_pass_goes_on_with_the_next(own_generator: bool, tmp_path: Path) -> None:
     x, path = clusters(), tmp_path / "run.pt"
 

@@ -728,7 +728,7 @@ def test_an_event_of_discrete_latents_is_an_error_that_says_where_to_put_them() 
         fitted(model)
 
 
-@pytest.mark.parametrize("init", [0, 1, None])
+@pytest.mark.parametrize("init", [0, pytest.param(1, marks=pytest.mark.slow), None])
 def test_a_start_does_not_see_what_a_mask_hides(init: int | None) -> None:
     lengths, states = torch.tensor([20, 9, 14]), torch.bernoulli(torch.full((3, 20), 0.15)).cumsum(1).long() % 2
     x = 3.0 * states + 0.5 * torch.randn(3, 20)

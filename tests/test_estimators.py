@@ -304,8 +304,10 @@ def coin_elbo(x: Tensor, side: Tensor, logits: Tensor) -> Tensor:
 
 @pytest.mark.parametrize(
     "elbo",
-    [ScoreFunctionELBO(), ScoreFunctionELBO(5, leave_one_out=True, vectorize_particles=True)],
-    ids=["plain", "leave one out"],
+    [
+        pytest.param(ScoreFunctionELBO(), id="plain", marks=pytest.mark.slow),
+        pytest.param(ScoreFunctionELBO(5, leave_one_out=True, vectorize_particles=True), id="leave one out"),
+    ],
 )
 def test_the_score_function_is_unbiased_for_discrete_latents_global_and_local(elbo: Any) -> None:
     x = tensor([0.3, 2.1])

@@ -360,7 +360,9 @@ def assert_same(found: tuple[FlowDensity, FlowFit], expected: tuple[FlowDensity,
     assert torch.equal(found[1].held_out, expected[1].held_out) and found[1].checked == expected[1].checked
 
 
-@pytest.mark.parametrize(("kind", "batch_size"), [("affine_coupling", 16), ("planar", None)])
+@pytest.mark.parametrize(
+    ("kind", "batch_size"), [("affine_coupling", 16), pytest.param("planar", None, marks=pytest.mark.slow)]
+)
 def test_a_fit_that_was_killed_anywhere_ends_where_the_unkilled_one_does(
     kind: str, batch_size: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -472,8 +474,10 @@ def fitted(model: Callable[..., Any], guide: Any, x: Tensor, steps: int) -> Any:
 
 @pytest.mark.parametrize(
     ("model", "evidence", "least"),
-    [(two_modes.model, two_modes.log_evidence, 0.3), (two_modes.banana_model, two_modes.banana_log_evidence, 0.8)],
-    ids=["two modes", "banana"],
+    [
+        pytest.param(two_modes.model, two_modes.log_evidence, 0.3, id="two modes"),
+        pytest.param(two_modes.banana_model, two_modes.banana_log_evidence, 0.8, id="banana", marks=pytest.mark.slow),
+    ],
 )
 def test_a_flow_beats_mean_field_where_the_posterior_is_no_gaussian(model: Any, evidence: Any, least: float) -> None:
     x = torch.tensor([4.0], dtype=torch.float64)

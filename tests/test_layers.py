@@ -89,9 +89,11 @@ def violations(root: Path) -> Iterator[str]:
 
 def text_files() -> Iterator[Path]:
     """The project's own text files: nothing installed, built or cached."""
-    for path in sorted(ROOT.rglob("*")):
+    shown = {".ci", ".gitignore"}
+    tops = [top for top in ROOT.iterdir() if top.name in shown or not top.name.startswith(".")]  # not all of .venv
+    for path in sorted(path for top in tops for path in (top, *top.rglob("*"))):
         inside = path.relative_to(ROOT).parts
-        hidden = any(part.startswith(".") for part in inside) and inside[0] not in {".ci", ".gitignore"}
+        hidden = any(part.startswith(".") for part in inside) and inside[0] not in shown
         skipped = any(part in SKIPPED_DIRECTORIES or part.endswith(".egg-info") for part in inside)
         if not hidden and not skipped and path.is_file() and path.suffix in TEXT_SUFFIXES:
             yield path

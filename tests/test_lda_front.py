@@ -687,6 +687,7 @@ def test_memory_is_that_of_the_corpus_and_the_topics(method: str, kernel: str) -
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+@pytest.mark.slow
 @pytest.mark.parametrize("kernel", [NUMBA])
 def test_an_array_of_entries_and_topics_would_be_seen(kernel: str) -> None:
     """That the measure of memory sees one: CVB0 has it, as its documentation says."""

@@ -54,7 +54,12 @@ def test_likelihood_alone_is_the_posterior_where_the_prior_is_masked():
 
 @pytest.mark.parametrize(
     ("model", "blocks"),
-    [(_normal, None), (_mixture, None), (_normal_gamma, None), (_normal_gamma, [("mean", "precision")])],
+    [
+        (_normal, None),
+        (_mixture, None),
+        pytest.param(_normal_gamma, None, marks=pytest.mark.slow),
+        (_normal_gamma, [("mean", "precision")]),
+    ],
 )
 def test_elbo_under_a_masked_prior_is_that_of_the_guides_draws(model, blocks):
     """Pyro scores the model and the guide under their own masks; both must count the same elements."""

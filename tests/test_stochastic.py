@@ -402,7 +402,9 @@ def test_a_forgotten_size_is_named_with_what_to_write(batch: Any) -> None:
 # Memoised.
 
 
-@pytest.mark.parametrize("name", [pytest.param(name, marks=[pytest.mark.slow] * (name == "factors")) for name in CASES])
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=[pytest.mark.slow] * (name in ("factors", "mixture"))) for name in CASES]
+)
 def test_memoised_passes_are_exact_and_never_fall(name: str) -> None:
     """From one start the pieces end at the optimum of the whole; the ELBO is exact and rises at every step."""
     model, data = CASES[name]

@@ -91,7 +91,7 @@ def test_written_normal_gamma_updates_are_the_derived_ones(
     assert_roads_agree(normal_gamma.model, updates, (x,), prior, sweeps=30)
 
 
-@pytest.mark.parametrize("size", [2, 3, 6])
+@pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)])
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 @pytest.mark.parametrize("priors", [{}, MIXTURE])
 def test_written_mixture_updates_are_the_derived_ones(

@@ -96,7 +96,7 @@ def test_the_score_function_estimates_the_enumerated_elbo_and_its_gradient() -> 
     assert ((found.gradient_mean[name] - gradient).abs() < 4.5 * error).all()
 
 
-@pytest.mark.parametrize("relaxation", ["gumbel_softmax", "straight_through"])
+@pytest.mark.parametrize("relaxation", ["gumbel_softmax", pytest.param("straight_through", marks=pytest.mark.slow)])
 def test_the_relaxed_objective_nears_the_discrete_one_as_the_temperature_falls(relaxation: Any) -> None:
     vae, images = tiny(relaxation)
     log_likelihood, posterior = enumerated(vae, images)

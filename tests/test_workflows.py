@@ -214,7 +214,13 @@ BROKEN: dict[str, Callable[[Tensor], Any]] = {
 
 
 @pytest.mark.parametrize(
-    "settings", [{"step_size": 0.5}, {"memoised": True}, {"step_size": 0.5, "structured": 2}], ids=str
+    "settings",
+    [
+        pytest.param({"step_size": 0.5}, marks=pytest.mark.slow),
+        {"memoised": True},
+        {"step_size": 0.5, "structured": 2},
+    ],
+    ids=str,
 )
 def test_a_bad_batch_is_named_and_leaves_all_as_after_the_one_before(settings: dict[str, Any]) -> None:
     x = torch.randn(12, dtype=torch.float64)
