@@ -312,7 +312,7 @@ def test_draws_that_summed_labels_pick_from_are_scored_in_one_batch(scale: float
     found = runner.log_prob({"mean": mean}, 8)
     assert runner.ways[0] == "vmap"
     points = dist.Normal(mean[:, None], 1.0).log_prob(sample[:, None]) + sample.new_tensor([0.3, 0.7]).log()
-    expected = scale * (dist.Normal(0.0, 2.0).log_prob(mean).sum(1) + points.logsumexp(-1).sum(1))
+    expected = scale * (dist.Normal(sample.new_tensor(0.0), 2.0).log_prob(mean).sum(1) + points.logsumexp(-1).sum(1))
     torch.testing.assert_close(found, expected, rtol=1e-12, atol=0.0)
     gradients = [torch.autograd.grad(value.sum(), mean)[0] for value in (found, expected)]
     torch.testing.assert_close(*gradients, rtol=1e-10, atol=1e-12)

@@ -744,7 +744,7 @@ def test_coherence_is_the_mean_npmi_of_pairs() -> None:
 Guide = Callable[..., Any]
 
 
-@pytest.mark.parametrize("kind", ["own parameters", "amortised"])
+@pytest.mark.parametrize("kind", [pytest.param("own parameters", marks=pytest.mark.slow), "amortised"])
 def test_guides_train_by_gradient_to_near_the_coordinate_optimum(kind: str) -> None:
     """Under Trace_ELBO on the marginal model: at least nine tenths of the way from the start to coordinate ascent.
 

@@ -676,7 +676,7 @@ def growth(method: str, kernel: str) -> int:
     ("method", "kernel"),
     [
         pytest.param("batch", "numba", marks=NUMBA.marks),
-        ("online", "torch"),
+        pytest.param("online", "torch", marks=pytest.mark.slow),
         pytest.param("online", "numba", marks=[*NUMBA.marks, pytest.mark.slow]),
         pytest.param("batch", "torch", marks=pytest.mark.slow),
     ],

@@ -317,14 +317,14 @@ def train(vae: Any, images: Tensor, elbo: Any, schedule: TemperatureSchedule | N
 @pytest.mark.parametrize(
     ("make", "elbo"),
     [
-        (lambda: DiscreteVAE(64, relaxation="gumbel_softmax"), PathwiseELBO()),
+        pytest.param(lambda: DiscreteVAE(64, relaxation="gumbel_softmax"), PathwiseELBO(), marks=pytest.mark.slow),
         (lambda: DiscreteVAE(64, relaxation="straight_through"), PathwiseELBO()),
         (
             lambda: DiscreteVAE(64, relaxation="exact"),
             ScoreFunctionELBO(4, leave_one_out=True, vectorize_particles=True),
         ),
         (lambda: VQVAE(64, gradient="rotation"), PathwiseELBO()),
-        (lambda: VQVAE(64, gradient="straight_through"), PathwiseELBO()),
+        pytest.param(lambda: VQVAE(64, gradient="straight_through"), PathwiseELBO(), marks=pytest.mark.slow),
     ],
     ids=["gumbel softmax", "straight through", "score function", "vq, rotation", "vq, straight through"],
 )
