@@ -6,6 +6,7 @@
 from .base import ConjugateReparam, MovedReparam, Site
 from .conjugate import ENTRIES, Conjugate
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .gate import GateReparam
 from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
@@ -22,6 +23,7 @@ __all__ = [
     "ConjugateReparam",
     "DirichletMultinomialReparam",
     "GammaPoissonReparam",
+    "GateReparam",
     "HalfCauchyReparam",
     "LaplaceReparam",
     "MixtureReparam",

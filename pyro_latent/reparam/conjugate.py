@@ -10,6 +10,7 @@ from pyro.infer.reparam.strategies import Strategy
 from ..rules import family_class
 from .base import ConjugateReparam, MovedReparam, Site
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
+from .gate import GateReparam
 from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
@@ -30,6 +31,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     MixtureReparam,
     ZeroInflatedReparam,
     SumOfRatesReparam,
+    GateReparam,
     HalfCauchyReparam,
     RenamedReparam,
 )
