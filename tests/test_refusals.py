@@ -189,3 +189,19 @@ def test_a_function_of_other_arguments_says_what_it_was_given() -> None:
     ) as caught:
         restricted_q.gap("a", scale=1.0)  # type: ignore[arg-type]
     assert isinstance(caught.value, TypeError)
+
+
+def test_a_recurrence_of_products_is_an_error_and_soon() -> None:
+    """The logistic equation by Euler's method: the number of terms squares at each step."""
+
+    def model(y: torch.Tensor) -> None:
+        a = pyro.sample("a", dist.LogNormal(y.new_tensor(0.0), 0.5))
+        b = pyro.sample("b", dist.LogNormal(y.new_tensor(0.0), 0.5))
+        z = y.new_tensor(1.0)
+        for t in range(len(y)):
+            z = z + 0.1 * (a - b * z) * z
+            pyro.sample(f"y_{t}", dist.LogNormal(z.log(), 1.0), obs=y[t])
+
+    y = torch.ones(12, dtype=torch.float64)
+    with pytest.raises(NotConjugateError, match="'y_0'.*log of 'a', 'b'"):
+        CAVI(model, AutoConjugate(model)).run(y)

@@ -552,3 +552,45 @@ def test_panels_resolve_kinks_jumps_and_plateaus():
         level = log_density(table.places) - values
         inside = values > -20
         assert abs(float(level[inside].mean()) - expected) < 1e-9
+
+
+@pytest.mark.parametrize("support", [constraints.real, constraints.real_vector], ids=["real", "real_vector"])
+def test_flat_prior_of_a_vector_is_conjugate(support):
+    """Its posterior is the likelihood, normalized: least squares, with the inverse of X'X for a covariance."""
+    design = torch.stack([torch.ones(8), torch.linspace(-1.0, 1.0, 8), torch.linspace(-1.0, 1.0, 8) ** 2], -1)
+    target = torch.linspace(0.0, 2.0, 8).cos()
+
+    def model():
+        w = pyro.sample("w", dist.ImproperUniform(support, (), (3,)))
+        with pyro.plate("data", 8):
+            pyro.sample("y", dist.Normal(design @ w, 0.5), obs=target)
+
+    q = fit(model)[0].posterior()["w"]
+    torch.testing.assert_close(q.mean, torch.linalg.lstsq(design, target[:, None]).solution[:, 0])
+    torch.testing.assert_close(q.covariance_matrix, 0.25 * torch.linalg.inv(design.T @ design))
+
+
+def test_density_that_is_zero_on_a_side_is_cut_there():
+    """log(1 - p) is infinite where p = 1, and the data multiply it by 0: the evidence is that of a truncated normal."""
+
+    def model():
+        x = pyro.sample("x", dist.Normal(0.0, 1.0))
+        pyro.sample("above", dist.Bernoulli((x > 0.5).double()), obs=torch.tensor(1.0))
+
+    guide, result = fit(model)
+    assert float(result.elbo[-1]) == pytest.approx(math.log(1 - float(dist.Normal(0.0, 1.0).cdf(torch.tensor(0.5)))))
+    assert float(guide.posterior()["x"].icdf(torch.tensor(1e-6))) >= 0.5
+
+
+def test_function_that_is_nothing_where_a_start_lies_is_settled():
+    """Steep logistic functions are 1e-60 about the start, and their tails a share of that."""
+    length = torch.arange(1.0, 13.0)
+
+    def model():
+        level = pyro.sample("level", dist.Normal(7.0, 2.0))
+        with pyro.plate("trials", 12):
+            pyro.sample("y", dist.Bernoulli(logits=10 * (level - length)), obs=(length < 7).double())
+
+    guide, result = fit(model)
+    log_z, *_ = exact(model, "level", -10.0, 30.0)
+    assert float(result.elbo[-1]) == pytest.approx(log_z, abs=1e-6)

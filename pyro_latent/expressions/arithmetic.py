@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .axes import broadcast_shapes, is_summed
+from .axes import broadcast_shapes, is_position, is_summed, laid
 from .scalars import of_scalar
 from .symbolic import Symbolic, count_combinations
 from .terms import Constant, Term
@@ -21,6 +21,8 @@ from .terms import Constant, Term
 _LARGEST_EXPANSION = 4
 #: A function that a table of values takes apart into cases has at most so many of them.
 MOST_CASES = 64
+#: A product of sums multiplies at most so many pairs of terms: in a recurrence of products they square at each step.
+_MOST_PAIRS = 2**12
 
 #: Functions that are nowhere negative.
 NONNEGATIVE = frozenset(
@@ -88,6 +90,8 @@ class Arithmetic(Symbolic):
             if len(self.pieces) * len(other.pieces) <= MOST_CASES // 4:
                 return self._pairs(other, shape)
         left, right = self.polynomial().terms, other.polynomial().terms
+        if len(left) * len(right) > _MOST_PAIRS:
+            return self._opaque("a product of too many sums", other, shape=shape)
         terms = [a.times(b) for a in left for b in right]
         return collect(self._with(terms, shape, common_like(self, other)))
 
@@ -120,6 +124,8 @@ class Arithmetic(Symbolic):
             return self._with([raised])
         if self.is_constant:
             return self.constant(self.value() ** exponent).expand(self.shape)
+        if exponent == 2 and len(self.terms) ** 2 > 16 * _MOST_PAIRS:
+            return self._opaque("a square of too long a sum")
         if exponent == 2:
             pairs = [(i, j) for j in range(len(self.terms)) for i in range(j + 1)]
             terms = self.terms
@@ -162,9 +168,39 @@ class Arithmetic(Symbolic):
         return None if term is None else cls(batch_shape, like, [term])
 
     def _without_rule(self, name: str, function: Callable[..., Tensor], of_case: Callable[[Self], Self]) -> Self | None:
-        """A function without a rule, by an integral or at each value of discrete latents; None where it has neither."""
+        """A function without a rule: of each of the sums that masks choose, by an integral, or at each value of
+        discrete latents; None where it has none of these.
+        """
+        apart = self._apart()
+        found = None if apart is None else of_case(apart)
+        if found is not None and not found.opacity:
+            return found
         plain = self.of_scalar(name, function, only_plain=True)
         return plain or self._by_cases(of_case) or self.of_scalar(name, function)
+
+    def _apart(self) -> Self | None:
+        """The sum as pieces, where constants such as masks of 0 and 1 leave other terms in other elements; None where
+        they do not, or there are too many cases.
+        """
+        if not 0 < len(self.terms) < MOST_CASES:
+            return None
+        masks = [[c for c in t.constants if all(map(is_position, c.labels))] for t in self.terms]
+        known = [Term(t.coefficient, tuple(m)) for t, m in zip(self.terms, masks, strict=True)]
+        weights = [laid(*k.dense(self.like), (), self.ndim).expand(self.shape) for k in known]
+        live = torch.stack(weights).reshape(len(weights), -1) != 0
+        cases, index = torch.unique(live, dim=1, return_inverse=True)
+        if bool(cases.all()) or cases.shape[1] > MOST_CASES:
+            return None
+        pieces = []
+        for number, case in enumerate(cases.T.tolist()):
+            here = (index == number).reshape(self.shape)
+            terms = [Term(0.0)]
+            for term, mask, weight in itertools.compress(zip(self.terms, masks, weights, strict=True), case):
+                (scale,) = self.constant(torch.where(here, weight, 1.0)).terms
+                rest = tuple(c for c in term.constants if c not in mask)
+                terms.append(replace(term, coefficient=scale.coefficient, constants=(*scale.constants, *rest)))
+            pieces.append((self.constant(here), self._with(terms[1:] or terms)._simplified()))
+        return type(self)(self.shape, self.like, pieces=tuple(pieces))
 
     def _pairs(self, other: Self, shape: Sequence[int]) -> Self:
         """The product of pieces with pieces, where both masks hold."""

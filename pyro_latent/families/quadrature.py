@@ -25,8 +25,8 @@ from .base import Family, Mean, Natural, Params
 _AT_ONCE = 2**17
 #: The most probability that may lie where float64 does not tell values from the end of their support.
 _UNRESOLVED = 1e-9
-#: The most that the outermost nodes may add to a mean, as a share of it.
-_SETTLED = 1e-9
+#: The most that the outermost nodes may add to a mean, as a share of it, or of this where it is less.
+_SETTLED, _NOTHING = 1e-9, 1e-20
 
 
 class Function(NamedTuple):
@@ -318,7 +318,7 @@ class Quadrature(Family):
                 total = part.sum(0) if total is None else total + part.sum(0)
                 size = part.abs().sum(0) if size is None else size + part.abs().sum(0)
             assert total is not None and size is not None
-            settles = torch.maximum(ends[0].abs(), ends[-1].abs()) <= _SETTLED * size
+            settles = torch.maximum(ends[0].abs(), ends[-1].abs()) <= _SETTLED * size.clamp(min=_NOTHING)
             found[name] = torch.where(settles, total, torch.inf).to(natural.left.dtype)
         self._means = (table, Mean(**found))
         return self._means[1]

@@ -9,11 +9,14 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..expressions.axes import START, Axis, Gather, Labels, axis_labels, contract, substitute, unique_labels
+from ..expressions.axes import START, Axis, Gather, Labelled, Labels, axis_labels, contract, substitute, unique_labels
 from ..expressions.terms import Constant
 from ..recording import Recording, ScoredSite
 from .blocks import Block, BlockKey, Means
 from .expectation import BlockMoment, ExpectedTerm
+
+#: A number in place of an infinite one, whose products with zero are zero.
+_HUGE = 1e30
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +37,17 @@ class Summand:
             return self.constant
         read = [(m.read(means), m.labels) for m in self.moments]
         dtype = dtype or read[0][0].dtype
-        return contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
+        return self._contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
+
+    def _contract(self, operands: list[Labelled], out: Labels) -> Tensor:
+        """The product of the constant, which comes first, and moments. Where the constant is 0 so is the product, also
+        of the infinite moments that logarithms of functions of a scalar may have.
+        """
+        found = contract(operands, out)
+        if not any(m.block.is_scalar for m in self.moments) or bool(found.isfinite().all()):
+            return found
+        lowered = contract([operands[0], *((t.clamp(-_HUGE, _HUGE), labels) for t, labels in operands[1:])], out)
+        return torch.where(lowered.abs() < _HUGE**0.75, lowered, found)
 
     def given(self, means: Means, keys: Collection[BlockKey]) -> Summand:
         """The sum with the moments of other blocks than these made constants."""
@@ -45,7 +58,7 @@ class Summand:
         operands = [(self.constant.to(others[0][0]), self.labels), *others]
         known = {label for _, labels in operands for label in labels}
         labels = tuple(x for x in (START, *labels_of(own)) if x in known)
-        return Summand(contract(operands, labels), labels, own)
+        return Summand(self._contract(operands, labels), labels, own)
 
     def linear(self, means: Means) -> list[Summand]:
         """Sums that are linear in the moments, of the same value and slopes at these mean parameters: itself."""
@@ -68,7 +81,7 @@ class Summand:
         operands = [(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *others)]
         known = {label for _, labels in operands for label in labels}
         labels = tuple(label for label in moment.labels if label in known)
-        return moment.unread(contract(operands, labels), labels, means)
+        return moment.unread(self._contract(operands, labels), labels, means)
 
 
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:

@@ -6,6 +6,7 @@ PyTorch computes it. It cannot see draws of a guide, constraints of parameters, 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -76,17 +77,18 @@ def _difference(
     """The two densities at the first element where they differ; None where they do not."""
     assert scored.density is not None
     try:
-        actual = node["fn"].log_prob(node["value"]).detach().double()
+        actual = node["fn"].log_prob(node["value"]).detach()
     except (ValueError, NotImplementedError, RuntimeError):  # data outside of the support at this draw
         return None
-    shape = torch.broadcast_shapes(actual.shape, scored.density.shape)
+    least = math.log(torch.finfo(actual.dtype).eps)  # PyTorch rounds probabilities below that up to it
+    actual, shape = actual.double(), torch.broadcast_shapes(actual.shape, scored.density.shape)
     thin = _thinned(shape)
     density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
     actual = actual.expand(shape)[thin]
     terms = [density.of_terms([t]).evaluate(values) for t in density.terms]
     recorded = density.evaluate(values) if density.pieces else sum(terms, torch.zeros_like(actual))
     size = 1 + actual.abs() + sum((t.abs() for t in terms), torch.zeros_like(actual))
-    seen = recorded.isfinite() & actual.isfinite() & size.isfinite()
+    seen = recorded.isfinite() & actual.isfinite() & size.isfinite() & ((actual - least).abs() > 1e-3)
     if scored.mask is not None:
         seen = seen & scored.mask.expand(shape)[thin]
     wrong = seen & ((recorded - actual).abs() > tolerance * size)

@@ -373,7 +373,7 @@ class RecordMessenger(SymbolMessenger):
             name,
             class_of_latent(fn),
             batch,
-            fn.event_shape,
+            torch.Size(fn.event_shape),  # which an ImproperUniform has as a tuple
             plates,
             msg["scale"],
             mask,
