@@ -203,5 +203,5 @@ def test_a_recurrence_of_products_is_an_error_and_soon() -> None:
             pyro.sample(f"y_{t}", dist.LogNormal(z.log(), 1.0), obs=y[t])
 
     y = torch.ones(12, dtype=torch.float64)
-    with pytest.raises(NotConjugateError, match="'y_0'.*log of 'a', 'b'"):
+    with pytest.raises(NotConjugateError, match=r"'y_0'.*log of 'a', 'b'"):
         CAVI(model, AutoConjugate(model)).run(y)

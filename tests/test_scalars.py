@@ -591,6 +591,6 @@ def test_function_that_is_nothing_where_a_start_lies_is_settled():
         with pyro.plate("trials", 12):
             pyro.sample("y", dist.Bernoulli(logits=10 * (level - length)), obs=(length < 7).double())
 
-    guide, result = fit(model)
+    _, result = fit(model)
     log_z, *_ = exact(model, "level", -10.0, 30.0)
     assert float(result.elbo[-1]) == pytest.approx(log_z, abs=1e-6)
