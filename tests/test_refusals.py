@@ -205,3 +205,24 @@ def test_a_recurrence_of_products_is_an_error_and_soon() -> None:
     y = torch.ones(12, dtype=torch.float64)
     with pytest.raises(NotConjugateError, match=r"'y_0'.*log of 'a', 'b'"):
         CAVI(model, AutoConjugate(model)).run(y)
+
+
+def test_the_advice_for_elements_that_meet_is_not_what_the_model_has() -> None:
+    """Only a Normal's elements become one block by .to_event, which these have."""
+
+    def model() -> None:
+        w = pyro.sample("w", dist.Uniform(-_X.new_ones(4), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=_X[0])
+
+    with pytest.raises(NotConjugateError, match=r"Give 'w' a Normal prior with \.to_event\(1\)"):
+        CAVI(model, AutoConjugate(model)).run()
+
+
+def test_a_bound_that_is_a_latent_is_named() -> None:
+    def model() -> None:
+        a = pyro.sample("a", dist.Uniform(_X.new_tensor(0.0), 1.0))
+        b = pyro.sample("b", dist.Uniform(0.0, 1 - a))
+        pyro.sample("x", dist.Normal(a + b, 1.0), obs=_X[0])
+
+    with pytest.raises(NotConjugateError, match="support of 'a'.*bounds that are no latents"):
+        CAVI(model, AutoConjugate(model)).run()

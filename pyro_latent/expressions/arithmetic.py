@@ -196,7 +196,7 @@ class Arithmetic(Symbolic):
             here = (index == number).reshape(self.shape)
             terms = [Term(0.0)]
             for term, mask, weight in itertools.compress(zip(self.terms, masks, weights, strict=True), case):
-                (scale,) = self.constant(torch.where(here, weight, 1.0)).terms
+                (scale,) = self.constant(torch.where(here, weight, term.coefficient)).terms
                 rest = tuple(c for c in term.constants if c not in mask)
                 terms.append(replace(term, coefficient=scale.coefficient, constants=(*scale.constants, *rest)))
             pieces.append((self.constant(here), self._with(terms[1:] or terms)._simplified()))

@@ -257,11 +257,13 @@ class CoupledElementsError(NotConjugateError):
 
 
 def _coupled(block: Block, site: str) -> CoupledElementsError:
+    advice = f"Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+    if block.family.event_class is None:
+        advice = f"Give {block.label!r} a Normal prior with .to_event(1), whose elements become one multivariate block."
     error = CoupledElementsError(
         f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log "
         "density couples them (it multiplies different elements, as X @ w does). Updating them all at once would not "
-        f"be coordinate ascent. Declare {block.label!r} with .to_event(1) and without the plate: it becomes one "
-        "multivariate block."
+        f"be coordinate ascent. {advice}"
     )
     error.block = block
     return error
