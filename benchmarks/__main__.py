@@ -22,6 +22,7 @@ import torch
 from . import (
     baselines_quality,
     compare_quality,
+    coverage,
     dirichlet_newton,
     em,
     estimators_quality,
@@ -60,6 +61,7 @@ PAGES: dict[str, Callable[[], str]] = {
     "flows-quality": flows_quality.run,
     "baselines-quality": baselines_quality.run,
     "compare-quality": compare_quality.run,
+    "coverage": coverage.run,
 }
 
 

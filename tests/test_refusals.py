@@ -224,5 +224,5 @@ def test_a_bound_that_is_a_latent_is_named() -> None:
         b = pyro.sample("b", dist.Uniform(0.0, 1 - a))
         pyro.sample("x", dist.Normal(a + b, 1.0), obs=_X[0])
 
-    with pytest.raises(NotConjugateError, match="support of 'a'.*bounds that are no latents"):
+    with pytest.raises(NotConjugateError, match=r"support of 'a'.*bounds that are no latents"):
         CAVI(model, AutoConjugate(model)).run()
