@@ -95,8 +95,11 @@ def test_wrong_bound_is_seen() -> None:
 
 
 def test_error_of_others_is_wrong() -> None:
+    class Broken(Exception):  # noqa: N818
+        pass
+
     def model() -> None:
-        raise SystemError("broken")
+        raise Broken("broken")
 
     found = examine(SimpleNamespace(model=model, data=tuple, expect=CLOSED))  # type: ignore[arg-type]
     assert found.way == WRONG and "broken" in found.words
