@@ -95,7 +95,7 @@ def test_wrong_bound_is_seen() -> None:
 
 
 def test_error_of_others_is_wrong() -> None:
-    class Broken(Exception):  # noqa: N818
+    class Broken(Exception):
         pass
 
     def model() -> None:
