@@ -67,9 +67,8 @@ class RandomDistribution(TorchDistribution):
     def _as_attribute(self, name: str) -> Any:
         """An argument over the whole batch shape, as PyTorch's distributions have it."""
         value = self.arguments[name]
-        if self.family is dist.Uniform:  # whose constraints ask for its bounds again
-            return value
-        if name not in self.arg_constraints or not isinstance(value, Tensor | int | float):
+        is_known = isinstance(value, Tensor | int | float) and self.family is not dist.Uniform  # whose constraints ask
+        if not is_known or name not in self.arg_constraints:
             return value
         if not isinstance(value, Tensor):
             like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
