@@ -26,7 +26,7 @@ GRID_DEPTH, _ENOUGH = 38.0, 27.0
 #: What the root of a density may have at 7/8 of the highest frequency of the grid, as a share of the root of the sum of
 #: the density, which is a third of the sum of the root; what a function times the density may have at the highest one,
 #: and at the outermost nodes, as shares of the sum of its size.
-_RESOLVED, _RESOLVED_FUNCTION, _SETTLED = 3e-5, 1e-4, 1e-9
+_RESOLVED, _RESOLVED_FUNCTION, _SETTLED = 5e-6, 1e-4, 1e-9
 #: So many nodes, half of them on either side, are about the middle.
 _MIDDLE = 7
 #: A log density is kept down to this below its maximum.
@@ -116,9 +116,8 @@ def on_grid(
         return None
     log_total = (total * step).log()
     table -= log_total.to(like.dtype)
-    by_element = total.reshape(len(total), -1)
     expectations = [
-        (s.halves[0] + s.halves[1]) / (total if e is None else by_element[:, e])
+        (s.halves[0] + s.halves[1]) / (total if e is None else total.reshape(len(total), -1)[:, e])
         for s, (_, e) in zip(sums, functions, strict=True)
     ]
     assert level is not None

@@ -4,7 +4,7 @@ The line that the support is mapped onto is cut into panels; on each, the log de
 nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the mode
 from a mesh over all numbers, then out until the density has fallen to 1e-20 of its maximum, and takes few panels that
 are finest at the mode. Where these do not resolve the density, adaptive panels do (:mod:`.quadrature`). A mode that the
-mesh jumps over is not seen.
+mesh jumps over is not seen. :func:`integrated` tries a grid (:mod:`.grids`) before, for a density with functions.
 
 Source: Davis and Rabinowitz 1984, §2.7; Trefethen 2013, Approximation Theory and Approximation Practice, chapter 19.
 """
