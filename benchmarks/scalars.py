@@ -21,7 +21,7 @@ from pyro_latent import CAVI, AutoConjugate
 from .timing import Spread, interleaved, markdown, ratios
 
 #: Elements of the plate, and the rounds that are timed.
-SIZES = ((1_000, 30), (10_000, 20), (100_000, 10))
+SIZES = ((1_000, 12), (10_000, 10), (100_000, 6))
 
 
 def lognormal_rates(counts: Tensor) -> None:
