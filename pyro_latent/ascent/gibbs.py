@@ -26,7 +26,7 @@ from tqdm.auto import tqdm
 from ..errors import ArgumentTypeError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate, Sampler, nodes_given
-from ..objective import Block, BlockKey, Init, Means, Program, Summand, shaped
+from ..objective import Block, BlockKey, Init, Means, Program, Summand, shaped, starts_of
 from .full import check_whole
 from .sweep import ModelArguments
 
@@ -227,9 +227,13 @@ class _Chains:
     def _drawn(self, block: Block, natural: Natural) -> list[Tensor]:
         """A draw from a block at natural parameters ``[chains, ...]``, by site."""
         drawn: dict[int, Tensor] = {}
+        chains = starts_of({block.key: natural})
+        if block.joint_normal:  # whose sites are in different plates
+            depth = max(len(site.batch_shape) for site in block.sites)
+            natural = natural.map(lambda t: t.reshape(chains, *[1] * depth, t.shape[-1]))
         for component, conditional in block.family.conditionals(block.params(natural)):
             drawn[component] = shaped(block, component, conditional(*drawn.values())).sample()
-        return [drawn[i] for i in range(len(drawn))]
+        return [drawn[i].reshape(chains, *site.shape) for i, site in enumerate(block.sites)]
 
     def _take(self, key: BlockKey, values: Sequence[Tensor]) -> None:
         block = self.program.blocks[key]

@@ -7,7 +7,7 @@ from numbers import Integral
 from typing import Any
 
 from ..errors import ArgumentTypeError
-from ..objective import Init
+from ..objective import AUTO, Init
 
 
 def check_model(model: Any) -> None:
@@ -56,16 +56,19 @@ def checked_init(init: Any) -> Init:
     )
 
 
-def joint_blocks(blocks: Sequence[Sequence[str]] | None) -> tuple[tuple[str, ...], ...]:
-    """Blocks of more than one site."""
+def joint_blocks(blocks: Sequence[str | Sequence[str]] | str | None) -> tuple[tuple[str, ...], ...]:
+    """The blocks that are asked for, by the names of their sites, which may be patterns."""
+    if isinstance(blocks, str) and blocks == "auto":
+        return AUTO
     found = []
     for block in () if blocks is None else blocks if isinstance(blocks, list | tuple) else (blocks,):
-        if not isinstance(block, list | tuple) or not all(isinstance(name, str) for name in block):
+        block = (block,) if isinstance(block, str) else block
+        if not isinstance(block, list | tuple) or not block or not all(isinstance(name, str) for name in block):
             raise ArgumentTypeError(
-                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')]; got {block!r}."
+                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')], or patterns of them, "
+                f"such as ['x_*'], or 'auto'; got {block!r}."
             )
-        if len(block) > 1:
-            found.append(tuple(block))
+        found.append(tuple(block))
     return tuple(found)
 
 

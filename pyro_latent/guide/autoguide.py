@@ -54,7 +54,9 @@ class AutoConjugate(AutoGuide):
     Args:
         model: a Pyro model.
         blocks: tuples of sites that share a joint factor, such as ``[("mean", "precision")]`` for a Normal-Gamma or
-            Normal-Wishart. Every other site is a factor of its own (mean field).
+            Normal-Wishart, or any normal sites, whatever their shapes and plates; names may be patterns, as in
+            ``["x_*"]``. ``"auto"`` joins all normal sites that can be. Every other site is a factor of its own (mean
+            field).
         init: where to start. None: from the data where the model has clusters in it, else a draw from the prior, with
             seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or
             (discrete sites) responsibilities of shape ``plates + (values,)``; or a function of a site that returns one
@@ -89,7 +91,7 @@ class AutoConjugate(AutoGuide):
         self,
         model: Callable[..., Any],
         *,
-        blocks: Sequence[Sequence[str]] | None = None,
+        blocks: Sequence[str | Sequence[str]] | str | None = None,
         init: Init = None,
         restarts: int = 1,
         point: Sequence[str] = (),
@@ -206,7 +208,7 @@ class AutoConjugate(AutoGuide):
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
         restarts = 1 if predict else self.restarts
-        program = compile_program(recording, self._joint, self._mean_field_of(recording), restarts)
+        program = compile_program(recording, self._joint, self._mean_field_of(recording), restarts, posterior.pairs)
         call = RecordedCall(self.model, args, kwargs)
         if fitted:
             state, layout = posterior.adopted(program, predict)
@@ -255,7 +257,8 @@ class AutoConjugate(AutoGuide):
         found = posteriors(program, prepared.state)
         blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
         keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
-        result = {key: found[key] for key in (*keys, *(s.name for s in program.discrete))}
+        whole = found.joints if joint else {}
+        result = {key: whole.get(key) or found[key] for key in (*keys, *(s.name for s in program.discrete))}
         return result if auxiliary else self.augmented.own(result, transformed)
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:

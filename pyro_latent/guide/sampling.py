@@ -63,7 +63,8 @@ class Sampler:
             outer = self._particles(self.values)
             state, means = self._given_globals(outer.numel())
             for key in self._local:
-                depth = self._nesting - len(program.blocks[key].sites[0].batch_shape)
+                own = 0 if program.blocks[key].joint_normal else len(program.blocks[key].sites[0].batch_shape)
+                depth = self._nesting - own
                 lead = (*outer, *[1] * depth) if outer else ()
                 self._block(
                     program.blocks[key],

@@ -111,6 +111,13 @@ class PosteriorState:
         """The constant that the location of each site is measured from."""
         return {name: getattr(self._module, f"origin_{i}") for i, name in enumerate(self.layout.get("origins", []))}
 
+    @property
+    def pairs(self) -> dict[BlockKey, list[int]]:
+        """By joint normal block, the pairs of elements that its natural parameters are of."""
+        return {
+            k: pairs for k, pairs in zip(self.keys, self.layout.get("pairs", ()), strict=False) if pairs is not None
+        }
+
     def store(self, state: State) -> None:
         """Replace the natural parameters."""
         for i, key in enumerate(self.keys):
@@ -176,13 +183,16 @@ class PosteriorState:
         old_shapes = self.layout["shapes"]
         changed = [k for k, old, new in zip(self.keys, old_shapes, shapes, strict=True) if old != new]
         changed += [k for k in self.keys if program.in_subsample(k) and k not in changed]
+        joint = {key: program.blocks[key].joint_normal for key in self.pairs if key not in changed}
+        state = state | {key: family.padded(state[key]) for key, family in joint.items() if family}
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:
             local = [k for k in program.blocks if program.is_local(k) or k in changed]
-            _check_told(program, [k for k in program.blocks if program.is_shared(k) and k not in local])
+            asked = [k for k in program.blocks if program.is_shared(k)]
+            _check_told(program, [k for k in asked if program.blocks[k].joint_normal or k not in local])
             state = program.settled(state, local)
-        return state, {**self.layout, "shapes": shapes}
+        return state, {**self.layout, "shapes": shapes, "pairs": _pairs_of(program)}
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())
@@ -255,6 +265,11 @@ class PosteriorState:
         self.revision += 1
 
 
+def _pairs_of(program: Program) -> list[list[int] | None]:
+    """By block, the pairs of elements of a joint normal that its natural parameters are of."""
+    return [b.joint_normal.codes if b.joint_normal else None for b in program.blocks.values()]
+
+
 def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """What names a guide's buffers, in plain types, and the origins of its locations."""
     blocks = program.blocks.values()
@@ -263,6 +278,7 @@ def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "blocks": [[s.name for s in b.sites] for b in blocks],
         "families": [b.family.name for b in blocks],
         "shapes": [[list(s.shape) for s in b.sites] for b in blocks],
+        "pairs": _pairs_of(program),
         "statistics": [list(b.family.statistics) for b in blocks],
         "discrete": {s.name: s.cardinality for s in program.discrete},
         "origins": list(origins),
@@ -276,6 +292,13 @@ def _check_told(program: Program, keys: Sequence[BlockKey]) -> None:
     Raises:
         ModelError: naming the blocks that may be either.
     """
+    mixed = [program.blocks[key].label for key in keys if program.blocks[key].joint_normal]
+    if mixed:
+        raise ModelError(
+            f"Expected new data for a guide whose blocks are of all data, or of the data at hand alone; got the joint "
+            f"block of {', '.join(map(repr, mixed))}, of which some sites have an element for each observation. Put "
+            "these in another block than the others, or fit a guide to the new data."
+        )
     if keys:
         labels = ", ".join(program.blocks[key].label for key in keys)
         raise ModelError(

@@ -6,6 +6,7 @@ from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .elimination import Table
 from .explain import explain
+from .joining import AUTO
 from .partition import make_blocks
 from .posterior import (
     DependentElements,
@@ -26,6 +27,7 @@ from .summands import Summand
 from .summaries import Summary, summarize
 
 __all__ = [
+    "AUTO",
     "Block",
     "BlockKey",
     "Bound",

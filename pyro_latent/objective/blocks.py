@@ -13,6 +13,7 @@ from torch import Tensor
 
 from ..families import Family, Mean, Natural, Params
 from ..families.finite import Finite
+from ..families.joint_normal import Gaussian
 from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, LatentSite, base_constraint
@@ -71,6 +72,11 @@ class Block:
         return isinstance(self.family, Quadrature)
 
     @cached_property
+    def joint_normal(self) -> Gaussian | None:
+        """The family of a block of normal sites that are taken together, each a location; None for other blocks."""
+        return self.family if isinstance(self.family, Gaussian) else None
+
+    @cached_property
     def is_discrete(self) -> bool:
         """Whether the block is a discrete site, whose elements are independent in q."""
         return isinstance(self.family, Finite)
@@ -104,6 +110,8 @@ class Block:
     @cached_property
     def numbers(self) -> int:
         """How many numbers its mean parameters hold, for one start."""
+        if self.joint_normal:
+            return self.joint_normal.size + self.joint_normal.num_pairs
         size = max((shape[-1] for shape in self.event_shapes if shape), default=1)
         return self.batch_shape.numel() * sum(size**event for event in self.family.statistics.values())
 
@@ -119,8 +127,15 @@ class Block:
 
     @cached_property
     def location_site(self) -> LatentSite | None:
-        """The site that the family's location belongs to."""
+        """The site that the family's location belongs to; None where there is none, or several are locations."""
+        if self.joint_normal:
+            return None
         return self.sites[self.family.location[1]] if self.family.location else None
+
+    @cached_property
+    def has_origin(self) -> Tensor:
+        """By element of all sites, one after another, whether it is measured from an origin."""
+        return torch.cat([torch.full((s.shape.numel(),), s.origin is not None) for s in self.sites]).to(self.device)
 
     def weight(self, tensor: Tensor) -> Tensor:
         """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
@@ -170,6 +185,10 @@ class Block:
         if self.is_scalar and self.sites[0].origin is not None:
             moved = sign * self.sites[0].origin.expand(self.batch_shape).unsqueeze(-1)
             return params | {"left": params["left"] + moved, "right": params["right"] + moved}
+        if self.joint_normal:
+            zero = torch.zeros((), device=self.device)
+            origins = [(zero if s.origin is None else s.origin).expand(s.shape).reshape(-1) for s in self.sites]
+            return params | {"loc": params["loc"] + sign * torch.cat(origins).to(params["loc"])}
         site = self.location_site
         if site is None or site.origin is None:
             return params
@@ -184,7 +203,7 @@ class Block:
         shaped = []
         for site, value, event in zip(self.sites, values, self.event_shapes, strict=True):
             event = site.event_shape if self.is_discrete else event
-            if (site is self.location_site or self.is_scalar) and site.origin is not None:
+            if site.origin is not None and (site is self.location_site or self.is_scalar or self.joint_normal):
                 value = value - site.origin
             shaped.append(value.reshape(len(value), *self.batch_shape, *event))
         return self.family.sufficient_statistics(*shaped)

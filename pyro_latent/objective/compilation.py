@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from torch import Tensor
@@ -25,6 +26,7 @@ from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import CoupledElementsError
 from .factors import DiscreteFactor, make_factor
+from .joining import KnownPairs
 from .joints import Joint, TooLargeError, connected
 from .locality import is_in_subsample, locality
 from .log_sums import sum_over_plates
@@ -48,6 +50,7 @@ def compile_program(
     joint: tuple[tuple[str, ...], ...] = (),
     mean_field: Collection[str] = (),
     starts: int = 1,
+    pairs: KnownPairs = MappingProxyType({}),
 ) -> Program:
     """The ELBO of a recorded model under blocks.
 
@@ -56,25 +59,30 @@ def compile_program(
         joint: sites that share a block.
         mean_field: discrete sites whose elements are independent in q.
         starts: the number of starts that the memory of tables is estimated for.
+        pairs: of joint normal blocks, pairs of elements that come first in their natural parameters.
 
     Raises:
         NotConjugateError: if sites are not conditionally conjugate, or couple the elements of a block: it lists all.
         ModelError: if ``mean_field`` names no discrete site, or a table is over the limit of memory.
     """
     try:
-        return _compiled(recording, joint, mean_field, starts)
+        return _compiled(recording, joint, mean_field, starts, pairs)
     except NotConjugateError as first:
         coupled = first.block.sites if isinstance(first, CoupledElementsError) else ()
         whole = recording.with_event(coupled[0].name) if len(coupled) == 1 else None
         if whole is not None:
-            return compile_program(whole, joint, mean_field, starts)
+            return compile_program(whole, joint, mean_field, starts, pairs)
         raise all_at_once(recording, joint, first) from None
 
 
 def _compiled(
-    recording: Recording, joint: tuple[tuple[str, ...], ...], mean_field: Collection[str], starts: int
+    recording: Recording,
+    joint: tuple[tuple[str, ...], ...],
+    mean_field: Collection[str],
+    starts: int,
+    pairs: KnownPairs,
 ) -> Program:
-    blocks = make_blocks(recording, joint)
+    blocks = make_blocks(recording, joint, pairs)
     scored, live = without_masks(recording)
     terms = {name: summed_terms(s) for name, s in scored.items()}
     why = _in_mean_field(recording, scored, terms, mean_field)

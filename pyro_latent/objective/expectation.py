@@ -17,9 +17,21 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
+from ..expressions.axes import (
+    START,
+    Axis,
+    Gather,
+    Label,
+    Labels,
+    is_summed,
+    read,
+    same_axes,
+    spread,
+    unique_labels,
+)
 from ..expressions.terms import Choice, Constant, Factor, LogOfSum, Term
 from ..families.base import Monomial
+from ..families.joint_normal import Gaussian
 from ..families.quadrature import Quadrature
 from .blocks import Block, BlockKey, Means
 from .scalars import quadrature_moment
@@ -125,10 +137,35 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
                 raise _coupled(block, site)
             moments.append(BlockMoment(block, *found))
             continue
+        if isinstance(block.family, Gaussian):
+            moments.append(_pair_moment(block.family, block, factors, owners, site))
+            continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
         moments.append(_moment(factors, owners, set(others), site))
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
+
+
+def _pair_moment(
+    family: Gaussian, block: Block, factors: list[Factor], owners: Mapping[str, tuple[Block, int]], site: str
+) -> BlockMoment:
+    """The moment of one or two elements of a joint normal block, whichever they are."""
+    if any(f.variable.scalar is not None or f.function != "x" or f.power not in (1, 2) for f in factors):
+        raise _no_moment(block, factors, site)
+    found = []
+    for factor in factors:
+        part = family.parts[owners[factor.variable.site][1]]
+        grid = torch.arange(part.offset, part.elements.stop, device=block.device).reshape(part.shape)
+        axes = tuple(None if n == 1 else axis for axis, n in zip(factor.axes, part.shape, strict=True))
+        found += [read(grid, axes)] * int(factor.power)
+    if len(found) == 1:
+        return BlockMoment(block, "x", (Gather(*found[0]),))
+    if len(found) > 2:
+        raise _no_moment(block, factors, site)
+    labels = tuple(dict.fromkeys(x for _, own in found for x in own))
+    where = {label: i for i, label in enumerate(labels)}
+    first, second = torch.broadcast_tensors(*(spread(index, own, where) for index, own in found))
+    return BlockMoment(block, "xx", (Gather(family.places(first, second), labels),))
 
 
 def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> BlockMoment:

@@ -29,25 +29,34 @@ def locality(
         inside = (key for key, b in blocks.items() if any(is_in_subsample(s.plates) for s in b.sites))
         return frozenset(inside), frozenset()
     said = {key: [s.local for s in b.sites if s.local is not None] for key, b in blocks.items()}
-    own, shared = _own_blocks(recording, owners)
-    local = {key for key, says in said.items() if (any(says) if says else key in own)}
-    return frozenset(local), frozenset(key for key in shared - own if not said[key])
+    sites, shared = _own_sites(recording, owners)
+    own = {owners[name][0].key for name in sites}
+    # Sites of a joint normal block may differ in this: such a block is neither.
+    mixed = {
+        key
+        for key, b in blocks.items()
+        if b.joint_normal and key in own and not sites.issuperset(s.name for s in b.sites)
+    }
+    local = {key for key, says in said.items() if (any(says) if says else key in own)} - mixed
+    return frozenset(local), frozenset(key for key in shared - own if not said[key]) | mixed
 
 
-def _own_blocks(recording: Recording, owners: Mapping[str, tuple[Block, int]]) -> tuple[set[BlockKey], set[BlockKey]]:
-    """The blocks of which each observation has an element of its own, and those of which only some of them do.
+def _own_sites(recording: Recording, owners: Mapping[str, tuple[Block, int]]) -> tuple[set[str], set[BlockKey]]:
+    """The sites of which each observation has an element of its own, and the blocks of which only some of them do.
 
     What a latent with an own element for each observation reads in turn element by element, an observation reads.
     """
     data = [s.name for s in recording.scored.values() if s.observed and s.plates]
-    own: set[BlockKey] = set()
+    own: set[str] = set()
     shared: set[BlockKey] = set()
     for name in data:  # grows on the way
         dims = {p.dim for p in recording.scored[name].plates}
         for site, plates, axes in _reads(recording, name):
             read = {a for a in axes if isinstance(a, int) and is_position(a)} | {p.dim for p in plates if p.size == 1}
-            if site in owners:
-                (own if read >= dims else shared if read & dims else set()).add(owners[site][0].key)
+            if site in owners and read >= dims:
+                own.add(site)
+            elif site in owners and read & dims:
+                shared.add(owners[site][0].key)
             if read >= dims and site not in data:
                 data.append(site)
     return own, shared

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Sequence
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from ..recording import LatentSite, Recording
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
+from .joining import KnownPairs, groups_of, is_normal, joint_normal_block
 
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {
@@ -29,22 +31,25 @@ _INSTEAD = {
 _LARGE_EVENT = 500
 
 
-def make_blocks(recording: Recording, joint: tuple[tuple[str, ...], ...] = ()) -> dict[BlockKey, Block]:
+def make_blocks(
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = (), pairs: KnownPairs = MappingProxyType({})
+) -> dict[BlockKey, Block]:
     """One block for each continuous site, but for those named together in ``joint``.
 
     Raises:
         NotConjugateError: for a prior outside the known families, or a joint block that no family fits.
     """
-    blocks, problems = find_blocks(recording, joint)
+    blocks, problems = find_blocks(recording, joint, pairs)
     for problem in problems.values():
         raise problem
     return blocks
 
 
 def find_blocks(
-    recording: Recording, joint: tuple[tuple[str, ...], ...] = ()
+    recording: Recording, joint: tuple[tuple[str, ...], ...] = (), pairs: KnownPairs = MappingProxyType({})
 ) -> tuple[dict[BlockKey, Block], dict[str, NotConjugateError]]:
     """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
+    joint = groups_of(recording, joint)
     used = [n for names in joint for n in names]
     if len(used) != len(set(used)):
         raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
@@ -52,7 +57,11 @@ def find_blocks(
     problems: dict[str, NotConjugateError] = {}
     for names in (*joint, *((name,) for name in recording.latents if name not in used)):
         try:
-            one = _joint(names, recording) if len(names) > 1 else _single(recording.latents[names[0]], recording.device)
+            one = (
+                _joint(names, recording, pairs)
+                if names in joint
+                else _single(recording.latents[names[0]], recording.device)
+            )
         except NotConjugateError as problem:
             problems |= dict.fromkeys(names, problem)
         else:
@@ -148,21 +157,19 @@ def _batches(family: Family, sites: Sequence[LatentSite]) -> set[torch.Size]:
     return {batch for batch, _ in _shapes(family, sites)}
 
 
-def _joint(names: tuple[str, ...], recording: Recording) -> Block:
-    missing = [n for n in names if n not in recording.latents]
-    if missing:
-        raise NotConjugateError(
-            f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block "
-            f"{names}."
-        )
+def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> Block:
     sites = [recording.latents[n] for n in names]
     fitting = [(f, o) for classes, f in JOINT_FAMILIES.items() if (o := _in_order(sites, classes)) is not None]
     if fitting:  # the first whose events fit the sites' shapes; else the first, whose error says what does not
         family, order = next((c for c in fitting if len(_batches(*c)) == 1), fitting[0])
         return _over(family, order, recording.device)
+    if all(map(is_normal, sites)):
+        return joint_normal_block(sites, recording.device, pairs.get(names if len(names) > 1 else names[0], ()))
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     got = " with ".join(s.distribution.__name__ for s in sites)
-    raise NotConjugateError(f"Expected a joint block of a known family ({known}); got {got} in the block {names}.")
+    raise NotConjugateError(
+        f"Expected a joint block of normal sites, or of a known family ({known}); got {got} in the block {names}."
+    )
 
 
 def _in_order(sites: Sequence[LatentSite], classes: tuple[type, ...]) -> tuple[LatentSite, ...] | None:

@@ -68,11 +68,13 @@ class Posteriors(Mapping[Any, Any]):
     ) -> None:
         self._entries: dict[Any, Any] = {}
         self._recording = program.recording
+        self.joints: dict[BlockKey, Any] = {}
         self.scales: dict[str, Tensor | float] = {}
         for key, block in program.blocks.items():
             self._entries |= marginals(block, params[key])
-            if isinstance(key, tuple):
-                self._entries[key] = block.family.distribution(params[key])
+            if isinstance(key, tuple) or block.joint_normal:
+                self.joints[key] = block.family.distribution(params[key])
+        self._entries |= {key: joint for key, joint in self.joints.items() if isinstance(key, tuple)}
         self.scales |= {scored.name: scored.scale for scored in program.recording.scored.values()}
         for site in program.discrete:
             if site.name in responsibilities:

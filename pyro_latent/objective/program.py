@@ -34,7 +34,7 @@ from .factors import DiscreteFactor
 from .joints import Joint
 from .log_sums import LogSum
 from .modes import DEGREES, degree_of, joint_mode, mode
-from .summands import Summand, cast, gradients, sum_of, summand_of
+from .summands import Summand, cast, gradients, merged, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
 _SETTLING_ROUNDS = 100
@@ -374,13 +374,17 @@ class Program:
     def prior_summands(self, sites: set[str]) -> list[Summand]:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
         found = []
-        for name in sites:
+        for name in (name for name in self.recording.scored if name in sites):
             scored = self.recording.scored[name]
-            for term in with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field):
+            terms = usable_terms(scored)
+            if not any(term.choices for term in terms):
+                found += self.site_summands[name]
+                continue
+            for term in with_indicators(terms, self.recording.discrete, self.mean_field):
                 expected = expect(term, self.owners, name)
                 share = expected.coefficient / math.prod(c.size for c in expected.choices)
                 found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
-        return cast(found, self.recording.dtype)
+        return cast(merged(found), self.recording.dtype)
 
     def unused_params(self) -> list[str]:
         """The parameters that no density depends on."""

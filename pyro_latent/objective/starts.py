@@ -246,11 +246,11 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
 
 
 def _perturbed(program: Program, block: Block, natural: Natural, generator: torch.Generator) -> Natural:
-    """The location at the data's mean, where it is the location of data; else drawn from the prior, with a limited
-    spread.
-    """
+    """A location at the data's mean, where it is that of data; else drawn from the prior, with a limited spread."""
     if isinstance(block.family, Quadrature):
         return block.family.narrowed(natural, _noise(natural.left[..., 0], generator))
+    if block.joint_normal:
+        return block.joint_normal.moved(natural, block.has_origin, _noise(natural.x, generator), _LARGEST_SPREAD)
     params = block.family.to_params(natural)
     if block.location_site is None:
         if any(block.key in s.blocks for s in program.log_sums):  # a random number of observations more, about one each

@@ -9,7 +9,20 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..expressions.axes import START, Axis, Gather, Labelled, Labels, axis_labels, contract, substitute, unique_labels
+from ..expressions.axes import (
+    START,
+    Axis,
+    Gather,
+    Label,
+    Labelled,
+    Labels,
+    axis_labels,
+    contract,
+    fresh_label,
+    spread,
+    substitute,
+    unique_labels,
+)
 from ..expressions.terms import Constant
 from ..recording import Recording, ScoredSite
 from .blocks import Block, BlockKey, Means
@@ -71,7 +84,7 @@ class Summand:
         def plain(axis: Axis) -> object:
             return (id(axis.index), axis.labels) if isinstance(axis, Gather) else axis
 
-        return tuple((m.block.key, m.statistic, tuple(plain(a) for a in m.axes)) for m in self.moments), self.labels
+        return tuple((m.block.label, m.statistic, tuple(plain(a) for a in m.axes)) for m in self.moments), self.labels
 
     def slope(self, place: int, means: Means) -> Tensor:
         """The gradient in the moment at a place, which is what multiplies it, in the shape of the statistic."""
@@ -145,26 +158,63 @@ def labels_of(moments: Sequence[BlockMoment]) -> Labels:
 
 def canonical(summand: Summand) -> Summand:
     """Moments in a fixed order and labels numbered by first use, so that like terms meet."""
-    order = sorted(summand.moments, key=lambda m: (str(m.block.key), m.statistic, len(m.axes)))
-    numbers = {START: START}
-    for moment in order:
-        for axis in moment.axes:
-            for label in axis_labels(axis):
-                numbers.setdefault(label, len(numbers))
-    moments = tuple(replace(m, axes=tuple(substitute(a, numbers) for a in m.axes)) for m in order)
+    moments, numbers = _numbered(summand.moments)
     labels = tuple(numbers[x] for x in summand.labels)
     target = tuple(sorted(labels))
     constant = summand.constant.permute([labels.index(x) for x in target]) if labels else summand.constant
     return Summand(constant, target, moments)
 
 
+def _numbered(moments: Sequence[BlockMoment]) -> tuple[tuple[BlockMoment, ...], dict[Label, Label]]:
+    """Moments in a fixed order with numbered labels, and the numbers."""
+    order = sorted(moments, key=lambda m: (m.block.label, m.statistic, len(m.axes)))
+    numbers = {START: START}
+    for moment in order:
+        for axis in moment.axes:
+            for label in axis_labels(axis):
+                numbers.setdefault(label, len(numbers))
+    return tuple(replace(m, axes=tuple(substitute(a, numbers) for a in m.axes)) for m in order), numbers
+
+
 def merged(summands: Iterable[Summand]) -> list[Summand]:
     """Add like terms, in float64."""
     groups: dict[Hashable, Summand] = {}
-    for summand in summands:
+    for summand in _gathered(summands):
         found = groups.get(summand.key)
         groups[summand.key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
     return list(groups.values())
+
+
+def _gathered(summands: Iterable[Summand]) -> list[Summand]:
+    """Terms that read a joint normal block here and there, as one sum over all that they read of it."""
+    found: list[Summand] = []
+    groups: dict[tuple[object, ...], tuple[Summand, list[Tensor], list[Tensor]]] = {}
+    for summand in summands:
+        joint = [m for m in summand.moments if m.block.joint_normal]
+        others = tuple(m for m in summand.moments if not m.block.joint_normal)
+        axis = joint[0].axes[0] if len(joint) == 1 else None
+        if not isinstance(axis, Gather) or set(axis.labels) & set(labels_of(others)):
+            found.append(summand)
+            continue
+        others, numbers = _numbered(others)
+        rest = sorted((x for x in summand.labels if x not in axis.labels), key=numbers.__getitem__)
+        sizes = dict(zip(summand.labels, summand.constant.shape, strict=True))
+        shape = torch.Size(sizes[x] for x in rest)
+        where = {label: i for i, label in enumerate((*axis.labels, *rest))}
+        constant = spread(summand.constant, summand.labels, where).expand(axis.index.shape + shape)
+        labels = tuple(numbers[x] for x in rest)
+        key = (joint[0].block.label, joint[0].statistic, Summand(constant, labels, others).key)
+        _, places, values = groups.setdefault(key, (Summand(constant, labels, (*joint, *others)), [], []))
+        places.append(axis.index.reshape(-1))
+        values.append(constant.reshape(-1, *shape))
+    for like, places, values in groups.values():
+        index, place = torch.cat(places).unique(return_inverse=True)
+        each = torch.cat(values)
+        total = each.new_zeros(len(index), *each.shape[1:]).index_add_(0, place, each)
+        label = fresh_label()
+        read = replace(like.moments[0], axes=(Gather(index, (label,)),))
+        found.append(canonical(Summand(total, (label, *like.labels), (read, *like.moments[1:]))))
+    return found
 
 
 def cast(summands: Sequence[Summand], dtype: torch.dtype) -> list[Summand]:

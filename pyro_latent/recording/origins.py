@@ -55,15 +55,18 @@ class Origins:
             seen = msg["value"] if mask is False else seen_data(msg["value"], mask, len(msg["fn"].event_shape))
             self._measure(location, seen)
 
-    def _measure(self, location: _Location, value: Tensor) -> None:
+    def _measure(self, location: _Location, value: Tensor, is_above: bool = False) -> None:
         """Give the latent in a location the mean of a value, and go on from there to the latent's own location.
 
-        In a sum of latents, as of an intercept and effects, the one with the fewest elements is measured.
+        In a sum of latents, as of an intercept and effects, the one with the fewest elements is measured. Above the
+        observation's own, a latent that an earlier one has started is left: a chain is climbed once.
         """
         factors = [f for f in location.latents() if self._classes.get(f.variable.site) in LOCATED]
         if not factors or any(f.variable.site in self.found for f in factors):
             return
         factor = min(factors, key=lambda f: f.variable.shape.numel())
+        if is_above and factor.variable.site in self.own_data:
+            return
         mean = _mean_over(value, factor.axes)
         origin = _common(mean, factor.axes, location, value)
         if origin is not None:
@@ -72,7 +75,7 @@ class Origins:
             self.own_data.setdefault(factor.variable.site, mean)  # one latent for each observation starts there
         above = self._locations.get(factor.variable.site)
         if above is not None:
-            self._measure(above, mean.expand(factor.variable.shape))
+            self._measure(above, mean.expand(factor.variable.shape), is_above=True)
 
 
 class _Location(NamedTuple):

@@ -1,0 +1,120 @@
+"""Which normal sites share a factor of q: those that are named together, or all that can be."""
+
+from __future__ import annotations
+
+import fnmatch
+import itertools
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from ..distributions.joint_normal import Part
+from ..errors import NotConjugateError
+from ..families import family_of
+from ..families.joint_normal import Gaussian
+from ..families.multivariate_normal import MultivariateNormal
+from ..families.normal import Normal
+from ..recording import LatentSite, Recording
+from .blocks import Block, BlockKey
+
+#: In place of blocks: all normal sites that can be.
+AUTO: tuple[tuple[str, ...], ...] = (("<auto>",),)
+#: By joint normal block, pairs of its elements that are known to meet; see :attr:`.Gaussian.codes`.
+KnownPairs = Mapping[BlockKey, Sequence[int]]
+
+
+def is_normal(site: LatentSite) -> bool:
+    return site.point is None and isinstance(site.family or family_of(site.distribution), Normal | MultivariateNormal)
+
+
+def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs: Sequence[int]) -> Block:
+    """The block of normal sites that are taken together, whatever their shapes and plates.
+
+    Raises:
+        NotConjugateError: if they do not weigh alike in the ELBO.
+    """
+    masked = [site.name for site in sites if site.mask is not None]
+    if masked:
+        raise NotConjugateError(
+            f"Expected the sites of a joint normal block without masks; got {masked}. Mask what is observed of them, "
+            "or leave them in blocks of their own."
+        )
+    scales = {site.name: site.scale for site in sites}
+    if (
+        any(isinstance(scale, Tensor) and scale.numel() > 1 for scale in scales.values())
+        or len({float(scale) for scale in scales.values()}) > 1
+    ):
+        raise NotConjugateError(
+            f"Expected the sites of a joint normal block to have one scale; got {scales}. Sites of a subsampled plate "
+            "are not joined with others: leave them in blocks of their own, or give all of the data."
+        )
+    parts, offset = [], 0
+    for site in sites:
+        parts.append(Part(site.name, offset, site.batch_shape, site.event_shape, bool(site.event_shape)))
+        offset += site.shape.numel()
+    events = tuple(torch.Size([site.shape.numel()]) for site in sites)
+    return Block(
+        tuple(sites), Gaussian(parts, device, pairs), torch.Size(), events, float(sites[0].scale), None, device
+    )
+
+
+def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+    """The blocks by the names of their sites, for names that may be patterns; a block of one site is one only where its
+    elements may meet.
+
+    Raises:
+        NotConjugateError: if a name is of no continuous latent site.
+    """
+    if joint == AUTO:
+        return _connected(recording)
+    found = []
+    for names in joint:
+        own: dict[str, None] = {}
+        for name in names:
+            matches = [n for n in recording.latents if n == name or fnmatch.fnmatchcase(n, name)]
+            if not matches:
+                raise NotConjugateError(
+                    f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {name!r} in the "
+                    f"block {names}."
+                )
+            own |= dict.fromkeys(matches)
+        if len(own) > 1 or all(is_normal(recording.latents[n]) for n in own):
+            found.append(tuple(own))
+    return tuple(found)
+
+
+def _connected(recording: Recording) -> tuple[tuple[str, ...], ...]:
+    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
+    normal = {n for n, site in recording.latents.items() if is_normal(site) and site.mask is None}
+    degrees: list[dict[str, float]] = []
+    for scored in recording.scored.values():
+        density = scored.density
+        for term in density.terms if density is not None and density.opacity is None else ():
+            own: dict[str, float] = {}
+            for factor in term.factors:
+                name = factor.variable.root.site
+                if name in normal:
+                    plain = factor.variable.scalar is None and factor.function == "x" and factor.power in (1, 2)
+                    own[name] = own.get(name, 0) + (factor.power if plain else 9)
+            if own:
+                degrees.append(own)
+    group = {name: {name} for name in sorted(normal, key=list(recording.latents).index)}
+    for own in degrees:
+        for first, second in itertools.combinations(own, 2):
+            merged = group[first] | group[second]
+            if group[first] is group[second] or not _alike(recording, merged):
+                continue
+            if all(sum(d for n, d in other.items() if n in merged) <= 2 for other in degrees):
+                for name in merged:
+                    group[name] = merged
+    sets = {id(g): g for g in group.values()}
+    return tuple(tuple(n for n in recording.latents if n in g) for g in sets.values() if len(g) > 1)
+
+
+def _alike(recording: Recording, names: set[str]) -> bool:
+    scales = [recording.latents[n].scale for n in names]
+    return all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
+
+
+__all__ = ["AUTO", "KnownPairs", "groups_of", "is_normal", "joint_normal_block"]
