@@ -1,7 +1,7 @@
 """The level of the Nile: a random walk that is one factor of the posterior, beside a walk whose steps are independent.
 
-The yearly flow at Aswan, 1871 to 1970 (Durbin and Koopman 2012, chapter 2; the series comes with statsmodels), is a level
-that moves as a random walk, and noise:
+The yearly flow at Aswan, 1871 to 1970 (Durbin and Koopman 2012, chapter 2; the series comes with statsmodels), is a
+level that moves as a random walk, and noise:
 
     level[t] ~ Normal(level[t - 1], 1 / sqrt(step)),    flow[t] ~ Normal(level[t], 1 / sqrt(noise)),
 

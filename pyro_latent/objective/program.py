@@ -255,9 +255,7 @@ class Program:
     def terms(
         self, state: State, means: Means, keys: Iterable[BlockKey], summands: Iterable[Summand]
     ) -> tuple[Tensor, Tensor]:
-        """The entropy of some blocks and some sums over parameters, for each start, with the size of what is added up;
-        float64. All ELBOs are such sums.
-        """
+        """The entropy of some blocks and some sums over parameters, for each start, and the size of what it sums."""
         total, magnitude = self.entropy_terms(state, means, keys)
         for summand in summands:
             value = summand.value(means).double()
@@ -374,16 +372,13 @@ class Program:
     def prior_summands(self, sites: set[str]) -> list[Summand]:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
         found = []
-        for name in (name for name in self.recording.scored if name in sites):
-            scored = self.recording.scored[name]
-            terms = usable_terms(scored)
-            if not any(term.choices for term in terms):
-                found += self.site_summands[name]
-                continue
-            for term in with_indicators(terms, self.recording.discrete, self.mean_field):
-                expected = expect(term, self.owners, name)
-                share = expected.coefficient / math.prod(c.size for c in expected.choices)
-                found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
+        for scored in (s for s in self.recording.scored.values() if s.name in sites):
+            found += self.site_summands[scored.name]
+            for term in with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field):
+                if term.choices:
+                    expected = expect(term, self.owners, scored.name)
+                    share = expected.coefficient / math.prod(c.size for c in expected.choices)
+                    found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
         return cast(merged(found), self.recording.dtype)
 
     def unused_params(self) -> list[str]:
