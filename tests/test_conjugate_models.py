@@ -26,7 +26,7 @@ from sklearn.exceptions import ConvergenceWarning
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_latent import CAVI, AutoConjugate
+from pyro_latent import CAVI, AutoConjugate, NotConjugateError
 from pyro_latent.ascent.cavi import CAVIResult
 from pyro_latent.models import gmm, normal_gamma
 
@@ -1356,3 +1356,35 @@ def test_the_elbo_is_what_trace_elbo_estimates(name: str) -> None:
     elbo = found.guide.elbo()
     error = np.std(draws) / math.sqrt(len(draws))
     assert abs(np.mean(draws) - elbo) < 5 * error + 1e-9 * abs(elbo)
+
+
+def test_logits_of_broken_sticks_are_normalized_and_conjugate() -> None:
+    """The posterior of each stick counts those that broke it and those that went on (Blei and Jordan 2006, §3)."""
+    label = torch.tensor([0, 0, 1, 3, 3, 2, 0, 3])
+
+    def model() -> None:
+        with pyro.plate("sticks", 3):
+            beta = pyro.sample("beta", dist.Beta(torch.ones(3).double(), 2.0))
+        on = torch.nn.functional.pad((1 - beta).log().cumsum(-1), (1, 0))
+        with pyro.plate("data", len(label)):
+            pyro.sample("z", dist.Categorical(logits=torch.nn.functional.pad(beta.log(), (0, 1)) + on), obs=label)
+
+    guide = AutoConjugate(model)
+    result = CAVI(model, guide).run()
+    q = guide.posterior()["beta"]
+    broke, went = torch.tensor([3.0, 1.0, 1.0]).double(), torch.tensor([5.0, 4.0, 3.0]).double()
+    torch.testing.assert_close(q.concentration1.double(), 1 + broke)
+    torch.testing.assert_close(q.concentration0.double(), 2 + went)
+    ratios = torch.lgamma(1 + broke) + torch.lgamma(2 + went) - torch.lgamma(3 + broke + went)
+    assert float(result.elbo[-1]) == pytest.approx(float((ratios + math.log(2.0)).sum()))  # B(1, 2) = 1/2
+
+
+def test_logits_that_are_nearly_normalized_are_not_conjugate() -> None:
+    def model() -> None:
+        with pyro.plate("sticks", 2):
+            beta = pyro.sample("beta", dist.Beta(torch.ones(2).double(), 2.0))
+        on = torch.nn.functional.pad((1 - 0.999 * beta).log().cumsum(-1), (1, 0))
+        pyro.sample("z", dist.Categorical(logits=torch.nn.functional.pad(beta.log(), (0, 1)) + on), obs=torch.tensor(1))
+
+    with pytest.raises(NotConjugateError, match="softmax"):
+        CAVI(model, AutoConjugate(model)).run()

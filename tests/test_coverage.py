@@ -36,7 +36,7 @@ SAMPLE = (
     "quick start: a normal",
     "coin toss",
     "two coins",
-    "stochastic block model",
+    "Gaussian mixture, univariate",
 )
 
 

@@ -198,6 +198,27 @@ class Elementwise(Dimensions):
         return self._chooses_simplexes or self.sum(-1).is_one
 
     @property
+    def is_log_normalized(self) -> bool:
+        """Whether exp of the last dimension sums to one: at a few random values, where the expression is a sum of
+        logarithms of latents, as of broken sticks. Such an identity holds everywhere.
+        """
+        if self.opacity or self.exp().is_normalized:
+            return not self.opacity
+        factors = [f for t in self.polynomial().terms for f in t.factors]
+        if self.choices or not factors or any(f.function not in ("log", "log1m") for f in factors):
+            return False
+        generator = torch.Generator().manual_seed(0)
+        for _ in range(3):
+            values = {}
+            for variable in {f.variable.site: f.variable for f in factors}.values():
+                drawn = torch.rand(variable.shape, generator=generator, dtype=torch.float64).to(self.like.device)
+                values[variable.site] = drawn / drawn.sum(-1, keepdim=True) if variable.simplex else drawn
+            total = self.evaluate(values).exp().sum(-1)
+            if not torch.allclose(total, torch.ones_like(total), rtol=0.0, atol=1e-9):
+                return False
+        return True
+
+    @property
     def _chooses_simplexes(self) -> bool:
         """Whether the masks of the pieces do not vary along the last dimension, and every piece is normalized."""
         whole = all(mask.expand(self.shape)._apart_from(1) is not None for mask, _ in self.pieces)
