@@ -25,7 +25,9 @@ class Elementwise(Dimensions):
     __slots__ = ()
 
     def log(self) -> Self:
-        """The elementwise logarithm, of products of powers, of 1 - x, and of constants."""
+        """The elementwise logarithm, of products of powers, of 1 - x, of constants, and of what remembers its own."""
+        if self.logarithm is not None:
+            return self.logarithm
         if self.opacity:
             return self
         if self.pieces:
@@ -84,7 +86,9 @@ class Elementwise(Dimensions):
         for group in groups:
             found = self._with(group).of_scalar("exp", torch.exp)
             if found is None:
-                return self._opaque("exp")
+                found = self._opaque("exp")
+                found.logarithm = self
+                return found
             product = product * found
         return product
 
@@ -188,6 +192,8 @@ class Elementwise(Dimensions):
         """Whether the last dimension provably sums to one: a latent's simplex, seen whole, or terms that add up to
         one, as those of the stacked 1 - p and p do.
         """
+        if self.logarithm is not None:
+            return self._adds_up_to_one
         if self.opacity:
             return False
         if self.is_table:
@@ -198,23 +204,23 @@ class Elementwise(Dimensions):
         return self._chooses_simplexes or self.sum(-1).is_one
 
     @property
-    def is_log_normalized(self) -> bool:
-        """Whether exp of the last dimension sums to one: at a few random values, where the expression is a sum of
-        logarithms of latents, as of broken sticks. Such an identity holds everywhere.
+    def _adds_up_to_one(self) -> bool:
+        """Whether what remembers its logarithm sums to one at some numbers, which an analytic function of them does at
+        all or almost nowhere.
         """
-        if self.opacity or self.exp().is_normalized:
-            return not self.opacity
-        factors = [f for t in self.polynomial().terms for f in t.factors]
-        if self.choices or not factors or any(f.function not in ("log", "log1m") for f in factors):
+        assert self.logarithm is not None
+        terms = [t for e in (self.logarithm, *(p for _, p in self.logarithm.pieces)) for t in e.terms]
+        variables = {f.variable.root.site: f.variable.root for t in terms for f in t.factors}.values()
+        if self.logarithm.opacity or self.logarithm.choices or any(v.replay is not None for v in variables):
             return False
         generator = torch.Generator().manual_seed(0)
         for _ in range(3):
             values = {}
-            for variable in {f.variable.site: f.variable for f in factors}.values():
-                drawn = torch.rand(variable.shape, generator=generator, dtype=torch.float64).to(self.like.device)
-                values[variable.site] = drawn / drawn.sum(-1, keepdim=True) if variable.simplex else drawn
-            total = self.evaluate(values).exp().sum(-1)
-            if not torch.allclose(total, torch.ones_like(total), rtol=0.0, atol=1e-9):
+            for v in variables:
+                drawn = 0.1 + 0.8 * torch.rand(v.shape, generator=generator).double().to(self.like.device)
+                values[v.site] = drawn / drawn.sum(-1, keepdim=True) if v.simplex else drawn
+            found = self.logarithm.evaluate(values).exp().sum(-1)
+            if not torch.allclose(found, torch.ones_like(found), rtol=0, atol=1e-9):
                 return False
         return True
 

@@ -30,7 +30,7 @@ class Opacity:
 class Symbolic:
     """A tensor-valued function of the latents, with the ``shape``, ``dtype`` and ``device`` of its value."""
 
-    __slots__ = ("cholesky_of", "like", "opacity", "pieces", "shape", "terms")
+    __slots__ = ("cholesky_of", "like", "logarithm", "opacity", "pieces", "shape", "terms")
 
     def __init__(
         self,
@@ -41,6 +41,7 @@ class Symbolic:
         pieces: tuple[tuple[Self, Self], ...] = (),
         opacity: Opacity | None = None,
         cholesky_of: Self | None = None,
+        logarithm: Self | None = None,
     ) -> None:
         self.shape = torch.Size(shape)
         self.like = like
@@ -48,6 +49,7 @@ class Symbolic:
         self.pieces = pieces
         self.opacity = opacity
         self.cholesky_of = cholesky_of
+        self.logarithm = logarithm
 
     @classmethod
     def constant(cls, tensor: Tensor) -> Self:
@@ -145,6 +147,7 @@ class Symbolic:
             pieces=self.pieces,
             opacity=self.opacity,
             cholesky_of=self.cholesky_of,
+            logarithm=self.logarithm,
         )
 
     def _lift(self, other: Any) -> Self:
@@ -301,7 +304,10 @@ class Symbolic:
         lead = len(shape) - self.ndim
         sizes = [self.shape[i - lead] if n == -1 else n for i, n in enumerate(shape)]
         kept = self.cholesky_of if torch.Size(sizes[-2:]) == self.shape[-2:] else None
-        return type(self)(sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=kept)
+        logarithm = None if self.logarithm is None else self.logarithm.expand(sizes)
+        found = type(self)(sizes, self.like, self.terms, pieces=self.pieces, opacity=self.opacity, cholesky_of=kept)
+        found.logarithm = logarithm
+        return found
 
     @property
     def _is_monomial(self) -> bool:

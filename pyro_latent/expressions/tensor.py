@@ -25,6 +25,7 @@ from ..errors import LatentValueError
 from .expression import Expression
 from .linear import COMPOSED, LINEAR, PLACING, placed, weighted
 from .operations import IN_PLACE, LIKE_ANOTHER, METHODS, NUMPY_OPERATIONS, OPERATIONS, SHAPE_ONLY, SHAPE_QUERIES
+from .products import logarithm_of
 from .recorded import (
     Recorded,
     called,
@@ -42,6 +43,9 @@ from .recorded import (
 from .tables import ALONG, ELEMENTWISE, along, of_tables
 from .variables import Replay
 from .writes import track, write
+
+#: Products of more elements than this, whose logarithm is known, are not written out as polynomials.
+_LONGEST_PRODUCT = 6
 
 
 class RandomTensor(Recorded):
@@ -161,10 +165,13 @@ def _collapsed(tensor: Tensor) -> Tensor:
 def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
-    expression = _apply(name, func, result, args, kwargs)
+    logarithm = logarithm_of(name, func, args, kwargs, RandomTensor)
+    is_long = name == "cumprod" and logarithm is not None and max(result.shape, default=0) > _LONGEST_PRODUCT
+    expression = None if is_long else _apply(name, func, result, args, kwargs)
     if (expression is None or expression.opacity) and name in ELEMENTWISE and name != "one_hot" and result.numel():
         expression = _of_scalar(name, func, result, args, kwargs) or expression
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
+    found.expression.logarithm = logarithm or found.expression.logarithm
     track(name, func, args, kwargs, found)
     return found
 

@@ -19,7 +19,7 @@ def log_probs(arguments: Arguments) -> Expression:
         logits = arguments["logits"]
         if logits.is_table:
             return Expression.apply(lambda t: torch.log_softmax(t, -1), logits, dims=(-1,))
-        if logits.is_log_normalized:
+        if logits.exp().is_normalized:
             return logits
         return Expression.opaque(logits.shape, logits.like, "softmax of the logits", (logits,))
     probs = arguments.probs
@@ -32,7 +32,7 @@ def log_probs(arguments: Arguments) -> Expression:
         probs.like,
         "division of probs by their sum",
         (probs,),
-        "give probs a Dirichlet site, unchanged, or logits= the logarithms of broken sticks",
+        "give probs a Dirichlet site, unchanged, or the weights of broken sticks",
     )
 
 

@@ -1,0 +1,80 @@
+"""Logarithms of products that have no polynomial of a few terms, such as the weights of broken sticks.
+
+``(1 - v).cumprod(-1)`` of K elements is a polynomial of 2^K terms, and its logarithm a sum of K. So the result of such
+a product remembers its logarithm, also where it is opaque otherwise, and what is multiplied, moved or filled up does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .expression import Expression
+from .linear import PLACING
+from .recorded import Recorded, mapped, recorded_in
+from .tables import VIEWS, words
+
+_PRODUCTS = words("mul __mul__ __rmul__ multiply")
+_MOVES = VIEWS | PLACING | words("__getitem__ cat concat concatenate stack index_select narrow select")
+
+
+def logarithm_of(
+    name: str,
+    func: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    random: Callable[[Tensor, Expression], Recorded],
+) -> Expression | None:
+    """The logarithm of what an operation makes, where the result may not say it itself; None where nobody knows it.
+
+    Args:
+        name, func, args, kwargs: the operation.
+        random: makes a random tensor of a placeholder and an expression.
+    """
+    sources = recorded_in(args, kwargs)
+    if name == "cumprod":
+        x = args[0]
+        logarithm = x.expression.log()
+        if logarithm.opacity or x.expression.is_table:
+            return None
+        found: Any = random(x._placeholder, logarithm).cumsum(*args[1:], **kwargs)
+        return found.expression
+    if not any(t.expression.logarithm is not None for t in sources):
+        return None
+
+    def log(x: Any) -> Any:
+        if isinstance(x, Recorded):
+            expression = x.expression.log()
+            return None if expression.opacity else random(x._placeholder, expression)
+        if not isinstance(x, Tensor | float | int) or bool(torch.as_tensor(x <= 0).any()):
+            return None
+        return x.log() if isinstance(x, Tensor) else math.log(x)
+
+    if name in _PRODUCTS:
+        a, b = (log(x) for x in args)
+        return None if a is None or b is None else (a + b).expression
+    if name not in _MOVES:
+        return None
+    is_pad = name == "pad"
+    if is_pad and (kwargs.get("value") is None or kwargs.get("mode", "constant") != "constant" or len(args) > 2):
+        return None
+    kwargs = kwargs | {"value": log(kwargs["value"])} if is_pad else kwargs
+    plain = mapped((args, kwargs), log, Tensor)
+    result = None if _has_none(plain, (args, kwargs)) else func(*plain[0], **plain[1])
+    return result.expression if isinstance(result, Recorded) else None
+
+
+def _has_none(found: Any, given: Any) -> bool:
+    """Whether something has become None on the way."""
+    if isinstance(given, tuple | list):
+        return any(_has_none(f, g) for f, g in zip(found, given, strict=True))
+    if isinstance(given, dict):
+        return any(_has_none(found[k], g) for k, g in given.items())
+    return found is None and given is not None
+
+
+__all__ = ["logarithm_of"]

@@ -1,0 +1,126 @@
+"""Weights of broken sticks, as models of Dirichlet processes write them: exact posteriors and evidence."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+import torch.nn.functional as F
+from pyro.infer import Trace_ELBO
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate, NotConjugateError
+
+Weights = Callable[[Tensor], Tensor]
+
+
+def padded(v: Tensor) -> Tensor:
+    """As Pyro's tutorial writes them."""
+    return F.pad(v, (0, 1), value=1) * F.pad((1 - v).cumprod(-1), (1, 0), value=1)
+
+
+def joined(v: Tensor) -> Tensor:
+    one = v.new_ones(*v.shape[:-1], 1)
+    rest = torch.cat([one, torch.cumprod(1 - v, dim=-1)], -1)
+    return torch.cat([v, one], -1) * rest
+
+
+def sliced(v: Tensor) -> Tensor:
+    rest = (1.0 - v).cumprod(-1)
+    first = v[..., :1]
+    return torch.cat([first, v[..., 1:] * rest[..., :-1], rest[..., -1:]], -1)
+
+
+def by_logarithms(v: Tensor) -> Tensor:
+    rest = F.pad(torch.cumsum(torch.log(1 - v), -1), (1, 0), value=0.0)
+    return torch.exp(rest + F.pad(v, (0, 1), value=1.0).log())
+
+
+@pytest.fixture(autouse=True)
+def in_float64() -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
+
+
+WRITTEN = [padded, joined, sliced, by_logarithms]
+
+
+@pytest.mark.parametrize("size", [2, 5, 12, 40])
+@pytest.mark.parametrize("weights", WRITTEN)
+def test_posterior_and_evidence_are_those_of_beta_counts(weights: Weights, size: int) -> None:
+    counts = torch.arange(size) * 7 % 5
+    label = torch.arange(size).repeat_interleave(counts)
+    a, b = counts.new_tensor(1.0, dtype=torch.float64), counts.new_tensor(1.5, dtype=torch.float64)
+
+    def model(label: Tensor) -> None:
+        with pyro.plate("sticks", size - 1):
+            v = pyro.sample("v", dist.Beta(a, b))
+        with pyro.plate("data", len(label)):
+            pyro.sample("label", dist.Categorical(weights(v)), obs=label)
+
+    guide = AutoConjugate(model)
+    elbo = CAVI(model, guide).run(label).elbo
+    after = counts.flip(0).cumsum(0).flip(0)[1:]
+
+    def log_beta(x: Tensor, y: Tensor) -> Tensor:
+        return torch.lgamma(x) + torch.lgamma(y) - torch.lgamma(x + y)
+
+    evidence = (log_beta(a + counts[:-1], b + after) - log_beta(a, b)).sum()
+    assert float(elbo[-1]) == pytest.approx(float(evidence), rel=1e-11)
+    q = guide.posterior()["v"]
+    torch.testing.assert_close(q.mean, (a + counts[:-1]) / (a + b + counts[:-1] + after))
+
+
+def test_a_dirichlet_process_mixture_as_in_the_tutorial() -> None:
+    pyro.set_rng_seed(0)
+    centers = torch.tensor([-6.0, 0.0, 6.0]).repeat_interleave(30).double()
+    x = centers + torch.randn(90).double()
+
+    def model(x: Tensor) -> None:
+        with pyro.plate("sticks", 9):
+            v = pyro.sample("v", dist.Beta(x.new_tensor(1.0), 1.0))
+        with pyro.plate("components", 10):
+            mu = pyro.sample("mu", dist.Normal(x.new_tensor(0.0), 5.0))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(padded(v)))
+            pyro.sample("x", dist.Normal(mu[z], 1.0), obs=x)
+
+    guide = AutoConjugate(model, restarts=3)
+    result = CAVI(model, guide).run(x)
+    estimates = torch.tensor([-Trace_ELBO().loss(model, guide, x) for _ in range(300)])
+    assert float(estimates.mean()) == pytest.approx(float(result.elbo[-1]), abs=5 * float(estimates.std()) / 300**0.5)
+    probs = guide.posterior()["z"].probs
+    assert int((probs.sum(0) > 5).sum()) == 3
+
+
+def test_groups_of_sticks() -> None:
+    counts = torch.tensor([[3, 0, 2, 4], [1, 5, 0, 2]])
+    label = torch.stack([torch.arange(4).repeat_interleave(c)[:8] for c in counts])
+
+    def model(label: Tensor) -> None:
+        with pyro.plate("groups", 2, dim=-2), pyro.plate("sticks", 3, dim=-1):
+            v = pyro.sample("v", dist.Beta(torch.tensor(1.0), torch.tensor(1.5)))
+        with pyro.plate("groups", 2, dim=-2), pyro.plate("data", 8, dim=-1):
+            pyro.sample("label", dist.Categorical(padded(v).unsqueeze(-2)), obs=label)
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run(label)
+    seen = torch.stack([torch.bincount(row, minlength=4) for row in label])
+    after = seen.flip(1).cumsum(1).flip(1)[:, 1:]
+    torch.testing.assert_close(guide.posterior()["v"].mean, (1 + seen[:, :-1]) / (2.5 + seen[:, :-1] + after))
+
+
+def test_weights_that_do_not_sum_to_one_are_refused() -> None:
+    def model(label: Tensor) -> None:
+        with pyro.plate("sticks", 3):
+            v = pyro.sample("v", dist.Beta(torch.tensor(1.0), torch.tensor(1.5)))
+        with pyro.plate("data", len(label)):
+            pyro.sample("label", dist.Categorical((1 - v).cumprod(-1)), obs=label)
+
+    with pytest.raises(NotConjugateError, match="sum"):
+        CAVI(model, AutoConjugate(model)).run(torch.tensor([0, 1, 2]))
