@@ -171,7 +171,8 @@ def _wrap(
     if (expression is None or expression.opacity) and name in ELEMENTWISE and name != "one_hot" and result.numel():
         expression = _of_scalar(name, func, result, args, kwargs) or expression
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
-    found.expression.logarithm = logarithm or found.expression.logarithm
+    if logarithm is not None and found.expression.log().opacity:
+        found.expression.logarithm = logarithm
     track(name, func, args, kwargs, found)
     return found
 
