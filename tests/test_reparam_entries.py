@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -17,10 +19,11 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate
+from pyro_latent import CAVI, AutoConjugate, NotConjugateError
 from pyro_latent.distributions import InverseGaussian, PositiveNormal, Weight
 from pyro_latent.families import family_with_constants
 from pyro_latent.reparam import Conjugate
+from pyro_latent.reparam.probit import WeightedProbit
 
 Model = Callable[..., Any]
 X = torch.tensor([0.5, 1.2, -0.3, 2.0, 4.0, -1.5, 0.1, 9.0], dtype=torch.float64)
@@ -239,3 +242,143 @@ def test_a_horseshoe_of_a_regression_is_that_of_gammas_by_hand(model: Model) -> 
     assert guide.elbo() == pytest.approx(by_hand.elbo(), abs=1e-7)
     assert set(found.augmented) == {"tau_rate", "tau_precision", "lam_rate", "lam_precision"}
     assert set(guide.posterior()) == {"tau", "lam", "w"}
+
+
+# Probit, and a sigmoid of latents as a probability.
+
+
+def from_cdf(logits: Tensor) -> Tensor:
+    return dist.Normal(0.0, 1.0).cdf(logits)
+
+
+def from_erf(logits: Tensor) -> Tensor:
+    return 0.5 * (1 + torch.erf(logits / math.sqrt(2)))
+
+
+def from_ndtr(logits: Tensor) -> Tensor:
+    return torch.special.ndtr(logits)
+
+
+def from_other_outcome(logits: Tensor) -> Tensor:
+    return 1 - torch.special.ndtr(-logits)
+
+
+LABEL = torch.tensor([0.0, 1.0, 1.0, 0.0, 1.0, 1.0, 1.0, 0.0], dtype=torch.float64)
+LINKS = [from_cdf, from_erf, from_ndtr, from_other_outcome]
+
+
+def classifier(link: Callable[[Tensor], Tensor]) -> Model:
+    def model(y: Tensor, inputs: Tensor, size: int = 8, mask: Any = True) -> None:
+        w = pyro.sample("w", dist.Normal(inputs.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("n", size, subsample_size=len(y)), poutine.mask(mask=mask):
+            pyro.sample("y", dist.Bernoulli(link(inputs @ w)), obs=y)
+
+    return model
+
+
+@functools.cache
+def probit_bound() -> tuple[float, Tensor]:
+    """The fixed point of Albert and Chib's variational form, by hand: w is normal, and z normal on the side of y."""
+    sign, covariance = 2 * LABEL - 1, torch.linalg.inv(torch.eye(2).double() + INPUTS.mT @ INPUTS)
+    log_ndtr, mean = torch.special.log_ndtr, torch.zeros(2).double()
+    for _ in range(500):
+        f = INPUTS @ mean
+        z = f + sign * (-(f**2) / 2 - 0.5 * math.log(2 * math.pi) - log_ndtr(sign * f)).exp()
+        mean = covariance @ (INPUTS.mT @ z)
+    spread = ((INPUTS @ covariance) * INPUTS).sum()
+    divergence = 0.5 * (covariance.trace() + mean @ mean - 2 - torch.logdet(covariance))
+    return float(log_ndtr(sign * (INPUTS @ mean)).sum() - spread / 2 - divergence), mean
+
+
+@pytest.mark.parametrize("link", LINKS, ids=lambda f: f.__name__)
+def test_a_probit_regression_is_that_by_hand_however_the_cdf_is_written(link: Any) -> None:
+    guide, found = fit(classifier(link), LABEL, INPUTS)
+    bound, mean = probit_bound()
+    assert guide.elbo() == pytest.approx(bound, abs=1e-7)
+    torch.testing.assert_close(guide.posterior()["w"].mean, mean, atol=1e-4, rtol=0.0)
+    assert found.augmented == ("y_weight",)
+    assert set(guide.posterior()) == {"w"}
+
+
+def test_a_probit_regression_is_near_its_exact_posterior() -> None:
+    def log_joint(first: np.ndarray, second: np.ndarray) -> np.ndarray:
+        sign = 2 * LABEL.numpy() - 1
+        prior = scipy.stats.norm(0, 1)
+        likelihood = scipy.special.log_ndtr(sign * predictor(first, second)).sum(-1)
+        return prior.logpdf(first) + prior.logpdf(second) + likelihood
+
+    guide, _ = fit(classifier(from_cdf), LABEL, INPUTS)
+    evidence, mean, spread = posterior_of_two(log_joint, 7.0)
+    assert 0 < evidence - guide.elbo() < 1.2
+    assert (np.abs(guide.posterior()["w"].mean.numpy() - mean) / spread).max() < 0.4  # mean field draws it to zero
+    assert "WeightedProbit" in guide.explain(LABEL, INPUTS)
+
+
+@pytest.mark.parametrize("place", [-20.0, -1.5, 0.3, 12.0])
+@pytest.mark.parametrize("label", [0.0, 1.0])
+def test_the_mean_over_the_weight_is_the_normal_cdf(place: float, label: float) -> None:
+    """Also where it is 1e-89."""
+    expected = float(scipy.special.log_ndtr((2 * label - 1) * place))
+
+    def joint(weight: float) -> float:
+        factor = WeightedProbit.log_factor(SimpleNamespace(predictor=place, weight=weight), label)
+        return math.exp(factor + 0.5 * math.log(2 / math.pi) - weight**2 / 2 - expected)
+
+    mode = max(0.0, (2 * label - 1) * place)
+    edges = np.arange(max(0.0, mode - 12), mode + 12)
+    pieces = [scipy.integrate.quad(joint, a, a + 1, epsabs=1e-12)[0] for a in edges]
+    assert sum(pieces) == pytest.approx(1, rel=1e-8)
+
+
+def test_probit_takes_hidden_and_float32_data_and_minibatches() -> None:
+    model = classifier(from_erf)
+    hidden, _ = fit(model, torch.where(SEEN, LABEL, torch.nan), INPUTS, 8, SEEN)
+    whole, _ = fit(model, LABEL[SEEN], INPUTS[SEEN], 6)
+    assert hidden.elbo() == pytest.approx(whole.elbo(), abs=1e-8)
+    single = AutoConjugate(model, reparam=True)
+    CAVI(model, single).run(LABEL.float(), INPUTS.float())
+    bound, mean = probit_bound()
+    assert single.elbo() == pytest.approx(bound, rel=1e-4)
+    batches = [(LABEL[i : i + 4], INPUTS[i : i + 4]) for i in range(0, 8, 4)]
+    guide = AutoConjugate(model, reparam=True)
+    CAVI(model, guide, memoised=True).run_batches(batches, epochs=30, size=8)
+    torch.testing.assert_close(guide.posterior(*batches[0], size=8)["w"].mean, mean, atol=2e-3, rtol=0.0)
+
+
+def test_two_scalars_in_a_probit_are_affine_too() -> None:
+    """Also one alone, whose function a quadrature would take if it were not infinite in a tail."""
+
+    def model(y: Tensor, inputs: Tensor) -> None:
+        a, b = pyro.sample("a", dist.Normal(0.0, 1.0)), pyro.sample("b", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Bernoulli(probs=from_cdf(a + b * inputs[:, 1])), obs=y)
+            pyro.sample("z", dist.Bernoulli(probs=from_ndtr(a * inputs[:, 1])), obs=1 - y)
+
+    guide, found = fit(model, LABEL, INPUTS)
+    assert set(found.augmented) == {"y_weight", "z_weight"}
+    assert set(guide.posterior()) == {"a", "b"}
+
+
+def test_a_sigmoid_of_latents_is_logits() -> None:
+    def by_logits(y: Tensor, inputs: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(inputs.new_zeros(2), 1.0).to_event(1))
+        with pyro.plate("n", len(y)):
+            pyro.sample("y", dist.Bernoulli(logits=inputs @ w), obs=y)
+
+    guide, found = fit(classifier(torch.sigmoid), LABEL, INPUTS)
+    other, _ = fit(by_logits, LABEL, INPUTS)
+    assert found.augmented == ("y_weight",)
+    assert guide.elbo() == pytest.approx(other.elbo(), abs=1e-10)
+
+
+def test_another_function_of_latents_is_no_link() -> None:
+    """A cdf that is cut off is another function; the error names the site."""
+    for link in (lambda f: torch.special.ndtr(f).clamp(1e-6, 1 - 1e-6), lambda f: 0.5 + torch.atan(f) / math.pi):
+        with pytest.raises(NotConjugateError, match="Site 'y'"):
+            fit(classifier(link), LABEL, INPUTS)
+
+
+def test_the_error_of_a_probit_says_that_reparam_would_do() -> None:
+    model = classifier(from_cdf)
+    with pytest.raises(NotConjugateError, match=r"Or write AutoConjugate\(model, reparam=True\)"):
+        CAVI(model, AutoConjugate(model)).run(LABEL, INPUTS)

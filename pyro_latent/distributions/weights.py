@@ -32,7 +32,7 @@ class Weight(TorchDistribution):
     """
 
     arg_constraints = {"tilt": constraints.real}
-    support = constraints.positive
+    support: Any = constraints.positive
 
     def __init__(self, tilt: Tensor | float = 0.0, validate_args: bool | None = None) -> None:
         self.tilt = torch.as_tensor(tilt)

@@ -38,7 +38,8 @@ class Recorded(Tensor):
     """A placeholder of the right shape, the ``expression`` in the latents that it stands for, and its ``replay``.
 
     ``is_own``: the model computed it, so that it may write into it. ``alias``: what it shares its elements with;
-    ``views``: by number, the tensors in use that share its own.
+    ``views``: by number, the tensors in use that share its own. ``function_of``: of a result of operations without a
+    rule, the last tensor before them, and the function of its elements that it is.
     """
 
     expression: Expression
@@ -47,6 +48,7 @@ class Recorded(Tensor):
     is_own: bool
     alias: Alias | None
     views: WeakValueDictionary[int, Recorded]
+    function_of: tuple[Recorded, Callable[[Tensor], Tensor]] | None
 
     @staticmethod
     def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> Self:
@@ -57,6 +59,7 @@ class Recorded(Tensor):
         wrapper._placeholder = placeholder
         wrapper.replay = replay
         wrapper.is_own, wrapper.alias, wrapper.views = False, None, WeakValueDictionary()
+        wrapper.function_of = None
         return wrapper
 
     def __init__(self, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> None:

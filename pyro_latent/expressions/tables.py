@@ -34,7 +34,8 @@ ELEMENTWISE = words(
     "nan_to_num xlogy lerp addcmul heaviside relu softplus logsigmoid silu gelu leaky_relu elu one_hot masked_fill "
     "clone detach contiguous data to type type_as float double half long int short bool byte cpu cuda hypot atan2 "
     "logaddexp isclose not_equal greater greater_equal less less_equal requires_grad_ isin sgn deg2rad rad2deg "
-    "mvlgamma polygamma sinc __add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ "
+    "mvlgamma polygamma sinc special_erf special_erfc special_expit special_ndtr special_log_ndtr "
+    "__add__ __radd__ __sub__ __rsub__ __mul__ __rmul__ __truediv__ __rtruediv__ __div__ "
     "__rdiv__ __floordiv__ __rfloordiv__ __mod__ __rmod__ __pow__ __rpow__ __neg__ __pos__ __abs__ __and__ __rand__ "
     "__or__ __ror__ __xor__ __rxor__ __invert__ __eq__ __ne__ __lt__ __le__ __gt__ __ge__"
 )

@@ -168,11 +168,16 @@ def _wrap(
     logarithm = logarithm_of(name, func, args, kwargs, RandomTensor)
     is_long = name == "cumprod" and logarithm is not None and max(result.shape, default=0) > _LONGEST_PRODUCT
     expression = None if is_long else _apply(name, func, result, args, kwargs)
-    if (expression is None or expression.opacity) and name in ELEMENTWISE and name != "one_hot" and result.numel():
+    is_unary = (expression is None or bool(expression.opacity)) and name in ELEMENTWISE and name != "one_hot"
+    if is_unary and result.numel():
         expression = _of_scalar(name, func, result, args, kwargs) or expression
-    found = _finished(name, result, expression, replay_of_call(func, args, kwargs), recorded_in(args, kwargs))
+    sources = recorded_in(args, kwargs)
+    found = _finished(name, result, expression, replay_of_call(func, args, kwargs), sources)
     if logarithm is not None and found.expression.log().opacity:
         found.expression.logarithm = logarithm
+    if len(sources) == 1 and (is_unary or (sources[0].function_of and name in ELEMENTWISE)):
+        before, inner = sources[0].function_of or (sources[0], lambda value: value)
+        found.function_of = before, lambda value: called(func, args, kwargs, [inner(value)])
     track(name, func, args, kwargs, found)
     return found
 

@@ -22,11 +22,11 @@ class PolyaGamma(Weight):
         count: b, which is the prior's; of a shape that broadcasts to the batch shape.
     """
 
+    name = "Polya-Gamma"
     hint = "a Pólya-gamma site is conjugate as a weight of squared logits."
 
     def __init__(self, count: Tensor) -> None:
         super().__init__(Distribution(count))
-        self.name = "Polya-Gamma"
         self.count = count
 
     def example(self, batch: torch.Size, *events: torch.Size) -> Params:

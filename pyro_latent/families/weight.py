@@ -26,7 +26,6 @@ class Weight(Family):
 
     def __init__(self, law: Law) -> None:
         self.law = law
-        self.name = type(law).__name__  # type: ignore[misc]
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         return Mean(x=values[0])

@@ -11,6 +11,7 @@ from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
+from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
 from .sum_of_rates import PoissonOfSum, SumOfRatesReparam
@@ -30,6 +31,7 @@ __all__ = [
     "MovedReparam",
     "PoissonOfSum",
     "PolyaGammaReparam",
+    "ProbitReparam",
     "RenamedReparam",
     "Site",
     "StudentTReparam",

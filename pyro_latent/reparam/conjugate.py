@@ -15,6 +15,7 @@ from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
+from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
 from .sum_of_rates import SumOfRatesReparam
@@ -25,6 +26,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     StudentTReparam,
     LaplaceReparam,
     PolyaGammaReparam,
+    ProbitReparam,
     GammaPoissonReparam,
     BetaBinomialReparam,
     DirichletMultinomialReparam,

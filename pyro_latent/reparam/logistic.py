@@ -14,7 +14,7 @@ from ..distributions import PolyaGamma
 from ..expressions import Expression
 from ..rules import raw_arguments
 from .base import ConjugateReparam, Site
-from .weighted import GivenWeight
+from .weighted import GivenWeight, inside
 
 Number = TypeVar("Number", Tensor, Expression)
 
@@ -68,7 +68,8 @@ class WeightedNegativeBinomial(GivenWeight, dist.NegativeBinomial):
 
 
 class PolyaGammaReparam(ConjugateReparam):
-    """A Bernoulli, Binomial or NegativeBinomial by ``logits`` given a Pólya-gamma weight of their square.
+    """A Bernoulli, Binomial or NegativeBinomial by ``logits``, or whose ``probs`` are the sigmoid of latents, given a
+    Pólya-gamma weight of their square.
 
     The ELBO at the weight's optimum is the bound of Jaakkola and Jordan (2000). A negative binomial without data is
     left as it is: the weight's count is x + r.
@@ -76,18 +77,19 @@ class PolyaGammaReparam(ConjugateReparam):
 
     densities = (dist.Bernoulli, dist.Binomial, dist.NegativeBinomial)
     suffixes = ("weight",)
-    condition = " by `logits`; the last with data"
+    condition = " by `logits`, or by `probs` that are the sigmoid of latents; the last with data"
     form = "a normal factor of the logits, with a Pólya-gamma weight"
     source = "Polson, Scott and Windle (2013)"
     cost = "exact; its optimum is the bound of Jaakkola and Jordan (2000)"
 
     def applies(self, site: Site) -> bool:
-        if isinstance(site.fn, GivenWeight) or "logits" not in raw_arguments(site.fn):
+        if isinstance(site.fn, GivenWeight) or _logits(site.fn) is None:
             return False
         return not (site.is_latent and isinstance(site.fn, dist.NegativeBinomial))
 
     def augment(self, site: Site) -> Any:
-        fn, logits = site.fn, site.fn.logits
+        fn, logits = site.fn, _logits(site.fn)
+        assert logits is not None
         if isinstance(fn, dist.Bernoulli):
             return WeightedBernoulli(logits, site.auxiliary("weight", PolyaGamma(torch.ones_like(logits))))
         count = torch.as_tensor(fn.total_count).to(logits).expand(fn.batch_shape)
@@ -97,3 +99,9 @@ class PolyaGammaReparam(ConjugateReparam):
         data = torch.nan_to_num(site.value).clamp(min=0)  # what is hidden may be anything
         weight = site.auxiliary("weight", PolyaGamma(count + data))
         return WeightedNegativeBinomial(count, logits, weight)
+
+
+def _logits(fn: Any) -> Tensor | None:
+    """The logits of a distribution, over its batch shape; None where it has probabilities."""
+    found = fn.logits if "logits" in raw_arguments(fn) else inside(fn, torch.sigmoid)
+    return None if found is None else found.expand(fn.batch_shape)

@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from ..rules import raw_arguments, register_rule
+
+#: Where a function is compared with a cdf.
+_PLACES = (-9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0)
+#: How many times its argument the cdf may be of: as it is, as erf has it, and of the other outcome.
+_SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
 
 
 class GivenWeight:
@@ -35,3 +42,26 @@ class GivenWeight:
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         make: Any = type(self)
         return make(**{n: v.expand(batch_shape) for n, v in raw_arguments(self).items()}, validate_args=False)
+
+
+def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
+    """What the recorded ``probs`` of a distribution are the cdf of, however it is written: it is known by its values;
+    None where they are something else, or functions of points alone.
+    """
+    recorded = getattr(raw_arguments(distribution).get("probs"), "function_of", None)
+    if recorded is None or recorded[0].replay is not None:
+        return None
+    argument, function = recorded
+    slope = next((s for s in _SLOPES if _is_cdf(function, cdf, s, argument)), None)
+    found: Tensor | None = None if slope is None else argument * slope
+    return found
+
+
+def _is_cdf(function: Callable[[Tensor], Tensor], cdf: Callable[[Tensor], Tensor], slope: float, like: Tensor) -> bool:
+    """Whether a function of elements is the cdf of so many times each."""
+    for place in _PLACES:
+        places = torch.full(like.shape, place, dtype=torch.float64, device=like.device)
+        value = function(places)
+        if bool(((value - cdf(slope * places)).abs() > 4 * torch.finfo(value.dtype).eps).any()):
+            return False
+    return True
