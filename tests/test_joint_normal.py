@@ -16,7 +16,11 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, Gibbs
 from pyro_latent.distributions.elimination import Elimination
-from pyro_latent.errors import ArgumentTypeError, ModelError, NotConjugateError
+from pyro_latent.distributions.joint_normal import Part
+from pyro_latent.errors import ArgumentTypeError, ModelError, NotConjugateError, PyroLatentError
+from pyro_latent.families import Natural
+from pyro_latent.families.joint_normal import Gaussian
+from pyro_latent.handlers import closed_form
 
 Model = Callable[..., None]
 X = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None] ** torch.tensor([1.0, 2.0, 3.0])
@@ -374,3 +378,97 @@ def test_a_local_level_and_a_trend_are_those_of_statsmodels() -> None:
         variance = torch.stack([posterior[f"{name}_{t}"].variance for t in range(40)])
         torch.testing.assert_close(mean, torch.tensor(found.smoothed_state[row]), rtol=0, atol=1e-7)
         torch.testing.assert_close(variance, torch.tensor(found.smoothed_state_cov[row, row]), rtol=0, atol=1e-7)
+
+
+def crossed(y: Tensor, group: Tensor, item: Tensor, places: Tensor) -> None:
+    with pyro.plate("groups", 6):
+        a = pyro.sample("a", dist.Normal(y.new_tensor(0.0), 1.5))
+    with pyro.plate("items", 9):
+        b = pyro.sample("b", dist.Normal(y.new_tensor(0.0), 0.5))
+    with pyro.plate("data", 40, subsample=places):
+        pyro.sample("y", dist.Normal(a[group[places]] + b[item[places]], 0.7), obs=y[places])
+
+
+def test_pieces_that_meet_other_pairs_say_what_all_of_the_data_says() -> None:
+    guide, elbo = fitted(crossed, (SERIES, GROUP, ITEM, torch.arange(40)), "auto")
+    pieces = AutoConjugate(crossed, blocks="auto")
+    cavi = CAVI(crossed, pieces, memoised=True)
+    for _ in range(2):
+        for k in range(4):
+            last = cavi.step_piece(k, SERIES, GROUP, ITEM, torch.arange(10 * k, 10 * k + 10))
+    assert -last == pytest.approx(elbo[-1], abs=1e-9)
+    torch.testing.assert_close(pieces.posterior()["b"].mean, guide.posterior()["b"].mean)
+
+
+def test_a_joint_normal_of_other_data_is_placed_by_its_pairs() -> None:
+    data = (SERIES, GROUP, ITEM, torch.arange(40))
+    turned = (SERIES.flip(0), GROUP.flip(0), ITEM.flip(0), torch.arange(40))
+    _, elbo = fitted(crossed, data, [("a", "b")])
+    other, _ = fitted(crossed, turned, [("a", "b")])
+    start = other.posterior(joint=True)[("a", "b")]
+    again = AutoConjugate(crossed, blocks=[("a", "b")], init={("a", "b"): start})
+    assert again.elbo(*data) == pytest.approx(elbo[-1], abs=1e-8)
+    shuffled = (SERIES, GROUP.roll(1), ITEM.roll(2), torch.arange(40))
+    with pytest.raises(PyroLatentError, match="meet in the model"):
+        CAVI(crossed, AutoConjugate(crossed, blocks=[("a", "b")], init={("a", "b"): start})).step(*shuffled)
+
+
+def test_a_block_of_one_element_knows_no_pairs_of_more() -> None:
+    def model(y: Tensor) -> None:
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Normal(y.new_tensor(0.0), 1.0))
+            pyro.sample("y", dist.Normal(z, 1.0), obs=y)
+
+    guide, _ = fitted(model, (SERIES,), [("z",)])
+    torch.testing.assert_close(guide.posterior(SERIES[:1])["z"].mean, SERIES[:1] / 2)
+
+
+def test_a_latent_given_a_discrete_one_starts_at_its_prior() -> None:
+    def model(y: Tensor) -> None:
+        m = pyro.sample("m", dist.Normal(y.new_tensor([-1.0, 1.0]), 3.0).to_event(1))
+        with pyro.plate("data", len(y)):
+            z = pyro.sample("z", dist.Categorical(y.new_tensor([0.5, 0.5])))
+            x = pyro.sample("x", dist.Normal(m[z], 1.0))
+            pyro.sample("y", dist.Normal(x, 0.5), obs=y)
+
+    _, elbo = fitted(model, (SERIES,), None)
+    assert all(b >= a - 1e-9 for a, b in itertools.pairwise(elbo))
+
+
+def test_moments_are_the_gradient_of_the_log_normalizer() -> None:
+    part = Part("x", 0, torch.Size([5]), torch.Size(), False)
+    family = Gaussian([part], torch.device("cpu"))
+    family.places(torch.tensor([1, 2, 3, 4, 4]), torch.tensor([0, 1, 2, 3, 0]))
+    xx = torch.cat([-torch.ones(5), 0.3 * torch.ones(5)]).double()[None].requires_grad_()
+    x = torch.linspace(-1, 1, 5).double()[None].requires_grad_()
+    natural = Natural(x=x, xx=xx)
+    found = torch.autograd.grad(family.log_normalizer(natural).sum(), (x, xx))
+    mean = family.mean(natural.map(Tensor.detach))
+    torch.testing.assert_close(found, (mean.x, mean.xx))
+    joint = family.distribution(family.to_params(natural.map(Tensor.detach)))
+    value = torch.linspace(0, 2, 5).double()[None]
+    by_family = family.log_prob(natural.map(Tensor.detach), value)
+    torch.testing.assert_close(joint.log_prob(value), by_family)
+    again = family.from_params(family.to_params(natural.map(Tensor.detach)))
+    torch.testing.assert_close(again.xx, xx.detach())
+    torch.testing.assert_close(again.x, x.detach())
+
+
+def test_a_hand_written_update_of_one_joined_site_is_refused_and_left_apart() -> None:
+    def update(q: Any, *args: Any, **kwargs: Any) -> Any:
+        return dist.Normal(SERIES.new_zeros(()), 1.0)
+
+    written = closed_form(random_effects, {"mu": update})
+    with pytest.raises(NotConjugateError, match="hand-written"):
+        CAVI(written, AutoConjugate(written, blocks=[("mu", "b")])).step(SERIES)
+    guide, _ = fitted(written, (SERIES,), "auto")
+    assert float(guide.posterior()["mu"].mean) == 0.0
+
+
+def test_a_block_over_the_limit_of_memory_is_refused() -> None:
+    def model(y: Tensor) -> None:
+        w = pyro.sample("w", dist.Normal(y.new_zeros(30_000), 1.0).to_event(1))
+        pyro.sample("y", dist.Normal(w.sum(), 1.0), obs=y[0])
+
+    with pytest.raises(ModelError, match="memory_limit"):
+        CAVI(model, AutoConjugate(model, blocks=[("w",)])).step(SERIES)

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, State, Summary, summarize
+from ..objective import BlockKey, Program, State, Summary, padded, summarize
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_finite, check_start, fall_of
 
@@ -57,7 +57,7 @@ class MemoisedSteps(Steps):
         args, kwargs = task.arguments
         mark = fingerprint(*args, *kwargs.values(), program.recording.observations)
         self._check(program, name, known, mark)
-        state = task.state if known is None else task.state | dict(known.local)
+        state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
         sweep = Sweep(program, state, task.arguments, None, {} if self.pieces else task.probs)
         order = task.schedule.blocks(program)
         local = [key for key in order if program.in_subsample(key)]

@@ -14,6 +14,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from ..errors import ArgumentError
+from ..settings import check_memory
 from .elimination import Elimination, Factorization
 
 
@@ -167,6 +168,8 @@ class JointNormal(TorchDistribution):
         both.
         """
         first, second = self.part(site), self.part(other or site)
+        numbers = (self.loc.shape[-1] + first.shape.numel()) * second.shape.numel()
+        check_memory(f"the covariances of {first.name!r} and {second.name!r}", numbers, "Ask for smaller sites.")
         columns = self.loc.new_zeros(self.loc.shape[-1], second.shape.numel())
         columns[second.elements] = torch.eye(second.shape.numel(), dtype=columns.dtype, device=columns.device)
         found = self._factor.solve(columns.expand(self._factor.starts, *columns.shape))[:, first.elements]

@@ -12,8 +12,12 @@ from torch import Tensor
 
 from ..distributions.elimination import Factorization
 from ..distributions.joint_normal import JointNormal, Pairs, Part, Plans, times
+from ..errors import ArgumentError
+from ..settings import check_memory
 from .base import Family, Mean, Natural, Params
 from .quantiles import quantile
+
+_FEWER = "Leave some of the sites in blocks of their own."
 
 
 class Gaussian(Family):
@@ -40,9 +44,10 @@ class Gaussian(Family):
         self.size = sum(part.shape.numel() for part in parts)
         self.event_dims = (1,) * len(self.parts)  # type: ignore[misc]
         # Outside of plates first, else in the order of the model: parents before children.
-        self.order = tuple(sorted(range(len(self.parts)), key=lambda i: self.parts[i].batch_shape.numel()))
+        self.order = tuple(sorted(range(len(self.parts)), key=lambda i: self.parts[i].batch_shape.numel() > 1))
         own = [i * (self.size + 1) for i in range(self.size)]
-        codes = pairs if list(pairs[: self.size]) == own else own
+        is_known = list(pairs[: self.size]) == own and max(pairs, default=0) < self.size**2
+        codes = pairs if is_known else own
         self._known = {code: i for i, code in enumerate(codes)}
         self._plans: tuple[int, Plans] | None = None
         self._factor: tuple[Tensor, int, Factorization] | None = None
@@ -70,6 +75,10 @@ class Gaussian(Family):
 
     def places(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the moments of pairs of elements are; new pairs are noted."""
+        numbers = torch.broadcast_shapes(first.shape, second.shape).numel()
+        check_memory(
+            f"the pairs of elements that meet in {', '.join(p.name for p in self.parts)}", 12 * numbers, _FEWER
+        )
         codes = torch.maximum(first, second) * self.size + torch.minimum(first, second)
         if codes.numel() == 1:
             return torch.full_like(codes, self._known.setdefault(int(codes), len(self._known)))
@@ -102,7 +111,8 @@ class Gaussian(Family):
             if seen is xx and version == xx._version and factor.plan is plan:
                 return factor
         factor = plan.factorize(self._precision(natural).reshape(-1, self.num_pairs))
-        self._factor = (xx, xx._version, factor)
+        if not xx.requires_grad:
+            self._factor = (xx, xx._version, factor)
         return factor
 
     def moved(self, natural: Natural, fixed: Tensor, noise: Tensor, largest: float) -> Natural:
@@ -155,6 +165,25 @@ class Gaussian(Family):
 
     def distribution(self, params: Params) -> JointNormal:
         return JointNormal(params["loc"], params["precision"], self.plans, validate_args=False)
+
+    def distribution_params(self, distribution: Any) -> Params:
+        pairs = distribution.plans.pairs
+        if [(p.name, p.shape) for p in pairs.parts] != [(p.name, p.shape) for p in self.parts]:
+            raise ArgumentError(
+                f"Expected a joint normal of the sites {[(p.name, tuple(p.shape)) for p in self.parts]}; got one of "
+                f"{[(p.name, tuple(p.shape)) for p in pairs.parts]}."
+            )
+        codes = (pairs.rows * self.size + pairs.columns).tolist()
+        places = [self._known.get(code, self.num_pairs) for code in codes]
+        precision = distribution.precision.new_zeros(*distribution.precision.shape[:-1], self.num_pairs + 1)
+        precision[..., torch.tensor(places, device=self.device)] = distribution.precision
+        lost = distribution.precision[..., torch.tensor(places, device=self.device) == self.num_pairs]
+        if bool((lost != 0).any()):
+            raise ArgumentError(
+                "Expected a joint normal whose elements depend on each other where they meet in the model alone; got "
+                "one of other data, where others do."
+            )
+        return {"loc": distribution.loc, "precision": precision[..., :-1]}
 
     def marginals(self, params: Params) -> tuple[Any, ...]:
         joint = self.distribution(params)

@@ -17,7 +17,7 @@ from ..checkpoint import uninterrupted
 from ..errors import DataError, ModelError
 from ..families import FAMILIES, JOINT_FAMILIES, Natural
 from ..families.point import Point
-from ..objective import BlockKey, Program, State, fresh_blocks
+from ..objective import BlockKey, Program, State, fresh_blocks, padded
 from ..recording import Snapshot
 from .param_store import param_versions
 
@@ -183,8 +183,7 @@ class PosteriorState:
         old_shapes = self.layout["shapes"]
         changed = [k for k, old, new in zip(self.keys, old_shapes, shapes, strict=True) if old != new]
         changed += [k for k in self.keys if program.in_subsample(k) and k not in changed]
-        joint = {key: program.blocks[key].joint_normal for key in self.pairs if key not in changed}
-        state = state | {key: family.padded(state[key]) for key, family in joint.items() if family}
+        state = state | padded(program.blocks, {k: n for k, n in state.items() if k not in changed})
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:

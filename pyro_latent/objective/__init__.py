@@ -1,6 +1,6 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
-from .blocks import Block, BlockKey, Means, State, starts_of
+from .blocks import Block, BlockKey, Means, State, padded, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
@@ -54,6 +54,7 @@ __all__ = [
     "make_blocks",
     "marginals",
     "natural_of",
+    "padded",
     "posteriors",
     "probabilities_of",
     "quantiles_of",

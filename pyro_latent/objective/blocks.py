@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -215,6 +215,12 @@ class Block:
     def natural(self, params: Params) -> Natural:
         """The natural parameters of q from params in the model's own coordinates."""
         return self.family.from_params(self._shifted(params, -1.0))
+
+
+def padded(blocks: Mapping[BlockKey, Block], state: State) -> State:
+    """A state with zeros at the pairs of joint normals that have come since it was made."""
+    joint = {key: block.joint_normal for key, block in blocks.items() if key in state}
+    return state | {key: family.padded(state[key]) for key, family in joint.items() if family}
 
 
 def discrete_block(site: DiscreteSite, seen: Tensor | None, device: torch.device) -> Block:

@@ -40,6 +40,13 @@ def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs:
             f"Expected the sites of a joint normal block without masks; got {masked}. Mask what is observed of them, "
             "or leave them in blocks of their own."
         )
+    names = tuple(site.name for site in sites)
+    given = [site.update for site in sites if site.update is not None]
+    if given and (len(given) < len(sites) or any(update is not given[0] for update in given)):
+        raise NotConjugateError(
+            f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
+            f"out of handlers.closed_form, or write {{{names}: update}} there."
+        )
     scales = {site.name: site.scale for site in sites}
     if (
         any(isinstance(scale, Tensor) and scale.numel() > 1 for scale in scales.values())
@@ -60,8 +67,8 @@ def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs:
 
 
 def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
-    """The blocks by the names of their sites, for names that may be patterns; a block of one site is one only where its
-    elements may meet.
+    """The blocks by the names of their sites, for names that may be patterns. A block of one site is one where the site
+    is normal, so that its elements may meet; one of another single site says nothing.
 
     Raises:
         NotConjugateError: if a name is of no continuous latent site.
@@ -86,7 +93,9 @@ def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple
 
 def _connected(recording: Recording) -> tuple[tuple[str, ...], ...]:
     """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
-    normal = {n for n, site in recording.latents.items() if is_normal(site) and site.mask is None}
+    normal = {
+        n for n, site in recording.latents.items() if is_normal(site) and site.mask is None and site.update is None
+    }
     degrees: list[dict[str, float]] = []
     for scored in recording.scored.values():
         density = scored.density

@@ -154,6 +154,7 @@ def log_sum_of(
     assert isinstance(factor, LogOfSum)
     moments: list[BlockMoment] = []
     products = []
+    device = next(iter(owners.values()))[0].device
     for product in factor.read():
         places = []
         for own in product.factors:
@@ -165,7 +166,7 @@ def log_sum_of(
                 )
             places.append((len(moments), own.power))
             moments.append(moment)
-        products.append((_log_constant(product), tuple(places)))
+        products.append((_log_constant(product, device), tuple(places)))
     constants = [(c.tensor.double(), c.labels) for c in (*term.constants, *weights)]
     labels = unique_labels(x for _, own in constants for x in own)
     like = products[0][0][0]
@@ -177,11 +178,10 @@ def log_sum_of(
     return LogSum(weight, labels, tuple(moments), tuple(products), outer, float(repeats))
 
 
-def _log_constant(product: Term) -> Labelled:
+def _log_constant(product: Term, device: torch.device) -> Labelled:
     """The logarithm of what multiplies the latents of a product."""
     labels = unique_labels(x for c in product.constants for x in c.labels)
     operands = [(c.tensor.double(), c.labels) for c in product.constants]
-    device = operands[0][0].device if operands else None
     number = torch.tensor(product.coefficient, dtype=torch.float64, device=device)
     return contract([(number, ()), *operands], labels).log().clamp(min=_LOG_ZERO), labels
 

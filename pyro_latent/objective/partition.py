@@ -167,6 +167,12 @@ def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> B
         return joint_normal_block(sites, recording.device, pairs.get(names if len(names) > 1 else names[0], ()))
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     got = " with ".join(s.distribution.__name__ for s in sites)
+    points = [site.name for site in sites if site.point is not None]
+    if points:
+        raise NotConjugateError(
+            f"Expected a joint block of sites with a distribution; got the point estimates {points} in the block "
+            f"{names}. Leave them out of the block, or out of point=."
+        )
     raise NotConjugateError(
         f"Expected a joint block of normal sites, or of a known family ({known}); got {got} in the block {names}."
     )

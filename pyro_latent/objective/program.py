@@ -373,12 +373,13 @@ class Program:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
         found = []
         for scored in (s for s in self.recording.scored.values() if s.name in sites):
-            found += self.site_summands[scored.name]
-            for term in with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field):
-                if term.choices:
-                    expected = expect(term, self.owners, scored.name)
-                    share = expected.coefficient / math.prod(c.size for c in expected.choices)
-                    found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
+            terms = with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field)
+            has_choices = any(term.choices for term in terms)
+            found += [] if has_choices else self.site_summands[scored.name]
+            for term in terms if has_choices else ():
+                expected = expect(term, self.owners, scored.name)
+                share = expected.coefficient / math.prod(c.size for c in expected.choices)
+                found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
         return cast(merged(found), self.recording.dtype)
 
     def unused_params(self) -> list[str]:

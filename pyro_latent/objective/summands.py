@@ -28,9 +28,6 @@ from ..recording import Recording, ScoredSite
 from .blocks import Block, BlockKey, Means
 from .expectation import BlockMoment, ExpectedTerm
 
-#: A number in place of an infinite one, whose products with zero are zero.
-_HUGE = 1e30
-
 
 @dataclass(frozen=True, eq=False)
 class Summand:
@@ -59,8 +56,12 @@ class Summand:
         found = contract(operands, out)
         if not any(m.block.is_scalar for m in self.moments) or bool(found.isfinite().all()):
             return found
-        lowered = contract([operands[0], *((t.clamp(-_HUGE, _HUGE), labels) for t, labels in operands[1:])], out)
-        return torch.where(lowered.abs() < _HUGE**0.75, lowered, found)
+        (constant, labels), *moments = operands
+        lowered = contract([operands[0], *((torch.where(t.isfinite(), t, 0.0), own) for t, own in moments)], out)
+        counted = ((constant != 0).to(constant), labels)
+        all_of_them = contract([counted, *((torch.ones_like(t), own) for t, own in moments)], out)
+        finite = contract([counted, *((t.isfinite().to(t), own) for t, own in moments)], out)
+        return torch.where(finite < all_of_them, found, lowered)
 
     def given(self, means: Means, keys: Collection[BlockKey]) -> Summand:
         """The sum with the moments of other blocks than these made constants."""

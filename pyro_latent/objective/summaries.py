@@ -47,7 +47,8 @@ class Summary:
         """``self + weight · other``."""
         constants = dict(self.constants)
         for key, constant in other.constants.items():
-            constants[key] = constants[key] + weight * constant if key in constants else weight * constant
+            known = constants.get(key)
+            constants[key] = weight * constant if known is None else _added(known, weight * constant)
         return Summary(constants, self.number + weight * other.number, self.magnitude + abs(weight) * other.magnitude)
 
     def minus(self, other: Summary) -> Summary:
@@ -67,12 +68,15 @@ class Summary:
 
     def summands(self, program: Program, dtype: torch.dtype) -> list[Summand]:
         """The sums over the blocks of a program."""
-        return [
-            Summand(
-                constant.to(dtype), labels, tuple(BlockMoment(program.blocks[k], s, axes) for k, s, axes in readings)
-            )
-            for (readings, labels), constant in self.constants.items()
-        ]
+        found = []
+        for (readings, labels), constant in self.constants.items():
+            moments = tuple(BlockMoment(program.blocks[k], s, axes) for k, s, axes in readings)
+            for moment in moments:
+                joint = moment.block.joint_normal
+                if joint and moment.statistic == "xx" and moment.axes[0] in labels:
+                    constant = _filled_up(constant, labels.index(moment.axes[0]), joint.num_pairs)
+            found.append(Summand(constant.to(dtype), labels, moments))
+        return found
 
     def to_state(self) -> dict[str, Any]:
         """The summary in plain types and tensors."""
@@ -86,6 +90,19 @@ class Summary:
         """A summary from its plain form."""
         constants = {k: c.to(device) for k, c in zip(state["keys"], state["constants"], strict=True)}
         return Summary(constants, state["number"].to(device), state["magnitude"].to(device))
+
+
+def _filled_up(constant: Tensor, dim: int, size: int) -> Tensor:
+    """Zeros at the pairs of a joint normal that other data have brought since."""
+    missing = size - constant.shape[dim]
+    shape = [missing if i == dim else n for i, n in enumerate(constant.shape)]
+    return torch.cat([constant, constant.new_zeros(shape)], dim) if missing > 0 else constant
+
+
+def _added(a: Tensor, b: Tensor) -> Tensor:
+    for dim in range(a.ndim):
+        a, b = _filled_up(a, dim, b.shape[dim]), _filled_up(b, dim, a.shape[dim])
+    return a + b
 
 
 def summarize(program: Program, state: State, means: Means, held: DiscretePosterior | None) -> Summary:
