@@ -62,7 +62,7 @@ def joint_blocks(blocks: Sequence[str | Sequence[str]] | str | None) -> tuple[tu
         return AUTO
     found = []
     for block in () if blocks is None else blocks if isinstance(blocks, list | tuple) else (blocks,):
-        block = (block,) if isinstance(block, str) else block
+        block = (block,) if isinstance(block, str) and set(block) & set("*?[") else block
         if not isinstance(block, list | tuple) or not block or not all(isinstance(name, str) for name in block):
             raise ArgumentTypeError(
                 f"Expected blocks to be tuples of site names, such as [('mean', 'precision')], or patterns of them, "

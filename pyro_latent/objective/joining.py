@@ -77,15 +77,16 @@ def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple
         return _connected(recording)
     found = []
     for names in joint:
-        own: dict[str, None] = {}
-        for name in names:
-            matches = [n for n in recording.latents if n == name or fnmatch.fnmatchcase(n, name)]
-            if not matches:
-                raise NotConjugateError(
-                    f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {name!r} in the "
-                    f"block {names}."
-                )
-            own |= dict.fromkeys(matches)
+        if len(set(names)) < len(names):
+            raise NotConjugateError(f"Expected each site in one block; got the block {names}, which names one twice.")
+        matches = {n: [x for x in recording.latents if x == n or fnmatch.fnmatchcase(x, n)] for n in names}
+        missing = [name for name, sites in matches.items() if not sites]
+        if missing:
+            raise NotConjugateError(
+                f"Expected blocks of continuous latent sites {sorted(recording.latents)}; got {missing} in the block "
+                f"{names}."
+            )
+        own = dict.fromkeys(name for sites in matches.values() for name in sites)
         if len(own) > 1 or all(is_normal(recording.latents[n]) for n in own):
             found.append(tuple(own))
     return tuple(found)
