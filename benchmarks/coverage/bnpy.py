@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .bayespy import EACH, bnpy, line, plane
-from .entry import CLOSED, STICKS
+from .entry import CLOSED
 
 
 def sticks(beta: Tensor) -> Tensor:
@@ -46,7 +46,7 @@ def bnpy_mixture(nonparametric: bool, covariance: str) -> Any:
 for nonparametric, prior in ((False, "finite mixture"), (True, "Dirichlet process mixture")):
     for covariance in ("full", "diagonal"):
         model = bnpy_mixture(nonparametric, covariance)
-        bnpy.add(f"{prior} of Gaussians, {covariance}", model, plane, STICKS if nonparametric else CLOSED)
+        bnpy.add(f"{prior} of Gaussians, {covariance}", model, plane, CLOSED)
 
 
 @bnpy.model("zero-mean Gaussian mixture", plane)
@@ -59,7 +59,7 @@ def zero_mean_mixture(y: Tensor) -> None:
         pyro.sample("y", dist.MultivariateNormal(torch.zeros(2), precision_matrix=precision[z]), obs=y)
 
 
-@bnpy.model("Bernoulli mixture of sticks", lambda: (torch.bernoulli(torch.full((30, 6), 0.5)),), STICKS)
+@bnpy.model("Bernoulli mixture of sticks", lambda: (torch.bernoulli(torch.full((30, 6), 0.5)),), CLOSED)
 def bernoulli_sticks(y: Tensor) -> None:
     with pyro.plate("sticks", 3):
         weights = sticks(pyro.sample("beta", dist.Beta(1.0, 5.0)))

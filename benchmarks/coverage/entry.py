@@ -34,8 +34,6 @@ BY_EM = "as EM"
 REFUSED = "refused"
 WRONG = "wrong"
 WAYS = (CLOSED, QUADRATURE, AUXILIARY, BY_EM, REFUSED)
-#: Why some models are refused that need not be.
-STICKS = "the weights of broken sticks: ours to mend"
 
 
 @dataclass(frozen=True)

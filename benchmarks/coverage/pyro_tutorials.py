@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-from .entry import AUXILIARY, BY_EM, QUADRATURE, STICKS, Gallery
+from .entry import AUXILIARY, BY_EM, CLOSED, QUADRATURE, Gallery
 
 gallery = Gallery("Pyro")
 
@@ -272,7 +272,7 @@ def sticks(beta: Tensor) -> Tensor:
     return torch.nn.functional.pad(beta, (0, 1), value=1.0) * torch.nn.functional.pad(rest, (1, 0), value=1.0)
 
 
-@gallery.model("dirichlet_process_mixture", lambda: (torch.stack([*clusters(), *clusters()], -1),), STICKS)
+@gallery.model("dirichlet_process_mixture", lambda: (torch.stack([*clusters(), *clusters()], -1),), CLOSED)
 def dirichlet_process(data: Tensor) -> None:
     with pyro.plate("beta_plate", 5):
         beta = pyro.sample("beta", dist.Beta(1.0, 0.1))
@@ -283,7 +283,7 @@ def dirichlet_process(data: Tensor) -> None:
         pyro.sample("obs", dist.MultivariateNormal(mu[z], torch.eye(2)), obs=data)
 
 
-@gallery.model("dirichlet_process_mixture: sunspots", lambda: (torch.poisson(60 * torch.rand(40)),), STICKS)
+@gallery.model("dirichlet_process_mixture: sunspots", lambda: (torch.poisson(60 * torch.rand(40)),), CLOSED)
 def poisson_process(data: Tensor) -> None:
     with pyro.plate("beta_plate", 5):
         beta = pyro.sample("beta", dist.Beta(1.0, 1.1))

@@ -115,7 +115,7 @@ def gaussian_filter(y: Tensor) -> None:
 @rxinfer.model(
     "probit model",
     lambda: (torch.linspace(-1.0, 1.0, 20), (torch.arange(20) > 9).double()),
-    "the probit function: ours to mend",
+    QUADRATURE,
 )
 def probit(x: Tensor, y: Tensor) -> None:
     level = pyro.sample("x", dist.Normal(0.0, 10.0))
