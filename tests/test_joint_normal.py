@@ -17,7 +17,7 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate, Gibbs
 from pyro_latent.distributions.elimination import Elimination
 from pyro_latent.distributions.joint_normal import Part
-from pyro_latent.errors import ArgumentTypeError, ModelError, NotConjugateError, PyroLatentError
+from pyro_latent.errors import ArgumentTypeError, ModelError, NaturalDomainError, NotConjugateError, PyroLatentError
 from pyro_latent.families import Natural
 from pyro_latent.families.joint_normal import Gaussian
 from pyro_latent.handlers import closed_form
@@ -188,6 +188,8 @@ def test_one_step_is_exact(case: Any) -> None:
     variances = exact.flat({n: q.variance for n, q in posterior.items()})
     torch.testing.assert_close(variances, exact.covariance.diagonal(), rtol=1e-9, atol=1e-9)
     (joint,) = guide.posterior(joint=True).values()
+    entropy = dist.MultivariateNormal(exact.mean, exact.covariance).entropy()
+    torch.testing.assert_close(joint.entropy(), entropy, rtol=1e-8, atol=1e-8)
     places = dict(zip(exact.shapes, torch.arange(len(exact.mean)).split(exact.sizes), strict=True))
     for site in joint.sites:
         for other in joint.sites[:2]:
@@ -334,6 +336,36 @@ def test_what_is_no_joint_block(blocks: Any, error: type[Exception], words: str)
 
     with pytest.raises(error, match=words):
         CAVI(model, AutoConjugate(model, blocks=blocks)).step(SERIES)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_a_walk_may_start_anywhere(dtype: torch.dtype) -> None:
+    """A prior that rounding hides beside the steps needs the data to be proper, and has it."""
+
+    def model(y: Tensor) -> None:
+        x = pyro.sample("x_0", dist.Normal(y.new_tensor(0.0), 1e8))
+        for t in range(12):
+            x = pyro.sample(f"x_{t}", dist.Normal(x, 0.5)) if t else x
+            pyro.sample(f"y_{t}", dist.Normal(x, 0.7), obs=y[t])
+
+    exact = Dense(model, (SERIES,))
+    guide, elbo = fitted(model, (SERIES.to(dtype),), ["x_*"])
+    assert elbo[-1] == pytest.approx(exact.evidence, abs=1e-5)
+    posterior = guide.posterior()
+    means = exact.flat({n: q.mean.double() for n, q in posterior.items()})
+    torch.testing.assert_close(means, exact.mean, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("scale, dtype", [(1e6, torch.float64), (300.0, torch.float32)])
+def test_what_rounding_decides_is_refused(scale: float, dtype: torch.dtype) -> None:
+    def model(y: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(y.new_tensor(0.0), scale))
+        b = pyro.sample("b", dist.Normal(y.new_tensor(0.0), scale))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(a + b, 0.7), obs=y)
+
+    with pytest.raises(NaturalDomainError, match="proper Joint normal"):
+        fitted(model, (SERIES.to(dtype),), "auto")
 
 
 def test_a_site_of_new_data_is_not_mixed_with_others() -> None:

@@ -117,6 +117,14 @@ class JointNormal(TorchDistribution):
     def mean(self) -> Tensor:
         return self.loc
 
+    @property
+    def mode(self) -> Tensor:
+        return self.loc
+
+    def entropy(self) -> Tensor:
+        half = self._factor.half_log_det.reshape(self.loc.shape[:-1]).to(self.loc)
+        return 0.5 * self.loc.shape[-1] * (1 + math.log(2 * math.pi)) - half
+
     @cached_property
     def variance(self) -> Tensor:
         return self._covariances[..., : self.loc.shape[-1]]

@@ -238,6 +238,8 @@ def _prior(program: Program, block: Block, state: State, restarts: int) -> Natur
             raise
         return program.standard(block, restarts)  # the data may make it proper
     if not bool(block.family.in_domain(natural).all()):
+        if block.joint_normal:  # a wide prior, lost beside what its elements say of each other
+            return program.standard(block, restarts)
         raise NaturalDomainError(
             f"Expected a proper prior for {block.label!r}; got natural parameters outside the domain of "
             f"{block.family.name}. Check its concentrations, rates, scales and degrees of freedom."
