@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, Trace_ELBO
@@ -30,11 +31,40 @@ def rows(count: int, columns: int) -> Tensor:
     return torch.randn(count, columns, generator=generator, dtype=torch.float64)
 
 
+def walk(y: Tensor) -> None:
+    x = y.new_zeros(())
+    scale = pyro.sample("scale", dist.HalfNormal(y.new_ones(())))
+    for t in range(len(y)):
+        x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+        pyro.sample(f"y_{t}", dist.Normal(x, scale), obs=y[t])
+
+
+def factorization(counts: Tensor) -> None:
+    one = torch.ones((), dtype=torch.float64, device=counts.device)
+    theta = pyro.sample("theta", dist.Gamma(one, one).expand([counts.shape[0], 2]).to_event(2))
+    beta = pyro.sample("beta", dist.Gamma(one, one).expand([2, counts.shape[1]]).to_event(2))
+    pyro.sample("counts", dist.Poisson(theta @ beta).to_event(2), obs=counts)
+
+
+def sticks(label: Tensor) -> None:
+    one = torch.ones((), dtype=torch.float64, device=label.device)
+    with pyro.plate("sticks", 9):
+        v = pyro.sample("v", dist.Beta(one, one))
+    weights = torch.nn.functional.pad(v, (0, 1), value=1) * torch.nn.functional.pad(
+        (1 - v).cumprod(-1), (1, 0), value=1
+    )
+    with pyro.plate("data", len(label)):
+        pyro.sample("label", dist.Categorical(weights), obs=label)
+
+
 CASES: list[tuple[Callable[..., Any], tuple[Any, ...], dict[str, Any]]] = [
     (normal_gamma.model, (rows(1000, 1)[:, 0],), {}),
     (normal_gamma.model, (rows(1000, 1)[:, 0],), {"blocks": [("mean", "precision")]}),
     (gmm.model, (rows(500, 2) + 6 * (torch.arange(500) % 2).double()[:, None], 2), {"blocks": [("mean", "precision")]}),
     (regression, (rows(200, 3), rows(200, 3).sum(1)), {}),
+    (walk, (rows(30, 1)[:, 0].cumsum(0),), {"blocks": ["x_*"]}),
+    (factorization, (torch.poisson(rows(20, 10).exp()),), {"reparam": True}),
+    (sticks, (torch.arange(30) % 7,), {}),
 ]
 
 
