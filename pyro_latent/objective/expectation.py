@@ -295,6 +295,8 @@ class CoupledElementsError(NotConjugateError):
 
 def _coupled(block: Block, site: str) -> CoupledElementsError:
     advice = f"Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+    if len(block.sites) == 1 and block.family.event_class is not None:
+        advice = f"Write blocks=[({block.key!r},)], one factor of all of them. Or d" + advice[1:]
     if block.family.event_class is None:
         advice = f"Give {block.label!r} a Normal prior with .to_event(1), whose elements become one multivariate block."
     error = CoupledElementsError(
