@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 from collections.abc import Callable
@@ -175,7 +176,14 @@ def fitted(model: Model, args: tuple[Tensor, ...], blocks: Any, **options: Any) 
 def case(request: Any) -> tuple[Model, tuple[Tensor, ...], Any, Dense]:
     pyro.set_rng_seed(0)
     model, args, blocks = CASES[request.param]
-    return model, args, blocks, Dense(model, args)
+    return model, args, blocks, dense(request.param)
+
+
+@functools.cache
+def dense(name: str) -> Dense:
+    """What is exact for a case, once for all tests."""
+    model, args, _ = CASES[name]
+    return Dense(model, args)
 
 
 def test_one_step_is_exact(case: Any) -> None:
@@ -279,13 +287,14 @@ def test_with_unknown_variances_the_bound_is_above_that_of_separate_factors_and_
 def test_gibbs_draws_a_joint_block_at_once() -> None:
     pyro.set_rng_seed(0)
     exact = Dense(random_effects, (SERIES,))
-    gibbs = Gibbs(random_effects, num_samples=2_000, warmup_steps=10, blocks="auto")
+    gibbs = Gibbs(random_effects, num_samples=1_000, warmup_steps=10, blocks="auto")
     gibbs.run(SERIES)
     drawn = exact.flat(gibbs.get_samples(), 1)
     errors = (torch.cov(drawn.T) - exact.covariance) / exact.covariance.diagonal().sqrt().square().max()
     assert float(errors.abs().max()) < 0.1
 
 
+@pytest.mark.slow
 def test_minibatches_that_meet_other_groups() -> None:
     def model(y: Tensor) -> None:
         mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 3.0))
