@@ -390,6 +390,7 @@ def mixture_log_likelihood(x: np.ndarray, weight: float, loc: np.ndarray) -> flo
     return float(np.log(density).sum())
 
 
+@pytest.mark.slow
 def test_sampled_em_reaches_the_likelihood_of_em_with_discrete_latents() -> None:
     x = torch.cat([torch.randn(60).double() - 1.5, torch.randn(90).double() + 2])
     em = EM(coins)

@@ -49,6 +49,7 @@ def test_standard_deviations_are_half_t(df: float) -> None:
         assert scipy.stats.kstest(found.numpy(), cdf).pvalue > 1e-3
 
 
+@pytest.mark.slow
 def test_correlations_are_uniform_at_two_degrees_of_freedom() -> None:
     """Huang and Wand (2013), property 3."""
     pyro.set_rng_seed(1)

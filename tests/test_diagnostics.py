@@ -488,6 +488,7 @@ def test_exact_posteriors_are_calibrated() -> None:
         assert found.verdict(site) == "calibrated"
 
 
+@pytest.mark.slow
 def test_mean_field_is_found_overconfident_where_inputs_are_correlated() -> None:
     def quick(model: Model, *args: Any) -> AutoConjugate:
         guide = AutoConjugate(model)

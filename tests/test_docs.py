@@ -78,6 +78,7 @@ def pages(site: Path) -> dict[Path, Page]:
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_every_document_becomes_a_page_of_the_menu(pages: dict[Path, Page]) -> None:
     """The build, in which a warning is an error, and then the start page's lists."""
     documents = {path.stem for path in DOCS.glob("*.md")}
@@ -87,6 +88,7 @@ def test_every_document_becomes_a_page_of_the_menu(pages: dict[Path, Page]) -> N
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_links_and_anchors_exist(site: Path, pages: dict[Path, Page]) -> None:
     broken = []
     for path, page in pages.items():
@@ -101,6 +103,7 @@ def test_links_and_anchors_exist(site: Path, pages: dict[Path, Page]) -> None:
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_nothing_is_fetched_from_the_network(site: Path, pages: dict[Path, Page]) -> None:
     loaded = {source for page in pages.values() for source in page.loaded}
     assert loaded
@@ -117,6 +120,7 @@ def formulas(text: str) -> Iterator[str]:
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_formulas_are_mathml(pages: dict[Path, Page]) -> None:
     """Each ``$$`` formula of a document is one well-formed element, and none of its TeX is left."""
     for path, page in pages.items():
@@ -128,6 +132,7 @@ def test_formulas_are_mathml(pages: dict[Path, Page]) -> None:
 
 
 @needs_sphinx
+@pytest.mark.slow
 def test_every_public_name_is_in_the_api(pages: dict[Path, Page]) -> None:
     page = next(page for path, page in pages.items() if path.stem == "api")
     classes = [name for name in pyro_latent.__all__ if name != "handlers"]

@@ -263,6 +263,7 @@ def test_a_resumed_run_ends_bit_for_bit_where_it_would_have(tmp_path: Path) -> N
         driver()[1].run(x + 1e-3, y, max_steps=9, checkpoint=path)
 
 
+@pytest.mark.slow
 def test_restarts_keep_the_best_and_the_module_has_it() -> None:
     x, y = data()
     net, gate = network(), nn.Linear(2, 2).double()

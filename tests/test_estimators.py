@@ -181,6 +181,7 @@ def test_every_estimator_has_the_exact_gradient_as_its_mean(name: str, data: Ten
     assert abs(found.loss_mean + exact_elbo(data, *values.values()).item()) < 4.5 * error
 
 
+@pytest.mark.slow
 def test_where_q_is_the_posterior_the_loss_of_a_does_not_vary_and_that_of_b_does(data: Tensor) -> None:
     """Var B = Σ_n Var log p(x_n | z), the variance of a quadratic form: with r = x - E z W,
 
@@ -324,6 +325,7 @@ def gamma_model(x: Tensor) -> None:
         pyro.sample("x", dist.Exponential(rate), obs=x)
 
 
+@pytest.mark.slow
 def test_an_autoguide_with_auxiliary_sites_is_scored_whole() -> None:
     """AutoNormal's latent is exp of a normal u: E of the log joint and of log q by quadrature, and its gradient."""
     x = tensor([0.5, 1.5, 1.0])
@@ -530,6 +532,7 @@ def test_default_estimators_that_do_not_fit_are_left_out_and_named(data: Tensor)
 # -------------------------------------------------------------------------------------------------------------- example
 
 
+@pytest.mark.slow
 def test_the_example_finds_the_loss_of_a_vanish_where_q_becomes_the_posterior(tmp_path: Path) -> None:
     """On the linear-Gaussian model: A's loss and sticking the landing's gradient fall by far, B's loss does not."""
     demo = pytest.importorskip("examples.gradient_variance")

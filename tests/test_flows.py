@@ -134,6 +134,7 @@ def test_a_density_integrates_to_one(kind: str) -> None:
         assert (density.log_prob(points).exp().sum() * cell).item() == pytest.approx(1, abs=2e-3)
 
 
+@pytest.mark.slow
 def test_maximum_likelihood_on_two_moons_beats_every_small_mixture_of_gaussians() -> None:
     train, held_out, test = moons(1500, 0), moons(500, 1), moons(1000, 2)
     density = FlowDensity(2, "affine_coupling", length=6, hidden=(32,))

@@ -284,6 +284,7 @@ def test_with_unknown_variances_the_bound_is_above_that_of_separate_factors_and_
     assert sum(draws) / 5 == pytest.approx(rising[-1], abs=0.1)
 
 
+@pytest.mark.slow
 def test_gibbs_draws_a_joint_block_at_once() -> None:
     pyro.set_rng_seed(0)
     exact = Dense(random_effects, (SERIES,))

@@ -915,6 +915,7 @@ def test_the_fast_document_step_is_rounds_of_the_derived_updates(
         torch.testing.assert_close(found, expected, rtol=1e-7, atol=1e-9)
 
 
+@pytest.mark.slow
 def test_pieces_of_a_corpus_end_at_an_exact_bound_that_never_falls(corpus: Corpus) -> None:
     """Memoised LDA: the ELBO of the pieces is the guide's on the whole corpus."""
     lambda_, _ = random_state(corpus)

@@ -179,6 +179,7 @@ def held_out_score(observed: Array, rest: Array, topics: Array, alpha: float) ->
     return float((rest * np.log(theta @ topics)).sum() / rest.sum())
 
 
+@pytest.mark.slow
 def test_it_predicts_held_out_words_of_reuters_at_least_as_well_as_batch_variational_bayes() -> None:
     """Under the same priors, as Asuncion et al. 2009 report; against scikit-learn's batch LDA after 60 passes."""
     counts = np.asarray(lda.datasets.load_reuters(), dtype=float)

@@ -133,6 +133,7 @@ def test_its_bound_on_our_topics_is_its_bound_on_its_own(counts: Any) -> None:
     assert sk.score(counts) == pytest.approx(own, rel=1e-6)
 
 
+@pytest.mark.slow
 def test_a_batch_fit_from_seeds_is_as_good_as_scikit_learns(counts: Any) -> None:
     """The best bound of five seeds each: neither search has a better start by design."""
     ours = max(LDA(4, random_state=s, max_iter=60, tol=0, **PRIORS).fit(counts).score(counts) for s in range(5))

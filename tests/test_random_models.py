@@ -23,8 +23,8 @@ from random_models import (
 from pyro_latent import CAVI, AutoConjugate, CAVIResult, PyroLatentError
 
 CHUNK = 10
-DEFAULT = 200
-SLOW = 5_000
+DEFAULT = 100
+SLOW = 5_100
 MOST_REFUSED = 0.25
 
 

@@ -294,6 +294,7 @@ def test_regression_with_one_factor_of_the_weights() -> None:
     told("regression, N = {}, D = {}".format(*problems.diabetes()[0].shape), compared, guide.elbo(), evidence)
 
 
+@pytest.mark.slow
 def test_regression_with_a_factor_for_each_weight() -> None:
     """The means are right, and each sd is the conditional one, 1 / sqrt(1 + N E precision): a seventh, at the worst."""
     features, target = problems.diabetes()

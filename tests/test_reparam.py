@@ -556,6 +556,7 @@ def test_the_elbo_is_below_the_exact_evidence_of_the_original_model(
 # What else reads the weights.
 
 
+@pytest.mark.slow
 def test_gibbs_with_weights_draws_from_the_exact_posterior() -> None:
     """Polson et al. (2013), §3.1, beside a grid."""
     pyro.set_rng_seed(0)

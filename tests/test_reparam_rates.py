@@ -142,6 +142,7 @@ def test_the_counts_are_the_only_auxiliary_site_and_are_not_shown() -> None:
     assert CAVI(alone.model, alone).run(X, max_steps=20).elbo[-1] == pytest.approx(float(result.elbo[-1]), abs=1e-9)
 
 
+@pytest.mark.slow
 def test_reconstructions_are_as_near_as_those_of_nmf() -> None:
     """NMF by Kullback-Leibler is the maximum likelihood of the same rates: posterior means have most of what it gains
     over the rates of independent margins.

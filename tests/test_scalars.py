@@ -262,6 +262,7 @@ def test_a_choice_of_each_datum_within_a_function_of_a_scalar():
         assert torch.allclose(guide.posterior()["s"].mean, guides[0][0].posterior()["s"].mean, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_products_of_several_scalars():
     """exp(a + b[g]) is a product of a function of each."""
     g = torch.arange(8) % 2

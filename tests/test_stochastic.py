@@ -197,6 +197,7 @@ def test_recording_leaves_the_random_state_alone_unless_a_plate_draws() -> None:
     assert not torch.equal(before, torch.get_rng_state())
 
 
+@pytest.mark.slow
 def test_stochastic_passes_reach_the_batch_optimum_sooner_than_sweeps() -> None:
     """Held-out log density of a mixture, from one start, against passes over the data."""
     train, held = clusters(20_000, seed=1), clusters(2_000, seed=2)
@@ -228,6 +229,7 @@ def test_stochastic_passes_reach_the_batch_optimum_sooner_than_sweeps() -> None:
     assert stochastic_passes * 3 <= batch_passes
 
 
+@pytest.mark.slow
 def test_lda_steps_are_those_of_scikit_learn() -> None:
     """Online LDA: λ after every minibatch, from the same start, with both document steps run to convergence."""
     generator = np.random.default_rng(0)
@@ -268,6 +270,7 @@ def test_lda_steps_are_those_of_scikit_learn() -> None:
         np.testing.assert_allclose(found, peer.components_, rtol=1e-5)
 
 
+@pytest.mark.slow
 def test_averaged_summaries_fit_parameters_from_minibatches() -> None:
     """Online EM ends near the maximum of the likelihood of all the data, as EM does."""
     x = clusters(2_000)
@@ -520,6 +523,7 @@ def test_a_batch_of_all_the_data_is_one_of_a_declared_size() -> None:
     assert result.num_steps == 3
 
 
+@pytest.mark.slow
 def test_the_size_of_rounding_does_not_grow_with_the_passes() -> None:
     """The fall that memoised inference takes for rounding is relative to the ELBO's terms, however many the passes."""
     x = clusters()
@@ -631,6 +635,7 @@ def test_the_structured_bound_is_what_pyro_finds_for_the_guide(
         assert -loss == pytest.approx(bound, abs=6 * error + 0.03)
 
 
+@pytest.mark.slow
 def test_the_structured_fit_is_the_best_that_gradients_find(
     structured: tuple[Tensor, AutoConjugate, CAVI, AutoConjugate, CAVI],
 ) -> None:

@@ -275,6 +275,7 @@ def test_svi_with_pyros_own_estimator_and_optimiser_trains_the_programs(digits: 
     }
 
 
+@pytest.mark.slow
 def test_svi_learns_the_noise_and_the_posterior_of_the_weights() -> None:
     """Pictures of two factors, whose noise has standard deviation 0.2."""
     vae = VAE((6, 5), 2, hidden=(16,), likelihood="gaussian", weight_prior=1.0)
@@ -449,6 +450,7 @@ def test_bounds_of_concentrated_weights_are_those_of_the_point_estimate() -> Non
         assert abs(found.mean - expected.mean) < 0.05
 
 
+@pytest.mark.slow
 def test_the_bound_of_bayesian_convolutions_draws_weights_for_each_z() -> None:
     """A latent that the decoder ignores, one pixel whose logit is the last bias: E_q(w) p(x | w) by quadrature.
 
@@ -854,6 +856,7 @@ def test_checkpoints_are_written_after_every_so_many_epochs(
     assert written == [0, 3, 6, 7]
 
 
+@pytest.mark.slow
 def test_a_trained_vae_beats_every_model_with_independent_pixels(digits: Tensor) -> None:
     """Held-out images: their exact log p(x) under the best such model, and a lower bound of ours."""
     seen, held_out = digits[:1400], digits[1400:]

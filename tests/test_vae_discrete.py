@@ -79,6 +79,7 @@ def test_the_elbo_has_the_enumerated_mean_and_is_below_the_evidence() -> None:
     assert (exact < log_evidence).all()
 
 
+@pytest.mark.slow
 def test_the_score_function_estimates_the_enumerated_elbo_and_its_gradient() -> None:
     vae, images = tiny("exact")
     logits = bias(vae)
