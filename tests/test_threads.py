@@ -54,6 +54,35 @@ def test_guides_in_threads_have_the_answers_that_they_have_alone() -> None:
     assert torch.get_default_dtype() == default
 
 
+def test_what_another_thread_samples_is_not_recorded() -> None:
+    """Pyro's handlers are shared: a model is held while it is recorded, and a site of its names is drawn beside it."""
+    held, go_on = threading.Event(), threading.Event()
+
+    def waits(x: Tensor) -> None:
+        noise = pyro.sample("noise", dist.Gamma(x.new_tensor(1.0), 1.0))
+        held.set()
+        assert go_on.wait(60)
+        slope = pyro.sample("slope", dist.Normal(x.new_tensor(0.0), 5.0))
+        with pyro.plate("rows", len(x)):
+            pyro.sample("y", dist.Normal(slope * 0.5, noise.rsqrt()), obs=x)
+
+    x = torch.linspace(-1.0, 3.0, 50, dtype=torch.float64)
+    pyro.clear_param_store()
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(lambda: CAVI(waits, AutoConjugate(waits)).run(x, max_steps=8, tol=0))
+        try:
+            assert held.wait(60)
+            with pyro.poutine.trace() as tracer:
+                value = pyro.sample("noise", dist.Normal(0.0, 1.0))
+                scale = pyro.param("slope", torch.tensor(2.0))
+        finally:
+            go_on.set()
+        result = run.result()
+    assert type(value) is Tensor and type(scale) is Tensor and set(tracer.trace.nodes) == {"noise", "slope"}
+    assert result.elbo.tolist() == fit_line(torch.float64)
+    pyro.clear_param_store()
+
+
 def test_em_in_a_thread_keeps_the_parameters_that_another_records() -> None:
     """A recording takes its new parameters out of Pyro's store, and never those that somebody else put there."""
     x = clusters(60)

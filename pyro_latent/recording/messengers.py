@@ -15,7 +15,6 @@ from typing import Any, Literal, TypeVar
 import pyro.distributions as dist
 import torch
 from pyro.distributions import constraints
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -24,6 +23,7 @@ from ..expressions import Expression, RandomTensor, StandIns
 from ..families import family_with_constants
 from ..rules import RandomDistribution, expected_log_density, family_class, unwrap, without_latents
 from .data import check_plates, check_shape, checked_data, joined_mask, undeclared_plates
+from .hearing import OwnThreadMessenger
 from .origins import Origins, is_part, origin_for
 from .parameters import Parameter, parameter_of
 from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
@@ -42,7 +42,7 @@ from .supports import (
 Weight = TypeVar("Weight", Tensor | None, Tensor | float)  # a mask, a scale
 
 
-class SymbolMessenger(Messenger):
+class SymbolMessenger(OwnThreadMessenger):
     """Puts random tensors at the latents and parameters of a model, and keeps to one subsample of each plate.
 
     To implement one: ``_site(msg, plates)`` takes each site in once it has its value, ``_parameter(site)`` each

@@ -14,7 +14,6 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
@@ -23,6 +22,7 @@ from ..expressions import RandomTensor
 from ..rules import random_arguments
 from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
+from .hearing import Apart, OwnThreadMessenger
 from .hidden import hidden_sites
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Recording
@@ -85,7 +85,7 @@ class _Model:
         return torch.empty(0, device=tensors[0].device if tensors else None)
 
 
-class _Draws(Messenger):
+class _Draws(OwnThreadMessenger):
     """Every plate at the subsample that was recorded, and one choice that is drawn for many elements with its
     probabilities held once, where torch would lay them out for each.
     """
@@ -123,7 +123,7 @@ def _recording_context(like: Tensor, arguments: AbstractContextManager[None]) ->
     devices = [like.device] if like.device.type == "cuda" else []
     with (
         arguments,
-        poutine.block(),
+        Apart(),
         torch.random.fork_rng(devices),
         torch.no_grad(),
         torch.device(like.device) if like.device.type != "cpu" else nullcontext(),
