@@ -28,7 +28,7 @@ _FEW, _MOSTLY = 48, 0.5
 #: Variables with up to so many times the fewest neighbors go in one round.
 _ALIKE = 1.5
 _PASSES = 4
-_FEWER = "Leave some of the sites in blocks of their own."
+FEWER = "Leave some of the sites in blocks of their own."
 _LOG_2PI = math.log(2 * math.pi)
 
 
@@ -65,12 +65,9 @@ class Elimination:
         size: the number of variables.
         rows, columns: of the pairs that meet, ``[P]`` each, every variable with itself among them.
         stages: by variable, when it may go: those of the highest number first; by default all at any time.
-        device: where the numbers are.
     """
 
-    def __init__(
-        self, size: int, rows: Tensor, columns: Tensor, stages: Tensor | None = None, device: torch.device | None = None
-    ) -> None:
+    def __init__(self, size: int, rows: Tensor, columns: Tensor, stages: Tensor | None = None) -> None:
         self.size = size
         first, second = _ordered(rows.cpu().numpy(), columns.cpu().numpy())
         stage = np.zeros(size, dtype=np.int64) if stages is None else stages.cpu().numpy()
@@ -79,13 +76,13 @@ class Elimination:
         for turn, cells, near in _rounds(size, first, second, stage):
             both = np.concatenate([cells, near], 1)
             numbers += both.size * both.shape[1]
-            check_memory(f"the joint posterior of {size} elements that meet", 3 * numbers, _FEWER)
+            check_memory(f"the joint posterior of {size} elements that meet", 3 * numbers, FEWER)
             rounds.append((turn, cells, near))
             codes.append(_codes(both[:, :, None], both[:, None, :], width).reshape(-1))
         known = np.unique(np.concatenate(codes))
         known = known[known // width < size]
         self.num_pairs = len(known)
-        device = device or rows.device
+        device = rows.device
 
         def places(a: np.ndarray, b: np.ndarray) -> Tensor:
             wanted = _codes(a, b, width)
@@ -158,13 +155,13 @@ class Factorization:
                 rest[:, -1] = 0
         return found
 
-    def back(self, parts: list[Tensor], values: Tensor, stages: range | None = None) -> Tensor:
-        """Lᵀx = parts, solved for x ``[S, n + 1, r]``: into the variables of these stages, by default all, which
+    def back(self, parts: list[Tensor], values: Tensor, stage: int | None = None) -> Tensor:
+        """Lᵀx = parts, solved for x ``[S, n + 1, r]``: into the variables of this stage, by default all, which
         ``values`` holds a place for; the others are as they are there.
         """
         steps = list(zip(self.plan.steps, self.scales, self.slopes, parts, strict=True))
         for step, scale, slope, part in reversed(steps):
-            if stages is not None and step.stage not in stages:
+            if stage is not None and step.stage != stage:
                 continue
             right = part - slope @ values[:, step.near] if step.near.shape[1] else part
             values[:, step.cells] = _solved_transposed(scale, right)
@@ -380,4 +377,4 @@ def _left_over(size: int, a: np.ndarray, b: np.ndarray, cell: np.ndarray) -> np.
     return np.unique(np.concatenate(found))
 
 
-__all__ = ["Elimination", "Factorization", "Step"]
+__all__ = ["FEWER", "Elimination", "Factorization", "Step"]

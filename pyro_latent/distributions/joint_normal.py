@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple
 
@@ -19,15 +19,18 @@ from .elimination import Elimination, Factorization
 
 
 class Part(NamedTuple):
-    """A site in a joint distribution: where its elements begin, and its shapes. ``is_vector``: all pairs of elements of
-    an event are among those that are known, so that its marginals have covariances.
+    """A site in a joint distribution: where its elements begin, and its shapes. All pairs of elements of an event are
+    among those that are known, so that its marginals have covariances.
     """
 
     name: str
     offset: int
     batch_shape: Size
     event_shape: Size
-    is_vector: bool
+
+    @property
+    def is_vector(self) -> bool:
+        return bool(self.event_shape)
 
     @property
     def shape(self) -> Size:
@@ -51,6 +54,11 @@ class Pairs(NamedTuple):
     @property
     def size(self) -> int:
         return sum(part.shape.numel() for part in self.parts)
+
+    @property
+    def codes(self) -> Tensor:
+        """Each pair as one number, ``[P]``."""
+        return self.rows * self.size + self.columns
 
 
 class Plans:
@@ -166,8 +174,8 @@ class JointNormal(TorchDistribution):
 
     def _at(self, first: Tensor, second: Tensor) -> Tensor:
         """The covariances of pairs that are among the known."""
-        pairs, size = self.plans.pairs, self.loc.shape[-1]
-        known, order = (pairs.rows * size + pairs.columns).sort()
+        size = self.loc.shape[-1]
+        known, order = self.plans.pairs.codes.sort()
         wanted = torch.maximum(first, second) * size + torch.minimum(first, second)
         return self._covariances[..., order[torch.searchsorted(known, wanted)]]
 
@@ -236,10 +244,7 @@ class SiteGiven(TorchDistribution):
         self.site = pairs.parts[pairs.order[turn]]
         if batch_shape is None:
             own, lead = len(self.site.batch_shape), joint.loc.shape[:-1]
-            shapes = [_beside(lead, 0, own)] if lead else []
-            for i, value in zip(pairs.order, drawn, strict=False):
-                other = pairs.parts[i]
-                shapes.append(_beside(value.shape[: value.ndim - len(other.shape)], len(other.batch_shape), own))
+            shapes = [_beside(lead, 0, own), *(outer for _, _, outer in self._drawn())]
             batch_shape = torch.broadcast_shapes(Size(), *shapes) + self.site.batch_shape
         super().__init__(batch_shape, self.site.event_shape, validate_args=False)
 
@@ -250,14 +255,18 @@ class SiteGiven(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SiteGiven:
         return SiteGiven(self.joint, self.turn, self.drawn, Size(batch_shape))
 
-    def _values(self, lead: Size) -> Tensor:
-        """The values drawn before, ``[S, n + 1, draws]``, in the draws of these dimensions."""
-        joint, pairs = self.joint, self.joint.plans.pairs
-        values = joint.loc.new_zeros(lead.numel(), joint.loc.shape[-1] + 1, dtype=torch.float64)
-        own = len(self.site.batch_shape)
+    def _drawn(self) -> Iterator[tuple[Part, Tensor, Size]]:
+        """The sites drawn before with their values, and the dimensions of these on the left of this site's own."""
+        pairs, own = self.joint.plans.pairs, len(self.site.batch_shape)
         for i, value in zip(pairs.order, self.drawn, strict=False):
             other = pairs.parts[i]
-            outer = _beside(value.shape[: value.ndim - len(other.shape)], len(other.batch_shape), own)
+            yield other, value, _beside(value.shape[: value.ndim - len(other.shape)], len(other.batch_shape), own)
+
+    def _values(self, lead: Size) -> Tensor:
+        """The values drawn before, ``[S, n + 1, draws]``, in the draws of these dimensions."""
+        loc = self.joint.loc
+        values = loc.new_zeros(lead.numel(), loc.shape[-1] + 1, dtype=torch.float64)
+        for other, value, outer in self._drawn():
             flat = value.reshape((*outer, other.shape.numel()))
             values[:, other.elements] = flat.expand((*lead, -1)).reshape(lead.numel(), -1).double()
         return self._by_start(values)
@@ -278,7 +287,7 @@ class SiteGiven(TorchDistribution):
             else p + torch.randn(*p.shape[:3], values.shape[2], dtype=p.dtype, device=p.device)
             for s, p in zip(factor.plan.steps, parts, strict=True)
         ]
-        found = factor.back(noisy, values, range(self.turn, self.turn + 1))[:, self.site.elements]
+        found = factor.back(noisy, values, self.turn)[:, self.site.elements]
         return found.permute(2, 0, 1).reshape(shape).to(self.joint.loc)
 
     def log_prob(self, value: Tensor) -> Tensor:

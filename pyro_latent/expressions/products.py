@@ -15,11 +15,11 @@ from torch import Tensor
 
 from .expression import Expression
 from .linear import PLACING
-from .recorded import Recorded, mapped, recorded_in
+from .recorded import Recorded, mapped
 from .tables import VIEWS, words
 
 _PRODUCTS = words("mul __mul__ __rmul__ multiply")
-_MOVES = VIEWS | PLACING | words("__getitem__ cat concat concatenate stack index_select narrow select")
+_MOVES = VIEWS | PLACING
 
 
 def logarithm_of(
@@ -27,15 +27,16 @@ def logarithm_of(
     func: Callable[..., Any],
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
+    sources: list[Recorded],
     random: Callable[[Tensor, Expression], Recorded],
 ) -> Expression | None:
     """The logarithm of what an operation makes, where the result may not say it itself; None where nobody knows it.
 
     Args:
         name, func, args, kwargs: the operation.
+        sources: the random tensors among its arguments.
         random: makes a random tensor of a placeholder and an expression.
     """
-    sources = recorded_in(args, kwargs)
     if name == "cumprod":
         x = args[0]
         logarithm = x.expression.log()

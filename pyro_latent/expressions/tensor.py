@@ -165,13 +165,13 @@ def _collapsed(tensor: Tensor) -> Tensor:
 def _wrap(
     name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
 ) -> RandomTensor:
-    logarithm = logarithm_of(name, func, args, kwargs, RandomTensor)
+    sources = recorded_in(args, kwargs)
+    logarithm = logarithm_of(name, func, args, kwargs, sources, RandomTensor)
     is_long = name == "cumprod" and logarithm is not None and max(result.shape, default=0) > _LONGEST_PRODUCT
     expression = None if is_long else _apply(name, func, result, args, kwargs)
     is_unary = (expression is None or bool(expression.opacity)) and name in ELEMENTWISE and name != "one_hot"
     if is_unary and result.numel():
         expression = _of_scalar(name, func, result, args, kwargs) or expression
-    sources = recorded_in(args, kwargs)
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), sources)
     if logarithm is not None and found.expression.log().opacity:
         found.expression.logarithm = logarithm

@@ -10,14 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.elimination import Factorization
+from ..distributions.elimination import FEWER, Factorization
 from ..distributions.joint_normal import JointNormal, Pairs, Part, Plans, times
 from ..errors import ArgumentError
 from ..settings import check_memory
 from .base import Family, Mean, Natural, Params
 from .quantiles import quantile
-
-_FEWER = "Leave some of the sites in blocks of their own."
 
 
 class Gaussian(Family):
@@ -76,9 +74,7 @@ class Gaussian(Family):
     def places(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the moments of pairs of elements are; new pairs are noted."""
         numbers = torch.broadcast_shapes(first.shape, second.shape).numel()
-        check_memory(
-            f"the pairs of elements that meet in {', '.join(p.name for p in self.parts)}", 12 * numbers, _FEWER
-        )
+        check_memory(f"the pairs of elements that meet in {', '.join(p.name for p in self.parts)}", 12 * numbers, FEWER)
         codes = torch.maximum(first, second) * self.size + torch.minimum(first, second)
         if codes.numel() == 1:
             return torch.full_like(codes, self._known.setdefault(int(codes), len(self._known)))
@@ -173,12 +169,11 @@ class Gaussian(Family):
                 f"Expected a joint normal of the sites {[(p.name, tuple(p.shape)) for p in self.parts]}; got one of "
                 f"{[(p.name, tuple(p.shape)) for p in pairs.parts]}."
             )
-        codes = (pairs.rows * self.size + pairs.columns).tolist()
-        places = [self._known.get(code, self.num_pairs) for code in codes]
-        precision = distribution.precision.new_zeros(*distribution.precision.shape[:-1], self.num_pairs + 1)
-        precision[..., torch.tensor(places, device=self.device)] = distribution.precision
-        lost = distribution.precision[..., torch.tensor(places, device=self.device) == self.num_pairs]
-        if bool((lost != 0).any()):
+        found = [self._known.get(code, self.num_pairs) for code in pairs.codes.tolist()]
+        places, given = torch.tensor(found, device=self.device), distribution.precision
+        precision = given.new_zeros(*given.shape[:-1], self.num_pairs + 1)
+        precision[..., places] = given
+        if bool((given[..., places == self.num_pairs] != 0).any()):
             raise ArgumentError(
                 "Expected a joint normal whose elements depend on each other where they meet in the model alone; got "
                 "one of other data, where others do."

@@ -8,6 +8,7 @@ conjugacy means. A product that is not among a family's moments has no closed fo
 from __future__ import annotations
 
 import itertools
+import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -17,18 +18,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import (
-    START,
-    Axis,
-    Gather,
-    Label,
-    Labels,
-    is_summed,
-    read,
-    same_axes,
-    spread,
-    unique_labels,
-)
+from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
 from ..expressions.terms import Choice, Constant, Factor, LogOfSum, Term
 from ..families.base import Monomial
 from ..families.joint_normal import Gaussian
@@ -83,6 +73,11 @@ class ExpectedTerm:
     constants: tuple[Constant, ...]
     moments: tuple[BlockMoment, ...]
     choices: tuple[Choice, ...] = ()
+
+    @property
+    def averaged(self) -> ExpectedTerm:
+        """The term, averaged over the values of its choices where they are summed."""
+        return replace(self, coefficient=self.coefficient / math.prod(c.size for c in self.choices))
 
 
 class NoMomentError(NotConjugateError):
@@ -294,9 +289,10 @@ class CoupledElementsError(NotConjugateError):
 
 
 def _coupled(block: Block, site: str) -> CoupledElementsError:
-    advice = f"Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
-    if len(block.sites) == 1 and block.family.event_class is not None:
-        advice = f"Write blocks=[({block.key!r},)], one factor of all of them. Or d" + advice[1:]
+    declare = f"eclare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+    advice = f"D{declare}"
+    if len(block.sites) == 1:
+        advice = f"Write blocks=[({block.key!r},)], one factor of all of them. Or d{declare}"
     if block.family.event_class is None:
         advice = f"Give {block.label!r} a Normal prior with .to_event(1), whose elements become one multivariate block."
     error = CoupledElementsError(

@@ -47,18 +47,15 @@ def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs:
             f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
             f"out of handlers.closed_form, or write {{{names}: update}} there."
         )
-    scales = {site.name: site.scale for site in sites}
-    if (
-        any(isinstance(scale, Tensor) and scale.numel() > 1 for scale in scales.values())
-        or len({float(scale) for scale in scales.values()}) > 1
-    ):
+    if not _have_one_scale(sites):
+        scales = {site.name: site.scale for site in sites}
         raise NotConjugateError(
             f"Expected the sites of a joint normal block to have one scale; got {scales}. Sites of a subsampled plate "
             "are not joined with others: leave them in blocks of their own, or give all of the data."
         )
     parts, offset = [], 0
     for site in sites:
-        parts.append(Part(site.name, offset, site.batch_shape, site.event_shape, bool(site.event_shape)))
+        parts.append(Part(site.name, offset, site.batch_shape, site.event_shape))
         offset += site.shape.numel()
     events = tuple(torch.Size([site.shape.numel()]) for site in sites)
     return Block(
@@ -113,7 +110,7 @@ def _connected(recording: Recording) -> tuple[tuple[str, ...], ...]:
     for own in degrees:
         for first, second in itertools.combinations(own, 2):
             merged = group[first] | group[second]
-            if group[first] is group[second] or not _alike(recording, merged):
+            if group[first] is group[second] or not _have_one_scale([recording.latents[n] for n in merged]):
                 continue
             if all(sum(d for n, d in other.items() if n in merged) <= 2 for other in degrees):
                 for name in merged:
@@ -122,8 +119,8 @@ def _connected(recording: Recording) -> tuple[tuple[str, ...], ...]:
     return tuple(tuple(n for n in recording.latents if n in g) for g in sets.values() if len(g) > 1)
 
 
-def _alike(recording: Recording, names: set[str]) -> bool:
-    scales = [recording.latents[n].scale for n in names]
+def _have_one_scale(sites: Sequence[LatentSite]) -> bool:
+    scales = [site.scale for site in sites]
     return all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
 
 

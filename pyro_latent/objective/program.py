@@ -11,9 +11,8 @@ A sweep is, block by block, :meth:`Program.optimum_of` and :meth:`Program.means_
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -374,12 +373,11 @@ class Program:
         found = []
         for scored in (s for s in self.recording.scored.values() if s.name in sites):
             terms = with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field)
-            has_choices = any(term.choices for term in terms)
-            found += [] if has_choices else self.site_summands[scored.name]
-            for term in terms if has_choices else ():
-                expected = expect(term, self.owners, scored.name)
-                share = expected.coefficient / math.prod(c.size for c in expected.choices)
-                found.append(summand_of(scored, replace(expected, coefficient=share), self.recording))
+            if any(term.choices for term in terms):
+                shares = (expect(term, self.owners, scored.name).averaged for term in terms)
+                found += [summand_of(scored, share, self.recording) for share in shares]
+            else:
+                found += self.site_summands[scored.name]
         return cast(merged(found), self.recording.dtype)
 
     def unused_params(self) -> list[str]:

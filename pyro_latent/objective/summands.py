@@ -181,8 +181,9 @@ def merged(summands: Iterable[Summand]) -> list[Summand]:
     """Add like terms, in float64."""
     groups: dict[Hashable, Summand] = {}
     for summand in _gathered(summands):
-        found = groups.get(summand.key)
-        groups[summand.key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
+        key = summand.key
+        found = groups.get(key)
+        groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
     return list(groups.values())
 
 
