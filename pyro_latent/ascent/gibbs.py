@@ -263,6 +263,12 @@ def _check_drawn(program: Program) -> None:
             "Expected densities with full conditionals; got a sum of rates, whose counts are put at their optimum. "
             "Write a Poisson site of counts for each of the rates, or NUTS of the model as it is written."
         )
+    bounds = [s.name for s in program.recording.scored.values() if s.is_bound]
+    if bounds:
+        raise ModelError(
+            f"Expected densities with full conditionals; got those of {bounds}, which are bounds of a softmax. Write "
+            "NUTS of the model as it is written."
+        )
     sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     scaled = [s.name for s in sites if isinstance(s.scale, Tensor) or s.scale != 1]
     if scaled:

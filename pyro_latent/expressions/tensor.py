@@ -175,6 +175,7 @@ def _wrap(
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), sources)
     if logarithm is not None and found.expression.log().opacity:
         found.expression.logarithm = logarithm
+    is_unary |= name in ("softmax", "log_softmax") and bool(found.expression.opacity)
     if len(sources) == 1 and (is_unary or (sources[0].function_of and name in ELEMENTWISE)):
         before, inner = sources[0].function_of or (sources[0], lambda value: value)
         found.function_of = before, lambda value: called(func, args, kwargs, [inner(value)])

@@ -416,6 +416,7 @@ class RecordMessenger(SymbolMessenger):
             family_class(base).__name__,
             event,
             frozenset() if name in self.refused else frozenset().union(*(a.expression.sites for a in random)),
+            getattr(family_class(base), "is_bound", False),
         )
 
 

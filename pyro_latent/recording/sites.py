@@ -106,7 +106,10 @@ class DiscreteSite:
 
 @dataclass(frozen=True, eq=False)
 class ScoredSite:
-    """A site's log density as an expression of its batch shape, or the error that stands in its place."""
+    """A site's log density as an expression of its batch shape, or the error that stands in its place.
+
+    ``is_bound``: it is below the density that the model has there.
+    """
 
     name: str
     density: Expression | None
@@ -119,6 +122,7 @@ class ScoredSite:
     distribution: str = ""
     event_dim: int = 0
     parents: frozenset[str] = frozenset()
+    is_bound: bool = False
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,6 +11,7 @@ from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
+from .one_versus_each import OneVersusEachReparam
 from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
@@ -29,6 +30,7 @@ __all__ = [
     "LaplaceReparam",
     "MixtureReparam",
     "MovedReparam",
+    "OneVersusEachReparam",
     "PoissonOfSum",
     "PolyaGammaReparam",
     "ProbitReparam",

@@ -15,6 +15,7 @@ from .half_cauchy import HalfCauchyReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
+from .one_versus_each import OneVersusEachReparam
 from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
@@ -27,6 +28,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     LaplaceReparam,
     PolyaGammaReparam,
     ProbitReparam,
+    OneVersusEachReparam,
     GammaPoissonReparam,
     BetaBinomialReparam,
     DirichletMultinomialReparam,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -23,8 +23,12 @@ class GivenWeight:
     The density is a factor of the joint density, not normalized over the values for one weight. To implement one: a
     subclass of this and of the distribution, whose constructor keeps its ``weight``, with a ``log_factor``, which is
     its rule too.
+
+    Attributes:
+        is_bound: whether the factor's mean over the weight is below the density that it stands for, and not equal.
     """
 
+    is_bound: ClassVar[bool] = False
     weight: Tensor
 
     def __init_subclass__(cls) -> None:
@@ -41,7 +45,12 @@ class GivenWeight:
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         make: Any = type(self)
-        return make(**{n: v.expand(batch_shape) for n, v in raw_arguments(self).items()}, validate_args=False)
+        limits = self.arg_constraints  # type: ignore[attr-defined]
+        given = raw_arguments(self)
+        tensors = {n: v for n, v in given.items() if isinstance(v, Tensor)}
+        own = {n: v.shape[v.ndim - getattr(limits.get(n), "event_dim", 0) :] for n, v in tensors.items()}
+        wide = {n: v.expand(torch.Size(batch_shape) + own[n]) for n, v in tensors.items()}
+        return make(**given | wide, validate_args=False)
 
 
 def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
