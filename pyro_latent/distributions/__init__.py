@@ -3,8 +3,9 @@
 ``joint`` has Normal-Gamma and Normal-Wishart, ``joint_normal`` that of several sites,
 ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
-of any law, ``polya_gamma`` the weights of a logistic function, ``weights`` those of other densities,
-``tabulated`` a scalar by a table of its log density, and ``transforms`` what a flow remembers of its last draw.
+of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of other
+densities, ``tabulated`` a scalar by a table of its log density, and ``transforms`` what a flow remembers of its last
+draw.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from .polya_gamma import PolyaGamma
 from .quadrature import Panels, integrate, mesh
 from .tabulated import Tabulated
 from .transforms import forget_last_draw
+from .truncated_normal import TruncatedNormal
 from .weights import InverseGaussian, PositiveNormal, Weight
 
 __all__ = [
@@ -40,6 +42,7 @@ __all__ = [
     "Rayleigh",
     "Tabulated",
     "Triangular",
+    "TruncatedNormal",
     "Weight",
     "Wishart",
     "forget_last_draw",

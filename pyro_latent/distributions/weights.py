@@ -42,6 +42,11 @@ class Weight(TorchDistribution):
         make: Any = type(self)
         return make(self.tilt.expand(batch_shape), validate_args=False)
 
+    def tilted(self, tilt: Tensor) -> Any:
+        """The law of another tilt, with the same constants."""
+        make: Any = type(self)
+        return make(tilt=tilt, validate_args=False)
+
     @staticmethod
     def natural_of(tilt: Tensor) -> Tensor:
         """η of a tilt, elementwise."""

@@ -39,7 +39,7 @@ class Recorded(Tensor):
 
     ``is_own``: the model computed it, so that it may write into it. ``alias``: what it shares its elements with;
     ``views``: by number, the tensors in use that share its own. ``function_of``: of a result of operations without a
-    rule, the last tensor before them, and the function of its elements that it is.
+    rule, the last tensor before them, and the function of it that it is.
     """
 
     expression: Expression

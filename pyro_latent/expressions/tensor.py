@@ -46,6 +46,8 @@ from .writes import track, write
 
 #: Products of more elements than this, whose logarithm is known, are not written out as polynomials.
 _LONGEST_PRODUCT = 6
+#: Operations without a rule that mix elements, and are known as functions of the whole tensor.
+_SOFTMAXES = frozenset(("softmax", "log_softmax"))
 
 
 class RandomTensor(Recorded):
@@ -175,12 +177,26 @@ def _wrap(
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), sources)
     if logarithm is not None and found.expression.log().opacity:
         found.expression.logarithm = logarithm
-    is_unary |= name in ("softmax", "log_softmax") and bool(found.expression.opacity)
-    if len(sources) == 1 and (is_unary or (sources[0].function_of and name in ELEMENTWISE)):
-        before, inner = sources[0].function_of or (sources[0], lambda value: value)
-        found.function_of = before, lambda value: called(func, args, kwargs, [inner(value)])
+    if is_unary or (found.expression.opacity and (name in _SOFTMAXES or all(s.function_of for s in sources))):
+        found.function_of = _function_of(func, args, kwargs, sources)
     track(name, func, args, kwargs, found)
     return found
+
+
+def _function_of(
+    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Sequence[Recorded]
+) -> tuple[Recorded, Callable[[Tensor], Tensor]] | None:
+    """What a result is a function of, and the function; None where it is one of several tensors."""
+    inner = [s.function_of or (_as_it_is(s), lambda value: value) for s in sources]
+    before = inner[0][0]
+    if any(other.expression is not before.expression for other, _ in inner):
+        return None
+    return before, lambda value: called(func, args, kwargs, [function(value) for _, function in inner])
+
+
+def _as_it_is(tensor: Recorded) -> Recorded:
+    """A tensor that no later write changes."""
+    return type(tensor)(tensor._placeholder, tensor.expression, tensor.replay)
 
 
 def _finished(

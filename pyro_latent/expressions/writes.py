@@ -86,7 +86,7 @@ def _put(base: Recorded, places: Tensor, value: Any) -> bool:
         after = torch.where(written, after, before.reshape(-1))
     for tensor, numbers in ((base, _numbers(base)), *zip(views, seen, strict=True)):
         found = after[numbers]
-        tensor.expression, tensor.replay = found.expression, found.replay
+        tensor.expression, tensor.replay, tensor.function_of = found.expression, found.replay, found.function_of
     return True
 
 

@@ -54,6 +54,7 @@ _WITH_CONSTANTS: dict[type, Callable[[Any], Family]] = {
     distributions.PolyaGamma: lambda prior: PolyaGamma(prior.count),
     distributions.InverseGaussian: Weight,
     distributions.PositiveNormal: Weight,
+    distributions.TruncatedNormal: Weight,
 }
 
 

@@ -49,8 +49,7 @@ class Weight(Family):
         return self._at(natural).mean.isfinite() & natural.x.isfinite()
 
     def distribution(self, params: Params) -> Any:
-        make: Any = type(self.law)
-        return make(tilt=params["tilt"], validate_args=False)
+        return self.law.tilted(params["tilt"])
 
     def _at(self, natural: Natural) -> Law:
         law: Law = self.distribution(self.to_params(natural))

@@ -12,6 +12,7 @@ from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .one_versus_each import OneVersusEachReparam
+from .ordered_probit import OrderedProbitReparam
 from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
@@ -31,6 +32,7 @@ __all__ = [
     "MixtureReparam",
     "MovedReparam",
     "OneVersusEachReparam",
+    "OrderedProbitReparam",
     "PoissonOfSum",
     "PolyaGammaReparam",
     "ProbitReparam",

@@ -16,6 +16,7 @@ from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .one_versus_each import OneVersusEachReparam
+from .ordered_probit import OrderedProbitReparam
 from .probit import ProbitReparam
 from .renamed import RenamedReparam
 from .student_t import StudentTReparam
@@ -28,6 +29,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     LaplaceReparam,
     PolyaGammaReparam,
     ProbitReparam,
+    OrderedProbitReparam,
     OneVersusEachReparam,
     GammaPoissonReparam,
     BetaBinomialReparam,

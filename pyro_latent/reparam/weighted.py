@@ -14,7 +14,7 @@ from ..rules import raw_arguments, register_rule
 #: Where a function is compared with a cdf.
 _PLACES = (-9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0)
 #: How many times its argument the cdf may be of: as it is, as erf has it, and of the other outcome.
-_SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
+SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
 
 
 class GivenWeight:
@@ -61,16 +61,19 @@ def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
     if recorded is None or recorded[0].replay is not None:
         return None
     argument, function = recorded
-    slope = next((s for s in _SLOPES if _is_cdf(function, cdf, s, argument)), None)
+    slope = next((s for s in SLOPES if _is_cdf(function, cdf, s, argument)), None)
     found: Tensor | None = None if slope is None else argument * slope
     return found
 
 
 def _is_cdf(function: Callable[[Tensor], Tensor], cdf: Callable[[Tensor], Tensor], slope: float, like: Tensor) -> bool:
     """Whether a function of elements is the cdf of so many times each."""
+    count = torch.arange(like.numel(), dtype=torch.float64, device=like.device).reshape(like.shape)
     for place in _PLACES:
-        places = torch.full(like.shape, place, dtype=torch.float64, device=like.device)
+        places = place + 0.1 * count.sin()  # no two alike, so that what moves or mixes elements is seen
         value = function(places)
-        if bool(((value - cdf(slope * places)).abs() > 4 * torch.finfo(value.dtype).eps).any()):
+        if value.shape != like.shape or bool(
+            ((value - cdf(slope * places)).abs() > 4 * torch.finfo(value.dtype).eps).any()
+        ):
             return False
     return True

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..distributions import InverseGaussian, PolyaGamma, PositiveNormal
+from ..distributions import InverseGaussian, PolyaGamma, PositiveNormal, TruncatedNormal
 from ..expressions import Expression
 from .base import Arguments, register_rule
 
@@ -26,5 +26,5 @@ def _register(law: Any) -> None:
     register_rule(law, rule)
 
 
-for _law in (InverseGaussian, PolyaGamma, PositiveNormal):
+for _law in (InverseGaussian, PolyaGamma, PositiveNormal, TruncatedNormal):
     _register(_law)
