@@ -8,6 +8,7 @@ from .conjugate import ENTRIES, Conjugate
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .gate import GateReparam
 from .half_cauchy import HalfCauchyReparam
+from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
@@ -25,6 +26,7 @@ __all__ = [
     "Conjugate",
     "ConjugateReparam",
     "DirichletMultinomialReparam",
+    "DiscreteHMMReparam",
     "GammaPoissonReparam",
     "GateReparam",
     "HalfCauchyReparam",

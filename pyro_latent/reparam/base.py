@@ -87,6 +87,10 @@ class ConjugateReparam(Reparam):
         """Whether a site, of a class in ``densities``, is one that it changes."""
         return True
 
+    def names(self, site: Site) -> list[str]:
+        """The auxiliary sites that it draws for a site."""
+        return [f"{site.name}_{suffix}" for suffix in self.suffixes]
+
     def apply(self, msg: Any) -> Any:
         """The message of the site in its conjugate form; as it is where the entry is not for it."""
         site = Site.of(msg)

@@ -12,6 +12,7 @@ from .base import ConjugateReparam, MovedReparam, Site
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .gate import GateReparam
 from .half_cauchy import HalfCauchyReparam
+from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
@@ -35,6 +36,7 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     BetaBinomialReparam,
     DirichletMultinomialReparam,
     MixtureReparam,
+    DiscreteHMMReparam,
     ZeroInflatedReparam,
     SumOfRatesReparam,
     GateReparam,
@@ -82,7 +84,7 @@ class _Chain(Reparam):
     def apply(self, msg: Any) -> Any:
         while (entry := entry_for(msg)) is not None:
             name = msg["name"]
-            names = [f"{name}_{suffix}" for suffix in entry.suffixes]
+            names = entry.names(Site.of(msg))
             self._strategy.auxiliary |= dict.fromkeys(names, name)
             if isinstance(entry, MovedReparam):
                 self._strategy.moved[name] = names[-1], entry.transform

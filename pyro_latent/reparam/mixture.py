@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
@@ -27,23 +28,39 @@ class MixtureReparam(ConjugateReparam):
     def augment(self, site: Site) -> Any:
         weights, components = site.fn.mixture_distribution, site.fn.component_distribution
         number = site.auxiliary("component", weights.expand(site.fn.batch_shape))
-        events = 0
-        while isinstance(components, torch.distributions.Independent):
-            events += components.reinterpreted_batch_ndims
-            components = components.base_dist
-        limits = family_class(components).arg_constraints  # type: ignore[attr-defined]
-        given = raw_arguments(components)
-        for names in _ONE_OF:  # a plain distribution may have computed others
-            given = {n: v for n, v in given.items() if n not in [m for m in given if m in names][1:]}
-        chosen = {
-            name: _chosen(value, number, events + getattr(limits.get(name), "event_dim", 0), site.name)
-            for name, value in given.items()
-        }
-        found = family_class(components)(**chosen)
-        return found.to_event(events) if events else found
+        return component_of(components, number, site.name)
 
 
-def _chosen(value: Any, number: Tensor, event: int, name: str) -> Any:
+def component_of(
+    components: Any, number: Tensor, name: str, narrowed: Callable[[Tensor, int], Tensor] | None = None
+) -> Any:
+    """The distribution of one of several, whose batch ends in a dimension along them.
+
+    Args:
+        components: all of them.
+        number: which one, of the batch shape of the result.
+        name: of the site, for errors.
+        narrowed: takes other dimensions from an argument of the components, of which so many are its own, with that
+            along them.
+    """
+    events = 0
+    while isinstance(components, torch.distributions.Independent):
+        events += components.reinterpreted_batch_ndims
+        components = components.base_dist
+    limits = family_class(components).arg_constraints  # type: ignore[attr-defined]
+    given = raw_arguments(components)
+    for names in _ONE_OF:  # a plain distribution may have computed others
+        given = {n: v for n, v in given.items() if n not in [m for m in given if m in names][1:]}
+    chosen = {}
+    for argument, value in given.items():
+        event = events + getattr(limits.get(argument), "event_dim", 0)
+        whole = narrowed(value, event + 1) if narrowed is not None and isinstance(value, Tensor) else value
+        chosen[argument] = taken(whole, number, event, name)
+    found = family_class(components)(**chosen)
+    return found.to_event(events) if events else found
+
+
+def taken(value: Any, number: Tensor, event: int, name: str) -> Any:
     """The argument of the component of each datum.
 
     Args:

@@ -16,7 +16,9 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import pyro.distributions as dist
 import torch
+from pyro.distributions.hmm import HiddenMarkovModel
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, MissingRuleError
@@ -84,11 +86,24 @@ def rule_of(distribution: type) -> Rule:
     for base in distribution.__mro__:
         if base in RULES and _parameters(base) <= _parameters(distribution):
             return RULES[base]
+    if issubclass(distribution, HiddenMarkovModel):
+        raise chain_of_latents(distribution)
     known = ", ".join(sorted({d.__name__ for d in RULES}))
     raise MissingRuleError(
         f"Expected a distribution with a rule; got {distribution.__name__}, which has none. "
         f"Write register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments "
         f"and the value, or use one of those that exist: {known}."
+    )
+
+
+def chain_of_latents(chain: type) -> MissingRuleError:
+    """The error for a hidden Markov model with latent arguments as one site."""
+    discrete = issubclass(chain, dist.DiscreteHMM)
+    step, data = ("Categorical(rows[z])", "Normal(mean[z], 1.0)") if discrete else ("Normal(a * z, q)", "Normal(z, r)")
+    joined = "" if discrete else ", and join the states by AutoConjugate(model, blocks='auto')"
+    return MissingRuleError(
+        f"Expected a distribution with a rule; got {chain.__name__} of latent arguments. Write its states as sites in "
+        f"a loop, z = pyro.sample(f'z_{{t}}', {step}) and pyro.sample(f'x_{{t}}', {data}, obs=x[t]){joined}."
     )
 
 

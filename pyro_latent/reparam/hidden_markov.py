@@ -1,0 +1,61 @@
+"""A hidden Markov model as one site: its states become sites, and the data of each step a site of its own."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor
+
+from ..rules import RandomDistribution, raw_arguments
+from .base import ConjugateReparam, Site
+from .mixture import component_of, taken
+
+
+class DiscreteHMMReparam(ConjugateReparam):
+    """x ~ DiscreteHMM(π, A, p) is x_t ~ p_{z_t} with z_t ~ A_{z_{t−1}}, and z ~ π a step before the first datum.
+
+    The data of step t is the observed site ``name_t``. Where nothing in it is latent, the site stays as it is.
+    """
+
+    densities = (dist.DiscreteHMM,)
+    suffixes = ("state_before", "state_0", "state_1, …")
+    condition = ", with data"
+    form = "the data of each step given its state, with a Categorical site for each state"
+    source = "Rabiner (1989)"
+
+    def applies(self, site: Site) -> bool:
+        return not site.is_latent and isinstance(site.fn, RandomDistribution)
+
+    def names(self, site: Site) -> list[str]:
+        return [f"{site.name}_state_{t}" for t in ("before", *range(_duration(site)))]
+
+    def augment(self, site: Site) -> Any:
+        given, value = raw_arguments(site.fn), site.value
+        assert value is not None
+        state = self._state(site, "before", given["initial_logits"])
+        for t in range(_duration(site)):
+            rows = at_step(t, given["transition_logits"], 2)
+            state = self._state(site, str(t), taken(rows, state, 1, site.name))
+            step = component_of(given["observation_dist"], state, site.name, partial(at_step, t))
+            data = value.select(value.ndim - len(site.fn.event_shape), t)
+            pyro.sample(f"{site.name}_{t}", site.wrapped(step.expand(site.fn.batch_shape)), obs=data)
+        return dist.Delta(value, event_dim=len(site.fn.event_shape)).mask(False)
+
+    def _state(self, site: Site, step: str, logits: Tensor) -> Tensor:
+        return site.auxiliary(f"state_{step}", dist.Categorical(logits=logits).expand(site.fn.batch_shape))
+
+
+def _duration(site: Site) -> int:
+    assert site.value is not None
+    return site.value.shape[site.value.ndim - len(site.fn.event_shape)]
+
+
+def at_step(t: int, value: Tensor, own: int) -> Tensor:
+    """The argument at a step, of one that may run along the steps in the dimension before its ``own`` last ones."""
+    if value.ndim <= own:
+        return value
+    place = value.ndim - own - 1
+    return value.select(place, t if value.shape[place] > 1 else 0)
