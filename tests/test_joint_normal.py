@@ -322,7 +322,7 @@ def test_minibatches_that_meet_other_groups() -> None:
     [
         ([("w", "nothing")], NotConjugateError, "nothing"),
         (["v_*"], NotConjugateError, "v_"),
-        ([("w", "tau", "z")], NotConjugateError, "joint block of normal sites"),
+        ([("w", "tau", "z")], NotConjugateError, "proportional to 'tau'"),
         ([("w", "z")], NotConjugateError, "at most quadratic"),
         ([3], ArgumentTypeError, "auto"),
     ],

@@ -230,7 +230,7 @@ class _Chains:
         chains = starts_of({block.key: natural})
         if block.joint_normal:  # whose sites are in different plates
             depth = max(len(site.batch_shape) for site in block.sites)
-            natural = natural.map(lambda t: t.reshape(chains, *[1] * depth, t.shape[-1]))
+            natural = natural.map(lambda t: t.reshape(chains, *[1] * depth, *t.shape[1:]))
         for component, conditional in block.family.conditionals(block.params(natural)):
             drawn[component] = shaped(block, component, conditional(*drawn.values())).sample()
         return [drawn[i].reshape(chains, *site.shape) for i, site in enumerate(block.sites)]

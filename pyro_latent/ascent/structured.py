@@ -78,6 +78,12 @@ def _check_structured(program: Program, state: State, local: list[BlockKey]) -> 
     starts = starts_of(state)
     if starts != 1:
         raise ModelError(f"Expected one start for structured inference; got restarts={starts}.")
+    joined = [b.label for b in program.blocks.values() if b.joint_normal and b.key not in local]
+    if joined:
+        raise ModelError(
+            f"Expected globals in blocks of their own for structured inference; got the joint normal blocks {joined}, "
+            "whose natural parameters have no closed form in their moments. Leave them out of blocks=."
+        )
     written = [b.label for b in program.blocks.values() if b.update is not None and b.key not in local]
     written += [s.name for s in program.discrete if s.update is not None]
     points = [b.label for b in program.blocks.values() if b.is_point and b.key not in local]

@@ -1,7 +1,7 @@
 """Pyro distributions that Pyro lacks: joint ones of a mean and a precision, and reparameterised ones of the notes.
 
-``joint`` has Normal-Gamma and Normal-Wishart, ``joint_normal`` that of several sites,
-``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
+``joint`` has Normal-Gamma and Normal-Wishart, ``joint_normal`` that of several sites, ``joint_normal_gamma`` that with
+their precision, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
 of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of other
 densities, ``tabulated`` a scalar by a table of its log density, and ``transforms`` what a flow remembers of its last
@@ -14,6 +14,7 @@ from .elliptical import Elliptical
 from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .joint_normal import JointNormal
+from .joint_normal_gamma import JointNormalGamma
 from .numeric import NumericInverseCDF
 from .panels import tabulate
 from .polya_gamma import PolyaGamma
@@ -30,6 +31,7 @@ __all__ = [
     "InverseCDF",
     "InverseGaussian",
     "JointNormal",
+    "JointNormalGamma",
     "LogUniform",
     "MeanPrecision",
     "NormalGamma",

@@ -243,9 +243,7 @@ class SiteGiven(TorchDistribution):
         pairs = joint.plans.pairs
         self.site = pairs.parts[pairs.order[turn]]
         if batch_shape is None:
-            own, lead = len(self.site.batch_shape), joint.loc.shape[:-1]
-            shapes = [_beside(lead, 0, own), *(outer for _, _, outer in self._drawn())]
-            batch_shape = torch.broadcast_shapes(Size(), *shapes) + self.site.batch_shape
+            batch_shape = torch.broadcast_shapes(Size(), *self._outer()) + self.site.batch_shape
         super().__init__(batch_shape, self.site.event_shape, validate_args=False)
 
     @property
@@ -255,12 +253,17 @@ class SiteGiven(TorchDistribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SiteGiven:
         return SiteGiven(self.joint, self.turn, self.drawn, Size(batch_shape))
 
+    def _outer(self) -> list[Size]:
+        """The dimensions on the left of the site's own that each thing given has."""
+        lead = self.joint.loc.shape[:-1]
+        return [beside(lead, 0, len(self.site.batch_shape)), *(outer for _, _, outer in self._drawn())]
+
     def _drawn(self) -> Iterator[tuple[Part, Tensor, Size]]:
         """The sites drawn before with their values, and the dimensions of these on the left of this site's own."""
         pairs, own = self.joint.plans.pairs, len(self.site.batch_shape)
         for i, value in zip(pairs.order, self.drawn, strict=False):
             other = pairs.parts[i]
-            yield other, value, _beside(value.shape[: value.ndim - len(other.shape)], len(other.batch_shape), own)
+            yield other, value, beside(value.shape[: value.ndim - len(other.shape)], len(other.batch_shape), own)
 
     def _values(self, lead: Size) -> Tensor:
         """The values drawn before, ``[S, n + 1, draws]``, in the draws of these dimensions."""
@@ -305,7 +308,7 @@ class SiteGiven(TorchDistribution):
         return (found.sum(tuple(range(-events, 0))) if events else found).to(value)
 
 
-def _beside(shape: Size, had: int, own: int) -> Size:
+def beside(shape: Size, had: int, own: int) -> Size:
     """The dimensions on the left of a site with ``had`` batch dimensions, on the left of one with ``own``: those of the
     plates that only one of them is in have size 1 there.
     """

@@ -180,6 +180,11 @@ class Family(ABC):
         """How to draw a block: (component, function of the values drawn so far) in drawing order."""
         return ((0, lambda: self.distribution(params)),)
 
+    @property
+    def written_statistics(self) -> str:
+        """The statistics, for errors."""
+        return ", ".join(self.statistics)
+
     # What follows from the above.
 
     def constraints(self, params: Params) -> dict[str, constraints.Constraint]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +34,7 @@ class Gaussian(Family):
     statistics = {"x": 1, "xx": 1}
     moments = {}
     location = ("loc", 0)
-    param_names = ("loc", "precision")
+    param_names: ClassVar[tuple[str, ...]] = ("loc", "precision")
     hint = "normal sites of a joint block are conjugate where each term is at most quadratic in all of them."
 
     def __init__(self, parts: Sequence[Part], device: torch.device, pairs: Sequence[int] = ()) -> None:
@@ -62,6 +62,11 @@ class Gaussian(Family):
         return len(self._known)
 
     @property
+    def numbers(self) -> int:
+        """How many numbers its mean parameters hold."""
+        return self.size + self.num_pairs
+
+    @property
     def codes(self) -> list[int]:
         """The pairs in order, each as the larger element times ``size`` plus the smaller."""
         return list(self._known)
@@ -69,7 +74,7 @@ class Gaussian(Family):
     def padded(self, natural: Natural) -> Natural:
         """The natural parameters of the same distribution, made when fewer pairs were known: zero at the others."""
         missing = self.num_pairs - natural.xx.shape[-1]
-        return Natural(x=natural.x, xx=torch.nn.functional.pad(natural.xx, (0, missing))) if missing else natural
+        return Natural(**natural | {"xx": torch.nn.functional.pad(natural.xx, (0, missing))}) if missing else natural
 
     def places(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the moments of pairs of elements are; new pairs are noted."""
@@ -116,9 +121,13 @@ class Gaussian(Family):
         for noise ``[..., n]`` times their spread, which counts as ``largest`` at most.
         """
         params = self.to_params(natural)
-        spread = self.distribution(params).variance.sqrt().clamp(max=largest)
+        spread = self._spread(params).clamp(max=largest)
         loc = torch.where(fixed, 0.0, params["loc"] + spread * noise)
         return self.from_params(params | {"loc": loc})
+
+    def _spread(self, params: Params) -> Tensor:
+        """The scales of the elements' marginals."""
+        return self.distribution(params).variance.sqrt()
 
     # The family.
 
@@ -131,16 +140,22 @@ class Gaussian(Family):
         found = self._factorized(natural).solve(natural.x.reshape(-1, self.size, 1))
         return found.reshape(natural.x.shape)
 
+    def _log_volume(self, natural: Natural) -> Tensor:
+        """log ∫ exp(−xᵀΛx / 2) dx, float64."""
+        half = self._factorized(natural).half_log_det.reshape(natural.x.shape[:-1])
+        return 0.5 * self.size * math.log(2 * math.pi) - half
+
+    def _covariances(self, natural: Natural) -> Tensor:
+        """Λ⁻¹ at the pairs, float64."""
+        return self._factorized(natural).covariances.reshape((*natural.x.shape[:-1], -1))
+
     def log_normalizer(self, natural: Natural) -> Tensor:
-        loc, factor = self._location(natural), self._factorized(natural)
-        square = (loc * natural.x).sum(-1)
-        half = factor.half_log_det.reshape(square.shape)
-        return (0.5 * (square + self.size * math.log(2 * math.pi)) - half).to(natural.x)
+        square = (self._location(natural) * natural.x).sum(-1)
+        return (0.5 * square + self._log_volume(natural)).to(natural.x)
 
     def mean(self, natural: Natural) -> Mean:
         loc, pairs = self._location(natural), self.plans.pairs
-        covariances = self._factorized(natural).covariances.reshape((*loc.shape[:-1], -1))
-        xx = covariances + loc[..., pairs.rows] * loc[..., pairs.columns]
+        xx = self._covariances(natural) + loc[..., pairs.rows] * loc[..., pairs.columns]
         return Mean(x=loc.to(natural.x), xx=xx.to(natural.x))
 
     def to_params(self, natural: Natural) -> Params:
@@ -190,7 +205,9 @@ class Gaussian(Family):
 
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
         joint = self.distribution(params)
-        found = quantile(torch.distributions.Normal(joint.loc, joint.variance.sqrt()), probability)
+        return self._by_site(quantile(torch.distributions.Normal(joint.loc, joint.variance.sqrt()), probability))
+
+    def _by_site(self, found: Tensor) -> tuple[Tensor, ...]:
         return tuple(found[..., part.elements].reshape(found.shape[:-1] + part.shape) for part in self.parts)
 
 

@@ -55,7 +55,8 @@ class AutoConjugate(AutoGuide):
         model: a Pyro model.
         blocks: tuples of sites that share a joint factor, such as ``[("mean", "precision")]`` for a Normal-Gamma or
             Normal-Wishart, or any normal sites, whatever their shapes and plates; names may be patterns, as in
-            ``["x_*"]``. ``"auto"`` joins all normal sites that can be. Every other site is a factor of its own (mean
+            ``["x_*"]``, and a Gamma site may be among them that all of their precisions are proportional to. ``"auto"``
+            joins all normal sites that can be, with such a precision. Every other site is a factor of its own (mean
             field).
         init: where to start. None: from the data where the model has clusters in it, else a draw from the prior, with
             seed 0; an integer: the same with that seed; a dict from site or block to a distribution, a location, or

@@ -111,7 +111,7 @@ class Block:
     def numbers(self) -> int:
         """How many numbers its mean parameters hold, for one start."""
         if self.joint_normal:
-            return self.joint_normal.size + self.joint_normal.num_pairs
+            return self.joint_normal.numbers
         size = max((shape[-1] for shape in self.event_shapes if shape), default=1)
         return self.batch_shape.numel() * sum(size**event for event in self.family.statistics.values())
 
@@ -133,9 +133,16 @@ class Block:
         return self.sites[self.family.location[1]] if self.family.location else None
 
     @cached_property
+    def normal_sites(self) -> tuple[LatentSite, ...]:
+        """Those of a joint normal block: all but a precision."""
+        assert self.joint_normal is not None
+        return self.sites[: len(self.joint_normal.parts)]
+
+    @cached_property
     def has_origin(self) -> Tensor:
-        """By element of all sites, one after another, whether it is measured from an origin."""
-        return torch.cat([torch.full((s.shape.numel(),), s.origin is not None) for s in self.sites]).to(self.device)
+        """By element of all normal sites, one after another, whether it is measured from an origin."""
+        is_moved = [torch.full((s.shape.numel(),), s.origin is not None) for s in self.normal_sites]
+        return torch.cat(is_moved).to(self.device)
 
     def weight(self, tensor: Tensor) -> Tensor:
         """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
@@ -187,7 +194,7 @@ class Block:
             return params | {"left": params["left"] + moved, "right": params["right"] + moved}
         if self.joint_normal:
             zero = torch.zeros((), device=self.device)
-            origins = [(zero if s.origin is None else s.origin).expand(s.shape).reshape(-1) for s in self.sites]
+            origins = [(zero if s.origin is None else s.origin).expand(s.shape).reshape(-1) for s in self.normal_sites]
             return params | {"loc": params["loc"] + sign * torch.cat(origins).to(params["loc"])}
         site = self.location_site
         if site is None or site.origin is None:

@@ -22,6 +22,7 @@ from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, re
 from ..expressions.terms import Choice, Constant, Factor, LogOfSum, Term
 from ..families.base import Monomial
 from ..families.joint_normal import Gaussian
+from ..families.joint_normal_gamma import GaussianGamma
 from ..families.quadrature import Quadrature
 from .blocks import Block, BlockKey, Means
 from .scalars import quadrature_moment
@@ -132,8 +133,8 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
                 raise _coupled(block, site)
             moments.append(BlockMoment(block, *found))
             continue
-        if isinstance(block.family, Gaussian):
-            moments.append(_pair_moment(block.family, block, factors, owners, site))
+        if block.joint_normal:
+            moments.append(_joint_moment(block.joint_normal, block, factors, owners, site))
             continue
         others = Counter(label for c in term.constants for label in set(c.labels))
         others.update(label for f in term.factors if f not in factors for label in set(f.labels))
@@ -141,12 +142,34 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
 
 
-def _pair_moment(
+def _joint_moment(
     family: Gaussian, block: Block, factors: list[Factor], owners: Mapping[str, tuple[Block, int]], site: str
 ) -> BlockMoment:
-    """The moment of one or two elements of a joint normal block, whichever they are."""
-    if any(f.variable.scalar is not None or f.function != "x" or f.power not in (1, 2) for f in factors):
+    """The moment of one or two elements of a joint normal block, whichever they are; times its precision, where it has
+    one, or of the precision alone.
+    """
+    is_plain = all(f.variable.scalar is None for f in factors)
+    if not isinstance(family, GaussianGamma):
+        found = _pair_moment(family, block, factors, owners) if is_plain else None
+    else:
+        normal = [f for f in factors if owners[f.variable.root.site][1] < len(family.parts)]
+        own = [(f.function, f.power) for f in factors if f not in normal]
+        found = None
+        if is_plain and own == [("x", 1)]:
+            found = _pair_moment(family, block, normal, owners) if normal else BlockMoment(block, "precision", ())
+        elif is_plain and own == [("log", 1)] and not normal:
+            found = BlockMoment(block, "log_precision", ())
+    if found is None:
         raise _no_moment(block, factors, site)
+    return found
+
+
+def _pair_moment(
+    family: Gaussian, block: Block, factors: list[Factor], owners: Mapping[str, tuple[Block, int]]
+) -> BlockMoment | None:
+    """The moment of one or two elements; None for other functions."""
+    if any(f.function != "x" or f.power not in (1, 2) for f in factors):
+        return None
     found = []
     for factor in factors:
         part = family.parts[owners[factor.variable.site][1]]
@@ -156,7 +179,7 @@ def _pair_moment(
     if len(found) == 1:
         return BlockMoment(block, "x", (Gather(*found[0]),))
     if len(found) > 2:
-        raise _no_moment(block, factors, site)
+        return None
     labels = tuple(dict.fromkeys(x for _, own in found for x in own))
     where = {label: i for i, label in enumerate(labels)}
     first, second = torch.broadcast_tensors(*(spread(index, own, where) for index, own in found))
@@ -275,7 +298,7 @@ def _no_moment(block: Block, factors: list[Factor], site: str) -> NotConjugateEr
     parents = ", ".join(repr(name) for name in dict.fromkeys(f.variable.root.site for f in factors))
     return NoMomentError(
         f"Site {site!r} is not conditionally conjugate in {parents}: its log density needs {_written(factors)}, which "
-        f"is not linear in the statistics ({', '.join(block.family.statistics)}) of the {block.family.name} block. "
+        f"is not linear in the statistics ({block.family.written_statistics}) of the {block.family.name} block. "
         f"What would work: {_hint(block, factors)}",
         block.key,
         _written(factors),

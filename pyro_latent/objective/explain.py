@@ -5,9 +5,13 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import PyroLatentError
+from ..families.joint_normal_gamma import GaussianGamma
 from ..families.quadrature import Quadrature
 from ..recording import Recording
+from .auto_joining import joined_by_themselves
+from .blocks import Block
 from .compilation import compile_program
+from .joining import AUTO
 from .obstacles import obstacles
 from .partition import find_blocks
 
@@ -33,6 +37,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
         for name in names:
             problems.setdefault(name, []).append(str(problem))
     joints = _joints(recording, joint, mean_field)
+    apart = joined_by_themselves(recording).apart if joint == AUTO else {}
     rows = [("site", "distribution", "block", "posterior", "update")]
     for name, scored in recording.scored.items():
         way = "none: " + " ".join(problems[name]) if name in problems else None
@@ -45,15 +50,27 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
             rows.append((name, scored.distribution, "-", "none", way or "none"))
         else:
             written = "hand-written" if owners[name].update is not None else None
-            derived = "closed form, by the densities of " + ", ".join([name, *children[name]])
-            own = owners[name]
-            if isinstance(own.family, Quadrature):
-                derived = f"by quadrature ({own.family.why}), by the densities of " + ", ".join([name, *children[name]])
+            own, how = owners[name], _how(name, owners[name], problems.keys())
+            derived = f"{how}, by the densities of " + ", ".join([name, *children[name]])
+            derived += f"; on its own, for {apart[name]}" if name in apart else ""
             rows.append((name, scored.distribution, own.label, own.family.name, way or written or derived))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(
         "  ".join([*(c.ljust(w) for c, w in zip(row, widths, strict=False)), row[4]]).rstrip() for row in rows
     )
+
+
+def _how(name: str, block: Block, problems: Collection[str]) -> str:
+    """How a site is updated, and why it shares its block, where no site of that has a problem."""
+    family = block.family
+    if isinstance(family, Quadrature):
+        return f"by quadrature ({family.why})"
+    if not block.joint_normal or len(block.sites) == 1 or any(site.name in problems for site in block.sites):
+        return "closed form"
+    others = ", ".join(site.name for site in block.sites if site.name != name)
+    is_precision = isinstance(family, GaussianGamma) and name == family.precision_site
+    why = f", whose terms are all proportional to {name}" if is_precision else ""
+    return f"closed form, jointly with {others}{why}"
 
 
 def _joints(

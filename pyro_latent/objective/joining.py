@@ -3,19 +3,17 @@
 from __future__ import annotations
 
 import fnmatch
-import itertools
 from collections.abc import Mapping, Sequence
+from types import MappingProxyType
 
 import torch
-from torch import Tensor
 
 from ..distributions.joint_normal import Part
 from ..errors import NotConjugateError
-from ..families import family_of
 from ..families.joint_normal import Gaussian
-from ..families.multivariate_normal import MultivariateNormal
-from ..families.normal import Normal
+from ..families.joint_normal_gamma import GaussianGamma
 from ..recording import LatentSite, Recording
+from .auto_joining import have_one_scale, is_common_precision, is_normal, joined_by_themselves
 from .blocks import Block, BlockKey
 
 #: In place of blocks: all normal sites that can be.
@@ -24,12 +22,16 @@ AUTO: tuple[tuple[str, ...], ...] = (("<auto>",),)
 KnownPairs = Mapping[BlockKey, Sequence[int]]
 
 
-def is_normal(site: LatentSite) -> bool:
-    return site.point is None and isinstance(site.family or family_of(site.distribution), Normal | MultivariateNormal)
+def is_joint_normal(sites: Sequence[LatentSite]) -> bool:
+    """Whether sites are normal, but for one precision at most."""
+    others = [site for site in sites if not is_normal(site)]
+    return len(others) < len(sites) and (not others or (len(others) == 1 and is_common_precision(others[0])))
 
 
-def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs: Sequence[int]) -> Block:
-    """The block of normal sites that are taken together, whatever their shapes and plates.
+def joint_normal_block(
+    sites: Sequence[LatentSite], device: torch.device, known: KnownPairs = MappingProxyType({})
+) -> Block:
+    """The block of normal sites that are taken together, whatever their shapes and plates, with or without a precision.
 
     Raises:
         NotConjugateError: if they do not weigh alike in the ELBO.
@@ -47,20 +49,23 @@ def joint_normal_block(sites: Sequence[LatentSite], device: torch.device, pairs:
             f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
             f"out of handlers.closed_form, or write {{{names}: update}} there."
         )
-    if not _have_one_scale(sites):
+    if not have_one_scale(sites):
         scales = {site.name: site.scale for site in sites}
         raise NotConjugateError(
             f"Expected the sites of a joint normal block to have one scale; got {scales}. Sites of a subsampled plate "
             "are not joined with others: leave them in blocks of their own, or give all of the data."
         )
+    normal = [site for site in sites if is_normal(site)]
+    precisions = [site for site in sites if site not in normal]
     parts, offset = [], 0
-    for site in sites:
+    for site in normal:
         parts.append(Part(site.name, offset, site.batch_shape, site.event_shape))
         offset += site.shape.numel()
-    events = tuple(torch.Size([site.shape.numel()]) for site in sites)
-    return Block(
-        tuple(sites), Gaussian(parts, device, pairs), torch.Size(), events, float(sites[0].scale), None, device
-    )
+    names = tuple(site.name for site in (*normal, *precisions))
+    pairs = known.get(names if len(names) > 1 else names[0], ())
+    family = GaussianGamma(parts, device, pairs, precisions[0].name) if precisions else Gaussian(parts, device, pairs)
+    events = (*(torch.Size([site.shape.numel()]) for site in normal), *(site.shape for site in precisions))
+    return Block((*normal, *precisions), family, torch.Size(), events, float(sites[0].scale), None, device)
 
 
 def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
@@ -71,7 +76,7 @@ def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple
         NotConjugateError: if a name is of no continuous latent site.
     """
     if joint == AUTO:
-        return _connected(recording)
+        return joined_by_themselves(recording).groups
     found = []
     for names in joint:
         if len(set(names)) < len(names):
@@ -89,39 +94,4 @@ def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple
     return tuple(found)
 
 
-def _connected(recording: Recording) -> tuple[tuple[str, ...], ...]:
-    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
-    normal = {
-        n for n, site in recording.latents.items() if is_normal(site) and site.mask is None and site.update is None
-    }
-    degrees: list[dict[str, float]] = []
-    for scored in recording.scored.values():
-        density = scored.density
-        for term in density.terms if density is not None and density.opacity is None else ():
-            own: dict[str, float] = {}
-            for factor in term.factors:
-                name = factor.variable.root.site
-                if name in normal:
-                    plain = factor.variable.scalar is None and factor.function == "x" and factor.power in (1, 2)
-                    own[name] = own.get(name, 0) + (factor.power if plain else 9)
-            if own:
-                degrees.append(own)
-    group = {name: {name} for name in sorted(normal, key=list(recording.latents).index)}
-    for own in degrees:
-        for first, second in itertools.combinations(own, 2):
-            merged = group[first] | group[second]
-            if group[first] is group[second] or not _have_one_scale([recording.latents[n] for n in merged]):
-                continue
-            if all(sum(d for n, d in other.items() if n in merged) <= 2 for other in degrees):
-                for name in merged:
-                    group[name] = merged
-    sets = {id(g): g for g in group.values()}
-    return tuple(tuple(n for n in recording.latents if n in g) for g in sets.values() if len(g) > 1)
-
-
-def _have_one_scale(sites: Sequence[LatentSite]) -> bool:
-    scales = [site.scale for site in sites]
-    return all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
-
-
-__all__ = ["AUTO", "KnownPairs", "groups_of", "is_normal", "joint_normal_block"]
+__all__ = ["AUTO", "KnownPairs", "groups_of", "is_joint_normal", "joint_normal_block"]

@@ -19,7 +19,7 @@ from ..recording import LatentSite, Recording
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
-from .joining import KnownPairs, groups_of, is_normal, joint_normal_block
+from .joining import KnownPairs, groups_of, is_joint_normal, joint_normal_block
 
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {
@@ -160,12 +160,13 @@ def _batches(family: Family, sites: Sequence[LatentSite]) -> set[torch.Size]:
 def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> Block:
     sites = [recording.latents[n] for n in names]
     fitting = [(f, o) for classes, f in JOINT_FAMILIES.items() if (o := _in_order(sites, classes)) is not None]
+    of_shapes = next((c for c in fitting if len(_batches(*c)) == 1), None)
+    if of_shapes is None and is_joint_normal(sites):
+        return joint_normal_block(sites, recording.device, pairs)
     if fitting:  # the first whose events fit the sites' shapes; else the first, whose error says what does not
-        family, order = next((c for c in fitting if len(_batches(*c)) == 1), fitting[0])
-        return _over(family, order, recording.device)
-    if all(map(is_normal, sites)):
-        return joint_normal_block(sites, recording.device, pairs.get(names if len(names) > 1 else names[0], ()))
+        return _over(*(of_shapes or fitting[0]), recording.device)
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
+    known += "; Joint Normal-Gamma: normal sites with one Gamma of a single number"
     got = " with ".join(s.distribution.__name__ for s in sites)
     points = [site.name for site in sites if site.point is not None]
     if points:
@@ -174,7 +175,8 @@ def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> B
             f"{names}. Leave them out of the block, or out of point=."
         )
     raise NotConjugateError(
-        f"Expected a joint block of normal sites, or of a known family ({known}); got {got} in the block {names}."
+        f"Expected a joint block of normal sites, or of a known family ({known}); got {got} in the block {names}, of "
+        f"shapes {[tuple(s.shape) for s in sites]}."
     )
 
 

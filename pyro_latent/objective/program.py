@@ -137,7 +137,8 @@ class Program:
         slopes = gradients(block, means, terms)
         if isinstance(block.family, Quadrature):
             return block.family.optimum(slopes, block.scale, block.mask, inverse_temperature, start)
-        natural = Natural(**{n: inverse_temperature * slopes[n] / scale for n, scale in block.plate_scales.items()})
+        natural = Natural(**{n: slopes[n] / scale for n, scale in block.plate_scales.items()})
+        natural = natural if inverse_temperature == 1 else block.family.tempered(natural, inverse_temperature)
         return natural if block.mask is None else block.where_read(natural)
 
     def means_after(self, means: Means, key: BlockKey, natural: Natural) -> Means:

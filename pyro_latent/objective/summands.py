@@ -194,7 +194,7 @@ def _gathered(summands: Iterable[Summand]) -> list[Summand]:
     for summand in summands:
         joint = [m for m in summand.moments if m.block.joint_normal]
         others = tuple(m for m in summand.moments if not m.block.joint_normal)
-        axis = joint[0].axes[0] if len(joint) == 1 else None
+        axis = joint[0].axes[0] if len(joint) == 1 and joint[0].axes else None
         if not isinstance(axis, Gather) or set(axis.labels) & set(labels_of(others)):
             found.append(summand)
             continue

@@ -1,0 +1,146 @@
+"""Which sites ``blocks="auto"`` joins: normal sites that meet, with the precision that they are all relative to."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import pyro.distributions as dist
+from torch import Tensor
+
+from ..expressions.axes import Axis, same_axes
+from ..expressions.terms import Term
+from ..families import family_of
+from ..families.gamma import Gamma
+from ..families.multivariate_normal import MultivariateNormal
+from ..families.normal import Normal
+from ..recording import LatentSite, Recording
+
+#: The power that a function of a site other than itself counts as: no joint factor has it.
+_OTHER = 9.0
+
+
+class Joining(NamedTuple):
+    """The groups of sites that share a factor, and by precision that meets normal sites and is in none, why."""
+
+    groups: tuple[tuple[str, ...], ...]
+    apart: dict[str, str]
+
+
+@dataclass
+class _Reading:
+    """What a term of the density of ``site`` reads: the powers of normal sites and of precisions, and their axes."""
+
+    site: str
+    normal: dict[str, float] = field(default_factory=dict)
+    precisions: dict[str, float] = field(default_factory=dict)
+    axes: dict[str, list[tuple[Axis, ...]]] = field(default_factory=dict)
+
+    def degree(self, names: set[str]) -> float:
+        return sum(power for name, power in self.normal.items() if name in names)
+
+    def is_elementwise(self, name: str, other: str) -> bool:
+        """Whether two sites are read at one element."""
+        first, *rest = [*self.axes[name], *self.axes[other]]
+        return all(same_axes(first, axes) for axes in rest)
+
+
+def is_normal(site: LatentSite) -> bool:
+    return site.point is None and isinstance(site.family or family_of(site.distribution), Normal | MultivariateNormal)
+
+
+def _is_gamma(site: LatentSite) -> bool:
+    return site.point is None and isinstance(site.family or family_of(site.distribution), Gamma)
+
+
+def is_common_precision(site: LatentSite) -> bool:
+    """Whether a site may be the precision of a joint normal block: a Gamma of a single number, in no plate."""
+    return _is_gamma(site) and not site.shape
+
+
+def have_one_scale(sites: Sequence[LatentSite]) -> bool:
+    scales = [site.scale for site in sites]
+    return all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
+
+
+def joined_by_themselves(recording: Recording) -> Joining:
+    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic; each with
+    the Gamma site that every term with them is proportional to, if there is one.
+    """
+    free = {n: site for n, site in recording.latents.items() if site.mask is None and site.update is None}
+    normal = {n for n, site in free.items() if is_normal(site)}
+    precisions = [n for n, site in free.items() if _is_gamma(site)]
+    readings = list(_readings(recording, normal, set(precisions)))
+    groups = _connected(recording, normal, readings)
+    apart: dict[str, str] = {}
+    found: list[tuple[set[str], str | None]] = []
+    for precision in precisions:
+        met = [g for g in groups if any(precision in r.precisions and r.degree(g) for r in readings)]
+        reasons = [_in_the_way(recording, g, precision, readings) for g in met]
+        joined = [g for g, reason in zip(met, reasons, strict=True) if reason is None]
+        whole = set[str]().union(*joined)
+        reasons.append(_in_the_way(recording, whole, precision, readings) if joined else "")
+        if reasons[-1] is None:
+            groups = [g for g in groups if g not in joined]
+            found.append((whole, precision))
+        elif met:
+            apart[precision] = next(reason for reason in reasons if reason)
+    found += [(g, None) for g in groups if len(g) > 1]
+    in_order = [(*(n for n in recording.latents if n in g), *([p] if p else [])) for g, p in found]
+    return Joining(tuple(in_order), apart)
+
+
+def _readings(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[_Reading]:
+    for name, scored in recording.scored.items():
+        density = scored.density
+        for term in density.terms if density is not None and density.opacity is None else ():
+            reading = _read(name, term, normal, precisions)
+            if reading.normal:
+                yield reading
+
+
+def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> _Reading:
+    found = _Reading(site)
+    for factor in term.factors:
+        name = factor.variable.root.site
+        powers = found.normal if name in normal else found.precisions
+        if name in normal or name in precisions:
+            plain = factor.variable.scalar is None and factor.function == "x" and factor.power in (1, 2)
+            powers[name] = powers.get(name, 0) + (factor.power if plain else _OTHER)
+            found.axes.setdefault(name, []).append(factor.axes)
+    return found
+
+
+def _connected(recording: Recording, normal: set[str], readings: Sequence[_Reading]) -> list[set[str]]:
+    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
+    group = {name: {name} for name in recording.latents if name in normal}
+    for reading in readings:
+        for first, second in itertools.combinations(reading.normal, 2):
+            merged = group[first] | group[second]
+            if group[first] is group[second] or not have_one_scale([recording.latents[n] for n in merged]):
+                continue
+            if all(other.degree(merged) <= 2 for other in readings):
+                group |= dict.fromkeys(merged, merged)
+    return list({id(g): g for g in group.values()}.values())
+
+
+def _in_the_way(recording: Recording, group: set[str], precision: str, readings: Sequence[_Reading]) -> str | None:
+    """Why a precision does not join a group; None where it does."""
+    own, sites = recording.latents[precision], [recording.latents[n] for n in recording.latents if n in group]
+    names = ", ".join(site.name for site in sites)
+    if not have_one_scale([*sites, own]):
+        return f"{names} have another scale"
+    one_for_each = len(sites) == 1 and issubclass(own.distribution, dist.Gamma) and own.shape == sites[0].shape
+    if not is_common_precision(own) and not (one_for_each and own.batch_shape == sites[0].batch_shape):
+        return f"it is no single number, and has not an element for each of {names}"
+    for reading in (r for r in readings if r.degree(group)):
+        if reading.precisions.get(precision) != 1 or reading.degree(group) > 2:
+            return f"the density of {reading.site} reads {names} in a term that is not proportional to {precision}"
+        if own.shape and not reading.is_elementwise(sites[0].name, precision):
+            return f"the density of {reading.site} reads different elements of {names} and {precision}"
+    return None
+
+
+__all__ = ["Joining", "have_one_scale", "is_common_precision", "is_normal", "joined_by_themselves"]
