@@ -21,7 +21,7 @@ import torch
 from pyro.distributions.hmm import HiddenMarkovModel
 from torch import Tensor
 
-from ..errors import ArgumentTypeError, MissingRuleError
+from ..errors import ArgumentTypeError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor
 
 
@@ -93,6 +93,17 @@ def rule_of(distribution: type) -> Rule:
         f"Expected a distribution with a rule; got {distribution.__name__}, which has none. "
         f"Write register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments "
         f"and the value, or use one of those that exist: {known}."
+    )
+
+
+def around_latents(outer: type, inner: type) -> NotConjugateError:
+    """The error for a distribution of one class around one of another with latent arguments."""
+    if issubclass(outer, HiddenMarkovModel):
+        return chain_of_latents(outer)
+    return NotConjugateError(
+        f"Expected a distribution of plain arguments; got {outer.__name__} around a distribution with latent arguments "
+        f"({inner.__name__}). Write a mixture with a discrete latent site, as pyro.sample('z', Categorical(weights)), "
+        "and index the parameters by it; AutoConjugate(model, reparam=True) does so for those that it knows."
     )
 
 

@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor, StandIns, placeholders
+from .base import around_latents
 from .random_distribution import (
     BOUNDS,
     RandomDistribution,
-    around_latents,
+    family_class,
     random_distribution,
     without_latents,
 )
@@ -36,7 +37,7 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
     given = (*args, *kwargs.values())
     inside = [a for a in given if isinstance(a, RandomDistribution)]
     if inside and not issubclass(cls, (*_WRAPPERS, *_COMPOUNDS, dist.TransformedDistribution)):
-        raise around_latents(cls, inside[0])
+        raise around_latents(cls, family_class(inside[0]))
     is_compound = issubclass(cls, _COMPOUNDS) and any(isinstance(unwrap(a)[0], RandomDistribution) for a in given)
     is_compound |= cls is dist.DiscreteHMM and any(isinstance(a, RandomTensor) for a in given)
     if not is_compound and not any(isinstance(a, RandomTensor) for a in given):

@@ -16,13 +16,12 @@ import pyro.distributions as dist
 import torch
 from pyro.contrib.forecast.util import UNIVARIATE_DISTS
 from pyro.distributions import constraints, transforms
-from pyro.distributions.hmm import HiddenMarkovModel
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..errors import LatentValueError, MissingRuleError, NotConjugateError
+from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
-from .base import Arguments, as_expression, chain_of_latents, rule_of
+from .base import Arguments, around_latents, as_expression, rule_of
 from .wrappers import made, unchecked, unwrap, unwrap_masks
 
 
@@ -175,18 +174,6 @@ def without_latents(distribution: Any) -> Any:
     return plain.to_event(reinterpreted) if reinterpreted else plain
 
 
-def around_latents(outer: type, inside: Any) -> NotConjugateError:
-    """The error for a distribution around one with latent arguments."""
-    if issubclass(outer, HiddenMarkovModel):
-        return chain_of_latents(outer)
-    return NotConjugateError(
-        f"Expected a distribution of plain arguments; got {outer.__name__} around a distribution with latent arguments "
-        f"({family_class(unwrap(inside)[0]).__name__}). Write a mixture with a discrete latent site, as "
-        "pyro.sample('z', Categorical(weights)), and index the parameters by it; "
-        "AutoConjugate(model, reparam=True) does so for those that it knows."
-    )
-
-
 def _check_plain(base: Any) -> None:
     """A density is of a distribution whose arguments are no distributions.
 
@@ -196,7 +183,7 @@ def _check_plain(base: Any) -> None:
     arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
     for argument in arguments:
         if hasattr(argument, "log_prob"):
-            raise around_latents(family_class(base), argument)
+            raise around_latents(family_class(base), family_class(unwrap(argument)[0]))
 
 
 def family_class(distribution: Any) -> type:
@@ -393,7 +380,6 @@ __all__ = [
     "BOUNDS",
     "RandomDistribution",
     "arguments_of",
-    "around_latents",
     "expected_log_density",
     "family_class",
     "made",
