@@ -140,6 +140,28 @@ SITES: dict[str, tuple[Any, list[Any]]] = {
         dist.ZeroInflatedDistribution(dist.Poisson(tensor(2.0)), gate=tensor(0.3)),
         [0.0, 3.0],
     ),
+    "ZeroInflatedNegativeBinomial": (
+        dist.ZeroInflatedNegativeBinomial(tensor(2.5), logits=tensor(0.3), gate=tensor(0.3)),
+        [0.0, 3.0],
+    ),
+    "zero-inflated GammaPoisson": (
+        dist.ZeroInflatedDistribution(dist.GammaPoisson(tensor(2.0), tensor(0.5)), gate_logits=tensor(-0.3)),
+        [0.0, 3.0],
+    ),
+    "MaskedMixture": (
+        dist.MaskedMixture(
+            torch.tensor(True), dist.Laplace(tensor(0.5), 1.0), dist.StudentT(tensor(4.0), tensor(0.5), tensor(1.5))
+        ),
+        [0.3, -4.0],
+    ),
+    "MaskedMixture of events": (
+        dist.MaskedMixture(
+            torch.tensor(False),
+            dist.Laplace(tensor([0.5, 1.0]), 1.0).to_event(1),
+            dist.Normal(tensor([0.5, 1.0]), 1.0).to_event(1),
+        ),
+        [[1.5, 2.0], [-1.0, -0.2]],  # where the mean over the weights has a variance
+    ),
 }
 DRAWS = 40_000
 

@@ -11,6 +11,7 @@ from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
+from .masked import MaskedMixtureReparam
 from .mixture import MixtureReparam
 from .one_versus_each import OneVersusEachReparam
 from .ordered_probit import OrderedProbitReparam
@@ -31,6 +32,7 @@ __all__ = [
     "GateReparam",
     "HalfCauchyReparam",
     "LaplaceReparam",
+    "MaskedMixtureReparam",
     "MixtureReparam",
     "MovedReparam",
     "OneVersusEachReparam",

@@ -7,39 +7,18 @@ from typing import Any
 from pyro.infer.reparam.reparam import Reparam
 from pyro.infer.reparam.strategies import Strategy
 
-from ..rules import family_class
 from .base import ConjugateReparam, MovedReparam, Site
-from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
-from .gate import GateReparam
+from .entries import OF_DENSITIES, first_for
 from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
-from .laplace import LaplaceReparam
-from .logistic import PolyaGammaReparam
-from .mixture import MixtureReparam
-from .one_versus_each import OneVersusEachReparam
-from .ordered_probit import OrderedProbitReparam
-from .probit import ProbitReparam
+from .masked import MaskedMixtureReparam
 from .renamed import RenamedReparam
-from .student_t import StudentTReparam
-from .sum_of_rates import SumOfRatesReparam
-from .zero_inflated import ZeroInflatedReparam
 
 #: The entries, in the order of the table in the docs.
 ENTRIES: tuple[type[ConjugateReparam], ...] = (
-    StudentTReparam,
-    LaplaceReparam,
-    PolyaGammaReparam,
-    ProbitReparam,
-    OrderedProbitReparam,
-    OneVersusEachReparam,
-    GammaPoissonReparam,
-    BetaBinomialReparam,
-    DirichletMultinomialReparam,
-    MixtureReparam,
+    *OF_DENSITIES,
+    MaskedMixtureReparam,
     DiscreteHMMReparam,
-    ZeroInflatedReparam,
-    SumOfRatesReparam,
-    GateReparam,
     HalfCauchyReparam,
     RenamedReparam,
 )
@@ -70,9 +49,7 @@ class Conjugate(Strategy):
 
 def entry_for(msg: Any) -> ConjugateReparam | None:
     """The entry for the site of a message."""
-    site = Site.of(msg)
-    found = (e() for e in ENTRIES if issubclass(family_class(site.fn), e.densities))
-    return next((entry for entry in found if entry.applies(site)), None)
+    return first_for(Site.of(msg), ENTRIES)
 
 
 class _Chain(Reparam):
