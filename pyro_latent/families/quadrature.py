@@ -170,7 +170,8 @@ class Quadrature(Family):
         means = dict(zip(used, integrals.expectations, strict=True))
         energy = torch.zeros_like(integrals.log_normalizer)
         for mean, (function, slope) in zip(means.values(), used.values(), strict=True):
-            energy = energy + self._gathered(function, (slope * mean).unsqueeze(0))[0]
+            part = torch.where(slope == 0, 0.0, slope * mean)  # also of an infinite mean
+            energy = energy + self._gathered(function, part.unsqueeze(0))[0]
         self._means = table, Mean(**{n: m.to(natural.left.dtype) for n, m in means.items()})
         self._entropy = table, (integrals.log_normalizer - energy).to(natural.left.dtype)
 

@@ -71,23 +71,25 @@ class Augmented:
         return all(name in self.names for name in ((key,) if isinstance(key, str) else key))
 
     @contextmanager
-    def advising(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Iterator[None]:
-        """Errors of a model as it is say whether auxiliary sites would make it conjugate."""
+    def advising(
+        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...] = ()
+    ) -> Iterator[None]:
+        """Errors of a model as it is say whether auxiliary sites would make it conjugate, with the same blocks."""
         try:
             yield
         except NotConjugateError as error:
-            if self._strategy is not None or not self._would_do(args, kwargs):
+            if self._strategy is not None or not self._would_do(args, kwargs, joint):
                 raise
             raise type(error)(
                 f"{error} Or write AutoConjugate(model, reparam=True), which adds sites for it."
             ) from error
 
-    def _would_do(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def _would_do(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]) -> bool:
         """Whether the model is conjugate with auxiliary sites."""
         try:
             with leaving_random_state(), warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                compile_program(record(Augmented(self.model, True).model, *args, **kwargs))
+                compile_program(record(Augmented(self.model, True).model, *args, **kwargs), joint)
         except Exception:  # whatever else is wrong, the first error has said
             return False
         return True

@@ -139,7 +139,7 @@ class AutoConjugate(AutoGuide):
         """
         if predict:
             return self._predicted(args, kwargs)
-        with self.augmented.advising(args, kwargs):
+        with self.augmented.advising(args, kwargs, self._joint):
             return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
 
     def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from ..errors import NotConjugateError
@@ -40,7 +41,13 @@ def all_at_once(
     words = dict.fromkeys([str(first), *(str(problem) for _, problem in obstacles(recording, joint))])
     if len(words) == 1:
         return first
-    listed = "\n".join(f"{i}. {text}" for i, text in enumerate(words, 1))
+    kinds: dict[str, list[str]] = {}  # the steps of a loop have one kind, by names that differ in their numbers
+    for text in words:
+        kinds.setdefault(re.sub(r"\d+", "#", text), []).append(text)
+    others = (
+        f" (And {len(k) - 1} more like it, in which only numbers differ.)" if len(k) > 1 else "" for k in kinds.values()
+    )
+    listed = "\n".join(f"{i}. {k[0]}{more}" for i, (k, more) in enumerate(zip(kinds.values(), others, strict=True), 1))
     return type(first)(f"Expected sites that can all be updated; got {len(words)} obstacles:\n{listed}")
 
 

@@ -12,14 +12,20 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from ..errors import RecordingError
+from ..rules import unwrap
 from .sites import Recording, ScoredSite
 
 #: How far two densities may be apart, relative to the sum of the absolute values of their terms.
 _TOLERANCE = {torch.float64: 1e-6, torch.float32: 1e-3}
 #: A model whose distributions hold more numbers is not run again: Pyro lays a matrix out for each datum.
 LARGEST_CHECK = 2**22
+#: Constraints of probabilities of two outcomes.
+_OF_TWO = (type(constraints.unit_interval), type(constraints.half_open_interval(0.0, 1.0)))
+#: So many times the last digit of a probability is what it is compared from.
+_DIGITS = 1e3
 #: Densities of more elements are compared at every so many.
 _LARGEST = 20_000
 
@@ -89,12 +95,28 @@ def _difference(
     recorded = density.evaluate(values) if density.pieces else sum(terms, torch.zeros_like(actual))
     size = 1 + actual.abs() + sum((t.abs() for t in terms), torch.zeros_like(actual))
     seen = recorded.isfinite() & actual.isfinite() & size.isfinite() & ((actual - least).abs() > 1e-3)
+    settled = _settled(node["fn"])
+    if settled is not None:
+        seen = seen & settled.expand(shape)[thin]
     if scored.mask is not None:
         seen = seen & scored.mask.expand(shape)[thin]
     wrong = seen & ((recorded - actual).abs() > tolerance * size)
     if not bool(wrong.any()):
         return None
     return float(recorded[wrong][0]), float(actual[wrong][0])
+
+
+def _settled(fn: Any) -> Tensor | None:
+    """Where the probabilities of two outcomes are far enough from 0 and 1 to have digits, over the batch shape; None of
+    other distributions. PyTorch's own density is of rounded ones elsewhere.
+    """
+    base, events, _ = unwrap(fn)
+    probs = vars(base).get("probs")
+    if not isinstance(getattr(base, "arg_constraints", {}).get("probs"), _OF_TWO) or probs is None:
+        return None
+    margin = _DIGITS * torch.finfo(probs.dtype).eps
+    found: Tensor = (probs > margin) & (probs < 1 - margin)
+    return found.flatten(found.ndim - events).all(-1) if events else found
 
 
 def _thinned(shape: torch.Size) -> tuple[slice, ...]:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import DataError, NotConjugateError
 from ..expressions import RandomTensor
-from ..rules import unwrap, unwrap_masks, without_latents
+from ..rules import family_class, is_checked, raw_arguments, unwrap, unwrap_masks, without_latents
 from ..values import all_finite
 from .sites import Plate
 from .supports import base_constraint, feasible, is_bound_by_latent
@@ -110,9 +111,30 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     support = without_latents(fn).support
     inside = support.check(value)
     if not bool(inside.all()):
+        if issubclass(family_class(unwrap(fn)[0]), dist.Multinomial) and _are_counts(value):
+            return _of_any_total(name, unwrap(fn)[0], value)
         bad = int((~inside).sum())
         raise DataError(
             f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it."
+        )
+    return value
+
+
+def _are_counts(value: Tensor) -> bool:
+    return bool(((value >= 0) & (value == value.round())).all())
+
+
+def _of_any_total(name: str, base: Any, value: Tensor) -> Tensor:
+    """Counts that add up to more than the trials of a Multinomial, whose density does not ask for their number.
+
+    Raises:
+        DataError: if the distribution checks its values.
+    """
+    if is_checked(base):
+        most, trials = int(value.sum(-1).max()), int(torch.as_tensor(raw_arguments(base)["total_count"]).max())
+        raise DataError(
+            f"Expected counts at site {name!r} that add up to at most total_count={trials}; got {most} in a row. Write "
+            f"total_count={most}, or validate_args=False where rows add up to different numbers."
         )
     return value
 

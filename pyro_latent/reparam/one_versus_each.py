@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..distributions import PolyaGamma
 from ..expressions import RandomTensor
-from ..rules import expected_log_density, raw_arguments
+from ..rules import expected_log_density, is_checked, raw_arguments
 from .base import ConjugateReparam, Site
 from .weighted import GivenWeight
 
@@ -111,7 +111,8 @@ class OneVersusEachReparam(ConjugateReparam):
         both = (count[..., first] + count[..., second]).expand(*site.fn.batch_shape, len(first))
         weight = site.auxiliary("weight", PolyaGamma(both).to_event(1))
         differences = logits[..., first] - logits[..., second]
-        return BoundedMultinomial(site.fn.total_count, logits, differences, weight)
+        total = raw_arguments(site.fn)["total_count"]
+        return BoundedMultinomial(total, logits, differences, weight, validate_args=is_checked(site.fn))
 
 
 def _logits(fn: Any) -> Any:

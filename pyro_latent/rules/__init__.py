@@ -21,6 +21,7 @@ from .random_distribution import (
     arguments_of,
     expected_log_density,
     family_class,
+    is_checked,
     raw_arguments,
     without_latents,
 )
@@ -39,6 +40,7 @@ __all__ = [
     "exponential",
     "family_class",
     "gamma",
+    "is_checked",
     "multivariate_normal",
     "normal",
     "positive",

@@ -62,7 +62,11 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
     placeholder = made(cls, values)
     if batch_shape is not None and len(placeholder.batch_shape) != len(batch_shape):  # events are more than they say
         placeholder, batch_shape = made(cls, placeholders(named)), None
-    return random_distribution(cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape)
+    found = random_distribution(
+        cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape
+    )
+    found.is_checked = bound.arguments.get("validate_args") is not False
+    return found
 
 
 def _check_numbers(cls: type, arguments: dict[str, Any]) -> None:

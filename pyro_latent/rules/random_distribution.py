@@ -34,6 +34,8 @@ class RandomDistribution(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     family: Any
+    #: Whether the model leaves it to its constructor to check values, and does not forbid it by ``validate_args``.
+    is_checked: bool = True
 
     def __init__(self, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]) -> None:
         self.arguments = arguments
@@ -76,7 +78,9 @@ class RandomDistribution(TorchDistribution):
         return value.expand(self.batch_shape + value.shape[value.ndim - _event_dim(self, name) :])
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
-        return random_distribution(self.family, self.arguments, self.placeholder, batch_shape)
+        found = random_distribution(self.family, self.arguments, self.placeholder, batch_shape)
+        found.is_checked = self.is_checked
+        return found
 
     @property
     def mean(self) -> Any:
@@ -189,6 +193,12 @@ def _check_plain(base: Any) -> None:
 def family_class(distribution: Any) -> type:
     """The class of a base distribution, random arguments or not."""
     return distribution.family if isinstance(distribution, RandomDistribution) else type(distribution)
+
+
+def is_checked(distribution: Any) -> bool:
+    """Whether the values of a base distribution are to be checked."""
+    known = isinstance(distribution, RandomDistribution)
+    return distribution.is_checked if known else distribution._validate_args is not False
 
 
 def raw_arguments(distribution: Any) -> dict[str, Any]:
@@ -382,6 +392,7 @@ __all__ = [
     "arguments_of",
     "expected_log_density",
     "family_class",
+    "is_checked",
     "made",
     "random_distribution",
     "raw_arguments",
