@@ -29,6 +29,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+import pyro
+
 ROOT = Path(__file__).parent.parent
 PAGES = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 MARK = re.compile(
@@ -118,7 +120,8 @@ def _value(number: str) -> float:
 
 
 def run_page(page: Path) -> None:
-    """Run the snippets of a page in one namespace, as a reader would."""
+    """Run the snippets of a page in one namespace, as a reader would, from one state of the generators."""
+    pyro.set_rng_seed(0)
     namespace: dict[str, object] = {"__name__": page.stem}
     for snippet in SNIPPET.findall(page.read_text(encoding="utf-8")):
         exec(compile(snippet, str(page), "exec"), namespace)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from typing import Any
 
@@ -79,6 +80,37 @@ def test_f_is_q_plus_the_entropy_of_the_responsibilities() -> None:
     theta = em.guide.params()
     joint = theta["weights"].log() + dist.Normal(theta["loc"], theta["scale"]).log_prob(x[:, None])
     assert em.q_function(x, 2) == pytest.approx((start * joint).sum().item(), rel=1e-12)
+
+
+@pytest.mark.parametrize(("restarts", "annealing"), [(1, ()), (3, ()), (1, (0.5,) * 3), (1, (0.5,) * 9)])
+@pytest.mark.filterwarnings("ignore:Expected more steps than those of annealing")
+def test_f_after_a_run_is_at_the_responsibilities_that_its_last_m_step_went_by(
+    restarts: int, annealing: tuple[float, ...]
+) -> None:
+    """Σ r (log p − log r), with r ∝ p^β at the θ before that step and p at the θ after it."""
+    x, thetas = sample_of_two(), []
+
+    def log_joint(theta: dict[str, Tensor]) -> Tensor:
+        return theta["weights"].log() + dist.Normal(theta["loc"], theta["scale"]).log_prob(x[:, None])
+
+    em = EM(mixture, restarts=restarts, init=2 if restarts > 1 else None, annealing=annealing)
+    em.run(x, 2, max_steps=8, tol=0, callback=lambda *_: thetas.append(em.guide.params()))
+    before, after = thetas[-2:]
+    log_r = ((0.5 if len(annealing) > 8 else 1.0) * log_joint(before)).log_softmax(-1)
+    expected = (log_r.exp() * (log_joint(after) - log_r)).sum().item()
+    assert em.free_energy(x, 2) == pytest.approx(expected, rel=1e-12)
+    assert expected < em.log_likelihood(x, 2) - 1e-6
+
+
+def test_one_posterior_of_the_components_is_kept_between_steps() -> None:
+    """It is as large as the data times the components; that of the last E-step is told by its parameters."""
+    x = torch.randn(1013, dtype=torch.float64)
+    em = EM(mixture)
+    for _ in range(3):
+        em.step(x, 3)
+    gc.collect()
+    found = {t.data_ptr() for t in gc.get_objects() if type(t) is Tensor and t.numel() == 3 * 1013}
+    assert len(found) == 1
 
 
 @pytest.mark.parametrize("m_step", ["closed_form", "conditional", "gradient"])

@@ -7,14 +7,14 @@ F(q, θ) = Q(θ) + H(q) (``docs/sources.md``, [4] equations (11), (45)–(61); N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping, Sequence
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
 
 from ..errors import ArgumentError, ModelError, check_count
 from ..guide import AutoConjugate
-from ..objective import BlockKey, DiscretePosterior, Init, Program, State
+from ..objective import BlockKey, DiscretePosterior, Init, Means, Program, State
 from .cavi import CAVI
 from .full import FullSteps, check_whole
 from .gradient_step import MakeOptimizer, Memory, described, raise_q
@@ -25,8 +25,41 @@ from .sweep import Sweep
 _M_STEP_PASSES = 100
 _SETTLED = 1e-13
 
+_Groups: TypeAlias = Mapping[BlockKey, Collection[BlockKey]]
+
 #: How the M-step raises Q.
 MStep = Literal["closed_form", "conditional", "gradient"]
+
+
+class _EStep(NamedTuple):
+    """The discrete posterior that an M-step went by: as it was given, or exact at mean parameters, from which it is
+    computed anew when it is asked for. Only the parameters are kept: it is as large as the data times the values.
+    """
+
+    program: Program
+    given: DiscretePosterior | None
+    means: Means | None
+    inverse_temperature: float
+
+    @classmethod
+    def of(cls, sweep: Sweep) -> _EStep:
+        """That of a sweep whose latents are up to date."""
+        means = sweep.exact_at
+        return cls(sweep.program, sweep.held if means is None else None, means, sweep.inverse_temperature)
+
+    def posterior(self) -> DiscretePosterior | None:
+        """The posterior, for each start; None where the model has no discrete sites."""
+        if self.means is None:
+            return self.given
+        return self.program.elimination.eliminate(self.means, self.inverse_temperature)
+
+    def of_start(self, start: int) -> _EStep:
+        """Keep one start alone."""
+        given = None if self.given is None else self.given.of([start])
+        means = self.means
+        if means is not None:
+            means = {key: mean.map(lambda t: t[[start]]) for key, mean in means.items()}
+        return self._replace(given=given, means=means)
 
 
 class EMSteps(FullSteps):
@@ -43,16 +76,17 @@ class EMSteps(FullSteps):
         self.m_step = m_step
         self.optimizer = optimizer
         self.gradient_steps = gradient_steps
-        #: The discrete posterior of the last E-step, and the compiled model that it is of.
-        self.held: tuple[Program, DiscretePosterior | None] | None = None
+        #: The last E-step of a step that succeeded.
+        self.last_e_step: _EStep | None = None
         # What the optimizer remembers after the last step that succeeded, and what the step in progress has of both.
         self._memory: Memory | None = None
-        self._new_held: tuple[Program, DiscretePosterior | None] | None = None
+        self._new_e_step: _EStep | None = None
+        self._coupling: tuple[Program, _Groups, _Groups] | None = None
         self._new_memory: Memory | None = None
 
     def step(self, task: Task) -> tuple[State, Info]:
         found = super().step(task)
-        self.held, self._memory = self._new_held, self._new_memory
+        self.last_e_step, self._memory = self._new_e_step, self._new_memory
         return found
 
     def to_state(self) -> dict[str, Any]:
@@ -69,9 +103,8 @@ class EMSteps(FullSteps):
     def keep(self, start: int) -> None:
         super().keep(start)
         self._memory = None  # of all starts
-        if self.held is not None:
-            program, held = self.held
-            self.held = (program, None if held is None else held.of([start]))
+        if self.last_e_step is not None:
+            self.last_e_step = self.last_e_step.of_start(start)
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """The E-step and the M-step."""
@@ -82,7 +115,7 @@ class EMSteps(FullSteps):
                 "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or "
                 "give some of them a point estimate: AutoConjugate(model, point=[...])."
             )
-        unused = sweep.program.unused_params()
+        unused = sweep.program.unused_params
         if unused:
             raise ModelError(
                 f"Expected every pyro.param to reach a density; got {unused}, which none depends on. "
@@ -91,7 +124,7 @@ class EMSteps(FullSteps):
         for key in order:
             if key not in points:
                 sweep.visit(key)
-        self._new_held = (sweep.program, sweep.held)
+        self._new_e_step = _EStep.of(sweep)
         if self.m_step == "gradient":
             self._new_memory = raise_q(sweep, points, self.optimizer, self.gradient_steps, self._memory)
             return
@@ -106,13 +139,12 @@ class EMSteps(FullSteps):
 
         Parameters that Q is jointly quadratic in are visited together.
         """
-        coupled = _coupled(sweep, points)
-        together = sweep.program.quadratic_groups(points, coupled, sweep.summands)
+        coupled, together = self._coupling_of(sweep, points)
         stale = list(points)
         for _ in range(_M_STEP_PASSES * len(points)):
             if not stale:
                 break
-            group = together.get(stale[0], stale[:1])
+            group = list(together.get(stale[0], stale[:1]))
             before = {key: sweep.state[key].x for key in group}
             best = sweep.program.joint_optimum(group, sweep.means, sweep.summands) if len(group) > 1 else {}
             if best is None:  # not one maximum: in turn, from here on
@@ -124,6 +156,14 @@ class EMSteps(FullSteps):
             again = {other for key in moved for other in coupled[key] if other not in group}
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]
+
+    def _coupling_of(self, sweep: Sweep, points: list[BlockKey]) -> tuple[_Groups, _Groups]:
+        """By parameter those that it shares a term with, and those that Q is jointly quadratic in; once for a model."""
+        if self._coupling is None or self._coupling[0] is not sweep.program:
+            coupled = _coupled(sweep, points)
+            groups = sweep.program.quadratic_groups(points, coupled, sweep.summands)
+            self._coupling = (sweep.program, coupled, groups)
+        return self._coupling[1:]
 
 
 class EM(CAVI):
@@ -188,7 +228,7 @@ class EM(CAVI):
             sweep.visit(None)
         if latent:
             self.guide.posterior_state.store(sweep.state)
-        self._em.held = (program, sweep.held)
+        self._em.last_e_step = _EStep.of(sweep)
 
     @torch.inference_mode(False)
     def q_function(self, *args: Any, **kwargs: Any) -> float:
@@ -224,10 +264,10 @@ class EM(CAVI):
 
     def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, DiscretePosterior | None]:
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
-        if self._em.held is None or self._em.held[0] is not program:
+        if self._em.last_e_step is None or self._em.last_e_step.program is not program:
             self.e_step(*args, **kwargs)
-        assert self._em.held is not None
-        return self._em.held
+        assert self._em.last_e_step is not None
+        return program, self._em.last_e_step.posterior()
 
 
 def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKey]]:

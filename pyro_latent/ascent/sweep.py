@@ -113,7 +113,8 @@ class Sweep:
         self.summands: list[Summand] = []
         self._probs: dict[str, Tensor] = {}
         self.held: DiscretePosterior | None = None
-        self._stale = False  # whether a block has changed since the discrete posterior was held
+        # Whether the discrete posterior that is held was given, and whether a block has changed since.
+        self._is_given = self._stale = False
         if program.discrete and hold:
             self._hold(held, dict(probs or {}))
 
@@ -123,6 +124,13 @@ class Sweep:
         return self._stale and bool(self.program.discrete)
 
     @property
+    def exact_at(self) -> Means | None:
+        """The mean parameters at which the discrete posterior that is held is the exact one; None where it is given,
+        or there is none.
+        """
+        return self._held_means if self.held is not None and not self._is_given else None
+
+    @property
     def starts(self) -> int:
         """The number of starts that are swept at once."""
         return starts_of(self.state)
@@ -130,7 +138,7 @@ class Sweep:
     def _hold(self, held: DiscretePosterior | None, probs: dict[str, Tensor]) -> None:
         written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
         self._held_means = self.means
-        self._stale = False
+        self._is_given = self._stale = False
         self._probs = probs
         for site in written:
             _, update = site.update  # type: ignore[misc]
@@ -144,7 +152,8 @@ class Sweep:
                     self.responsibilities(site)
             given = {s.name: self._probs[s.name] for s in self.program.discrete}
             held = self.program.elimination.hold(given, self.means)
-            if not written and not bool(held.log_normalizer.isfinite().all()):
+            self._is_given = bool(written) or bool(held.log_normalizer.isfinite().all())
+            if not self._is_given:
                 held = None  # a start that cannot have made the data
         self.held = held or self.program.elimination.eliminate(self.means, self.inverse_temperature)
         self.summands = self.program.elimination.held_summands(self.held)

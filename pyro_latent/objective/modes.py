@@ -9,7 +9,7 @@ the observed family, in the coordinates that the model uses.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -130,7 +130,8 @@ def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
         )
     if any(len(names) > 1 for names in reads) and degree_of(summands, [block]) == 2:
         (best,) = _joint([block], means, summands)
-        _check(block, best, None)
+        if best is not means[block.key][VALUE]:  # which was checked when it came there
+            _check(block, best, None)
         return Natural(x=best)
     solver = _SOLVERS.get(statistics) or (_power if _is_power(statistics) else None)
     if solver is None or any(len(names) > 1 for names in reads):
@@ -141,9 +142,8 @@ def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
         )
     found = slopes(block, means, summands)
     coefficients = {name: sum_of(each) for name, each in found.items()}
-    magnitudes = {name: sum_of(c.abs() for c in each) for name, each in found.items()}
     best = solver(coefficients, means[block.key][VALUE])
-    _check(block, best, _collapsed(solver, coefficients, magnitudes))
+    _check(block, best, _collapsed(solver, found, coefficients))
     return Natural(x=best)
 
 
@@ -212,31 +212,30 @@ def _hessian(square: Sequence[Summand], shape: torch.Size) -> Tensor | None:
     """The Hessian of terms of degree two that couple elements along the last dimension of a block alone, ``[starts] +
     shape`` and that dimension again; None for other terms.
     """
-    total = torch.zeros((), dtype=square[0].constant.dtype, device=square[0].constant.device)
+    matrices = []
     for s in square:
         (*rows, last), (*columns, other) = (s.moments[0].labels, s.moments[-1].labels)
         if rows != columns or last == other or not all(m.is_whole for m in s.moments):
             return None
         where = {label: i for i, label in enumerate((*rows, last, other))}
         matrix = spread(s.constant, s.labels, where).expand(*shape, shape[-1])
-        total = total + matrix + matrix.mT
-    return total
+        matrices.append(matrix + matrix.mT)
+    return sum_of(matrices)
 
 
-def _collapsed(solver: Solver, totals: Coefficients, magnitudes: Coefficients) -> Tensor | None:
+def _collapsed(solver: Solver, found: Mapping[str, list[Tensor]], totals: Coefficients) -> Tensor | None:
     """Whether a scale or covariance is zero to rounding: its expected squares cancel. None for other parameters."""
     if solver not in (_power, _precision, _covariance, _cholesky):
         return None
     (name,) = [n for n in totals if n not in ("log^1", "log_det^1", "gram_log_det^1")]
-    total, magnitude = totals[name], magnitudes[name]
+    total, magnitude = totals[name], sum_of(c.abs() for c in found[name])
     rounding = _ROUNDING * torch.finfo(total.dtype).eps
     if solver is _power:
         return total.abs() <= rounding * magnitude
     scale = magnitude.diagonal(dim1=-2, dim2=-1).sqrt()
     relative = -_symmetric(total) / (scale.unsqueeze(-1) * scale.unsqueeze(-2))
-    usable = relative.isfinite().all((-2, -1))
-    relative = torch.where(usable[..., None, None], relative, torch.zeros_like(relative))
-    return torch.linalg.eigvalsh(relative)[..., 0] <= rounding
+    shifted = relative - rounding * torch.eye(relative.shape[-1], dtype=relative.dtype, device=relative.device)
+    return (torch.linalg.cholesky_ex(shifted).info != 0) | ~relative.isfinite().all((-2, -1))
 
 
 def _quadratic(
@@ -294,20 +293,21 @@ def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:
     A zero in a vector of probabilities is let be: a category that is never seen has 0 log 0 = 0.
     """
     constraint = block.sites[0].constraint or constraints.real
+    lost = ~_flat(value.isfinite(), constraint.event_dim)
+    outside = ~constraint.check(value) | on_edge(constraint, value)
+    is_wrong = bool((lost | outside).any())
     if collapsed is not None and bool(collapsed.any()):
         raise NaturalDomainError(
             f"Expected the maximum over {block.label!r} inside its constraint {constraint}; got {_where(collapsed)} at "
             "zero: it collapses on too few points, and the likelihood has no bound. Give it a floor (as reg_covar in "
             "models.gmm) or a prior, another init, or fewer components. The guide is as before the step."
         )
-    lost = ~_flat(value.isfinite(), constraint.event_dim)
-    if bool(lost.any()):
+    if is_wrong and bool(lost.any()):
         raise NaturalDomainError(
             f"Expected data for every element of {block.label!r}; got none for {_where(lost)}, where no value is "
             "best. Give it a prior, another init, or fewer components. The guide is as before the step."
         )
-    outside = ~constraint.check(value) | on_edge(constraint, value)
-    if bool(outside.any()):
+    if is_wrong:
         raise NaturalDomainError(
             f"Expected the maximum over {block.label!r} inside its constraint {constraint}; got {_where(outside)} on "
             f"its edge or outside: {value.squeeze(0).tolist()}. The data leave it no interior maximum. Give it a "
@@ -334,11 +334,10 @@ def on_edge(constraint: Any, value: Tensor) -> Tensor:
     base = constraint
     while isinstance(base, constraints.independent):
         base = base.base_constraint
-    edge = torch.zeros_like(value, dtype=torch.bool)
-    for bound in ("lower_bound", "upper_bound"):
-        if hasattr(base, bound):
-            edge = edge | (value == getattr(base, bound))
-    return ~_flat(~edge, constraint.event_dim)
+    inside = [value != getattr(base, bound) for bound in ("lower_bound", "upper_bound") if hasattr(base, bound)]
+    if not inside:
+        return value.new_zeros(value.shape[: value.ndim - constraint.event_dim], dtype=torch.bool)
+    return ~_flat(torch.stack(inside).all(0) if len(inside) > 1 else inside[0], constraint.event_dim)
 
 
 __all__ = ["degree_of", "joint_mode", "mode", "on_edge"]

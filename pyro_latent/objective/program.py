@@ -381,6 +381,7 @@ class Program:
                 found += self.site_summands[scored.name]
         return cast(merged(found), self.recording.dtype)
 
+    @cached_property
     def unused_params(self) -> list[str]:
         """The parameters that no density depends on."""
         moments = [m for s in self.summands for m in s.moments]
