@@ -18,11 +18,12 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, Gibbs
+from pyro_latent import CAVI, AutoConjugate, Gibbs, check_updates
 from pyro_latent.distributions.joint_normal import Part
-from pyro_latent.errors import NaturalDomainError, NotConjugateError
+from pyro_latent.errors import ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.families import Natural
 from pyro_latent.families.joint_normal_gamma import GaussianGamma
+from pyro_latent.handlers import closed_form
 
 Model = Callable[..., None]
 X = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None] ** torch.tensor([1.0, 2.0, 3.0])
@@ -437,6 +438,23 @@ def test_a_posterior_is_placed_by_its_pairs_as_a_start() -> None:
     other, _ = fitted(parts, turned, [key])
     again = AutoConjugate(parts, blocks=[key], init={key: other.posterior(joint=True)[key]})
     assert again.elbo(*data) == pytest.approx(elbo[-1], abs=1e-8)
+
+
+def test_a_hand_written_update_of_the_block_is_checked() -> None:
+    key = ("mu", "b", "tau")
+    exact = fit_of("random effects")[0].posterior(joint=True)[key]
+    written = closed_form(random_effects, {key: lambda q, y: exact})
+    guide, elbo = fitted(written, (SERIES,), [key])
+    assert elbo[0] == pytest.approx(exact_of("random effects").evidence, abs=1e-9)
+    assert check_updates(written, guide, SERIES).ok
+    with pytest.raises(NotConjugateError, match="hand-written"):
+        fitted(closed_form(random_effects, {"tau": lambda q, y: q["tau"]}), (SERIES,), [key])
+
+
+def test_structured_inference_refuses_joined_globals() -> None:
+    guide = AutoConjugate(random_effects, blocks="auto")
+    with pytest.raises(ModelError, match="joint normal blocks"):
+        CAVI(random_effects, guide, structured=4, step_size=0.5).step(SERIES)
 
 
 # What is joined, and what is not.

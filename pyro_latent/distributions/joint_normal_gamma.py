@@ -28,6 +28,8 @@ class JointNormalGamma(TorchDistribution):
     """
 
     arg_constraints: ClassVar[dict[str, constraints.Constraint]] = {
+        "loc": constraints.real_vector,
+        "precision": constraints.real_vector,
         "concentration": constraints.positive,
         "rate": constraints.positive,
     }
@@ -50,6 +52,16 @@ class JointNormalGamma(TorchDistribution):
         shape = Size(batch_shape)
         params = (self.concentration.expand(shape), self.rate.expand(shape))
         return JointNormalGamma(self.normal.expand(shape), *params, self.precision_site, validate_args=False)
+
+    @property
+    def loc(self) -> Tensor:
+        """The means of the elements of the normal sites, ``batch + (n,)``."""
+        return self.normal.loc
+
+    @property
+    def precision(self) -> Tensor:
+        """What τ multiplies at the pairs of elements that meet, ``batch + (P,)``."""
+        return self.normal.precision
 
     @property
     def sites(self) -> tuple[str, ...]:

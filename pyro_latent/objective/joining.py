@@ -44,7 +44,7 @@ def joint_normal_block(
         )
     names = tuple(site.name for site in sites)
     given = [site.update for site in sites if site.update is not None]
-    if given and (len(given) < len(sites) or any(update is not given[0] for update in given)):
+    if given and (len(given) < len(sites) or any(update != given[0] for update in given)):
         raise NotConjugateError(
             f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
             f"out of handlers.closed_form, or write {{{names}: update}} there."
