@@ -524,7 +524,7 @@ def one_set_of_two(y: Tensor) -> None:
     [
         (other_prior, [("mu", "b"), "tau"], "on its own, for the density of mu reads mu, b in a term that is not prop"),
         (two_precisions, [("mu", "b"), "tau", "noise"], "the density of y reads mu, b in a term that is not prop"),
-        (one_mean, [("mu", "tau")], "Normal-Gamma"),
+        (one_mean, [("mu", "tau")], "jointly with mu, whose terms are all proportional to tau"),
         (precision_by_group, [("b", "tau")], "Normal-Gamma"),
         (exponential, [("mu", "tau")], "Normal-Gamma"),
         (two_sets, [("m_0", "m_1", "tau")], "jointly with m_0, m_1, whose terms are all proportional to tau"),

@@ -6,6 +6,7 @@ from collections.abc import Collection
 
 from ..errors import PyroLatentError
 from ..families.joint_normal_gamma import GaussianGamma
+from ..families.normal_gamma import NormalGamma
 from ..families.quadrature import Quadrature
 from ..recording import Recording
 from .auto_joining import joined_by_themselves
@@ -65,10 +66,10 @@ def _how(name: str, block: Block, problems: Collection[str]) -> str:
     family = block.family
     if isinstance(family, Quadrature):
         return f"by quadrature ({family.why})"
-    if not block.joint_normal or len(block.sites) == 1 or any(site.name in problems for site in block.sites):
+    if len(block.sites) == 1 or any(site.name in problems for site in block.sites):
         return "closed form"
     others = ", ".join(site.name for site in block.sites if site.name != name)
-    is_precision = isinstance(family, GaussianGamma) and name == family.precision_site
+    is_precision = isinstance(family, GaussianGamma | NormalGamma) and name == block.sites[-1].name
     why = f", whose terms are all proportional to {name}" if is_precision else ""
     return f"closed form, jointly with {others}{why}"
 
