@@ -18,7 +18,7 @@ import torch
 from pyro import poutine
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, Gibbs, check_updates
+from pyro_latent import CAVI, EM, AutoConjugate, Gibbs, check_updates
 from pyro_latent.distributions.joint_normal import Part
 from pyro_latent.errors import ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.families import Natural
@@ -438,6 +438,28 @@ def test_a_posterior_is_placed_by_its_pairs_as_a_start() -> None:
     other, _ = fitted(parts, turned, [key])
     again = AutoConjugate(parts, blocks=[key], init={key: other.posterior(joint=True)[key]})
     assert again.elbo(*data) == pytest.approx(elbo[-1], abs=1e-8)
+
+
+def test_em_climbs_the_evidence_itself() -> None:
+    """Where q is exact given the parameters, EM maximizes log p(data) in them."""
+
+    def model(y: Tensor, slope: Tensor | None = None) -> None:
+        if slope is None:
+            slope = pyro.param("slope", lambda: y.new_tensor(0.5))
+        tau = precision_of(y)
+        mu = pyro.sample("mu", dist.Normal(y.new_tensor(0.0), 3 * tau.rsqrt()))
+        b = pyro.sample("b", dist.Normal(mu, tau.rsqrt()))
+        with pyro.plate("data", len(y)):
+            pyro.sample("y", dist.Normal(b + slope * torch.arange(40) / 40, 0.5 * tau.rsqrt()), obs=y)
+
+    pyro.clear_param_store()
+    guide = AutoConjugate(model, blocks="auto")
+    elbo = EM(model, guide).run(SERIES, tol=1e-12).elbo
+    assert [*guide.posterior(joint=True)] == [("mu", "b", "tau")]
+    best = pyro.param("slope").detach()
+    low, at, high = (fitted(model, (SERIES, best + step), "auto")[1][-1] for step in (-0.01, 0.0, 0.01))
+    assert float(elbo[-1]) == pytest.approx(at, abs=1e-9)
+    assert at > low and at > high
 
 
 def test_a_hand_written_update_of_the_block_is_checked() -> None:
