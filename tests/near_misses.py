@@ -33,6 +33,9 @@ PRIORS = {
     "e": 'with pyro.plate("n", N):\n    e = pyro.sample("e", dist.Bernoulli(0.4)MARK)',
 }
 
+_BETWEEN = "| dist.Categorical(torch.cat([below, torch.ones(1)]).diff(prepend=torch.zeros(1))) | label"
+_MIXTURE = "| dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.4, 0.6])), parts) | real"
+
 # (latents, lines); an observed line is (distribution, data kind).
 TEMPLATES: list[tuple[str, list[str]]] = [
     # Links.
@@ -48,6 +51,25 @@ TEMPLATES: list[tuple[str, list[str]]] = [
     ("f", ["| dist.Categorical(logits=f) | label"]),
     ("v", ["| dist.Normal(v.tanh(), 1.0) | real"]),
     ("v", ["| dist.Normal(torch.sin(# * v), 1.0) | real"]),
+    # What auxiliary sites are for, and what looks so.
+    ("vw", ["| dist.Categorical(logits=torch.stack([v, w, 0.5 * v])) | label"]),
+    ("vw", ["| dist.Categorical(torch.softmax(torch.stack([v, w, v]), 0) + 0.01) | label"]),
+    ("vw", ["below = torch.special.ndtr(torch.tensor([-0.5, 0.6]) - v - w)", _BETWEEN]),
+    ("t", ["below = torch.special.ndtr(torch.tensor([-0.5, 0.6]) * t)", _BETWEEN]),
+    ("vw", ["below = torch.special.ndtr(torch.stack([v, v + w * w]))", _BETWEEN]),
+    ("vw", ["| dist.Laplace(v + w, #) | real"]),
+    ("vt", ["| dist.Laplace(v, 1 / t) | real"]),
+    ("vw", ["| dist.StudentT(3.0, v - w, #) | real"]),
+    ("vw", ["| dist.Bernoulli(dist.Normal(0.0, 1.0).cdf(v + w)) | bit"]),
+    ("vw", ["| dist.Bernoulli(0.9 * torch.sigmoid(v + w)) | bit"]),
+    ("vw", ["p = torch.sigmoid(v + w)", "p = p**2", "| dist.Bernoulli(p) | bit"]),
+    ("vw", ["| dist.NegativeBinomial(2.0, logits=v + w) | count"]),
+    ("vw", ["| dist.ZeroInflatedNegativeBinomial(2.0, logits=v + w, gate=torch.tensor(0.3)) | count"]),
+    ("ts", ["| dist.ZeroInflatedPoisson(t + s, gate=torch.tensor(0.3)) | count"]),
+    ("tz", ["| dist.Poisson(t * (1 + z) + 1.0) | count"]),
+    ("tp", ["| dist.Poisson(t * p + #) | count"]),
+    ("vb", ["| dist.MaskedMixture(b > 0, dist.StudentT(3.0, v, 1.0), dist.Laplace(0.3, 1.0)) | real"]),
+    ("vw", ["parts = dist.Laplace(torch.stack([v, w]), 1.0)", _MIXTURE]),
     # Wrong parameterizations.
     ("t", ["| dist.Normal(0.0, t) | real"]),
     ("t", ["| dist.Normal(0.0, t.sqrt()) | real"]),

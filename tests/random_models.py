@@ -40,10 +40,14 @@ from pyro.ops.indexing import Vindex
 
 @dataclass(frozen=True)
 class RandomProgram:
-    """A program as text, with the default dtype that it runs under."""
+    """A program as text, with the default dtype that it runs under, and how it is to be fitted: ``blocks`` as of
+    ``AutoConjugate``, and whether with the auxiliary sites of ``reparam=True``.
+    """
 
     source: str
     dtype: torch.dtype = torch.float64
+    blocks: Any = ()
+    reparam: bool = False
 
     def load(self) -> tuple[Callable[..., Any], tuple[Any, ...]]:
         """The model and its data."""
@@ -52,7 +56,8 @@ class RandomProgram:
         return scope["model"], scope["data"]
 
     def __str__(self) -> str:
-        return f"torch.set_default_dtype({self.dtype})\n{self.source}"
+        fitted = f"# blocks={self.blocks!r}, reparam={self.reparam}\n" if self.blocks or self.reparam else ""
+        return f"{fitted}torch.set_default_dtype({self.dtype})\n{self.source}"
 
 
 # Checks.
@@ -88,7 +93,7 @@ def check(program: RandomProgram, draws: int = 500, max_steps: int = 25, perturb
         except Exception as error:
             return Outcome(faults=[f"the program does not run in Pyro: {type(error).__name__}: {error}"])
         try:
-            return _checked(program.source, model, data, draws, max_steps, perturbations)
+            return _checked(program, model, data, draws, max_steps, perturbations)
         except PyroLatentError as error:
             if not isinstance(error, ElboDecreaseError):
                 return Outcome(refusal=error)
@@ -111,9 +116,11 @@ def _innermost(error: Exception) -> str:
     return place
 
 
-def _checked(source: str, model: Any, data: tuple[Any, ...], draws: int, max_steps: int, perturbations: int) -> Outcome:
-    guide = AutoConjugate(model)
-    cavi = CAVI(model, guide, step_size=1.0) if "subsample=" in source else CAVI(model, guide)
+def _checked(
+    program: RandomProgram, model: Any, data: tuple[Any, ...], draws: int, max_steps: int, perturbations: int
+) -> Outcome:
+    guide = AutoConjugate(model, blocks=program.blocks, reparam=program.reparam)
+    cavi = CAVI(model, guide, step_size=1.0) if "subsample=" in program.source else CAVI(model, guide)
     outcome = Outcome()
     judge = _Judge(model, guide, data, draws)
     cavi.run(*data, max_steps=2, tol=0.0)
@@ -140,6 +147,11 @@ class _Judge:
         found = self._measured(reported, self.draws, 11, errors=3)
         return found and self._measured(reported, 16 * self.draws, 12, errors=5)
 
+    @property
+    def _is_bound(self) -> bool:
+        """Whether the reported ELBO is that of the model with auxiliary sites, below that of its own sites."""
+        return bool(self.guide.augmented.names)
+
     def _measured(self, reported: float, draws: int, seed: int, errors: int) -> list[str]:
         pyro.set_rng_seed(seed)
         with torch.no_grad():
@@ -148,7 +160,7 @@ class _Judge:
                 table = tabulate(self.model, self.guide, self.data, draws)
             finally:
                 pyro.enable_validation(True)
-        return [table] if isinstance(table, str) else table.faults(reported, errors)
+        return [table] if isinstance(table, str) else table.faults(reported, errors, self._is_bound)
 
     def perturbed(self, gain: float, count: int) -> list[str]:
         """The changes of single natural parameters that raise the ELBO, of a few chosen by chance."""
@@ -202,21 +214,28 @@ class Table:
     scale: float | None
     marginals: dict[str, tuple[Tensor, Tensor]]
 
-    def faults(self, reported: float, errors: int = 5) -> list[str]:
-        """What contradicts the reported ELBO, and what is wrong with q(z)."""
+    def faults(self, reported: float, errors: int = 5, is_bound: bool = False) -> list[str]:
+        """What contradicts the reported ELBO, and what is wrong with q(z).
+
+        Args:
+            reported: the ELBO.
+            errors: so many standard errors are a fault.
+            is_bound: whether it may be less than that of the traces, and q(z) is not the optimum of these.
+        """
         found = []
         q, zero = self.log_z.exp(), torch.zeros((), dtype=torch.float64)
         slack = self.digits * (1 + abs(reported))
-        if not abs(float(q.sum()) - 1) <= 1e-4:
+        if not is_bound and not abs(float(q.sum()) - 1) <= 1e-4:  # the guide draws auxiliary gates first
             found.append(f"the guide's probabilities of the discrete sites add up to {float(q.sum()):.6f}, not 1")
         terms = torch.where(q > 0, q * (self.log_p - self.log_q), zero).sum(1)
         mean, error = float(terms.mean()), float(terms.std() / math.sqrt(len(terms)))
-        if not abs(mean - reported) <= errors * error + slack:
+        above = reported - mean if is_bound else abs(mean - reported)
+        if not above <= errors * error + slack:
             found.append(f"the reported ELBO is {reported:.6f}; Pyro's traces say {mean:.6f} ± {error:.2g}")
-        for name, (reported_probs, probs) in self.marginals.items():
+        for name, (reported_probs, probs) in ({} if is_bound else self.marginals).items():
             if not torch.allclose(reported_probs, probs, atol=1e-4):
                 found.append(f"posterior()[{name!r}] says {reported_probs.tolist()}, the joint {probs.tolist()}")
-        if len(q) == 1 or self.scale is None:
+        if len(q) == 1 or self.scale is None or is_bound:
             return found
         groups, live = self.live.unique(return_inverse=True)
         q = zero.expand(len(groups)).index_add(0, live, q)
@@ -245,14 +264,19 @@ def tabulate(model: Any, guide: Any, data: tuple[Any, ...], draws: int) -> Table
         ours, theirs = tuple(single[name]["value"].shape), tuple(node["value"].shape)
         if ours != theirs:
             return f"site {name!r} has shape {theirs} in the model, {ours} in the guide"
-    missing = {n: single[n]["value"] for n in sites if n.startswith("x")}  # missing data, drawn from the model
+    hidden = {n for n in sites if n not in guide.posterior()}  # no data depends on them: drawn from the model
+    missing = {  # as missing data is
+        n: single[n]["value"]
+        for n in sites
+        if n.startswith("x") or (n in hidden and sites[n]["fn"].has_enumerate_support)
+    }
     discrete = {n: s for n, s in sites.items() if s["fn"].has_enumerate_support and n not in missing}
     continuous = [n for n in sites if n not in discrete and n not in missing]
     configs, places = configurations(discrete)
     count = len(places)
     nodes = [n for n in prior.nodes.values() if n["type"] == "sample"]
     nesting = max((-f.dim for n in nodes for f in n["cond_indep_stack"] if f.dim is not None), default=0)
-    draws = (max(40, min(draws, 60_000 // count)) if not missing else 40) if continuous else 50
+    draws = (40 if missing or hidden else max(40, min(draws, 60_000 // count))) if continuous else 50
     runs = _runs(guide, data, sites, nesting, [{}] * draws)
     values = {name: found[0] for name, found in runs.items()}
     given = {n: values[n] for n in continuous}
@@ -332,11 +356,11 @@ def _runs(
     """Runs of a guide, one for each given set of values: by site its values ``[runs, *shape]``, log q with weights and
     masks and log q without, ``[runs]`` each.
 
-    They are one run in a plate of particles, unless data is missing: that is drawn by the model itself, which need not
-    take particles.
+    They are one run in a plate of particles, unless data is missing, or no data depends on a site: that is drawn by the
+    model itself, which need not take particles.
     """
     count = len(given)
-    if any(name.startswith("x") for name in sites):
+    if any(name.startswith("x") or name not in guide.posterior() for name in sites):
         traces = [poutine.trace(poutine.condition(guide, values)).get_trace(*data) for values in given]
         parts = [{n: _scored(t.nodes[n], 1, s) for n, s in sites.items()} for t in _computed(traces)]
         return {n: tuple(torch.cat(column) for column in zip(*(p[n] for p in parts), strict=True)) for n in sites}

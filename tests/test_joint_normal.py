@@ -505,3 +505,17 @@ def test_a_block_over_the_limit_of_memory_is_refused() -> None:
 
     with pytest.raises(ModelError, match="memory_limit"):
         CAVI(model, AutoConjugate(model, blocks=[("w",)])).step(SERIES)
+
+
+def test_auto_joins_the_elements_of_one_site_that_meet() -> None:
+    """The sum over a plate of independent normals: its evidence is exact."""
+
+    def model() -> None:
+        with pyro.plate("k", 3):
+            v = pyro.sample("v", dist.Normal(torch.tensor(0.5).double(), 1.2))
+        pyro.sample("x", dist.Normal(v.sum(-1), 0.7), obs=torch.tensor(2.0).double())
+
+    guide = AutoConjugate(model, blocks="auto")
+    found = CAVI(model, guide).run().elbo[-1].item()
+    variance = 3 * 1.2**2 + 0.7**2
+    assert found == pytest.approx(-0.125 / variance - 0.5 * math.log(2 * math.pi * variance), abs=1e-10)

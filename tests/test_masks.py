@@ -8,6 +8,8 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import pytest
+import scipy.integrate
+import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
@@ -100,3 +102,28 @@ def test_improper_likelihood_under_a_masked_prior_is_an_error():
     x = torch.tensor([[1.0, 0.0], [2.0, 0.0]], dtype=torch.float64)
     with pytest.raises(NaturalDomainError, match="'w'"):
         CAVI(model, AutoConjugate(model)).run(x, x.sum(1))
+
+
+@pytest.mark.parametrize("order", [[1, 0, 1], [1, 0]], ids=["all alike", "fewer"])
+def test_masked_scalars_that_no_index_reads_weigh_nothing(order):
+    """Element 2 is masked, and no datum is of it: the degrees of freedom of each are of an element by its index."""
+    data = torch.tensor([2.0, -3.0, 1.0], dtype=torch.float64)[: len(order)]
+
+    def model(x):
+        with pyro.plate("k", 3):
+            mask = torch.tensor([True, True, False])
+            shape = pyro.sample("shape", dist.LogNormal(torch.zeros(3, dtype=torch.float64), 0.5).mask(mask))
+        with pyro.plate("n", len(order)):
+            pyro.sample("x", dist.StudentT(2.0 + shape[torch.tensor(order)], 0.0, 1.0), obs=x)
+
+    found = CAVI(model, AutoConjugate(model)).run(data, max_steps=100).elbo[-1].item()
+    exact = 0.0
+    for element in (0, 1):
+        own = [float(x) for x, place in zip(data, order, strict=True) if place == element]
+
+        def joint(log_shape, own=own):
+            likelihood = scipy.stats.t.logpdf(own, 2.0 + math.exp(log_shape)).sum()
+            return math.exp(scipy.stats.norm.logpdf(log_shape, 0, 0.5) + likelihood)
+
+        exact += math.log(scipy.integrate.quad(joint, -5, 5, epsabs=1e-13)[0])
+    assert found == pytest.approx(exact, abs=1e-8)

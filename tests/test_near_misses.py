@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+from dataclasses import replace
+from typing import Any
 
 import pytest
 from near_misses import TEMPLATES, near_miss
@@ -14,9 +16,13 @@ from pyro_latent import PyroLatentError
 DRAWS = 20
 
 
-def assert_refused_or_right(seed: int) -> None:
+#: How else they are fitted: with auxiliary sites, and with normal sites joined.
+WAYS: dict[str, dict[str, Any]] = {"auxiliary": {"reparam": True}, "joint": {"blocks": "auto"}}
+
+
+def assert_refused_or_right(seed: int, **way: Any) -> None:
     """An error of the library that names a site of the program, or an answer that keeps every law."""
-    program = near_miss(seed)
+    program = replace(near_miss(seed), **way)
     outcome = check(program)
     assert not outcome.faults, f"near_miss({seed}):\n{program}\n" + "\n".join(outcome.faults)
     if outcome.refusal is not None:
@@ -33,6 +39,14 @@ def names_a_site(error: PyroLatentError, source: str) -> bool:
 def test_near_miss_is_refused_or_right(seed: int) -> None:
     """Each template once."""
     assert_refused_or_right(seed)
+
+
+@pytest.mark.parametrize("way", WAYS)
+@pytest.mark.parametrize("first", [0, *(pytest.param(i, marks=pytest.mark.slow) for i in range(1, 8))])
+def test_near_miss_is_refused_or_right_in_other_ways(way: str, first: int) -> None:
+    """An eighth of the templates at a time."""
+    for seed in range(first, len(TEMPLATES), 8):
+        assert_refused_or_right(seed, **WAYS[way])
 
 
 @pytest.mark.slow

@@ -252,3 +252,26 @@ def test_a_latent_outside_of_the_support_is_no_observation() -> None:
     with pytest.raises(NotConjugateError, match="'f' to be observed at values inside its support"):
         CAVI(model, AutoConjugate(model)).step(False)
     assert abs(float(CAVI(model, AutoConjugate(model)).run(True).elbo[-1]) - math.log(0.25)) < 1e-6
+
+
+def test_latents_that_no_data_depends_on_are_drawn_given_one_another() -> None:
+    """In particles, too, and where a name comes before that of what it depends on."""
+
+    def model() -> None:
+        one_normal()
+        parent = pyro.sample("z_parent", dist.LogNormal(0.2 * ONE, 0.5))
+        child = pyro.sample("child", dist.StudentT(50.0, 10 * parent, 1e-4))
+        pyro.sample("a_grandchild", dist.Normal(10 * child, 1e-4))
+
+    guide = AutoConjugate(model)
+    CAVI(model, guide).run()
+    for _ in range(3):
+        drawn = guide()
+        assert float(drawn["child"]) == pytest.approx(10 * float(drawn["z_parent"]), abs=0.01)
+        assert float(drawn["a_grandchild"]) == pytest.approx(10 * float(drawn["child"]), abs=0.01)
+    with pyro.plate("particles", 5, dim=-1):
+        drawn = guide()
+    torch.testing.assert_close(drawn["child"], 10 * drawn["z_parent"], atol=0.01, rtol=0.0)
+    assert float(drawn["z_parent"].std()) > 0.01
+    given = poutine.condition(guide, {"z_parent": 3 * ONE})()
+    assert float(given["child"]) == pytest.approx(30, abs=0.01)

@@ -281,6 +281,19 @@ def test_logs_of_scalars_by_quadrature_are_summands() -> None:
     assert 0 < exact - elbo[-1] < 1.5
 
 
+def test_a_sum_in_no_plate_is_that_of_one_datum() -> None:
+    def model(x: Tensor, plate: bool) -> None:
+        a, b = pyro.sample("a", dist.Gamma(3.0, 2.0)), pyro.sample("b", dist.Gamma(2.0, 1.0))
+        if plate:
+            with pyro.plate("n", 1):
+                pyro.sample("x", dist.Poisson(a + b), obs=x.reshape(1))
+        else:
+            pyro.sample("x", dist.Poisson(a + b), obs=x)
+
+    found = [fit(model, tensor(2.0), plate)[1][-1] for plate in (True, False)]
+    assert found[1] == pytest.approx(float(found[0]), abs=1e-10)
+
+
 # Masks, precisions, pieces of the data, and size.
 
 

@@ -74,12 +74,15 @@ class Sampler:
         return self.values
 
     def missing(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        """Draw the missing data from the model, given everything else."""
-        nodes = nodes_given(model, self.values, args, kwargs, self.program.recording.hidden)
-        for name, used in self.program.recording.hidden.items():
+        """Draw the missing data, and what else no data depends on, from the model, given everything before it."""
+        recording = self.program.recording
+        nodes = nodes_given(model, self.values, args, kwargs, recording.hidden)
+        for name, used in recording.hidden.items():
             node = nodes[name]
             with self._within(used, node["scale"]):
                 self.values[name] = pyro.sample(name, _masked(node["fn"], node["mask"]))
+            if name in recording.hidden_parents:
+                nodes = nodes_given(model, self.values, args, kwargs, recording.hidden)
 
     def discrete(self, means: Means, draws: int) -> dict[str, Tensor]:
         """A draw of the discrete sites for each start of the mean parameters, by site ``[draws] + shape``."""

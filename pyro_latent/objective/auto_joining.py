@@ -66,8 +66,8 @@ def have_one_scale(sites: Sequence[LatentSite]) -> bool:
 
 
 def joined_by_themselves(recording: Recording) -> Joining:
-    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic; each with
-    the Gamma site that every term with them is proportional to, if there is one.
+    """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic, and single
+    ones whose elements do; each with the Gamma site that every term with them is proportional to, if there is one.
     """
     free = {n: site for n, site in recording.latents.items() if site.mask is None and site.update is None}
     normal = {n for n, site in free.items() if is_normal(site)}
@@ -87,9 +87,14 @@ def joined_by_themselves(recording: Recording) -> Joining:
             found.append((whole, precision))
         elif met:
             apart[precision] = next(reason for reason in reasons if reason)
-    found += [(g, None) for g in groups if len(g) > 1]
+    found += [(g, None) for g in groups if len(g) > 1 or _couple(min(g), readings)]
     in_order = [(*(n for n in recording.latents if n in g), *([p] if p else [])) for g, p in found]
     return Joining(tuple(in_order), apart)
+
+
+def _couple(name: str, readings: Sequence[_Reading]) -> bool:
+    """Whether two elements of a normal site meet in a term, as in the square of a sum over its plate."""
+    return any(name in r.axes and r.degree({name}) == 2 and not r.is_elementwise(name, name) for r in readings)
 
 
 def _readings(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[_Reading]:

@@ -18,6 +18,7 @@ from torch import Tensor
 from ..errors import ModelError, NotConjugateError
 from ..expressions.terms import Term
 from ..families.point import VALUE, PointMean
+from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording, ScoredSite
 from ..settings import check_memory
 from .blocks import Block, BlockKey, Means, discrete_block
@@ -244,9 +245,19 @@ def _with_readers(program: Program, block: Block) -> Block:
     read = [t for f, v in zip(program.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
     found = [s for s in (*program.summands, *read) if block.key in s.blocks]
     is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
-    for gradient in gradients(block, means, found).values():
-        is_read = is_read | (gradient[0] != 0).unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
+    for statistic, gradient in gradients(block, means, found).items():
+        is_read = is_read | _elements_of(block, statistic, gradient[0] != 0)
     return block.counting(is_read)
+
+
+def _elements_of(block: Block, statistic: str, which: Tensor) -> Tensor:
+    """The elements of a block that some elements of a statistic are of."""
+    element = block.family.functions[statistic].element if isinstance(block.family, Quadrature) else None
+    if element is None:
+        return which.unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)
+    found = torch.zeros(block.batch_shape.numel(), dtype=torch.bool, device=block.device)
+    found[element.expand(which.shape)[which]] = True
+    return found.reshape(block.batch_shape)
 
 
 def _generic_means(program: Program) -> Means:

@@ -83,7 +83,8 @@ class LogSum(Summand):
         return tensor, (START, *(x for x in self.outer if not is_summed(x)))
 
     def _total(self, logs: Sequence[Tensor]) -> Tensor:
-        found = self._each(logs).flatten(1).sum(-1)
+        found = self._each(logs)
+        found = found.reshape(len(found), -1).sum(-1)
         return self.repeats * torch.where(found < _LOG_ZERO / 2, -math.inf, found)
 
     def _each(self, logs: Sequence[Tensor]) -> Tensor:

@@ -10,16 +10,14 @@ from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
 
 def hidden_sites(
     latents: Mapping[str, LatentSite], discrete: Mapping[str, DiscreteSite], scored: Mapping[str, ScoredSite]
-) -> dict[str, tuple[Plate, ...]]:
-    """The sites to integrate out, with their plates: of those that no data depends on, the ones that ``obs_mask`` makes
-    for missing data, those without a factor of q or an expected log density, and whatever depends on one of these.
+) -> tuple[dict[str, tuple[Plate, ...]], frozenset[str]]:
+    """The sites to integrate out, with their plates, in the order of the model, and those that others of them read: of
+    those that no data depends on, the ones that ``obs_mask`` makes for missing data, those without a factor of q or an
+    expected log density, and whatever depends on one of these.
     """
-    users: dict[str, set[str]] = {name: set() for name in (*latents, *discrete)}
-    for site in scored.values():
-        for name in (site.parents | (frozenset() if site.density is None else site.density.sites)) & users.keys():
-            users[name].add(site.name)
+    users = _users([*latents, *discrete], scored)
     unread = any(s.observed and s.density is None for s in scored.values())  # data that may depend on anything
-    found: dict[str, tuple[Plate, ...]] = {}
+    found: set[str] = set()
     for name in users:
         below = _reached(name, users)
         if name not in scored or any(scored[n].observed for n in below) or not _is_free(name, latents, discrete):
@@ -28,8 +26,18 @@ def hidden_sites(
         other = name.removesuffix("_unobserved") + "_observed"
         missing = name.endswith("_unobserved") and other in scored and below == {name}
         if missing or (not unread and (_lacks_family(latents.get(name)) or density is None or density.opacity)):
-            found |= {n: scored[n].plates for n in sorted(below)}
-    return found
+            found |= below
+    read = frozenset(name for name in found if users[name] & found - {name})
+    return {name: site.plates for name, site in scored.items() if name in found}, read
+
+
+def _users(names: Collection[str], scored: Mapping[str, ScoredSite]) -> dict[str, set[str]]:
+    """By latent, the sites whose densities read it."""
+    users: dict[str, set[str]] = {name: set() for name in names}
+    for site in scored.values():
+        for name in (site.parents | (frozenset() if site.density is None else site.density.sites)) & users.keys():
+            users[name].add(site.name)
+    return users
 
 
 def _lacks_family(site: LatentSite | None) -> bool:

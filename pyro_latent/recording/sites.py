@@ -129,10 +129,11 @@ class ScoredSite:
 class Recording:
     """One run of a model, with its observed data inside.
 
-    ``hidden`` names latent sites that no data depends on, with their plates: they are integrated out,
-    and not in ``latents``. ``redraws``: a plate draws another subsample at each run. ``rescaled``: the
-    scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how much data there is.
-    ``own_data``: by latent that is the location of one observation for each of its elements, that data.
+    ``hidden`` names latent sites that no data depends on, with their plates: they are integrated out, and not in
+    ``latents``; others of them read ``hidden_parents``. ``redraws``: a plate draws another subsample at each run.
+    ``rescaled``: the scales of sites in subsampled plates hold the plates' own. ``declares_size``: a plate says how
+    much data there is. ``own_data``: by latent that is the location of one observation for each of its elements, that
+    data.
     """
 
     latents: dict[str, LatentSite]
@@ -143,6 +144,7 @@ class Recording:
     device: torch.device
     observations: dict[str, Tensor] = field(default_factory=dict)
     hidden: dict[str, tuple[Plate, ...]] = field(default_factory=dict)
+    hidden_parents: frozenset[str] = frozenset()
     redraws: bool = False
     rescaled: bool = True
     declares_size: bool = False
