@@ -179,21 +179,26 @@ def _joint(blocks: Sequence[Block], means: Means, summands: Sequence[Summand]) -
     linear: list[Summand] = []
     square: list[Summand] = []
     for s in summands:
-        (linear if degree_of([s], blocks) == 1 else square).append(s.given(means, keys))
+        if degree_of([s], blocks) == 1:
+            linear.append(s)
+        else:
+            square.append(s.given(means, keys))
 
     def parts(at: Tensor) -> list[Tensor]:
+        if len(values) == 1:
+            return [at]
         pieces = at.reshape(len(at), -1).split([v[0].numel() for v in values], dim=1)
         return [piece.reshape(-1, *v.shape[1:]) for piece, v in zip(pieces, values, strict=True)]
 
     def gradient(terms: Sequence[Summand], at: Tensor) -> Tensor:
         points = parts(at)
-        there: Means = {key: PointMean(**{VALUE: point}) for key, point in zip(keys, points, strict=True)}
+        there = means | {key: PointMean(**{VALUE: point}) for key, point in zip(keys, points, strict=True)}
         found = []
         for block, point in zip(blocks, points, strict=True):
             own = slopes(block, there, terms)
             each = [*own.get(VALUE, ()), *(2 * point * c for c in own.get("x^2", ()))]
-            found.append(sum_of([torch.zeros_like(point), *each]).reshape(len(at), -1))
-        return torch.cat(found, dim=1).reshape(at.shape)
+            found.append(sum_of(each).expand_as(point) if each else torch.zeros_like(point))
+        return found[0] if len(found) == 1 else torch.cat([f.reshape(len(at), -1) for f in found], dim=1)
 
     def product(vectors: Tensor) -> Tensor:
         """The Hessian's product with vectors ``[n, starts] + shape``; those of one start are taken for starts."""
