@@ -12,14 +12,15 @@ numbers of a row in one line, but where the comment begins with "numbers anywher
 be there with a minus.
 
 ``python -m benchmarks.page_numbers`` runs each command and keeps its output; with words, only the commands that contain
-one of them. ``--run PAGE`` runs the Python snippets of a page, and prints what they print. Times are those of the
-machine and the day that the first line of an output names.
+one of them. ``--run PAGE`` runs the Python snippets of a page, and prints what they print. Times are those of one
+thread, of the machine and the day that the first line of an output names.
 """
 
 from __future__ import annotations
 
 import argparse
 import datetime
+import os
 import platform
 import re
 import shlex
@@ -135,7 +136,8 @@ def make(words: Sequence[str]) -> None:
             continue
         print(command, flush=True)
         run = [sys.executable if word == "python" else word for word in shlex.split(command)]
-        done = subprocess.run(run, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=True)
+        one_thread = os.environ | {"OMP_NUM_THREADS": "1"}  # times of more do not repeat where others use the machine
+        done = subprocess.run(run, cwd=ROOT, env=one_thread, stdout=subprocess.PIPE, text=True, check=True)
         head = f"{datetime.date.today()}, {platform.machine()}, Python {platform.python_version()}: {command}"
         (ROOT / output).write_text(f"{head}\n\n{done.stdout}", encoding="utf-8")
 

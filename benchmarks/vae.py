@@ -16,6 +16,7 @@ from pyro.infer import SVI, TraceMeanField_ELBO
 from torch import Tensor, nn
 
 from pyro_latent.models.vae import VAE, VAE_ELBO
+from pyro_latent.models.vae.objective import _Recorder
 from pyro_latent.models.vae.training import _Training
 
 from .timing import Spread, interleaved, markdown, ratios
@@ -37,12 +38,21 @@ class PlainVAE(nn.Module):
         self.decoder = nn.Sequential(nn.Linear(LATENT, HIDDEN), nn.ReLU(), nn.Linear(HIDDEN, PIXELS))
 
     def forward(self, images: Tensor) -> Tensor:
+        loc, scale, z = self.encoded(images)
+        return plain_loss(self.decoder(z), images, loc, scale)
+
+    def encoded(self, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Location, scale and a draw of z."""
         loc, log_scale = self.encoder(images).chunk(2, -1)
         scale = log_scale.exp()
-        z = loc + scale * torch.randn_like(loc)
-        error = nn.functional.binary_cross_entropy_with_logits(self.decoder(z), images, reduction="sum")
-        kl = 0.5 * (loc.square() + scale.square() - 1).sum() - log_scale.sum()
-        return (error + kl) * (N / BATCH)
+        return loc, scale, loc + scale * torch.randn_like(loc)
+
+
+def plain_loss(logits: Tensor, images: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
+    """N / M times -ELBO of a minibatch, with the divergence in closed form."""
+    error = nn.functional.binary_cross_entropy_with_logits(logits, images, reduction="sum")
+    kl = 0.5 * (loc.square() + scale.square() - 1).sum() - scale.log().sum()
+    return (error + kl) * (N / BATCH)
 
 
 def grey_images() -> Tensor:
@@ -129,6 +139,42 @@ def table(images: Tensor, fused: bool, clock: Callable[[], float]) -> tuple[str,
     return markdown(["one step", "milliseconds", "times plain PyTorch"], rows), ratios(seconds["`fit`"], plain)
 
 
+def parts(images: Tensor, clock: Callable[[], float]) -> str:
+    """A table of the forward pass of a step of ``fit``, beside what plain PyTorch does of it."""
+    vae, elbo, batch = VAE((PIXELS,), LATENT, hidden=(HIDDEN,), name="parts"), VAE_ELBO(), images[:BATCH]
+    guided, generated = _Recorder({}), _Recorder({})
+
+    def guide() -> None:
+        nonlocal guided
+        with _Recorder({}) as guided:
+            vae._guide(batch, N, None)
+
+    def model() -> None:
+        nonlocal generated
+        with _Recorder(guided.sites) as generated:
+            vae._model(batch, N, None)
+
+    guide()
+    model()
+    plain = PlainVAE()
+    loc, scale, z = plain.encoded(batch)
+    logits = plain.decoder(z)
+    pairs: dict[str, tuple[Step, Step]] = {
+        "the guide's program": (guide, lambda: plain.encoded(batch)),
+        "the model's program": (model, lambda: plain.decoder(z)),
+        "the terms of the loss": (
+            lambda: elbo._terms(generated.sites, guided.sites).loss,
+            lambda: plain_loss(logits, batch, loc, scale),
+        ),
+    }
+    rows = []
+    for name, (ours, beside) in pairs.items():
+        found = interleaved({"ours": ours, "plain": beside}, ROUNDS, REPEAT, warm=3, clock=clock)
+        rest = Spread.of([a - b for a, b in zip(found["ours"], found["plain"], strict=True)])
+        rows.append([name, *(Spread.of(each).scaled(1e3) for each in found.values()), rest.scaled(1e3)])
+    return markdown(["forward", "milliseconds", "plain PyTorch", "the difference"], rows)
+
+
 def run(clock: Callable[[], float] = time.perf_counter) -> str:
     """Time the steps with both kinds of Adam, and report."""
     pyro.clear_param_store()
@@ -136,13 +182,15 @@ def run(clock: Callable[[], float] = time.perf_counter) -> str:
     with pyro.validation_enabled(False):
         default, ratio = table(images, False, clock)
         fused, fused_ratio = table(images, True, clock)
+        forward = parts(images, clock)
     pyro.clear_param_store()
     return (
         f"## VAE {PIXELS}-{HIDDEN}-{LATENT}, batch {BATCH}, float32, KL in closed form\n\n"
         "Every row takes a minibatch by its indices, makes a step of Adam and reads the loss; validation is off.\n\n"
         f"torch's default Adam:\n\n{default}\n\nfused Adam, which `fit` takes by default:\n\n{fused}\n\n"
         f"`fit` takes {ratio.scaled(1)} times as long as plain PyTorch with the default Adam, and "
-        f"{fused_ratio.scaled(1)} times with the fused one. The target is at most 1.15."
+        f"{fused_ratio.scaled(1)} times with the fused one. The target is at most 1.15.\n\n"
+        f"The forward pass of a step of `fit` in parts:\n\n{forward}"
     )
 
 
