@@ -51,10 +51,10 @@ def expected_log_joint(program: Program, state: State, held: DiscretePosterior |
     zero = torch.zeros((), dtype=torch.float64, device=program.recording.device)
     found = {n: sum((s.value(exact).double() for s in own), zero) for n, own in program.site_summands.items()}
     if held is not None:
-        energies = program.elimination.energies(means, held)
-        for factor, weight, energy in zip(program.factors, held.weights, energies, strict=True):
+        for factor, weight, energy in program.elimination.energies(means, held):
             rounded = sum(s.value(exact) - s.value(means, torch.float64) for s in factor.summands(weight))
-            found[factor.site] = found[factor.site] + energy + rounded
+            ((site, _),) = factor.rows
+            found[site] = found[site] + energy + rounded
     return found
 
 

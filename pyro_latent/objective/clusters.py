@@ -42,11 +42,11 @@ def _cluster_data(program: Program, site: DiscreteSite) -> Tensor | None:
     if sorted(dims) != list(range(-depth, 0)):
         return None
     columns = []
-    for factor in program.factors:
-        value = program.recording.observations.get(factor.site)
-        if value is None or site.name not in factor.layout.names or not value.is_floating_point():
+    for name in program.elimination.readers.get(site.name, ()):
+        value = program.recording.observations.get(name)
+        if value is None or not value.is_floating_point():
             continue
-        scored = program.recording.scored[factor.site]
+        scored = program.recording.scored[name]
         event = scored.event_dim
         batch = value.ndim - event
         holed = scored.mask is not None or not all_finite(value)

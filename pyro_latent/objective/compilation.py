@@ -8,9 +8,10 @@ for given responsibilities, responsibilities × features.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -27,13 +28,15 @@ from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import CoupledElementsError
 from .factors import DiscreteFactor, make_factor
+from .groups import connected
 from .joining import KnownPairs
-from .joints import Joint, TooLargeError, connected
+from .joints import Joint, TooLargeError
 from .locality import is_in_subsample, locality
 from .log_sums import sum_over_plates
 from .obstacles import all_at_once
 from .partition import make_blocks
 from .program import Program
+from .stacks import Repeat, stacks_of
 from .summands import Summand, cast, gradients, merged
 
 _SMALLER_BLOCK = (
@@ -42,6 +45,7 @@ _SMALLER_BLOCK = (
 #: Constants of more elements than this are not kept in float64 beside the dtype of the data.
 _LARGE = 2**22
 
+Reader = TypeVar("Reader")
 Owners = dict[str, tuple[Block, int]]
 Terms = Mapping[str, Sequence[Term]]
 
@@ -98,12 +102,13 @@ def _compiled(
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
 
     site_summands: dict[str, list[Summand]] = {}
-    factors: list[DiscreteFactor] = []
+    repeats: list[Repeat] = []
     for name, own in terms.items():
         written = with_indicators(own, recording.discrete, why)
         plain, parts = parts_of(scored[name], written, recording.discrete, recording.max_plate_nesting)
         site_summands[name] = [sum_over_plates(scored[name], t, owners, recording) for t in plain]
-        factors += [make_factor(scored[name], p, owners, recording) for p in parts]
+        repeats += [Repeat.of(scored[name], p, recording) for p in parts]
+    factors = [make_factor(stack, owners, recording) for stack in stacks_of(repeats)]
     inside = {name for name, s in scored.items() if is_in_subsample(s.plates)}
     whole = merged(s for name, own in site_summands.items() if name not in inside for s in own)
     part = merged(s for name, own in site_summands.items() if name in inside for s in own)
@@ -146,13 +151,23 @@ def _in_mean_field(
     ]
     found = dict.fromkeys(asked, "as asked")
     layouts = [p.layout for p in parts if not set(p.layout.names) & set(asked)]
-    for group in connected(layouts, [s for s in sites.values() if s.name not in asked]):
-        names = {s.name for s in group}
-        own = [x for x in layouts if set(x.names) & names]
+    for group, own in _together(sites, [(set(x.names), x) for x in layouts], [n for n in sites if n not in asked]):
         try:
-            Joint(own, group, range(len(own)))
+            Joint([[x] for x in own], group, range(len(own)))
         except TooLargeError as problem:
-            found |= dict.fromkeys(names, f"their joint posterior needs {problem}")
+            found |= dict.fromkeys((s.name for s in group), f"their joint posterior needs {problem}")
+    return found
+
+
+def _together(
+    sites: Mapping[str, DiscreteSite], readers: Sequence[tuple[Collection[str], Reader]], names: Iterable[str]
+) -> list[tuple[list[DiscreteSite], list[Reader]]]:
+    """The sites of these names in groups that nothing reads together, and what reads each group."""
+    groups = connected(names, [read for read, _ in readers])
+    place = {name: i for i, group in enumerate(groups) for name in group}
+    found: list[tuple[list[DiscreteSite], list[Reader]]] = [([sites[n] for n in group], []) for group in groups]
+    for read, reader in readers:
+        found[place[next(iter(read))]][1].append(reader)
     return found
 
 
@@ -166,6 +181,7 @@ def _check_tables(elimination: DiscreteElimination, starts: int) -> None:
     for number, joint in enumerate(elimination.joints):
         for factor in (elimination.factors[i] for i in joint.indices):
             names = ", ".join(dict.fromkeys(map(repr, factor.layout.names)))
+            names += f" and {len(factor.rows) - 1} alike" if len(factor.rows) > 1 else ""
             is_compact = joint.is_in_place and len(factor.layout.names) > 1  # of one site: its posterior is as large
             numbers = factor.numbers if is_compact else factor.shape.numel()
             advice = (
@@ -193,14 +209,13 @@ def _in_order(recording: Recording, blocks: Mapping[BlockKey, Block]) -> dict[Bl
 
 
 def _joints(factors: Sequence[DiscreteFactor], sites: Sequence[DiscreteSite]) -> list[Joint]:
-    read = {name for f in factors for name in f.layout.names}
-    groups = connected([f.layout for f in factors], [s for s in sites if s.name in read])
-    found = []
-    for group in groups:
-        names = {s.name for s in group}
-        indices = [i for i, f in enumerate(factors) if set(f.layout.names) & names]
-        found.append(Joint([factors[i].layout for i in indices], group, indices))
-    return found
+    read = {name for f in factors for name in f.names}
+    groups = _together(
+        {s.name: s for s in sites},
+        [(f.names, i) for i, f in enumerate(factors)],
+        [s.name for s in sites if s.name in read],
+    )
+    return [Joint([factors[i].layouts for i in indices], group, indices) for group, indices in groups]
 
 
 def _turns(recording: Recording, terms: Terms, names: Collection[str]) -> dict[BlockKey, list[Tensor]]:

@@ -6,6 +6,7 @@ import math
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -15,9 +16,10 @@ from torch import Tensor
 from ..recording import DiscreteSite, Recording
 from ..settings import check_memory
 from .blocks import Means, starts_of
-from .elimination import Table, laid
+from .elimination import Table
 from .factors import DiscreteFactor, joint_probabilities
 from .joints import Joint
+from .parts import Part, first_readers, rows_of, with_more
 from .summands import Summand, sum_of
 
 #: The numbers that are multiplied at once where only their sum is wanted.
@@ -49,45 +51,6 @@ class DiscretePosterior(NamedTuple):
         )
 
 
-class _Part(NamedTuple):
-    """The factors of a joint at so many places of a plate, from ``start`` on; of size 0: at all places."""
-
-    factors: Sequence[DiscreteFactor]
-    dim: int = 0
-    start: int = 0
-    size: int = 0
-
-    @property
-    def sizes(self) -> dict[int, int]:
-        """The size of the plate, where that is not the whole."""
-        return {self.dim: self.size} if self.size else {}
-
-    def of(self, tensor: Tensor) -> Tensor:
-        """The part of probabilities ``[..., plates..., values]``, or of labels or a mask, which end in the plates."""
-        tail = 1 if tensor.is_floating_point() else 0
-        return tensor.narrow(self.dim - tail, self.start, self.size) if self.size else tensor
-
-    def laid(self, factor: Tensor) -> Tensor:
-        """The part of a factor ``[starts, values] + plates``."""
-        varies = self.size and factor.shape[self.dim] > 1
-        return factor.narrow(self.dim, self.start, self.size) if varies else factor
-
-    def joined(self, whole: Tensor | None, own: Tensor, full: int) -> Tensor:
-        """The weights of a factor with those of this part, where the factor varies along the plate, of ``full`` places;
-        0: it does not, and they add up.
-        """
-        if not self.size:
-            return own
-        if not full:
-            return own if whole is None else whole + own
-        if whole is None:
-            shape = list(own.shape)
-            shape[self.dim] = full
-            whole = own.new_empty(shape)
-        whole.narrow(self.dim, self.start, self.size).copy_(own)
-        return whole
-
-
 @dataclass(frozen=True, eq=False)
 class DiscreteElimination:
     """The discrete sites with an exact posterior, their factors, and the joints in which they are eliminated.
@@ -102,7 +65,7 @@ class DiscreteElimination:
     live: Mapping[str, Tensor]
     _held: list[tuple[weakref.ref[Tensor], list[Summand]]] = field(default_factory=list)  # the last one, with its sums
     _turns: dict[str, list[Tensor]] = field(default_factory=dict)
-    _parts: dict[tuple[int, int], list[_Part]] = field(default_factory=dict)  # by joint and number of starts
+    _parts: dict[tuple[int, int], list[Part]] = field(default_factory=dict)  # by joint and number of starts
 
     def values(self, means: Means) -> list[Tensor]:
         """The expected log factors, ``[starts] + shape``, at the same number of starts each."""
@@ -116,7 +79,7 @@ class DiscreteElimination:
         ``inverse_temperature``: that of the model whose densities are those of this one, to that power.
         """
 
-        def exact(joint: Joint, part: _Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
+        def exact(joint: Joint, part: Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
             if inverse_temperature != 1:
                 values = [inverse_temperature * v for v in values]
             with torch.enable_grad():
@@ -132,7 +95,7 @@ class DiscreteElimination:
     def _by_parts(
         self,
         means: Means,
-        posterior: Callable[[Joint, _Part, list[Tensor]], tuple[Sequence[Tensor], Tensor, Tensor, Tensor]],
+        posterior: Callable[[Joint, Part, list[Tensor]], tuple[Sequence[Tensor], Tensor, Tensor, Tensor]],
     ) -> DiscretePosterior:
         """A posterior that is made of one joint after another, by parts of a large plate.
 
@@ -154,14 +117,14 @@ class DiscreteElimination:
         totals = [sum_of(each) for each in zip(*sums, strict=True)]
         return DiscretePosterior(tuple(weights[i] for i in range(len(self.factors))), *totals)
 
-    def _divided(self, number: int, starts: int) -> list[_Part]:
+    def _divided(self, number: int, starts: int) -> list[Part]:
         """The parts in which a joint is eliminated."""
         if (number, starts) not in self._parts:
             factors = [self.factors[i] for i in self.joints[number].indices]
             dim, size, step = self._division(number, starts)
             places = [(i, min(step, size - i)) for i in range(0, size, step)] if step < size else []
-            parts = [_Part([f.part(dim, i, n) for f in factors], dim, i, n) for i, n in places]
-            self._parts[number, starts] = parts or [_Part(factors)]
+            parts = [Part([f.part(dim, i, n) for f in factors], dim, i, n) for i, n in places]
+            self._parts[number, starts] = parts or [Part(factors)]
         return self._parts[number, starts]
 
     def _division(self, number: int, starts: int) -> tuple[int, int, int]:
@@ -204,22 +167,47 @@ class DiscreteElimination:
                 continue
             what = f"the joint posterior of {own[0].name!r} given {starts} draws"
             check_memory(what, self.numbers_of(number, starts), "Take fewer draws at once.", like.dtype.itemsize)
-            more = {s.name: given[s.name] for s in joint.sites if s.name in given}
             for part in self._divided(number, starts):
-                with torch.enable_grad():
-                    probes = {s.name: like.new_zeros(starts, *self._laid(s, part)).requires_grad_() for s in own}
-                    values = [f.value(means) for f in part.factors]
-                    for name, factor in (*((n, part.laid(g)) for n, g in more.items()), *probes.items()):
-                        i = next(i for i, f in enumerate(part.factors) if f.site == name and name in f.layout.names)
-                        values[i] = _with(values[i], part.factors[i], name, factor)
-                    total = joint.run(values, part.sizes)[0].sum()
-                    weights = torch.autograd.grad(total, list(probes.values()))
-                for s, weight in zip(own, weights, strict=True):
-                    full = self._laid(s)[part.dim] if part.size else 0
-                    found[s.name] = part.joined(found.get(s.name), weight, full)
+                for name, weight in self._weights(joint, part, means, {s.name for s in own}, given, starts).items():
+                    full = self._laid(self.recording.discrete[name])[part.dim] if part.size else 0
+                    found[name] = part.joined(found.get(name), weight, full)
         return found
 
-    def _laid(self, site: DiscreteSite, part: _Part | None = None) -> list[int]:
+    def _weights(
+        self,
+        joint: Joint,
+        part: Part,
+        means: Means,
+        sites: Collection[str],
+        given: Mapping[str, Tensor],
+        starts: int,
+    ) -> dict[str, Tensor]:
+        """The responsibilities of sites of a joint, at the places of a part."""
+        values = [f.value(means) for f in part.factors]
+        probes: dict[tuple[int, int], Tensor] = {}  # by factor and place among what it reads, for all of its rows
+        with torch.enable_grad():
+            where = first_readers(part.factors)
+            for (i, place), rows in where.items():
+                factor = part.factors[i]
+                shape = self._laid(factor.layout.readings[place].site, part)
+                shape[1:1] = [len(factor.rows)] if len(factor.rows) > 1 else []
+                more = values[i].new_zeros(starts, *shape)
+                known = {row: part.laid(given[name]) for name, row in rows.items() if name in given}
+                for row, log_factor in known.items():
+                    (more.select(2, row) if len(factor.rows) > 1 else more).copy_(log_factor)
+                if not rows.keys().isdisjoint(sites):
+                    probes[i, place] = more.requires_grad_()
+                if known or (i, place) in probes:
+                    values[i] = with_more(values[i], factor, place, more)
+            total = joint.run(values, part.sizes)[0].sum()
+            weights = torch.autograd.grad(total, list(probes.values()))
+        found: dict[str, Tensor] = {}
+        for (i, place), weight in zip(probes, weights, strict=True):
+            each = weight.unbind(2) if len(part.factors[i].rows) > 1 else (weight,)
+            found |= {name: each[row] for name, row in where[i, place].items() if name in sites}
+        return found
+
+    def _laid(self, site: DiscreteSite, part: Part | None = None) -> list[int]:
         """The shape of a factor of a site alone, or of a part of it, without starts."""
         shape = [site.cardinality, *[1] * (self.recording.max_plate_nesting - len(site.batch_shape)), *site.batch_shape]
         if part is not None and part.size:
@@ -253,13 +241,13 @@ class DiscreteElimination:
             means: the mean parameters of the blocks, at which the bound is taken.
         """
 
-        def given(joint: Joint, part: _Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
+        def given(joint: Joint, part: Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
             own = {s.name: part.of(_over_batch(s, responsibilities[s.name])) for s in joint.sites}
             probs = {s.name: as_probabilities(own[s.name], s.cardinality, self.recording.like) for s in joint.sites}
             weights = []
             for factor, value in zip(part.factors, values, strict=True):
-                each = joint_probabilities(factor.layout, probs)
-                inner = factor.layout.innermost(factor.site)
+                each = joint_probabilities(factor, probs)
+                inner = factor.layout.innermost(factor.rows[0].site)
                 shape = torch.broadcast_shapes(each.shape, value.shape)
                 scaled = each if isinstance(inner.scale, float) and inner.scale == 1 else each * inner.scale
                 weights.append(scaled.expand(shape).sum_to_size(value.shape))
@@ -269,7 +257,7 @@ class DiscreteElimination:
 
         return self._by_parts(means, given)
 
-    def _entropy_of(self, site: DiscreteSite, given: Tensor, part: _Part) -> Tensor:
+    def _entropy_of(self, site: DiscreteSite, given: Tensor, part: Part) -> Tensor:
         """The entropy of the independent elements of a site, for each start."""
         each = -torch.special.xlogy(given, given).sum(-1) if given.is_floating_point() else given.new_zeros(given.shape)
         seen = self.seen(site)
@@ -294,9 +282,13 @@ class DiscreteElimination:
         energy, size = _sums(self.values(means), held.weights)
         return held._replace(log_normalizer=energy + held.entropy, magnitude=size + held.entropy.abs())
 
-    def energies(self, means: Means, held: DiscretePosterior) -> Iterator[Tensor]:
-        """The expectation of each factor under a held posterior, for each start, float64."""
-        return (_inner(v, w)[0] for v, w in zip(self.values(means), held.weights, strict=True))
+    def energies(self, means: Means, held: DiscretePosterior) -> Iterator[tuple[DiscreteFactor, Tensor, Tensor]]:
+        """Row by row of each factor: the factor of that row, its weights under a held posterior, and its expectation
+        for each start, float64.
+        """
+        for factor, value, weight in zip(self.factors, self.values(means), held.weights, strict=True):
+            for number, (v, w) in enumerate(zip(rows_of(factor, value), rows_of(factor, weight), strict=True)):
+                yield factor.row(number), w, _inner(v, w)[0]
 
     def impossible(self, means: Means) -> set[str]:
         """The sites whose density is zero whatever the discrete latents are."""
@@ -305,8 +297,21 @@ class DiscreteElimination:
             for part in self._divided(number, starts_of(means)):
                 values = [f.value(means) for f in part.factors]
                 if bool(joint.run(values, part.sizes)[0].isneginf().any()):
-                    zero = {f.site for f, v in zip(part.factors, values, strict=True) if bool(v.isneginf().any())}
+                    each = zip(part.factors, values, strict=True)
+                    rows = [
+                        (row.site, v) for f, value in each for row, v in zip(f.rows, rows_of(f, value), strict=True)
+                    ]
+                    zero = {site for site, v in rows if bool(v.isneginf().any())}
                     found |= {name for name in zero if self.recording.scored[name].observed} or zero
+        return found
+
+    @cached_property
+    def readers(self) -> dict[str, list[str]]:
+        """By discrete site, the sites whose densities read it."""
+        found: dict[str, list[str]] = {}
+        for row in (row for f in self.factors for row in f.rows):
+            for name in row.layout.names:
+                found.setdefault(name, []).append(row.site)
         return found
 
     def turns_of(
@@ -324,7 +329,8 @@ class DiscreteElimination:
         if joint is None:
             return None
         if not joint.is_by_elements:
-            scopes = [set(self.factors[i].layout.names) - set(drawn) for i in joint.indices]
+            layouts = [x for i in joint.indices for x in self.factors[i].layouts]
+            scopes = [set(x.names) - set(drawn) for x in layouts]
             return joint.turns_beside(site, scopes, left_out) if left_out else None
         if site.name not in self._turns:
             self._turns[site.name] = joint.turns(site)
@@ -333,15 +339,6 @@ class DiscreteElimination:
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """The elements of a site that are not masked, or that something depends on; None: all."""
         return None if site.mask is None else site.mask | self.live[site.name]
-
-
-def _with(value: Tensor, factor: DiscreteFactor, name: str, more: Tensor) -> Tensor:
-    """The value of a factor with one more log factor on a site that it reads."""
-    names = factor.layout.names
-    lead = 1 + len(names)
-    moved = laid(more, (name,), names)
-    pad = (1,) * (value.ndim - moved.ndim)
-    return value + moved.reshape(*moved.shape[:lead], *pad, *moved.shape[lead:])
 
 
 def _sums(values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

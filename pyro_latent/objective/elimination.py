@@ -6,13 +6,12 @@ with the plates as products: a variable inside a plate is summed out there, the 
 and multiplied over the plate (Obermeyer et al. 2019, "Tensor variable elimination for plated factor graphs"). The
 gradient of log Z in a factor is its posterior probabilities, so responsibilities need no code of their own.
 
-A factor's tensor is laid out as ``[starts] + its variables + plates``; a dimension that it lacks has size 1. A
-:class:`Plan` is the order of the work, found once: always the variable whose elimination makes the smallest table.
+Factors of one shape lie in one tensor, a buffer, ``[rows, starts] + their variables + plates``; a dimension that they
+lack has size 1. A :class:`Plan` is the work, found once: variables that do not meet are summed out together.
 """
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
@@ -22,24 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..errors import ModelError
-
-
-@dataclass(frozen=True, eq=False)
-class Variable:
-    """A discrete variable: its number of values, the sizes of its plates by their (negative) dimensions, its scale."""
-
-    name: Hashable
-    size: int
-    plates: Mapping[int, int]
-    scale: Tensor | float
-
-
-class Scope(NamedTuple):
-    """The variables of a factor, in the order of its dimensions, and the dimensions of the plates that it lies in."""
-
-    names: tuple[Hashable, ...]
-    plates: frozenset[int]
+from .order import Order, Scope, Step, Variable, result_of
 
 
 class Table(NamedTuple):
@@ -52,28 +34,106 @@ class Table(NamedTuple):
     log_weights: Tensor
 
 
-class _Step(NamedTuple):
-    """Multiply some factors and sum a variable out; then, where it leaves plates, weight and multiply over them."""
+@dataclass(frozen=True, eq=False)
+class _Slot:
+    """The factors of one buffer that each step of a group takes, as many and of the same place in its table.
 
-    factors: tuple[int, ...]
-    names: tuple[Hashable, ...]
-    at: int
-    variable: Variable
-    gone: tuple[int, ...]
-    outer: Tensor | float
+    ``rows [steps, m]`` are theirs, or a slice where that says it, and ``where`` the dimensions of the table.
+    """
+
+    buffer: int
+    rows: Tensor | slice
+    count: int
+    where: tuple[int, ...]
+
+    @staticmethod
+    def of(buffer: int, rows: list[list[int]], where: tuple[int, ...], device: torch.device) -> _Slot:
+        count = len(rows[0])
+        flat = [row for each in rows for row in each]
+        step = flat[1] - flat[0] if len(flat) > 1 else 1
+        if count == 1 and step > 0 and flat == list(range(flat[0], flat[0] + step * len(flat), step)):
+            return _Slot(buffer, slice(flat[0], flat[-1] + 1, step), 1, where)
+        return _Slot(buffer, torch.tensor(flat, device=device), count, where)
+
+    def read(self, buffers: Sequence[Tensor], ndim: int) -> Tensor:
+        """The sum of the factors of each step, ``[steps, starts]``, then ``ndim`` variables, then plates."""
+        tensor = buffers[self.buffer]
+        if isinstance(self.rows, slice):
+            picked = tensor[self.rows]
+        else:
+            picked = tensor.index_select(0, self.rows)
+            picked = picked.unflatten(0, (-1, self.count)).sum(1) if self.count > 1 else picked
+        return laid(picked, self.where, range(ndim), lead=2)
 
 
-class NotNestedError(Exception):
-    """The plates of the variables that meet in a factor are not nested, so that no order of elimination is exact."""
+class _Group:
+    """Steps that are done at once."""
+
+    def __init__(self, steps: Sequence[Step], device: torch.device) -> None:
+        first = steps[0]
+        self.steps, self.variable, self.at = steps, first.variable, first.names.index(first.variable.name)
+        self.ndim, self.gone, self.weight = len(first.names), first.gone, first.weight
+        slots: dict[tuple[int, tuple[int, ...]], list[int]] = {}
+        for i, ((buffer, _), own) in enumerate(zip(first.factors, first.scopes, strict=True)):
+            slots.setdefault((buffer, tuple(map(first.names.index, own))), []).append(i)
+        self.slots = [
+            _Slot.of(buffer, [[step.factors[i][1] for i in places] for step in steps], where, device)
+            for (buffer, where), places in slots.items()
+        ]
+
+    def run(self, buffers: Sequence[Tensor], sizes: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+        """The tables, ``[steps, starts] + names + plates``, and what is left of them."""
+        parts = [slot.read(buffers, self.ndim) for slot in self.slots]
+        joint = sum(parts[1:], parts[0])
+        reduced = _LogSumExp.apply(joint, 2 + self.at)
+        if self.gone or self.ndim == 1:
+            reduced = _over(reduced, {**self.variable.plates, **sizes}) * self.weight
+        return joint, reduced.sum(self.gone, keepdim=True) if self.gone and self.ndim > 1 else reduced
+
+
+class _Round:
+    """Groups of steps that do not meet, and the buffers that their results go to."""
+
+    def __init__(self, groups: Sequence[Sequence[Step]], device: torch.device) -> None:
+        self.groups = [_Group(steps, device) for steps in groups]
+        found: dict[Hashable, list[int]] = {}
+        for i, steps in enumerate(groups):
+            if len(steps[0].names) > 1:
+                found.setdefault(result_of(steps[0]), []).append(i)
+        self._together = list(found.values())
+
+    def buffers(self, results: Sequence[Tensor]) -> list[Tensor]:
+        """The results of one shape together, in the order of the groups."""
+        return [_joined([results[i] for i in places]) for places in self._together]
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    """Tensors one below the other, each repeated where it does not vary along a plate."""
+    if len(tensors) == 1:
+        return tensors[0]
+    shape = torch.broadcast_shapes(*(t.shape[1:] for t in tensors))
+    return torch.cat([t.expand(len(t), *shape) for t in tensors])
+
+
+#: Many small rounds are slow, and large tables are: seconds for a group of steps, and for a number of a table.
+_GROUP_COST, _NUMBER_COST = 1e-4, 2e-8
+#: Up to so many rounds the order that makes the smallest tables is taken.
+_FEW_ROUNDS = 32
 
 
 class Plan:
     """The order in which variables are eliminated.
 
+    Args:
+        buffers: the factors: by buffer, whose rows are factors of one shape, the scope of each.
+        variables: all that factors have.
+        device: where the factors are.
+        most: limits for ``largest`` and ``work``, which an order with fewer rounds and larger tables keeps.
+
     Attributes:
         largest: the number of elements of the largest table, without starts and plates.
         work: the number of elements of the tables of all steps, without starts and plates.
-        numbers: the number of elements of the largest table with its plates, without starts.
+        numbers: the number of elements of the tables that are made at once, with their plates, without starts.
         total: the number of elements of all tables with their plates, without starts.
 
     Raises:
@@ -81,152 +141,75 @@ class Plan:
         ModelError: if variables of the same plates that meet have different scales.
     """
 
-    def __init__(self, scopes: Sequence[Scope], variables: Sequence[Variable]) -> None:
-        self.scopes = [s.names for s in scopes]
-        self.steps: list[_Step] = []
-        self.largest, self.work, self.numbers, self.total = 1, 0, 1, 0
+    def __init__(
+        self,
+        buffers: Sequence[Sequence[Scope]],
+        variables: Sequence[Variable],
+        device: torch.device,
+        most: tuple[float, float] = (math.inf, math.inf),
+    ) -> None:
         self._variables = {v.name: v for v in variables}
-        self._pool = dict(enumerate(scopes))
-        self._of: dict[Hashable, set[int]] = {v.name: set() for v in variables}
-        for i, scope in self._pool.items():
-            for name in scope.names:
-                self._of[name].add(i)
-        self._build()
+        rounds = Order(buffers, self._variables, is_wide=False).rounds
+        self._measure(rounds)
+        if len(rounds) > _FEW_ROUNDS:
+            seconds = _GROUP_COST * sum(map(len, rounds)) + _NUMBER_COST * self.total
+            wide = Order(buffers, self._variables, is_wide=True).rounds
+            self._measure(wide)
+            fits = self.largest <= most[0] and self.work <= most[1]
+            if fits and _GROUP_COST * sum(map(len, wide)) + _NUMBER_COST * self.total < seconds:
+                rounds = wide
+            self._measure(rounds)
+        self.rounds = [_Round(groups, device) for groups in rounds]
 
-    def _build(self) -> None:
-        """Eliminate the cheapest variable first; the costs of its neighbors change with each."""
-        place = {name: i for i, name in enumerate(self._variables)}
-        heap = [(self._cost(name), -i, name) for name, i in place.items()]
-        heapq.heapify(heap)
-        current = {name: cost for cost, _, name in heap}
-        while heap:
-            cost, _, name = heapq.heappop(heap)
-            if current.get(name) != cost:
-                continue
-            if cost == math.inf:
-                raise NotNestedError
-            del current[name]
-            for other in self._eliminate(name):
-                current[other] = self._cost(other)
-                heapq.heappush(heap, (current[other], -place[other], other))
-
-    def _cost(self, name: Hashable) -> float:
-        """The size of the table that eliminating a variable makes; infinite while a factor lies in deeper plates."""
-        inside = frozenset(self._variables[name].plates)
-        if any(not self._pool[i].plates <= inside for i in self._of[name]):
-            return math.inf
-        return math.prod(self._variables[n].size for n in self._names(name))
-
-    def _names(self, name: Hashable) -> tuple[Hashable, ...]:
-        return tuple(dict.fromkeys(n for i in sorted(self._of[name]) for n in self._pool[i].names))
-
-    def _eliminate(self, name: Hashable) -> tuple[Hashable, ...]:
-        variable, names, factors = self._variables[name], self._names(name), tuple(sorted(self._of[name]))
-        rest = tuple(n for n in names if n != name)
-        kept = frozenset().union(*(self._variables[n].plates for n in rest)) if rest else frozenset()
-        gone = tuple(sorted(set(variable.plates) - kept))
-        outer = self._outer(variable, rest, gone)
-        self.steps.append(_Step(factors, names, names.index(name) if names else 0, variable, gone, outer))
-        size = math.prod(self._variables[n].size for n in names)
-        self.largest, self.work = max(self.largest, size), self.work + size
-        numbers = size * math.prod(variable.plates.values())
-        self.numbers, self.total = max(self.numbers, numbers), self.total + numbers
-        for i in factors:
-            for n in self._pool.pop(i).names:
-                self._of[n].discard(i)
-        if rest:
-            index = len(self.scopes) + len(self.steps) - 1
-            self._pool[index] = Scope(rest, kept)
-            for n in rest:
-                self._of[n].add(index)
-        return rest
-
-    def _outer(self, variable: Variable, rest: Sequence[Hashable], gone: Sequence[int]) -> Tensor | float:
-        """The scale of what the result goes to, which the weight is relative to."""
-        if not rest:
-            return 1.0
-        scales = [self._variables[n].scale for n in rest] + ([] if gone else [variable.scale])
-        for scale in scales[1:]:
-            if not same_scale(scale, scales[0]):
-                raise ModelError(
-                    f"Expected one scale for the discrete sites that meet in a density; got {scales[0]} and {scale} at "
-                    f"{', '.join(map(repr, (variable.name, *rest)))}. Put poutine.scale around all of them."
-                )
-        return scales[0]
+    def _measure(self, rounds: Sequence[Sequence[Sequence[Step]]]) -> None:
+        self.largest, self.work, self.numbers, self.total = 1, 0, 1, 0
+        for steps in (steps for groups in rounds for steps in groups):
+            size = math.prod(steps[0].sizes)
+            numbers = len(steps) * size * math.prod(steps[0].variable.plates.values())
+            self.largest, self.work = max(self.largest, size), self.work + len(steps) * size
+            self.numbers, self.total = max(self.numbers, numbers), self.total + numbers
 
     def run(
         self,
-        tensors: Sequence[Tensor],
+        buffers: Sequence[Tensor],
         sizes: Mapping[int, int] = MappingProxyType({}),
         tables: list[Table] | None = None,
     ) -> tuple[Tensor, Tensor]:
         """log Z for each start, float64, and the sum of the absolute values of what was added up to it.
 
         Args:
-            tensors: the factors, each weighted by its scale relative to that of its innermost variable.
+            buffers: the factors ``[rows, starts] + variables + plates``, each weighted by its scale relative to that
+                of its innermost variable.
             sizes: those of the plates of which the factors are a part only.
             tables: a list that the table of each step is added to, in the order of elimination.
         """
-        pool = dict(enumerate(tensors))
-        scopes = dict(enumerate(self.scopes))
+        held = list(buffers)
         totals: list[Tensor] = []
-        for index, step in enumerate(self.steps, len(self.scopes)):
-            joint = _product([(pool.pop(i), scopes[i]) for i in step.factors], step.names)
-            if tables is not None:
-                tables.append(Table(step.variable.name, step.names, joint))
-            reduced = _LogSumExp.apply(joint, 1 + step.at)
-            variable = step.variable
-            rest = tuple(n for n in step.names if n != variable.name)
-            if step.gone or not rest:
-                reduced = _over(reduced, {**variable.plates, **sizes}) * relative_scale(variable.scale, step.outer)
-            if not rest:
-                totals.append(reduced.reshape(len(reduced), -1))
-                continue
-            scopes[index] = rest
-            pool[index] = reduced.sum(step.gone, keepdim=True) if step.gone else reduced
+        for each in self.rounds:
+            results = []
+            for group in each.groups:
+                joint, reduced = group.run(held, sizes)
+                if tables is not None:
+                    own = zip(group.steps, joint.unbind(0), strict=True)
+                    tables += [Table(step.variable.name, step.names, table) for step, table in own]
+                if group.ndim == 1:
+                    totals.append(reduced.transpose(0, 1).flatten(1))
+                results.append(reduced)
+            held += each.buffers(results)
         parts = [t.sum(1, dtype=torch.float64) for t in totals]
         magnitudes = [t.detach().abs().sum(1, dtype=torch.float64) for t in totals]
         total, magnitude = (torch.stack(torch.broadcast_tensors(*each)).sum(0) for each in (parts, magnitudes))
         return total, magnitude
 
 
-def same_scale(a: Tensor | float, b: Tensor | float) -> bool:
-    """Whether two scales are equal."""
-    if a is b:
-        return True
-    if isinstance(a, Tensor) and isinstance(b, Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, Tensor) or isinstance(b, Tensor):
-        tensor, number = (a, b) if isinstance(a, Tensor) else (b, a)
-        return bool((tensor == number).all())  # type: ignore[union-attr]
-    return a == b
-
-
-def relative_scale(inner: Tensor | float, outer: Tensor | float) -> Tensor | float:
-    """``inner / outer``, and 1 where they are the same object or number."""
-    if inner is outer:
-        return 1.0
-    return inner / outer
-
-
-def _product(factors: Sequence[tuple[Tensor, tuple[Hashable, ...]]], names: Sequence[Hashable]) -> Tensor:
-    """The sum of log factors over the union of their variables."""
-    total: Tensor | None = None
-    for tensor, own in factors:
-        part = laid(tensor, own, names)
-        total = part if total is None else total + part
-    assert total is not None
-    return total
-
-
-def laid(tensor: Tensor, own: Sequence[Hashable], names: Sequence[Hashable]) -> Tensor:
-    """A factor with a dimension for each of ``names``, in that order."""
+def laid(tensor: Tensor, own: Sequence[Hashable], names: Sequence[Hashable], lead: int = 1) -> Tensor:
+    """A factor with a dimension for each of ``names``, in that order, after ``lead`` others."""
     if tuple(own) == tuple(names):
         return tensor
-    order = [own.index(n) + 1 for n in names if n in own]
-    ordered = tensor.permute([0, *order, *range(1 + len(own), tensor.ndim)])
-    sizes = [tensor.shape[own.index(n) + 1] if n in own else 1 for n in names]
-    return ordered.reshape(tensor.shape[0], *sizes, *tensor.shape[1 + len(own) :])
+    order = [own.index(n) + lead for n in names if n in own]
+    ordered = tensor.permute([*range(lead), *order, *range(lead + len(own), tensor.ndim)])
+    sizes = [tensor.shape[own.index(n) + lead] if n in own else 1 for n in names]
+    return ordered.reshape(*tensor.shape[:lead], *sizes, *tensor.shape[lead + len(own) :])
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -255,4 +238,4 @@ def _over(tensor: Tensor, plates: Mapping[int, int]) -> Tensor:
     return tensor.expand(shape)
 
 
-__all__ = ["NotNestedError", "Plan", "Scope", "Table", "Variable", "laid", "relative_scale", "same_scale"]
+__all__ = ["Plan", "Table", "laid"]

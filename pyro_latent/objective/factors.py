@@ -7,9 +7,10 @@ parameters, and its sums under given responsibilities are one of responsibilitie
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,29 +27,59 @@ from ..expressions.axes import (
     read,
     substitute,
 )
-from ..recording import Recording, ScoredSite
+from ..recording import Recording
 from .blocks import Block, Means, starts_of
-from .densities import DensityPart
-from .elimination import relative_scale
 from .expectation import expect
 from .features import FactorTerm, Features
 from .joints import Layout, Reading, same_element
-from .summands import Summand, labels_of, sum_of, weights_of
+from .stacks import Stack
+from .summands import Summand, labels_of, sum_of
+
+
+class Row(NamedTuple):
+    """A site whose log density is a factor, and what it reads."""
+
+    site: str
+    layout: Layout
 
 
 @dataclass(frozen=True, eq=False)
 class DiscreteFactor:
-    """The expected log density of a site, or a part of it, that depends on discrete latents.
+    """The expected log density of a site, or a part of it, that depends on discrete latents; or of several sites.
 
-    ``shape`` is that of the factor: a dimension for each of the values that ``layout`` reads, then its places;
+    ``rows`` are the site and what is read of each, all by layouts of one kind. ``shape`` is that of the factor: a
+    dimension for each of the values that the layout reads, one for the rows where they are several, then its places;
     ``features`` are those of the constants, where the data and the parameters meet only in sums.
     """
 
-    site: str
-    layout: Layout
+    rows: tuple[Row, ...]
     shape: torch.Size
     pieces: tuple[FactorTerm, ...]
     features: Features | None
+
+    @property
+    def layout(self) -> Layout:
+        """What the first row reads: that of the others differs in the sites."""
+        return self.rows[0].layout
+
+    @property
+    def layouts(self) -> list[Layout]:
+        """What each row reads."""
+        return [row.layout for row in self.rows]
+
+    @cached_property
+    def names(self) -> frozenset[str]:
+        """The discrete sites that any row reads."""
+        return frozenset(name for row in self.rows for name in row.layout.names)
+
+    def row(self, number: int) -> DiscreteFactor:
+        """The factor of one row alone."""
+        if len(self.rows) == 1:
+            return self
+        label, at = -1 - len(self.layout.sizes), len(self.layout.readings)
+        shape = self.shape[:at] + self.shape[at + 1 :]
+        pieces = tuple(p.at(label, number) for p in self.pieces)
+        return DiscreteFactor((self.rows[number],), shape, pieces, Features.of(pieces))
 
     def value(self, means: Means) -> Tensor:
         """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
@@ -128,18 +159,27 @@ def _summand(piece: FactorTerm, weights: Tensor, labels: Labels) -> Summand:
     return Summand(contract([(weights, labels), *piece.constants], out), out, piece.moments)
 
 
-def joint_probabilities(layout: Layout, probs: Mapping[str, Tensor]) -> Tensor:
+def joint_probabilities(factor: DiscreteFactor, probs: Mapping[str, Tensor]) -> Tensor:
     """The probabilities of what a factor reads, ``[starts] + the factor's shape``, of independent elements.
 
     Args:
-        layout: the factor's.
+        factor: the factor.
         probs: by site, ``[starts, batch..., values]``.
     """
+    if len(factor.rows) == 1:
+        return _joint_probabilities(factor.layout, [probs[name] for name in factor.layout.names])
+    columns = zip(*(x.names for x in factor.layouts), strict=True)
+    each = [torch.stack([probs[name] for name in names]) for names in columns]
+    found = _joint_probabilities(factor.layout, [t.flatten(0, 1) for t in each])
+    return found.unflatten(0, each[0].shape[:2]).movedim(0, 1 + len(each))
+
+
+def _joint_probabilities(layout: Layout, probs: Sequence[Tensor]) -> Tensor:
     depth = len(layout.sizes)
     ndim = depth + len(layout.readings)
     total: Tensor | None = None
-    for i, reading in enumerate(layout.readings):
-        found, labels = read(probs[reading.site.name], (*reading.axes, i - ndim), lead=1)
+    for i, (reading, own) in enumerate(zip(layout.readings, probs, strict=True)):
+        found, labels = read(own, (*reading.axes, i - ndim), lead=1)
         tensor = laid(found, (START, *labels), (START,), ndim)
         for j, other in enumerate(layout.readings[:i]):
             if other.site is reading.site:  # one element has one value
@@ -179,16 +219,17 @@ def _from_upper(entries: Tensor, size: int) -> Tensor:
     return matrix
 
 
-def make_factor(
-    scored: ScoredSite, part: DensityPart, owners: Mapping[str, tuple[Block, int]], recording: Recording
-) -> DiscreteFactor:
+def make_factor(stack: Stack, owners: Mapping[str, tuple[Block, int]], recording: Recording) -> DiscreteFactor:
     """The factor of terms that read the same discrete elements, summed over places that no reading runs along."""
-    layout, ndim, like = part.layout, len(part.layout.readings) + len(part.layout.sizes), recording.like
-    weights = weights_of(scored, relative_scale(scored.scale, layout.innermost(scored.name).scale), like)
+    first, layout, like = stack.repeats[0], stack.layout, recording.like
+    scored, part = first.scored, first.part
+    lead = (len(stack.repeats),) if len(stack.repeats) > 1 else ()
+    ndim = len(layout.readings) + len(lead) + len(layout.sizes)
     places = {i - len(scored.shape): n for i, n in enumerate(scored.shape)}
     summed = {label: n for label, n in places.items() if n > 1 and label not in part.places}
+    terms, weights = stack.together()
     pieces = []
-    for term in part.terms:
+    for term in terms:
         expected = expect(term, owners, scored.name)
         rename = {label: i - ndim for i, label in enumerate(part.choices)} | dict(part.places)
         constants = [(c.tensor.to(like), c.labels) for c in (*expected.constants, *weights)]
@@ -200,5 +241,5 @@ def make_factor(
         moments = tuple(replace(m, axes=tuple(substitute(a, rename) for a in m.axes)) for m in expected.moments)
         constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
         pieces.append(FactorTerm([(like.new_tensor(coefficient), ()), *constants], moments))
-    shape = torch.Size((*(r.site.cardinality for r in layout.readings), *layout.sizes))
-    return DiscreteFactor(scored.name, layout, shape, tuple(pieces), Features.of(pieces))
+    shape = torch.Size((*(r.site.cardinality for r in layout.readings), *lead, *layout.sizes))
+    return DiscreteFactor(tuple(Row(*row) for row in stack.rows), shape, tuple(pieces), Features.of(pieces))

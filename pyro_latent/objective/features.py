@@ -16,7 +16,8 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..expressions.axes import START, Label, Labelled, Labels, contract, is_free, is_summed
+from ..expressions.axes import START, Gather, Label, Labelled, Labels, contract, is_free, is_summed
+from ..expressions.terms import Constant
 from ..settings import settings
 from .blocks import Means
 from .expectation import BlockMoment
@@ -81,6 +82,12 @@ class FactorTerm:
         if not self.moments:
             return contract(operands, free).unsqueeze(0), (START, *free)
         return contract(operands, (START, *free)), (START, *free)
+
+    def at(self, label: Label, number: int) -> FactorTerm:
+        """The term at one place along a label, which is gone."""
+        axis = Gather(torch.tensor(number, device=self.constants[0][0].device), ())
+        there = [Constant(*own).substitute({label: axis}) for own in self.constants]
+        return replace(self, constants=[(c.tensor, c.labels) for c in there])
 
     def part(self, label: Label, start: int, size: int) -> FactorTerm:
         """The term at some of the places along a label."""

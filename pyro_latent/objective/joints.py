@@ -12,6 +12,7 @@ import itertools
 import math
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -21,7 +22,8 @@ from torch import Tensor
 from ..errors import ModelError
 from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, axis_labels, position_axes, read, spread
 from ..recording import DiscreteSite
-from .elimination import NotNestedError, Plan, Scope, Table, Variable
+from .elimination import Plan, Table
+from .order import NotNestedError, Scope, Variable
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.
@@ -95,9 +97,19 @@ class Layout:
     readings: tuple[Reading, ...]
     sizes: tuple[int, ...]
 
-    @property
+    @cached_property
     def names(self) -> tuple[str, ...]:
         return tuple(r.site.name for r in self.readings)
+
+    @cached_property
+    def is_aligned(self) -> bool:
+        """Whether each place reads its own elements."""
+        return all(r.is_aligned for r in self.readings)
+
+    @property
+    def is_of_different_sites(self) -> bool:
+        """Whether no site is read twice."""
+        return len(set(self.names)) == len(self.names)
 
     def innermost(self, name: str) -> DiscreteSite:
         """The site that the density of a site is summed over first, whose scale it is relative to: its own, or else the
@@ -108,17 +120,6 @@ class Layout:
         return own or max(sites, key=lambda s: sum(p.size > 1 for p in s.plates))
 
 
-def connected(layouts: Sequence[Layout], sites: Sequence[DiscreteSite]) -> list[list[DiscreteSite]]:
-    """The sites in groups that share no factor, in the order of the model."""
-    group = {s.name: {s.name} for s in sites}
-    for layout in layouts:
-        merged = set().union(*(group[n] for n in layout.names))
-        for name in merged:
-            group[name] = merged
-    found = {id(g): g for g in group.values()}
-    return [[s for s in sites if s.name in g] for g in found.values()]
-
-
 class Joint:
     """The exact joint posterior of connected sites.
 
@@ -127,50 +128,49 @@ class Joint:
         ModelError: if sites that meet have different scales.
     """
 
-    def __init__(self, layouts: Sequence[Layout], sites: Sequence[DiscreteSite], indices: Sequence[int]) -> None:
+    def __init__(
+        self, layouts: Sequence[Sequence[Layout]], sites: Sequence[DiscreteSite], indices: Sequence[int]
+    ) -> None:
         self.sites, self.indices = list(sites), list(indices)
-        self._cuts: list[_Cut] | None = None
+        self._cuts: list[list[_Cut]] | None = None
         depth = max(len(s.batch_shape) for s in sites)
-        depth = max([depth, *(len(x.sizes) for x in layouts if all(r.is_aligned for r in x.readings))])
-        self._sums = [_Sum.of(x, depth) for x in layouts]
-        layouts = [x if s is None else s.layout for x, s in zip(layouts, self._sums, strict=True)]
-        plain = all(r.is_aligned for layout in layouts for r in layout.readings)
-        variables = [
-            Variable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale) for s in sites
-        ]
-        own = {v.name: frozenset(v.plates) for v in variables}
-        if plain and not any(len(set(x.names)) < len(x.names) for x in layouts):
-            scopes = [Scope(x.names, frozenset().union(*(own[n] for n in x.names))) for x in layouts]
+        depth = max([depth, *(len(x.sizes) for rows in layouts for x in rows if x.is_aligned)])
+        self._sums = [_Sum.of(rows[0], depth) if len(rows) == 1 else None for rows in layouts]
+        self._layouts = [rows if s is None else [s.layout] for rows, s in zip(layouts, self._sums, strict=True)]
+        self._device = sites[0].support.device
+        own = {s.name: frozenset(p.dim for p in s.plates if p.size > 1) for s in sites}
+        if all(x.is_aligned and x.is_of_different_sites for rows in self._layouts for x in rows):
+            scopes = [[Scope(x.names, frozenset().union(*(own[n] for n in x.names))) for x in r] for r in self._layouts]
+            variables = [
+                Variable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale) for s in sites
+            ]
             try:
-                self.plan = Plan(scopes, variables)
+                self.plan = Plan(scopes, variables, self._device)
                 return
             except NotNestedError:
                 pass
-        self._by_elements(layouts)
+        self._by_elements()
 
     @property
     def is_by_elements(self) -> bool:
         """Whether each element is a variable of its own."""
         return self._cuts is not None
 
-    def _by_elements(self, layouts: Sequence[Layout]) -> None:
+    def _by_elements(self) -> None:
+        layouts = [x for rows in self._layouts for x in rows]
         whole = _whole_plates(layouts, self.sites)
         _check_scales(self.sites, whole)
         places = sum(math.prod(n for i, n in enumerate(x.sizes) if i - len(x.sizes) not in whole) for x in layouts)
         if places > _MOST_PLACES:
             raise TooLargeError(f"{places} places where elements meet")
-        self._cuts = [_Cut(x, whole) for x in layouts]
-        sizes = {
-            name: s.cardinality
-            for c in self._cuts
-            for names in c.names
-            for name in names
-            for s in self.sites
-            if s.name == name[0]
-        }
+        self._cuts = [[_Cut(x, whole) for x in rows] for rows in self._layouts]
+        cardinality = {s.name: s.cardinality for s in self.sites}
+        scopes = [group for rows in self._cuts for cut in rows for group in cut.names]
+        names = dict.fromkeys(name for group in scopes for own in group for name in own)
         kept = {p.dim: p.size for s in self.sites for p in s.plates if p.dim in whole}
-        variables = [Variable(name, size, kept, _number(self.sites[0].scale)) for name, size in sizes.items()]
-        self.plan = Plan([Scope(n, frozenset(kept)) for c in self._cuts for n in c.names], variables)
+        variables = [Variable(name, cardinality[name[0]], kept, _number(self.sites[0].scale)) for name in names]
+        buffers = [[Scope(own, frozenset(kept)) for own in group] for group in scopes]
+        self.plan = Plan(buffers, variables, self._device, (_LARGEST_TABLE, _MOST_WORK))
         if self.plan.largest > _LARGEST_TABLE or self.plan.work > _MOST_WORK:
             raise TooLargeError(f"tables of {self.plan.largest} numbers")
 
@@ -179,18 +179,18 @@ class Joint:
         it, whatever the values of those before.
         """
         assert self._cuts is not None
-        group = {name: {name} for cut in self._cuts for names in cut.names for name in names}
-        for cut in self._cuts:
-            for names in cut.names:
-                merged = set().union(*(group[n] for n in names))
-                for name in merged:
-                    group[name] = merged
+        scopes = [own for rows in self._cuts for cut in rows for alike in cut.names for own in alike]
+        group = {name: {name} for own in scopes for name in own}
+        for own in scopes:
+            merged = set().union(*(group[n] for n in own))
+            for name in merged:
+                group[name] = merged
         order: dict[int, dict[Any, int]] = {}  # by group, the turn of each of its variables
         found: list[Tensor] = []
         for place in itertools.product(*map(range, site.batch_shape)):
             name = next(n for n in group if n[0] == site.name and _is_at(n[1:], place))
-            own = order.setdefault(id(group[name]), {})
-            turn = own.setdefault(name, len(own))
+            before = order.setdefault(id(group[name]), {})
+            turn = before.setdefault(name, len(before))
             if turn == len(found):
                 found.append(torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device))
             found[turn][place] = True
@@ -234,9 +234,11 @@ class Joint:
     ) -> tuple[Tensor, Tensor]:
         """log Z for each start, and the size of what it sums; see :meth:`.Plan.run`."""
         tensors = [t if s is None else s.added(t) for t, s in zip(tensors, self._sums, strict=True)]
+        buffers = [rows_first(t, x) for t, x in zip(tensors, self._layouts, strict=True)]
         if self._cuts is not None:
-            tensors = [one for cut, t in zip(self._cuts, tensors, strict=True) for one in cut.parts(t)]
-        return self.plan.run(tensors, sizes, tables)
+            pairs = zip(self._cuts, buffers, strict=True)
+            buffers = [b for cuts, t in pairs for cut, row in zip(cuts, t, strict=True) for b in cut.buffers(row)]
+        return self.plan.run(buffers, sizes, tables)
 
     @property
     def is_in_place(self) -> bool:
@@ -251,6 +253,16 @@ class Joint:
         if any(isinstance(s.scale, Tensor) and s.scale.numel() > 1 for s in self.sites):
             return set()
         return set.intersection(*({p.dim for p in s.plates if p.size > 1} for s in self.sites))
+
+
+def rows_first(tensor: Tensor, layouts: Sequence[Layout]) -> Tensor:
+    """A factor ``[starts] + values + (rows,) + places`` of several layouts, or one, which has no rows, with the rows
+    first.
+    """
+    if len(layouts) == 1:
+        return tensor.unsqueeze(0)
+    moved = tensor.movedim(1 + len(layouts[0].readings), 0)
+    return moved.expand(len(layouts), *moved.shape[1:])
 
 
 class TooLargeError(Exception):
@@ -289,7 +301,9 @@ class _Sum:
 
 
 class _Cut:
-    """A factor, cut into one for each place along the dimensions that are not whole."""
+    """A factor, cut into one for each place along the dimensions that are not whole, in lists of which each reads its
+    elements alike.
+    """
 
     def __init__(self, layout: Layout, whole: frozenset[int]) -> None:
         depth, lead = len(layout.sizes), 1 + len(layout.readings)
@@ -300,17 +314,17 @@ class _Cut:
         self._cut = [label for label in labels if label in used]
         self._lead = lead
         self._nesting = max((-d for d in whole), default=0)
-        self.names: list[tuple[Any, ...]] = []
-        self._equal: list[tuple[int, ...]] = []
-        for index in itertools.product(*(range(layout.sizes[label]) for label in self._cut)):
+        alike: dict[tuple[int, ...], list[tuple[int, tuple[Any, ...]]]] = {}  # by which readings are of one element
+        for i, index in enumerate(itertools.product(*(range(layout.sizes[label]) for label in self._cut))):
             place = dict(zip(self._cut, index, strict=True))
             found = [(r.site.name, *r.element(place)) for r in layout.readings]
             names = tuple(dict.fromkeys(found))
-            self.names.append(names)
-            self._equal.append(tuple(names.index(n) for n in found))
+            alike.setdefault(tuple(names.index(n) for n in found), []).append((i, names))
+        self.names = [[names for _, names in group] for group in alike.values()]
+        self._alike = {equal: [i for i, _ in group] for equal, group in alike.items()}
 
-    def parts(self, tensor: Tensor) -> list[Tensor]:
-        """The factor at each place: ``[starts] + variables + whole plates``."""
+    def buffers(self, tensor: Tensor) -> list[Tensor]:
+        """The factor at the places of each list of ``names``: ``[places, starts] + variables + whole plates``."""
         shape = list(tensor.shape)
         for label in self._cut:
             shape[label] = self.sizes[label]
@@ -321,16 +335,18 @@ class _Cut:
         for label in self.whole:
             plates[label] = tensor.shape[label]
         rows = tensor.permute([*order, *rest]).reshape(-1, *tensor.shape[: self._lead], *plates)
-        return [_merged(row, equal) for row, equal in zip(rows.unbind(0), self._equal, strict=True)]
+        if len(self._alike) == 1:
+            return [_merged(rows, equal) for equal in self._alike]
+        return [_merged(rows[places], equal) for equal, places in self._alike.items()]
 
 
 def _merged(tensor: Tensor, equal: tuple[int, ...]) -> Tensor:
-    """A factor that reads one element twice, where both readings agree."""
+    """Factors ``[places, starts] + variables + plates`` that read one element twice, where both readings agree."""
     if len(set(equal)) == len(equal):
         return tensor
-    letters = [0, *(1 + e for e in equal)]
+    letters = [0, 1, *(2 + e for e in equal)]
     tail = [100 + i for i in range(tensor.ndim - len(letters))]
-    out = [0, *(1 + e for e in dict.fromkeys(equal)), *tail]
+    out = [0, 1, *(2 + e for e in dict.fromkeys(equal)), *tail]
     numbers = {x: i for i, x in enumerate(dict.fromkeys([*letters, *tail]))}
     return torch.einsum(tensor, [numbers[x] for x in (*letters, *tail)], [numbers[x] for x in out])
 
@@ -377,4 +393,4 @@ def _number(scale: Tensor | float) -> float:
     return float(scale.reshape(-1)[0]) if isinstance(scale, Tensor) else float(scale)
 
 
-__all__ = ["Joint", "Layout", "Reading", "TooLargeError", "both_elements", "connected", "elements_of", "same_element"]
+__all__ = ["Joint", "Layout", "Reading", "TooLargeError", "both_elements", "elements_of", "rows_first", "same_element"]

@@ -324,10 +324,8 @@ def _uniform(like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _sharing(program: Program) -> dict[str, str]:
     """For each discrete site whose observed data is that of others as well, name the first of them in the model."""
-    data: dict[str, set[str]] = {site.name: set() for site in program.discrete}
-    for factor in program.factors:
-        for name in factor.layout.names if factor.site in program.recording.observations else ():
-            data[name].add(factor.site)
+    readers, observed_sites = program.elimination.readers, program.recording.observations.keys()
+    data = {site.name: observed_sites & set(readers.get(site.name, ())) for site in program.discrete}
     groups: dict[frozenset[str], list[str]] = {}
     for name, observed in data.items():
         groups.setdefault(frozenset(observed), []).append(name)
