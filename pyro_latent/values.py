@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "as_tensor", "is_floating", "kind_of", "leaving_random_state"]
+__all__ = ["all_finite", "as_tensor", "broadcast_shapes", "is_floating", "kind_of", "leaving_random_state"]
+
+#: torch.broadcast_shapes works in Python, and a recording asks for few different ones many times.
+broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
 
 
 def is_floating(value: Any) -> bool:

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .axes import broadcast_shapes, is_position, is_summed, laid
+from ..values import broadcast_shapes
+from .axes import is_position, is_summed, laid
 from .scalars import of_scalar
 from .symbolic import Symbolic, count_combinations
 from .terms import Constant, Term

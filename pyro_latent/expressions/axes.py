@@ -128,10 +128,6 @@ def unique_labels(axes: Iterable[Axis]) -> Labels:
     return tuple(found)
 
 
-#: torch.broadcast_shapes works in Python, and a recording asks for few different ones many times.
-broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
-
-
 def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> Labelled:
     """Read ``tensor`` through ``axes``: a tensor with one dimension for each label, and those labels.
 

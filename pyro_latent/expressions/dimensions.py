@@ -11,8 +11,9 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
+from ..values import broadcast_shapes
 from .arithmetic import Arithmetic, collect
-from .axes import Axis, Label, broadcast_shapes, fresh_label, is_choice
+from .axes import Axis, Label, fresh_label, is_choice
 from .indexing import Places, index_axes, reshape_axes
 from .terms import Choice, Constant, Term
 

@@ -9,8 +9,9 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..values import broadcast_shapes
 from .arithmetic import MOST_CASES, collect, common_like
-from .axes import Gather, broadcast_shapes, in_last, laid, position_axes, shift
+from .axes import Gather, in_last, laid, position_axes, shift
 from .dimensions import Dimensions
 from .symbolic import Symbolic, count_combinations
 from .terms import Factor, LogOfSum, Term

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field
 from numbers import Integral
 from typing import Any
 
@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
-from .axes import Axis, Gather, Label, as_axis, broadcast_shapes
+from ..values import broadcast_shapes
+from .axes import Axis, Gather, Label, as_axis
 from .symbolic import Symbolic
 from .terms import Choice, check_combinations
 
@@ -55,20 +56,27 @@ class Places:
     shape: torch.Size
     choices: tuple[Choice, ...] = ()
     last: int = -1  # the label of the last dimension
+    axes: dict[int, Axis] = field(default_factory=dict)  # by the size of the dimension that they read
 
     @staticmethod
     def of(index: Symbolic | Tensor, device: torch.device) -> Places:
         if isinstance(index, Tensor):
             return Places(index.long().to(device), index.shape)
-        index = index.unbound()
-        check_combinations(index.choices)
-        return Places(index.table(index.choices).long(), index.shape, index.choices)
+        if index.places is None:
+            whole = index.unbound()
+            check_combinations(whole.choices)
+            index.places = Places(whole.table(whole.choices).long(), whole.shape, whole.choices)
+        found: Places = index.places
+        return found
 
     def moved(self, first: int) -> Places:
         """The places where their first dimension is the label ``first``."""
+        if not self.shape:
+            return self
         last = first + len(self.shape) - 1
         labels: dict[Label, Axis] = {i: i + last + 1 for i in range(-len(self.shape), 0)}
-        return replace(self, choices=tuple(c.substitute(labels) for c in self.choices), last=last)
+        choices = tuple(c.substitute(labels) for c in self.choices)
+        return Places(self.tensor, self.shape, choices, last)
 
     def axis(self, size: int) -> Axis:
         """The axis that reads a dimension of ``size`` here.
@@ -76,6 +84,11 @@ class Places:
         Raises:
             IndexError: if an index is out of range.
         """
+        if size not in self.axes:
+            self.axes[size] = self._axis(size)
+        return self.axes[size]
+
+    def _axis(self, size: int) -> Axis:
         if self.tensor.numel() and not bool(((self.tensor >= -size) & (self.tensor < size)).all()):
             names = f" of {', '.join(repr(c.site) for c in self.choices)}" if self.choices else ""
             raise IndexError(

@@ -9,7 +9,8 @@ from typing import Self
 import torch
 from torch import Tensor
 
-from .axes import broadcast_shapes, shift
+from ..values import broadcast_shapes
+from .axes import shift
 from .elementwise import Elementwise
 from .terms import Factor, Term
 

@@ -13,12 +13,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from ..values import broadcast_shapes
 from .axes import (
     START,
     Axis,
     Label,
     Labels,
-    broadcast_shapes,
     contract,
     in_last,
     is_free,

@@ -7,7 +7,8 @@ torch sees the symbol of a weight in its place; the module stays as it is.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -33,8 +34,18 @@ class StandIns(TorchFunctionMode):
     def __init__(self) -> None:
         super().__init__()
         self._thread = threading.get_ident()
+        self.is_resting = False  # while the engine computes, and not the model
         self._symbols: dict[int, tuple[Tensor, RandomTensor | str]] = {}
         self._written: list[tuple[Tensor, Tensor]] = []
+
+    @contextmanager
+    def resting(self) -> Iterator[None]:
+        """Nothing stands for anything inside, nor is looked at: it is the engine that computes."""
+        before, self.is_resting = self.is_resting, threading.get_ident() == self._thread
+        try:
+            yield
+        finally:
+            self.is_resting = before
 
     def put(self, tensor: Tensor, symbol: RandomTensor | str) -> None:
         """Let a symbol stand for a tensor; a string in its place is the name of another tensor that Pyro keeps."""
@@ -78,6 +89,8 @@ class StandIns(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
+        if self.is_resting:
+            return func(*args, **kwargs)
         name = getattr(func, "__name__", "")
         if writes_in_place(name, kwargs) and recorded_in(args[1:]) and threading.get_ident() == self._thread:
             self._write_into(args[0])

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ArgumentError
-from .axes import Gather, broadcast_shapes, is_summed, laid, position_axes, shift
+from ..values import broadcast_shapes
+from .axes import Gather, is_summed, laid, position_axes, shift
 from .evaluation import Values, evaluate_term
 from .terms import Choice, Constant, Factor, Term, check_combinations
 from .variables import Replay, Variable
@@ -30,7 +31,7 @@ class Opacity:
 class Symbolic:
     """A tensor-valued function of the latents, with the ``shape``, ``dtype`` and ``device`` of its value."""
 
-    __slots__ = ("cholesky_of", "like", "logarithm", "opacity", "pieces", "shape", "terms")
+    __slots__ = ("cholesky_of", "like", "logarithm", "opacity", "pieces", "places", "shape", "terms")
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class Symbolic:
         self.opacity = opacity
         self.cholesky_of = cholesky_of
         self.logarithm = logarithm
+        self.places: Any = None  # what it is as an index, once it was one
 
     @classmethod
     def constant(cls, tensor: Tensor) -> Self:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import LatentValueError
+from ..values import broadcast_shapes
 from .axes import is_summed
 from .expression import Expression
 from .terms import check_combinations
@@ -145,7 +146,7 @@ def _pointwise(call: Callable[..., Any], sources: Sequence[Expression], result: 
     tables = [s.unbound() for s in sources]
     choices = _union(tables)
     laid = [t.widened(ndim).table(choices) for t in tables]
-    check_combinations(choices, torch.broadcast_shapes(*(t.shape for t in laid)).numel())
+    check_combinations(choices, broadcast_shapes(*(t.shape for t in laid)).numel())
     added = result.ndim - ndim  # one_hot has a new dimension on the right
     shifted = [c.substitute({i: i - added for i in range(-ndim, 0)}) for c in choices] if added else choices
     return _wrapped(call(laid), shifted, result)
@@ -160,7 +161,7 @@ def _apart(table: Expression, dims: Sequence[int]) -> Expression:
         parts = [table.take((Ellipsis, slice(i, i + 1), *[slice(None)] * (-dim - 1))) for i in range(table.shape[dim])]
         choices = _union(parts)
         laid = [p.table(choices) for p in parts]
-        shape = torch.broadcast_shapes(*(t.shape for t in laid))
+        shape = broadcast_shapes(*(t.shape for t in laid))
         check_combinations(choices, shape.numel() * len(parts))
         table = Expression.from_table(torch.cat([t.expand(shape) for t in laid], dim), choices, table.shape)
     return table

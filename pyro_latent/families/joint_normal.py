@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from functools import partial
+from functools import cached_property, partial
 from typing import Any, ClassVar
 
 import torch
@@ -14,6 +14,7 @@ from ..distributions.elimination import FEWER, Factorization
 from ..distributions.joint_normal import JointNormal, Pairs, Part, Plans, times
 from ..errors import ArgumentError
 from ..settings import check_memory
+from ..values import broadcast_shapes
 from .base import Family, Mean, Natural, Params
 from .quantiles import quantile
 
@@ -76,10 +77,15 @@ class Gaussian(Family):
         missing = self.num_pairs - natural.xx.shape[-1]
         return Natural(**natural | {"xx": torch.nn.functional.pad(natural.xx, (0, missing))}) if missing else natural
 
+    @cached_property
+    def _pairs_in_words(self) -> str:
+        few = ", ".join(p.name for p in self.parts[:8])
+        return f"the pairs of elements that meet in {few}" + (" and others" if len(self.parts) > 8 else "")
+
     def places(self, first: Tensor, second: Tensor) -> Tensor:
         """Where the moments of pairs of elements are; new pairs are noted."""
-        numbers = torch.broadcast_shapes(first.shape, second.shape).numel()
-        check_memory(f"the pairs of elements that meet in {', '.join(p.name for p in self.parts)}", 12 * numbers, FEWER)
+        numbers = broadcast_shapes(first.shape, second.shape).numel()
+        check_memory(self._pairs_in_words, 12 * numbers, FEWER)
         codes = torch.maximum(first, second) * self.size + torch.minimum(first, second)
         if codes.numel() == 1:
             return torch.full_like(codes, self._known.setdefault(int(codes), len(self._known)))

@@ -30,7 +30,7 @@ from .expectation import CoupledElementsError
 from .factors import DiscreteFactor, make_factor
 from .groups import connected
 from .joining import KnownPairs
-from .joints import Joint, TooLargeError
+from .joints import Joint, TooLargeError, is_nested
 from .locality import is_in_subsample, locality
 from .log_sums import sum_over_plates
 from .obstacles import all_at_once
@@ -152,6 +152,8 @@ def _in_mean_field(
     found = dict.fromkeys(asked, "as asked")
     layouts = [p.layout for p in parts if not set(p.layout.names) & set(asked)]
     for group, own in _together(sites, [(set(x.names), x) for x in layouts], [n for n in sites if n not in asked]):
+        if is_nested(own):
+            continue
         try:
             Joint([[x] for x in own], group, range(len(own)))
         except TooLargeError as problem:

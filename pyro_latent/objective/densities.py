@@ -16,7 +16,7 @@ from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, fresh_labe
 from ..expressions.terms import Choice, Constant, Factor, Term
 from ..expressions.variables import Variable
 from ..recording import DiscreteSite, Recording, ScoredSite
-from .joints import Layout, Reading, both_elements, elements_of, same_element
+from .layouts import Layout, Reading, both_elements, elements_of, same_element
 
 #: log 0 in a density of a mean-field discrete site, whose probability of such a value is exactly zero with it.
 _LOG_ZERO = -1e30

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..recording import DiscreteSite, Recording
 from ..settings import check_memory
+from ..values import broadcast_shapes
 from .blocks import Means, starts_of
 from .elimination import Table
 from .factors import DiscreteFactor, joint_probabilities
@@ -248,7 +249,7 @@ class DiscreteElimination:
             for factor, value in zip(part.factors, values, strict=True):
                 each = joint_probabilities(factor, probs)
                 inner = factor.layout.innermost(factor.rows[0].site)
-                shape = torch.broadcast_shapes(each.shape, value.shape)
+                shape = broadcast_shapes(each.shape, value.shape)
                 scaled = each if isinstance(inner.scale, float) and inner.scale == 1 else each * inner.scale
                 weights.append(scaled.expand(shape).sum_to_size(value.shape))
             entropy = sum_of(self._entropy_of(s, own[s.name], part) for s in joint.sites)

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from ..values import broadcast_shapes
 from .order import Order, Scope, Step, Variable, result_of
 
 
@@ -111,7 +112,7 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
     """Tensors one below the other, each repeated where it does not vary along a plate."""
     if len(tensors) == 1:
         return tensors[0]
-    shape = torch.broadcast_shapes(*(t.shape[1:] for t in tensors))
+    shape = broadcast_shapes(*(t.shape[1:] for t in tensors))
     return torch.cat([t.expand(len(t), *shape) for t in tensors])
 
 

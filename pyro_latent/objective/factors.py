@@ -31,7 +31,7 @@ from ..recording import Recording
 from .blocks import Block, Means, starts_of
 from .expectation import expect
 from .features import FactorTerm, Features
-from .joints import Layout, Reading, same_element
+from .layouts import Layout, Reading, same_element
 from .stacks import Stack
 from .summands import Summand, labels_of, sum_of
 

@@ -8,7 +8,7 @@ from typing import NamedTuple
 from torch import Tensor
 
 from .factors import DiscreteFactor
-from .joints import rows_first
+from .layouts import rows_first
 
 
 class Part(NamedTuple):

@@ -16,6 +16,7 @@ from ..families import Natural, Params, family_of
 from ..families.finite import Finite
 from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite
+from ..values import broadcast_shapes
 from .blocks import Block, BlockKey, Means, State, starts_of
 from .elimination import Table
 from .program import Program
@@ -204,7 +205,7 @@ class DependentElements(TorchDistribution):
         return values
 
     def log_prob(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
+        shape = broadcast_shapes(value.shape[: value.ndim - len(self.event_shape)], self.batch_shape)
         value = value.expand(shape + self.event_shape)
         known = torch.zeros(self.site.batch_shape, dtype=torch.bool, device=value.device)
         numbers = self.site.numbers_of(value).unsqueeze(-1)

@@ -18,7 +18,7 @@ from ..expressions.terms import Constant, LogOfSum, Term
 from ..recording import Recording, ScoredSite
 from ..settings import settings
 from .densities import DensityPart
-from .joints import Layout
+from .layouts import Layout
 from .order import relative_scale
 from .summands import weights_of
 

@@ -16,6 +16,7 @@ from torch.distributions import constraints
 
 from ..errors import RecordingError
 from ..rules import unwrap
+from ..values import broadcast_shapes
 from .sites import Recording, ScoredSite
 
 #: How far two densities may be apart, relative to the sum of the absolute values of their terms.
@@ -87,7 +88,7 @@ def _difference(
     except (ValueError, NotImplementedError, RuntimeError):  # data outside of the support at this draw
         return None
     least = math.log(torch.finfo(actual.dtype).eps)  # PyTorch rounds probabilities below that up to it
-    actual, shape = actual.double(), torch.broadcast_shapes(actual.shape, scored.density.shape)
+    actual, shape = actual.double(), broadcast_shapes(actual.shape, scored.density.shape)
     thin = _thinned(shape)
     density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
     actual = actual.expand(shape)[thin]

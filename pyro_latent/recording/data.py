@@ -12,7 +12,7 @@ from torch.distributions import constraints
 from ..errors import DataError, NotConjugateError
 from ..expressions import RandomTensor
 from ..rules import family_class, is_checked, raw_arguments, unwrap, unwrap_masks, without_latents
-from ..values import all_finite
+from ..values import all_finite, broadcast_shapes
 from .sites import Plate
 from .supports import base_constraint, feasible, is_bound_by_latent
 
@@ -36,7 +36,7 @@ def undeclared_plates(fn: Any, value: Any, plates: tuple[Plate, ...]) -> tuple[P
     own = fn.batch_shape
     given = value.shape[: value.ndim - len(fn.event_shape)] if isinstance(value, Tensor) else own
     try:
-        shape = torch.broadcast_shapes(own, given)
+        shape = broadcast_shapes(own, given)
     except RuntimeError:
         return ()
     if shape != own and (shape != given or plates):
@@ -87,11 +87,11 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
     event = fn.event_shape
     value = value.detach()
     for cells in unwrap_masks(fn)[3]:
-        shape = torch.broadcast_shapes(cells.shape, value.shape)
+        shape = broadcast_shapes(cells.shape, value.shape)
         seen = value.expand(shape)[cells.expand(shape)]
         value = torch.where(cells, value, seen[0] if len(seen) else torch.ones((), dtype=value.dtype))
     if mask is not None:
-        shape = torch.broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
+        shape = broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
         shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
         full = value.expand(shape + event)
         kept = full[mask.expand(shape)]

@@ -16,12 +16,13 @@ def hidden_sites(
     expected log density, and whatever depends on one of these.
     """
     users = _users([*latents, *discrete], scored)
+    shown = _above({s.name for s in scored.values() if s.observed}, users)
     unread = any(s.observed and s.density is None for s in scored.values())  # data that may depend on anything
     found: set[str] = set()
     for name in users:
-        below = _reached(name, users)
-        if name not in scored or any(scored[n].observed for n in below) or not _is_free(name, latents, discrete):
+        if name not in scored or name in shown or not _is_free(name, latents, discrete):
             continue
+        below = _reached({name}, users)
         density = scored[name].density
         other = name.removesuffix("_unobserved") + "_observed"
         missing = name.endswith("_unobserved") and other in scored and below == {name}
@@ -52,9 +53,18 @@ def _is_free(name: str, latents: Mapping[str, LatentSite], discrete: Mapping[str
     return latents[name].update is None and latents[name].point is None
 
 
-def _reached(name: str, users: Mapping[str, Collection[str]]) -> set[str]:
-    """A site, and the sites that depend on it."""
-    found, waiting = {name}, [name]
+def _above(names: Collection[str], users: Mapping[str, Collection[str]]) -> set[str]:
+    """Some sites, and those that they depend on."""
+    parents: dict[str, list[str]] = {}
+    for name, own in users.items():
+        for user in own:
+            parents.setdefault(user, []).append(name)
+    return _reached(names, parents)
+
+
+def _reached(names: Collection[str], users: Mapping[str, Collection[str]]) -> set[str]:
+    """Some sites, and those that depend on them."""
+    found, waiting = set(names), list(names)
     while waiting:
         new = set(users.get(waiting.pop(), ())) - found
         found |= new

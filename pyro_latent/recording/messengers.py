@@ -22,6 +22,7 @@ from ..errors import DataError, ModelError, NotConjugateError
 from ..expressions import Expression, RandomTensor, StandIns
 from ..families import family_with_constants
 from ..rules import RandomDistribution, expected_log_density, family_class, unwrap, without_latents
+from ..values import broadcast_shapes
 from .data import check_plates, check_shape, checked_data, joined_mask, undeclared_plates
 from .hearing import OwnThreadMessenger
 from .origins import Origins, is_part, origin_for
@@ -68,6 +69,14 @@ class SymbolMessenger(OwnThreadMessenger):
         self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
         self.redraws = False
         self.declares_size = False
+
+    def _process_message(self, msg: Any) -> None:
+        with self.stand_ins.resting():
+            super()._process_message(msg)
+
+    def _postprocess_message(self, msg: Any) -> None:
+        with self.stand_ins.resting():
+            super()._postprocess_message(msg)
 
     def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
         raise NotImplementedError
@@ -401,7 +410,7 @@ class RecordMessenger(SymbolMessenger):
             kind_of_error = type(problem) if isinstance(problem, NotConjugateError) else NotConjugateError
             error = kind_of_error(f"Site {name!r}: {problem}")
         batch = value.shape[: value.ndim - event]
-        shape = torch.broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
+        shape = broadcast_shapes(fn.batch_shape, batch, density.shape if density is not None else ())
         check_plates(name, shape, plates, "observed" if msg["is_observed"] else "latent")
         _check_fits(name, shape, scale=msg["scale"], mask=mask)
         self.scored[name] = ScoredSite(

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor, StandIns, placeholders
+from ..values import broadcast_shapes
 from .base import around_latents
 from .random_distribution import (
     BOUNDS,
@@ -96,7 +97,7 @@ def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], tor
         split = {name: value.ndim - limits[name].event_dim for name, value in tensors.items()}
     except (AttributeError, KeyError, NotImplementedError, TypeError):
         return values, None
-    batch_shape = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
+    batch_shape = broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
     first = {n: value[(slice(0, 1),) * split[n]] for n, value in tensors.items() if n not in BOUNDS}
     return values | first, batch_shape
 

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
+from ..values import broadcast_shapes
 from .base import Arguments, around_latents, as_expression, rule_of
 from .wrappers import made, unchecked, unwrap, unwrap_masks
 
@@ -233,8 +234,7 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
     """
     base, reinterpreted, _, inner = unwrap_masks(distribution)
     density = _density(base, value, like)
-    shape = torch.broadcast_shapes(base.batch_shape, density.shape)
-    density = density.expand(shape)
+    density = density.expand(broadcast_shapes(base.batch_shape, density.shape))
     for mask in inner:
         density = density * Expression.constant(mask.to(device=like.device, dtype=like.dtype))
     if reinterpreted:
@@ -315,7 +315,7 @@ def _of_one_scalar(base: Any, value: Any, like: Tensor) -> Expression | None:
         return None
     given, symbols, events = _parts(base, value, like.double())
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s is not None]
-    batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
+    batch = broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
     if not isinstance(base, RandomDistribution):  # it varies by its own arguments, too
         base = unchecked(base)
         pairs.append((Expression.constant(like.new_zeros(base.batch_shape)), 0))
@@ -360,7 +360,7 @@ def _of_tables(base: Any, value: Any, like: Tensor) -> Expression | None:
     if not any(s is not None and s.choices for s in symbols) or any(s and not s.is_table for s in symbols):
         return None
     pairs = [(s, e) for s, e in zip(symbols, events, strict=True) if s]
-    batch = torch.broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
+    batch = broadcast_shapes(base.batch_shape, *(s.shape[: s.ndim - e] for s, e in pairs))
     scored = _log_prob_of(base, given, symbols)
     return over_batch(scored, [s for s, _ in pairs], [e for _, e in pairs], batch)
 
