@@ -50,11 +50,10 @@ def expected_log_joint(program: Program, state: State, held: DiscretePosterior |
     means, exact = program.means(state), program.exactly(state)[1]
     zero = torch.zeros((), dtype=torch.float64, device=program.recording.device)
     found = {n: sum((s.value(exact).double() for s in own), zero) for n, own in program.site_summands.items()}
-    if held is not None:
-        for factor, weight, energy in program.elimination.energies(means, held):
-            rounded = sum(s.value(exact) - s.value(means, torch.float64) for s in factor.summands(weight))
-            ((site, _),) = factor.rows
-            found[site] = found[site] + energy + rounded
+    for factor, weight, energy in program.elimination.energies(means, held) if held is not None else ():
+        rounded = sum(s.value(exact) - s.value(means, torch.float64) for s in factor.summands(weight))
+        ((site, _),) = factor.rows
+        found[site] = found[site] + energy + rounded
     return found
 
 

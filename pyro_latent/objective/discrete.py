@@ -83,10 +83,7 @@ class DiscreteElimination:
         def exact(joint: Joint, part: Part, values: list[Tensor]) -> tuple[Sequence[Tensor], Tensor, Tensor, Tensor]:
             if inverse_temperature != 1:
                 values = [inverse_temperature * v for v in values]
-            with torch.enable_grad():
-                values = [v.detach().requires_grad_() for v in values]
-                total, magnitude = joint.run(values, part.sizes)
-                weights = torch.autograd.grad(total.sum(), values)
+            total, magnitude, weights = _weights(joint, part, values)
             with torch.no_grad():
                 energy, sizes = _sums(values, weights)
             return weights, total.detach(), magnitude + sizes, (total - energy).detach()
@@ -169,12 +166,13 @@ class DiscreteElimination:
             what = f"the joint posterior of {own[0].name!r} given {starts} draws"
             check_memory(what, self.numbers_of(number, starts), "Take fewer draws at once.", like.dtype.itemsize)
             for part in self._divided(number, starts):
-                for name, weight in self._weights(joint, part, means, {s.name for s in own}, given, starts).items():
+                weights = self._responsibilities(joint, part, means, {s.name for s in own}, given, starts)
+                for name, weight in weights.items():
                     full = self._laid(self.recording.discrete[name])[part.dim] if part.size else 0
                     found[name] = part.joined(found.get(name), weight, full)
         return found
 
-    def _weights(
+    def _responsibilities(
         self,
         joint: Joint,
         part: Part,
@@ -284,12 +282,19 @@ class DiscreteElimination:
         return held._replace(log_normalizer=energy + held.entropy, magnitude=size + held.entropy.abs())
 
     def energies(self, means: Means, held: DiscretePosterior) -> Iterator[tuple[DiscreteFactor, Tensor, Tensor]]:
-        """Row by row of each factor: the factor of that row, its weights under a held posterior, and its expectation
-        for each start, float64.
+        """Row by row of each factor: the factor of that row, its weights under the exact posterior, which is held, and
+        its expectation for each start, float64.
         """
-        for factor, value, weight in zip(self.factors, self.values(means), held.weights, strict=True):
-            for number, (v, w) in enumerate(zip(rows_of(factor, value), rows_of(factor, weight), strict=True)):
-                yield factor.row(number), w, _inner(v, w)[0]
+        values = [f.by_row(v) for f, v in zip(self.factors, self.values(means), strict=True)]
+        for joint in self.joints:
+            own = [values[i] for i in joint.indices]
+            weights: Sequence[Tensor] = [held.weights[i] for i in joint.indices]
+            if any(len(self.factors[i].rows) > 1 for i in joint.indices):  # what does not vary by row has one weight
+                weights = _weights(joint, Part([]), own)[2]
+            for i, value, weight in zip(joint.indices, own, weights, strict=True):
+                factor = self.factors[i]
+                for number, (v, w) in enumerate(zip(rows_of(factor, value), rows_of(factor, weight), strict=True)):
+                    yield factor.row(number), w, _inner(v, w)[0]
 
     def impossible(self, means: Means) -> set[str]:
         """The sites whose density is zero whatever the discrete latents are."""
@@ -340,6 +345,14 @@ class DiscreteElimination:
     def seen(self, site: DiscreteSite) -> Tensor | None:
         """The elements of a site that are not masked, or that something depends on; None: all."""
         return None if site.mask is None else site.mask | self.live[site.name]
+
+
+def _weights(joint: Joint, part: Part, values: Sequence[Tensor]) -> tuple[Tensor, Tensor, Sequence[Tensor]]:
+    """log Z of a joint for each start and its size, and its gradient in the log factors: their probabilities."""
+    with torch.enable_grad():
+        leaves = [v.detach().requires_grad_() for v in values]
+        total, magnitude = joint.run(leaves, part.sizes)
+        return total, magnitude, torch.autograd.grad(total.sum(), leaves)
 
 
 def _sums(values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

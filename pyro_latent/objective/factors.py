@@ -72,6 +72,13 @@ class DiscreteFactor:
         """The discrete sites that any row reads."""
         return frozenset(name for row in self.rows for name in row.layout.names)
 
+    def by_row(self, value: Tensor) -> Tensor:
+        """A value with as many rows as there are, whether it varies with them or not."""
+        if len(self.rows) == 1:
+            return value
+        at = 1 + len(self.layout.readings)
+        return value.expand(*value.shape[:at], len(self.rows), *value.shape[at + 1 :])
+
     def row(self, number: int) -> DiscreteFactor:
         """The factor of one row alone."""
         if len(self.rows) == 1:

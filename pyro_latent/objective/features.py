@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..expressions.axes import START, Gather, Label, Labelled, Labels, contract, is_free, is_summed
+from ..expressions.axes import START, Axis, Gather, Label, Labelled, Labels, contract, is_free, is_summed, substitute
 from ..expressions.terms import Constant
 from ..settings import settings
 from .blocks import Means
@@ -84,10 +84,12 @@ class FactorTerm:
         return contract(operands, (START, *free)), (START, *free)
 
     def at(self, label: Label, number: int) -> FactorTerm:
-        """The term at one place along a label, which is gone."""
-        axis = Gather(torch.tensor(number, device=self.constants[0][0].device), ())
-        there = [Constant(*own).substitute({label: axis}) for own in self.constants]
-        return replace(self, constants=[(c.tensor, c.labels) for c in there])
+        """The term at one place along a free label, which is gone: those on its left move up."""
+        moved: dict[Label, Axis] = {x: x + 1 for x in (*self.sizes, *self.read) if is_free(x) and x < label}
+        mapping = moved | {label: Gather(torch.tensor(number, device=self.constants[0][0].device), ())}
+        there = [Constant(*own).substitute(mapping) for own in self.constants]
+        moments = tuple(replace(m, axes=tuple(substitute(a, moved) for a in m.axes)) for m in self.moments)
+        return FactorTerm([(c.tensor, c.labels) for c in there], moments)
 
     def part(self, label: Label, start: int, size: int) -> FactorTerm:
         """The term at some of the places along a label."""

@@ -1,0 +1,289 @@
+"""Long loops over discrete sites: what repeats is one factor, and sites that do not meet are eliminated together.
+
+The chains are compared with hmmlearn's forward-backward, and all of them with elimination one site after another, of a
+factor for each density, which is what the shortcuts stand for.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from hmmlearn.hmm import CategoricalHMM, GaussianHMM, PoissonHMM
+from pyro import poutine
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.objective.order import Order, Scope, Variable
+from pyro_latent.objective.stacks import Stack, stacks_of
+
+
+def numbers(*values: Any) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)
+
+
+FIRST, MOVE = numbers(0.5, 0.2, 0.3), numbers([0.8, 0.1, 0.1], [0.3, 0.6, 0.1], [0.05, 0.15, 0.8])
+LEVELS, RATES = numbers(-1.0, 0.5, 3.0), numbers(0.7, 2.0, 9.0)
+SYMBOLS = numbers([0.7, 0.1, 0.1, 0.1], [0.1, 0.4, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25])
+
+
+@pytest.fixture(autouse=True)
+def double() -> Iterator[None]:
+    torch.set_default_dtype(torch.float64)
+    torch.manual_seed(0)
+    pyro.clear_param_store()
+    yield
+    torch.set_default_dtype(torch.float32)
+
+
+EMISSIONS: dict[str, Callable[[Tensor], Any]] = {
+    "gaussian": lambda z: dist.Normal(LEVELS[z], 0.7),
+    "poisson": lambda z: dist.Poisson(RATES[z]),
+    "categorical": lambda z: dist.Categorical(SYMBOLS[z]),
+}
+
+
+def loop(x: Tensor, emission: str) -> None:
+    z = None
+    for t in pyro.markov(range(len(x))):
+        probs = FIRST if z is None else MOVE[z]
+        z = pyro.sample(f"z_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
+        pyro.sample(f"x_{t}", EMISSIONS[emission](z), obs=x[t])
+
+
+def hmmlearn_of(emission: str) -> Any:
+    if emission == "gaussian":
+        found: Any = GaussianHMM(3, covariance_type="spherical")
+        found.means_, found.covars_ = LEVELS.numpy()[:, None], np.full(3, 0.49)
+    elif emission == "poisson":
+        found = PoissonHMM(3)
+        found.lambdas_ = RATES.numpy()[:, None]
+    else:
+        found = CategoricalHMM(3, n_features=4)
+        found.emissionprob_ = SYMBOLS.numpy()
+    found.startprob_, found.transmat_ = FIRST.numpy(), MOVE.numpy()
+    return found
+
+
+def drawn(emission: str, length: int) -> Tensor:
+    draws = poutine.trace(loop).get_trace(torch.zeros(length), emission)
+    rng = np.random.default_rng(3)
+    states = [int(draws.nodes[f"z_{t}"]["value"]) for t in range(length)]
+    if emission == "gaussian":
+        return torch.tensor([rng.normal(float(LEVELS[z]), 0.7) for z in states])
+    if emission == "poisson":
+        return torch.tensor([float(rng.poisson(float(RATES[z]))) for z in states])
+    return torch.tensor([int(rng.choice(4, p=SYMBOLS[z].numpy())) for z in states])
+
+
+def check_against_hmmlearn(emission: str, length: int) -> None:
+    x = drawn(emission, length)
+    guide = AutoConjugate(loop)
+    elbo = -CAVI(loop, guide).step(x, emission)
+    data = x.numpy()[:, None].astype(float if emission == "gaussian" else int)
+    score, posteriors = hmmlearn_of(emission).score_samples(data)
+    assert elbo == pytest.approx(score, rel=1e-10)
+    found = guide.posterior(x, emission)
+    probs = torch.stack([found[f"z_{t}"].probs.reshape(-1) for t in range(length)])
+    np.testing.assert_allclose(probs.numpy(), posteriors, atol=1e-8)
+
+
+@pytest.mark.parametrize("emission", EMISSIONS)
+def test_a_loop_is_forward_backward(emission: str) -> None:
+    check_against_hmmlearn(emission, 300)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("emission", EMISSIONS)
+def test_a_loop_of_ten_thousand_steps_is_forward_backward(emission: str) -> None:
+    check_against_hmmlearn(emission, 10_000)
+
+
+# Shortcuts against what they stand for.
+
+
+def parameters() -> tuple[Tensor, Tensor]:
+    with pyro.plate("states", 3):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(3)))
+        levels = pyro.sample("levels", dist.Normal(torch.zeros(()), 3.0))
+    return moves, levels
+
+
+X = torch.tensor([math.sin(0.7 * t) * 2 + 0.3 * (t % 5) for t in range(80)], dtype=torch.float64)
+
+
+def missing_steps() -> None:
+    moves, levels = parameters()
+    z: Any = 0
+    for t in range(80):
+        z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+        with poutine.mask(mask=t % 7 not in (2, 3)):
+            pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
+
+
+def unread_steps() -> None:
+    moves, levels = parameters()
+    z: Any = 0
+    for t in range(80):
+        z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+        if t % 3:
+            pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0 + t % 2), obs=X[t])
+
+
+def second_order() -> None:
+    with pyro.plate("a", 2, dim=-2), pyro.plate("b", 2, dim=-1):
+        moves = pyro.sample("moves", dist.Dirichlet(torch.ones(2)))
+    before: Any = 0
+    z: Any = 1
+    for t in range(60):
+        before, z = z, pyro.sample(f"z_{t}", dist.Categorical(moves[before, z]))
+        pyro.sample(f"x_{t}", dist.Normal(2.0 * z, 1.0), obs=X[t])
+
+
+def factorial() -> None:
+    moves, levels = parameters()
+    a: Any = 0
+    b: Any = 0
+    for t in range(50):
+        a = pyro.sample(f"a_{t}", dist.Categorical(moves[a]))
+        b = pyro.sample(f"b_{t}", dist.Bernoulli(0.2 + 0.5 * b))
+        pyro.sample(f"x_{t}", dist.Normal(levels[a] + 2.0 * b, 1.0), obs=X[t])
+
+
+def in_a_plate() -> None:
+    moves, levels = parameters()
+    z: Any = torch.zeros(5, dtype=torch.long)
+    for t in range(40):
+        with pyro.plate("sequences", 5):
+            z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+            pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t : t + 5])
+
+
+def of_several_lengths() -> None:
+    moves, levels = parameters()
+    for i, length in enumerate((40, 3, 55, 1)):
+        z: Any = 0
+        for t in range(length):
+            z = pyro.sample(f"z_{i}_{t}", dist.Categorical(moves[z]))
+            pyro.sample(f"x_{i}_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
+
+
+def star() -> None:
+    moves, levels = parameters()
+    k = pyro.sample("k", dist.Categorical(torch.ones(3)))
+    for t in range(80):
+        z = pyro.sample(f"z_{t}", dist.Categorical(moves[k]))
+        pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
+
+
+def apart() -> None:
+    moves, levels = parameters()
+    for t in range(80):
+        z = pyro.sample(f"z_{t}", dist.Categorical(moves[1]))
+        pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
+
+
+def tree() -> None:
+    moves, levels = parameters()
+    z: dict[int, Any] = {0: pyro.sample("z_0", dist.Categorical(torch.ones(3)))}
+    for t in range(1, 63):
+        z[t] = pyro.sample(f"z_{t}", dist.Categorical(moves[z[(t - 1) // 2]]))
+        pyro.sample(f"x_{t}", dist.Normal(levels[z[t]], 1.0), obs=X[t])
+
+
+def shifted() -> None:
+    moves, levels = parameters()
+    with pyro.plate("steps", 70):
+        z = pyro.sample("z", dist.Categorical(torch.ones(3)))
+        pyro.sample("x", dist.Normal(levels[z], 1.0), obs=X[:70])
+    with pyro.plate("pairs", 69):
+        pyro.sample("y", dist.Categorical(moves[z[1:], :]), obs=torch.zeros(69))
+        pyro.sample("w", dist.Normal(1.0 * z[1:] - z[:-1], 1.0), obs=X[:69])
+
+
+def scaled() -> None:
+    moves, levels = parameters()
+    z: Any = 0
+    with poutine.scale(scale=0.5):
+        for t in range(70):
+            z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+            pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
+
+
+MODELS = [
+    missing_steps,
+    unread_steps,
+    second_order,
+    factorial,
+    in_a_plate,
+    of_several_lengths,
+    star,
+    apart,
+    tree,
+    shifted,
+    scaled,
+]
+
+
+def results(model: Callable[[], None]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
+    """The bounds of three sweeps, the probabilities of the discrete sites, and what each site gives to the bound."""
+    guide = AutoConjugate(model, init=0)
+    elbo = CAVI(model, guide).run(max_steps=3, tol=0).elbo
+    found = guide.posterior()
+    probs = {n: d.probs for n, d in found.items() if hasattr(d, "probs") and n not in ("moves", "levels")}
+    return elbo, probs, guide.elbo_terms().log_densities
+
+
+@pytest.mark.parametrize("model", MODELS, ids=lambda m: m.__name__)
+def test_shortcuts_change_nothing(model: Callable[[], None], monkeypatch: pytest.MonkeyPatch) -> None:
+    elbo, probs, shares = results(model)
+    monkeypatch.setattr("pyro_latent.objective.elimination._FEW_ROUNDS", math.inf)
+    monkeypatch.setattr("pyro_latent.objective.compilation.stacks_of", lambda repeats: [Stack([r]) for r in repeats])
+    plain, plain_probs, plain_shares = results(model)
+    torch.testing.assert_close(elbo, plain, rtol=1e-11, atol=1e-10)
+    assert probs.keys() == plain_probs.keys() and shares.keys() == plain_shares.keys()
+    for name, own in probs.items():
+        torch.testing.assert_close(own, plain_probs[name], rtol=1e-9, atol=1e-11)
+    assert shares == {name: pytest.approx(share, rel=1e-9, abs=1e-10) for name, share in plain_shares.items()}
+
+
+def test_draws_of_a_long_loop_are_joint() -> None:
+    """Where all sites are discrete the posterior is exact, so log p − log q is the evidence whatever is drawn."""
+    x = drawn("gaussian", 100)
+    guide = AutoConjugate(loop)
+    CAVI(loop, guide).step(x, "gaussian")
+    for _ in range(3):
+        draws = poutine.trace(guide).get_trace(x, "gaussian")
+        scored = poutine.trace(poutine.replay(loop, draws)).get_trace(x, "gaussian")
+        evidence = scored.log_prob_sum() - draws.log_prob_sum()
+        assert float(evidence) == pytest.approx(float(guide.elbo(x, "gaussian")), abs=1e-9)
+
+
+def test_a_sweep_of_a_long_loop_is_few_operations() -> None:
+    """A chain goes in rounds of every other site: about log T of them, and as many buffers as densities differ."""
+    variables: dict[Any, Variable] = {t: Variable(t, 3, {}, 1.0) for t in range(1000)}
+    pairs = [Scope((t, t + 1), frozenset()) for t in range(999)]
+    wide = Order([pairs], variables, is_wide=True).rounds
+    narrow = Order([pairs], variables, is_wide=False).rounds
+    assert len(wide) <= 12 and len(narrow) >= 400
+    assert sum(len(groups) for groups in wide) <= 40
+    assert {step.variable.name for groups in wide for steps in groups for step in steps} == set(range(1000))
+
+
+def test_densities_are_together_only_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    stacks: list[int] = []
+
+    def counted(repeats: Any) -> list[Stack]:
+        found = stacks_of(list(repeats))
+        stacks.extend(len(s.repeats) for s in found)
+        return found
+
+    monkeypatch.setattr("pyro_latent.objective.compilation.stacks_of", counted)
+    CAVI(unread_steps, AutoConjugate(unread_steps)).step()
+    assert sorted(stacks) == [1, 53, 79]  # the first step, what is observed, and all other moves
