@@ -74,7 +74,7 @@ def hmmlearn_of(emission: str) -> Any:
 def drawn(emission: str, length: int) -> Tensor:
     draws = poutine.trace(loop).get_trace(torch.zeros(length), emission)
     rng = np.random.default_rng(3)
-    states = [int(draws.nodes[f"z_{t}"]["value"]) for t in range(length)]
+    states = [int(draws.nodes[f"z_{t}"]["value"]) for t in range(length)]  # type: ignore[arg-type]
     if emission == "gaussian":
         return torch.tensor([rng.normal(float(LEVELS[z]), 0.7) for z in states])
     if emission == "poisson":
