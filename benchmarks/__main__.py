@@ -21,6 +21,7 @@ import torch
 
 from . import (
     baselines_quality,
+    chains,
     compare_quality,
     coverage,
     dirichlet_newton,
@@ -42,6 +43,7 @@ from .seeds import SEEDS
 from .timing import write_report
 
 BENCHMARKS: dict[str, Callable[[], str]] = {
+    "chains": chains.run,
     "normal_gamma": normal_gamma.run,
     "mixtures": mixtures.run,
     "dirichlet_newton": dirichlet_newton.run,

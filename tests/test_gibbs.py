@@ -249,7 +249,7 @@ def test_tables_of_many_chains_are_within_the_limit_of_memory(monkeypatch: pytes
             z = pyro.sample(f"z_{t}", dist.Categorical(move[z]))
             pyro.sample(f"x_{t}", dist.Normal(mu + z, 1.0), obs=x[t])
 
-    monkeypatch.setattr(settings, "_memory_limit", 10_000)
+    monkeypatch.setattr(settings, "_memory_limit", 13_500)
     Gibbs(model, 2, 0, num_chains=1).run(X)
     with pytest.raises(ModelError, match="the tables that 'z_0' is drawn from, of 100 chains"):
         Gibbs(model, 2, 0, num_chains=100).run(X)

@@ -121,14 +121,23 @@ def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> _Rea
 def _connected(recording: Recording, normal: set[str], readings: Sequence[_Reading]) -> list[set[str]]:
     """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
     group = {name: {name} for name in recording.latents if name in normal}
+    reads: dict[str, set[int]] = {name: set() for name in group}  # by the first of a set, the readings of any of it
+    first_of = {name: name for name in group}
+    for i, reading in enumerate(readings):
+        for name in reading.normal:
+            reads[name].add(i)
     for reading in readings:
-        for first, second in itertools.combinations(reading.normal, 2):
-            merged = group[first] | group[second]
-            if group[first] is group[second] or not have_one_scale([recording.latents[n] for n in merged]):
+        for a, b in itertools.combinations(reading.normal, 2):
+            small, large = sorted((first_of[a], first_of[b]), key=lambda first: len(group[first]))
+            if small == large or not have_one_scale([recording.latents[n] for n in (small, large)]):
                 continue
-            if all(other.degree(merged) <= 2 for other in readings):
-                group |= dict.fromkeys(merged, merged)
-    return list({id(g): g for g in group.values()}.values())
+            merged = {small, large}
+            met = [readings[i] for i in reads[small] if i in reads[large]]  # of others no degree grows
+            if all(sum(p for n, p in r.normal.items() if first_of[n] in merged) <= 2 for r in met):
+                first_of |= dict.fromkeys(group[small], large)
+                group[large] |= group.pop(small)
+                reads[large] |= reads.pop(small)
+    return list({first_of[name]: group[first_of[name]] for name in first_of}.values())
 
 
 def _in_the_way(recording: Recording, group: set[str], precision: str, readings: Sequence[_Reading]) -> str | None:
