@@ -196,6 +196,25 @@ def test_the_bound_never_falls_from_previous_starts(counts: Any, learn_priors: b
     assert len(bounds) == 61 and (np.diff(bounds) >= -1e-9 * np.abs(bounds[1:])).all()
 
 
+@pytest.mark.parametrize("way", ["batch", "online", "cvb0"])
+def test_words_may_have_priors_of_their_own(counts: Any, way: str) -> None:
+    """Equal ones are the number; others are those of the model, and a word that is expected has the larger share."""
+    options: dict[str, Any] = {"doc_topic_prior": 0.1, "learning_method": way, "max_iter": 5, "random_state": 0}
+    equal, number = (
+        LDA(4, topic_word_prior=p, **options).fit(counts) for p in (torch.full((80,), 0.2, dtype=DOUBLE), 0.2)
+    )
+    torch.testing.assert_close(equal.components_, number.components_, rtol=1e-12, atol=0.0)
+    own = torch.linspace(0.01, 3.0, 80, dtype=DOUBLE)
+    fitted = LDA(4, topic_word_prior=own, **options).fit(counts)
+    torch.testing.assert_close(fitted.topic_word_prior_, own)
+    assert fitted.guide_.elbo() == pytest.approx(fitted.bound_, rel=1e-10)
+    share, before = (f.components_.sum(0) / f.components_.sum() for f in (fitted, number))
+    assert share[-20:].sum() > before[-20:].sum()
+    if way == "batch":
+        total = torch.from_numpy(np.asarray(counts.sum(0))[0]) + 4 * own  # λ_kv = ξ_v + counts, over the topics
+        torch.testing.assert_close(fitted.components_.sum(0), total, rtol=1e-9, atol=0.0)
+
+
 def test_learned_priors_never_lower_the_bound(counts: Any) -> None:
     """At the fitted documents and topics, against the priors that were given, and against other concentrations near."""
     fitted = LDA(4, random_state=0, max_iter=40, learn_priors=True, tol=0, **PRIORS).fit(counts)
