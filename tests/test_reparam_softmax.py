@@ -60,6 +60,13 @@ def by_normalized_logits(labels: Tensor, slopes: Tensor) -> None:
         pyro.sample("y", dist.Categorical(logits=logits), obs=labels)
 
 
+def in_a_row(labels: Tensor, slopes: Tensor) -> None:
+    """The probabilities of all in a plate beside another one of size 1."""
+    probs = torch.softmax(logits_of(slopes), -1)[:, None]
+    with pyro.plate("n", len(slopes), dim=-2):
+        pyro.sample("y", dist.Categorical(probs), obs=labels[:, None])
+
+
 def counted(counts: Tensor, slopes: Tensor) -> None:
     logits = logits_of(slopes)
     with pyro.plate("n", len(slopes)):
@@ -117,6 +124,7 @@ CASES: list[tuple[Model, Tensor, str]] = [
     (labelled, LABELS, "labels"),
     (by_probs, LABELS, "labels"),
     (by_normalized_logits, LABELS, "labels"),
+    (in_a_row, LABELS, "labels"),
     (counted, COUNTS, "counts"),
 ]
 
@@ -133,7 +141,7 @@ def test_a_softmax_regression_is_that_of_the_differences_by_hand(model: Model, d
     assert set(guide.posterior()) == {"w"}
 
 
-@pytest.mark.parametrize(("model", "data", "kind"), [CASES[0], CASES[3]], ids=["labels", "counts"])
+@pytest.mark.parametrize(("model", "data", "kind"), [CASES[0], CASES[-1]], ids=["labels", "counts"])
 def test_the_bound_is_below_the_evidence_and_the_posterior_near(model: Model, data: Tensor, kind: str) -> None:
     """Of three equal logits one-versus-each is 2 log 2 − log 3 = 0.288 nats below the softmax."""
     guide, _ = fit(model, data, SLOPES)
@@ -257,8 +265,10 @@ def test_the_entry_alone_and_what_it_leaves() -> None:
         lambda f: torch.softmax(f, -1) + 1e-12,
         lambda f: torch.softmax(f, 0),
         lambda f: torch.softmax(f, -1) ** 2,
+        lambda f: torch.softmax(f, -1).flip(0),
+        lambda f: torch.softmax(f, -1).mT.reshape(10, 3),
     ],
-    ids=["clamp", "mixed", "shifted", "other dimension", "square"],
+    ids=["clamp", "mixed", "shifted", "other dimension", "square", "other order", "mixed up"],
 )
 def test_what_is_made_of_a_softmax_is_none(change: Any) -> None:
     def model(labels: Tensor, slopes: Tensor) -> None:

@@ -41,7 +41,7 @@ def infernet_components(y: Tensor) -> None:
 @infernet.model(
     "Bayes point machine",
     lambda: (torch.randn(20, 3), (torch.arange(20) % 2).double()),
-    "a step of a noisy product: a probit",
+    AUXILIARY,
 )
 def point_machine(x: Tensor, y: Tensor) -> None:
     w = pyro.sample("w", dist.Normal(torch.zeros(3), 1.0).to_event(1))
@@ -75,9 +75,7 @@ def skills(winner: Tensor, loser: Tensor) -> None:
         pyro.sample("won", dist.Bernoulli((gap > 0).to(torch.get_default_dtype())), obs=torch.ones(len(winner)))
 
 
-@infernet.model(
-    "difficulty and ability", lambda: (torch.randint(0, 3, (10, 6)),), "a step of a product: a probit of two scalars"
-)
+@infernet.model("difficulty and ability", lambda: (torch.randint(0, 3, (10, 6)),), AUXILIARY)
 def ability(answers: Tensor) -> None:
     """Answers right where the ability is above the difficulty, times a discrimination."""
     people, questions = pyro.plate("people", 10, dim=-2), pyro.plate("questions", 6, dim=-1)

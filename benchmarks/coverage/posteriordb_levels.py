@@ -208,7 +208,7 @@ def dogs_logistic(avoided: Tensor, shocked: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Bernoulli(logits=beta[0] + beta[1] * avoided + beta[2] * shocked), obs=y)
 
 
-@gallery.model("dogs_log", dogs, "a logistic function of two scalars with bounds")
+@gallery.model("dogs_log", dogs, AUXILIARY)
 def dogs_log(avoided: Tensor, shocked: Tensor, y: Tensor) -> None:
     beta1 = pyro.sample("beta1", dist.Uniform(-100.0, 0.0))
     beta2 = pyro.sample("beta2", dist.Uniform(0.0, 100.0))

@@ -12,7 +12,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .entry import Gallery
+from .entry import AUXILIARY, Gallery
 
 gallery = Gallery("posteriordb")
 
@@ -164,8 +164,8 @@ def graded(steps_of: str) -> Callable[[Tensor], None]:
     return model
 
 
-gallery.add("gpcm_latent_reg_irt", graded("item"), graded_answers, "softmax of a product of two scalars and a vector")
-gallery.add("grsm_latent_reg_irt", graded("all"), graded_answers, "softmax of a product of two scalars and a vector")
+gallery.add("gpcm_latent_reg_irt", graded("item"), graded_answers, AUXILIARY)
+gallery.add("grsm_latent_reg_irt", graded("all"), graded_answers, AUXILIARY)
 
 
 @gallery.model("multi_occupancy", lambda: (torch.randint(0, 6, (12, 8)),), "logistic functions under a mixture")

@@ -250,7 +250,8 @@ class AutoConjugate(AutoGuide):
         Args:
             joint: False: by site, the marginals (a Student-t for the mean of a joint block, responsibilities for a
                 discrete site); True: by block, its distribution, and the discrete sites'.
-            auxiliary: whether to give the auxiliary sites of ``reparam=True``, in place of the model's own alone.
+            auxiliary: whether to give the auxiliary sites of ``reparam=True`` in place of the model's own alone; the
+                counts of a sum of rates are a function of the rates, and in no table.
             args, kwargs: the model's arguments; left out, those of the last call.
         """
         prepared = self.prepare(args, kwargs, predict=True)
