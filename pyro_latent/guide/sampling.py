@@ -116,19 +116,23 @@ class Sampler:
 
     def _discrete_sites(self, means: Means, outer: torch.Size) -> None:
         """Draw each discrete site given those before it: a draw of their joint posterior."""
-        sites = [s for s in self.program.discrete if not (s.marked and _enumerating())]
+        marked = {s.name for s in self.program.discrete if s.marked} if _enumerating() else set[str]()
+        sites = [s for s in self.program.discrete if s.name not in marked]
         if sites and _mean_field_elbo():
             raise ModelError(
                 f"Expected a guide without discrete sites in TraceMeanField_ELBO; got {[s.name for s in sites]}. Use "
                 "TraceEnum_ELBO: mark the sites with infer={'enumerate': 'parallel'}."
             )
         drawn: dict[str, Tensor] = {}
+        beside = outer
         for site, table in self._in_turn(sites, means):
-            found = self._given_discrete(means, site, table, drawn, outer)
+            turns = self.program.elimination.turns_of(site, drawn, marked)
+            found = self._given_discrete(means, site, table, drawn, outer, beside, turns)
             with self._within(site.plates, site.scale):
                 drawn[site.name] = pyro.sample(
                     site.name, _masked(found, self.program.elimination.seen(site)), infer={"is_auxiliary": False}
                 )
+            beside = outer or max(beside, self._particles({site.name: drawn[site.name]}), key=len)
         self.values |= drawn
 
     def _in_turn(self, sites: Sequence[DiscreteSite], means: Means) -> Iterator[tuple[DiscreteSite, Table | None]]:
@@ -147,13 +151,19 @@ class Sampler:
         yield from ((site, None) for site in rest)
 
     def _given_discrete(
-        self, means: Means, site: DiscreteSite, table: Table | None, drawn: dict[str, Tensor], outer: torch.Size
+        self,
+        means: Means,
+        site: DiscreteSite,
+        table: Table | None,
+        drawn: dict[str, Tensor],
+        outer: torch.Size,
+        beside: torch.Size,
+        turns: list[Tensor] | None,
     ) -> Any:
-        """The distribution of a discrete site given those drawn before it."""
+        """The distribution of a discrete site given those drawn before it, whose values have the dimensions ``beside``
+        to the left of all plates; ``turns``: its elements that are drawn after one another.
+        """
         program, nesting = self.program, self._nesting
-        left_out = [s.name for s in program.discrete if s.marked and _enumerating()]
-        turns = program.elimination.turns_of(site, drawn, left_out)
-        beside = outer or self._particles(drawn)
         if turns is None:
             if table is None:
                 probs = responsibilities(program, means, [site], drawn, nesting)[site.name]

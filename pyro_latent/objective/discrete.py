@@ -335,9 +335,10 @@ class DiscreteElimination:
         if joint is None:
             return None
         if not joint.is_by_elements:
+            if not left_out:
+                return None
             layouts = [x for i in joint.indices for x in self.factors[i].layouts]
-            scopes = [set(x.names) - set(drawn) for x in layouts]
-            return joint.turns_beside(site, scopes, left_out) if left_out else None
+            return joint.turns_beside(site, [set(x.names) - set(drawn) for x in layouts], left_out)
         if site.name not in self._turns:
             self._turns[site.name] = joint.turns(site)
         return self._turns[site.name]
