@@ -19,7 +19,6 @@ from os import PathLike
 from typing import Any
 
 import torch
-from pyro.infer.autoguide import AutoGuide
 
 from ..checkpoint import Run, fingerprint
 from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_choice, check_count
@@ -28,7 +27,7 @@ from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
 from .batches import arguments_of, check_resumable, first_of, held_data, length_of
-from .options import inverse_temperatures, steps_for
+from .options import check_guide, inverse_temperatures, steps_for
 from .progress import CAVIResult, Progress, check_callback, naming_batches, recording
 from .saving import content_of, restore
 from .step_size import StepSize, described
@@ -59,6 +58,10 @@ class CAVI:
         annealing: a number of first sweeps, or their inverse temperatures in (0, 1], by default from 0.7 to 1. Such a
             sweep is exact for the model's densities to that power, in which optima are fewer; the ELBO that it reports
             is the model's own, which may fall until these sweeps are done, and never from there on.
+        merges: whether moves between components follow each sweep: two of them become one, one is given up for the
+            others, or they are put in order by their size, wherever that does not lower the ELBO. Components are the
+            values of discrete sites that choose among elements of latents, ``mu[z]``: of mixtures, topics, states of a
+            chain. There may be too many of them at the start: those that are not needed end empty.
 
     Example::
 
@@ -69,7 +72,8 @@ class CAVI:
         svi.run_batches(DataLoader(TensorDataset(x), batch_size=100, shuffle=True), epochs=3, size=len(x))
 
     Source: coordinate ascent, Bishop (2006) §10.1; stochastic, Hoffman et al. (2013); memoised, Hughes and Sudderth
-    (2013); structured, Hoffman and Blei (2015); annealing, Katahira, Watanabe and Okada (2008).
+    (2013); structured, Hoffman and Blei (2015); annealing, Katahira, Watanabe and Okada (2008); merges, Hughes and
+    Sudderth (2013), Hughes, Kim and Sudderth (2015).
     """
 
     def __init__(
@@ -84,21 +88,9 @@ class CAVI:
         memoised: bool = False,
         structured: int = 0,
         annealing: int | Sequence[float] = 0,
+        merges: bool = False,
     ) -> None:
-        if more:
-            raise ArgumentTypeError(
-                f"Expected CAVI(model, guide); got {len(more)} more arguments. Leave out the optimizer and the loss of "
-                "SVI: each update is an optimum in closed form, and the loss is the exact -ELBO."
-            )
-        if not isinstance(guide, AutoConjugate):
-            kind = "an autoguide for SVI" if isinstance(guide, AutoGuide) else type(guide).__name__
-            raise ArgumentTypeError(
-                f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model))."
-            )
-        if not callable(model) or guide.model != model:  # a bound method is another object each time
-            raise ArgumentError(
-                "Expected the guide of this model; got the guide of another. Write AutoConjugate(model)."
-            )
+        check_guide(model, guide, more)
         self.model = model
         self.guide = guide
         self._schedule = Schedule.of(order, local_steps, local_tol)
@@ -106,8 +98,9 @@ class CAVI:
         self.local_tol = self._schedule.local_tol
         structured = check_count("structured", structured, least=0)
         check_choice("memoised", memoised, [False, True])
+        check_choice("merges", merges, [False, True])
         temperatures = inverse_temperatures(annealing)
-        self._steps = steps_for(step_size, memoised, structured, temperatures)
+        self._steps = steps_for(step_size, memoised, structured, temperatures, merges)
         self._revision = guide.posterior_state.revision  # of the guide, after the last step
         self._settings = {
             "order": self.order,
@@ -117,6 +110,7 @@ class CAVI:
             "memoised": memoised,
             "structured": structured,
             "annealing": list(temperatures),
+            "merges": merges,
         }
 
     # The face of SVI.
@@ -319,7 +313,9 @@ class CAVI:
                         elbo = self._step(arguments(batch), number)
                     record(elbo)
                 progress.end_pass()
-                converged = steps.can_settle and progress.has_settled(tol)
+                if progress.has_settled(tol):
+                    converged = steps.can_settle
+                    steps.settled()
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
             self.guide.posterior_state.commit(self.guide.prepare(*arguments(first_of(batches))))
         return progress, converged
@@ -388,7 +384,8 @@ class CAVI:
         values, posterior = progress.history, self.guide.posterior_state
         if not len(values):
             return CAVIResult(values[:, 0], False, 0, values[:, 0])
-        best, more = self._steps.number_of(posterior.best), (self._steps.dropped, self.guide.augmented.names)
+        best = self._steps.number_of(posterior.best)
+        more = (self._steps.dropped, self.guide.augmented.names, self._steps.moves_of(best))
         if values.shape[1] > 1:
             self._steps.keep(posterior.best)
             posterior.collapse(posterior.best)

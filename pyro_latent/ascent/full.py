@@ -24,7 +24,7 @@ _LEAST_RISE = 1e-6
 
 
 @dataclass
-class _Level:
+class Level:
     """The ELBO that the last step reached: for which recording, as a bound, and as numbers.
 
     The bound lets its discrete posterior go once a sweep has taken it up: two of them do not fit where one does.
@@ -34,9 +34,9 @@ class _Level:
     bound: Bound
     elbo: list[float]
 
-    def of(self, starts: Sequence[int]) -> _Level:
+    def of(self, starts: Sequence[int]) -> Level:
         """Keep some starts alone."""
-        return _Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
+        return Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
 
 
 class FullSteps(Steps):
@@ -50,7 +50,7 @@ class FullSteps(Steps):
     def __init__(self, annealing: Sequence[float] = ()) -> None:
         self.annealing = annealing
         self._count = 0  # the steps so far
-        self._level: _Level | None = None
+        self._level: Level | None = None
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
         self._living: list[int] = []  # the numbers of the starts that the guide holds
         self._dropped: dict[int, str] = {}
@@ -71,13 +71,13 @@ class FullSteps(Steps):
             _check_same(self._seen, seen)
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(task.state, program.means(task.state))
-            before = _Level(program, bound, bound.elbo.tolist())
+            before = Level(program, bound, bound.elbo.tolist())
         failures, sweep, self._level = self._survivors(task, before)
         self._seen = seen if task.is_alone else {}
         self._count += 1
         return sweep.state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
 
-    def _survivors(self, task: Task, before: _Level | None) -> tuple[dict[int, str], Sweep, _Level]:
+    def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], Sweep, Level]:
         """The errors of the starts that a sweep fails for, and a sweep over the others."""
         try:
             return {}, *self._swept(task, before)
@@ -85,7 +85,7 @@ class FullSteps(Steps):
             failures: dict[int, str] = {}
             count = starts_of(task.state)
 
-            def alone(starts: list[int]) -> tuple[Sweep, _Level]:
+            def alone(starts: list[int]) -> tuple[Sweep, Level]:
                 return self._swept(task.of(starts), None if before is None else before.of(starts))
 
             for start in range(count if count > 1 else 0):
@@ -98,7 +98,7 @@ class FullSteps(Steps):
                 raise
         return failures, *alone(living)
 
-    def _swept(self, task: Task, before: _Level | None) -> tuple[Sweep, _Level]:
+    def _swept(self, task: Task, before: Level | None) -> tuple[Sweep, Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, held = task.program, None if before is None else before.bound.held
         is_annealed = self._count < len(self.annealing)
@@ -121,7 +121,7 @@ class FullSteps(Steps):
                 f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats, by the update of "
                 f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
             )
-        return sweep, _Level(program, bound, elbo)
+        return sweep, Level(program, bound, elbo)
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
@@ -175,7 +175,7 @@ class FullSteps(Steps):
         return float(level.program.rise_unrounded(state, level.bound.held).max()), _LEAST_RISE
 
 
-def _culprit(task: Task, before: _Level) -> BlockKey | None:
+def _culprit(task: Task, before: Level) -> BlockKey | None:
     """The block whose update lowers the ELBO most, one at a time; None for the discrete sites. A point without a closed
     form is taken for one that changes nothing.
     """

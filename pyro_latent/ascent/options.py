@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
+from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, as_real
+from ..guide import AutoConjugate
 from .full import FullSteps
 from .memoised import MemoisedSteps
+from .merging import MergingSteps
 from .step_size import StepSize, as_step_size
 from .steps import Steps
 from .stochastic import StochasticSteps
@@ -44,18 +48,42 @@ def inverse_temperatures(annealing: int | Sequence[float]) -> tuple[float, ...]:
     return tuple(map(float, annealing))
 
 
-def steps_for(step_size: float | StepSize | None, memoised: bool, structured: int, annealing: Sequence[float]) -> Steps:
+def check_guide(model: Any, guide: Any, more: Sequence[Any]) -> None:
+    """Raise where the first arguments of ``CAVI`` are no model and guide, or there are others beside them.
+
+    Raises:
+        ArgumentTypeError: for another kind of guide, or more arguments.
+        ArgumentError: for the guide of another model.
+    """
+    if more:
+        raise ArgumentTypeError(
+            f"Expected CAVI(model, guide); got {len(more)} more arguments. Leave out the optimizer and the loss of "
+            "SVI: each update is an optimum in closed form, and the loss is the exact -ELBO."
+        )
+    if not isinstance(guide, AutoConjugate):
+        kind = "an autoguide for SVI" if isinstance(guide, AutoGuide) else type(guide).__name__
+        raise ArgumentTypeError(
+            f"Expected an AutoConjugate guide; got {kind}. Write CAVI(model, AutoConjugate(model))."
+        )
+    if not callable(model) or guide.model != model:  # a bound method is another object each time
+        raise ArgumentError("Expected the guide of this model; got the guide of another. Write AutoConjugate(model).")
+
+
+def steps_for(
+    step_size: float | StepSize | None, memoised: bool, structured: int, annealing: Sequence[float], merges: bool
+) -> Steps:
     """The way to step that the arguments of ``CAVI`` ask for."""
     if memoised and step_size is not None:
         raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:
         raise ArgumentError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
     if step_size is None and not memoised:
-        return FullSteps(annealing)
-    if annealing:
+        return MergingSteps(annealing) if merges else FullSteps(annealing)
+    if annealing or merges:
+        what, verb = ("annealing", "anneal") if annealing else ("merges", "merge")
         raise ArgumentError(
-            f"Expected annealing on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one "
-            "of them out: anneal on a part of the data, and give its posterior as init=."
+            f"Expected {what} on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one of "
+            f"them out: {verb} on a part of the data, and give its posterior as init=."
         )
     if memoised:
         return MemoisedSteps()

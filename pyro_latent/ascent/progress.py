@@ -35,6 +35,8 @@ class CAVIResult:
             on.
         augmented: the auxiliary sites of the guide's ``reparam=True``: the ELBO is that of the model with them, which
             is at most the one of its own sites under the same posterior.
+        moves: with ``merges=True``, how many moves of each kind the best start has taken on, "merge", "delete" and
+            "order".
     """
 
     elbo: Tensor
@@ -43,6 +45,7 @@ class CAVIResult:
     restarts: Tensor
     dropped: Mapping[int, str] = field(default_factory=dict)
     augmented: tuple[str, ...] = ()
+    moves: Mapping[str, int] = field(default_factory=dict)
 
 
 class Progress:

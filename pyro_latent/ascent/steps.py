@@ -152,6 +152,9 @@ class Steps(ABC):
     def forget_level(self) -> None:  # noqa: B027 - most ways to step know no level
         """Forget the ELBO of the last step: somebody else has moved the guide."""
 
+    def settled(self) -> None:  # noqa: B027 - most ways to step have nothing else to try
+        """Know that passes over the data no longer raise the ELBO: what else there is to try, is tried from here."""
+
     @property
     def is_annealing(self) -> bool:
         """Whether the last step was at a temperature, so that its ELBO may have fallen."""
@@ -169,6 +172,10 @@ class Steps(ABC):
     @property
     def dropped(self) -> dict[int, str]:
         """The error that the updates of each dropped start ended in, by its number."""
+        return {}
+
+    def moves_of(self, number: int) -> dict[str, int]:
+        """How many moves of each kind a start, by its number, has taken on."""
         return {}
 
     def rise_left(self, state: State) -> tuple[float, float]:

@@ -158,6 +158,15 @@ class Sweep:
         self.held = held or self.program.elimination.eliminate(self.means, self.inverse_temperature)
         self.summands = self.program.elimination.held_summands(self.held)
 
+    def hold(self, held: DiscretePosterior, probs: Mapping[str, Tensor]) -> None:
+        """Work against a posterior of the discrete sites that is given.
+
+        ``probs`` are its probabilities ``[starts, plates..., values]`` by site, which hand-written updates read.
+        """
+        self._held_means, self._is_given, self._stale = self.means, True, False
+        self.held, self._probs = held, dict(probs)
+        self.summands = self.program.elimination.held_summands(held)
+
     def responsibilities(self, site: DiscreteSite) -> Tensor:
         """The held posterior of a discrete site, for each start."""
         if site.name not in self._probs:

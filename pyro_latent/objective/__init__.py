@@ -3,6 +3,7 @@
 from .blocks import Block, BlockKey, Means, State, padded, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
+from .components import Components, components_of
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .elimination import Table
 from .explain import explain
@@ -31,6 +32,7 @@ __all__ = [
     "Block",
     "BlockKey",
     "Bound",
+    "Components",
     "DependentElements",
     "DiscreteElimination",
     "DiscretePosterior",
@@ -44,6 +46,7 @@ __all__ = [
     "Table",
     "as_probabilities",
     "compile_program",
+    "components_of",
     "conditional_probabilities",
     "discrete_distribution",
     "expected_log_densities",

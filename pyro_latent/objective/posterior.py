@@ -112,12 +112,14 @@ def responsibilities(
     clamped: Mapping[str, Tensor] | None = None,
     nesting: int | None = None,
     known: Mapping[str, Tensor] | None = None,
+    more: Mapping[str, Tensor] | None = None,
 ) -> dict[str, Tensor]:
     """The posterior probabilities of each discrete site given values of others: ``[starts, plates..., values]``.
 
     They are the gradient of log Z in probes added to the sites' log factors. ``nesting``: how many dimensions of the
     clamped values may be plates, by default those of the model; what is on their left are draws. ``known``: of a
-    clamped site, the elements whose value is given, by default all.
+    clamped site, the elements whose value is given, by default all. ``more``: further log factors on sites,
+    ``[draws, values] + plates``.
     """
     depth = program.recording.max_plate_nesting
     nesting = depth if nesting is None else nesting
@@ -126,6 +128,7 @@ def responsibilities(
         for s in program.discrete
         if clamped and s.name in clamped and s.cardinality > 1
     }
+    given = given | dict(more or {})
     several = {s.name for s in sites if s.cardinality > 1}
     found = program.elimination.responsibilities(means, several, given)
     starts = max([starts_of(means), *map(len, given.values())])
