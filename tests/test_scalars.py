@@ -262,6 +262,25 @@ def test_a_choice_of_each_datum_within_a_function_of_a_scalar():
         assert torch.allclose(guide.posterior()["s"].mean, guides[0][0].posterior()["s"].mean, atol=1e-7)
 
 
+def test_a_softmax_of_what_a_choice_of_each_datum_reads():
+    """Two logits of which one is 0 are a Bernoulli's, where each datum chooses the other."""
+    labels = torch.tensor([0, 1, 1, 0, 1])
+
+    def model(is_softmax):
+        with pyro.plate("levels", 2):
+            v = pyro.sample("v", dist.Normal(torch.tensor([-1.0, 1.0]), 1.0))
+        with pyro.plate("data", 5):
+            f = v[pyro.sample("z", dist.Categorical(torch.tensor([0.3, 0.7])))]
+            if is_softmax:
+                pyro.sample("y", dist.Categorical(logits=torch.stack([torch.zeros(5), f], -1)), obs=labels)
+            else:
+                pyro.sample("y", dist.Bernoulli(logits=f), obs=labels.double())
+
+    (one, first), (two, second) = (fit(model, is_softmax) for is_softmax in (True, False))
+    assert float(first.elbo[-1]) == pytest.approx(float(second.elbo[-1]), abs=1e-8)
+    torch.testing.assert_close(one.posterior()["v"].mean, two.posterior()["v"].mean, atol=1e-5, rtol=0)
+
+
 @pytest.mark.slow
 def test_products_of_several_scalars():
     """exp(a + b[g]) is a product of a function of each."""

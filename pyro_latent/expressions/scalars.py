@@ -7,7 +7,7 @@ there are nodes.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -33,7 +33,7 @@ from .axes import (
 )
 from .evaluation import FUNCTIONS
 from .symbolic import Symbolic
-from .terms import Factor, Term, check_combinations
+from .terms import Choice, Factor, Term, check_combinations
 from .variables import ScalarFunction, Variable
 
 _numbers = itertools.count(1)
@@ -85,14 +85,19 @@ def of_scalar(
     if any(a.opacity for a in arguments):
         return None
     polynomials = [a.polynomial() if a.pieces else a for a in arguments]  # type: ignore[attr-defined]
-    found = _one_reading(polynomials, events)
+    beside = [
+        {c.label: c.substitute(shift(c.labels, e)) for c in p.choices} for p, e in zip(polynomials, events, strict=True)
+    ]
+    found = _one_reading(polynomials, events, beside)
     if found is None:
         return None
     root, axes = found
-    choices = tuple({c.label: c for p in polynomials for c in p.choices}.values())
+    choices = tuple({c.label: c for own in beside for c in own.values()}.values())
+    places_in = [{c.label: label for label, c in own.items()} for own in beside]
+    orders = [tuple(own.get(c.label, c.label) for c in choices) for own in places_in]
     if _is_plain(polynomials, events, root, axes):
         moved = [p._with([_plain(t, root) for t in p.terms], root.shape) for p in polynomials]
-        evaluate = _evaluator(function, moved, events, (), root.shape)
+        evaluate = _evaluator(function, moved, events, [()] * len(moved), root.shape)
         variable = _variable(name, root, evaluate, None, root.shape, nonnegative)
         return Term(1.0, (), (Factor(variable, axes),), choices)
     if only_plain:
@@ -102,7 +107,7 @@ def of_scalar(
     own = torch.Size((*(c.size for c in choices), *sizes))
     check_combinations(choices, own.numel())
     places: dict[Label, Axis] = {c.label: i - len(own) for i, c in enumerate(choices)}
-    evaluate = _evaluator(function, polynomials, events, tuple(c.label for c in choices), own)
+    evaluate = _evaluator(function, polynomials, events, orders, own)
     variable = _variable(name, root, evaluate, tuple(substitute(a, places) for a in axes), own, nonnegative)
     own_axes = (*(c.label for c in choices), *position_axes(sizes))
     return Term(1.0, (), (Factor(variable, own_axes),), choices)
@@ -135,17 +140,23 @@ def _once(evaluate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
     return remembered
 
 
-def _one_reading(arguments: Sequence[Symbolic], events: Sequence[int]) -> tuple[Variable, tuple[Axis, ...]] | None:
-    """The one scalar latent in some expressions, and the axes that its elements are read along in all of them."""
+def _one_reading(
+    arguments: Sequence[Symbolic], events: Sequence[int], beside: Sequence[Mapping[Label, Choice]]
+) -> tuple[Variable, tuple[Axis, ...]] | None:
+    """The one scalar latent in some expressions, and the axes that its elements are read along in all of them;
+    ``beside`` are, by label of a choice in each, that choice without the event dimensions.
+    """
     found: tuple[Variable, tuple[Axis, ...]] | None = None
-    for argument, event in zip(arguments, events, strict=True):
+    for argument, event, choices in zip(arguments, events, beside, strict=True):
+        if any(in_last(x, event) for c in argument.choices for x in c.labels):
+            return None
         for factor in (f for t in argument.terms for f in t.factors):
             root, axes = factor.variable.root, root_axes(factor)
             labels = unique_labels(axes)
             if not root.is_scalar or not all(is_free(x) for x in labels) or any(in_last(x, event) for x in labels):
                 return None
             if event:
-                moved: dict[Label, Axis] = {**shift(labels, event)}
+                moved = shift(labels, event) | {label: c.label for label, c in choices.items()}
                 axes = tuple(substitute(a, moved) for a in axes)
             if found is not None and (found[0].site != root.site or not same_axes(found[1], axes)):
                 return None
@@ -177,14 +188,15 @@ def _evaluator(
     function: Callable[..., Tensor],
     arguments: Sequence[Symbolic],
     events: Sequence[int],
-    order: Labels,
+    orders: Sequence[Labels],
     shape: torch.Size,
 ) -> Callable[[Tensor], Tensor]:
-    """``[L] + shape of the root`` -> ``[L] + shape``."""
-    batch = len(shape) - len(order)
+    """``[L] + shape of the root`` -> ``[L] + shape``; ``orders``: by argument the labels of its first dimensions."""
+    batch = len(shape) - len(orders[0])
 
     def evaluate(values: Tensor) -> Tensor:
-        laid_out = [_value(a, values, order, batch + e) for a, e in zip(arguments, events, strict=True)]
+        each = zip(arguments, orders, events, strict=True)
+        laid_out = [_value(a, values, order, batch + e) for a, order, e in each]
         result: Tensor = function(*laid_out)
         whole = torch.Size((len(values), *shape))
         return result.reshape(whole) if result.numel() == whole.numel() else result.expand(whole)
