@@ -204,6 +204,27 @@ def test_states_of_a_chain_are_merged() -> None:
     assert float(result.elbo[-1]) > float(plain.elbo[-1])
 
 
+def two_kinds(x: Tensor, k: int = 5) -> None:
+    """Each column has components of its own."""
+    for i in range(2):
+        weights = pyro.sample(f"weights_{i}", dist.Dirichlet(torch.ones(k)))
+        with pyro.plate(f"components_{i}", k):
+            mu = pyro.sample(f"mu_{i}", dist.Normal(torch.tensor(0.0), 8.0))
+        with pyro.plate(f"data_{i}", len(x)):
+            z = pyro.sample(f"z_{i}", dist.Categorical(weights))
+            pyro.sample(f"x_{i}", dist.Normal(mu[z], 0.4), obs=x[:, i])
+
+
+def test_components_of_two_kinds_are_moved_one_kind_at_a_time() -> None:
+    torch.manual_seed(0)
+    own = torch.stack([torch.randint(2, (120,)) * 6.0, torch.randint(3, (120,)) * 5.0], 1)
+    guide = AutoConjugate(two_kinds, init=1)
+    result = CAVI(two_kinds, guide, merges=True).run(own + 0.3 * torch.randn(120, 2), tol=1e-7)
+    counts = [int((guide.posterior()[f"z_{i}"].probs.sum(0) > 1).sum()) for i in range(2)]
+    assert counts == [2, 3]
+    assert falls(result.elbo) < 1e-12
+
+
 def corpus_of(seed: int, topics: int, documents: int) -> Any:
     """Documents of known topics."""
     torch.manual_seed(seed)

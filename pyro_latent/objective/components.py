@@ -59,7 +59,7 @@ class Components:
             held: a posterior of the discrete sites.
             target: the numbers of values, ``[K]``.
         """
-        weights = list(held.weights)
+        weights = [w.view_as(w) for w in held.weights]  # its sums are kept by the identity of these: never the same
         for i, dims in enumerate(self.readings):
             for dim in (d for d in dims if weights[i].shape[d] == self.count):
                 weights[i] = torch.zeros_like(weights[i]).index_add_(dim, target, weights[i])
