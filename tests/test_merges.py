@@ -144,6 +144,20 @@ def test_deletes_alone_reach_the_right_number(monkeypatch: pytest.MonkeyPatch) -
     assert falls(result.elbo) < 1e-12
 
 
+def test_what_was_refused_for_other_data_is_tried_again() -> None:
+    """So one driver can fit one part of the data after another."""
+    guide = AutoConjugate(mixture, init=0)
+    cavi = CAVI(mixture, guide, merges=True)
+    cavi.run(clusters(4, 150), 10)
+    other = clusters(3, 150, seed=5)
+    result = cavi.run(other, 10)
+    assert result.converged
+    assert falls(result.elbo) < 1e-12
+    again = CAVI(mixture, guide, merges=True).run(other, 10)
+    assert again.moves == {}
+    assert float(again.elbo[-1]) == pytest.approx(float(result.elbo[-1]), abs=1e-3)
+
+
 def test_each_of_several_starts_has_moves_of_its_own() -> None:
     x = clusters(4, 150)
     guide = AutoConjugate(mixture, init=0, restarts=2)

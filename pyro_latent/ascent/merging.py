@@ -36,8 +36,11 @@ class MergingSteps(FullSteps):
         Raises:
             ModelError: as a sweep does, or if the model has no components.
         """
+        is_other = self._components is not None and self._components[0] is not task.program
         components = self._components_of(task.program)
         state, info = super().step(task)
+        if is_other and any(abs(e - self._reached.get(i, e)) > _NEARLY_SETTLED for i, e in enumerate(info.elbo)):
+            self._forget_trials()  # other data
         if self.is_annealing or self._level is None:
             return state, info
         before = [self._point(task, state, self._level, i) for i in range(len(self._level.elbo))]
@@ -70,6 +73,14 @@ class MergingSteps(FullSteps):
         if self._components is None or self._components[0] is not program:
             self._components = program, components_of(program)
         return self._components[1]
+
+    def _forget_trials(self) -> None:
+        """What was refused was refused elsewhere."""
+        self._trials, self._reached, self._is_last_round = {}, {}, False
+
+    def forget_level(self) -> None:
+        super().forget_level()
+        self._forget_trials()
 
     def settled(self) -> None:
         """Try every move once more from where the run has settled."""
