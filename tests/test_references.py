@@ -21,7 +21,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 from references import problems
-from references.make_references import FOLDER, MAX_R_HAT, MIN_ESS
+from references.make_references import ALL, FOLDER, MAX_R_HAT, MIN_ESS
 from shared_models import schools_with_gamma, weights_and_bias
 from torch import Tensor
 
@@ -79,7 +79,7 @@ def told(row: str, compared: tuple[dict[str, float], dict[str, Any]], *bounds: f
 # -------------------------------------------------------------------------------------------- the references themselves
 
 
-@pytest.mark.parametrize("name", problems.PROBLEMS)
+@pytest.mark.parametrize("name", ALL)
 def test_the_chains_of_each_reference_agree(name: str) -> None:
     found = np.load(FOLDER / f"{name}.npz")
     settings = json.loads(str(found["settings"]))

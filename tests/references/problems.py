@@ -43,6 +43,8 @@ class Problem:
         quantities: of draws ``[draws, dim]``, what is reported, by name: ``[draws] + shape``.
         start: a point near the mode, ``[dim]``.
         full_mass: whether NUTS adapts a dense mass matrix.
+        lengths: of each chain, its warmup and its draws.
+        target_accept: the probability of acceptance that NUTS adapts its step to.
     """
 
     dim: int
@@ -50,6 +52,8 @@ class Problem:
     quantities: Callable[[Tensor], dict[str, Tensor]]
     start: Tensor
     full_mass: bool = False
+    lengths: tuple[int, int] = (1000, 5000)
+    target_accept: float = 0.9
 
 
 def normal(x: Tensor, loc: Tensor | float, scale: Tensor | float) -> Tensor:
