@@ -99,7 +99,8 @@ def forecast() -> dict[str, tuple[Tensor, Tensor]]:
     found = {name: states_of(posterior, name, len(series)) for name in ("level", "slope", "season")}
     whole = next(q for q in joint.values() if hasattr(q, "covariance"))
     both = torch.stack([whole.covariance(f"level_{t}", f"season_{t}") for t in range(len(series))]).reshape(-1)
-    noise = 1 / posterior["noise"].mean
+    precision = posterior["noise"]
+    noise = precision.rate / (precision.concentration - 1)  # E[1/τ]
     mean = found["level"][0] + found["season"][0]
     stddev = (found["level"][1] ** 2 + found["season"][1] ** 2 + 2 * both + noise).sqrt()
     error = (series - mean)[-HELD_OUT:]

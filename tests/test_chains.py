@@ -18,8 +18,10 @@ import torch
 from hmmlearn.hmm import CategoricalHMM, GaussianHMM, PoissonHMM
 from pyro import poutine
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.objective.elimination import Plan
 from pyro_latent.objective.order import Order, Scope, Variable
 from pyro_latent.objective.stacks import Stack, stacks_of
 
@@ -274,6 +276,38 @@ def test_a_sweep_of_a_long_loop_is_few_operations() -> None:
     assert len(wide) <= 12 and len(narrow) >= 400
     assert sum(len(groups) for groups in wide) <= 40
     assert {step.variable.name for groups in wide for steps in groups for step in steps} == set(range(1000))
+
+
+class Numbers(TorchDispatchMode):
+    """Counts the numbers that operations make."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.count += found.numel() if isinstance(found, Tensor) and not found._is_view() else 0
+        return found
+
+
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_the_work_of_a_chain_grows_with_its_length(is_wide: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyro_latent.objective.elimination._FEW_ROUNDS", 1 if is_wide else math.inf)
+
+    def work(length: int) -> int:
+        variables = [Variable(t, 3, {}, 1.0) for t in range(length)]
+        scopes = [
+            [Scope((t, t + 1), frozenset()) for t in range(length - 1)],
+            [Scope((t,), frozenset()) for t in range(length)],
+        ]
+        plan = Plan(scopes, variables, torch.device("cpu"))
+        factors = [torch.randn(length - 1, 1, 3, 3).requires_grad_(), torch.randn(length, 1, 3).requires_grad_()]
+        with Numbers() as counted:
+            torch.autograd.grad(plan.run(factors)[0].sum(), factors)
+        return counted.count
+
+    assert work(400) < 5 * work(100)
 
 
 def test_densities_are_together_only_where_they_are_alike(monkeypatch: pytest.MonkeyPatch) -> None:

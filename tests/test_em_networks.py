@@ -164,6 +164,46 @@ def test_the_likelihood_is_flat_where_em_ends_and_svi_ends_there_too() -> None:
     torch.testing.assert_close(second[0].weight, first[0].weight, rtol=0, atol=0.02)
 
 
+class Shifted(dist.TorchDistribution):
+    """A distribution of the user's own that holds a module."""
+
+    arg_constraints: dict[str, Any] = {}
+    support = constraints.real
+
+    def __init__(self, net: Any, count: int) -> None:
+        self.net = net
+        super().__init__(torch.Size([count]), torch.Size())
+
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        return Shifted(self.net, torch.Size(batch_shape).numel())
+
+    def rsample(self, sample_shape: Any = ()) -> Tensor:
+        return self.net.bias[0] + torch.randn(*sample_shape, *self.batch_shape, dtype=F64)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        found: Tensor = dist.Normal(self.net.bias[0], 1.0).log_prob(value)
+        return found
+
+
+def test_weights_inside_a_distribution_of_the_users_own_are_parameters() -> None:
+    net = nn.Linear(1, 1).double()
+    y = torch.linspace(-1.0, 4.0, 50, dtype=F64)
+
+    def model() -> None:
+        pyro.module("net", net)
+        a = pyro.sample("a", dist.Normal(y.new_tensor(0.0), 1.0))
+        pyro.sample("b", dist.Normal(a + 0.0 * net.weight[0, 0] + net.bias[0], 1.0), obs=y[0])
+        with pyro.plate("data", 50):
+            pyro.sample("y", Shifted(net, 50), obs=y)
+
+    pyro.clear_param_store()
+    em = EM(model, m_step="gradient")
+    em.run(max_steps=200, tol=1e-12)
+    # y ~ N(w, 1), and b ~ N(w, 2) with a integrated out
+    best = (y.sum() + y[0] / 2) / (50 + 0.5)
+    assert float(net.bias) == pytest.approx(float(best), abs=1e-4)
+
+
 def test_one_linear_layer_has_its_maximum_in_closed_form() -> None:
     x, y = data()
     layer = Linear(2, 1).double()

@@ -519,3 +519,22 @@ def test_auto_joins_the_elements_of_one_site_that_meet() -> None:
     found = CAVI(model, guide).run().elbo[-1].item()
     variance = 3 * 1.2**2 + 0.7**2
     assert found == pytest.approx(-0.125 / variance - 0.5 * math.log(2 * math.pi * variance), abs=1e-10)
+
+
+@pytest.mark.parametrize("steep", [False, True], ids=["linear", "of a function"])
+def test_auto_leaves_out_a_site_that_another_density_has_a_function_of(steep: bool) -> None:
+    """w meets b in one density; of the other that reads it no joint normal factor has the moments."""
+    counts = torch.tensor([1.0, 2.0, 0.0, 3.0])
+
+    def model() -> None:
+        w = pyro.sample("w", dist.Normal(torch.tensor(0.0), 1.0))
+        b = pyro.sample("b", dist.Normal(torch.tensor(0.0), 1.0))
+        with pyro.plate("data", 4):
+            pyro.sample("y", dist.Normal(w + b, 1.0), obs=counts - 0.5)
+            if steep:
+                pyro.sample("c", dist.Poisson(w.exp()), obs=counts)
+
+    guide = AutoConjugate(model, blocks="auto")
+    elbo = CAVI(model, guide).run(max_steps=20).elbo
+    assert bool((elbo.diff() > -1e-9).all())
+    assert any(isinstance(key, tuple) for key in guide.posterior(joint=True)) is not steep

@@ -41,7 +41,10 @@ class StandIns(TorchFunctionMode):
     @contextmanager
     def resting(self) -> Iterator[None]:
         """Nothing stands for anything inside, nor is looked at: it is the engine that computes."""
-        before, self.is_resting = self.is_resting, threading.get_ident() == self._thread
+        if threading.get_ident() != self._thread:
+            yield
+            return
+        before, self.is_resting = self.is_resting, not self._symbols  # a density of the user's may hold a module
         try:
             yield
         finally:

@@ -123,13 +123,14 @@ def _connected(recording: Recording, normal: set[str], readings: Sequence[_Readi
     group = {name: {name} for name in recording.latents if name in normal}
     reads: dict[str, set[int]] = {name: set() for name in group}  # by the first of a set, the readings of any of it
     first_of = {name: name for name in group}
+    steep = {n for reading in readings for n, power in reading.normal.items() if power > 2}
     for i, reading in enumerate(readings):
         for name in reading.normal:
             reads[name].add(i)
     for reading in readings:
         for a, b in itertools.combinations(reading.normal, 2):
             small, large = sorted((first_of[a], first_of[b]), key=lambda first: len(group[first]))
-            if small == large or not have_one_scale([recording.latents[n] for n in (small, large)]):
+            if small == large or {a, b} & steep or not have_one_scale([recording.latents[n] for n in (small, large)]):
                 continue
             merged = {small, large}
             met = [readings[i] for i in reads[small] if i in reads[large]]  # of others no degree grows

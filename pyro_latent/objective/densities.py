@@ -132,10 +132,11 @@ def without_masks(recording: Recording) -> tuple[dict[str, ScoredSite], dict[str
     """
     found = dict(recording.scored)
     live: dict[str, Tensor] = {}
+    readers = _readers(recording)
     for site in reversed(recording.discrete.values()):
         scored = found[site.name]
         if site.mask is not None and scored.density is not None and not scored.density.opacity:
-            live[site.name] = _live_elements(recording, site, live)
+            live[site.name] = _live_elements(site, readers.get(site.name, ()), live)
             unseen = ~(site.mask | live[site.name])
             constant = -math.log(site.cardinality) * unseen.to(recording.dtype)
             density = _masked(scored.density, site.mask) + Expression.constant(constant)
@@ -156,23 +157,30 @@ def _is_finite(density: Expression) -> bool:
     return all(bool(c.tensor.isfinite().all()) for t in density.terms for c in t.constants)
 
 
-def _live_elements(recording: Recording, site: DiscreteSite, live: Mapping[str, Tensor]) -> Tensor:
+def _readers(recording: Recording) -> dict[str, list[tuple[ScoredSite, Term, Choice]]]:
+    """By discrete site, the terms of other sites' densities that read it, and the choice by which they do."""
+    found: dict[str, list[tuple[ScoredSite, Term, Choice]]] = {}
+    for scored in recording.scored.values():
+        for term in scored.density.terms if scored.density is not None and not scored.density.opacity else ():
+            for choice in term.choices:
+                if choice.site != scored.name:
+                    found.setdefault(choice.site, []).append((scored, term, choice))
+    return found
+
+
+def _live_elements(
+    site: DiscreteSite, readers: Sequence[tuple[ScoredSite, Term, Choice]], live: Mapping[str, Tensor]
+) -> Tensor:
     """The elements of a discrete site that a density other than its own varies with, as a mask over its batch shape.
 
     ``live`` has the same of later discrete sites that are masked: their own densities count where it holds.
     """
-    device = site.support.device
-    found = torch.zeros(site.batch_shape, dtype=torch.bool, device=device)
-    for scored in recording.scored.values():
-        if scored.name == site.name or scored.density is None or scored.density.opacity:
-            continue
+    found = torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device)
+    for scored, term, choice in readers:
         shown = scored.mask
         if shown is not None and scored.name in live:
             shown = shown | live[scored.name]
-        for term in scored.density.terms:
-            for choice in term.choices:
-                if choice.site == site.name:
-                    found = found | _reached(term, choice, site, shown, scored.shape)
+        found = found | _reached(term, choice, site, shown, scored.shape)
     return found
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..recording import DiscreteSite, Recording
-from ..settings import check_memory
+from ..settings import check_memory, settings
 from ..values import broadcast_shapes
 from .blocks import Means, starts_of
 from .elimination import Table
@@ -27,6 +27,8 @@ from .summands import Summand, sum_of
 _CHUNK = 2**20
 #: The numbers of a table that each thread eliminates at once, by the kind of device: they stay near a processor.
 _TABLE = {"cpu": 2**19, "cuda": 2**25}
+#: The tables of all steps of an elimination, or of a part of it, take up to this share of the limit of memory.
+_SHARE = 8
 
 
 class DiscretePosterior(NamedTuple):
@@ -131,15 +133,16 @@ class DiscreteElimination:
         dims = [d for d in joint.divisible if all(self.factors[i].is_divisible(d) for i in joint.indices)]
         numbers, kind = starts * joint.plan.numbers, self.recording.device.type
         most = _TABLE[kind] * (torch.get_num_threads() if kind == "cpu" else 1)
-        if not dims or numbers <= 2 * most:
+        kept, limit = starts * joint.plan.total, settings.memory_limit // (_SHARE * self.recording.dtype.itemsize)
+        if not dims or (numbers <= 2 * most and kept <= limit):
             return 0, 1, 1
         size, dim = max((p.size, p.dim) for p in joint.sites[0].plates if p.dim in dims)
-        return dim, size, max(1, size * most // numbers)
+        return dim, size, max(1, min(size * most // numbers, size * limit // kept))
 
     def numbers_of(self, number: int, starts: int) -> int:
-        """How many numbers the largest table of the elimination of a joint holds, or of a part of it."""
+        """How many numbers all tables of the elimination of a joint, or of a part of it, hold, for its gradient."""
         _, size, step = self._division(number, starts)
-        return starts * self.joints[number].plan.numbers * step // size
+        return starts * self.joints[number].plan.total * step // size
 
     def responsibilities(
         self, means: Means, sites: Collection[str], given: Mapping[str, Tensor] = MappingProxyType({})

@@ -15,6 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -37,52 +38,67 @@ class Table(NamedTuple):
 
 @dataclass(frozen=True, eq=False)
 class _Slot:
-    """The factors of one buffer that each step of a group takes, as many and of the same place in its table.
-
-    ``rows [steps, m]`` are theirs, or a slice where that says it, and ``where`` the dimensions of the table.
+    """The factors of one buffer that each step of a group takes, as many and of the same place in its table: the
+    ``place``-th to be taken, ``count`` for each step, of the dimensions ``where`` of the table.
     """
 
     buffer: int
-    rows: Tensor | slice
+    place: int
     count: int
     where: tuple[int, ...]
 
-    @staticmethod
-    def of(buffer: int, rows: list[list[int]], where: tuple[int, ...], device: torch.device) -> _Slot:
-        count = len(rows[0])
-        flat = [row for each in rows for row in each]
-        step = flat[1] - flat[0] if len(flat) > 1 else 1
-        if count == 1 and step > 0 and flat == list(range(flat[0], flat[0] + step * len(flat), step)):
-            return _Slot(buffer, slice(flat[0], flat[-1] + 1, step), 1, where)
-        return _Slot(buffer, torch.tensor(flat, device=device), count, where)
-
-    def read(self, buffers: Sequence[Tensor], ndim: int) -> Tensor:
+    def read(self, buffers: Sequence[Sequence[Tensor]], ndim: int) -> Tensor:
         """The sum of the factors of each step, ``[steps, starts]``, then ``ndim`` variables, then plates."""
-        tensor = buffers[self.buffer]
-        if isinstance(self.rows, slice):
-            picked = tensor[self.rows]
-        else:
-            picked = tensor.index_select(0, self.rows)
-            picked = picked.unflatten(0, (-1, self.count)).sum(1) if self.count > 1 else picked
-        return laid(picked, self.where, range(ndim), lead=2)
+        taken = buffers[self.buffer][self.place]
+        taken = taken.unflatten(0, (-1, self.count)).sum(1) if self.count > 1 else taken
+        return laid(taken, self.where, range(ndim), lead=2)
+
+
+class _Uses:
+    """The rows of each buffer in the order in which they are taken: a row is taken once."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._rows: dict[int, list[list[int]]] = {}
+
+    def add(self, buffer: int, rows: list[int]) -> int:
+        """Note rows that are taken together; the number of those before."""
+        known = self._rows.setdefault(buffer, [])
+        known.append(rows)
+        return len(known) - 1
+
+    @cached_property
+    def _orders(self) -> dict[int, tuple[Tensor | None, list[int]]]:
+        found = {}
+        for buffer, parts in self._rows.items():
+            flat = [row for part in parts for row in part]
+            order = None if flat == list(range(len(flat))) else torch.tensor(flat, device=self._device)
+            found[buffer] = order, [len(part) for part in parts]
+        return found
+
+    def split(self, buffer: int, tensor: Tensor) -> Sequence[Tensor]:
+        """A buffer in parts that are taken one after another; all at once, so that its gradient is made at once."""
+        order, sizes = self._orders[buffer]
+        ordered = tensor if order is None else tensor.index_select(0, order)
+        return (ordered,) if len(sizes) == 1 else ordered.split(sizes)
 
 
 class _Group:
     """Steps that are done at once."""
 
-    def __init__(self, steps: Sequence[Step], device: torch.device) -> None:
+    def __init__(self, steps: Sequence[Step], uses: _Uses) -> None:
         first = steps[0]
         self.steps, self.variable, self.at = steps, first.variable, first.names.index(first.variable.name)
         self.ndim, self.gone, self.weight = len(first.names), first.gone, first.weight
         slots: dict[tuple[int, tuple[int, ...]], list[int]] = {}
         for i, ((buffer, _), own) in enumerate(zip(first.factors, first.scopes, strict=True)):
             slots.setdefault((buffer, tuple(map(first.names.index, own))), []).append(i)
-        self.slots = [
-            _Slot.of(buffer, [[step.factors[i][1] for i in places] for step in steps], where, device)
-            for (buffer, where), places in slots.items()
-        ]
+        self.slots = []
+        for (buffer, where), places in slots.items():
+            rows = [step.factors[i][1] for step in steps for i in places]
+            self.slots.append(_Slot(buffer, uses.add(buffer, rows), len(places), where))
 
-    def run(self, buffers: Sequence[Tensor], sizes: Mapping[int, int]) -> tuple[Tensor, Tensor]:
+    def run(self, buffers: Sequence[Sequence[Tensor]], sizes: Mapping[int, int]) -> tuple[Tensor, Tensor]:
         """The tables, ``[steps, starts] + names + plates``, and what is left of them."""
         parts = [slot.read(buffers, self.ndim) for slot in self.slots]
         joint = sum(parts[1:], parts[0])
@@ -95,8 +111,8 @@ class _Group:
 class _Round:
     """Groups of steps that do not meet, and the buffers that their results go to."""
 
-    def __init__(self, groups: Sequence[Sequence[Step]], device: torch.device) -> None:
-        self.groups = [_Group(steps, device) for steps in groups]
+    def __init__(self, groups: Sequence[Sequence[Step]], uses: _Uses) -> None:
+        self.groups = [_Group(steps, uses) for steps in groups]
         found: dict[Hashable, list[int]] = {}
         for i, steps in enumerate(groups):
             if len(steps[0].names) > 1:
@@ -118,6 +134,8 @@ def _joined(tensors: Sequence[Tensor]) -> Tensor:
 
 #: Many small rounds are slow, and large tables are: seconds for a group of steps, and for a number of a table.
 _GROUP_COST, _NUMBER_COST = 1e-4, 2e-8
+#: Tables of more numbers, for one start, are kept small.
+_MOST_WIDE = 2**24
 #: Up to so many rounds the order that makes the smallest tables is taken.
 _FEW_ROUNDS = 32
 
@@ -156,11 +174,12 @@ class Plan:
             seconds = _GROUP_COST * sum(map(len, rounds)) + _NUMBER_COST * self.total
             wide = Order(buffers, self._variables, is_wide=True).rounds
             self._measure(wide)
-            fits = self.largest <= most[0] and self.work <= most[1]
+            fits = self.largest <= most[0] and self.work <= most[1] and self.total <= _MOST_WIDE
             if fits and _GROUP_COST * sum(map(len, wide)) + _NUMBER_COST * self.total < seconds:
                 rounds = wide
             self._measure(rounds)
-        self.rounds = [_Round(groups, device) for groups in rounds]
+        self._uses = _Uses(device)
+        self.rounds = [_Round(groups, self._uses) for groups in rounds]
 
     def _measure(self, rounds: Sequence[Sequence[Sequence[Step]]]) -> None:
         self.largest, self.work, self.numbers, self.total = 1, 0, 1, 0
@@ -184,7 +203,7 @@ class Plan:
             sizes: those of the plates of which the factors are a part only.
             tables: a list that the table of each step is added to, in the order of elimination.
         """
-        held = list(buffers)
+        held = [self._uses.split(i, tensor) for i, tensor in enumerate(buffers)]
         totals: list[Tensor] = []
         for each in self.rounds:
             results = []
@@ -196,7 +215,7 @@ class Plan:
                 if group.ndim == 1:
                     totals.append(reduced.transpose(0, 1).flatten(1))
                 results.append(reduced)
-            held += each.buffers(results)
+            held += [self._uses.split(len(held) + i, tensor) for i, tensor in enumerate(each.buffers(results))]
         parts = [t.sum(1, dtype=torch.float64) for t in totals]
         magnitudes = [t.detach().abs().sum(1, dtype=torch.float64) for t in totals]
         total, magnitude = (torch.stack(torch.broadcast_tensors(*each)).sum(0) for each in (parts, magnitudes))

@@ -87,9 +87,7 @@ class Stack:
             own = tuple(next(constants) for _ in term.constants)
             numbers = [r.part.terms[i].coefficient for r in self.repeats]
             if len(set(numbers)) > 1:
-                like = next((c.tensor for c in own), None)
-                given = torch.tensor(numbers, dtype=torch.float64 if like is None else like.dtype)
-                own = (*own, Constant(given if like is None else given.to(like.device), (label,)))
+                own = (*own, Constant(torch.tensor(numbers, dtype=torch.float64), (label,)))
                 term = replace(term, coefficient=1.0)
             found.append(replace(term, constants=own))
         return found, list(constants)
@@ -102,9 +100,9 @@ def stacks_of(repeats: Iterable[Repeat]) -> list[Stack]:
         found.setdefault((id(repeat),) if repeat.kind is None else repeat.kind, []).append(repeat)
     stacks: list[Stack] = []
     for alike in found.values():
-        size = len(alike) * sum(c.tensor.numel() * c.tensor.element_size() for c in alike[0].constants)
-        fits = len(alike) == 1 or size <= settings.memory_limit // _SHARE
-        stacks += [Stack(alike)] if fits else [Stack([one]) for one in alike]
+        size = sum(c.tensor.numel() * c.tensor.element_size() for c in alike[0].constants)
+        most = max(1, settings.memory_limit // (_SHARE * max(1, size)))
+        stacks += [Stack(alike[i : i + most]) for i in range(0, len(alike), most)]
     return stacks
 
 

@@ -22,12 +22,11 @@ def hidden_sites(
     for name in users:
         if name not in scored or name in shown or not _is_free(name, latents, discrete):
             continue
-        below = _reached({name}, users)
         density = scored[name].density
         other = name.removesuffix("_unobserved") + "_observed"
-        missing = name.endswith("_unobserved") and other in scored and below == {name}
+        missing = name.endswith("_unobserved") and other in scored and users[name] <= {name}
         if missing or (not unread and (_lacks_family(latents.get(name)) or density is None or density.opacity)):
-            found |= below
+            found |= _reached({name}, users)
     read = frozenset(name for name in found if users[name] & found - {name})
     return {name: site.plates for name, site in scored.items() if name in found}, read
 
