@@ -748,3 +748,51 @@ def test_a_start_does_not_see_what_a_mask_hides(init: int | None) -> None:
 
     found = [fitted(model, torch.where(shown, x, hidden), init=init).elbo() for hidden in (0.0, 50.0)]
     assert found[1] == pytest.approx(found[0], abs=1e-6)
+
+
+def one_number(x: Tensor) -> None:
+    z = sample("z", dist.Bernoulli(0.3), infer=ENUMERATED)
+    sample("x", dist.Normal(z, 1.0), obs=x)
+
+
+def in_a_loop(x: Tensor) -> None:
+    z: Any = 0
+    for t in range(len(x)):
+        z = sample(f"z_{t}", dist.Categorical(RATES[z]), infer=ENUMERATED)
+        sample(f"x_{t}", dist.Normal(3.0 * z, 1.0), obs=x[t])
+
+
+def of_a_plate(x: Tensor) -> None:
+    weights = sample("weights", dist.Dirichlet(torch.ones(2)))
+    with pyro.plate("n", 3):
+        z = sample("z", dist.Categorical(weights), infer=ENUMERATED)
+        sample("x", dist.Normal(3.0 * z, 1.0), obs=x)
+
+
+def with_a_precision(x: Tensor) -> None:
+    precision = sample("precision", dist.Gamma(torch.ones(x.shape), 1.0))
+    z = sample("z", dist.Bernoulli(0.3), infer=ENUMERATED)
+    sample("x", dist.Normal(z, precision.rsqrt()), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "wide"),
+    [
+        (one_number, number(0.7).double().squeeze(), number(0.7).double().reshape(1)),
+        (in_a_loop, number(0.1, 2.0, 3.5).double(), number(0.1, 2.0, 3.5).double().unsqueeze(1)),
+        (of_a_plate, number(0.1, 2.0, 3.5).double(), number(0.1, 2.0, 3.5).double().unsqueeze(0)),
+        (with_a_precision, number(0.7).double().squeeze(), number(0.7).double().reshape(1)),
+    ],
+    ids=["a number", "a loop", "a plate", "a precision"],
+)
+def test_a_dimension_of_one_to_the_left_of_all_plates_changes_nothing(model: Any, x: Tensor, wide: Tensor) -> None:
+    def found(data: Tensor) -> tuple[float, dict[str, Tensor], dict[str, torch.Size]]:
+        guide = AutoConjugate(model, init=0)
+        CAVI(model, guide).run(data, max_steps=30)
+        probs = {n: d.probs for n, d in guide.posterior().items() if n.startswith("z")}
+        return guide.elbo(), probs, {n: draw.shape for n, draw in guide(data).items() if n.startswith("z")}
+
+    (elbo, probs, shapes), (same, wide_probs, wide_shapes) = found(x), found(wide)
+    assert elbo == pytest.approx(same, abs=1e-9) and shapes == wide_shapes
+    for name, own in probs.items():
+        torch.testing.assert_close(own.reshape(-1), wide_probs[name].reshape(-1))

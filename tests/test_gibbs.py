@@ -249,7 +249,7 @@ def test_tables_of_many_chains_are_within_the_limit_of_memory(monkeypatch: pytes
             z = pyro.sample(f"z_{t}", dist.Categorical(move[z]))
             pyro.sample(f"x_{t}", dist.Normal(mu + z, 1.0), obs=x[t])
 
-    monkeypatch.setattr(settings, "_memory_limit", 13_500)
+    monkeypatch.setattr(settings, "_memory_limit", 14_000)  # of 18 numbers a chain, 8 bytes each
     Gibbs(model, 2, 0, num_chains=1).run(X)
-    with pytest.raises(ModelError, match="the tables that 'z_0' is drawn from, of 100 chains"):
+    with pytest.raises(ModelError, match=r"the joint posterior of 'z_0', .* in tables .* got 14,400 bytes"):
         Gibbs(model, 2, 0, num_chains=100).run(X)

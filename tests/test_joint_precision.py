@@ -593,3 +593,20 @@ def test_what_rounding_decides_is_refused() -> None:
     assert guide.posterior()["tau"].rate > 0
     with pytest.raises(NaturalDomainError, match="proper Joint Normal-Gamma"):
         fitted(model, (x, 1e9 * x[:, 0] + Y), [("w", "tau")])
+
+
+def test_auto_leaves_a_precision_apart_that_a_density_has_a_function_of() -> None:
+    """q reads tau itself as a location: E[tau²] is no moment of the joint factor, and none of a Gamma."""
+
+    def model() -> None:
+        tau = pyro.sample("tau", dist.Gamma(torch.tensor(2.0), 2.0))
+        w = pyro.sample("w", dist.Normal(0.0, tau.rsqrt()))
+        b = pyro.sample("b", dist.Normal(w, tau.rsqrt()))
+        pyro.sample("y", dist.Normal(w + b, tau.rsqrt()), obs=torch.tensor(0.7))
+        pyro.sample("q", dist.Normal(tau, 1.0), obs=torch.tensor(0.7))
+
+    guide = AutoConjugate(model, blocks="auto")
+    elbo = CAVI(model, guide).run(max_steps=50).elbo
+    assert bool((elbo.diff() > -1e-9).all())
+    assert ("w", "b") in guide.posterior(joint=True)
+    assert "another function of tau" in str(guide.explain())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -74,14 +75,15 @@ def joined_by_themselves(recording: Recording) -> Joining:
     precisions = [n for n, site in free.items() if _is_gamma(site)]
     readings = list(_readings(recording, normal, set(precisions)))
     groups = _connected(recording, normal, readings)
+    alone = _read_alone(recording, set(precisions))
     apart: dict[str, str] = {}
     found: list[tuple[set[str], str | None]] = []
     for precision in precisions:
         met = [g for g in groups if any(precision in r.precisions and r.degree(g) for r in readings)]
-        reasons = [_in_the_way(recording, g, precision, readings) for g in met]
+        reasons = [_in_the_way(recording, g, precision, readings, alone) for g in met]
         joined = [g for g, reason in zip(met, reasons, strict=True) if reason is None]
         whole = set[str]().union(*joined)
-        reasons.append(_in_the_way(recording, whole, precision, readings) if joined else "")
+        reasons.append(_in_the_way(recording, whole, precision, readings, alone) if joined else "")
         if reasons[-1] is None:
             groups = [g for g in groups if g not in joined]
             found.append((whole, precision))
@@ -141,8 +143,27 @@ def _connected(recording: Recording, normal: set[str], readings: Sequence[_Readi
     return list({first_of[name]: group[first_of[name]] for name in first_of}.values())
 
 
-def _in_the_way(recording: Recording, group: set[str], precision: str, readings: Sequence[_Reading]) -> str | None:
+def _read_alone(recording: Recording, precisions: set[str]) -> dict[str, str]:
+    """By precision that a density has another function of than itself and its logarithm, that density's site."""
+    found: dict[str, str] = {}
+    for name, scored in recording.scored.items():
+        density = scored.density
+        for term in density.terms if density is not None and density.opacity is None else ():
+            own = [f for f in term.factors if f.variable.root.site in precisions]
+            counts = Counter(f.variable.root.site for f in own)
+            for f in own:
+                plain = f.variable.scalar is None and f.function in ("x", "log") and f.power == 1
+                if not plain or counts[f.variable.root.site] > 1:
+                    found.setdefault(f.variable.root.site, name)
+    return found
+
+
+def _in_the_way(
+    recording: Recording, group: set[str], precision: str, readings: Sequence[_Reading], alone: Mapping[str, str]
+) -> str | None:
     """Why a precision does not join a group; None where it does."""
+    if precision in alone:
+        return f"the density of {alone[precision]} has another function of {precision} than itself and its logarithm"
     own, sites = recording.latents[precision], [recording.latents[n] for n in recording.latents if n in group]
     names = ", ".join(site.name for site in sites)
     if not have_one_scale([*sites, own]):

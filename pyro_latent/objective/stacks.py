@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
+from torch import Tensor
 
 from ..expressions.axes import Axis, Gather, Label, Labels, axis_key, is_position
 from ..expressions.terms import Constant, LogOfSum, Term
@@ -24,6 +25,8 @@ from .summands import weights_of
 
 #: Constants that repeat are put side by side where all of them take up to this share of the limit of memory.
 _SHARE = 8
+#: Scales of so many numbers are compared.
+_FEW = 1000
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +109,11 @@ def stacks_of(repeats: Iterable[Repeat]) -> list[Stack]:
     return stacks
 
 
-def _identity(value: object) -> Hashable:
-    return value if isinstance(value, float | int) else id(value)
+def _identity(scale: Tensor | float) -> Hashable:
+    """What equal scales have in common; large ones are equal where they are one tensor."""
+    if not isinstance(scale, Tensor):
+        return scale
+    return (scale.shape, tuple(scale.flatten().tolist())) if scale.numel() <= _FEW else id(scale)
 
 
 def _kind(term: Term, numbers: dict[Label, int]) -> Hashable:

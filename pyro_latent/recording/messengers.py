@@ -225,7 +225,8 @@ class SymbolMessenger(OwnThreadMessenger):
             return
         plates = tuple(self._plate(f) for f in frames)
         plates += undeclared_plates(msg["fn"], msg["value"], plates)
-        self.nesting = max([self.nesting, *(-p.dim for p in plates)])
+        width = msg["value"].ndim - len(msg["fn"].event_shape) if isinstance(msg["value"], Tensor) else 0
+        self.nesting = max([self.nesting, *(-p.dim for p in plates), len(msg["fn"].batch_shape), width])
         if msg["is_observed"]:
             _check_observed(msg, plates)
         self._site(msg, plates)
