@@ -113,8 +113,10 @@ class Arithmetic(Symbolic):
                 found = self.of_scalar("pow", torch.pow, exponent)
                 return found or self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
             exponent = float(exponent.value())
-        if self.opacity:
-            return self
+        if self.opacity or not math.isfinite(exponent):
+            found = self._unknown() if self.opacity else self._opaque("pow")
+            found.logarithm = None if self.logarithm is None else self.logarithm * exponent  # it is positive
+            return found
         if self.pieces:
             return self._map_pieces(lambda piece: piece**exponent)
         expands = exponent in range(1, _LARGEST_EXPANSION + 1)

@@ -30,7 +30,7 @@ class Elementwise(Dimensions):
         if self.logarithm is not None:
             return self.logarithm
         if self.opacity:
-            return self
+            return self._unknown()
         if self.pieces:
             return self._map_pieces(lambda e: e.log())
         if self.is_table and (self.choices or not (self._is_monomial and self.terms[0].coefficient > 0)):
@@ -65,7 +65,7 @@ class Elementwise(Dimensions):
         one scalar latent each, as a product.
         """
         if self.opacity:
-            return self
+            return self._unknown()
         if self.pieces:
             return self._map_pieces(lambda e: e.exp())
         product = self._number(1.0).expand(self.shape)

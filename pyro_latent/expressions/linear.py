@@ -159,6 +159,8 @@ def _kron(a: Any, b: Any) -> Any:
 def _cumsum(x: Any, dim: int) -> Any:
     if not x.ndim:
         return x
+    if not getattr(x, "expression", x).is_finite:  # 0 · ∞ is no number
+        return torch.stack(list(itertools.accumulate(x.unbind(dim))), dim)
     n = x.shape[dim]
     until = torch.ones(n, n, dtype=x.dtype, device=x.device).triu()
     return (x.movedim(dim, -1) @ until).movedim(-1, dim)

@@ -136,6 +136,10 @@ class Symbolic:
     def _opaque(self, operation: str, *others: Self, shape: Sequence[int] | None = None) -> Self:
         return self.opaque(self.shape if shape is None else shape, self.like, operation, (self, *others))
 
+    def _unknown(self) -> Self:
+        """What an operation makes of an opaque expression: as opaque, and nothing is known of it."""
+        return type(self)(self.shape, self.like, opacity=self.opacity)
+
     def _number(self, number: float) -> Self:
         whole = self.like.is_floating_point() or isinstance(number, bool | int)
         return type(self)((), self.like if whole else torch.empty(0, device=self.like.device), (Term(float(number)),))
