@@ -796,3 +796,24 @@ def test_a_dimension_of_one_to_the_left_of_all_plates_changes_nothing(model: Any
     assert elbo == pytest.approx(same, abs=1e-9) and shapes == wide_shapes
     for name, own in probs.items():
         torch.testing.assert_close(own.reshape(-1), wide_probs[name].reshape(-1))
+
+
+@pytest.mark.parametrize("count", [2, 3, 5])
+def test_one_choice_of_a_precision_matrix_for_all_data_is_that_of_a_loop(count: int) -> None:
+    """x_i x_j is summed over the data before it meets a matrix that a site outside of their plate chooses."""
+    x = torch.randn(count, 2, dtype=torch.float64)
+
+    def model(in_a_plate: bool) -> None:
+        with pyro.plate("k", 2):
+            matrix = sample("matrix", dist.Wishart(torch.tensor(3.5), torch.eye(2) + 0.2))
+        z = sample("z", dist.Bernoulli(0.6))
+        location = torch.tensor([0.15, -0.7])
+        if in_a_plate:
+            with pyro.plate("data", count):
+                sample("x", dist.MultivariateNormal(location, precision_matrix=matrix[z.long()]), obs=x)
+        for i in range(count if not in_a_plate else 0):
+            sample(f"x_{i}", dist.MultivariateNormal(location, precision_matrix=matrix[z.long()]), obs=x[i])
+
+    plate, loop = fitted(model, True), fitted(model, False)
+    assert plate.elbo() == pytest.approx(loop.elbo(), abs=1e-9)
+    torch.testing.assert_close(plate.posterior()["z"].probs, loop.posterior()["z"].probs)

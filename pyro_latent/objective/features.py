@@ -54,7 +54,7 @@ class FactorTerm:
     @cached_property
     def symmetric(self) -> bool:
         """Whether both sides are symmetric in two links: x_i x_j with a matrix moment."""
-        if len(self.links) != 2:
+        if len(self.links) != 2 or any(is_summed(x) and x not in self.links for x in self.sizes):  # Σ_n x_ni x_nj
             return False
         i, j = self.links
         matrices = [m for m in self.moments if {i, j} & set(m.labels)]
