@@ -11,7 +11,7 @@ from pyro.distributions import constraints
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
-from .weights import Weight
+from .weights import NormalWeight
 
 #: log √(2π).
 _LOG_ROOT = 0.5 * math.log(2 * math.pi)
@@ -21,7 +21,7 @@ _FAR = 1e8
 _STEPS = 12
 
 
-class TruncatedNormal(Weight):
+class TruncatedNormal(NormalWeight):
     """The normal distribution of location c and scale 1 on the interval from ``low`` to ``high``.
 
     Its use is Φ(high − f) − Φ(low − f) = e^{−f² / 2} (Φ(high) − Φ(low)) E e^{f x} over x without a tilt. Albert and
@@ -51,14 +51,6 @@ class TruncatedNormal(Weight):
 
     def tilted(self, tilt: Tensor) -> TruncatedNormal:
         return TruncatedNormal(self.low.to(tilt), self.high.to(tilt), tilt)
-
-    @staticmethod
-    def natural_of(tilt: Tensor) -> Tensor:
-        return tilt
-
-    @staticmethod
-    def tilt_of(natural: Tensor) -> Tensor:
-        return natural
 
     @property
     def log_normalizer(self) -> Tensor:

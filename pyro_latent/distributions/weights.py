@@ -105,11 +105,8 @@ class InverseGaussian(Weight):
             return torch.where(is_small, small, 1 / (tilt**2 * small)).to(self.tilt)
 
 
-class PositiveNormal(Weight):
-    """The normal distribution of location c and scale 1, given that it is positive; without a tilt it is half-normal.
-
-    Its use is Φ(z) = ½ e^{−z² / 2} E e^{z x} over x without a tilt. Albert and Chib (1993), §3.1.
-    """
+class NormalWeight(Weight):
+    """A law whose tilt c is η itself: the location of a normal of scale 1, on a part of the line."""
 
     @staticmethod
     def natural_of(tilt: Tensor) -> Tensor:
@@ -118,6 +115,13 @@ class PositiveNormal(Weight):
     @staticmethod
     def tilt_of(natural: Tensor) -> Tensor:
         return natural
+
+
+class PositiveNormal(NormalWeight):
+    """The normal distribution of location c and scale 1, given that it is positive; without a tilt it is half-normal.
+
+    Its use is Φ(z) = ½ e^{−z² / 2} E e^{z x} over x without a tilt. Albert and Chib (1993), §3.1.
+    """
 
     @property
     def log_normalizer(self) -> Tensor:
@@ -157,4 +161,4 @@ def _hazard(place: Tensor) -> Tensor:
     return math.sqrt(2 / math.pi) / torch.special.erfcx(place / -math.sqrt(2))
 
 
-__all__ = ["InverseGaussian", "PositiveNormal", "Weight"]
+__all__ = ["InverseGaussian", "NormalWeight", "PositiveNormal", "Weight"]

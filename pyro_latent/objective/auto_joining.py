@@ -101,8 +101,7 @@ def _couple(name: str, readings: Sequence[_Reading]) -> bool:
 
 def _readings(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[_Reading]:
     for name, scored in recording.scored.items():
-        density = scored.density
-        for term in density.terms if density is not None and density.opacity is None else ():
+        for term in scored.known_terms:
             reading = _read(name, term, normal, precisions)
             if reading.normal:
                 yield reading
@@ -147,8 +146,7 @@ def _read_alone(recording: Recording, precisions: set[str]) -> dict[str, str]:
     """By precision that a density has another function of than itself and its logarithm, that density's site."""
     found: dict[str, str] = {}
     for name, scored in recording.scored.items():
-        density = scored.density
-        for term in density.terms if density is not None and density.opacity is None else ():
+        for term in scored.known_terms:
             own = [f for f in term.factors if f.variable.root.site in precisions]
             counts = Counter(f.variable.root.site for f in own)
             for f in own:

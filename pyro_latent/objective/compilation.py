@@ -23,7 +23,7 @@ from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording, ScoredSite
 from ..settings import check_memory
 from .blocks import Block, BlockKey, Means, discrete_block
-from .densities import conflicts, parts_of, summed_terms, with_indicators, without_masks
+from .densities import DensityPart, conflicts, parts_of, summed_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import CoupledElementsError
@@ -31,6 +31,7 @@ from .factors import DiscreteFactor, make_factor
 from .groups import connected
 from .joining import KnownPairs
 from .joints import Joint, TooLargeError, is_nested
+from .layouts import Layout
 from .locality import is_in_subsample, locality
 from .log_sums import sum_over_plates
 from .obstacles import all_at_once
@@ -90,7 +91,11 @@ def _compiled(
     blocks = make_blocks(recording, joint, pairs)
     scored, live = without_masks(recording)
     terms = {name: summed_terms(s) for name, s in scored.items()}
-    why = _in_mean_field(recording, scored, terms, mean_field)
+    divided = _divided(recording, scored, terms)
+    why = _in_mean_field(recording, [part.layout for _, parts in divided.values() for part in parts], mean_field)
+    if why:
+        written = {name: with_indicators(own, recording.discrete, why) for name, own in terms.items()}
+        divided = _divided(recording, scored, written)
     blocks = _in_order(recording, blocks | _discrete_blocks(recording, why, live)) if why else blocks
     each = recording.dtype.itemsize
     for block in blocks.values():
@@ -103,9 +108,7 @@ def _compiled(
 
     site_summands: dict[str, list[Summand]] = {}
     repeats: list[Repeat] = []
-    for name, own in terms.items():
-        written = with_indicators(own, recording.discrete, why)
-        plain, parts = parts_of(scored[name], written, recording.discrete, recording.max_plate_nesting)
+    for name, (plain, parts) in divided.items():
         site_summands[name] = [sum_over_plates(scored[name], t, owners, recording) for t in plain]
         repeats += [Repeat.of(scored[name], p, recording) for p in parts]
     factors = [make_factor(stack, owners, recording) for stack in stacks_of(repeats)]
@@ -138,19 +141,25 @@ def _compiled(
 # Discrete sites.
 
 
-def _in_mean_field(
-    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms, asked: Collection[str]
-) -> dict[str, str]:
-    """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why."""
+def _divided(
+    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms
+) -> dict[str, tuple[list[Term], list[DensityPart]]]:
+    """By site the terms that depend on no discrete site, and the others, by what they read."""
+    sites, nesting = recording.discrete, recording.max_plate_nesting
+    return {name: parts_of(scored[name], own, sites, nesting) for name, own in terms.items()}
+
+
+def _in_mean_field(recording: Recording, read: Sequence[Layout], asked: Collection[str]) -> dict[str, str]:
+    """The discrete sites whose joint posterior is not affordable, beside those that are asked for, and why.
+
+    ``read`` is what densities read of them.
+    """
     sites = recording.discrete
     unknown = [name for name in asked if name not in sites]
     if unknown:
         raise ModelError(f"Expected mean_field to name discrete sites of {sorted(sites)}; got {unknown}.")
-    parts = [
-        part for name, t in terms.items() for part in parts_of(scored[name], t, sites, recording.max_plate_nesting)[1]
-    ]
     found = dict.fromkeys(asked, "as asked")
-    layouts = [p.layout for p in parts if not set(p.layout.names) & set(asked)]
+    layouts = [x for x in read if not set(x.names) & set(asked)]
     for group, own in _together(sites, [(set(x.names), x) for x in layouts], [n for n in sites if n not in asked]):
         if is_nested(own):
             continue

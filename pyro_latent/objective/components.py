@@ -8,7 +8,7 @@ the held one with the weights of the two added up, in every factor: it is that o
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -20,6 +20,7 @@ from ..expressions.axes import axis_labels
 from .blocks import BlockKey, Means, State
 from .discrete import DiscretePosterior
 from .factors import DiscreteFactor
+from .groups import connected
 from .posterior import responsibilities
 from .program import Program
 
@@ -134,7 +135,8 @@ def components_of(program: Program) -> list[Components]:
             choosing.setdefault(place, []).append((names, is_direct))
     sites = {site.name: site for site in program.discrete}
     found = []
-    for names in _joined([set().union(*(own for own, _ in chosen)) for chosen in choosing.values()]):
+    groups = [set().union(*(own for own, _ in chosen)) for chosen in choosing.values()]
+    for names in map(set, connected(dict.fromkeys(name for group in groups for name in group), groups)):
         own = tuple(name for name in sites if name in names)
         counts = {sites[name].cardinality for name in own}
         places = {place: chosen for place, chosen in choosing.items() if names & chosen[0][0]}
@@ -166,15 +168,6 @@ def _choices_of(factor: DiscreteFactor, is_prior: bool) -> Iterator[tuple[_Place
                     names, size = {x.names[label + ndim] for x in factor.layouts}, factor.shape[label + ndim]
                     is_direct = isinstance(axis, int) and dim < plates and moment.block.batch_shape[dim] == size
                     yield (moment.block.key, dim), names, is_direct
-
-
-def _joined(groups: Sequence[set[str]]) -> list[set[str]]:
-    """Sets that have no name in common, made of sets that may have."""
-    found: list[set[str]] = []
-    for group in groups:
-        apart = [other for other in found if not other & group]
-        found = [*apart, group.union(*(other for other in found if other & group))]
-    return found
 
 
 def _nothing(program: Program) -> str:

@@ -161,7 +161,7 @@ def _readers(recording: Recording) -> dict[str, list[tuple[ScoredSite, Term, Cho
     """By discrete site, the terms of other sites' densities that read it, and the choice by which they do."""
     found: dict[str, list[tuple[ScoredSite, Term, Choice]]] = {}
     for scored in recording.scored.values():
-        for term in scored.density.terms if scored.density is not None and not scored.density.opacity else ():
+        for term in scored.known_terms:
             for choice in term.choices:
                 if choice.site != scored.name:
                     found.setdefault(choice.site, []).append((scored, term, choice))

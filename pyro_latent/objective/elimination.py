@@ -51,7 +51,7 @@ class _Slot:
         """The sum of the factors of each step, ``[steps, starts]``, then ``ndim`` variables, then plates."""
         taken = buffers[self.buffer][self.place]
         taken = taken.unflatten(0, (-1, self.count)).sum(1) if self.count > 1 else taken
-        return laid(taken, self.where, range(ndim), lead=2)
+        return _laid(taken, self.where, ndim)
 
 
 class _Uses:
@@ -140,6 +140,29 @@ _MOST_WIDE = 2**24
 _FEW_ROUNDS = 32
 
 
+class _Work(NamedTuple):
+    """What the steps of an order cost: see :class:`Plan`; ``groups`` is the number of groups of steps."""
+
+    largest: int
+    work: int
+    numbers: int
+    total: int
+    groups: int
+
+    @staticmethod
+    def of(rounds: Sequence[Sequence[Sequence[Step]]]) -> _Work:
+        groups = [steps for each in rounds for steps in each]
+        sizes = [math.prod(steps[0].sizes) for steps in groups]
+        work = [len(steps) * size for steps, size in zip(groups, sizes, strict=True)]
+        numbers = [w * math.prod(steps[0].variable.plates.values()) for w, steps in zip(work, groups, strict=True)]
+        return _Work(max(sizes, default=1), sum(work), max(numbers, default=1), sum(numbers), len(groups))
+
+    @property
+    def seconds(self) -> float:
+        """About how long they take."""
+        return _GROUP_COST * self.groups + _NUMBER_COST * self.total
+
+
 class Plan:
     """The order in which variables are eliminated.
 
@@ -167,27 +190,18 @@ class Plan:
         device: torch.device,
         most: tuple[float, float] = (math.inf, math.inf),
     ) -> None:
-        self._variables = {v.name: v for v in variables}
-        rounds = Order(buffers, self._variables, is_wide=False).rounds
-        self._measure(rounds)
+        known = {v.name: v for v in variables}
+        rounds = Order(buffers, known, is_wide=False).rounds
+        work = _Work.of(rounds)
         if len(rounds) > _FEW_ROUNDS:
-            seconds = _GROUP_COST * sum(map(len, rounds)) + _NUMBER_COST * self.total
-            wide = Order(buffers, self._variables, is_wide=True).rounds
-            self._measure(wide)
-            fits = self.largest <= most[0] and self.work <= most[1] and self.total <= _MOST_WIDE
-            if fits and _GROUP_COST * sum(map(len, wide)) + _NUMBER_COST * self.total < seconds:
-                rounds = wide
-            self._measure(rounds)
+            wide = Order(buffers, known, is_wide=True).rounds
+            more = _Work.of(wide)
+            fits = more.largest <= most[0] and more.work <= most[1] and more.total <= _MOST_WIDE
+            if fits and more.seconds < work.seconds:
+                rounds, work = wide, more
+        self.largest, self.work, self.numbers, self.total, _ = work
         self._uses = _Uses(device)
         self.rounds = [_Round(groups, self._uses) for groups in rounds]
-
-    def _measure(self, rounds: Sequence[Sequence[Sequence[Step]]]) -> None:
-        self.largest, self.work, self.numbers, self.total = 1, 0, 1, 0
-        for steps in (steps for groups in rounds for steps in groups):
-            size = math.prod(steps[0].sizes)
-            numbers = len(steps) * size * math.prod(steps[0].variable.plates.values())
-            self.largest, self.work = max(self.largest, size), self.work + len(steps) * size
-            self.numbers, self.total = max(self.numbers, numbers), self.total + numbers
 
     def run(
         self,
@@ -222,14 +236,17 @@ class Plan:
         return total, magnitude
 
 
-def laid(tensor: Tensor, own: Sequence[Hashable], names: Sequence[Hashable], lead: int = 1) -> Tensor:
-    """A factor with a dimension for each of ``names``, in that order, after ``lead`` others."""
-    if tuple(own) == tuple(names):
+def _laid(tensor: Tensor, where: tuple[int, ...], ndim: int) -> Tensor:
+    """Factors ``[steps, starts] + variables + plates`` with ``ndim`` variables, of which theirs are at these places."""
+    if where == tuple(range(ndim)):
         return tensor
-    order = [own.index(n) + lead for n in names if n in own]
-    ordered = tensor.permute([*range(lead), *order, *range(lead + len(own), tensor.ndim)])
-    sizes = [tensor.shape[own.index(n) + lead] if n in own else 1 for n in names]
-    return ordered.reshape(*tensor.shape[:lead], *sizes, *tensor.shape[lead + len(own) :])
+    order = sorted(range(len(where)), key=where.__getitem__)
+    end = 2 + len(where)
+    ordered = tensor.permute(0, 1, *(2 + i for i in order), *range(end, tensor.ndim))
+    sizes = [1] * ndim
+    for i, place in enumerate(where):
+        sizes[place] = tensor.shape[2 + i]
+    return ordered.reshape(*tensor.shape[:2], *sizes, *tensor.shape[end:])
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -258,4 +275,4 @@ def _over(tensor: Tensor, plates: Mapping[int, int]) -> Tensor:
     return tensor.expand(shape)
 
 
-__all__ = ["Plan", "Table", "laid"]
+__all__ = ["Plan", "Table"]

@@ -10,7 +10,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,15 +31,8 @@ from .blocks import Block, Means, starts_of
 from .expectation import expect
 from .features import FactorTerm, Features
 from .layouts import Layout, Reading, same_element
-from .stacks import Stack
+from .stacks import Row, Stack
 from .summands import Summand, labels_of, sum_of
-
-
-class Row(NamedTuple):
-    """A site whose log density is a factor, and what it reads."""
-
-    site: str
-    layout: Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -249,4 +241,4 @@ def make_factor(stack: Stack, owners: Mapping[str, tuple[Block, int]], recording
         constants = [(t, tuple(rename.get(x, x) for x in c)) for t, c in constants]
         pieces.append(FactorTerm([(like.new_tensor(coefficient), ()), *constants], moments))
     shape = torch.Size((*(r.site.cardinality for r in layout.readings), *lead, *layout.sizes))
-    return DiscreteFactor(tuple(Row(*row) for row in stack.rows), shape, tuple(pieces), Features.of(pieces))
+    return DiscreteFactor(tuple(stack.rows), shape, tuple(pieces), Features.of(pieces))

@@ -21,6 +21,7 @@ from ..errors import ModelError
 from ..expressions.axes import axis_labels
 from ..recording import DiscreteSite
 from .elimination import Plan, Table
+from .groups import connected
 from .layouts import Cut, Layout, Reading, Sum, rows_first
 from .order import NotNestedError, Scope, Variable
 
@@ -103,16 +104,13 @@ class Joint:
         """
         assert self._cuts is not None
         scopes = [own for rows in self._cuts for cut in rows for alike in cut.names for own in alike]
-        group = {name: {name} for own in scopes for name in own}
-        for own in scopes:
-            merged = set().union(*(group[n] for n in own))
-            for name in merged:
-                group[name] = merged
+        names = dict.fromkeys(name for own in scopes for name in own)
+        group_of = {name: i for i, group in enumerate(connected(names, scopes)) for name in group}
         order: dict[int, dict[Any, int]] = {}  # by group, the turn of each of its variables
         found: list[Tensor] = []
         for place in itertools.product(*map(range, site.batch_shape)):
-            name = next(n for n in group if n[0] == site.name and _is_at(n[1:], place))
-            before = order.setdefault(id(group[name]), {})
+            name = next(n for n in names if n[0] == site.name and _is_at(n[1:], place))
+            before = order.setdefault(group_of[name], {})
             turn = before.setdefault(name, len(before))
             if turn == len(found):
                 found.append(torch.zeros(site.batch_shape, dtype=torch.bool, device=site.support.device))

@@ -111,7 +111,7 @@ class Order:
         for name in taken:
             del self._costs[name]
             step = self._step(name)
-            groups.setdefault(kind_of(step), []).append(step)
+            groups.setdefault(_kind_of(step), []).append(step)
         self._put_back([step for group in groups.values() for step in group])
         return list(groups.values())
 
@@ -178,7 +178,7 @@ def result_of(step: Step) -> Hashable:
     ), step.kept
 
 
-def kind_of(step: Step) -> Hashable:
+def _kind_of(step: Step) -> Hashable:
     """What steps have in common that are done at once."""
     scales = (step.variable.scale, step.outer)
     return (
@@ -218,7 +218,6 @@ __all__ = [
     "Scope",
     "Step",
     "Variable",
-    "kind_of",
     "relative_scale",
     "result_of",
     "same_scale",

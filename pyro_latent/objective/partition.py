@@ -74,9 +74,7 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
     owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived_variables(recording)}
     for name, scored in recording.scored.items():
-        density = scored.density
-        terms = density.terms if scored.error is None and density is not None and density.opacity is None else ()
-        for term in (part for whole in terms for part in whole.opened):
+        for term in (part for whole in scored.known_terms for part in whole.opened):
             while all(f.variable.root.site in owners for f in term.factors):
                 try:
                     expect(term, owners, name)

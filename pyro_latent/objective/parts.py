@@ -57,15 +57,21 @@ def rows_of(factor: DiscreteFactor, tensor: Tensor) -> Sequence[Tensor]:
 
 
 def first_readers(factors: Sequence[DiscreteFactor]) -> dict[tuple[int, int], dict[str, int]]:
-    """By factor and place among what it reads, the sites that no factor before reads, and the rows that read them."""
+    """By factor and place among what it reads, the sites that are read there first, in their own density if it reads
+    them, and the rows that do.
+    """
+    places = [
+        (row.site != name, i, place, name, number)
+        for i, factor in enumerate(factors)
+        for number, row in enumerate(factor.rows)
+        for place, name in enumerate(row.layout.names)
+    ]
     found: dict[tuple[int, int], dict[str, int]] = {}
     seen: set[str] = set()
-    for i, factor in enumerate(factors):
-        for row, layout in enumerate(factor.layouts):
-            for place, name in enumerate(layout.names):
-                if name not in seen:
-                    seen.add(name)
-                    found.setdefault((i, place), {})[name] = row
+    for _, i, place, name, number in sorted(places, key=lambda p: p[0]):
+        if name not in seen:
+            seen.add(name)
+            found.setdefault((i, place), {})[name] = number
     return found
 
 

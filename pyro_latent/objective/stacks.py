@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,6 +28,13 @@ from .summands import weights_of
 _SHARE = 8
 #: Scales of so many numbers are compared.
 _FEW = 1000
+
+
+class Row(NamedTuple):
+    """A site whose log density is a factor, and what it reads."""
+
+    site: str
+    layout: Layout
 
 
 @dataclass(frozen=True, eq=False)
@@ -72,9 +80,9 @@ class Stack:
         self.layout: Layout = repeats[0].part.layout
 
     @property
-    def rows(self) -> list[tuple[str, Layout]]:
-        """The site of each part, and what it reads."""
-        return [(r.part.site, r.part.layout) for r in self.repeats]
+    def rows(self) -> list[Row]:
+        """Those of all parts."""
+        return [Row(r.part.site, r.part.layout) for r in self.repeats]
 
     def together(self) -> tuple[list[Term], list[Constant]]:
         """The terms and weights of all parts, the constants along a place to the left of those of the layout."""
@@ -137,4 +145,4 @@ def _kind(term: Term, numbers: dict[Label, int]) -> Hashable:
     return constants, tuple(factors), tuple(named((c.label,)) for c in term.choices)
 
 
-__all__ = ["Repeat", "Stack", "stacks_of"]
+__all__ = ["Repeat", "Row", "Stack", "stacks_of"]

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..expressions import Expression
+from ..expressions.terms import Term
 from ..families import Family
 from ..families.finite import is_row
 
@@ -123,6 +124,11 @@ class ScoredSite:
     event_dim: int = 0
     parents: frozenset[str] = frozenset()
     is_bound: bool = False
+
+    @property
+    def known_terms(self) -> tuple[Term, ...]:
+        """The terms of its density; none where that has no rule, or an operation in it has none."""
+        return () if self.density is None or self.density.opacity else self.density.terms
 
 
 @dataclass(frozen=True, eq=False)
