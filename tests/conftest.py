@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,15 @@ def fresh_pyro() -> None:
     pyro.clear_param_store()
     pyro.set_rng_seed(0)
     pyro.enable_validation(True)
+
+
+@pytest.fixture
+def float64() -> Iterator[None]:
+    """Numbers in models are float64."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    yield
+    torch.set_default_dtype(before)
 
 
 @pytest.fixture

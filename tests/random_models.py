@@ -12,6 +12,7 @@ answer, as sentences. It uses the public interface of the library, and Pyro's ow
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import random
@@ -1134,3 +1135,27 @@ class Writer:
 def program(seed: int) -> RandomProgram:
     """The random program of a seed."""
     return Writer(seed).write()
+
+
+#: Makes the program of a seed.
+Maker = Callable[[int], RandomProgram]
+#: So many seeds are a test.
+CHUNK = 10
+
+
+@functools.cache
+def outcome(make: Maker, seed: int) -> Outcome:
+    """What becomes of the program of a seed."""
+    return check(make(seed))
+
+
+def assert_right(make: Maker, seeds: range) -> None:
+    """Every program is answered rightly, or refused with the library's own error."""
+    name, wrong = make.__name__, [seed for seed in seeds if outcome(make, seed).faults]
+    told = "\n\n".join("\n".join([f"{name}({s}):\n{make(s)}", *outcome(make, s).faults]) for s in wrong)
+    assert not wrong, f"{len(wrong)} of {len(seeds)} programs are answered wrongly, seeds {wrong}:\n\n{told}"
+
+
+def chunks(first: int, count: int) -> list[range]:
+    """The seeds by tens."""
+    return [range(start, start + CHUNK) for start in range(first, first + count, CHUNK)]

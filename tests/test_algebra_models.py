@@ -6,7 +6,7 @@ guide, scored by Pyro's own traces. Nothing of the recording enters the second n
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -26,12 +26,7 @@ KNOWN = torch.tensor([torch.nan, 1.0, torch.nan, 2.0], dtype=torch.float64)
 NORMAL, GAMMA = dist.Normal, dist.Gamma
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def location() -> torch.Tensor:

@@ -7,7 +7,7 @@ factor for each density, which is what the shortcuts stand for.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -35,13 +35,7 @@ LEVELS, RATES = numbers(-1.0, 0.5, 3.0), numbers(0.7, 2.0, 9.0)
 SYMBOLS = numbers([0.7, 0.1, 0.1, 0.1], [0.1, 0.4, 0.4, 0.1], [0.25, 0.25, 0.25, 0.25])
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 EMISSIONS: dict[str, Callable[[Tensor], Any]] = {

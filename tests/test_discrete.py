@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import time
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -32,14 +32,7 @@ ENUMERATED: Any = {"enumerate": "parallel"}
 sample = pyro.sample
 
 
-@pytest.fixture(autouse=True)
-def double() -> Iterator[None]:
-    """Numbers in models are float64."""
-    torch.set_default_dtype(torch.float64)
-    torch.manual_seed(0)
-    pyro.clear_param_store()
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def number(*values: float) -> Tensor:

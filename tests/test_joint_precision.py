@@ -6,7 +6,6 @@ import functools
 import itertools
 import math
 import re
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,6 +15,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 from pyro import poutine
+from test_joint_normal import GROUP, ITEM, SERIES, Model, X, Y, fitted, whole_and_by_pieces
 from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, Gibbs, check_updates
@@ -25,12 +25,6 @@ from pyro_latent.families import Natural
 from pyro_latent.families.joint_normal_gamma import GaussianGamma
 from pyro_latent.handlers import closed_form
 
-Model = Callable[..., None]
-X = torch.linspace(-2, 2, 30, dtype=torch.float64)[:, None] ** torch.tensor([1.0, 2.0, 3.0])
-Y = (X @ torch.tensor([1.0, -0.5, 0.2], dtype=torch.float64) + 3).sin() * 2
-GROUP = torch.arange(40) ** 2 % 6
-ITEM = torch.arange(40) ** 2 % 11 % 9
-SERIES = (torch.arange(40).double() / 3).sin() + torch.arange(40) % 3 / 5
 COVARIANCE = torch.tensor([[1.0, 0.3, 0.0], [0.3, 2.0, 0.1], [0.0, 0.1, 0.5]], dtype=torch.float64)
 A, B = 2.5, 1.5
 
@@ -177,11 +171,6 @@ def exact_of(name: str) -> Exact:
 def fit_of(name: str) -> tuple[AutoConjugate, list[float]]:
     case = CASES[name]
     return fitted(case.model, case.args, case.blocks)
-
-
-def fitted(model: Model, args: tuple[Any, ...], blocks: Any, **options: Any) -> tuple[AutoConjugate, list[float]]:
-    guide = AutoConjugate(model, blocks=blocks, **options)
-    return guide, [float(e) for e in CAVI(model, guide).run(*args).elbo]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -405,13 +394,7 @@ def parts(y: Tensor, group: Tensor, item: Tensor, places: Tensor) -> None:
 
 
 def test_pieces_say_what_all_of_the_data_says() -> None:
-    guide, elbo = fitted(parts, (SERIES, GROUP, ITEM, torch.arange(40)), "auto")
-    pieces = AutoConjugate(parts, blocks="auto")
-    cavi = CAVI(parts, pieces, memoised=True)
-    for _ in range(2):
-        for k in range(4):
-            last = cavi.step_piece(k, SERIES, GROUP, ITEM, torch.arange(10 * k, 10 * k + 10))
-    assert -last == pytest.approx(elbo[-1], abs=1e-9)
+    guide, pieces = whole_and_by_pieces(parts)
     torch.testing.assert_close(pieces.posterior()["b"].mean, guide.posterior()["b"].mean)
     torch.testing.assert_close(pieces.posterior()["tau"].rate, guide.posterior()["tau"].rate)
 

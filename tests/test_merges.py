@@ -21,12 +21,7 @@ from pyro_latent.models import gmm, lda
 LARGEST = 30
 
 
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def clusters(count: int, size: int = 1000, seed: int = 0) -> Tensor:

@@ -13,55 +13,39 @@ from random_models import (
     Outcome,
     RandomProgram,
     Table,
+    assert_right,
     check,
+    chunks,
     default_dtype,
     multinomials_without_writes,
+    outcome,
     program,
     tabulate,
 )
 
 from pyro_latent import CAVI, AutoConjugate, CAVIResult, PyroLatentError
 
-CHUNK = 10
 DEFAULT = 100
 SLOW = 5_100
 MOST_REFUSED = 0.25
 
 
-@functools.cache
-def outcome(seed: int) -> Outcome:
-    """What becomes of the program of a seed."""
-    return check(program(seed))
-
-
-def assert_right(seeds: range) -> None:
-    """Every program is answered rightly, or refused with the library's own error."""
-    wrong = [seed for seed in seeds if outcome(seed).faults]
-    told = "\n\n".join(f"program({seed}):\n{program(seed)}\n" + "\n".join(outcome(seed).faults) for seed in wrong)
-    assert not wrong, f"{len(wrong)} of {len(seeds)} programs are answered wrongly, seeds {wrong}:\n\n{told}"
-
-
-def chunks(first: int, count: int) -> list[range]:
-    """The seeds by tens."""
-    return [range(start, start + CHUNK) for start in range(first, first + count, CHUNK)]
-
-
 @pytest.mark.parametrize("seeds", chunks(0, DEFAULT), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_elbo_and_posterior_agree_with_pyro(seeds: range) -> None:
     """The ELBO is that of Pyro's traces, q(z) is exact, no sweep lowers it, and no change of a factor raises it."""
-    assert_right(seeds)
+    assert_right(program, seeds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", chunks(DEFAULT, SLOW), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_elbo_and_posterior_agree_with_pyro_on_many(seeds: range) -> None:
     """The same laws."""
-    assert_right(seeds)
+    assert_right(program, seeds)
 
 
 def test_few_programs_are_refused_and_each_by_name() -> None:
     """The library answers most of them; where it does not, the message names a site, a plate or an argument."""
-    refused = {seed: outcome(seed).refusal for seed in range(DEFAULT) if outcome(seed).refusal}
+    refused = {seed: outcome(program, seed).refusal for seed in range(DEFAULT) if outcome(program, seed).refusal}
     unnamed = {seed: str(error) for seed, error in refused.items() if not names_what_is_wrong(program(seed), error)}
     assert not unnamed
     assert len(refused) <= MOST_REFUSED * DEFAULT, [str(e)[:100] for e in refused.values()]

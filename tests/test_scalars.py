@@ -26,11 +26,7 @@ DATA = torch.tensor([1.3, -0.4, 2.1, 0.7, -1.6, 0.2, 3.0, -0.9], dtype=torch.flo
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 5.0, 2.0, 0.0, 7.0, 1.0], dtype=torch.float64)
 
 
-@pytest.fixture(autouse=True)
-def double():
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(torch.float32)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def fit(model, *args, guide=None, max_steps=500, **settings):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pyro
@@ -42,12 +42,7 @@ def by_logarithms(v: Tensor) -> Tensor:
     return torch.exp(rest + F.pad(v, (0, 1), value=1.0).log())
 
 
-@pytest.fixture(autouse=True)
-def in_float64() -> Iterator[None]:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 WRITTEN = [padded, joined, sliced, by_logarithms]

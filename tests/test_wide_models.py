@@ -6,31 +6,12 @@ import functools
 import re
 
 import pytest
-from random_models import Outcome, check
+from random_models import assert_right, chunks, outcome
 from wide_models import wide_program
 
-CHUNK = 10
 DEFAULT = 30
 SLOW = 960
 MOST_REFUSED = 0.25
-
-
-@functools.cache
-def outcome(seed: int) -> Outcome:
-    """What becomes of the program of a seed."""
-    return check(wide_program(seed))
-
-
-def assert_right(seeds: range) -> None:
-    """Every program is answered rightly, or refused with the library's own error."""
-    wrong = [seed for seed in seeds if outcome(seed).faults]
-    told = "\n\n".join("\n".join([f"wide_program({s}):\n{wide_program(s)}", *outcome(s).faults]) for s in wrong)
-    assert not wrong, f"{len(wrong)} of {len(seeds)} programs are answered wrongly, seeds {wrong}:\n\n{told}"
-
-
-def chunks(first: int, count: int) -> list[range]:
-    """The seeds by tens."""
-    return [range(start, start + CHUNK) for start in range(first, first + count, CHUNK)]
 
 
 @pytest.mark.parametrize("seeds", chunks(0, DEFAULT), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
@@ -38,18 +19,18 @@ def test_elbo_and_posterior_agree_with_pyro(seeds: range) -> None:
     """No sweep lowers the ELBO, no change of a factor raises it, and it is that of Pyro's traces, or, with auxiliary
     sites, below it.
     """
-    assert_right(seeds)
+    assert_right(wide_program, seeds)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("seeds", chunks(DEFAULT, SLOW), ids=lambda seeds: f"{seeds.start}-{seeds.stop - 1}")
 def test_elbo_and_posterior_agree_with_pyro_on_many(seeds: range) -> None:
     """The same laws."""
-    assert_right(seeds)
+    assert_right(wide_program, seeds)
 
 
 def test_few_programs_are_refused() -> None:
-    refused = [outcome(seed).refusal for seed in range(DEFAULT) if outcome(seed).refusal]
+    refused = [outcome(wide_program, seed).refusal for seed in range(DEFAULT) if outcome(wide_program, seed).refusal]
     assert len(refused) <= MOST_REFUSED * DEFAULT, [str(e)[:100] for e in refused]
 
 
