@@ -20,7 +20,7 @@ LARGEST, STARTS = 30, 5
 PRIORS = {"doc_topic_prior": 0.1, "topic_word_prior": 0.1}
 
 
-def clusters(count: int, size: int, seed: int) -> Tensor:
+def clusters(count: int, size: int = 1000, seed: int = 0) -> Tensor:
     """Points ``[size, 2]`` of clusters of several widths around points of a circle."""
     generator = torch.Generator().manual_seed(seed)
     angle = torch.arange(count) * 2 * torch.pi / count
@@ -40,14 +40,14 @@ def components(x: Tensor, weights: Tensor) -> None:
         pyro.sample("x", dist.Normal(mu[z], tau[z].rsqrt()).to_event(1), obs=x)
 
 
-def mixture(x: Tensor) -> None:
+def mixture(x: Tensor, k: int = LARGEST) -> None:
     """With weights of a Dirichlet."""
-    components(x, pyro.sample("weights", dist.Dirichlet(x.new_ones(LARGEST))))
+    components(x, pyro.sample("weights", dist.Dirichlet(x.new_ones(k))))
 
 
-def sticks(x: Tensor) -> None:
-    """With weights of broken sticks."""
-    with pyro.plate("sticks", LARGEST - 1):
+def sticks(x: Tensor, k: int = LARGEST) -> None:
+    """With weights of broken sticks: a Dirichlet process mixture as Pyro's tutorial has it."""
+    with pyro.plate("sticks", k - 1):
         v = pyro.sample("v", dist.Beta(x.new_tensor(1.0), 1.0))
     components(x, F.pad(v, (0, 1), value=1.0) * F.pad((1 - v).cumprod(-1), (1, 0), value=1.0))
 

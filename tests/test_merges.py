@@ -14,45 +14,12 @@ import torch.nn.functional as F
 from shared_models import batch_mixture, gaussian
 from torch import Tensor
 
+from benchmarks.merges import clusters, mixture, sticks
 from pyro_latent import CAVI, ArgumentError, AutoConjugate, ModelError, RobbinsMonro, handlers
 from pyro_latent.ascent import moves
 from pyro_latent.models import gmm, lda
 
-LARGEST = 30
-
-
 pytestmark = pytest.mark.usefixtures("float64")
-
-
-def clusters(count: int, size: int = 1000, seed: int = 0) -> Tensor:
-    """Points ``[size, 2]`` of clusters of several widths around points of a circle."""
-    generator = torch.Generator().manual_seed(seed)
-    angle = torch.arange(count) * 2 * torch.pi / count
-    centers = 8 * torch.stack([angle.cos(), angle.sin()], 1)
-    own = torch.randint(count, (size,), generator=generator)
-    widths = 0.4 + torch.rand(count, 1, generator=generator)
-    return centers[own] + widths[own] * torch.randn(size, 2, generator=generator)
-
-
-def components(x: Tensor, weights: Tensor) -> None:
-    """Normals of unknown mean and precisions, of given weights."""
-    with pyro.plate("components", weights.shape[-1]):
-        tau = pyro.sample("tau", dist.Gamma(torch.ones(2), 1.0).to_event(1))
-        mu = pyro.sample("mu", dist.Normal(torch.zeros(2), 10.0).to_event(1))
-    with pyro.plate("data", len(x)):
-        z = pyro.sample("z", dist.Categorical(weights))
-        pyro.sample("x", dist.Normal(mu[z], tau[z].rsqrt()).to_event(1), obs=x)
-
-
-def mixture(x: Tensor, k: int = LARGEST) -> None:
-    components(x, pyro.sample("weights", dist.Dirichlet(torch.ones(k))))
-
-
-def sticks(x: Tensor, k: int = LARGEST) -> None:
-    """A Dirichlet process mixture as Pyro's tutorial has it."""
-    with pyro.plate("sticks", k - 1):
-        v = pyro.sample("v", dist.Beta(1.0, torch.tensor(1.0)))
-    components(x, F.pad(v, (0, 1), value=1.0) * F.pad((1 - v).cumprod(-1), (1, 0), value=1.0))
 
 
 def masses_of(guide: AutoConjugate) -> Tensor:
