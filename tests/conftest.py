@@ -10,9 +10,19 @@ import numpy as np
 import pyro
 import pytest
 import torch
+from shared_models import registries_kept
 from torch import Tensor
 
+import pyro_latent.models.lda  # noqa: F401 (it registers a rule, which is there from the start for all)
+
 DATA = Path(__file__).parent.parent / "examples" / "data"
+
+
+@pytest.fixture(autouse=True)
+def own_registries() -> Iterator[None]:
+    """No test sees the rules and families that another registers."""
+    with registries_kept():
+        yield
 
 
 @pytest.fixture(autouse=True)

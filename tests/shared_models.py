@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,22 @@ import torch
 from references import problems
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
+
+from pyro_latent.families import FAMILIES, JOINT_FAMILIES
+from pyro_latent.rules import RULES
+
+
+@contextlib.contextmanager
+def registries_kept() -> Iterator[None]:
+    """What is registered inside is forgotten at the end."""
+    registries: tuple[dict[Any, Any], ...] = (RULES, FAMILIES, JOINT_FAMILIES)
+    kept = [(registry, dict(registry)) for registry in registries]
+    try:
+        yield
+    finally:
+        for registry, before in kept:
+            registry.clear()
+            registry.update(before)
 
 
 def gaussian(x: Tensor) -> None:

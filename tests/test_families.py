@@ -13,6 +13,7 @@ import pyro.distributions as dist
 import pytest
 import scipy.stats
 import torch
+from shared_models import registries_kept
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, distributions, families
@@ -116,11 +117,9 @@ def documented() -> dict[str, Any]:
     """What the page on new distributions defines for a joint block; its registration does not outlive the call."""
     page = Path(__file__).parent.parent / "docs" / "add-a-distribution.md"
     snippet = page.read_text(encoding="utf-8").split("## A joint block")[1].split("```python\n")[1].split("```")[0]
-    before = dict(families.JOINT_FAMILIES)
     names: dict[str, Any] = {}
-    exec(compile(snippet, str(page), "exec"), names)
-    families.JOINT_FAMILIES.clear()
-    families.JOINT_FAMILIES.update(before)
+    with registries_kept():
+        exec(compile(snippet, str(page), "exec"), names)
     return names
 
 
@@ -629,13 +628,6 @@ def test_inverse_dirichlet_mean_solves_its_equations(size: int) -> None:
 # The registry
 
 
-@pytest.fixture
-def registry(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Changes to the tables end with the test."""
-    monkeypatch.setattr(families, "FAMILIES", dict(families.FAMILIES))
-    monkeypatch.setattr(families, "JOINT_FAMILIES", dict(families.JOINT_FAMILIES))
-
-
 def test_every_family_has_a_distribution() -> None:
     registered = {type(family) for family in families.FAMILIES.values()}
     assert registered == {type(entry.family) for name, entry in CATALOGUE.items() if name != "documented"}
@@ -660,7 +652,6 @@ def test_family_of_looks_at_the_bases() -> None:
     assert family_of(dist.Cauchy) is None
 
 
-@pytest.mark.usefixtures("registry")
 def test_register_family_adds_and_replaces() -> None:
     class Other(families.Gamma):
         pass
@@ -675,7 +666,6 @@ def test_register_family_adds_and_replaces() -> None:
     assert families.JOINT_FAMILIES[dist.Normal, dist.Exponential] is joint
 
 
-@pytest.mark.usefixtures("registry")
 @pytest.mark.parametrize(
     ("distribution", "family", "message"),
     [

@@ -3,15 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
-
-import pyro_latent.models.lda  # noqa: F401 (it registers a rule, which must be there before a page is run)
-from pyro_latent.families import FAMILIES
-from pyro_latent.rules import RULES
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -23,17 +17,6 @@ def snippets(page: Path) -> list[tuple[int, str]]:
     """The snippets of a page, each with the line that it starts after."""
     text = page.read_text(encoding="utf-8")
     return [(text[: match.start()].count("\n") + 1, match[1]) for match in SNIPPET.finditer(text)]
-
-
-@pytest.fixture(autouse=True)
-def own_registries() -> Iterator[None]:
-    """What a page registers is forgotten afterwards."""
-    registries: tuple[dict[Any, Any], ...] = (RULES, FAMILIES)
-    kept = [(registry, dict(registry)) for registry in registries]
-    yield
-    for registry, before in kept:
-        registry.clear()
-        registry.update(before)
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
