@@ -682,3 +682,19 @@ def test_a_random_count_of_a_weight_is_refused() -> None:
 
     with pytest.raises(NotConjugateError, match=r"'y_weight'.*PolyaGamma"):
         fit(augmented(model))
+
+
+def test_a_masked_half_cauchy_is_flat_in_itself_and_not_in_its_precision() -> None:
+    """The evidence is the integral of s^−n exp(−½ Σ x² / s²) over s, and (2 π)^(−n/2)."""
+
+    def model() -> None:
+        with poutine.mask(mask=torch.tensor(False)):
+            s = pyro.sample("s", dist.HalfCauchy(1.0))
+        with pyro.plate("n", 8):
+            pyro.sample("y", dist.Normal(0.0, s), obs=X)
+
+    result = CAVI(model, AutoConjugate(model, reparam=True)).run()
+    half = 0.5 * (len(X) - 1)
+    evidence = math.lgamma(half) - half * math.log(0.5 * float((X**2).sum())) - math.log(2) - 4 * math.log(2 * math.pi)
+    assert result.elbo[-1] == pytest.approx(evidence, abs=1e-7)
+    assert result.augmented == ()

@@ -23,13 +23,15 @@ from ..rules import family_class
 class Site:
     """A sample site whose distribution is bare: without ``.mask``, ``.to_event`` and ``.expand``.
 
-    ``wrappers`` are those, the outermost first. ``value`` is None of a latent site.
+    ``wrappers`` are those, the outermost first. ``value`` is None of a latent site, and ``mask`` is that of the
+    handlers around it.
     """
 
     name: str
     fn: Any
     value: Tensor | None
     wrappers: tuple[Any, ...]
+    mask: Tensor | bool | None
 
     @staticmethod
     def of(msg: Any) -> Site:
@@ -38,7 +40,7 @@ class Site:
         while isinstance(fn, torch.distributions.Independent | dist.MaskedDistribution | dist.ExpandedDistribution):
             wrappers.append(fn)
             fn = fn.base_dist
-        return Site(msg["name"], fn, msg["value"], tuple(wrappers))
+        return Site(msg["name"], fn, msg["value"], tuple(wrappers), msg.get("mask"))
 
     def wrapped(self, fn: Any) -> Any:
         """A distribution of the bare one's batch shape, wrapped as the site's own is."""
@@ -59,6 +61,13 @@ class Site:
     @property
     def is_latent(self) -> bool:
         return self.value is None
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether a mask leaves out the density of some of its elements, or may, as one of latents."""
+        masks = [self.mask, *(w._mask for w in self.wrappers if isinstance(w, dist.MaskedDistribution))]
+        known = [mask is None or (type(mask) in (bool, Tensor) and bool(torch.as_tensor(mask).all())) for mask in masks]
+        return not all(known)
 
 
 class ConjugateReparam(Reparam):
@@ -105,7 +114,8 @@ class ConjugateReparam(Reparam):
 class MovedReparam(ConjugateReparam):
     """A reparameterizer of a latent site that becomes a function of an auxiliary one, which has the last suffix.
 
-    ``augment`` returns the distribution of that one.
+    ``augment`` returns the distribution of that one. A masked site stays as it is: what is flat in a function of a
+    value is not flat in the value.
 
     Attributes:
         transform: the function, which falls.
@@ -114,7 +124,7 @@ class MovedReparam(ConjugateReparam):
     transform: ClassVar[Any]
 
     def applies(self, site: Site) -> bool:
-        return site.is_latent
+        return site.is_latent and not site.is_masked
 
     def changes(self, msg: Any, site: Site) -> dict[str, Any]:
         value = self.transform(site.auxiliary(self.suffixes[-1], self.augment(site)))

@@ -15,7 +15,7 @@ class HalfCauchyReparam(MovedReparam):
     """s ~ HalfCauchy(a) is s = λ^(−1/2) with λ ~ Gamma(1/2, r) and r ~ Gamma(1/2, a⁻²)."""
 
     densities = (dist.HalfCauchy,)
-    condition = ", latent"
+    condition = ", latent and not masked"
     suffixes = ("rate", "precision")
     form = "the power −1/2 of a Gamma precision, whose rate is a Gamma"
     source = "Wand et al. (2011), result 5"
