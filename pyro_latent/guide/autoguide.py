@@ -7,7 +7,6 @@ itself records a call, samples, describes and saves.
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -27,19 +26,18 @@ from ..objective import (
     Init,
     Program,
     State,
-    compile_program,
     explain,
-    initial_state,
     posteriors,
     quantiles_of,
 )
-from ..recording import Recording, record
+from ..recording import record
 from ..reparam import Conjugate
 from .arguments import check_model, check_state, checked_init, joint_blocks, numbers, site_names
 from .augmented import Augmented, moved_value, transformed
-from .param_store import param_versions, write_params
+from .calls import Calls
+from .param_store import write_params
 from .sampling import Sampler
-from .state import PosteriorState, Prepared, RecordedCall, check_dtype, layout_of
+from .state import PosteriorState, Prepared, check_dtype
 from .terms import ElboTerms, elbo_terms_of
 
 
@@ -88,6 +86,9 @@ class AutoConjugate(AutoGuide):
     Source: mean-field coordinate ascent, Bishop (2006) §10.1; the updates are gradients, Hoffman et al. (2013) §2.
     """
 
+    #: Inside an enumeration the guide leaves out the discrete sites that the model marks.
+    leaves_out_marked = True
+
     def __init__(
         self,
         model: Callable[..., Any],
@@ -103,7 +104,8 @@ class AutoConjugate(AutoGuide):
         check_model(model)
         self.restarts = check_count("restarts", restarts)
         super().__init__(model)
-        self._joint = joint_blocks(blocks)
+        #: The blocks that are asked for.
+        self.joint = joint_blocks(blocks)
         self.init = checked_init(init)
         self.point = site_names("point", point)
         self.mean_field = site_names("mean_field", mean_field)
@@ -112,7 +114,8 @@ class AutoConjugate(AutoGuide):
         self.augmented = Augmented(model, reparam)
         #: What the guide keeps, and drivers move.
         self.posterior_state = PosteriorState(self)
-        self._reading: tuple[Any, Prepared] | None = None
+        #: What its calls work on.
+        self.calls = Calls(self)
 
     @property
     def state(self) -> State:
@@ -137,93 +140,7 @@ class AutoConjugate(AutoGuide):
             ModelError: if latents, families or global shapes are not those of the fitted guide.
             DataError: if the data's dtype or device are not.
         """
-        if predict:
-            return self._predicted(args, kwargs)
-        with self.augmented.advising(args, kwargs, self._joint):
-            return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
-
-    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:
-        """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
-        posterior, last = self.posterior_state, self.posterior_state.last()
-        if last is None or posterior.doubted or last.program.recording.redraws:
-            return None
-        if last.program.recording.rescaled != rescale or not last.call.matches(args, kwargs):
-            return None
-        return last._replace(state=posterior.with_params(last.program, last.state))
-
-    def _predicted(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
-        """What :meth:`prepare` gives a call that reads the posterior."""
-        posterior, last = self.posterior_state, self.posterior_state.last()
-        bare = not args and not kwargs
-        if bare and last is None:
-            posterior.require_data()
-            raise ModelError(
-                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
-                "Call guide(data) once."
-            )
-        if last is not None and bare and last.call.has_arguments:
-            found = last
-        elif last is None or (last.call.matches(args, kwargs) and not last.program.recording.is_subsample):
-            found = self.prepare(args, kwargs)
-            posterior.commit(found)
-        else:
-            found = self._looked_at(last.program, args, kwargs)
-        program, best = found.program, posterior.best
-        state = {key: n.map(lambda t: t[best : best + 1]) for key, n in found.state.items()}
-        if posterior.structured:  # which has no local blocks of its own: they are at their optimum given the globals
-            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
-        return found._replace(state=state)
-
-    def _looked_at(self, known: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
-        """Data that the guide is not fitted to, remembered for the next call."""
-        now = (self.posterior_state.revision, param_versions(known))
-        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
-            self._reading = (now, self._again(args, kwargs) or self._recorded(args, kwargs, predict=True))
-        found = self._reading[1]
-        if found.program.recording.redraws:
-            self._reading = None  # the next call sees another subsample
-        return found
-
-    def _recorded(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
-    ) -> Prepared:
-        """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
-        posterior, layout = self.posterior_state, self.posterior_state.layout
-        known = posterior.program
-        fitted = bool(layout) and (predict or not posterior.starts)
-        sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
-        recording = record(
-            self.augmented.model,
-            *args,
-            origins=posterior.origins if fitted else None,
-            point=self.point,
-            known=sites if fitted and predict else None,
-            rescale=rescale,
-            before=known.recording if known is not None and fitted and not predict else None,
-            check=self.check and not predict,
-            **kwargs,
-        )
-        unknown = [name for name in self.point if name not in recording.latents]
-        if unknown and not predict:
-            raise ModelError(
-                f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
-            )
-        restarts = 1 if predict else self.restarts
-        program = compile_program(recording, self._joint, self._mean_field_of(recording), restarts, posterior.pairs)
-        call = RecordedCall(self.model, args, kwargs)
-        if fitted:
-            state, layout = posterior.adopted(program, predict)
-            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
-        _warn_of_mean_field(program, self.mean_field)
-        state, starts = initial_state(program, self.init, self.restarts)
-        layout, origins = layout_of(program)
-        return Prepared(program, state, starts, layout, origins, call)
-
-    def _mean_field_of(self, recording: Recording) -> list[str]:
-        """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
-        blocks = [name for block in self.posterior_state.layout.get("blocks", []) for name in block]
-        found = [name for name in recording.discrete if name in blocks and name not in self.mean_field]
-        return [*self.mean_field, *found]
+        return self.calls.read(args, kwargs) if predict else self.calls.fit(args, kwargs, rescale)
 
     # Sampling.
 
@@ -315,8 +232,8 @@ class AutoConjugate(AutoGuide):
         known = self.posterior_state.program
         if args or kwargs or known is None:
             found = record(self.augmented.model, *args, point=self.point, **kwargs)
-            return explain(found, self._joint, self.mean_field)
-        return explain(known.recording, self._joint, self.mean_field)
+            return explain(found, self.joint, self.mean_field)
+        return explain(known.recording, self.joint, self.mean_field)
 
     def params(self) -> dict[str, Tensor]:
         """The current values by name of the model's parameters, constrained."""
@@ -348,7 +265,7 @@ class AutoConjugate(AutoGuide):
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not what was recorded, which is made anew at the next call."""
-        return self.__dict__ | {"master": None, "_reading": None}
+        return self.__dict__ | {"master": None}
 
     def get_extra_state(self) -> dict[str, Any]:
         """What names the buffers, in plain types: safe under ``weights_only=True``."""
@@ -376,18 +293,6 @@ class AutoConjugate(AutoGuide):
             own = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
             self.posterior_state.receive(extra["layout"], own)
         super()._load_from_state_dict(state_dict, prefix, *args)
-
-
-def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
-    """Say once what is an approximation beyond the blocks."""
-    names = [n for n in program.mean_field if n not in asked]
-    if names:
-        warnings.warn(
-            f"The elements of the discrete sites {names} are independent in the posterior (mean field): "
-            f"{program.mean_field[names[0]]}, more than is affordable. Write AutoConjugate(model, mean_field={names}) "
-            "to ask for it.",
-            stacklevel=2,
-        )
 
 
 __all__ = ["AutoConjugate", "ElboTerms"]

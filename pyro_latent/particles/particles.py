@@ -15,7 +15,6 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, ModelError
-from ..guide import AutoConjugate
 from .runs import SCORING_WAYS, WAYS, ProgramRunner, PyroProgram, Values, Way, name_of
 from .sites import Site, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target
@@ -155,7 +154,7 @@ def _complete(target: Target, guide: PyroProgram | None, ways: Sequence[Way] | N
     """A guide with all latents, but for marked ones that it leaves out."""
     name = name_of(guide)
     program = _nothing if guide is None else guide
-    if isinstance(guide, AutoConjugate):
+    if getattr(guide, "leaves_out_marked", False):
         program = without_marked(guide, target)
     with torch.no_grad():
         found = sample_sites(target.call.with_program(program).trace())

@@ -1,0 +1,151 @@
+"""The calls of a guide: what each works on, and whether the model has to be recorded for it."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+from ..errors import ModelError
+from ..objective import Init, Program, compile_program, initial_state
+from ..recording import Recording, record
+from .augmented import Augmented
+from .param_store import param_versions
+from .state import PosteriorState, Prepared, RecordedCall, layout_of
+
+
+class CalledGuide(Protocol):
+    """What the calls of a guide read of it; see :class:`~pyro_latent.AutoConjugate`."""
+
+    joint: tuple[tuple[str, ...], ...]
+    init: Init
+    restarts: int
+    point: tuple[str, ...]
+    mean_field: tuple[str, ...]
+    check: bool
+    augmented: Augmented
+    posterior_state: PosteriorState
+
+    @property
+    def model(self) -> Callable[..., Any]: ...
+
+
+class Calls:
+    """What the calls of a guide work on: the model is recorded only if a call would see something new.
+
+    Args:
+        guide: the guide.
+    """
+
+    def __init__(self, guide: CalledGuide) -> None:
+        self._guide = guide
+        self._reading: tuple[Any, Prepared] | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a copy keeps: not what was recorded, which is made anew at the next call."""
+        return self.__dict__ | {"_reading": None}
+
+    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared:
+        """What a call works on that fits the guide; ``rescale``: subsampled plates scale their sites to the whole."""
+        guide = self._guide
+        with guide.augmented.advising(args, kwargs, guide.joint):
+            return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
+
+    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """What a call works on that reads the best start of a guide, and leaves it; a bare call is the last one."""
+        posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
+        bare = not args and not kwargs
+        if bare and last is None:
+            posterior.require_data()
+            raise ModelError(
+                "Expected the model's arguments; got none, and the guide has not seen its data since it was loaded. "
+                "Call guide(data) once."
+            )
+        if last is not None and bare and last.call.has_arguments:
+            found = last
+        elif last is None or (last.call.matches(args, kwargs) and not last.program.recording.is_subsample):
+            found = self.fit(args, kwargs)
+            posterior.commit(found)
+        else:
+            found = self._looked_at(last.program, args, kwargs)
+        program, best = found.program, posterior.best
+        state = {key: n.map(lambda t: t[best : best + 1]) for key, n in found.state.items()}
+        if posterior.structured:  # which has no local blocks of its own: they are at their optimum given the globals
+            state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
+        return found._replace(state=state)
+
+    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:
+        """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
+        posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
+        if last is None or posterior.doubted or last.program.recording.redraws:
+            return None
+        if last.program.recording.rescaled != rescale or not last.call.matches(args, kwargs):
+            return None
+        return last._replace(state=posterior.with_params(last.program, last.state))
+
+    def _looked_at(self, known: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """Data that the guide is not fitted to, remembered for the next call."""
+        now = (self._guide.posterior_state.revision, param_versions(known))
+        if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
+            self._reading = (now, self._again(args, kwargs) or self._recorded(args, kwargs, predict=True))
+        found = self._reading[1]
+        if found.program.recording.redraws:
+            self._reading = None  # the next call sees another subsample
+        return found
+
+    def _recorded(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
+    ) -> Prepared:
+        """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
+        guide, posterior = self._guide, self._guide.posterior_state
+        layout = posterior.layout
+        known = posterior.program
+        fitted = bool(layout) and (predict or not posterior.starts)
+        sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
+        recording = record(
+            guide.augmented.model,
+            *args,
+            origins=posterior.origins if fitted else None,
+            point=guide.point,
+            known=sites if fitted and predict else None,
+            rescale=rescale,
+            before=known.recording if known is not None and fitted and not predict else None,
+            check=guide.check and not predict,
+            **kwargs,
+        )
+        unknown = [name for name in guide.point if name not in recording.latents]
+        if unknown and not predict:
+            raise ModelError(
+                f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
+            )
+        restarts = 1 if predict else guide.restarts
+        program = compile_program(recording, guide.joint, self._mean_field_of(recording), restarts, posterior.pairs)
+        call = RecordedCall(guide.model, args, kwargs)
+        if fitted:
+            state, layout = posterior.adopted(program, predict)
+            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
+        _warn_of_mean_field(program, guide.mean_field)
+        state, starts = initial_state(program, guide.init, guide.restarts)
+        layout, origins = layout_of(program)
+        return Prepared(program, state, starts, layout, origins, call)
+
+    def _mean_field_of(self, recording: Recording) -> list[str]:
+        """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""
+        blocks = [name for block in self._guide.posterior_state.layout.get("blocks", []) for name in block]
+        found = [name for name in recording.discrete if name in blocks and name not in self._guide.mean_field]
+        return [*self._guide.mean_field, *found]
+
+
+def _warn_of_mean_field(program: Program, asked: Sequence[str]) -> None:
+    """Say once what is an approximation beyond the blocks."""
+    names = [n for n in program.mean_field if n not in asked]
+    if names:
+        warnings.warn(
+            f"The elements of the discrete sites {names} are independent in the posterior (mean field): "
+            f"{program.mean_field[names[0]]}, more than is affordable. Write AutoConjugate(model, mean_field={names}) "
+            "to ask for it.",
+            stacklevel=2,
+        )
+
+
+__all__ = ["Calls"]
