@@ -532,6 +532,16 @@ def test_table_is_the_distribution(name):
         assert abs(float(own) - float(expected)) < 1e-9 * (1 + abs(float(expected)))
 
 
+def test_quantiles_of_a_table_are_roots_of_its_cdf_each_alone_and_all_together():
+    """Newton's steps stay at a root that they reach exactly."""
+    table = table_of(dist.Gamma(torch.tensor(7.0).double(), torch.tensor(4.0).double()))
+    levels = torch.linspace(0.001, 0.999, 400, dtype=torch.float64)
+    together = table.icdf(levels)
+    alone = torch.stack([table.icdf(level) for level in levels[::4]])
+    assert torch.allclose(table.cdf(together), levels, atol=1e-10)
+    assert torch.allclose(alone, together[::4], rtol=1e-10)
+
+
 def test_draws_of_a_table():
     torch.manual_seed(0)
     table = table_of(dist.Gamma(torch.tensor([2.0, 30.0]), 3.0))

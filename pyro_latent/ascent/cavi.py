@@ -158,7 +158,8 @@ class CAVI:
         except KeyboardInterrupt:  # at any line: what it remembers may be of a state that the guide does not have
             steps.forget_level()
             raise
-        posterior.commit(prepared, state, best=info.best, structured=steps.is_structured)
+        fit = posterior.fit.after(info.elbo, steps.is_exact)
+        posterior.commit(prepared, state, best=info.best, structured=steps.is_structured, fit=fit)
         self._revision = posterior.revision
         return info.elbo
 
@@ -391,6 +392,7 @@ class CAVI:
             posterior.collapse(posterior.best)
             self._revision = posterior.revision
         self.guide.write_params()
+        posterior.fit = posterior.fit._replace(converged=converged)
         return CAVIResult(values[:, best].clone(), converged, len(values), values[-1].clone(), *more)
 
 

@@ -18,9 +18,9 @@ from ..errors import ArgumentTypeError, ModelError, PyroLatentError
 from .batches import RandomState, generators_of, restore_state, state_of
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class CAVIResult:
-    """What :meth:`CAVI.run` reached.
+    """What :meth:`CAVI.run` reached; ``print`` says it in three lines.
 
     Attributes:
         elbo: the ELBO at the end of each sweep, in nats, as it was computed: 1-D, float64. It never falls by more than
@@ -46,6 +46,30 @@ class CAVIResult:
     dropped: Mapping[int, str] = field(default_factory=dict)
     augmented: tuple[str, ...] = ()
     moves: Mapping[str, int] = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        if not self.num_steps:
+            return f"{type(self).__name__}: no step was taken"
+        last = f", after {float(self.elbo[-2]):.6f} one step before" if self.num_steps > 1 else ""
+        lines = [
+            f"{type(self).__name__}: {'converged' if self.converged else 'not converged'} after {self.num_steps} steps",
+            f"ELBO {float(self.elbo[-1]):.6f} nats{last}",
+            self._starts_in_words(),
+        ]
+        return "\n".join(lines)
+
+    __repr__ = __str__
+
+    def _starts_in_words(self) -> str:
+        """The starts, moves and auxiliary sites."""
+        kept = self.restarts[self.restarts > -math.inf]
+        words = [f"{len(self.restarts)} start" + ("s" if len(self.restarts) > 1 else "")]
+        if len(kept) > 1:
+            words[0] += f", with an ELBO from {float(kept.min()):.6f} to {float(kept.max()):.6f}"
+        words += [f"{len(self.dropped)} dropped (result.dropped)"] if self.dropped else []
+        words += [f"moves: {', '.join(f'{n} {kind}' for kind, n in self.moves.items())}"] if self.moves else []
+        words += [f"with the auxiliary sites {', '.join(self.augmented)}"] if self.augmented else []
+        return "; ".join(words)
 
 
 class Progress:

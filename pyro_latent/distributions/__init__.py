@@ -4,13 +4,14 @@
 their precision, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
 of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of other
-densities, ``tabulated`` a scalar by a table of its log density, and ``transforms`` what a flow remembers of its last
-draw.
+densities, ``tabulated`` a scalar by a table of its log density, ``functions`` a function of such a one or of a Gamma,
+and ``transforms`` what a flow remembers of its last draw.
 """
 
 from __future__ import annotations
 
 from .elliptical import Elliptical
+from .functions import FunctionOfTabulated, PowerOfGamma
 from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Triangular, open_uniform
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .joint_normal import JointNormal
@@ -27,6 +28,7 @@ from .weights import InverseGaussian, PositiveNormal, Weight
 __all__ = [
     "Elliptical",
     "Erlang",
+    "FunctionOfTabulated",
     "Gompertz",
     "InverseCDF",
     "InverseGaussian",
@@ -41,6 +43,7 @@ __all__ = [
     "Panels",
     "PolyaGamma",
     "PositiveNormal",
+    "PowerOfGamma",
     "Rayleigh",
     "Tabulated",
     "Triangular",

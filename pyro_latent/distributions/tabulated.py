@@ -200,8 +200,10 @@ class Tabulated(TorchDistribution):
             excess = _polynomial(integral, place) - target
             low, high = torch.where(excess < 0, place, low), torch.where(excess < 0, high, place)
             newton = place - excess / _polynomial(density, place)
-            before, place = place, torch.where((low < newton) & (newton < high), newton, (low + high) / 2)
-            if bool(((excess.abs() <= 1e-13 * mass) | ((place - before).abs() < 1e-13)).all()):
+            before, there = place, excess.abs() <= 1e-13 * mass  # a root is an end of its bracket, and stays
+            place = torch.where((low < newton) & (newton < high), newton, (low + high) / 2)
+            place = torch.where(there, before, place)
+            if bool((there | ((place - before).abs() < 1e-13)).all()):
                 break
         left, right = (self._picked(end.double(), index) for end in (self.left, self.right))
         return (left + (right - left) * (place + 1) / 2).reshape(shape)

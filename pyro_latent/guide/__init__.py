@@ -2,6 +2,7 @@
 
 from .autoguide import AutoConjugate, ElboTerms
 from .sampling import Sampler, nodes_given
-from .state import PosteriorState, Prepared
+from .state import Fit, PosteriorState, Prepared
+from .summary import Summary
 
-__all__ = ["AutoConjugate", "ElboTerms", "PosteriorState", "Prepared", "Sampler", "nodes_given"]
+__all__ = ["AutoConjugate", "ElboTerms", "Fit", "PosteriorState", "Prepared", "Sampler", "Summary", "nodes_given"]

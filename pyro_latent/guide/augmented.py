@@ -7,12 +7,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
-import pyro.distributions as dist
+import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
+from torch.distributions.transforms import PowerTransform
 
-from ..errors import ArgumentTypeError, NotConjugateError
+from ..distributions.functions import function_of
+from ..errors import ArgumentTypeError, ModelError, NotConjugateError
 from ..objective import compile_program
 from ..recording import record
 from ..reparam import Conjugate, Site
@@ -41,6 +43,11 @@ class Augmented:
         self.model: Callable[..., Any] = model if config is None else poutine.reparam(model, config=config)
 
     @property
+    def is_used(self) -> bool:
+        """Whether auxiliary sites were asked for."""
+        return self._strategy is not None
+
+    @property
     def names(self) -> tuple[str, ...]:
         """The auxiliary sites of the runs so far."""
         return tuple(self._strategy.auxiliary) if self._strategy else ()
@@ -50,6 +57,33 @@ class Augmented:
         """By auxiliary site that one of the model is a function of, that one and the function."""
         moved = self._strategy.moved if self._strategy else {}
         return {source: (name, transform) for name, (source, transform) in moved.items()}
+
+    def stored(self) -> dict[str, Any]:
+        """The auxiliary sites of the runs so far, and which sites are powers of them, in plain types."""
+        if self._strategy is None:
+            return {}
+        powers = {
+            name: [source, float(transform.exponent)]
+            for name, (source, transform) in self._strategy.moved.items()
+            if isinstance(transform, PowerTransform)
+        }
+        return {"auxiliary": dict(self._strategy.auxiliary), "powers": powers}
+
+    def restore(self, stored: Mapping[str, Any]) -> None:
+        """Take on what :meth:`stored` gave.
+
+        Raises:
+            ModelError: if one model has auxiliary sites, and the other has none.
+        """
+        if bool(stored.get("auxiliary")) and self._strategy is None:
+            raise ModelError(
+                f"Expected the state of a guide without auxiliary sites; got one with {list(stored['auxiliary'])}. "
+                "Write AutoConjugate(model, reparam=True)."
+            )
+        if self._strategy is not None:
+            self._strategy.auxiliary |= stored.get("auxiliary", {})
+            for name, (source, power) in stored.get("powers", {}).items():
+                self._strategy.moved.setdefault(name, (source, PowerTransform(torch.tensor(power))))
 
     def own(self, found: Mapping[Any, Any], change: Callable[[Any, Any], Any]) -> dict[Any, Any]:
         """What there is of the model's own sites, from what there is by site or by block.
@@ -124,7 +158,7 @@ class _Shown(Messenger):
 def transformed(distribution: Any, transform: Any) -> Any:
     """The distribution of a function of a value, masked as that of the value is."""
     site = Site.of({"name": "", "fn": distribution, "value": None})
-    return site.wrapped(dist.TransformedDistribution(site.fn, [transform]))
+    return site.wrapped(function_of(site.fn, transform))
 
 
 def moved_value(value: Tensor, transform: Any) -> Tensor:

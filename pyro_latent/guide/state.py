@@ -17,7 +17,7 @@ from ..checkpoint import uninterrupted
 from ..errors import DataError, ModelError
 from ..families import FAMILIES, JOINT_FAMILIES, Natural
 from ..families.point import Point
-from ..objective import BlockKey, Program, State, fresh_blocks, padded
+from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, padded, stored_blocks
 from ..recording import Snapshot
 from .param_store import param_versions
 
@@ -54,6 +54,26 @@ class Prepared(NamedTuple):
     call: RecordedCall
 
 
+class Fit(NamedTuple):
+    """How far a guide was fitted.
+
+    ``steps``: how many steps moved it; None of a guide from a file that does not say. ``elbo``: the ELBO that the last
+    one ended at, in nats; None once something else has moved the guide since. ``is_exact``: whether that is exact, and
+    not the estimate from a minibatch or by draws. ``converged``: what the last run says; None where none has ended.
+    ``starts``: how many starts there were, of which the best is kept.
+    """
+
+    steps: int | None = 0
+    elbo: float | None = None
+    is_exact: bool = True
+    converged: bool | None = None
+    starts: int = 1
+
+    def after(self, elbo: Sequence[float], is_exact: bool) -> Fit:
+        """That after one more step, with the ELBO of each start."""
+        return Fit((self.steps or 0) + 1, max(elbo), is_exact, None, max(len(elbo), self.starts))
+
+
 class PosteriorState:
     """The natural parameters of a guide, and the recorded call that they were fitted to.
 
@@ -66,6 +86,7 @@ class PosteriorState:
             plates...]``, until it is done.
         best: the start that the posterior is read from.
         structured: whether q is q(β) q(z | β), the sites of a data plate given a draw of the others.
+        fit: how far the guide was fitted.
         revision: a number that changes with the natural parameters.
         doubted: whether the next step records the model anew; drivers set it at the start of a run, for a model may
             read what no :class:`~pyro_latent.recording.Snapshot` sees.
@@ -80,6 +101,7 @@ class PosteriorState:
         self.starts: dict[str, Tensor] = {}
         self.best = 0
         self.structured = False
+        self.fit = Fit()
         self.revision = 0
         self.doubted = False
         self._params_seen: dict[str, tuple[int, int]] = {}
@@ -118,6 +140,24 @@ class PosteriorState:
             k: pairs for k, pairs in zip(self.keys, self.layout.get("pairs", ()), strict=False) if pairs is not None
         }
 
+    @property
+    def blocks(self) -> dict[BlockKey, Block]:
+        """The blocks: those of the recorded model, or, before a loaded guide has seen data, what its file tells."""
+        if self.program is not None:
+            return self.program.blocks
+        found: dict[BlockKey, Block] = {}
+        stored, pairs = self.layout.get("factors", ()), self.layout.get("pairs", ())
+        for key, one, own in zip(self.keys, stored, pairs, strict=False):
+            block = block_of(one, self.origins, own, next(iter(self.naturals[key].values())))
+            found |= {} if block is None else {key: block}
+        return found
+
+    def is_local(self, key: BlockKey) -> bool:
+        """Whether a block belongs to the data at hand."""
+        if self.program is not None:
+            return self.program.is_local(key)
+        return bool(self.layout["factors"][self.keys.index(key)]["local"])
+
     def store(self, state: State) -> None:
         """Replace the natural parameters."""
         for i, key in enumerate(self.keys):
@@ -125,13 +165,15 @@ class PosteriorState:
                 self._module.register_buffer(f"natural_{i}_{name}", tensor.detach())
         self.revision += 1
         self.starts = {}
+        self.fit = self.fit._replace(elbo=None, converged=None)
 
     def collapse(self, start: int) -> None:
         """Drop all starts but one."""
-        kept = {key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.naturals.items()}
+        kept, fit = {key: n.map(lambda t: t[start : start + 1].clone()) for key, n in self.naturals.items()}, self.fit
         with uninterrupted():
             self.best = 0
             self.store(kept)
+            self.fit = fit
 
     def last(self) -> Prepared | None:
         """The last call as it stands, if there was one."""
@@ -140,14 +182,20 @@ class PosteriorState:
         return Prepared(self.program, self.naturals, self.starts, self.layout, self.origins, self.call)
 
     def commit(
-        self, prepared: Prepared, state: State | None = None, *, best: int = 0, structured: bool = False
+        self,
+        prepared: Prepared,
+        state: State | None = None,
+        *,
+        best: int = 0,
+        structured: bool = False,
+        fit: Fit | None = None,
     ) -> Program:
         """Take on a prepared call; its program is returned.
 
         Args:
             prepared: the call.
-            state, best, structured: what a driver has reached by it, once a step has succeeded. Without a state, the
-                guide takes on what the recording made of its own, if that has changed.
+            state, best, structured, fit: what a driver has reached by it, once a step has succeeded. Without a state,
+                the guide takes on what the recording made of its own, if that has changed.
         """
         program = prepared.program
         if state is not None:
@@ -162,6 +210,7 @@ class PosteriorState:
                     self._module.register_buffer(f"origin_{i}", origin)
             self.store(prepared.state if state is None else state)
             self.starts = prepared.starts if state is None else {}
+            self.fit = fit or self.fit
             self.doubted = False
             self.note_params(program)
         return program
@@ -191,7 +240,8 @@ class PosteriorState:
             asked = [k for k in program.blocks if program.is_shared(k)]
             _check_told(program, [k for k in asked if program.blocks[k].joint_normal or k not in local])
             state = program.settled(state, local)
-        return state, {**self.layout, "shapes": shapes, "pairs": _pairs_of(program)}
+        changes = {"shapes": shapes, "pairs": _pairs_of(program), "factors": stored_blocks(program)}
+        return state, {**self.layout, **changes}
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())
@@ -278,6 +328,7 @@ def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "families": [b.family.name for b in blocks],
         "shapes": [[list(s.shape) for s in b.sites] for b in blocks],
         "pairs": _pairs_of(program),
+        "factors": stored_blocks(program),
         "statistics": [list(b.family.statistics) for b in blocks],
         "discrete": {s.name: s.cardinality for s in program.discrete},
         "origins": list(origins),
@@ -340,4 +391,4 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
 
 
-__all__ = ["PosteriorState", "Prepared", "RecordedCall", "check_dtype", "layout_of"]
+__all__ = ["Fit", "PosteriorState", "Prepared", "RecordedCall", "check_dtype", "layout_of"]

@@ -19,11 +19,13 @@ from .posterior import (
     posteriors,
     probabilities_of,
     quantiles_of,
+    quantiles_of_block,
     responsibilities,
     shaped,
 )
 from .program import Bound, Program, taken
 from .starts import Init, fresh_blocks, initial_state
+from .stored import block_of, stored_blocks
 from .summands import Summand
 from .summaries import Summary, summarize
 
@@ -45,6 +47,7 @@ __all__ = [
     "Summary",
     "Table",
     "as_probabilities",
+    "block_of",
     "compile_program",
     "components_of",
     "conditional_probabilities",
@@ -61,9 +64,11 @@ __all__ = [
     "posteriors",
     "probabilities_of",
     "quantiles_of",
+    "quantiles_of_block",
     "responsibilities",
     "shaped",
     "starts_of",
+    "stored_blocks",
     "summarize",
     "taken",
 ]

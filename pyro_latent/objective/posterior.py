@@ -268,18 +268,21 @@ def posteriors(program: Program, state: State, start: int = 0, with_discrete: bo
 
 def quantiles_of(program: Program, state: State, levels: Sequence[float]) -> dict[str, Tensor]:
     """The elementwise quantiles of each site that is no parameter, in a state of one start, ``[levels] + shape``."""
-    found: dict[str, list[Tensor]] = {}
+    found: dict[str, Tensor] = {}
     for key, block in program.blocks.items():
         if not block.is_param:
-            params = block.params(state[key].map(lambda t: t[0]))
-            by_level = [block.family.quantiles(params, level) for level in levels]
-            for i, site in enumerate(block.sites):
-                found[site.name] = [q[i].reshape(site.shape) for q in by_level]
+            found |= quantiles_of_block(block, block.params(state[key].map(lambda t: t[0])), levels)
     probs = responsibilities(program, program.means(state), program.discrete) if program.discrete else {}
     for discrete in program.discrete:
         family, own = Finite(discrete.distribution, discrete.support), {"probs": probs[discrete.name][0]}
-        found[discrete.name] = [family.quantiles(own, level)[0] for level in levels]
-    return {name: torch.stack(each) for name, each in found.items()}
+        found[discrete.name] = torch.stack([family.quantiles(own, level)[0] for level in levels])
+    return found
+
+
+def quantiles_of_block(block: Block, params: Params, levels: Sequence[float]) -> dict[str, Tensor]:
+    """The elementwise quantiles of each site of a block, ``[levels] + shape``."""
+    by_level = [block.family.quantiles(params, level) for level in levels]
+    return {s.name: torch.stack([q[i].reshape(s.shape) for q in by_level]) for i, s in enumerate(block.sites)}
 
 
 def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice: str = "") -> Natural:
@@ -320,9 +323,7 @@ def _tabulated(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     Raises:
         ModelError: if it has another shape.
     """
-    (site,) = block.sites
-    extra = len(distribution.event_shape)
-    base = distribution
+    (site,), extra, base = block.sites, len(distribution.event_shape), distribution
     while hasattr(base, "base_dist") and isinstance(base, dist.Independent | torch.distributions.Independent):
         base = base.base_dist
     try:
@@ -392,6 +393,7 @@ __all__ = [
     "posteriors",
     "probabilities_of",
     "quantiles_of",
+    "quantiles_of_block",
     "responsibilities",
     "shaped",
 ]

@@ -154,7 +154,7 @@ def _complete(target: Target, guide: PyroProgram | None, ways: Sequence[Way] | N
     """A guide with all latents, but for marked ones that it leaves out."""
     name = name_of(guide)
     program = _nothing if guide is None else guide
-    if getattr(guide, "leaves_out_marked", False):
+    if guide is not None and getattr(guide, "leaves_out_marked", False):
         program = without_marked(guide, target)
     with torch.no_grad():
         found = sample_sites(target.call.with_program(program).trace())
