@@ -36,6 +36,7 @@ from . import (
     normal_gamma,
     originals,
     scalars,
+    scikit_learn,
     stochastic,
     vae,
     vae_quality,
@@ -55,6 +56,7 @@ BENCHMARKS: dict[str, Callable[[], str]] = {
     "load": load.run,
     "originals": originals.run,
     "scalars": scalars.run,
+    "scikit-learn": scikit_learn.run,
     "stochastic": stochastic.run,
     "vae": vae.run,
 }

@@ -65,6 +65,7 @@ MODULES = (
     "pyro_latent.plotting",
     "pyro_latent.checkpoint",
     "pyro_latent.models",
+    "pyro_latent.models.estimators",
 )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ast
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
@@ -37,6 +37,8 @@ MODELS_SEE = {
 }
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
 FRONTS = {"front", "training"}
+#: Packages of ``models`` all of whose modules do so.
+FRONT_PACKAGES = {"estimators"}
 
 SKIPPED_DIRECTORIES = {"build", "dist", "demo-output", "bench-output", "_build", "__pycache__"}
 TEXT_SUFFIXES = {".cfg", ".csv", ".ipynb", ".json", ".md", ".py", ".rst", ".toml", ".txt", ".yaml", ".yml", ""}
@@ -44,10 +46,11 @@ PATHS_OF_ONE_MACHINE = re.compile(r"(?<![\w.~])/(?:work|root|home|opt|tmp/venv)/
 REGISTRY_HOSTS = re.compile(r"pypi\.org|pythonhosted\.org|download\.pytorch\.org|index-url|find-links")
 
 
-def visible_from(layer: str, name: str) -> set[str]:
-    """The layers that a module of ``layer`` may import from."""
+def visible_from(layer: str, parts: Sequence[str]) -> set[str]:
+    """The layers that the module at these parts of a path, of ``layer``, may import from."""
     if layer == "models":
-        return {"models"}.union(*LAYERS) if name in FRONTS else MODELS_SEE
+        is_front = parts[-1] in FRONTS or not FRONT_PACKAGES.isdisjoint(parts)
+        return {"models"}.union(*LAYERS) if is_front else MODELS_SEE
     depth = next(depth for depth, names in enumerate(LAYERS) if layer in names)
     return set().union(*LAYERS[: depth + 1])
 
@@ -82,8 +85,8 @@ def violations(root: Path) -> Iterator[str]:
                 yield f"{shown}: expected a module of a layer; got {layer!r}, which LAYERS does not place"
                 continue
             for line, target, name in imported_layers(path, parts[:-1]):
-                if target not in visible_from(layer, path.stem):
-                    allowed = ", ".join(sorted(visible_from(layer, path.stem)))
+                if target not in visible_from(layer, parts):
+                    allowed = ", ".join(sorted(visible_from(layer, parts)))
                     yield f"{shown}:{line}: {layer} imports {name}; it may import only from {allowed}"
 
 
@@ -135,6 +138,7 @@ def test_an_import_from_below_is_found_and_named(tmp_path: Path, file: str, sour
         ("pyro_latent/arviz.py", "import arviz\nfrom . import criticism, families"),
         ("models/gmm.py", "from pyro_latent import handlers\nfrom .base import prior"),
         ("models/lda/front.py", "from pyro_latent.ascent import CAVI"),
+        ("models/estimators/base.py", "from pyro_latent.ascent import CAVI"),
     ],
 )
 def test_an_import_from_above_or_beside_is_allowed(tmp_path: Path, file: str, source: str) -> None:

@@ -1,4 +1,4 @@
-"""A mixture of K Gaussians: Bayesian (``model``, full or diagonal), or by maximum likelihood (``ml_model``).
+"""A mixture of K Gaussians: Bayesian (``model``, ``process_model``), or by maximum likelihood (``ml_model``).
 
     weights ~ Dirichlet(a_0),  precision_k ~ Wishart(v_0, W_0),  mean_k | precision_k ~ N(m_0, (k_0 precision_k)⁻¹)
     component_n ~ Categorical(weights),  x_n ~ N(mean_k, precision_k⁻¹) for k = component_n
@@ -13,6 +13,8 @@ for D = 1.)
 The posterior is approximated by q(component) q(weights) q(mean, precision), the last factor Normal-Wishart, or
 Normal-Gamma where covariances are diagonal.
 
+``process_model`` is the same with the weights of a Dirichlet process, broken sticks, in place of the Dirichlet.
+
 The maximum-likelihood form has parameters instead of priors, and covariances that may also be shared (tied) or one
 number each (spherical): EM on it is the textbook's, and scikit-learn's ``GaussianMixture``.
 
@@ -21,9 +23,10 @@ Source: [4] (29)-(44) for the mixture and EM, (75) and (89) for the updates; Bis
 
 from .bayesian import full_guide, guide, model, update_component, update_mean_precision, update_weights, updates
 from .likelihood import ml_guide, ml_model, ml_start
-from .predictive import predictive
+from .predictive import predictive, process_predictive
 from .priors import Covariance as Covariance
 from .priors import default_priors
+from .process import process_model
 from .starts import initial_responsibilities
 
 __all__ = [
@@ -36,6 +39,8 @@ __all__ = [
     "ml_start",
     "model",
     "predictive",
+    "process_model",
+    "process_predictive",
     "update_component",
     "update_mean_precision",
     "update_weights",

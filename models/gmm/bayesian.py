@@ -6,14 +6,12 @@ Source: [4] (29)-(35), (75), (89); Bishop 2006 §10.2.
 from __future__ import annotations
 
 import functools
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro.ops.indexing import Vindex
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -21,6 +19,7 @@ from pyro_latent.distributions import NormalGamma, NormalWishart
 from pyro_latent.models.arguments import Guided, expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
+from .densities import expected_log_density, inverse, normal, normal_of_component, sample_components
 from .priors import Covariance, Prior, Priors, check, complete_priors
 from .starts import initial_responsibilities, weighted_means
 
@@ -74,37 +73,11 @@ def model(
         covariance_prior=covariance_prior,
     )
     weights = pyro.sample("weights", dist.Dirichlet(priors.weight_concentration))
-    with pyro.plate("components", num_components):
-        precision = pyro.sample("precision", _prior_of_precision(priors, covariance))
-        mean = pyro.sample("mean", _normal(priors.mean, priors.mean_precision * precision, covariance))
+    mean, precision = sample_components(priors, covariance)
     with pyro.plate("data", len(data)):
         with Guided("Write gmm.full_guide for gmm.guide, or TraceEnum_ELBO for Trace_ELBO."):
             component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
-        loc = _of_component(mean, component, 1)
-        chosen = _of_component(precision, component, 2 if covariance == "full" else 1)
-        pyro.sample("obs", _normal(loc, chosen, covariance), obs=data)
-
-
-def _prior_of_precision(priors: Priors, covariance: Covariance) -> dist.TorchDistribution:
-    if covariance == "full":
-        return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=_inverse(priors.covariance))
-    return dist.Gamma(priors.degrees_of_freedom / 2, priors.covariance / 2).to_event(1)
-
-
-def _normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> dist.TorchDistribution:
-    """A normal of event shape ``[D]``, whose precision is ``[..., D, D]`` (full) or ``[..., D]``."""
-    if covariance == "full":
-        return dist.MultivariateNormal(loc, precision_matrix=precision)
-    return dist.Normal(loc, precision.rsqrt()).to_event(1)
-
-
-def _of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
-    """Each point's ``parameter[component]``, also where particles of ``Trace_ELBO`` add dimensions on the left.
-
-    ``parameter`` is ``[..., K] + event``. The new dimension stands for the plate of points.
-    """
-    batched = parameter.unsqueeze(-2 - event_dim)
-    return Vindex(batched)[(..., component, *[slice(None)] * event_dim)]
+        pyro.sample("obs", normal_of_component(mean, precision, component, covariance), obs=data)
 
 
 def update_component(
@@ -130,39 +103,8 @@ def update_component(
     Source: [4] (75), Bishop 2006 (10.46)-(10.49), (10.64)-(10.66).
     """
     check(data, num_components, covariance)
-    expected_log_density = _expected_log_density_full if covariance == "full" else _expected_log_density_diagonal
     logits = expected_log(q["weights"]) + expected_log_density(data, q[("mean", "precision")])
     return dist.Categorical(probs=logits.softmax(-1))
-
-
-def _expected_log_density_full(data: Tensor, block: NormalWishart) -> Tensor:
-    """E log N(x_n | mean_k, precision_k⁻¹) under a Normal-Wishart, shape ``[N, K]``."""
-    dim = data.shape[-1]
-    tril = torch.linalg.cholesky(block.covariance_matrix)
-    halves = (block.df.unsqueeze(-1) - torch.arange(dim, dtype=data.dtype, device=data.device)) / 2
-    expected_log_det = (
-        torch.digamma(halves).sum(-1) + dim * math.log(2) + 2 * tril.diagonal(dim1=-2, dim2=-1).log().sum(-1)
-    )
-    squares = torch.stack(
-        [((data - loc) @ factor).square().sum(-1) for loc, factor in zip(block.loc, tril, strict=True)], -1
-    )
-    expected_square = dim / block.precision_scaling + block.df * squares
-    return (expected_log_det - dim * math.log(2 * math.pi) - expected_square) / 2
-
-
-def _expected_log_density_diagonal(data: Tensor, block: NormalGamma) -> Tensor:
-    """Σ_d E log N(x_nd | mean_kd, 1 / precision_kd) under Normal-Gammas, shape ``[N, K]``."""
-    expected_log_precision = torch.digamma(block.concentration) - block.rate.log()
-    expected_precision = block.concentration / block.rate
-    squares = torch.stack(
-        [
-            ((data - loc).square() * precision).sum(-1)
-            for loc, precision in zip(block.loc, expected_precision, strict=True)
-        ],
-        -1,
-    )
-    constant = (expected_log_precision - math.log(2 * math.pi) - 1 / block.precision_scaling).sum(-1)
-    return (constant - squares) / 2
 
 
 def update_weights(
@@ -234,7 +176,7 @@ def _normal_wishart(data: Tensor, responsibilities: Tensor, prior: Priors) -> No
     loc = prior.mean + (counts / scaling).unsqueeze(-1) * deviation
     shrinkage = prior.mean_precision * counts / scaling
     between = shrinkage[:, None, None] * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
-    scale_matrix = _inverse(prior.covariance + scatter + between)
+    scale_matrix = inverse(prior.covariance + scatter + between)
     return NormalWishart(loc, scaling, prior.degrees_of_freedom + counts, scale_matrix)
 
 
@@ -254,12 +196,6 @@ def _scaled_responsibilities(q: Mapping[Any, Any], data: Tensor, num_components:
     probs = probabilities(q["component"], num_components, data)
     scale = torch.as_tensor(relative_scale(q, "component", own), dtype=probs.dtype)
     return probs * scale.to(probs.device).unsqueeze(-1)
-
-
-def _inverse(matrix: Tensor) -> Tensor:
-    """Inverse of positive definite matrices ``[..., D, D]``, symmetric to the last bit."""
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(matrix))
-    return (inverse + inverse.mT) / 2
 
 
 updates: dict[str | tuple[str, str], Callable[..., Any]] = {
@@ -308,10 +244,10 @@ def guide(
     with pyro.plate("components", num_components):
         if covariance == "full":
             precision = pyro.sample("precision", _wishart(start, data.shape[-1]))
-            pyro.sample("mean", _normal(loc, scaling[:, None, None] * precision, covariance))
+            pyro.sample("mean", normal(loc, scaling[:, None, None] * precision, covariance))
         else:
             precision = pyro.sample("precision", _gammas(start))
-            pyro.sample("mean", _normal(loc, scaling.unsqueeze(-1) * precision, covariance))
+            pyro.sample("mean", normal(loc, scaling.unsqueeze(-1) * precision, covariance))
 
 
 def full_guide(

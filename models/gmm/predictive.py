@@ -7,9 +7,14 @@ from typing import Any
 
 import pyro.distributions as dist
 import torch
+from torch import Tensor
 
 from pyro_latent.distributions import NormalGamma, NormalWishart
 from pyro_latent.errors import ArgumentTypeError
+
+from .densities import inverse
+from .priors import Covariance, Prior, Priors, complete_priors
+from .process import mean_stick_weights
 
 
 def predictive(q: Mapping[Any, Any]) -> dist.MixtureSameFamily:
@@ -27,20 +32,64 @@ def predictive(q: Mapping[Any, Any]) -> dist.MixtureSameFamily:
 
     Source: Bishop 2006 (10.78)-(10.82); by dimension, with diagonal covariances, Murphy 2007 (97).
     """
-    block = q.get(("mean", "precision")) if isinstance(q, Mapping) and "weights" in q else None
-    component: Any
-    if isinstance(block, NormalWishart):
-        df = block.df + 1 - block.loc.shape[-1]
-        spread = (1 + block.precision_scaling) / (block.precision_scaling * df)
-        factor = torch.linalg.cholesky(block.covariance_matrix.inverse())
-        component = dist.MultivariateStudentT(df, block.loc, spread.sqrt()[..., None, None] * factor)
-    elif isinstance(block, NormalGamma):
-        spread = block.rate * (1 + block.precision_scaling) / (block.concentration * block.precision_scaling)
-        component = dist.StudentT(2 * block.concentration, block.loc, spread.sqrt()).to_event(1)
-    else:
+    return dist.MixtureSameFamily(dist.Categorical(_weights(q, "weights").mean), _student(q["mean", "precision"]))
+
+
+def process_predictive(
+    q: Mapping[Any, Any], data: Tensor, num_components: int, *, covariance: Covariance = "full", **priors: Prior
+) -> dist.MixtureSameFamily:
+    """The density of a new point under a Dirichlet process mixture: a mixture of K + 1 Student's t.
+
+    The last of them is for the components beyond the first K, which only the prior speaks of.
+
+    Args:
+        q: the posterior by block, ``guide.posterior(joint=True)``; ``q["stick"]`` and ``q["mean", "precision"]`` are
+            read.
+        data, num_components, covariance, priors: the arguments of
+            :func:`~pyro_latent.models.gmm.process_model`.
+
+    Returns:
+        A distribution of points, event shape ``[D]``, to score (``log_prob``) and to draw from (``sample``).
+
+    Raises:
+        ArgumentTypeError: if mean and precision are not in one block, where the average is no known density.
+
+    Source: Blei and Jordan 2006, §3.2, with the rest of the process kept.
+    """
+    weights = mean_stick_weights(_weights(q, "stick"))
+    block = q["mean", "precision"]
+    new = prior_block(complete_priors(data, num_components, covariance, **priors), covariance)
+    parts = {name: torch.cat([getattr(block, name), getattr(new, name)]) for name in block.arg_constraints}
+    return dist.MixtureSameFamily(dist.Categorical(weights), _student(type(block)(**parts)))
+
+
+def prior_block(priors: Priors, covariance: Covariance) -> NormalWishart | NormalGamma:
+    """The prior of the mean and the precision of one component, of batch shape ``[1]`` (full) or ``[1, D]``."""
+    if covariance == "full":
+        scaling, degrees = priors.mean_precision[None], priors.degrees_of_freedom[None]
+        return NormalWishart(priors.mean[None], scaling, degrees, inverse(priors.covariance)[None])
+    half = priors.degrees_of_freedom / 2, priors.covariance[None] / 2
+    return NormalGamma(*torch.broadcast_tensors(priors.mean[None], priors.mean_precision, *half))
+
+
+def _weights(q: Mapping[Any, Any], site: str) -> Any:
+    """The posterior of the weights, or of their sticks; mean and precision are in one block."""
+    block = q.get(("mean", "precision")) if isinstance(q, Mapping) and site in q else None
+    if not isinstance(block, NormalWishart | NormalGamma):
         raise ArgumentTypeError(
             "Expected a posterior with mean and precision in one block; got "
             f"{list(q) if isinstance(q, Mapping) else q!r}. Write guide.posterior(joint=True), of "
             'AutoConjugate(gmm.model, blocks=[("mean", "precision")]).'
         )
-    return dist.MixtureSameFamily(dist.Categorical(q["weights"].mean), component)
+    return q[site]
+
+
+def _student(block: NormalWishart | NormalGamma) -> dist.TorchDistribution:
+    """A point of each component, its mean and precision averaged over."""
+    if isinstance(block, NormalGamma):
+        spread = block.rate * (1 + block.precision_scaling) / (block.concentration * block.precision_scaling)
+        return dist.StudentT(2 * block.concentration, block.loc, spread.sqrt()).to_event(1)
+    df = block.df + 1 - block.loc.shape[-1]
+    spread = (1 + block.precision_scaling) / (block.precision_scaling * df)
+    factor = torch.linalg.cholesky(block.covariance_matrix.inverse())
+    return dist.MultivariateStudentT(df, block.loc, spread.sqrt()[..., None, None] * factor)

@@ -1,0 +1,92 @@
+"""The estimators of ``pyro_latent.models.estimators`` beside those that they are named after: results, seconds."""
+
+from __future__ import annotations
+
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from sklearn.mixture import BayesianGaussianMixture
+
+from pyro_latent.models.estimators import GaussianMixture
+
+from .timing import Spread, interleaved, markdown, ratios
+
+ROUNDS = 5
+Rows = np.ndarray[Any, Any]
+#: Names of the two runs, in the order of the table.
+OURS, THEIRS = "here", "theirs"
+
+
+def clusters(count: int, dimensions: int, components: int) -> Rows:
+    """Points of some well mixed clusters, ``[N, D]``."""
+    rng = np.random.default_rng(0)
+    centers = 3.0 * rng.normal(size=(components, dimensions))
+    return centers[rng.integers(components, size=count)] + rng.normal(size=(count, dimensions))
+
+
+def fit(make: Callable[[], Any], *data: Any) -> Callable[[], Any]:
+    """A fit of a new estimator; that it is cut short, where it is, need not be said each time."""
+
+    def run() -> Any:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return make().fit(*data)
+
+    return run
+
+
+def row(case: str, runs: dict[str, Callable[[], Any]], found: Callable[[Any], str]) -> list[str]:
+    """A line of the table: what both find, and how long they take."""
+    seconds = interleaved(runs, ROUNDS, clock=time.process_time)
+    made = {name: run() for name, run in runs.items()}
+    sweeps = " and ".join(str(getattr(made[name], "n_iter_", "")) or "1" for name in (OURS, THEIRS))
+    return [
+        case,
+        found(made[OURS]),
+        found(made[THEIRS]),
+        sweeps,
+        *(Spread.of(seconds[name]).scaled(1e3) for name in (OURS, THEIRS)),
+        ratios(seconds[THEIRS], seconds[OURS]).scaled(1.0, 2),
+    ]
+
+
+def mixture(count: int = 10_000, dimensions: int = 2, components: int = 10) -> list[str]:
+    """Full covariances and a Dirichlet process, each from its own k-means."""
+    points = clusters(count, dimensions, components)
+    new = clusters(2 * count, dimensions, components)[count:]
+    runs = {
+        OURS: fit(lambda: GaussianMixture(components, random_state=0), points),
+        THEIRS: fit(
+            lambda: BayesianGaussianMixture(
+                n_components=components, reg_covar=0.0, max_iter=1000, tol=1e-8 * 4.5 * count, random_state=0
+            ),
+            points,
+        ),
+    }
+    case = f"`BayesianGaussianMixture`, N = {count:,}, D = {dimensions}, K = {components}"
+    return row(case, runs, lambda fitted: f"log density of new points {fitted.score(new):.4f}")
+
+
+CASES: list[Callable[[], list[str]]] = [
+    mixture,
+    lambda: mixture(1_000, 2, 5),
+    lambda: mixture(5_000, 8, 10),
+]
+
+
+def run() -> str:
+    """The table of all cases."""
+    heading = ["beside", "result here", "result there", "sweeps", "ms here", "ms there", "times as long there"]
+    return (
+        "## Estimators beside scikit-learn's and hmmlearn's\n\n"
+        f"{markdown(heading, [case() for case in CASES])}\n\n"
+        f"A fit in CPU milliseconds, median and quartiles of {ROUNDS} rounds. Tolerances are the same; each has its "
+        "own start, and so its own number of sweeps."
+    )
+
+
+if __name__ == "__main__":
+    print(run())

@@ -1,0 +1,20 @@
+"""Estimators with scikit-learn's face: data in, a fitted object out, and no Pyro to know.
+
+Each is a thin face on an ordinary Pyro model, which it names, and which is the thing to extend. ``fit`` runs coordinate
+ascent on that model, in float64, or float32 for data of that dtype. What it found are NumPy arrays with scikit-learn's
+names, and ``guide_``, the fitted :class:`~pyro_latent.AutoConjugate` guide. A fit draws from ``random_state`` alone,
+and leaves torch's random state and default dtype, and Pyro's parameters, as they are.
+
+They need scikit-learn: ``pip install 'pyro-latent[estimators]'``.
+"""
+
+try:
+    import sklearn as _sklearn  # noqa: F401
+except ImportError:
+    raise ImportError(
+        "Expected scikit-learn for pyro_latent.models.estimators; got none. Run: pip install 'pyro-latent[estimators]'"
+    ) from None
+
+from .gaussian_mixture import GaussianMixture
+
+__all__ = ["GaussianMixture"]

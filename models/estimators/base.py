@@ -1,0 +1,148 @@
+"""What the estimators share: arrays become tensors, the model is fitted from some starts, and the best is kept."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.base import BaseEstimator
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.utils import check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
+from torch import Tensor
+
+from pyro_latent.arviz import to_arviz
+from pyro_latent.ascent import CAVI, CAVIResult
+from pyro_latent.errors import ArgumentError, ModelError, as_real, check_count
+from pyro_latent.guide import AutoConjugate
+
+__all__ = ["Array", "Estimator", "check_number", "drawing", "generator_of"]
+
+Array = npt.NDArray[Any]
+#: What is only of the fit at hand, and no part of a pickle.
+_OF_THE_FIT = ("model_args_", "model_kwargs_")
+
+
+class Estimator(BaseEstimator):
+    """A Pyro model with scikit-learn's face.
+
+    One of these says which ``model`` it fits, in which ``blocks``; its ``fit`` makes the model's arguments and its
+    starts, calls :meth:`_ascend`, and reads the posterior.
+
+    Attributes (after a fit):
+        guide_: the fitted guide of ``model``; model_args_, model_kwargs_: the arguments of that model.
+        lower_bound_: the exact ELBO, in nats; lower_bounds_: that after each sweep.
+        n_iter_: the number of sweeps; converged_: whether the last one raised the ELBO by no more than ``tol`` of it.
+    """
+
+    guide_: AutoConjugate
+    model_args_: tuple[Any, ...]
+    model_kwargs_: dict[str, Any]
+    lower_bound_: float
+    lower_bounds_: list[float]
+    n_iter_: int
+    converged_: bool
+
+    max_iter: int
+    tol: float
+
+    def _read(self, X: Any, *, reset: bool = False, **checks: Any) -> Tensor:
+        """Rows of numbers as a tensor ``[N, D]``: of their own dtype in a fit, and after it of that of the fit."""
+        if not reset:
+            check_is_fitted(self)
+        rows = torch.tensor(validate_data(self, X, reset=reset, dtype=[np.float64, np.float32], **checks))
+        return rows if reset else rows.to(self._dtype())
+
+    def _dtype(self) -> torch.dtype:
+        """The dtype of the fit."""
+        naturals = next(iter(self.guide_.state.values()))
+        return next(iter(naturals.values())).dtype
+
+    def _ascend(
+        self,
+        model: Callable[..., Any],
+        starts: Iterable[Any],
+        args: tuple[Any, ...],
+        kwargs: Mapping[str, Any],
+        blocks: Sequence[Sequence[str]] = (),
+    ) -> None:
+        """Fit the model from each start, and keep the guide with the highest ELBO."""
+        found: tuple[AutoConjugate, CAVIResult] | None = None
+        for start in starts:
+            guide = AutoConjugate(model, blocks=blocks or None, init=start)
+            result = CAVI(model, guide).run(*args, max_steps=self.max_iter, tol=self.tol, **kwargs)
+            if found is None or result.elbo[-1] > found[1].elbo[-1]:
+                found = guide, result
+        assert found is not None
+        self.guide_, result = found
+        self.model_args_, self.model_kwargs_ = args, dict(kwargs)
+        self.lower_bounds_, self.lower_bound_ = result.elbo.tolist(), float(result.elbo[-1])
+        self.n_iter_, self.converged_ = result.num_steps, result.converged
+        if not result.converged:
+            warnings.warn(
+                f"Expected the fit to converge within max_iter={self.max_iter} sweeps; got an ELBO that still rises by "
+                f"more than tol={self.tol} of it. Raise max_iter, or tol.",
+                ConvergenceWarning,
+                stacklevel=3,
+            )
+
+    def _check_fit(self) -> None:
+        """The parameters that every fit has are as they should be."""
+        check_count("max_iter", self.max_iter)
+        check_number("tol", self.tol)
+
+    def to_arviz(self, num_samples: int = 200, seed: int = 0, **options: Any) -> Any:
+        """Draws of the posterior of the fit as ArviZ data; see :func:`pyro_latent.to_arviz`.
+
+        Args:
+            num_samples: the number of draws.
+            seed: of the draws.
+            options: further ones of :func:`pyro_latent.to_arviz`, such as ``coords``.
+
+        Raises:
+            ModelError: if this estimator was unpickled, for the data of the fit is no part of a pickle.
+        """
+        check_is_fitted(self)
+        if not hasattr(self, "model_args_"):
+            raise ModelError(
+                "Expected the estimator that was fitted; got an unpickled one, which does not have the data. Call "
+                "fit, or write pyro_latent.to_arviz(model, estimator.guide_, data, ...)."
+            )
+        model = self.guide_.model
+        return to_arviz(
+            model, self.guide_, *self.model_args_, num_samples=num_samples, seed=seed, **options, **self.model_kwargs_
+        )
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a pickle keeps: not the data of the fit."""
+        state: dict[str, Any] = super().__getstate__()
+        return {name: value for name, value in state.items() if name not in _OF_THE_FIT}
+
+
+def generator_of(random_state: Any) -> torch.Generator:
+    """A torch generator that draws as ``random_state`` says: a seed, a NumPy state, or None for NumPy's global one."""
+    return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
+
+
+@contextmanager
+def drawing(random_state: Any) -> Iterator[torch.Generator]:
+    """Inside, torch's global generator draws as ``random_state`` says; after it, as if nothing had been drawn."""
+    generator = generator_of(random_state)
+    with torch.random.fork_rng(devices=[]):
+        torch.set_rng_state(generator.get_state())
+        yield torch.default_generator
+
+
+def check_number(name: str, value: Any, least: float = 0.0) -> None:
+    """That a parameter is a number of at least this.
+
+    Raises:
+        ArgumentError: if it is not.
+    """
+    if not as_real(value) >= least:
+        raise ArgumentError(f"Expected {name} to be a number of at least {least}; got {value!r}.")

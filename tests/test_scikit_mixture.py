@@ -1,0 +1,185 @@
+"""``GaussianMixture`` beside scikit-learn's ``BayesianGaussianMixture``, and its density by laws."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+from scipy.special import betaln, gammaln
+from sklearn.mixture import BayesianGaussianMixture
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.errors import ArgumentError
+from pyro_latent.models import gmm
+from pyro_latent.models.estimators import GaussianMixture
+
+KINDS = ["dirichlet_process", "dirichlet_distribution"]
+Points = np.ndarray[Any, Any]
+
+
+class Started(BayesianGaussianMixture):
+    """scikit-learn's mixture, from responsibilities that are given."""
+
+    responsibilities: Points
+
+    def _initialize_parameters(self, X: Points, random_state: Any, xp: Any = None) -> None:
+        self._initialize(X, self.responsibilities)
+
+
+def starting_at(responsibilities: Points, **params: Any) -> Started:
+    found = Started(**params)
+    found.responsibilities = responsibilities
+    return found
+
+
+@pytest.fixture
+def points(old_faithful: Tensor) -> Points:
+    return old_faithful.numpy()
+
+
+def log_normalizer_of_priors(fitted: Any) -> float:
+    """What scikit-learn leaves out of its bound: log Z of the K Normal-Wisharts and of the weights, of the priors."""
+    count, dim = fitted.means_.shape
+    degrees, scaling = fitted.degrees_of_freedom_prior_, fitted.mean_precision_prior_
+    log_det = -np.linalg.slogdet(fitted.covariance_prior_)[1]
+    wishart = degrees * (log_det + dim * np.log(2)) / 2 + gammaln((degrees - np.arange(dim)) / 2).sum()
+    concentration = fitted.weight_concentration_prior_
+    if fitted.weight_concentration_prior_type == "dirichlet_process":
+        weights = count * betaln(1.0, concentration)
+    else:
+        weights = count * gammaln(concentration) - gammaln(count * concentration)
+    return float(count * (wishart - dim * np.log(scaling) / 2) + weights)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_posterior_and_its_bound_are_scikit_learns(points: Points, kind: str) -> None:
+    params: dict[str, Any] = {
+        "n_components": 4,
+        "weight_concentration_prior_type": kind,
+        "weight_concentration_prior": 0.7,
+        "mean_precision_prior": 0.5,
+        "mean_prior": [3.0, 60.0],
+        "degrees_of_freedom_prior": 3.5,
+        "covariance_prior": [[1.0, 2.0], [2.0, 90.0]],
+    }
+    ours = GaussianMixture(**params, tol=1e-13, random_state=0).fit(points)
+    generator = torch.Generator().manual_seed(np.random.RandomState(0).randint(2**31 - 1))
+    start = gmm.initial_responsibilities(torch.from_numpy(points), 4, generator=generator).numpy()
+    theirs = starting_at(start, **params, reg_covar=0.0, tol=1e-9, max_iter=5000).fit(points)
+    assert ours.converged_ and theirs.converged_
+    for name in ("weights_", "means_", "covariances_", "mean_precision_", "degrees_of_freedom_"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(ours.weight_concentration_, theirs.weight_concentration_, rtol=1e-4)
+    np.testing.assert_allclose(ours.predict_proba(points), theirs.predict_proba(points), atol=1e-5)
+    constant = log_normalizer_of_priors(theirs) + points.size * np.log(2 * np.pi) / 2
+    assert ours.lower_bound_ == pytest.approx(theirs.lower_bound_ - constant, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+def test_the_fit_is_that_of_the_pyro_model_by_hand(points: Points, kind: str, covariance_type: Any) -> None:
+    found = GaussianMixture(
+        3, covariance_type=covariance_type, weight_concentration_prior_type=kind, tol=1e-10, random_state=5
+    ).fit(points)
+    model = gmm.model if kind == "dirichlet_distribution" else gmm.process_model
+    generator = torch.Generator().manual_seed(np.random.RandomState(5).randint(2**31 - 1))
+    data = torch.from_numpy(points)
+    start = {"component": gmm.initial_responsibilities(data, 3, generator=generator)}
+    guide = AutoConjugate(model, blocks=[("mean", "precision")], init=start)
+    kwargs: Any = {"covariance": {"full": "full", "diag": "diagonal"}[covariance_type]}
+    result = CAVI(model, guide).run(data, 3, tol=1e-10, max_steps=1000, **kwargs)
+    assert found.lower_bound_ == pytest.approx(float(result.elbo[-1]), abs=1e-9) and found.n_iter_ == result.num_steps
+    posterior = guide.posterior(joint=True)
+    np.testing.assert_allclose(found.means_, posterior["mean", "precision"].loc, rtol=1e-9)
+    np.testing.assert_allclose(found.predict_proba(points), posterior["component"].probs, atol=1e-9)
+    predictive = gmm.predictive(posterior) if kind == KINDS[1] else gmm.process_predictive(posterior, data, 3, **kwargs)
+    np.testing.assert_allclose(found.score_samples(points), predictive.log_prob(data), rtol=1e-9)
+
+
+@pytest.mark.parametrize("covariance_type", ["full", "diag"])
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_density_is_that_of_points_averaged_over_draws_of_q(kind: str, covariance_type: str) -> None:
+    """Draws of the weights and components of q, new components by their prior; within five standard errors."""
+    rng = np.random.default_rng(0)
+    x = np.concatenate([rng.normal(-2.0, 1.0, 8), rng.normal(3.0, 0.5, 5)])[:, None]
+    found = GaussianMixture(
+        2,
+        covariance_type=covariance_type,
+        weight_concentration_prior_type=kind,
+        weight_concentration_prior=1.5,
+        degrees_of_freedom_prior=3.0,
+        random_state=0,
+    ).fit(x)
+    draws, at = 20_000, np.array([-3.0, 0.0, 2.5, 6.0])
+    kwargs = found.model_kwargs_
+    if kind == "dirichlet_process":
+        sticks = rng.beta(found.weight_concentration_[0], found.weight_concentration_[1], size=(draws, 2))
+        rest = np.cumprod(1 - sticks, axis=1)
+        weights = np.concatenate([sticks * np.c_[np.ones(draws), rest[:, :1]], rest[:, 1:]], axis=1)
+    else:
+        weights = np.c_[rng.dirichlet(found.weight_concentration_, size=draws), np.zeros(draws)]
+    degrees = np.append(found.degrees_of_freedom_, 3.0)
+    rates = np.append(found.degrees_of_freedom_ * found.covariances_.ravel(), float(kwargs["covariance_prior"]))
+    precision = rng.gamma(degrees / 2, 2 / rates, size=(draws, 3))
+    loc, scaling = np.append(found.means_, x.mean()), np.append(found.mean_precision_, 1.0)
+    mean = rng.normal(loc, (scaling * precision) ** -0.5)
+    densities = (weights * stats.norm.pdf(at[:, None, None], mean, precision**-0.5)).sum(-1)
+    error = densities.std(1) / np.sqrt(draws)
+    assert (np.abs(np.exp(found.score_samples(at[:, None])) - densities.mean(1)) < 5 * error).all()
+
+
+def test_samples_are_of_the_density() -> None:
+    rng = np.random.default_rng(1)
+    x = np.concatenate([rng.normal(-2.0, 1.0, 30), rng.normal(3.0, 0.5, 20)])[:, None]
+    found = GaussianMixture(2, random_state=0).fit(x)
+    draws, labels = found.sample(4000)
+    assert draws.shape == (4000, 1) and set(labels) <= {0, 1, 2}
+    grid = np.linspace(-60.0, 60.0, 24_001)
+    density = np.exp(found.score_samples(grid[:, None]))
+    cumulative = np.cumsum(density) * (grid[1] - grid[0])
+    assert cumulative[-1] == pytest.approx(1.0, abs=5e-3)
+    assert stats.kstest(draws[:, 0], lambda v: np.interp(v, grid, cumulative)).pvalue > 1e-3
+    np.testing.assert_array_equal(draws, found.sample(4000)[0])
+
+
+def test_the_best_of_several_starts_is_kept(points: Points) -> None:
+    several = GaussianMixture(3, n_init=3, random_state=3).fit(points)
+    state = np.random.RandomState(3)
+    one = GaussianMixture(3, n_init=1, random_state=state).fit(points)
+    assert several.lower_bound_ >= one.lower_bound_
+    assert several.lower_bound_ == several.lower_bounds_[-1] == pytest.approx(several.guide_.elbo(), abs=1e-6)
+
+
+def test_superfluous_components_of_a_process_end_without_points(points: Points) -> None:
+    found = GaussianMixture(8, weight_concentration_prior=0.01, random_state=0).fit(points)
+    assert (found.weights_ > 0.05).sum() < 8
+    assert len(np.unique(found.fit_predict(points))) < 8
+
+
+@pytest.mark.parametrize(
+    ("params", "words"),
+    [
+        ({"covariance_type": "tied"}, "Expected covariance_type to be 'full' or 'diag'; got 'tied'"),
+        ({"weight_concentration_prior_type": "dp"}, "Expected weight_concentration_prior_type to be"),
+        ({"n_components": 0}, "Expected n_components to be an integer of at least 1; got 0"),
+        ({"n_init": 1.5}, "Expected n_init to be an integer"),
+        ({"degrees_of_freedom_prior": 0.5}, "Expected degrees_of_freedom_prior > 1 for full covariances"),
+        ({"mean_prior": [0.0]}, r"Expected mean_prior of shape \[2\]; got shape \[1\]"),
+        ({"covariance_prior": [[1.0, 2.0], [2.0, 1.0]]}, "Expected covariance_prior to be symmetric and positive"),
+    ],
+)
+def test_parameters_out_of_their_range_are_errors(points: Points, params: dict[str, Any], words: str) -> None:
+    with pytest.raises(ArgumentError, match=words):
+        GaussianMixture(**params).fit(points)
+
+
+def test_a_column_without_spread_and_missing_values_are_errors(points: Points) -> None:
+    with pytest.raises(ValueError, match="positive definite empirical covariance"):
+        GaussianMixture().fit(np.c_[points, np.ones(len(points))])
+    points[3, 1] = np.nan
+    with pytest.raises(ValueError, match="NaN"):
+        GaussianMixture().fit(points)
