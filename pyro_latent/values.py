@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
@@ -11,10 +12,28 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["all_finite", "as_tensor", "broadcast_shapes", "is_floating", "kind_of", "leaving_random_state"]
+__all__ = [
+    "all_finite",
+    "as_tensor",
+    "broadcast_shapes",
+    "is_floating",
+    "kind_of",
+    "leaving_random_state",
+    "without_collecting",
+]
 
-#: torch.broadcast_shapes works in Python, and a recording asks for few different ones many times.
-broadcast_shapes = lru_cache(maxsize=4096)(torch.broadcast_shapes)
+
+@lru_cache(maxsize=4096)
+def broadcast_shapes(*shapes: tuple[int, ...]) -> torch.Size:
+    """The shape that these broadcast to; torch's own function works in Python, and imports a computer algebra system.
+
+    Raises:
+        RuntimeError: if they do not, as torch does.
+    """
+    try:
+        return torch.Size(np.broadcast_shapes(*shapes))
+    except ValueError as error:
+        raise RuntimeError(str(error)) from None
 
 
 def is_floating(value: Any) -> bool:
@@ -50,6 +69,20 @@ def kind_of(value: Any) -> str:
     if value.is_nested or value.layout is not torch.strided:
         return f"a tensor that is not dense, of {value.dtype}"
     return f"{value.dtype} {list(value.shape)}" + (" on meta" if value.is_meta else "")
+
+
+@contextmanager
+def without_collecting() -> Iterator[None]:
+    """Python does not look for garbage inside, where almost all that is made is kept, and each look at all of it, of a
+    long loop, would take as long as the rest.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
 
 
 @contextmanager

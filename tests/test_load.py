@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import subprocess
+import sys
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -258,3 +261,40 @@ def test_clusters_are_found_in_sorted_data_of_any_number() -> None:
         noise = torch.randn(count, 3, generator=generator, dtype=torch.float64)
         labels = k_means(centers[own] + noise, 6, generator=generator)
         assert len(set(zip(own.tolist(), labels.tolist(), strict=True))) == 6
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_a_recording_leaves_the_collection_of_garbage_as_it_was(is_on: bool) -> None:
+    seen = []
+
+    def model(x: Tensor) -> None:
+        seen.append(gc.isenabled())
+        if len(x) == 1:
+            raise ValueError("no data")
+        pyro.sample("x", dist.Normal(pyro.sample("mu", dist.Normal(0.0, 1.0)), 1.0).expand([len(x)]).to_event(1), obs=x)
+
+    before = gc.isenabled()
+    try:
+        (gc.enable if is_on else gc.disable)()
+        CAVI(model, AutoConjugate(model)).run(torch.zeros(2))
+        with pytest.raises(ModelError, match="no data"):
+            CAVI(model, AutoConjugate(model)).run(torch.zeros(1))
+        assert gc.isenabled() is is_on
+    finally:
+        (gc.enable if before else gc.disable)()
+    assert not any(seen)
+
+
+def test_a_first_fit_imports_no_computer_algebra() -> None:
+    """It would take longer than the fit."""
+    script = """
+import sys, pyro, torch, pyro.distributions as dist
+from pyro_latent import CAVI, AutoConjugate
+def model(x):
+    mu = pyro.sample("mu", dist.Normal(0.0, 1.0))
+    with pyro.plate("n", len(x)):
+        pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+CAVI(model, AutoConjugate(model)).run(torch.zeros(3))
+assert "sympy" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)

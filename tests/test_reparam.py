@@ -688,7 +688,7 @@ def test_a_masked_half_cauchy_is_flat_in_itself_and_not_in_its_precision() -> No
     """The evidence is the integral of s^−n exp(−½ Σ x² / s²) over s, and (2 π)^(−n/2)."""
 
     def model() -> None:
-        with poutine.mask(mask=torch.tensor(False)):
+        with poutine.mask(mask=False):
             s = pyro.sample("s", dist.HalfCauchy(1.0))
         with pyro.plate("n", 8):
             pyro.sample("y", dist.Normal(0.0, s), obs=X)

@@ -14,9 +14,10 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..values import broadcast_shapes
 from .axes import is_position, is_summed, laid
+from .constants import Constant
 from .scalars import of_scalar
 from .symbolic import Symbolic, count_combinations
-from .terms import Constant, Term
+from .terms import Term
 
 #: Integer powers up to this are expanded into products.
 _LARGEST_EXPANSION = 4

@@ -14,8 +14,9 @@ from ..errors import LatentValueError
 from ..values import broadcast_shapes
 from .arithmetic import Arithmetic, collect
 from .axes import Axis, Label, fresh_label, is_choice
+from .constants import Constant
 from .indexing import Places, index_axes, reshape_axes
-from .terms import Choice, Constant, Term
+from .terms import Choice, Term
 
 
 class Dimensions(Arithmetic):
@@ -36,7 +37,7 @@ class Dimensions(Arithmetic):
                 f"Expected constants as the index of the discrete latent {read.site!r}; got the value of a discrete "
                 "latent, which says at random which element is read. Write torch.where(index == 0, z[0], z[1])."
             )
-        return self._with([replace(t, choices=(*t.choices, *choices)) for t in terms], shape)
+        return self._with([Term(t.coefficient, t.constants, t.factors, (*t.choices, *choices)) for t in terms], shape)
 
     def _view(self, function: Callable[[Self], Self]) -> Self:
         """Apply a view to every piece and to the masks that choose them."""

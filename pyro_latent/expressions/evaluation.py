@@ -9,7 +9,8 @@ from torch import Tensor
 
 from ..families import point
 from .axes import Gather, Labelled, Labels, contract, is_free, laid, read
-from .terms import Constant, Factor, LogOfSum, Term
+from .constants import Constant
+from .terms import Factor, LogOfSum, Term
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -66,7 +67,7 @@ def evaluate_term(term: Term, values: Values) -> Labelled:
 def _unmasked(tensor: Tensor, labels: Labels, term: Term) -> Labelled:
     """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
     found = Constant(tensor, labels)
-    if not found.is_finite:
+    if term.constants and not found.is_finite:
         for constant in term.constants:
             found = found.chosen(constant)
     return found.tensor, found.labels

@@ -89,13 +89,11 @@ class Places:
         return self.axes[size]
 
     def _axis(self, size: int) -> Axis:
-        if self.tensor.numel() and not bool(((self.tensor >= -size) & (self.tensor < size)).all()):
+        lowest, highest = map(int, self.tensor.aminmax()) if self.tensor.numel() else (0, 0)
+        if self.tensor.numel() and not -size <= lowest <= highest < size:
             names = f" of {', '.join(repr(c.site) for c in self.choices)}" if self.choices else ""
-            raise IndexError(
-                f"Expected an index{names} in a dimension of size {size}; got {int(self.tensor.min())} to "
-                f"{int(self.tensor.max())}."
-            )
-        tensor = torch.where(self.tensor < 0, self.tensor + size, self.tensor)
+            raise IndexError(f"Expected an index{names} in a dimension of size {size}; got {lowest} to {highest}.")
+        tensor = self.tensor if lowest >= 0 else torch.where(self.tensor < 0, self.tensor + size, self.tensor)
         labels = (*(c.label for c in self.choices), *range(self.last + 1 - len(self.shape), self.last + 1))
         wide = [i for i, n in enumerate(tensor.shape) if n != 1]
         return as_axis(tensor.reshape([tensor.shape[i] for i in wide]), tuple(labels[i] for i in wide), size)
@@ -112,7 +110,7 @@ def index_axes(
     adjacent = all(isinstance(item, Places) for item in between)  # an integer between two index tensors selects first
     out: list[int] = list(block) if tensors and not adjacent else []
     block_at, source = 0, 0
-    reads: list[tuple[int, Places, int]] = []  # source dimension, places, first result dimension (-1: the block's)
+    reads: list[tuple[int, Places | None, int]] = []  # source dimension, places (None: all), first result dimension
     for k, item in enumerate(items):
         if item is None:
             out.append(1)
@@ -124,6 +122,9 @@ def index_axes(
                 block_at = len(out)
                 out += block
             reads.append((source, item, -1))
+        elif item == slice(None) and shape[source] != 1:
+            reads.append((source, None, len(out)))
+            out.append(shape[source])
         else:
             places = torch.arange(shape[source], device=device)[item]
             reads.append((source, Places(places, places.shape), len(out)))
@@ -132,6 +133,9 @@ def index_axes(
     axes: dict[Label, Axis] = {}
     choices: tuple[Choice, ...] = ()
     for dim, read, at in reads:
+        if read is None:
+            axes[dim - len(shape)] = at - len(out)
+            continue
         first = block_at + len(block) - len(read.shape) if at < 0 else at
         there = read.moved(first - len(out))
         axes[dim - len(shape)] = there.axis(shape[dim])

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from ..errors import ModelError
 from .expression import Expression
@@ -45,9 +45,14 @@ class StandIns(TorchFunctionMode):
             yield
             return
         before, self.is_resting = self.is_resting, not self._symbols  # a density of the user's may hold a module
+        is_on_top = self.is_resting and _get_current_function_mode() is self
+        if is_on_top:
+            self.__exit__(None, None, None)
         try:
             yield
         finally:
+            if is_on_top:
+                self.__enter__()
             self.is_resting = before
 
     def put(self, tensor: Tensor, symbol: RandomTensor | str) -> None:

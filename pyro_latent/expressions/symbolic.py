@@ -14,8 +14,9 @@ from torch import Tensor
 from ..errors import ArgumentError
 from ..values import broadcast_shapes
 from .axes import Gather, is_summed, laid, position_axes, shift
+from .constants import Constant
 from .evaluation import Values, evaluate_term
-from .terms import Choice, Constant, Factor, Term, check_combinations
+from .terms import Choice, Factor, Term, check_combinations
 from .variables import Replay, Variable
 
 
@@ -297,9 +298,14 @@ class Symbolic:
         total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
         for mask, piece in self.pieces:
             total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
-        for term in self.terms:
-            total = total + laid(*evaluate_term(term, values), (), self.ndim)
-        return total
+        return sum(self._summands(values), total)
+
+    def summands(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+        """The value of each term, with size 1 where it does not vary, at values as :meth:`evaluate` takes them."""
+        return self._summands(Values(values))
+
+    def _summands(self, values: Values) -> list[Tensor]:
+        return [laid(*evaluate_term(term, values), (), self.ndim) for term in self.terms]
 
     def _without_matrix(self) -> Self:
         """The view without the last two dimensions, along which it does not vary."""

@@ -27,7 +27,6 @@ from torch import Tensor
 
 from ..errors import LatentValueError
 from ..settings import settings
-from ..values import all_finite
 from .axes import (
     Axis,
     Gather,
@@ -42,56 +41,16 @@ from .axes import (
     is_free,
     is_summed,
     position_axes,
-    read,
     same_axes,
-    spread,
     substitute,
     unique_labels,
     widened,
 )
+from .constants import Constant
 from .variables import Variable
 
 #: A table has at most so many combinations of values.
 _MOST_COMBINATIONS = 2**20
-
-
-@dataclass(frozen=True, eq=False)
-class Constant:
-    """A floating tensor with one dimension for each label."""
-
-    tensor: Tensor
-    labels: Labels
-
-    @cached_property
-    def is_finite(self) -> bool:
-        return all_finite(self.tensor)
-
-    def unrepeated(self) -> Labelled:
-        """The tensor with one of the numbers that ``expand`` repeats along a free label, and the labels."""
-        tensor = self.tensor
-        for i, label in enumerate(self.labels):
-            if is_free(label) and tensor.stride(i) == 0 and tensor.shape[i] > 1:
-                tensor = tensor.narrow(i, 0, 1)
-        return tensor, self.labels
-
-    def is_diagonal(self, row: int, column: int) -> bool:
-        """Whether the constant is zero wherever the two labels differ."""
-        if not {row, column} <= set(self.labels):
-            return False
-        matrix = self.tensor.movedim((self.labels.index(row), self.labels.index(column)), (-2, -1))
-        return torch.equal(matrix, matrix.diagonal(dim1=-2, dim2=-1).diag_embed())
-
-    def substitute(self, mapping: Mapping[Label, Axis]) -> Constant:
-        if not any(label in mapping for label in self.labels):
-            return self
-        return Constant(*read(self.tensor, tuple(mapping.get(label, label) for label in self.labels)))
-
-    def chosen(self, mask: Constant) -> Constant:
-        """The constant where the mask holds, and 0 elsewhere, infinite or not."""
-        labels = unique_labels((*self.labels, *mask.labels))
-        where = {label: place for place, label in enumerate(labels)}
-        own, chosen = spread(self.tensor, self.labels, where), spread(mask.tensor, mask.labels, where)
-        return Constant(torch.where(chosen != 0, own, torch.zeros_like(own)), labels)
 
 
 @dataclass(frozen=True, eq=False)
@@ -146,6 +105,16 @@ class Factor:
     def labels(self) -> Labels:
         return unique_labels(self.axes)
 
+    def substitute(self, mapping: Mapping[Label, Axis]) -> Factor:
+        """Replace labels of the axes by other axes."""
+        if not any(label in mapping for label in self.labels):
+            return self
+        return self.at(tuple(substitute(a, mapping) for a in self.axes))
+
+    def at(self, axes: tuple[Axis, ...]) -> Factor:
+        """The factor read along other axes."""
+        return Factor(self.variable, axes, self.function, self.power)
+
     @property
     def sites(self) -> frozenset[str]:
         """The latents that the factor is a function of."""
@@ -199,6 +168,9 @@ class LogOfSum(Factor):
 
     summands: tuple[Term, ...] = ()
 
+    def at(self, axes: tuple[Axis, ...]) -> LogOfSum:
+        return LogOfSum(self.variable, axes, self.function, self.power, self.summands)
+
     @property
     def sites(self) -> frozenset[str]:
         return frozenset().union(*(f.sites for t in self.summands for f in t.factors))
@@ -223,8 +195,9 @@ class Term:
     labels: frozenset[Label] = field(init=False)
 
     def __post_init__(self) -> None:
-        found = {label for c in self.constants for label in c.labels}
-        found.update(label for f in self.factors for label in f.labels)
+        found: set[Label] = set()
+        for labels in (*(c.labels for c in self.constants), *(f.labels for f in self.factors)):
+            found.update(labels)
         if self.choices:
             kept = {c.label: c for c in self.choices if c.label in found}
             object.__setattr__(self, "choices", tuple(kept.values()))
@@ -255,18 +228,16 @@ class Term:
             moved = {old.label: new.label for old, new in zip(self.choices, choices, strict=True) if new is not old}
             mapping = moved | dict(mapping)
         constants = tuple(c.substitute(mapping) for c in self.constants)
-        factors = tuple(replace(f, axes=tuple(substitute(a, mapping) for a in f.axes)) for f in self.factors)
-        return Term(self.coefficient, constants, factors, choices)
+        return Term(self.coefficient, constants, tuple(f.substitute(mapping) for f in self.factors), choices)
 
     def at(self, choice: Choice, value: int, device: torch.device) -> Term:
         """The term where a choice takes the value of this number."""
         constants = tuple(_chosen(c, choice.label, value) for c in self.constants)
         index: dict[Label, Axis] = {choice.label: Gather(torch.tensor(value, device=device), ())}
-        factors = tuple(replace(f, axes=tuple(substitute(a, index) for a in f.axes)) for f in self.factors)
-        return Term(self.coefficient, constants, factors, self.choices)
+        return Term(self.coefficient, constants, tuple(f.substitute(index) for f in self.factors), self.choices)
 
     def scaled(self, number: float) -> Term:
-        return replace(self, coefficient=self.coefficient * number)
+        return Term(self.coefficient * number, self.constants, self.factors, self.choices)
 
     def times(self, other: Term) -> Term:
         """The product; equal elementwise factors add their powers."""
@@ -293,7 +264,9 @@ class Term:
         if any(f is None for f in factors) or (exponent % 1 != 0 and not self._has_sign):
             return None
         constants = tuple(Constant(widened(c.tensor, like) ** exponent, c.labels) for c in self.constants)
-        coefficient = float(torch.tensor(self.coefficient, dtype=torch.float64) ** exponent)
+        coefficient = self.coefficient
+        if coefficient != 1:
+            coefficient = float(torch.tensor(coefficient, dtype=torch.float64) ** exponent)
         return Term(coefficient, constants, tuple(f for f in factors if f is not None and f.power != 0), self.choices)
 
     def log(self, like: Tensor) -> list[Term] | None:

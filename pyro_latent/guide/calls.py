@@ -9,6 +9,7 @@ from typing import Any, Protocol
 from ..errors import ModelError
 from ..objective import Init, Program, compile_program, initial_state
 from ..recording import Recording, record
+from ..values import without_collecting
 from .augmented import Augmented
 from .param_store import param_versions
 from .state import PosteriorState, Prepared, RecordedCall, layout_of
@@ -93,6 +94,7 @@ class Calls:
             self._reading = None  # the next call sees another subsample
         return found
 
+    @without_collecting()
     def _recorded(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
     ) -> Prepared:

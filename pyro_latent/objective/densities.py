@@ -13,7 +13,8 @@ from torch import Tensor
 from ..errors import NotConjugateError
 from ..expressions import Expression
 from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, fresh_label, is_free, is_summed, spread
-from ..expressions.terms import Choice, Constant, Factor, Term
+from ..expressions.constants import Constant
+from ..expressions.terms import Choice, Factor, Term
 from ..expressions.variables import Variable
 from ..recording import DiscreteSite, Recording, ScoredSite
 from .layouts import Layout, Reading, both_elements, elements_of, same_element

@@ -19,7 +19,8 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
-from ..expressions.terms import Choice, Constant, Factor, LogOfSum, Term
+from ..expressions.constants import Constant
+from ..expressions.terms import Choice, Factor, LogOfSum, Term
 from ..families.base import Monomial
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from ..expressions.axes import START, Axis, Gather, Label, Labelled, Labels, contract, is_free, is_summed, substitute
-from ..expressions.terms import Constant
+from ..expressions.constants import Constant
 from ..settings import settings
 from .blocks import Means
 from .expectation import BlockMoment

@@ -20,7 +20,8 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions.axes import START, Gather, Labelled, Labels, contract, is_summed, read, spread, unique_labels
-from ..expressions.terms import Constant, LogOfSum, Term
+from ..expressions.constants import Constant
+from ..expressions.terms import LogOfSum, Term
 from ..recording import Recording, ScoredSite
 from .blocks import Block, Means
 from .expectation import BlockMoment, expect

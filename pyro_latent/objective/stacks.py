@@ -16,7 +16,8 @@ import torch
 from torch import Tensor
 
 from ..expressions.axes import Axis, Gather, Label, Labels, axis_key, is_position
-from ..expressions.terms import Constant, LogOfSum, Term
+from ..expressions.constants import Constant
+from ..expressions.terms import LogOfSum, Term
 from ..recording import Recording, ScoredSite
 from ..settings import settings
 from .densities import DensityPart

@@ -23,7 +23,7 @@ from ..expressions.axes import (
     substitute,
     unique_labels,
 )
-from ..expressions.terms import Constant
+from ..expressions.constants import Constant
 from ..recording import Recording, ScoredSite
 from .blocks import Block, BlockKey, Means
 from .expectation import BlockMoment, ExpectedTerm

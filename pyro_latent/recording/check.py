@@ -92,9 +92,9 @@ def _difference(
     thin = _thinned(shape)
     density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
     actual = actual.expand(shape)[thin]
-    terms = [density.of_terms([t]).evaluate(values) for t in density.terms]
+    terms = density.summands(values)
     recorded = density.evaluate(values) if density.pieces else sum(terms, torch.zeros_like(actual))
-    size = 1 + actual.abs() + sum((t.abs() for t in terms), torch.zeros_like(actual))
+    size = 1 + actual.abs() + sum(t.abs() for t in terms)
     seen = recorded.isfinite() & actual.isfinite() & size.isfinite() & ((actual - least).abs() > 1e-3)
     settled = _settled(node["fn"])
     if settled is not None:

@@ -24,7 +24,7 @@ def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
     reinterpreted = 0
     masks: list[Any] = []
     inner: list[Tensor] = []
-    while True:
+    while "base_dist" in getattr(distribution, "__dict__", ()):
         if isinstance(distribution, dist.Independent | torch.distributions.Independent):
             reinterpreted += distribution.reinterpreted_batch_ndims
         elif isinstance(distribution, dist.MaskedDistribution):
@@ -33,8 +33,9 @@ def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
             else:
                 masks.append(distribution._mask)
         elif not isinstance(distribution, dist.ExpandedDistribution):
-            return distribution, reinterpreted, masks, inner
+            break
         distribution = distribution.base_dist
+    return distribution, reinterpreted, masks, inner
 
 
 def made(cls: Any, arguments: dict[str, Any]) -> Any:
