@@ -18,13 +18,15 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_latent.errors import ArgumentError, ModelError
-from pyro_latent.models.estimators import GaussianMixture
+from pyro_latent.models.estimators import ARDRegression, BayesianRidge, GaussianMixture
 
 pd = pytest.importorskip("pandas")
 
 #: Each estimator with what is read of new data.
 ESTIMATORS: list[tuple[Any, list[str]]] = [
     (GaussianMixture(2, random_state=0), ["predict", "predict_proba", "score_samples"]),
+    (BayesianRidge(), ["predict"]),
+    (ARDRegression(relative=True), ["predict"]),
 ]
 each = pytest.mark.parametrize(("estimator", "readings"), ESTIMATORS, ids=lambda v: type(v).__name__)
 
@@ -45,8 +47,14 @@ def test_without_scikit_learn_the_import_says_what_to_install(monkeypatch: pytes
         importlib.import_module("pyro_latent.models.estimators")
 
 
-@parametrize_with_checks([GaussianMixture()])
+@parametrize_with_checks([GaussianMixture(), BayesianRidge(max_iter=10)])
 def test_scikit_learns_own_checks_pass(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([GaussianMixture(3, covariance_type="diag"), ARDRegression(), BayesianRidge(relative=True)])
+def test_scikit_learns_own_checks_pass_in_other_settings(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
 
@@ -131,7 +139,7 @@ def test_reading_before_a_fit_and_bad_limits_of_a_fit_are_errors(estimator: Any,
             getattr(clone(estimator), reading)(frame)
     with pytest.raises(NotFittedError):
         clone(estimator).to_arviz()
-    with pytest.raises(ArgumentError, match="Expected tol to be a number of at least 0"):
+    with pytest.raises(ArgumentError, match="Expected tol to be a finite number of at least 0"):
         clone(estimator).set_params(tol=-1.0).fit(frame, target)
     with pytest.raises(ArgumentError, match="Expected max_iter to be an integer of at least 1"):
         clone(estimator).set_params(max_iter=0).fit(frame, target)

@@ -16,5 +16,6 @@ except ImportError:
     ) from None
 
 from .gaussian_mixture import GaussianMixture
+from .linear import ARDRegression, BayesianRidge
 
-__all__ = ["GaussianMixture"]
+__all__ = ["ARDRegression", "BayesianRidge", "GaussianMixture"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,10 +114,13 @@ class Estimator(BaseEstimator):
                 "Expected the estimator that was fitted; got an unpickled one, which does not have the data. Call "
                 "fit, or write pyro_latent.to_arviz(model, estimator.guide_, data, ...)."
             )
-        model = self.guide_.model
-        return to_arviz(
-            model, self.guide_, *self.model_args_, num_samples=num_samples, seed=seed, **options, **self.model_kwargs_
-        )
+        options |= {"num_samples": num_samples, "seed": seed}
+        return to_arviz(self._drawable(), self.guide_, *self.model_args_, **options, **self.model_kwargs_)
+
+    def _drawable(self) -> Callable[..., Any]:
+        """The model as a program that can be run without its guide."""
+        model: Callable[..., Any] = self.guide_.model
+        return model
 
     def __getstate__(self) -> dict[str, Any]:
         """What a pickle keeps: not the data of the fit."""
@@ -138,11 +142,13 @@ def drawing(random_state: Any) -> Iterator[torch.Generator]:
         yield torch.default_generator
 
 
-def check_number(name: str, value: Any, least: float = 0.0) -> None:
-    """That a parameter is a number of at least this.
+def check_number(name: str, value: Any, above: bool = False) -> None:
+    """That a parameter is a finite number of at least 0, or ``above`` it.
 
     Raises:
         ArgumentError: if it is not.
     """
-    if not as_real(value) >= least:
-        raise ArgumentError(f"Expected {name} to be a number of at least {least}; got {value!r}.")
+    number = as_real(value)
+    if not 0 <= number < math.inf or (above and number == 0):
+        expected = "above 0" if above else "of at least 0"
+        raise ArgumentError(f"Expected {name} to be a finite number {expected}; got {value!r}. Leave it out, say.")

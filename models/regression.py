@@ -1,0 +1,97 @@
+"""Linear regression with an unknown noise, and one precision of the weights, or one for each of them.
+
+    noise_precision ~ Gamma(alpha_1, alpha_2),  weight_precision ~ Gamma(lambda_1, lambda_2)
+    weight_d ~ N(0, 1 / weight_precision),  target_n ~ N((x_n - center) · weights + intercept, 1 / noise_precision)
+
+With ``ard`` each weight has a precision of its own (automatic relevance determination), and those that the data do not
+need go to zero. With ``relative`` the precisions of the weights are relative to that of the noise,
+N(0, 1 / (weight_precision noise_precision)); then weights, intercept and noise precision have an exact joint posterior
+given the precisions of the weights, and predictions are Student's t.
+
+Source: MacKay 1992, "Bayesian interpolation"; Tipping 2001 for ``ard``; Bishop 2006 §3.3-3.5, §7.2, §10.3.
+"""
+
+from __future__ import annotations
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor
+from torch.distributions import constraints
+
+from pyro_latent.errors import DataError, check_choice
+from pyro_latent.models.arguments import check_data
+from pyro_latent.values import kind_of
+
+__all__ = ["joint_sites", "model"]
+
+
+def model(
+    features: Tensor,
+    target: Tensor,
+    *,
+    ard: bool = False,
+    relative: bool = False,
+    intercept: bool = True,
+    center: Tensor | None = None,
+    alpha_1: float = 1e-6,
+    alpha_2: float = 1e-6,
+    lambda_1: float = 1e-6,
+    lambda_2: float = 1e-6,
+) -> None:
+    """Sites ``noise_precision``, ``weight_precision``, ``weights``, ``intercept`` and ``target``.
+
+    ``weights`` has event shape ``[D]``; with ``ard`` ``weight_precision`` is in plate ``features`` of size D;
+    ``intercept``, whose prior is flat, and the precisions are scalars; ``target`` is in plate ``data`` of size N.
+
+    Args:
+        features: shape ``[N, D]``, floating; its dtype and device are the model's.
+        target: shape ``[N]``.
+        ard: whether each weight has a precision of its own.
+        relative: whether precisions of weights are relative to that of the noise.
+        intercept: whether there is an intercept.
+        center: where the features are zero for the intercept, ``[D]``; default at their zero.
+        alpha_1, alpha_2: concentration and rate of the noise precision's prior, the rate in the unit of the target
+            squared.
+        lambda_1, lambda_2: the same of the weights' precisions.
+
+    Raises:
+        DataError: if ``features`` is not a floating ``[N, D]`` tensor, or ``target`` not of shape ``[N]``.
+
+    Source: Bishop 2006 (3.10), (3.52), (7.79)-(7.80).
+    """
+    _check(features, target, ard, relative, intercept)
+    noise = pyro.sample("noise_precision", dist.Gamma(features.new_tensor(alpha_1), alpha_2))
+    shrinkage = dist.Gamma(features.new_tensor(lambda_1), lambda_2)
+    if ard:
+        with pyro.plate("features", features.shape[1]):
+            precision = pyro.sample("weight_precision", shrinkage)
+    else:
+        precision = pyro.sample("weight_precision", shrinkage)
+    spread = (precision * noise if relative else precision).rsqrt()
+    weights = pyro.sample("weights", dist.Normal(features.new_zeros(features.shape[1]), spread).to_event(1))
+    mean = (features if center is None else features - center) @ weights
+    if intercept:
+        mean = mean + pyro.sample("intercept", dist.ImproperUniform(constraints.real, (), ()))
+    with pyro.plate("data", len(target)):
+        pyro.sample("target", dist.Normal(mean, noise.rsqrt()), obs=target)
+
+
+def joint_sites(*, relative: bool = False, intercept: bool = True) -> list[tuple[str, ...]]:
+    """The blocks that are exact given the others: weights with the intercept, and with the noise where it is relative.
+
+    They are for ``AutoConjugate(regression.model, blocks=joint_sites(...))``.
+    """
+    sites = ("weights", *["intercept"] * intercept, *["noise_precision"] * relative)
+    return [sites] if len(sites) > 1 else []
+
+
+def _check(features: Tensor, target: Tensor, ard: bool, relative: bool, intercept: bool) -> None:
+    check_data("features", features, "[N, D]", "Write features.unsqueeze(-1) for one feature.")
+    check_data("target", target, "[N]", "Write one number for each row of the features.")
+    if len(target) != len(features):
+        raise DataError(
+            f"Expected target of shape [{len(features)}], one number for each row of the features; got "
+            f"{kind_of(target)}. Take the same rows of both."
+        )
+    for name, value in (("ard", ard), ("relative", relative), ("intercept", intercept)):
+        check_choice(name, value, [False, True])
