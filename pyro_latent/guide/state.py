@@ -202,6 +202,7 @@ class PosteriorState:
             self.best, self.structured = best, structured
         elif program is self.program and self._params_seen == param_versions(program):
             return program
+        fit = fit or (self.fit if self.program is None else None)  # a loaded guide is shown its data
         with uninterrupted():
             if program is not self.program:
                 self.program, self.call, self.layout = program, prepared.call, prepared.layout
