@@ -1,8 +1,20 @@
 """The guide: its face for users, draws of it as Pyro sample statements, and the state that drivers move."""
 
 from .autoguide import AutoConjugate, ElboTerms
+from .prediction import LogPredictive, Prediction
 from .sampling import Sampler, nodes_given
 from .state import Fit, PosteriorState, Prepared
 from .summary import Summary
 
-__all__ = ["AutoConjugate", "ElboTerms", "Fit", "PosteriorState", "Prepared", "Sampler", "Summary", "nodes_given"]
+__all__ = [
+    "AutoConjugate",
+    "ElboTerms",
+    "Fit",
+    "LogPredictive",
+    "PosteriorState",
+    "Prediction",
+    "Prepared",
+    "Sampler",
+    "Summary",
+    "nodes_given",
+]

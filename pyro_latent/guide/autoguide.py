@@ -20,7 +20,9 @@ from ..errors import (
     DataError,
     ModelError,
     as_real,
+    check_choice,
     check_count,
+    check_seed,
     in_our_words,
 )
 from ..objective import (
@@ -38,9 +40,12 @@ from .arguments import check_model, check_state, checked_init, joint_blocks, num
 from .augmented import Augmented, moved_value, transformed
 from .calls import Calls
 from .describe import summarize
+from .new_data import NewData
 from .param_store import write_params
+from .prediction import LogPredictive, Prediction, log_predictive, predict
+from .refusals import check_dtype
 from .sampling import Sampler
-from .state import Fit, PosteriorState, Prepared, check_dtype
+from .state import Fit, PosteriorState, Prepared
 from .summary import Summary
 from .terms import ElboTerms, elbo_terms_of
 
@@ -126,8 +131,6 @@ class AutoConjugate(AutoGuide):
         """The natural parameters by block, each with a leading dimension over starts."""
         return self.posterior_state.naturals
 
-    # Recording.
-
     def prepare(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], *, predict: bool = False, rescale: bool = True
     ) -> Prepared:
@@ -162,6 +165,67 @@ class AutoConjugate(AutoGuide):
                 sampler.missing(self.augmented.model, args, kwargs)
         return self.augmented.own(values, moved_value)
 
+    # New data.
+
+    @torch.inference_mode(False)
+    def predict(self, *args: Any, num_samples: int = 1000, seed: int = 0, **kwargs: Any) -> Prediction:
+        """What the model predicts with other arguments: draws of the sites of data, given what the fit has learned.
+
+        The arguments are those of the model for new data: with data that is not given, such as ``y=None``, for
+        predictions of it. Latents that the new data has of its own (labels, effects of new groups) are drawn given each
+        draw of the globals: from the model where no data at hand depends on them, else from their posterior given
+        that data, exact for discrete ones and for one conjugate block. A site whose data is given is drawn anew beside
+        it. Pyro's ``Predictive(model, guide=guide)`` has the same law where the new data has no latents of its own.
+
+        Args:
+            args, kwargs: the model's arguments.
+            num_samples: S, the number of draws.
+            seed: of the draws. The global random state stays as it is.
+
+        Returns:
+            A mapping from site to draws ``[S] + shape``, with ``mean``, ``sd`` and ``quantiles(levels)`` by site, and
+            the ``latents`` that go with the draws.
+
+        Raises:
+            ModelError: if the guide was not fitted, the arguments are of another model, a plate subsamples, or a
+                discrete site belongs to the data of the fit.
+
+        Source: the posterior predictive distribution, Gelman et al. (2013) §1.3, with q in place of the posterior.
+        """
+        num, seed = check_count("num_samples", num_samples), check_seed(seed)
+        return predict(lambda: NewData(self, self.calls, args, kwargs), num, seed)
+
+    @torch.inference_mode(False)
+    def log_predictive(
+        self, *args: Any, pointwise: bool = False, num_samples: int = 1000, seed: int = 0, **kwargs: Any
+    ) -> LogPredictive:
+        """The log density that the fit gives new data, log p(x_new | x), in nats, with q in place of the posterior.
+
+        It is the logarithm of a mean over draws of the globals from q, in which the discrete latents of the new data
+        are summed out exactly, and the continuous ones averaged by importance weights from their posterior given each
+        draw. It is exact where the globals are point estimates and there are no such latents.
+
+        Args:
+            args, kwargs: the model's arguments, with the new data.
+            pointwise: False: one number for all of the new data together, whose elements share the globals. True: one
+                for each element of the plates that all of the new data and its latents lie in, as if it were the only
+                one; their sum is the usual score of held-out data, and not the number for all together.
+            num_samples: the number of draws.
+            seed: of the draws. The global random state stays as it is.
+
+        Returns:
+            ``value``, its standard error ``error`` by the delta method, and ``is_exact``. A warning says where few
+            draws carry the value.
+
+        Raises:
+            ModelError: as :meth:`predict` does, and if no data is given or the model has a ``pyro.factor``.
+
+        Source: the log pointwise predictive density, Gelman et al. (2013) §7.1.
+        """
+        check_choice("pointwise", pointwise, [True, False])
+        num, seed = check_count("num_samples", num_samples, 2), check_seed(seed)
+        return log_predictive(lambda: NewData(self, self.calls, args, kwargs), pointwise, num, seed)
+
     # Summaries.
 
     @torch.inference_mode(False)
@@ -176,9 +240,6 @@ class AutoConjugate(AutoGuide):
 
         Args:
             prob: the probability inside the interval, in (0, 1).
-
-        Raises:
-            ArgumentError: if ``prob`` is none.
         """
         if not 0 < as_real(prob) < 1:
             raise ArgumentError(f"Expected prob to be a number in (0, 1); got {prob!r}. Write prob=0.94.")

@@ -69,6 +69,23 @@ class Calls:
             posterior.commit(found)
         else:
             found = self._looked_at(last.program, args, kwargs)
+        return self._at_best(found)
+
+    def new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+        """What a call works on that looks at new data, which is not taken for that of the fit, not even by a guide that
+        was loaded.
+        """
+        posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
+        posterior.require_data()
+        if last is not None and last.call.matches(args, kwargs) and not last.program.recording.is_subsample:
+            return self._at_best(self.fit(args, kwargs))
+        if last is not None:
+            return self._at_best(self._looked_at(last.program, args, kwargs))
+        return self._at_best(self._recorded(args, kwargs, predict=True))
+
+    def _at_best(self, found: Prepared) -> Prepared:
+        """What a call works on, at the best start."""
+        posterior = self._guide.posterior_state
         program, best = found.program, posterior.best
         state = {key: n.map(lambda t: t[best : best + 1]) for key, n in found.state.items()}
         if posterior.structured:  # which has no local blocks of its own: they are at their optimum given the globals

@@ -19,6 +19,7 @@ from ..errors import ModelError, in_our_words
 from ..families import Natural
 from ..objective import (
     Block,
+    BlockKey,
     DependentElements,
     Means,
     Program,
@@ -39,11 +40,15 @@ class Sampler:
         program: the recorded model.
         state: the natural parameters of one start, ``[1, ...]``.
         structured: whether the local blocks are drawn given the draw of the others, q(β) q(z | β).
+        local: which blocks are local, where others than those of the program are.
     """
 
-    def __init__(self, program: Program, state: State, structured: bool) -> None:
+    def __init__(
+        self, program: Program, state: State, structured: bool, local: Collection[BlockKey] | None = None
+    ) -> None:
         self.program, self.state = program, state
-        self._local = [k for k in program.blocks if structured and program.is_local(k)]
+        local = program.local if local is None else local
+        self._local = [k for k in program.blocks if structured and k in local]
         self._structured = structured
         sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
         used = [*(p for s in sites for p in s.plates), *(p for held in program.recording.hidden.values() for p in held)]

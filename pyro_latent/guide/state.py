@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from ..checkpoint import uninterrupted
 from ..errors import DataError, ModelError
-from ..families import FAMILIES, JOINT_FAMILIES, Natural
-from ..families.point import Point
-from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, padded, stored_blocks
+from ..families import Natural
+from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
 from ..recording import Snapshot
 from .param_store import param_versions
+from .refusals import check_saved, check_told
 
 
 class RecordedCall:
@@ -153,10 +153,11 @@ class PosteriorState:
         return found
 
     def is_local(self, key: BlockKey) -> bool:
-        """Whether a block belongs to the data at hand."""
+        """Whether a block belongs to the data at hand, of the call that the guide was fitted to."""
         if self.program is not None:
             return self.program.is_local(key)
-        return bool(self.layout["factors"][self.keys.index(key)]["local"])
+        stored = self.layout.get("factors")
+        return bool(stored and stored[self.keys.index(key)]["local"])
 
     def store(self, state: State) -> None:
         """Replace the natural parameters."""
@@ -237,9 +238,9 @@ class PosteriorState:
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:
-            local = [k for k in program.blocks if program.is_local(k) or k in changed]
+            local = [k for k in program.blocks if program.is_local(k) or self.is_local(k) or k in changed]
             asked = [k for k in program.blocks if program.is_shared(k)]
-            _check_told(program, [k for k in asked if program.blocks[k].joint_normal or k not in local])
+            check_told(program, [k for k in asked if program.blocks[k].joint_normal or k not in local])
             state = program.settled(state, local)
         changes = {"shapes": shapes, "pairs": _pairs_of(program), "factors": stored_blocks(program)}
         return state, {**self.layout, **changes}
@@ -260,7 +261,8 @@ class PosteriorState:
                 )
         for block, old in zip(blocks, self.layout["shapes"], strict=True):
             new = [list(s.shape) for s in block.sites]
-            if new != old and not program.is_local(block.key) and not program.is_shared(block.key):
+            is_of_data = program.is_local(block.key) or program.is_shared(block.key) or self.is_local(block.key)
+            if new != old and not is_of_data:
                 raise ModelError(
                     f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
                     "Make a new guide."
@@ -301,7 +303,7 @@ class PosteriorState:
         Raises:
             ModelError: if the state is of other blocks, or of no proper distributions.
         """
-        _check_saved(layout, tensors)
+        check_saved(layout, tensors)
         if self.layout and layout["blocks"] != self.layout["blocks"]:
             raise ModelError(f"Expected a state of the blocks {self.layout['blocks']}; got one of {layout['blocks']}.")
         self.layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
@@ -332,64 +334,10 @@ def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
         "factors": stored_blocks(program),
         "statistics": [list(b.family.statistics) for b in blocks],
         "discrete": {s.name: s.cardinality for s in program.discrete},
+        "of_data": of_data(program),
         "origins": list(origins),
     }
     return layout, origins
 
 
-def _check_told(program: Program, keys: Sequence[BlockKey]) -> None:
-    """New data is read with globals as they are, and locals of its own.
-
-    Raises:
-        ModelError: naming the blocks that may be either.
-    """
-    mixed = [program.blocks[key].label for key in keys if program.blocks[key].joint_normal]
-    if mixed:
-        raise ModelError(
-            f"Expected new data for a guide whose blocks are of all data, or of the data at hand alone; got the joint "
-            f"block of {', '.join(map(repr, mixed))}, of which some sites have an element for each observation. Put "
-            "these in another block than the others, or fit a guide to the new data."
-        )
-    if keys:
-        labels = ", ".join(program.blocks[key].label for key in keys)
-        raise ModelError(
-            f"Expected to know whether {labels!r} stays as it is for new data; got a site that some observations share "
-            'in a plate of theirs. Write infer={"local": False} at it if the new data has the same elements, as of '
-            'features, and infer={"local": True} if it has others, as of new groups or items.'
-        )
-
-
-def _check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
-    """A saved state is one of proper distributions.
-
-    Raises:
-        ModelError: naming the first block that is not.
-    """
-    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
-    for i, names in enumerate(layout["blocks"]):
-        family = families.get(layout["families"][i])
-        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
-        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
-        if len(natural) < len(fields):
-            continue  # torch names what is missing
-        check_dtype(next(iter(natural.values())).dtype)
-        proper = family is None or bool(family.in_domain(natural).all())
-        if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
-            raise ModelError(
-                f"Expected a saved state of proper distributions; got natural parameters of {', '.join(names)!r} that "
-                f"are not finite, or outside the domain of {layout['families'][i]}. Save the guide again, or fit it "
-                "anew."
-            )
-
-
-def check_dtype(dtype: torch.dtype) -> None:
-    """The mathematics needs 24 bits.
-
-    Raises:
-        DataError: for half precision.
-    """
-    if dtype in (torch.float16, torch.bfloat16):
-        raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
-
-
-__all__ = ["Fit", "PosteriorState", "Prepared", "RecordedCall", "check_dtype", "layout_of"]
+__all__ = ["Fit", "PosteriorState", "Prepared", "RecordedCall", "layout_of"]

@@ -25,7 +25,7 @@ from .posterior import (
 )
 from .program import Bound, Program, taken
 from .starts import Init, fresh_blocks, initial_state
-from .stored import block_of, stored_blocks
+from .stored import block_of, of_data, stored_blocks
 from .summands import Summand
 from .summaries import Summary, summarize
 
@@ -60,6 +60,7 @@ __all__ = [
     "make_blocks",
     "marginals",
     "natural_of",
+    "of_data",
     "padded",
     "posteriors",
     "probabilities_of",

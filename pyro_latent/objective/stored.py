@@ -21,7 +21,7 @@ from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
 from ..families.point import Point
 from ..families.quadrature import Quadrature
-from ..recording import LatentSite
+from ..recording import DiscreteSite, LatentSite
 from .blocks import Block
 from .program import Program
 
@@ -29,6 +29,24 @@ from .program import Program
 def stored_blocks(program: Program) -> list[dict[str, Any]]:
     """Of each block of a program what :func:`block_of` needs, in plain types."""
     return [_stored(block, program.is_local(block.key)) for block in program.blocks.values()]
+
+
+def of_data(program: Program) -> list[str]:
+    """The discrete sites that belong to the data at hand: those in a plate of some data, and those outside of plates
+    that one observation at most reads, which is in no plate either, as the states of a chain.
+    """
+    data = [s for s in program.recording.scored.values() if s.observed]
+    plates = {p.name for s in data for p in s.plates}
+
+    def is_own(site: DiscreteSite) -> bool:
+        readers = [
+            s for s in data if site.name in s.parents or (s.density is not None and site.name in s.density.sites)
+        ]
+        if any(p.name in plates for p in site.plates):
+            return True
+        return bool(data) and not site.plates and len(readers) <= 1 and not any(s.plates for s in readers)
+
+    return [site.name for site in program.discrete if is_own(site)]
 
 
 def _stored(block: Block, is_local: bool) -> dict[str, Any]:
@@ -130,4 +148,4 @@ def _joint_of(stored: Mapping[str, Any], pairs: Sequence[int], like: Tensor) -> 
     return Gaussian(parts, like.device, pairs)
 
 
-__all__ = ["block_of", "stored_blocks"]
+__all__ = ["block_of", "of_data", "stored_blocks"]

@@ -170,6 +170,8 @@ class ProgramRunner:
         fixed: sites that are functions of others (Deltas): a check computes them anew and does not hold them.
         marginal: whether sites that are marked for enumeration and not held are summed out. A run is then one log
             density, under the name ``""``, and no values.
+        without, kept: with ``marginal``, sites that do not count, and plates, of more than one element and with every
+            other site in them, along which the log density stays apart.
         once: whether to check the first batch only: for an optimiser's closure, which asks a hundred times.
     """
 
@@ -179,6 +181,8 @@ class ProgramRunner:
     fixed: frozenset[str] = frozenset()
     marginal: bool = False
     once: bool = False
+    without: frozenset[str] = frozenset()
+    kept: tuple[str, ...] = ()
     _single: ScoredRun | None = field(default=None, init=False, repr=False)
     _size: int = field(default=1, init=False, repr=False)
     _drawn: frozenset[str] = field(default=frozenset(), init=False, repr=False)
@@ -246,7 +250,7 @@ class ProgramRunner:
         def one(_: Tensor, values: Values) -> Any:
             if not self.marginal:
                 return self._one(values)
-            factors.append(Factors.of(self._trace(values)))
+            factors.append(self._factors(self._trace(values)))
             return factors[0].tensors
 
         with pyro.validation_enabled(False), OutOfPlaceDraws():
@@ -298,7 +302,10 @@ class ProgramRunner:
         return self.call.with_program(program).trace()
 
     def _read(self, trace: Trace) -> ScoredRun:
-        return ScoredRun({}, {"": Factors.of(trace).total()}, {}) if self.marginal else read(trace)
+        return ScoredRun({}, {"": self._factors(trace).total()}, {}) if self.marginal else read(trace)
+
+    def _factors(self, trace: Trace) -> Factors:
+        return Factors.of(trace, self.without, self.kept)
 
 
 def _unplated(tensor: Tensor, num: int, shape: torch.Size) -> Tensor:

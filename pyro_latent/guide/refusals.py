@@ -1,0 +1,72 @@
+"""What a guide refuses: new data that its blocks are not known to be of, saved states that are none, half precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..errors import DataError, ModelError
+from ..families import FAMILIES, JOINT_FAMILIES, Natural
+from ..families.point import Point
+from ..objective import BlockKey, Program
+
+
+def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
+    """New data is read with globals as they are, and locals of its own.
+
+    Raises:
+        ModelError: naming the blocks that may be either.
+    """
+    mixed = [program.blocks[key].label for key in keys if program.blocks[key].joint_normal]
+    if mixed:
+        raise ModelError(
+            f"Expected new data for a guide whose blocks are of all data, or of the data at hand alone; got the joint "
+            f"block of {', '.join(map(repr, mixed))}, of which some sites have an element for each observation. Put "
+            "these in another block than the others, or fit a guide to the new data."
+        )
+    if keys:
+        labels = ", ".join(program.blocks[key].label for key in keys)
+        raise ModelError(
+            f"Expected to know whether {labels!r} stays as it is for new data; got a site that some observations share "
+            'in a plate of theirs. Write infer={"local": False} at it if the new data has the same elements, as of '
+            'features, and infer={"local": True} if it has others, as of new groups or items.'
+        )
+
+
+def check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+    """A saved state is one of proper distributions.
+
+    Raises:
+        ModelError: naming the first block that is not.
+    """
+    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+    for i, names in enumerate(layout["blocks"]):
+        family = families.get(layout["families"][i])
+        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
+        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
+        if len(natural) < len(fields):
+            continue  # torch names what is missing
+        check_dtype(next(iter(natural.values())).dtype)
+        proper = family is None or bool(family.in_domain(natural).all())
+        if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
+            raise ModelError(
+                f"Expected a saved state of proper distributions; got natural parameters of {', '.join(names)!r} that "
+                f"are not finite, or outside the domain of {layout['families'][i]}. Save the guide again, or fit it "
+                "anew."
+            )
+
+
+def check_dtype(dtype: torch.dtype) -> None:
+    """The mathematics needs 24 bits.
+
+    Raises:
+        DataError: for half precision.
+    """
+    if dtype in (torch.float16, torch.bfloat16):
+        raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
+
+
+__all__ = ["check_dtype", "check_saved", "check_told"]

@@ -1,0 +1,297 @@
+"""New data under a fitted guide: draws and log predictive densities, against formulas, sums and averages over draws."""
+
+from __future__ import annotations
+
+import io
+import itertools
+from typing import Any
+
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.stats
+import torch
+from pyro.infer import Predictive
+from torch import Tensor
+
+from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate, ModelError
+from pyro_latent.guide import LogPredictive
+
+DOUBLE = torch.float64
+
+
+def fit(model: Any, *args: Any, **options: Any) -> AutoConjugate:
+    guide = AutoConjugate(model, **options)
+    CAVI(model, guide).run(*args, tol=1e-12)
+    return guide
+
+
+def agree(found: LogPredictive, expected: Any, more: Any = 0.0) -> None:
+    """An estimate is within five of its standard errors, and of the other's."""
+    error = torch.as_tensor(found.error**2 + torch.as_tensor(more) ** 2).sqrt()
+    difference = (found.value - torch.as_tensor(expected)).abs()
+    assert bool((difference <= 5 * error + 1e-9).all()), (found, expected)
+    assert float(found.error.max()) < 0.3  # of which to be within says something
+
+
+def log_mean(densities: Tensor) -> tuple[Tensor, Tensor]:
+    """The logarithm of the mean of log densities ``[S, ...]``, and its standard error."""
+    ratios = (densities - densities.max(0).values).exp()
+    value = ratios.mean(0).log() + densities.max(0).values
+    return value, ratios.std(0) / ratios.mean(0) / len(ratios) ** 0.5
+
+
+# Regression: Student-t.
+
+
+def regression(features: Tensor, y: Tensor | None = None) -> None:
+    tau = pyro.sample("tau", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 1.0))
+    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), (0.1 * tau).rsqrt()).to_event(1))
+    with pyro.plate("data", len(features)):
+        pyro.sample("y", dist.Normal(features @ w, tau.rsqrt()), obs=y)
+
+
+def rows(n: int) -> tuple[Tensor, Tensor]:
+    features = torch.randn(n, 2, dtype=DOUBLE)
+    return features, features @ torch.tensor([1.0, -2.0], dtype=DOUBLE) + 0.5 * torch.randn(n, dtype=DOUBLE)
+
+
+def student(features: Tensor, y: Tensor, new: Tensor) -> tuple[Tensor, Tensor, float]:
+    """Location, shape matrix and degrees of freedom of the exact prediction, by dense algebra."""
+    precision = features.T @ features + 0.1 * torch.eye(2, dtype=DOUBLE)
+    mean = torch.linalg.solve(precision, features.T @ y)
+    a, b = 2.0 + len(y) / 2, 1.0 + 0.5 * float(y @ y - mean @ precision @ mean)
+    shape = b / a * (torch.eye(len(new), dtype=DOUBLE) + new @ torch.linalg.inv(precision) @ new.T)
+    return new @ mean, shape, 2 * a
+
+
+@pytest.fixture(scope="module")
+def fitted() -> tuple[AutoConjugate, Tensor, Tensor]:
+    torch.manual_seed(0)
+    features, y = rows(20)
+    return fit(regression, features, y, blocks=[("w", "tau")]), features, y
+
+
+def test_prediction_of_a_regression_is_a_student_t(fitted: Any) -> None:
+    guide, features, y = fitted
+    new, values = rows(3)
+    location, shape, df = student(features, y, new)
+    found = guide.predict(new, num_samples=4000)
+    assert list(found) == ["y"] and found["y"].shape == (4000, 3) and set(found.latents) == {"w", "tau"}
+    laws = [scipy.stats.t(df, float(location[i]), float(shape[i, i]) ** 0.5) for i in range(3)]
+    for i, law in enumerate(laws):
+        assert scipy.stats.kstest(found["y"][:, i].numpy(), law.cdf).pvalue > 1e-3
+        assert float(found.quantiles([0.9])["y"][0, i]) == pytest.approx(law.ppf(0.9), abs=0.1)
+    together = guide.log_predictive(new, values, num_samples=4000)
+    agree(together, scipy.stats.multivariate_t(location, shape, df).logpdf(values))
+    alone = guide.log_predictive(new, values, pointwise=True, num_samples=4000)
+    agree(alone, torch.tensor([law.logpdf(float(v)) for law, v in zip(laws, values, strict=True)]))
+
+
+def test_evidences_differ_by_the_log_predictive_density(fitted: Any) -> None:
+    guide, features, y = fitted
+    new, values = rows(3)
+    both = fit(regression, torch.cat([features, new]), torch.cat([y, values]), blocks=[("w", "tau")])
+    agree(guide.log_predictive(new, values, num_samples=4000), both.elbo() - guide.elbo())
+
+
+def test_pyros_predictive_draws_from_the_same_law(fitted: Any) -> None:
+    guide, *_ = fitted
+    new, _ = rows(2)
+    ours = guide.predict(new, num_samples=1000, seed=1)["y"]
+    theirs = Predictive(regression, guide=guide, num_samples=150)(new)["y"]
+    for i in range(2):
+        assert scipy.stats.ks_2samp(ours[:, i].numpy(), theirs[:, i].numpy()).pvalue > 1e-3
+
+
+def test_data_that_is_given_is_drawn_anew_and_the_random_state_stays(fitted: Any) -> None:
+    guide, features, y = fitted
+    before = torch.get_rng_state()
+    found = guide.predict(features, y, num_samples=500, seed=3)
+    assert torch.equal(before, torch.get_rng_state())
+    assert torch.equal(found["y"], guide.predict(features, y, num_samples=500, seed=3)["y"])
+    assert float((found["y"] - y).std()) > 0.4  # not the data itself
+    assert float((found.mean["y"] - features @ guide.posterior()["w"].mean).abs().max()) < 0.2
+
+
+# Clusters: labels are summed out.
+
+
+def mixture(x: Tensor | None = None, n: int = 0) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(3, dtype=DOUBLE)))
+    with pyro.plate("kinds", 3):
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+        tau = pyro.sample("tau", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 1.0))
+    with pyro.plate("data", n if x is None else len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(mu[z], tau[z].rsqrt()), obs=x)
+
+
+def test_labels_of_new_points_are_summed_out() -> None:
+    torch.manual_seed(1)
+    x = torch.randn(60, dtype=DOUBLE) + torch.tensor([-5.0, -5.0, 5.0], dtype=DOUBLE)[torch.arange(60) % 3]
+    guide = fit(mixture, x)
+    new = torch.tensor([-5.0, 0.3, 2.5, 6.0], dtype=DOUBLE)
+    q, num = guide.posterior(), 20_000
+    weights, mu, tau = (q[name].sample((num, 1)) for name in ("weights", "mu", "tau"))
+    each = (weights.log() + dist.Normal(mu, tau.rsqrt()).log_prob(new[:, None])).logsumexp(-1)  # [num, 4]
+    agree(guide.log_predictive(new, pointwise=True, num_samples=4000), *log_mean(each))
+    agree(guide.log_predictive(new, num_samples=4000), *log_mean(each.sum(1)))
+    agree(guide.log_predictive(new[:1], num_samples=4000), *[t[0] for t in log_mean(each)])
+    assert guide.log_predictive(new[:1], pointwise=True).value.shape == (1,)
+    drawn = guide.predict(n=2, num_samples=4000)
+    share = torch.stack([(drawn.latents["z"] == k).double().mean() for k in range(3)])
+    assert torch.allclose(share, q["weights"].mean, atol=0.03)
+    given = guide.predict(new, num_samples=200).latents["z"]
+    assert len(given[:, 0].unique()) == 1 or float((given[:, 0] == given[:, 0].mode().values).double().mean()) > 0.5
+
+
+def chain(x: Tensor) -> None:
+    rows = pyro.sample("rows", dist.Dirichlet(torch.ones(2, 2, dtype=DOUBLE) + torch.eye(2)).to_event(1))
+    with pyro.plate("states", 2):
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+    z: Any = 0
+    for t in pyro.markov(range(len(x))):
+        z = pyro.sample(f"z{t}", dist.Categorical(rows[z]), infer={"enumerate": "parallel"})
+        pyro.sample(f"x{t}", dist.Normal(mu[z], 1.0), obs=x[t])
+
+
+def test_states_of_a_chain_are_summed_out_by_brute_force() -> None:
+    torch.manual_seed(2)
+    guide = fit(chain, torch.tensor([0.1, -0.3, 5.2, 4.9], dtype=DOUBLE))
+    new = torch.tensor([0.0, 5.0, 2.0, 6.0], dtype=DOUBLE)
+    q, num = guide.posterior(), 20_000
+    table, mu = q["rows"].sample((num,)), q["mu"].sample((num,))
+    paths = []
+    for path in itertools.product(range(2), repeat=4):
+        steps = [table[:, a, b].log() for a, b in itertools.pairwise((0, *path))]
+        paths.append(sum(steps) + sum(dist.Normal(mu[:, k], 1.0).log_prob(v) for k, v in zip(path, new, strict=True)))
+    agree(guide.log_predictive(new, num_samples=4000), *log_mean(torch.stack(paths).logsumexp(0)))
+
+
+# Continuous latents of the new data.
+
+
+def effects(x: Tensor | None, n: int = 0) -> None:
+    top = pyro.sample("top", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+    tau = pyro.sample("tau", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 1.0))
+    with pyro.plate("data", n if x is None else len(x)):
+        mu = pyro.sample("mu", dist.Normal(top, tau.rsqrt()))
+        pyro.sample("x", dist.Normal(mu, 0.5), obs=x)
+
+
+def test_effects_of_new_data_are_averaged_over() -> None:
+    torch.manual_seed(3)
+    x = 3.0 + torch.randn(30, dtype=DOUBLE)
+    guide = fit(effects, x)
+    q, num = guide.posterior(), 20_000
+    top, tau = q["top"].sample((num, 1)), q["tau"].sample((num, 1))
+    law = dist.Normal(top, (1 / tau + 0.25).sqrt())
+    new = torch.tensor([3.0, 0.0, 6.0], dtype=DOUBLE)
+    agree(guide.log_predictive(new, pointwise=True, num_samples=3000), *log_mean(law.log_prob(new)))
+    agree(guide.log_predictive(new, num_samples=3000), *log_mean(law.log_prob(new).sum(1)))
+    expected = law.sample()[:, 0].numpy()
+    for count in (30, 7):  # as many as those of the fit, and others: theirs are new in both
+        drawn = guide.predict(None, n=count, num_samples=2000)["x"]
+        assert scipy.stats.ks_2samp(drawn[:, 0].numpy(), expected).pvalue > 1e-3
+        assert scipy.stats.ks_2samp(drawn[:, -1].numpy(), expected).pvalue > 1e-3
+    file = io.BytesIO()
+    torch.save(guide.state_dict(), file)
+    file.seek(0)
+    loaded = AutoConjugate(effects)
+    loaded.load_state_dict(torch.load(file))
+    other = x + 2.0  # as many as those of the fit, which the loaded guide must not take them for
+    here, there = (g.log_predictive(other, pointwise=True, num_samples=50).value for g in (guide, loaded))
+    assert torch.allclose(here, there, rtol=1e-9)
+
+
+def test_auxiliary_sites_leave_the_density_the_models_own() -> None:
+    def model(features: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), 3.0).to_event(1))
+        scale = pyro.sample("scale", dist.HalfCauchy(torch.tensor(1.0, dtype=DOUBLE)))
+        with pyro.plate("data", len(features)):
+            pyro.sample("y", dist.StudentT(4.0, features @ w, scale), obs=y)
+
+    torch.manual_seed(4)
+    guide = fit(model, *rows(30), reparam=True)
+    new, values = rows(4)
+    q = guide.posterior()
+    w, scale = q["w"].sample((20_000,)), q["scale"].sample((20_000, 1))
+    law = dist.StudentT(4.0, w @ new.T, scale)
+    agree(guide.log_predictive(new, values, pointwise=True, num_samples=3000), *log_mean(law.log_prob(values)))
+    drawn = guide.predict(new, num_samples=2000)["y"]
+    assert scipy.stats.ks_2samp(drawn[:, 0].numpy(), law.sample()[:, 0].numpy()).pvalue > 1e-3
+
+
+def test_with_parameters_alone_it_is_exact_whatever_the_store_holds() -> None:
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", torch.tensor(0.0, dtype=DOUBLE))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Bernoulli(torch.tensor(0.3, dtype=DOUBLE)))
+            pyro.sample("x", dist.Normal(loc + 4 * z, 1.0), obs=x)
+
+    pyro.clear_param_store()
+    guide = AutoConjugate(model)
+    EM(model, guide).run(torch.randn(30, dtype=DOUBLE))
+    loc = guide.params()["loc"]
+    pyro.clear_param_store()
+    new = torch.tensor([0.0, 5.0], dtype=DOUBLE)
+    parts = [weight * dist.Normal(loc + shift, 1.0).log_prob(new).exp() for weight, shift in ((0.7, 0.0), (0.3, 4.0))]
+    expected = sum(parts).log()
+    alone, together = guide.log_predictive(new, pointwise=True), guide.log_predictive(new)
+    assert alone.is_exact and together.is_exact and not alone.error.any()
+    assert torch.allclose(alone.value, expected, rtol=1e-12)
+    assert float(together.value) == pytest.approx(float(expected.sum()), rel=1e-12)
+
+
+# What is refused.
+
+
+def switched(x: Tensor, local: bool | None = None) -> None:
+    infer: Any = {"local": local}
+    switch = pyro.sample("switch", dist.Bernoulli(torch.tensor(0.5, dtype=DOUBLE)), infer=infer)
+    mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mu + 3 * switch, 1.0), obs=x)
+
+
+def test_a_discrete_site_of_the_fit_is_not_drawn_from_its_prior() -> None:
+    x = 3.0 + torch.randn(10, dtype=DOUBLE)
+    guide = fit(switched, x)
+    for method in (guide.predict, guide.log_predictive):
+        with pytest.raises(
+            ModelError, match=r"Expected discrete sites that belong to the data at hand; got \['switch'"
+        ):
+            method(x[:3])
+    found = fit(switched, x, True).log_predictive(x[:3], True, num_samples=2000)  # the new data has its own
+    q = guide.posterior()["mu"].sample((20_000, 1))
+    each = torch.stack([dist.Normal(q + shift, 1.0).log_prob(x[:3]).sum(1) + np.log(0.5) for shift in (0.0, 3.0)])
+    agree(found, *log_mean(each.logsumexp(0)))
+
+
+def test_what_cannot_be_predicted_is_an_error(fitted: Any) -> None:
+    guide, features, y = fitted
+    with pytest.raises(ModelError, match="Expected a guide that has seen data; got a new one"):
+        AutoConjugate(regression).predict(features)
+    with pytest.raises(ModelError, match="Expected new data whose density is asked for; got none"):
+        guide.log_predictive(features)
+    with pytest.raises(ArgumentError, match="Expected num_samples to be an integer of at least 1; got 0"):
+        guide.predict(features, num_samples=0)
+    with pytest.raises(ArgumentError, match=r"Expected quantiles in \(0, 1\); got \[2.0\]"):
+        guide.predict(features, num_samples=2).quantiles([2])
+
+    def weighed(x: Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 1.0))
+        pyro.factor("more", -0.5 * mu * mu)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    with pytest.raises(ModelError, match=r"Expected a model whose data is in sites with obs=; got pyro.factor at"):
+        fit(weighed, y).log_predictive(y)
+
+
+def test_a_density_that_few_draws_carry_is_said(fitted: Any) -> None:
+    guide, features, y = fitted
+    with pytest.warns(UserWarning, match="got an effective number of .* the value is low"):
+        guide.log_predictive(features.repeat(50, 1), y.repeat(50) + 1.0, num_samples=100)
