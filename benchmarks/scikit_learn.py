@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from sklearn import linear_model
+from sklearn import decomposition, linear_model
 from sklearn.mixture import BayesianGaussianMixture
 
 from pyro_latent.models import estimators
@@ -89,6 +89,19 @@ def linear(kind: str, count: int, dimensions: int) -> list[str]:
     return row(f"`{kind}`, N = {count:,}, D = {dimensions}", runs, found)
 
 
+def factor_analysis(count: int, dimensions: int, factors: int) -> list[str]:
+    """Complete tables: scikit-learn's takes no others."""
+    rng = np.random.default_rng(0)
+    loading, noise = rng.normal(size=(factors, dimensions)), rng.uniform(0.5, 1.0, size=dimensions)
+    table = rng.normal(size=(2 * count, factors)) @ loading + noise * rng.normal(size=(2 * count, dimensions))
+    runs = {
+        OURS: fit(lambda: estimators.FactorAnalysis(factors), table[:count]),
+        THEIRS: fit(lambda: decomposition.FactorAnalysis(factors, tol=1e-7 * count), table[:count]),
+    }
+    case = f"`FactorAnalysis`, N = {count:,}, D = {dimensions}, K = {factors}"
+    return row(case, runs, lambda fitted: f"log density of new rows {fitted.score(table[count:]):.4f}")
+
+
 CASES: list[Callable[[], list[str]]] = [
     mixture,
     lambda: mixture(1_000, 2, 5),
@@ -97,6 +110,8 @@ CASES: list[Callable[[], list[str]]] = [
     lambda: linear("BayesianRidge", 20_000, 50),
     lambda: linear("ARDRegression", 200, 10),
     lambda: linear("ARDRegression", 20_000, 50),
+    lambda: factor_analysis(500, 10, 3),
+    lambda: factor_analysis(5_000, 20, 5),
 ]
 
 

@@ -18,7 +18,7 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_latent.errors import ArgumentError, ModelError
-from pyro_latent.models.estimators import ARDRegression, BayesianRidge, GaussianMixture
+from pyro_latent.models.estimators import PPCA, ARDRegression, BayesianRidge, FactorAnalysis, GaussianMixture
 
 pd = pytest.importorskip("pandas")
 
@@ -27,6 +27,7 @@ ESTIMATORS: list[tuple[Any, list[str]]] = [
     (GaussianMixture(2, random_state=0), ["predict", "predict_proba", "score_samples"]),
     (BayesianRidge(), ["predict"]),
     (ARDRegression(relative=True), ["predict"]),
+    (FactorAnalysis(1), ["transform", "score_samples"]),
 ]
 each = pytest.mark.parametrize(("estimator", "readings"), ESTIMATORS, ids=lambda v: type(v).__name__)
 
@@ -47,13 +48,15 @@ def test_without_scikit_learn_the_import_says_what_to_install(monkeypatch: pytes
         importlib.import_module("pyro_latent.models.estimators")
 
 
-@parametrize_with_checks([GaussianMixture(), BayesianRidge(max_iter=10)])
+@parametrize_with_checks([GaussianMixture(), BayesianRidge(max_iter=5), PPCA(max_iter=3)])
 def test_scikit_learns_own_checks_pass(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
 
 @pytest.mark.slow
-@parametrize_with_checks([GaussianMixture(3, covariance_type="diag"), ARDRegression(), BayesianRidge(relative=True)])
+@parametrize_with_checks(
+    [GaussianMixture(3, covariance_type="diag"), ARDRegression(), BayesianRidge(relative=True), FactorAnalysis()]
+)
 def test_scikit_learns_own_checks_pass_in_other_settings(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 

@@ -15,7 +15,8 @@ except ImportError:
         "Expected scikit-learn for pyro_latent.models.estimators; got none. Run: pip install 'pyro-latent[estimators]'"
     ) from None
 
+from .factors import PPCA, FactorAnalysis
 from .gaussian_mixture import GaussianMixture
 from .linear import ARDRegression, BayesianRidge
 
-__all__ = ["ARDRegression", "BayesianRidge", "GaussianMixture"]
+__all__ = ["PPCA", "ARDRegression", "BayesianRidge", "FactorAnalysis", "GaussianMixture"]
