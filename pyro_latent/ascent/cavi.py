@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from ..checkpoint import Run, fingerprint
-from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_choice, check_count
+from ..errors import ArgumentError, ArgumentTypeError, MissingFileError, ModelError, as_real, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
@@ -62,6 +62,7 @@ class CAVI:
             others, or they are put in order by their size, wherever that does not lower the ELBO. Components are the
             values of discrete sites that choose among elements of latents, ``mu[z]``: of mixtures, topics, states of a
             chain. There may be too many of them at the start: those that are not needed end empty.
+        accelerate: whether sweeps begin where the last ones are going, where that does not lower the ELBO.
 
     Example::
 
@@ -73,7 +74,7 @@ class CAVI:
 
     Source: coordinate ascent, Bishop (2006) §10.1; stochastic, Hoffman et al. (2013); memoised, Hughes and Sudderth
     (2013); structured, Hoffman and Blei (2015); annealing, Katahira, Watanabe and Okada (2008); merges, Hughes and
-    Sudderth (2013), Hughes, Kim and Sudderth (2015).
+    Sudderth (2013), Hughes, Kim and Sudderth (2015); acceleration, Anderson (1965), Walker and Ni (2011).
     """
 
     def __init__(
@@ -89,6 +90,7 @@ class CAVI:
         structured: int = 0,
         annealing: int | Sequence[float] = 0,
         merges: bool = False,
+        accelerate: bool = False,
     ) -> None:
         check_guide(model, guide, more)
         self.model = model
@@ -97,10 +99,8 @@ class CAVI:
         self.order, self.local_steps = self._schedule.order, self._schedule.local_steps
         self.local_tol = self._schedule.local_tol
         structured = check_count("structured", structured, least=0)
-        check_choice("memoised", memoised, [False, True])
-        check_choice("merges", merges, [False, True])
         temperatures = inverse_temperatures(annealing)
-        self._steps = steps_for(step_size, memoised, structured, temperatures, merges)
+        self._steps = steps_for(step_size, memoised, structured, temperatures, merges, accelerate)
         self._revision = guide.posterior_state.revision  # of the guide, after the last step
         self._settings = {
             "order": self.order,
@@ -111,6 +111,7 @@ class CAVI:
             "structured": structured,
             "annealing": list(temperatures),
             "merges": merges,
+            "accelerate": accelerate,
         }
 
     # The face of SVI.

@@ -15,6 +15,7 @@ import torch
 from ..errors import ArgumentError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Means, Program, State
+from .acceleration import AcceleratedSteps
 from .cavi import CAVI
 from .full import FullSteps, check_whole
 from .gradient_step import MakeOptimizer, Memory, described, raise_q
@@ -106,6 +107,11 @@ class EMSteps(FullSteps):
         if self.last_e_step is not None:
             self.last_e_step = self.last_e_step.of_start(start)
 
+    def sequence(self, task: Task) -> list[BlockKey | None]:
+        """The latents, then the parameters."""
+        blocks, order = task.program.blocks, task.schedule.sites(task.program)
+        return sorted(order, key=lambda key: key is not None and blocks[key].is_point)
+
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """The E-step and the M-step."""
         order = task.schedule.sites(sweep.program)
@@ -166,6 +172,10 @@ class EMSteps(FullSteps):
         return self._coupling[1:]
 
 
+class AcceleratedEMSteps(AcceleratedSteps, EMSteps):
+    """Sweeps of an E-step and an M-step that begin at an extrapolated point."""
+
+
 class EM(CAVI):
     """EM for a model with ``pyro.param`` sites, with the face of :class:`~pyro_latent.CAVI`.
 
@@ -185,6 +195,7 @@ class EM(CAVI):
         init, restarts: as in :class:`~pyro_latent.AutoConjugate`. With neither, the parameters start at their values in
             Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
         annealing: as in :class:`~pyro_latent.CAVI`; the E-step alone has a temperature (Ueda and Nakano 1998).
+        accelerate: as in :class:`~pyro_latent.CAVI`, on the unconstrained parameters; not for m_step="gradient".
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
 
@@ -203,14 +214,21 @@ class EM(CAVI):
         init: Init = None,
         restarts: int = 1,
         annealing: int | Sequence[float] = 0,
+        accelerate: bool = False,
     ) -> None:
         if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
         guide = AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide
-        super().__init__(model, guide, annealing=annealing)
+        super().__init__(model, guide, annealing=annealing, accelerate=accelerate)
+        if accelerate and m_step == "gradient":
+            raise ArgumentError(
+                "Expected m_step='closed_form' or 'conditional' with accelerate=True; got 'gradient', whose optimizer "
+                "goes on from its own last steps. Leave one of them out."
+            )
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps, "optimizer": described(optimizer)}
         count = check_count("gradient_steps", gradient_steps)
-        self._steps = self._em = EMSteps(m_step, optimizer, count, inverse_temperatures(annealing))
+        kind = AcceleratedEMSteps if accelerate else EMSteps
+        self._steps = self._em = kind(m_step, optimizer, count, inverse_temperatures(annealing))
 
     @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:

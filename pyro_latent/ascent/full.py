@@ -72,20 +72,20 @@ class FullSteps(Steps):
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(task.state, program.means(task.state))
             before = Level(program, bound, bound.elbo.tolist())
-        failures, sweep, self._level = self._survivors(task, before)
+        failures, state, self._level = self._survivors(task, before)
         self._seen = seen if task.is_alone else {}
         self._count += 1
-        return sweep.state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
+        return state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
 
-    def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], Sweep, Level]:
-        """The errors of the starts that a sweep fails for, and a sweep over the others."""
+    def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], State, Level]:
+        """The errors of the starts that a sweep fails for, and what a sweep over the others reaches."""
         try:
             return {}, *self._swept(task, before)
         except _OF_ONE_START:
             failures: dict[int, str] = {}
             count = starts_of(task.state)
 
-            def alone(starts: list[int]) -> tuple[Sweep, Level]:
+            def alone(starts: list[int]) -> tuple[State, Level]:
                 return self._swept(task.of(starts), None if before is None else before.of(starts))
 
             for start in range(count if count > 1 else 0):
@@ -98,10 +98,15 @@ class FullSteps(Steps):
                 raise
         return failures, *alone(living)
 
-    def _swept(self, task: Task, before: Level | None) -> tuple[Sweep, Level]:
+    @property
+    def _is_annealed(self) -> bool:
+        """Whether the next sweep is at a temperature."""
+        return self._count < len(self.annealing)
+
+    def _swept(self, task: Task, before: Level | None) -> tuple[State, Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, held = task.program, None if before is None else before.bound.held
-        is_annealed = self._count < len(self.annealing)
+        is_annealed = self._is_annealed
         inverse_temperature = self.annealing[self._count] if is_annealed else 1.0
         held = None if is_annealed else held
         sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=inverse_temperature)
@@ -121,7 +126,16 @@ class FullSteps(Steps):
                 f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats, by the update of "
                 f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
             )
-        return sweep, Level(program, bound, elbo)
+        return sweep.state, Level(program, bound, elbo)
+
+    def sequence(self, task: Task) -> list[BlockKey | None]:
+        """The blocks in the order that a sweep visits them; those of the data's plates come first where there are
+        rounds over them.
+        """
+        order = task.schedule.sites(task.program)
+        if task.schedule.local_steps in (None, 1):
+            return order
+        return [*(key for key in order if key is not None and task.program.is_local(key)), *order]
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""

@@ -11,7 +11,7 @@ import torch
 from ..objective import Components, Program, State, components_of
 from .full import FullSteps, Level
 from .moves import Mover, Point, Trials
-from .steps import Info, Task, best_of
+from .steps import Info, Task, best_of, joined
 
 #: Moves wait until a sweep raises the ELBO by no more than this, in nats: components that are still on their way look
 #: alike, and what is one by then stays one.
@@ -49,7 +49,7 @@ class MergingSteps(FullSteps):
         if all(new is old for new, old in zip(after, before, strict=True)):
             return state, info
         self._is_last_round = False
-        state = {k: type(n)(**{f: torch.cat([p.state[k][f] for p in after]) for f in n}) for k, n in state.items()}
+        state = joined(task.program, [point.state for point in after])
         bound = task.program.bound(state, task.program.means(state)) if len(after) > 1 else after[0].bound
         self._level = Level(task.program, bound, [point.elbo for point in after])
         return state, Info(self._numbered(self._level.elbo, {}), best_of(self._level.elbo))

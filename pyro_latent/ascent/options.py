@@ -9,8 +9,9 @@ import numpy as np
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, as_real
+from ..errors import ArgumentError, ArgumentTypeError, as_real, check_choice
 from ..guide import AutoConjugate
+from .acceleration import AcceleratedSteps
 from .full import FullSteps
 from .memoised import MemoisedSteps
 from .merging import MergingSteps
@@ -70,21 +71,34 @@ def check_guide(model: Any, guide: Any, more: Sequence[Any]) -> None:
 
 
 def steps_for(
-    step_size: float | StepSize | None, memoised: bool, structured: int, annealing: Sequence[float], merges: bool
+    step_size: float | StepSize | None,
+    memoised: bool,
+    structured: int,
+    annealing: Sequence[float],
+    merges: bool,
+    accelerate: bool,
 ) -> Steps:
     """The way to step that the arguments of ``CAVI`` ask for."""
+    for name, value in (("memoised", memoised), ("merges", merges), ("accelerate", accelerate)):
+        check_choice(name, value, [False, True])
     if memoised and step_size is not None:
         raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:
         raise ArgumentError("Expected a step_size with structured inference; got none. Write step_size=RobbinsMonro().")
-    if step_size is None and not memoised:
-        return MergingSteps(annealing) if merges else FullSteps(annealing)
-    if annealing or merges:
-        what, verb = ("annealing", "anneal") if annealing else ("merges", "merge")
+    if merges and accelerate:
         raise ArgumentError(
-            f"Expected {what} on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one of "
-            f"them out: {verb} on a part of the data, and give its posterior as init=."
+            "Expected merges=True or accelerate=True; got both. Run with merges=True first; a driver with "
+            "accelerate=True goes on from its guide."
         )
+    if step_size is None and not memoised:
+        return (MergingSteps if merges else AcceleratedSteps if accelerate else FullSteps)(annealing)
+    asked = {"annealing": (annealing, "anneal"), "merges": (merges, "merge"), "accelerate": (accelerate, "accelerate")}
+    for what, (is_asked, verb) in asked.items():
+        if is_asked:
+            raise ArgumentError(
+                f"Expected {what} on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one "
+                f"of them out: {verb} on a part of the data, and give its posterior as init=."
+            )
     if memoised:
         return MemoisedSteps()
     assert step_size is not None

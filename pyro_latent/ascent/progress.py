@@ -36,7 +36,8 @@ class CAVIResult:
         augmented: the auxiliary sites of the guide's ``reparam=True``: the ELBO is that of the model with them, which
             is at most the one of its own sites under the same posterior.
         moves: with ``merges=True``, how many moves of each kind the best start has taken on, "merge", "delete" and
-            "order".
+            "order"; with ``accelerate=True``, how many sweeps began at an extrapolated "point" and were kept, and how
+            many were "refused": these are sweeps beside those of ``num_steps``.
     """
 
     elbo: Tensor

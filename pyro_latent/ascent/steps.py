@@ -185,9 +185,14 @@ class Steps(ABC):
         return 0.0, 0.0
 
 
+def joined(program: Program, states: Sequence[State]) -> State:
+    """The starts of several states, one after another."""
+    return {key: block.family.joined([state[key] for state in states]) for key, block in program.blocks.items()}
+
+
 def best_of(values: Sequence[float]) -> int:
     """The position of the largest value."""
     return max(range(len(values)), key=values.__getitem__)
 
 
-__all__ = ["LOCAL_STEPS", "LOCAL_TOL", "Info", "Schedule", "Steps", "Task", "best_of"]
+__all__ = ["LOCAL_STEPS", "LOCAL_TOL", "Info", "Schedule", "Steps", "Task", "best_of", "joined"]

@@ -158,6 +158,16 @@ class Tabulated(TorchDistribution):
         found = found + torch.where(share > 1, (share - 1) * last.clamp(max=0), 0.0)
         return found.reshape(shape)
 
+    def log_ratio(self, before: Tabulated, after: Tabulated) -> Tensor:
+        """log q_after − log q_before at the nodes ``[*batch, n]``, less its mean and times the root of their masses:
+        inner products of such are covariances of log ratios.
+        """
+        nodes, masses = self.places.movedim(-1, 0), self.log_masses.exp()
+        found = (after.log_density_at(nodes) - before.log_density_at(nodes)).movedim(0, -1)
+        found = torch.where(masses > 0, found, 0.0)
+        centered: Tensor = (found - (masses * found).sum(-1, keepdim=True)) * masses.sqrt()
+        return centered
+
     def _read_panels(self, places: Tensor) -> tuple[Tensor, Tensor]:
         """Where places ``[K, *batch]`` are on their panels, from 0 to 1, and the log density at the nodes of these."""
         index = self._panel(self.right.double(), places)

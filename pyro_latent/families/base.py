@@ -20,7 +20,7 @@ quantiles, and one suite of laws tests every family in the catalogue.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar, NamedTuple, Self
 
 import pyro.distributions as dist
@@ -208,6 +208,32 @@ class Family(ABC):
     def blend(self, old: Natural, new: Natural, step_size: float) -> Natural:
         """(1 − ρ) η + ρ η̂: a natural-gradient step."""
         return Natural(**{n: old[n] + step_size * (new[n] - old[n]) for n in new})
+
+    def combined(self, naturals: Sequence[Natural], weights: Sequence[float]) -> Natural:
+        """Σ_i w_i η_i, where the weights add up to 1, computed in float64 from the last of them on. It may lie outside
+        the domain.
+
+        Raises:
+            NaturalDomainError: where a table would be of no density.
+        """
+        last = naturals[-1]
+
+        def total(name: str) -> Tensor:
+            start = last[name].double()
+            moves = [torch.where(n[name] == last[name], 0.0, n[name].double() - start) for n in naturals]
+            return (start + sum(w * move for w, move in zip(weights, moves, strict=True))).to(last[name])
+
+        return Natural(**{name: total(name) for name in last})
+
+    def joined(self, naturals: Sequence[Natural]) -> Natural:
+        """The natural parameters of several starts, ``[starts, ...]`` each, one after another."""
+        return Natural(**{name: torch.cat([n[name] for n in naturals]) for name in naturals[0]})
+
+    def log_ratio(self, before: Natural, after: Natural, places: Natural) -> Tensor | None:
+        """None: a distribution is known by its statistics. Of one that is known by a table,
+        :meth:`~pyro_latent.distributions.tabulated.Tabulated.log_ratio` at the nodes of the table ``places``.
+        """
+        return None
 
     def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
         """The density to a power, normalized."""

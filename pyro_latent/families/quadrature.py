@@ -208,12 +208,30 @@ class Quadrature(Family):
 
     def blend(self, old: Natural, new: Natural, step_size: float) -> Natural:
         """(1 − ρ) log q + ρ log q̂, normalized: the natural-gradient step."""
-        before, after = self._table(old), self._table(new)
+        return self.combined([new, old], [step_size, 1 - step_size])
+
+    def combined(self, naturals: Sequence[Natural], weights: Sequence[float]) -> Natural:
+        tables = [self._read(natural) for natural in naturals]
 
         def log_density(places: Tensor) -> Tensor:
-            return (1 - step_size) * before.log_density_at(places) + step_size * after.log_density_at(places)
+            return torch.stack([w * t.log_density_at(places) for w, t in zip(weights, tables, strict=True)]).sum(0)
 
-        return self._tabulated(_alone(log_density), before.batch_shape, old.left.new_empty(0), old)[0]
+        last = naturals[-1]
+        return self._tabulated(_alone(log_density), tables[-1].batch_shape, last.left.new_empty(0), last)[0]
+
+    def joined(self, naturals: Sequence[Natural]) -> Natural:
+        if len({tuple(t.shape[1:] for t in natural.values()) for natural in naturals}) == 1:
+            return super().joined(naturals)
+        tables, sizes = [self._read(natural) for natural in naturals], [len(natural.left) for natural in naturals]
+
+        def log_density(places: Tensor) -> Tensor:
+            return torch.cat([t.log_density_at(x) for t, x in zip(tables, places.split(sizes, 1), strict=True)], 1)
+
+        shape, like = (sum(sizes), *tables[0].batch_shape[1:]), naturals[0].left.new_empty(0)
+        return self._tabulated(_alone(log_density), shape, like)[0]
+
+    def log_ratio(self, before: Natural, after: Natural, places: Natural) -> Tensor | None:
+        return self._read(places).log_ratio(self._read(before), self._read(after))
 
     def tempered(self, natural: Natural, inverse_temperature: float) -> Natural:
         table = self._table(natural)
@@ -279,14 +297,16 @@ class Quadrature(Family):
 
     # The family.
 
+    def _read(self, natural: Mapping[str, Tensor]) -> Tabulated:
+        return Tabulated(natural["left"], natural["right"], natural["log_density"], self.support, validate_args=False)
+
     def _table(self, natural: Mapping[str, Tensor]) -> Tabulated:
-        left, right, log_density = (natural[n] for n in self.statistics)
-        known = self._known
-        if known is not None and all(_is_same(a, b) for a, b in zip(known[0], (left, right, log_density), strict=True)):
+        tensors, known = [natural[n] for n in self.statistics], self._known
+        if known is not None and all(_is_same(a, b) for a, b in zip(known[0], tensors, strict=True)):
             return known[1]
-        table = Tabulated(left, right, log_density, self.support, validate_args=False)
-        if left.ndim > len(self.batch_shape) + 1:  # with starts: a state, which is asked for its means and its entropy
-            self._known = ([(t, t._version) for t in (left, right, log_density)], table)
+        table = self._read(natural)
+        if tensors[0].ndim > len(self.batch_shape) + 1:  # with starts: a state, whose means and entropy are asked for
+            self._known = ([(t, t._version) for t in tensors], table)
         return table
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:

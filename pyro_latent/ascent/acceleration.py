@@ -1,0 +1,191 @@
+"""Coordinate ascent whose sweeps begin where the last ones are going."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+
+from ..errors import DataError, NaturalDomainError
+from ..objective import Block, BlockKey, Means, Program, State, starts_of
+from ..settings import check_memory
+from .extrapolation import WINDOW, Extrapolation, carried
+from .full import FullSteps, Level
+from .steps import Info, Task, joined
+from .sweep import NotFiniteError, Sweep
+
+#: What a sweep from an extrapolated point may end in, which is then refused.
+_REFUSED = (NaturalDomainError, NotFiniteError, DataError, torch.linalg.LinAlgError)
+
+
+class AcceleratedSteps(FullSteps):
+    """Sweeps that begin at an extrapolated point, each start at its own. Where that lowers the ELBO of a start, the
+    point is refused, and the sweep begins where the last one ended. A run ends once a sweep without an extrapolation no
+    longer raises the ELBO.
+    """
+
+    def __init__(self, *arguments: Any) -> None:
+        super().__init__(*arguments)
+        self._carried: tuple[Program, list[Block]] | None = None
+        self._keys: list[BlockKey] = []  # of these blocks
+        self._paths: dict[int, Extrapolation] = {}  # by the number of each start
+        self._swept_from: tuple[State, Means] = {}, {}
+        self._swept_to: tuple[State, Means] = {}, {}
+        self._is_plain = self._is_next_plain = True  # whether the last step was without an extrapolation, and the next
+
+    def step(self, task: Task) -> tuple[State, Info]:
+        """One sweep over all blocks, and another where its beginning was refused.
+
+        Raises:
+            ModelError: as a sweep does, or if what is remembered is over the limit of memory.
+        """
+        self._look_at(task)
+        if self._paths and self._level is None:  # read from a file
+            bound = task.program.bound(task.state, task.program.means(task.state))
+            self._level = Level(task.program, bound, bound.elbo.tolist())
+        found = super().step(task)
+        self._is_next_plain = False
+        return found
+
+    def _look_at(self, task: Task) -> None:
+        """Find the blocks that a sweep reads; what is remembered of another recording is forgotten."""
+        if self._carried is not None and self._carried[0] is task.program:
+            return
+        keys = carried(task.program, self.sequence(task))
+        if self._carried is not None or keys != self._keys:
+            self._paths = {}
+        blocks = [task.program.blocks[key] for key in keys]
+        numbers = 3 * WINDOW * starts_of(task.state) * sum(block.numbers for block in blocks)
+        check_memory("the last sweeps, which accelerate=True remembers", numbers, "Leave accelerate=True out.", 8)
+        self._carried, self._keys = (task.program, blocks), keys
+
+    @property
+    def _blocks(self) -> list[Block]:
+        assert self._carried is not None
+        return self._carried[1]
+
+    def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], State, Level]:
+        points = {} if before is None or self._is_annealed or self._is_next_plain else self._points(task)
+        self._is_plain = not points
+        if before is not None and points:
+            found = self._tried(task, before, points)
+            if found is not None:
+                return {}, *found
+            self._is_plain = True
+        failures, state, level = super()._survivors(task, before)
+        if self._blocks and not self._is_annealed:
+            living = [start for start in range(starts_of(task.state)) if start not in failures]
+            for place, start in enumerate(living):
+                self._note(self.number_of(start), place)
+        return failures, state, level
+
+    def _points(self, task: Task) -> dict[int, State]:
+        """By start, the blocks at an extrapolated point."""
+        found = {}
+        for start in range(starts_of(task.state)):
+            path = self._paths.get(self.number_of(start))
+            point = None if path is None else path.point(self._blocks)
+            if point is not None:
+                found[start] = point
+        return found
+
+    def _tried(self, task: Task, before: Level, points: Mapping[int, State]) -> tuple[State, Level] | None:
+        """A sweep from extrapolated points, and one without for the starts that it leaves lower than before; None where
+        every point is refused.
+        """
+        before.bound = before.bound._replace(held=None)
+        try:
+            found = self._swept(_moved_to(task, points), None)
+            ends = [self._swept_from, self._swept_to]
+            lower = [i for i, (old, new) in enumerate(zip(before.elbo, found[1].elbo, strict=True)) if not new >= old]
+            again = self._swept(task.of(lower), before.of(lower)) if lower and not points.keys() <= set(lower) else None
+        except _REFUSED:
+            lower, again = list(points), None
+        for start in points:
+            path = self._paths[self.number_of(start)]
+            path.refuse() if start in lower else path.keep()
+        if points.keys() <= set(lower):
+            return None
+        for place, start in enumerate(lower):
+            self._note(self.number_of(start), place)
+        self._swept_from, self._swept_to = ends
+        for start in (start for start in range(starts_of(task.state)) if start not in lower):
+            self._note(self.number_of(start), start)
+        return found if again is None else _merged(task.program, found, again, lower)
+
+    def visit_all(self, sweep: Sweep, task: Task) -> None:
+        self._swept_from = sweep.state, sweep.means
+        super().visit_all(sweep, task)
+        self._swept_to = sweep.state, sweep.means
+
+    def _note(self, number: int, place: int) -> None:
+        """Remember the last sweep of a start, which is at this place in it."""
+        path = self._paths.setdefault(number, Extrapolation())
+        path.note(self._blocks, *(self._of(place, *ends) for ends in (self._swept_from, self._swept_to)))
+
+    def _of(self, place: int, state: State, means: Means) -> tuple[State, Means]:
+        """The blocks of one start that a sweep reads."""
+        keys = [block.key for block in self._blocks]
+        own = {key: means[key].map(lambda t: t[[place]]) for key in keys}
+        return _alone({key: state[key] for key in keys}, place), own
+
+    # What is remembered.
+
+    def forget_level(self) -> None:
+        super().forget_level()
+        for path in self._paths.values():
+            path.forget()
+
+    def settled(self) -> None:
+        """See whether a sweep raises the ELBO by itself."""
+        self._is_next_plain = True
+
+    @property
+    def can_settle(self) -> bool:
+        return super().can_settle and self._is_plain
+
+    def moves_of(self, number: int) -> dict[str, int]:
+        path = self._paths.get(number)
+        return {} if path is None else {"point": path.kept, "refused": path.refused}
+
+    def keep(self, start: int) -> None:
+        path = self._paths.get(self.number_of(start))
+        super().keep(start)
+        self._paths = {} if path is None else {0: path}
+
+    def to_state(self) -> dict[str, Any]:
+        paths = {number: path.to_state(self._keys) for number, path in self._paths.items()}
+        plain = [self._is_plain, self._is_next_plain]
+        return super().to_state() | {"keys": list(self._keys), "paths": list(paths.items()), "is_plain": plain}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        super().load_state(state, device)
+        self._carried, self._keys = None, list(state["keys"])
+        self._paths = {number: Extrapolation.of(path, self._keys, device) for number, path in state["paths"]}
+        self._is_plain, self._is_next_plain = state["is_plain"]
+
+
+def _alone(state: State, start: int) -> State:
+    """One start of a state."""
+    return {key: natural.map(lambda t: t[[start]]) for key, natural in state.items()}
+
+
+def _merged(
+    program: Program, found: tuple[State, Level], again: tuple[State, Level], places: list[int]
+) -> tuple[State, Level]:
+    """What one sweep reached, and another for the starts at these places."""
+    states, elbo = [_alone(found[0], i) for i in range(len(found[1].elbo))], list(found[1].elbo)
+    for number, place in enumerate(places):
+        states[place], elbo[place] = _alone(again[0], number), again[1].elbo[number]
+    state = joined(program, states)
+    return state, Level(program, program.bound(state, program.means(state)), elbo)
+
+
+def _moved_to(task: Task, points: Mapping[int, State]) -> Task:
+    """A task whose starts are at extrapolated points, where they have one."""
+    states = [_alone(task.state, start) | points.get(start, {}) for start in range(starts_of(task.state))]
+    return task._replace(state=joined(task.program, states), probs={})
+
+
+__all__ = ["AcceleratedSteps"]
