@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate, ModelError
 from pyro_latent.guide import LogPredictive
+from pyro_latent.models import gmm
 
 DOUBLE = torch.float64
 
@@ -83,17 +84,35 @@ def test_prediction_of_a_regression_is_a_student_t(fitted: Any) -> None:
     for i, law in enumerate(laws):
         assert scipy.stats.kstest(found["y"][:, i].numpy(), law.cdf).pvalue > 1e-3
         assert float(found.quantiles([0.9])["y"][0, i]) == pytest.approx(law.ppf(0.9), abs=0.1)
-    together = guide.log_predictive(new, values, num_samples=4000)
-    agree(together, scipy.stats.multivariate_t(location, shape, df).logpdf(values))
-    alone = guide.log_predictive(new, values, pointwise=True, num_samples=4000)
-    agree(alone, torch.tensor([law.logpdf(float(v)) for law, v in zip(laws, values, strict=True)]))
+    law = found.distributions["y"]
+    assert isinstance(law, dist.StudentT) and float(law.df[0]) == df
+    assert torch.allclose(law.loc, location, rtol=1e-9) and torch.allclose(law.scale**2, shape.diagonal(), rtol=1e-9)
+    assert torch.equal(found.mean["y"], law.mean) and torch.equal(found.sd["y"], law.variance.sqrt())
+    together = guide.log_predictive(new, values)
+    assert together.is_exact
+    assert float(together.value) == pytest.approx(scipy.stats.multivariate_t(location, shape, df).logpdf(values))
+    alone = guide.log_predictive(new, values, pointwise=True)
+    expected = [one.logpdf(float(v)) for one, v in zip(laws, values, strict=True)]
+    assert alone.is_exact and alone.value.tolist() == pytest.approx(expected, rel=1e-9)
 
 
 def test_evidences_differ_by_the_log_predictive_density(fitted: Any) -> None:
     guide, features, y = fitted
     new, values = rows(3)
     both = fit(regression, torch.cat([features, new]), torch.cat([y, values]), blocks=[("w", "tau")])
-    agree(guide.log_predictive(new, values, num_samples=4000), both.elbo() - guide.elbo())
+    assert float(guide.log_predictive(new, values).value) == pytest.approx(both.elbo() - guide.elbo(), rel=1e-9)
+
+
+def test_draws_of_factors_that_meet_in_a_term_estimate_it(fitted: Any) -> None:
+    _, features, y = fitted
+    guide = fit(regression, features, y)
+    new, values = rows(3)
+    q = guide.posterior()
+    w, tau = q["w"].sample((20_000,)), q["tau"].sample((20_000, 1))
+    each = dist.Normal(w @ new.T, tau.rsqrt()).log_prob(values)
+    agree(guide.log_predictive(new, values, num_samples=4000), *log_mean(each.sum(1)))
+    agree(guide.log_predictive(new, values, pointwise=True, num_samples=4000), *log_mean(each))
+    assert not guide.predict(new, num_samples=10).distributions
 
 
 def test_pyros_predictive_draws_from_the_same_law(fitted: Any) -> None:
@@ -113,6 +132,65 @@ def test_data_that_is_given_is_drawn_anew_and_the_random_state_stays(fitted: Any
     assert torch.equal(found["y"], guide.predict(features, y, num_samples=500, seed=3)["y"])
     assert float((found["y"] - y).std()) > 0.4  # not the data itself
     assert float((found.mean["y"] - features @ guide.posterior()["w"].mean).abs().max()) < 0.2
+
+
+# Other closed forms.
+
+
+def test_known_noise_predicts_a_normal() -> None:
+    def model(features: Tensor, y: Tensor | None = None) -> None:
+        w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), 3.0).to_event(1))
+        with pyro.plate("data", len(features)):
+            pyro.sample("y", dist.Normal(features @ w, 0.5), obs=y)
+
+    guide = fit(model, *rows(12))
+    new, values = rows(3)
+    law, q = guide.predict(new, num_samples=10).distributions["y"], guide.posterior()["w"]
+    covariance = new @ q.covariance_matrix @ new.T + 0.25 * torch.eye(3, dtype=DOUBLE)
+    assert isinstance(law, dist.Normal)
+    assert torch.allclose(law.loc, new @ q.mean, rtol=1e-9)
+    assert torch.allclose(law.variance, covariance.diagonal(), rtol=1e-9)
+    expected = scipy.stats.multivariate_normal(new @ q.mean, covariance).logpdf(values)
+    assert float(guide.log_predictive(new, values).value) == pytest.approx(expected, rel=1e-9)
+
+
+def test_conjugate_counts_and_categories_have_their_compound_laws() -> None:
+    def model(n: int, counts: Any = None, kinds: Any = None, flags: Any = None) -> None:
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 3.0))
+        probs = pyro.sample("probs", dist.Dirichlet(torch.ones(3, dtype=DOUBLE)))
+        share = pyro.sample("share", dist.Beta(torch.tensor(1.0, dtype=DOUBLE), 2.0))
+        with pyro.plate("data", n):
+            pyro.sample("counts", dist.Poisson(rate), obs=counts)
+            pyro.sample("kinds", dist.Categorical(probs), obs=kinds)
+            pyro.sample("flags", dist.Bernoulli(share), obs=flags)
+
+    counts = torch.tensor([0.0, 3.0, 1.0, 2.0], dtype=DOUBLE)
+    kinds, flags = torch.tensor([0, 1, 1, 2]), torch.tensor([1.0, 0.0, 0.0, 1.0], dtype=DOUBLE)
+    guide = fit(model, 4, counts, kinds, flags)
+    q = guide.posterior()
+    found = guide.predict(2, num_samples=10)
+    a, b = float(q["rate"].concentration), float(q["rate"].rate)
+    negative = scipy.stats.nbinom(a, b / (b + 1))
+    law = found.distributions["counts"]
+    assert torch.allclose(law.log_prob(counts[:2]), torch.tensor(negative.logpmf(counts[:2].numpy())), rtol=1e-9)
+    assert torch.allclose(found.distributions["kinds"].probs, q["probs"].mean.expand(2, 3), rtol=1e-9)
+    assert torch.allclose(found.mean["kinds"], (q["probs"].mean * torch.arange(3)).sum().expand(2), rtol=1e-9)
+    assert torch.allclose(found.distributions["flags"].probs, q["share"].mean.expand(2), rtol=1e-9)
+    each = guide.log_predictive(4, counts, kinds, flags, pointwise=True)
+    share = torch.where(flags > 0, q["share"].mean, 1 - q["share"].mean)
+    logs = torch.tensor(negative.logpmf(counts.numpy())) + (q["probs"].mean[kinds] * share).log()
+    assert each.is_exact and torch.allclose(each.value, logs, rtol=1e-9)
+
+
+def test_clusters_in_joint_blocks_have_mixtures_of_student_ts() -> None:
+    """Bishop 2006 (10.81), as the ready-made model has it."""
+    torch.manual_seed(5)
+    x = torch.randn(60, 2, dtype=DOUBLE) + 4.0 * (torch.arange(60) % 2)[:, None]
+    guide = fit(gmm.model, x, 2, blocks=[("mean", "precision")])
+    new = torch.randn(5, 2, dtype=DOUBLE)
+    found = guide.log_predictive(new, 2, pointwise=True)
+    expected = gmm.predictive(guide.posterior(joint=True)).log_prob(new)
+    assert found.is_exact and torch.allclose(found.value, expected, rtol=1e-9)
 
 
 # Clusters: labels are summed out.
@@ -292,6 +370,7 @@ def test_what_cannot_be_predicted_is_an_error(fitted: Any) -> None:
 
 
 def test_a_density_that_few_draws_carry_is_said(fitted: Any) -> None:
-    guide, features, y = fitted
+    _, features, y = fitted
+    guide = fit(regression, features, y)
     with pytest.warns(UserWarning, match="got an effective number of .* the value is low"):
         guide.log_predictive(features.repeat(50, 1), y.repeat(50) + 1.0, num_samples=100)

@@ -183,8 +183,8 @@ class AutoConjugate(AutoGuide):
             seed: of the draws. The global random state stays as it is.
 
         Returns:
-            A mapping from site to draws ``[S] + shape``, with ``mean``, ``sd`` and ``quantiles(levels)`` by site, and
-            the ``latents`` that go with the draws.
+            A mapping from site to draws ``[S] + shape``, with ``mean``, ``sd`` and ``quantiles(levels)`` by site, the
+            ``latents`` that go with the draws, and the ``distributions`` that have a closed form under q.
 
         Raises:
             ModelError: if the guide was not fitted, the arguments are of another model, a plate subsamples, or a
@@ -203,7 +203,8 @@ class AutoConjugate(AutoGuide):
 
         It is the logarithm of a mean over draws of the globals from q, in which the discrete latents of the new data
         are summed out exactly, and the continuous ones averaged by importance weights from their posterior given each
-        draw. It is exact where the globals are point estimates and there are no such latents.
+        draw. It is exact, and no draw is made, where it is a ratio of normalizers: each term of the density of a datum
+        reads one block (so of a regression with ``blocks=[("w", "tau")]``), given its one discrete latent, if any.
 
         Args:
             args, kwargs: the model's arguments, with the new data.

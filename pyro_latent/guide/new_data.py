@@ -21,7 +21,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from ..errors import ModelError
-from ..objective import BlockKey
+from ..objective import BlockKey, exact_log_predictive
 from ..particles import (
     SCORING_WAYS,
     ProgramRunner,
@@ -72,7 +72,7 @@ class NewData:
 
     def __init__(self, guide: CalledGuide, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         posterior, augmented = guide.posterior_state, guide.augmented
-        self.augmented = augmented
+        self.guide, self.augmented, self.arguments = guide, augmented, (args, kwargs)
         self.prepared: Prepared = calls.new(args, kwargs)
         program, state = self.prepared.program, self.prepared.state
         params = {b.sites[0].name: b.params(state[b.key])["value"][0] for b in program.params}
@@ -155,6 +155,15 @@ class NewData:
                 "Pass the data, or write guide.predict(...) for draws of it."
             )
         return observed | {n: sites[n] for n in sites if n in self.local or n in self.summed}
+
+    def exact(self, pointwise: bool) -> Tensor | None:
+        """The log predictive density in closed form: of each element, or of all together; None where it has none."""
+        if self.augmented.is_used or self.local or self.is_certain:
+            return None
+        program, counted = self.prepared.program, self.counted()
+        if not counted.keys() <= program.recording.scored.keys():
+            return None
+        return exact_log_predictive(program, self.prepared.state, list(counted), pointwise)
 
     def log_density(self, held: Values, num: int, kept: Sequence[str]) -> Tensor:
         """log p(x, z | θ) at draws of θ and of continuous z, discrete latents summed out: ``[num, *kept]``, float64.

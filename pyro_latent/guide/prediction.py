@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+import pyro.distributions as dist
 import torch
 from torch import Tensor
 
@@ -14,6 +15,7 @@ from ..errors import ArgumentError
 from ..particles import Values, seeded
 from ..tables import text_table
 from .arguments import numbers
+from .closed_forms import closed_forms
 from .new_data import Mixed, NewData
 
 #: Below so many effective draws an estimate is low, and its error too small.
@@ -45,13 +47,22 @@ class Prediction(Mapping[str, Tensor]):
     @property
     def mean(self) -> dict[str, Tensor]:
         """The predictive mean by site, of its shape: exact where there is a closed form, else that of the draws."""
-        return {n: self.distributions[n].mean if n in self.distributions else _real(v).mean(0) for n, v in self.items()}
+        return {n: self._moments(n)[0] for n in self}
 
     @property
     def sd(self) -> dict[str, Tensor]:
         """The predictive standard deviation by site: exact where there is a closed form, else that of the draws."""
-        exact = self.distributions
-        return {n: exact[n].variance.sqrt() if n in exact else _real(v).std(0) for n, v in self.items()}
+        return {n: self._moments(n)[1] for n in self}
+
+    def _moments(self, name: str) -> tuple[Tensor, Tensor]:
+        law, draws = self.distributions.get(name), self[name]
+        if law is None:
+            return _real(draws).mean(0), _real(draws).std(0)
+        if isinstance(law, dist.Categorical):
+            values = torch.arange(law.probs.shape[-1]).to(law.probs)
+            mean = (law.probs * values).sum(-1)
+            return mean, (law.probs * (values - mean.unsqueeze(-1)).square()).sum(-1).sqrt()
+        return law.mean, law.variance.sqrt()
 
     def quantiles(self, quantiles: Sequence[float]) -> dict[str, Tensor]:
         """The elementwise quantiles of the draws by site; the first dimension runs along ``quantiles``, in (0, 1)."""
@@ -93,14 +104,17 @@ def predict(make: Callable[[], NewData], num: int, seed: int) -> Prediction:
         new = make()
         held = new.held(new.draws(num))
         found = new.predicted(held, num)
-    samples = {n: found.values[n] for n in new.predicted_sites() if n in found.values}
-    return Prediction(samples, held, {})
+        samples = {n: found.values[n] for n in new.predicted_sites() if n in found.values}
+        return Prediction(samples, held, closed_forms(new, samples))
 
 
 def log_predictive(make: Callable[[], NewData], pointwise: bool, num: int, seed: int) -> LogPredictive:
     """The log density of new data, of each element of its plates alone or of all of it together."""
     with seeded(seed):
         new = make()
+        exact = new.exact(pointwise)
+        if exact is not None:
+            return LogPredictive(exact, torch.zeros_like(exact), True)
         plates = new.common_plates() if pointwise else {}
         kept = [name for name, size in plates.items() if size > 1]
         draws = new.draws(1 if new.is_certain else num)

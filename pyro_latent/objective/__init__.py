@@ -23,6 +23,7 @@ from .posterior import (
     responsibilities,
     shaped,
 )
+from .predictive import blocks_read, exact_log_predictive
 from .program import Bound, Program, taken
 from .starts import Init, fresh_blocks, initial_state
 from .stored import block_of, of_data, stored_blocks
@@ -48,10 +49,12 @@ __all__ = [
     "Table",
     "as_probabilities",
     "block_of",
+    "blocks_read",
     "compile_program",
     "components_of",
     "conditional_probabilities",
     "discrete_distribution",
+    "exact_log_predictive",
     "expected_log_densities",
     "expected_log_joint",
     "explain",

@@ -1,0 +1,158 @@
+"""Predictive distributions in closed form: read off exact log predictive densities at a few values of the data.
+
+The density of a value is a ratio of normalizers (:mod:`pyro_latent.objective.predictive`). Of data that is normal given
+the globals it is Student's t with 2a degrees of freedom, where the precision is a Gamma(a, b) of the same block, or
+normal where the precision is known; location and scale follow from three values, and two others must agree. Of counts
+with a Gamma rate it is a Gamma-Poisson, and of data with finitely many values the probability of each.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pyro.distributions as dist
+import torch
+from pyro import poutine
+from torch import Tensor
+
+from ..errors import PyroLatentError
+from ..objective import Program, blocks_read, compile_program, exact_log_predictive, padded
+from ..particles import innermost
+from ..recording import record
+from .new_data import NewData
+
+#: Where densities are read, in standard deviations from the mean: the first three for the parameters, all to check.
+_PLACES = (-1.0, 0.0, 1.0, 2.5, -1.7)
+#: Of counts, as they are.
+_COUNTS = (0.0, 1.0, 2.0, 5.0, 9.0)
+_AGREEMENT = 1e-6
+
+
+def closed_forms(new: NewData, samples: Mapping[str, Tensor]) -> dict[str, Any]:
+    """By site whose data is not given, its predictive distribution, where there is a closed form.
+
+    Args:
+        new: the new data.
+        samples: draws of the sites.
+    """
+    if new.augmented.is_used or new.local or new.summed or new.is_certain:
+        return {}
+    found: dict[str, Any] = {}
+    for name, draws in samples.items():
+        site = new.target.sites[name]
+        if site["is_observed"] or site["infer"].get("_deterministic"):
+            continue
+        with contextlib.suppress(PyroLatentError):  # the draws stand, whatever keeps a density from a closed form
+            law = _law_of(innermost(site["fn"]), draws, _Densities(new, name))
+            found |= {} if law is None else {name: law}
+    return found
+
+
+class _Densities:
+    """The exact log predictive density of each element of a site, as a function of its data."""
+
+    def __init__(self, new: NewData, name: str) -> None:
+        self._guide, self._state, self._own, self._name = new.guide, new.prepared.state, tuple(new.own), name
+        self._args, self._kwargs = new.arguments
+
+    def program(self, value: Tensor) -> Program | None:
+        """The model with this data; None where its blocks are others."""
+        guide, posterior = self._guide, self._guide.posterior_state
+        model = poutine.condition(guide.augmented.model, data={self._name: value})
+        found = record(
+            model, *self._args, origins=posterior.origins, point=guide.point, known=self._own, **self._kwargs
+        )
+        program = compile_program(found, guide.joint, (), 1, posterior.pairs)
+        return program if program.blocks.keys() == self._state.keys() else None
+
+    def __call__(self, value: Tensor) -> Tensor | None:
+        """That of some data; None where it has no closed form."""
+        program = self.program(value)
+        if program is None:
+            return None
+        found = exact_log_predictive(program, padded(program.blocks, self._state), [self._name], True)
+        return found if found is not None and found.shape == value.shape else None
+
+    def concentrations(self, value: Tensor) -> list[Tensor]:
+        """Those of the Gamma variables that the site reads."""
+        program = self.program(value)
+        keys = [] if program is None else blocks_read(program, [program.recording.scored[self._name]])
+        params = [program.blocks[k].params(self._state[k]) for k in keys] if program is not None else []
+        return [p["concentration"] for p in params if "concentration" in p]
+
+
+def _law_of(fn: Any, draws: Tensor, log_density: _Densities) -> Any:
+    """The law of a site by the class of its distribution given the globals."""
+    if isinstance(fn, dist.Normal):
+        return _normal(draws, log_density)
+    if isinstance(fn, dist.Poisson):
+        return _counts(draws, log_density)
+    if isinstance(fn, dist.Bernoulli):
+        found = log_density(torch.ones_like(draws[0]))
+        return None if found is None else dist.Bernoulli(found.exp())
+    if isinstance(fn, dist.Categorical):
+        values = [log_density(torch.full_like(draws[0], k)) for k in range(fn.probs.shape[-1])]
+        each = [v for v in values if v is not None]
+        return None if len(each) < len(values) else dist.Categorical(torch.stack(each, -1).exp())
+    return None
+
+
+def _read(values: Sequence[Tensor], log_density: _Densities) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The densities of some values, and the concentration of the Gamma variable that they are relative to, if any; None
+    without a closed form, or where elements have several.
+    """
+    rows = [row for row in map(log_density, values) if row is not None]
+    concentrations = log_density.concentrations(values[0])
+    if len(rows) < len(values) or len(concentrations) > 1 or any(len(c.unique()) > 1 for c in concentrations):
+        return None
+    return rows, [c.reshape(-1)[0].double() for c in concentrations]
+
+
+def _checked(law: Any, values: Sequence[Tensor], rows: Sequence[Tensor]) -> Any:
+    """The law, if it has the densities of all values."""
+    read = law.log_prob(torch.stack(list(values)).double())
+    return law if torch.allclose(read, torch.stack(list(rows)), rtol=_AGREEMENT, atol=_AGREEMENT) else None
+
+
+def _normal(draws: Tensor, log_density: _Densities) -> Any:
+    """A normal, or Student's t."""
+    center, unit = draws.double().mean(0), draws.double().std(0)
+    values = [(center + place * unit).to(draws) for place in _PLACES]
+    found = _read(values, log_density)
+    if found is None:
+        return None
+    rows, concentrations = found
+    return _checked(_of_three(rows, center, unit, [2 * c for c in concentrations]), values, rows)
+
+
+def _counts(draws: Tensor, log_density: _Densities) -> Any:
+    """A Gamma-Poisson: p(1) / p(0) = a / (1 + b)."""
+    values = [torch.full_like(draws[0], count) for count in _COUNTS]
+    found = _read(values, log_density)
+    if found is None or not found[1]:
+        return None
+    rows, (concentration,) = found
+    rate = concentration / (rows[1] - rows[0]).exp() - 1
+    if not bool((rate > 0).all()):
+        return None
+    return _checked(dist.GammaPoisson(concentration.expand(rate.shape), rate), values, rows)
+
+
+def _of_three(rows: Sequence[Tensor], center: Tensor, unit: Tensor, df: Sequence[Tensor]) -> Any:
+    """The law whose log density is given at −1, 0 and 1 units from a center: a quadratic, or of Student's t its power
+    −2 / (df + 1) is one.
+    """
+    low, middle, high = ((row - rows[1]) * (-2 / (df[0] + 1)) if df else row - rows[1] for row in rows[:3])
+    if df:
+        low, middle, high = low.exp(), middle.exp(), high.exp()
+    square, slope = (high + low) / 2 - middle, (high - low) / 2
+    loc = center - unit * slope / (2 * square)
+    if not df:
+        return dist.Normal(loc, unit * (-0.5 / square).sqrt())
+    least = middle - slope.square() / (4 * square)
+    return dist.StudentT(df[0], loc, unit * (least / square / df[0]).sqrt())
+
+
+__all__ = ["closed_forms"]
