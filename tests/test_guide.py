@@ -589,7 +589,7 @@ def test_a_loaded_guide_says_that_it_wants_its_data(x: Tensor) -> None:
     fresh = AutoConjugate(gaussian)
     fresh.load_state_dict(saved(fit(gaussian, x)))
     with pytest.raises(ModelError, match=r"Expected the model's arguments; got none.*Call guide\(data\) once"):
-        fresh.posterior()
+        fresh.elbo()
 
 
 def test_the_state_of_another_model_does_not_load(x: Tensor) -> None:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import PowerTransform
 
-from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate, to_arviz
+from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate, ModelError, to_arviz
 from pyro_latent.distributions import PowerOfGamma
 
 
@@ -207,16 +207,80 @@ def test_a_model_without_latents_has_no_table() -> None:
     assert "AutoConjugate of normal: not fitted" in AutoConjugate(normal).summary()._repr_html_()
 
 
-def test_a_loaded_guide_speaks_without_data(x: Tensor) -> None:
-    for model, options in ((normal, {"blocks": [("mu", "tau")]}), (scale, {}), (scale, {"reparam": True})):
-        guide = fit(model, x, **options)
-        file = io.BytesIO()
-        torch.save(guide.state_dict(), file)
-        file.seek(0)
-        again = AutoConjugate(model, **options)
-        again.load_state_dict(torch.load(file, weights_only=True))
-        for other in (again, pickle.loads(pickle.dumps(guide))):
-            assert str(other) == str(guide), options
+def loaded(model: Callable[..., Any], guide: AutoConjugate, **options: Any) -> list[AutoConjugate]:
+    """Guides that have not seen data: from a file, and from a pickle."""
+    file = io.BytesIO()
+    torch.save(guide.state_dict(), file)
+    file.seek(0)
+    again = AutoConjugate(model, **options)
+    again.load_state_dict(torch.load(file, weights_only=True))
+    return [again, pickle.loads(pickle.dumps(guide))]
+
+
+LOADED = [
+    (normal, {}),
+    (normal, {"blocks": [("mu", "tau")]}),
+    (normal, {"blocks": "auto", "restarts": 2}),
+    (scale, {}),
+    (scale, {"reparam": True}),
+    (normal, {"point": ["mu"]}),
+]
+
+
+@pytest.mark.parametrize(("model", "options"), LOADED, ids=str)
+def test_a_loaded_guide_shows_its_factors_without_data(x: Tensor, model: Any, options: dict[str, Any]) -> None:
+    guide = fit(model, x, **options)
+    marginals, joints = guide.posterior(), guide.posterior(joint=True)
+    levels = guide.quantiles([0.1, 0.9])
+    for other in loaded(model, guide, **options):
+        assert str(other) == str(guide)
+        assert other.posterior().keys() == marginals.keys() and other.posterior(joint=True).keys() == joints.keys()
+        for name, law in other.posterior().items():
+            torch.manual_seed(0)
+            expected = marginals[name].sample()
+            torch.manual_seed(0)
+            assert torch.equal(law.sample(), expected)
+            assert torch.equal(other.quantiles([0.1, 0.9])[name], levels[name])
+            assert torch.equal(other.median()[name], guide.median()[name])
+        draws = torch.stack([other()[name].reshape(-1)[0] for name in marginals for _ in range(50)])
+        assert draws.isfinite().all()
+        trace = pyro.poutine.trace(other).get_trace()
+        log_q = float(trace.log_prob_sum())
+        values: dict[str, Any] = {n: trace.nodes[n]["value"] for n in marginals}
+        held = pyro.poutine.condition(guide, values)
+        assert log_q == pytest.approx(float(pyro.poutine.trace(held).get_trace(x).log_prob_sum()), rel=1e-9)
+        assert other.elbo(x) == pytest.approx(guide.elbo(), rel=1e-9)
+
+
+def test_a_loaded_guide_has_discrete_sites_once_it_has_data(x: Tensor) -> None:
+    guide = fit(switched, x)
+    for other in loaded(switched, guide):
+        assert set(other.posterior()) == {"mu"} and "switch: its posterior is made of the data" in str(other)
+        assert set(other.posterior(x)) == {"mu", "switch", "z"} == set(other.posterior())
+        assert str(other) == str(guide)
+
+
+def test_the_state_of_another_model_is_refused_on_loading_and_changes_nothing(x: Tensor) -> None:
+    state = fit(normal, x).state_dict()
+    new, seen, others = AutoConjugate(scale), AutoConjugate(scale), AutoConjugate(normal, point=["mu"])
+    seen(x)
+    others(x)
+    for guide, words in (
+        (new, r"got one of another model, with the sites \['tau', 'mu'\], which its code does not name"),
+        (seen, "Expected a state of the blocks .*sigma.*; got one of .*tau"),
+        (others, "Expected a state with the families .*point.*; got one with .*Multivariate normal"),
+        (AutoConjugate(normal, reparam=True), None),  # the same model: nothing of it needs auxiliary sites
+    ):
+        before = str(guide)
+        if words is None:
+            guide.load_state_dict(state)
+            continue
+        with pytest.raises(ModelError, match=words):
+            guide.load_state_dict(state)
+        assert str(guide) == before
+    helped = fit(scale, x, reparam=True).state_dict()
+    with pytest.raises(ModelError, match=r"Write AutoConjugate\(model, reparam=True\)"):
+        AutoConjugate(scale).load_state_dict(helped)
 
 
 def test_a_probability_that_is_none_is_an_error(x: Tensor) -> None:

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from numbers import Integral
 from typing import Any
 
-from ..errors import ArgumentTypeError
+from ..errors import ArgumentError, ArgumentTypeError
 from ..objective import AUTO, Init
 
 
@@ -33,6 +33,21 @@ def numbers(values: Any) -> list[float]:
         return [float(v) for v in values]
     except (TypeError, ValueError, RuntimeError):
         raise ArgumentTypeError(f"Expected a list of numbers, such as [0.05, 0.95]; got {values!r}.") from None
+
+
+def levels_of(quantiles: Any) -> list[float]:
+    """The levels of quantiles, each in (0, 1).
+
+    Raises:
+        ArgumentTypeError, ArgumentError: if they are no list of such numbers.
+    """
+    if isinstance(quantiles, int | float):
+        raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
+    found = numbers(quantiles)
+    wrong = [q for q in found if not 0 < q < 1]
+    if wrong or not found:
+        raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong or 'none'}.")
+    return found
 
 
 def site_names(argument: str, names: Any) -> tuple[str, ...]:
@@ -72,4 +87,4 @@ def joint_blocks(blocks: Sequence[str | Sequence[str]] | str | None) -> tuple[tu
     return tuple(found)
 
 
-__all__ = ["check_model", "check_state", "checked_init", "joint_blocks", "numbers", "site_names"]
+__all__ = ["check_model", "check_state", "checked_init", "joint_blocks", "levels_of", "numbers", "site_names"]

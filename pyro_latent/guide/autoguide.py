@@ -16,7 +16,6 @@ from torch import Tensor
 
 from ..errors import (
     ArgumentError,
-    ArgumentTypeError,
     DataError,
     ModelError,
     as_real,
@@ -30,20 +29,26 @@ from ..objective import (
     Program,
     State,
     explain,
-    posteriors,
-    quantiles_of,
 )
 from ..particles import name_of
 from ..recording import record
 from ..reparam import Conjugate
-from .arguments import check_model, check_state, checked_init, joint_blocks, numbers, site_names
+from .arguments import check_model, check_state, checked_init, joint_blocks, levels_of, site_names
 from .augmented import Augmented, moved_value, transformed
 from .calls import Calls
 from .describe import summarize
 from .new_data import NewData
 from .param_store import write_params
 from .prediction import LogPredictive, Prediction, log_predictive, predict
-from .refusals import check_dtype
+from .reading import (
+    posterior_of,
+    read_quantiles,
+    runs_bare,
+    stored_draw,
+    stored_posterior,
+    waits_for_data,
+)
+from .refusals import check_dtype, check_same_model, sites_named
 from .sampling import Sampler
 from .state import Fit, PosteriorState, Prepared
 from .summary import Summary
@@ -153,8 +158,13 @@ class AutoConjugate(AutoGuide):
 
     @torch.inference_mode(False)
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Sample every latent site from the posterior, as Pyro sample statements."""
+        """Sample every latent site from the posterior, as Pyro sample statements. Without its data, a guide from a file
+        samples its factors, in no plates.
+        """
         posterior = self.posterior_state
+        if waits_for_data(posterior, args, kwargs) and not runs_bare(self.model):
+            with self.augmented.drawing():
+                return self.augmented.own(stored_draw(posterior), moved_value)
         if posterior.program is None:
             posterior.commit(self.prepare(args, kwargs))  # a model without arguments, too, is recorded here
         found = self.prepare(args, kwargs, predict=True)
@@ -261,15 +271,13 @@ class AutoConjugate(AutoGuide):
                 discrete site); True: by block, its distribution, and the discrete sites'.
             auxiliary: whether to give the auxiliary sites of ``reparam=True`` in place of the model's own alone; the
                 counts of a sum of rates are a function of the rates, and in no table.
-            args, kwargs: the model's arguments; left out, those of the last call.
+            args, kwargs: the model's arguments; left out, those of the last call. A guide from a file that has not seen
+                its data gives its factors, without discrete sites.
         """
-        prepared = self.prepare(args, kwargs, predict=True)
-        program = prepared.program
-        found = posteriors(program, prepared.state)
-        blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
-        keys = [key for key, _ in blocks] if joint else [s.name for _, b in blocks for s in b.sites]
-        whole = found.joints if joint else {}
-        result = {key: whole.get(key) or found[key] for key in (*keys, *(s.name for s in program.discrete))}
+        if waits_for_data(self.posterior_state, args, kwargs):
+            result = stored_posterior(self.posterior_state, joint)
+        else:
+            result = posterior_of(self.prepare(args, kwargs, predict=True), joint)
         return result if auxiliary else self.augmented.own(result, transformed)
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -282,18 +290,10 @@ class AutoConjugate(AutoGuide):
 
         They are exact, but for matrix-valued sites, where they come from 4,000 draws with a fixed seed.
         """
-        if isinstance(quantiles, int | float):
-            raise ArgumentTypeError(f"Expected a list of quantiles, such as [{quantiles}]; got a number.")
-        quantiles = numbers(quantiles)
-        wrong = [q for q in quantiles if not 0 < q < 1]
-        if wrong or not quantiles:
-            raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong or 'none'}.")
-        prepared = self.prepare(args, kwargs, predict=True)
-        found = quantiles_of(prepared.program, prepared.state, quantiles)
-        if self.augmented.moved:  # functions that fall
-            turned = quantiles_of(prepared.program, prepared.state, [1 - q for q in quantiles])
-            found |= {name: turned[name] for name in self.augmented.moved}
-        return self.augmented.own(found, moved_value)
+        levels, posterior = levels_of(quantiles), self.posterior_state
+        waits = waits_for_data(posterior, args, kwargs)
+        prepared = None if waits else self.prepare(args, kwargs, predict=True)
+        return self.augmented.own(read_quantiles(posterior, prepared, levels, self.augmented.moved), moved_value)
 
     @torch.inference_mode(False)
     def elbo(self, *args: Any, **kwargs: Any) -> float:
@@ -368,6 +368,7 @@ class AutoConjugate(AutoGuide):
             "structured": posterior.structured,
             "fit": posterior.fit._asdict(),
             "augmented": self.augmented.stored(),
+            "named": sites_named(self.model, posterior.layout),
         }
 
     def set_extra_state(self, state: dict[str, Any]) -> None:
@@ -390,6 +391,7 @@ class AutoConjugate(AutoGuide):
         extra = state_dict.get(prefix + "_extra_state")
         if extra and extra["layout"]:
             own = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
+            check_same_model(self.model, self.posterior_state.layout, extra["layout"], extra.get("named", ()))
             self.augmented.restore(extra.get("augmented", {}))
             self.posterior_state.receive(extra["layout"], own)
         super()._load_from_state_dict(state_dict, prefix, *args)

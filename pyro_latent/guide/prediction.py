@@ -11,10 +11,9 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..errors import ArgumentError
 from ..particles import Values, seeded
 from ..tables import text_table
-from .arguments import numbers
+from .arguments import levels_of
 from .closed_forms import closed_forms
 from .new_data import Mixed, NewData
 
@@ -66,10 +65,7 @@ class Prediction(Mapping[str, Tensor]):
 
     def quantiles(self, quantiles: Sequence[float]) -> dict[str, Tensor]:
         """The elementwise quantiles of the draws by site; the first dimension runs along ``quantiles``, in (0, 1)."""
-        levels = numbers(quantiles)
-        wrong = [q for q in levels if not 0 < q < 1]
-        if wrong or not levels:
-            raise ArgumentError(f"Expected quantiles in (0, 1); got {wrong or 'none'}.")
+        levels = levels_of(quantiles)
         return {n: torch.stack([_quantile(_real(v), q) for q in levels]) for n, v in self.items()}
 
     def __str__(self) -> str:

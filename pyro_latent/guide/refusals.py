@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,6 +12,8 @@ from ..errors import DataError, ModelError
 from ..families import FAMILIES, JOINT_FAMILIES, Natural
 from ..families.point import Point
 from ..objective import BlockKey, Program
+from ..particles import name_of
+from ..recording import literals
 
 
 def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
@@ -69,4 +71,48 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
 
 
-__all__ = ["check_dtype", "check_saved", "check_told"]
+def sites_named(model: Callable[..., Any], layout: Mapping[str, Any]) -> list[str]:
+    """The latent sites whose names are written in the code of a model, of those of a layout."""
+    known = literals(model) or frozenset()
+    names = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if layout else []
+    return [name for name in names if name in known]
+
+
+def check_same_model(
+    model: Callable[..., Any], known: Mapping[str, Any], saved: Mapping[str, Any], named: Sequence[str]
+) -> None:
+    """A saved state is of the model of a guide.
+
+    Args:
+        model: the guide's model.
+        known: the guide's layout; empty before it has seen data.
+        saved: the layout of the state.
+        named: the sites that are written in the code of the model that it is of.
+
+    Raises:
+        ModelError: naming what differs: the sites, families or global shapes of a guide that has seen data, or site
+            names that the code of its model lacks.
+    """
+    if known and saved["blocks"] != known["blocks"]:
+        raise ModelError(f"Expected a state of the blocks {known['blocks']}; got one of {saved['blocks']}.")
+    for what in ("families", "discrete") if known else ():
+        if saved[what] != known[what]:
+            raise ModelError(f"Expected a state with the {what} {known[what]}; got one with {saved[what]}.")
+    factors = zip(known.get("factors", ()), saved.get("factors", ()), strict=False)
+    for ours, theirs in factors:
+        if not ours["local"] and not theirs["local"] and ours["batch"] != theirs["batch"]:
+            raise ModelError(
+                f"Expected a state whose sites {[s[0] for s in ours['sites']]} have the batch shape {ours['batch']}; "
+                f"got {theirs['batch']}."
+            )
+    written = None if known else literals(model)
+    missing = [name for name in named if written is not None and name not in written]
+    if missing:
+        raise ModelError(
+            f"Expected the state of a guide of {name_of(model)}; got one of another model, with the sites {missing}, "
+            "which its code does not name. Make the guide with the model that the state was saved from; or, where that "
+            "gets these names elsewhere now, show the guide its data first, by guide(data)."
+        )
+
+
+__all__ = ["check_dtype", "check_same_model", "check_saved", "check_told", "sites_named"]

@@ -301,11 +301,9 @@ class PosteriorState:
         """Take on the layout of a saved state, and make its buffers, which torch fills.
 
         Raises:
-            ModelError: if the state is of other blocks, or of no proper distributions.
+            ModelError: if the state is of no proper distributions.
         """
         check_saved(layout, tensors)
-        if self.layout and layout["blocks"] != self.layout["blocks"]:
-            raise ModelError(f"Expected a state of the blocks {self.layout['blocks']}; got one of {layout['blocks']}.")
         self.layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
         self.keys = tuple(b[0] if len(b) == 1 else tuple(b) for b in layout["blocks"])
         for name, tensor in tensors.items():

@@ -4,7 +4,7 @@ from .data import seen_data
 from .identity import check_identity, identity_of_call
 from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .snapshot import Snapshot, version_of
+from .snapshot import Snapshot, literals, version_of
 from .supports import base_constraint, ends_in_simplex
 
 __all__ = [
@@ -20,6 +20,7 @@ __all__ = [
     "check_identity",
     "ends_in_simplex",
     "identity_of_call",
+    "literals",
     "record",
     "seen_data",
     "version_of",

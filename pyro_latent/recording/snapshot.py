@@ -58,6 +58,30 @@ class Snapshot:
         return all(_same(a, b) for a, b in zip_longest(now, self._marks))
 
 
+def literals(model: Callable[..., Any]) -> frozenset[str] | None:
+    """The strings that are written in the code of a function and of those that it names, and those that it closes over;
+    None of an object whose code is not looked at.
+    """
+    inner = model
+    while isinstance(inner, partial):
+        inner = inner.func
+    if not isinstance(inner, FunctionType | MethodType):
+        return None
+    found: set[str] = set()
+    for held, plain in _walk(model, {}):
+        found |= {plain} if isinstance(plain, str) else set()
+        found |= _strings_in(held) if isinstance(held, CodeType) else set()
+    return frozenset(found) or None
+
+
+def _strings_in(constant: Any) -> set[str]:
+    """The strings among the constants of a code object, and of the functions that it defines."""
+    if isinstance(constant, str):
+        return {constant}
+    parts = constant.co_consts if isinstance(constant, CodeType) else constant if isinstance(constant, tuple) else ()
+    return set[str]().union(*map(_strings_in, parts))
+
+
 def _same(a: _Mark | None, b: _Mark | None) -> bool:
     return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
 
@@ -157,4 +181,4 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-__all__ = ["Snapshot", "checksum", "version_of"]
+__all__ = ["Snapshot", "checksum", "literals", "version_of"]
