@@ -53,6 +53,11 @@ class Step:
         return torch.triu_indices(self.near.shape[1], self.near.shape[1], device=self.near.device)
 
     @cached_property
+    def halves(self) -> Tensor:
+        """The rows and the columns of the pairs within a cell, each pair once."""
+        return torch.triu_indices(self.own.shape[1], self.own.shape[1], device=self.own.device)
+
+    @cached_property
     def filled(self) -> Tensor:
         """The places of the pairs in the upper triangle, in order."""
         return self.fill[:, self.upper[0], self.upper[1]].reshape(-1)
@@ -187,7 +192,8 @@ class Factorization:
                 own = own + cross @ gain.mT
                 found[:, step.cross] = -cross
                 found[:, -1] = 0
-            found[:, step.own] = own
+            rows, columns = step.halves  # each pair once: the gradient of a place that is written twice counts twice
+            found[:, step.own[:, rows, columns]] = own[..., rows, columns]
         return found[:, self.plan.places]
 
     def log_densities(self, values: Tensor, parts: list[Tensor], stage: int) -> Tensor:

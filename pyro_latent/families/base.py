@@ -176,6 +176,12 @@ class Family(ABC):
         """A Pyro distribution for each component."""
         return (self.distribution(params),)
 
+    def covariance(self, params: Params) -> Tensor | None:
+        """The covariances of the elements of an event, ``batch + [n, n]``, of a family of vectors that are no statistic
+        of it; None where there is no formula.
+        """
+        return None
+
     def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
         """How to draw a block: (component, function of the values drawn so far) in drawing order."""
         return ((0, lambda: self.distribution(params)),)

@@ -58,3 +58,10 @@ class Dirichlet(Family):
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
         concentration = params["concentration"]
         return (beta_quantile(concentration, concentration.sum(-1, keepdim=True) - concentration, probability),)
+
+    def covariance(self, params: Params) -> Tensor | None:
+        concentration = params["concentration"]
+        total = concentration.sum(-1, keepdim=True)
+        share = concentration / total
+        products = torch.diag_embed(share) - share.unsqueeze(-1) * share.unsqueeze(-2)
+        return products / (total + 1).unsqueeze(-1)

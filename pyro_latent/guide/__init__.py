@@ -2,6 +2,7 @@
 
 from .autoguide import AutoConjugate, ElboTerms
 from .prediction import LogPredictive, Prediction
+from .response import LinearResponse
 from .sampling import Sampler, nodes_given
 from .state import Fit, PosteriorState, Prepared
 from .summary import Summary
@@ -10,6 +11,7 @@ __all__ = [
     "AutoConjugate",
     "ElboTerms",
     "Fit",
+    "LinearResponse",
     "LogPredictive",
     "PosteriorState",
     "Prediction",

@@ -1,7 +1,6 @@
 """``AutoConjugate``: the posterior of coordinate ascent, as a Pyro autoguide.
 
-:class:`pyro_latent.CAVI` moves what the guide keeps, its :class:`~pyro_latent.guide.state.PosteriorState`; the guide
-itself records a call, samples, describes and saves.
+:class:`pyro_latent.CAVI` moves its :class:`~pyro_latent.guide.state.PosteriorState`; it samples, describes and saves.
 """
 
 from __future__ import annotations
@@ -40,15 +39,9 @@ from .describe import summarize
 from .new_data import NewData
 from .param_store import write_params
 from .prediction import LogPredictive, Prediction, log_predictive, predict
-from .reading import (
-    posterior_of,
-    read_quantiles,
-    runs_bare,
-    stored_draw,
-    stored_posterior,
-    waits_for_data,
-)
+from .reading import posterior_of, read_quantiles, runs_bare, stored_draw, stored_posterior, waits_for_data
 from .refusals import check_dtype, check_same_model, sites_named
+from .response import LinearResponse
 from .sampling import Sampler
 from .state import Fit, PosteriorState, Prepared
 from .summary import Summary
@@ -241,16 +234,13 @@ class AutoConjugate(AutoGuide):
 
     @torch.inference_mode(False)
     def summary(self, *, prob: float = 0.94) -> Summary:
-        """The posterior of the global sites as a table: mean, standard deviation and an equal-tailed interval.
+        """The posterior of the global sites: mean, standard deviation and an equal-tailed interval of ``prob``.
 
         ``print`` shows it, as it does for the guide itself, and a notebook a table of HTML; ``to_frame()`` gives a
         pandas ``DataFrame`` with the names of columns that ``arviz.summary`` has. Moments are those of the marginals,
         by formulas and integrals, and so are the ends of the interval, but for those of matrices, which come from 4,000
         draws with a fixed seed. A discrete site that the model has once has the probabilities of its values; a site
         that belongs to the data at hand, one line with its shape; a point estimate, its value.
-
-        Args:
-            prob: the probability inside the interval, in (0, 1).
         """
         if not 0 < as_real(prob) < 1:
             raise ArgumentError(f"Expected prob to be a number in (0, 1); got {prob!r}. Write prob=0.94.")
@@ -279,6 +269,12 @@ class AutoConjugate(AutoGuide):
         else:
             result = posterior_of(self.prepare(args, kwargs, predict=True), joint)
         return result if auxiliary else self.augmented.own(result, transformed)
+
+    @torch.inference_mode(False)
+    def linear_response(self, *args: Any, **kwargs: Any) -> LinearResponse:
+        """Covariances between all latents, corrected for the independence of the factors, at the optimum of a run."""
+        prepared = self.prepare(args, kwargs, predict=True)
+        return LinearResponse(prepared.program, prepared.state)
 
     def median(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The elementwise posterior median by site, of the site's shape."""

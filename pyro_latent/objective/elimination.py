@@ -263,8 +263,10 @@ class _LogSumExp(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
         tensor, result = ctx.saved_tensors
         (gradient,) = gradients
-        finite = torch.where(result.isfinite(), result, torch.zeros_like(result))
-        return (tensor - finite.unsqueeze(ctx.dim)).exp_().mul_(gradient.unsqueeze(ctx.dim)), None
+        finite = torch.where(result.isfinite(), result, torch.zeros_like(result)).unsqueeze(ctx.dim)
+        if torch.is_grad_enabled():  # which has a gradient of its own
+            return (tensor - finite).exp() * gradient.unsqueeze(ctx.dim), None
+        return (tensor - finite).exp_().mul_(gradient.unsqueeze(ctx.dim)), None
 
 
 def _over(tensor: Tensor, plates: Mapping[int, int]) -> Tensor:
