@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
+from hmmlearn.vhmm import VariationalGaussianHMM
 from sklearn import decomposition, linear_model
 from sklearn.mixture import BayesianGaussianMixture
 
@@ -44,7 +45,7 @@ def row(case: str, runs: dict[str, Callable[[], Any]], found: Callable[[Any], st
     """A line of the table: what both find, and how long they take."""
     seconds = interleaved(runs, ROUNDS, clock=time.process_time)
     made = {name: run() for name, run in runs.items()}
-    sweeps = " and ".join(str(getattr(made[name], "n_iter_", "")) or "1" for name in (OURS, THEIRS))
+    sweeps = " and ".join(str(sweeps_of(made[name])) for name in (OURS, THEIRS))
     return [
         case,
         found(made[OURS]),
@@ -53,6 +54,11 @@ def row(case: str, runs: dict[str, Callable[[], Any]], found: Callable[[Any], st
         *(Spread.of(seconds[name]).scaled(1e3) for name in (OURS, THEIRS)),
         ratios(seconds[THEIRS], seconds[OURS]).scaled(1.0, 2),
     ]
+
+
+def sweeps_of(fitted: Any) -> int:
+    """How many iterations a fit took; hmmlearn's monitor knows."""
+    return len(fitted.monitor_.history) if hasattr(fitted, "monitor_") else int(fitted.n_iter_)
 
 
 def mixture(count: int = 10_000, dimensions: int = 2, components: int = 10) -> list[str]:
@@ -102,6 +108,25 @@ def factor_analysis(count: int, dimensions: int, factors: int) -> list[str]:
     return row(case, runs, lambda fitted: f"log density of new rows {fitted.score(table[count:]):.4f}")
 
 
+def chain(count: int, dimensions: int, states: int) -> list[str]:
+    """States that stay nine times in ten."""
+    rng = np.random.default_rng(0)
+    path = [0]
+    for _ in range(2 * count - 1):
+        path.append(path[-1] if rng.random() < 0.9 else int(rng.integers(states)))
+    rows = 2.0 * rng.normal(size=(states, dimensions))[path] + rng.normal(size=(2 * count, dimensions))
+    prior, tol = np.tile(np.cov(rows[:count].T), (states, 1, 1)), 1e-8 * 4 * count
+    runs = {
+        OURS: fit(lambda: estimators.HiddenMarkovModel(states, random_state=0), rows[:count]),
+        THEIRS: fit(
+            lambda: VariationalGaussianHMM(states, n_iter=1000, tol=tol, scale_prior=prior, random_state=0),
+            rows[:count],
+        ),
+    }
+    case = f"hmmlearn's `VariationalGaussianHMM`, T = {count:,}, D = {dimensions}, K = {states}"
+    return row(case, runs, lambda fitted: f"log density of a new vector {fitted.score(rows[count:]) / count:.4f}")
+
+
 CASES: list[Callable[[], list[str]]] = [
     mixture,
     lambda: mixture(1_000, 2, 5),
@@ -112,6 +137,8 @@ CASES: list[Callable[[], list[str]]] = [
     lambda: linear("ARDRegression", 20_000, 50),
     lambda: factor_analysis(500, 10, 3),
     lambda: factor_analysis(5_000, 20, 5),
+    lambda: chain(1_000, 2, 3),
+    lambda: chain(10_000, 4, 5),
 ]
 
 

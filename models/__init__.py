@@ -5,9 +5,9 @@ too: the textbook's closed-form coordinate updates as plain functions, keyed by 
 they update. An update is called as ``update(q, *args, **kwargs)`` with the model's own arguments. ``q`` maps a site to
 its current marginal posterior and a tuple of sites to their joint posterior; ``q.scales``, where there is one, is a
 dict from a site to its scale. The update returns its block's new posterior. The updates use nothing of the engine, so
-that they can judge it. ``factors``, ``gmm.process_model`` and ``regression`` are models alone. Models with parameters,
-for maximum likelihood by EM, are ``gmm.ml_model``, ``hmm``, ``restricted_q`` and ``three_coins``; beside each stands
-its exact log likelihood.
+that they can judge it. ``factors``, ``gmm.process_model``, ``hidden_markov`` and ``regression`` are models alone.
+Models with parameters, for maximum likelihood by EM, are ``gmm.ml_model``, ``hmm``, ``restricted_q`` and
+``three_coins``; beside each stands its exact log likelihood.
 
 The guides, and the estimators to train them by:
 
@@ -30,6 +30,7 @@ from pyro_latent.models import (
     bivariate_gaussian,
     factors,
     gmm,
+    hidden_markov,
     hmm,
     lda,
     normal_gamma,
@@ -44,6 +45,7 @@ __all__ = [
     "bivariate_gaussian",
     "factors",
     "gmm",
+    "hidden_markov",
     "hmm",
     "lda",
     "normal_gamma",

@@ -18,7 +18,14 @@ from sklearn.exceptions import ConvergenceWarning, NotFittedError
 from sklearn.utils.estimator_checks import parametrize_with_checks
 
 from pyro_latent.errors import ArgumentError, ModelError
-from pyro_latent.models.estimators import PPCA, ARDRegression, BayesianRidge, FactorAnalysis, GaussianMixture
+from pyro_latent.models.estimators import (
+    PPCA,
+    ARDRegression,
+    BayesianRidge,
+    FactorAnalysis,
+    GaussianMixture,
+    HiddenMarkovModel,
+)
 
 pd = pytest.importorskip("pandas")
 
@@ -28,7 +35,13 @@ ESTIMATORS: list[tuple[Any, list[str]]] = [
     (BayesianRidge(), ["predict"]),
     (ARDRegression(relative=True), ["predict"]),
     (FactorAnalysis(1), ["transform", "score_samples"]),
+    (HiddenMarkovModel(2, random_state=0), ["predict", "predict_proba"]),
 ]
+#: What cannot hold of a chain.
+OF_A_CHAIN = dict.fromkeys(
+    ["check_methods_subset_invariance", "check_methods_sample_order_invariance"],
+    "what is known of a row's state comes from the rows before and after it",
+)
 each = pytest.mark.parametrize(("estimator", "readings"), ESTIMATORS, ids=lambda v: type(v).__name__)
 
 
@@ -48,7 +61,7 @@ def test_without_scikit_learn_the_import_says_what_to_install(monkeypatch: pytes
         importlib.import_module("pyro_latent.models.estimators")
 
 
-@parametrize_with_checks([GaussianMixture(), BayesianRidge(max_iter=5), PPCA(max_iter=3)])
+@parametrize_with_checks([GaussianMixture(), BayesianRidge(max_iter=5), PPCA(max_iter=3), HiddenMarkovModel()])
 def test_scikit_learns_own_checks_pass(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
@@ -58,6 +71,12 @@ def test_scikit_learns_own_checks_pass(estimator: Any, check: Callable[[Any], No
     [GaussianMixture(3, covariance_type="diag"), ARDRegression(), BayesianRidge(relative=True), FactorAnalysis()]
 )
 def test_scikit_learns_own_checks_pass_in_other_settings(estimator: Any, check: Callable[[Any], None]) -> None:
+    check(estimator)
+
+
+@pytest.mark.slow
+@parametrize_with_checks([HiddenMarkovModel(2)], expected_failed_checks=lambda _: OF_A_CHAIN)
+def test_scikit_learns_own_checks_pass_of_a_chain(estimator: Any, check: Callable[[Any], None]) -> None:
     check(estimator)
 
 
@@ -122,7 +141,7 @@ def test_draws_of_the_posterior_go_to_arviz(estimator: Any, readings: list[str])
     assert found.posterior.attrs["elbo"] == pytest.approx(fitted.lower_bound_, abs=1e-6)
 
 
-@each
+@pytest.mark.parametrize(("estimator", "readings"), ESTIMATORS[:-1], ids=lambda v: type(v).__name__)
 def test_float32_data_is_fitted_and_read_in_float32(estimator: Any, readings: list[str]) -> None:
     frame, target = table()
     small = frame.to_numpy(np.float32)

@@ -17,6 +17,7 @@ except ImportError:
 
 from .factors import PPCA, FactorAnalysis
 from .gaussian_mixture import GaussianMixture
+from .hidden_markov import HiddenMarkovModel
 from .linear import ARDRegression, BayesianRidge
 
-__all__ = ["PPCA", "ARDRegression", "BayesianRidge", "FactorAnalysis", "GaussianMixture"]
+__all__ = ["PPCA", "ARDRegression", "BayesianRidge", "FactorAnalysis", "GaussianMixture", "HiddenMarkovModel"]

@@ -84,12 +84,15 @@ class Estimator(BaseEstimator):
         self.model_args_, self.model_kwargs_ = args, dict(kwargs)
         self.lower_bounds_, self.lower_bound_ = result.elbo.tolist(), float(result.elbo[-1])
         self.n_iter_, self.converged_ = result.num_steps, result.converged
-        if not result.converged:
+        self._warn_if_cut_short()
+
+    def _warn_if_cut_short(self) -> None:
+        if not self.converged_:
             warnings.warn(
                 f"Expected the fit to converge within max_iter={self.max_iter} sweeps; got an ELBO that still rises by "
                 f"more than tol={self.tol} of it. Raise max_iter, or tol.",
                 ConvergenceWarning,
-                stacklevel=3,
+                stacklevel=4,
             )
 
     def _check_fit(self) -> None:
