@@ -118,6 +118,15 @@ class Augmented:
                 f"{error} Or write AutoConjugate(model, reparam=True), which adds sites for it."
             ) from error
 
+    def advice(
+        self, explained: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]
+    ) -> str:
+        """The table of a model with obstacles, with a line where auxiliary sites would make it conjugate."""
+        is_in_the_way = "none: " in explained or explained.startswith("No blocks: ")
+        if not is_in_the_way or self._strategy is not None or not self._would_do(args, kwargs, joint):
+            return explained
+        return f"{explained}\nWith AutoConjugate(model, reparam=True), which adds sites, all sites have an update."
+
     def _would_do(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]) -> bool:
         """Whether the model is conjugate with auxiliary sites."""
         try:

@@ -316,11 +316,11 @@ class AutoConjugate(AutoGuide):
 
     @torch.inference_mode(False)
     def explain(self, *args: Any, **kwargs: Any) -> str:
-        """A table of the sites: family, block, and how each is updated, or why it is not."""
+        """A table of all sites: family, block, and how each is updated, or all that is in the way of that."""
         known = self.posterior_state.program
         if args or kwargs or known is None:
             found = record(self.augmented.model, *args, point=self.point, **kwargs)
-            return explain(found, self.joint, self.mean_field)
+            return self.augmented.advice(explain(found, self.joint, self.mean_field), args, kwargs, self.joint)
         return explain(known.recording, self.joint, self.mean_field)
 
     def params(self) -> dict[str, Tensor]:

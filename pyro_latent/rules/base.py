@@ -23,6 +23,7 @@ from torch import Tensor
 
 from ..errors import ArgumentTypeError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor
+from .rewrites import REWRITES
 
 
 class Arguments(Mapping[str, Expression]):
@@ -89,8 +90,10 @@ def rule_of(distribution: type) -> Rule:
     if issubclass(distribution, HiddenMarkovModel):
         raise chain_of_latents(distribution)
     known = ", ".join(sorted({d.__name__ for d in RULES}))
+    same = REWRITES.get(distribution.__name__)
+    instead = "" if same is None else f"Write {same}, which is the same model. "
     raise MissingRuleError(
-        f"Expected a distribution with a rule; got {distribution.__name__}, which has none. "
+        f"Expected a distribution with a rule; got {distribution.__name__}, which has none. {instead}"
         f"Write register_rule({distribution.__name__}, lambda arguments, value: ...), the log density in the arguments "
         f"and the value, or use one of those that exist: {known}."
     )
