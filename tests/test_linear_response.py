@@ -14,7 +14,8 @@ from pyro import poutine
 from shared_models import batch_mixture, gaussian, mixture
 from torch import Tensor
 
-from benchmarks.acceleration import crossed, level, ratings, schools, walk
+from benchmarks.acceleration import crossed, factors, level, ratings, schools, walk
+from benchmarks.mixtures import ppca_model
 from examples.originals.fits import ORIGINALS, REFERENCES
 from pyro_latent import CAVI, ArgumentError, AutoConjugate, ModelError, settings
 from pyro_latent.distributions.elimination import Elimination
@@ -268,6 +269,14 @@ def test_a_saddle_is_an_error() -> None:
     CAVI(mixture, guide).run(x, 2, tol=1e-14)
     with pytest.raises(ModelError, match="got a saddle, from which it rises along 'mu'"):
         guide.linear_response(x, 2)
+
+
+def test_a_line_of_optima_is_an_error() -> None:
+    """Factors and their loadings may be rotated: no data tells how, and a variance would be infinite."""
+    data = factors(12, 4, (2.0, 1.0))
+    guide = fitted(ppca_model, *data)
+    with pytest.raises(ModelError, match="Expected one optimum; got a line of them along"):
+        guide.linear_response(*data)
 
 
 def test_points_and_parameters_are_given() -> None:

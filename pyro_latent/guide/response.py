@@ -32,6 +32,8 @@ from .whitening import Reading, Whitened, gradients, whitened
 
 #: The most that a Newton step may raise the ELBO of a fixed point, in nats.
 _GAP = 1e-3
+#: A curvature of less than this is none, where that of a factor alone is 1.
+_FLAT = 1e-7
 #: Numbers of what is differentiated at once.
 _AT_ONCE = 2**21
 
@@ -49,9 +51,8 @@ class LinearResponse:
         gap: how far a Newton step would raise the ELBO, in nats, of which at most 0.001 passes for an optimum.
 
     Raises:
-        ModelError: if the guide is not at an optimum.
-        ModelError: at a saddle, which is no optimum either; for a subsample; for sites with a scale; if the statistics
-            are too many for the limit of memory.
+        ModelError: if the guide is not at an optimum; at a saddle, which is none either; where optima are a line; for a
+            subsample; for sites with a scale; if the statistics are too many for the limit of memory.
 
     Source: Giordano, Broderick and Jordan (2015, 2018).
     """
@@ -92,7 +93,8 @@ class LinearResponse:
         residual = self._residual(like)
         factor, info = torch.linalg.cholesky_ex(system)
         if int(info) != 0:
-            self._raise_saddle(system, residual)
+            values, directions = torch.linalg.eigh(system)
+            raise self._no_maximum(float(values[0]), directions[:, 0], residual)
         gap = 0.5 * float(torch.cholesky_solve(residual.unsqueeze(-1), factor)[:, 0] @ residual)
         if not gap <= _GAP:
             raise ModelError(
@@ -100,20 +102,29 @@ class LinearResponse:
                 f"raises by {gap:.3g}. Run on, from where it is: CAVI(model, guide, accelerate=True).run(..., "
                 "tol=1e-12)."
             )
-        return torch.cholesky_inverse(factor), gap
+        found = torch.cholesky_inverse(factor)
+        largest, direction = _largest(found)
+        if largest * _FLAT > 1:
+            raise self._no_maximum(1 / largest, direction, residual)
+        return found, gap
 
-    def _raise_saddle(self, system: Tensor, residual: Tensor) -> None:
-        values, directions = torch.linalg.eigh(system)
-        worst = directions[:, 0].square()
-        block = max(self._whitened, key=lambda w: float(worst[w.places].sum())).block
+    def _no_maximum(self, curvature: float, direction: Tensor, residual: Tensor) -> ModelError:
+        """What is wrong where the ELBO does not fall along a direction."""
+        worst = direction.square()
+        label = max(self._whitened, key=lambda w: float(worst[w.places].sum())).block.label
         if float(residual.square().sum()) > _GAP:
-            raise ModelError(
+            return ModelError(
                 f"Expected a guide at an optimum; got one whose next updates move it by {float(residual.norm()):.3g} "
                 "standard deviations in all. Run on, from where it is: CAVI(model, guide).run(..., tol=1e-12)."
             )
-        raise ModelError(
-            f"Expected a maximum of the ELBO; got a saddle, from which it rises along {block.label!r} (a curvature of "
-            f"{float(values[0]):.3g}, where a factor alone has 1). Start elsewhere: AutoConjugate(model, init=1), or "
+        if curvature > -_FLAT:
+            return ModelError(
+                f"Expected one optimum; got a line of them along {label!r}, where the ELBO stays as it is: the model "
+                "does not tell its values apart, as those of factors that may be rotated. Fix what is free in it."
+            )
+        return ModelError(
+            f"Expected a maximum of the ELBO; got a saddle, from which it rises along {label!r} (a curvature of "
+            f"{curvature:.3g}, where a factor alone has 1). Start elsewhere: AutoConjugate(model, init=1), or "
             "restarts=10."
         )
 
@@ -142,7 +153,7 @@ class LinearResponse:
                 columns = torch.arange(begin, min(elements * size, begin + at_once), device=like.device)
                 direction = w.spread.new_zeros(len(columns), elements, size)
                 element, place = columns // size, columns % size
-                direction[torch.arange(len(columns)), element] = w.spread[element, :, place]
+                direction[torch.arange(len(columns), device=like.device), element] = w.spread[element, :, place]
                 found[:, w.first + columns] = self._curved(w, direction)
         return (found + found.mT) / 2
 
@@ -243,6 +254,14 @@ def _log_factors(program: Program, means: Means) -> list[Tensor]:
 def _rounded(program: Program, means: Means) -> Means:
     """Mean parameters in the dtype of the data, which the factors of discrete sites are in."""
     return {key: mean.map(lambda t: t.to(program.recording.dtype)) for key, mean in means.items()}
+
+
+def _largest(matrix: Tensor, rounds: int = 30) -> tuple[float, Tensor]:
+    """The largest eigenvalue of a positive definite matrix, from below, and its direction, by powers."""
+    direction = matrix.diagonal().clone()
+    for _ in range(rounds if len(matrix) else 0):
+        direction = matrix @ (direction / direction.norm())
+    return float(direction.norm()), direction
 
 
 def _expected_log_joint(program: Program, means: Means) -> Tensor:
