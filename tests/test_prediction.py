@@ -323,6 +323,23 @@ def test_with_parameters_alone_it_is_exact_whatever_the_store_holds() -> None:
     assert float(together.value) == pytest.approx(float(expected.sum()), rel=1e-12)
 
 
+def test_missing_data_weighs_nothing_and_is_predicted_under_its_own_name() -> None:
+    def model(x: Tensor, seen: Any) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+        twice = pyro.deterministic("twice", 2 * mu)
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(twice / 2, 1.0), obs=x, obs_mask=seen)
+
+    x, seen = torch.randn(4, dtype=DOUBLE), torch.tensor([True, True, False, True])
+    guide = fit(model, x, seen)
+    q = guide.posterior()["mu"]
+    found = guide.log_predictive(x, seen, pointwise=True, num_samples=4000)
+    agree(found, torch.where(seen, dist.Normal(q.mean, (q.variance + 1).sqrt()).log_prob(x), 0.0))
+    drawn = guide.predict(x, seen, num_samples=2000)
+    assert set(drawn) == {"twice", "x"}
+    assert torch.allclose(drawn["twice"], 2 * drawn.latents["mu"])
+
+
 # What is refused.
 
 

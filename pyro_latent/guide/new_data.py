@@ -131,7 +131,9 @@ class NewData:
 
     def predicted_sites(self) -> list[str]:
         """The sites that are predicted: data that is given or not, and what the model computes."""
-        return [n for n, s in self.target.sites.items() if n not in self.own and not _is_empty(s)]
+        sites = self.target.sites
+        halves = {n + half for n in sites for half in ("_observed", "_unobserved")}  # what obs_mask makes of a site
+        return [n for n, s in sites.items() if n not in self.own | halves and not _is_empty(s)]
 
     # Densities.
 
