@@ -67,10 +67,14 @@ def literals(model: Callable[..., Any]) -> frozenset[str] | None:
         inner = inner.func
     if not isinstance(inner, FunctionType | MethodType):
         return None
-    found: set[str] = set()
-    for held, plain in _walk(model, {}):
-        found |= {plain} if isinstance(plain, str) else set()
-        found |= _strings_in(held) if isinstance(held, CodeType) else set()
+    found, waiting, seen = set[str](), [model], dict[int, Any]()
+    while waiting:
+        held = waiting.pop()
+        if id(held) in seen or isinstance(held, Tensor) or hasattr(type(held), "__array__"):
+            continue  # data is not read
+        seen[id(held)] = held
+        found |= _strings_in(held) if isinstance(held, str | CodeType) else set()
+        waiting += [] if isinstance(held, _PLAIN) else _parts(held) or []
     return frozenset(found) or None
 
 
