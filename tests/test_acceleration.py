@@ -279,6 +279,26 @@ def test_em_extrapolates_unconstrained_parameters() -> None:
         EM(model, accelerate=True, m_step="gradient")
 
 
+def test_each_start_of_em_has_its_own_e_step() -> None:
+    """After points of some starts were refused, too: Q and the entropy of the best one add up to its ELBO."""
+
+    def model(x: Tensor) -> None:
+        loc = pyro.param("loc", lambda: torch.zeros(3))
+        with pyro.plate("data", len(x)):
+            z = pyro.sample("z", dist.Categorical(torch.ones(3) / 3), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(loc[z], 1.0), obs=x)
+
+    x = clusters(3, 60)[:, 0]
+    em = EM(model, init=1, restarts=4, accelerate=True)
+    for _ in range(20):
+        em.step(x)
+    paths = em._steps._paths  # type: ignore[attr-defined]
+    assert sum(path.refused for path in paths.values()) > 0
+    assert em.free_energy(x) == pytest.approx(em.guide.elbo(x), abs=1e-2)
+    result = em.run(x, tol=1e-10)
+    assert em.free_energy(x) == pytest.approx(float(result.elbo[-1]), abs=1e-6)
+
+
 @pytest.mark.parametrize("name", ["crossed", "schools"])
 def test_a_run_that_was_cut_ends_where_it_would_have_ended(name: str, tmp_path: Path) -> None:
     model, args = SMALL[name]

@@ -91,28 +91,26 @@ class AcceleratedSteps(FullSteps):
         return found
 
     def _tried(self, task: Task, before: Level, points: Mapping[int, State]) -> tuple[State, Level] | None:
-        """A sweep from extrapolated points, and one without for the starts that it leaves lower than before; None where
-        every point is refused.
+        """A sweep from extrapolated points, and again without those of the starts that it leaves lower than
+        before; None where every point is refused.
         """
         before.bound = before.bound._replace(held=None)
         try:
             found = self._swept(_moved_to(task, points), None)
-            ends = [self._swept_from, self._swept_to]
-            lower = [i for i, (old, new) in enumerate(zip(before.elbo, found[1].elbo, strict=True)) if not new >= old]
-            again = self._swept(task.of(lower), before.of(lower)) if lower and not points.keys() <= set(lower) else None
+            lower = {i for i, (old, new) in enumerate(zip(before.elbo, found[1].elbo, strict=True)) if not new >= old}
+            kept = {start: point for start, point in points.items() if start not in lower}
+            if lower and kept:
+                found = self._swept(_moved_to(task, kept), before)
         except _REFUSED:
-            lower, again = list(points), None
+            kept = {}
         for start in points:
             path = self._paths[self.number_of(start)]
-            path.refuse() if start in lower else path.keep()
-        if points.keys() <= set(lower):
+            path.keep() if start in kept else path.refuse()
+        if not kept:
             return None
-        for place, start in enumerate(lower):
-            self._note(self.number_of(start), place)
-        self._swept_from, self._swept_to = ends
-        for start in (start for start in range(starts_of(task.state)) if start not in lower):
+        for start in range(starts_of(task.state)):
             self._note(self.number_of(start), start)
-        return found if again is None else _merged(task.program, found, again, lower)
+        return found
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         self._swept_from = sweep.state, sweep.means
@@ -169,17 +167,6 @@ class AcceleratedSteps(FullSteps):
 def _alone(state: State, start: int) -> State:
     """One start of a state."""
     return {key: natural.map(lambda t: t[[start]]) for key, natural in state.items()}
-
-
-def _merged(
-    program: Program, found: tuple[State, Level], again: tuple[State, Level], places: list[int]
-) -> tuple[State, Level]:
-    """What one sweep reached, and another for the starts at these places."""
-    states, elbo = [_alone(found[0], i) for i in range(len(found[1].elbo))], list(found[1].elbo)
-    for number, place in enumerate(places):
-        states[place], elbo[place] = _alone(again[0], number), again[1].elbo[number]
-    state = joined(program, states)
-    return state, Level(program, program.bound(state, program.means(state)), elbo)
 
 
 def _moved_to(task: Task, points: Mapping[int, State]) -> Task:
