@@ -143,10 +143,16 @@ def _display_math(translator: Any, node: nodes.math_block) -> None:
     raise nodes.SkipNode
 
 
+def _skip_routing(app: Any, what: str, name: str, member: Any, skip: bool, options: Any) -> bool | None:
+    """Leave out the methods that scikit-learn makes for each argument of an estimator."""
+    return True if re.fullmatch(r"set_\w+_request|get_metadata_routing", name) else None
+
+
 def setup(app: Any) -> None:
     """Register the renderer of formulas, the lists of pages and modules, and a filter of docstrings."""
     app.connect("source-read", _list_pages)
     app.connect("autodoc-process-docstring", _name_sections, priority=400)
     app.connect("autodoc-process-docstring", _escape, priority=600)
     app.connect("source-read", _list_modules)
+    app.connect("autodoc-skip-member", _skip_routing)
     app.add_html_math_renderer("mathml", (_inline_math, None), (_display_math, None))

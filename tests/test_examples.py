@@ -10,11 +10,12 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from sklearn.metrics import adjusted_rand_score
 from torch import Tensor
 from torch.distributions import biject_to, constraints
 
 from examples import compare_guides as demo
-from examples import crowdsourcing, mixture_of_experts, neural_hmm
+from examples import crowdsourcing, mixture_of_experts, neural_hmm, wines
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.criticism import Comparison, Race
 from pyro_latent.models import gmm
@@ -175,6 +176,14 @@ def test_experts_and_their_gate_climb_to_a_likelihood_above_that_of_one_line() -
     pyro.clear_param_store()
     again = mixture_of_experts.MixtureOfExperts()
     assert mixture_of_experts.fit_by_svi(again, data, steps=30)[-1] < rise[-1]
+
+
+def test_kinds_of_wine_with_missing_measurements_are_the_cultivars() -> None:
+    table, cultivar = wines.read_data()
+    kinds = wines.make_kinds()
+    assert np.isnan(table).mean() > 0.1
+    assert adjusted_rand_score(cultivar, kinds.fit_predict(table)) > 0.75
+    assert (kinds[-1].weights_ > 0.05).sum() == 3
 
 
 def test_states_behind_a_neural_emission_are_found() -> None:
