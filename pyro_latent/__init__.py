@@ -15,6 +15,7 @@ from .errors import (
     ModelError,
     NaturalDomainError,
     NotConjugateError,
+    ProcessError,
     PyroLatentError,
     RecordingError,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "ModelError",
     "NaturalDomainError",
     "NotConjugateError",
+    "ProcessError",
     "PyroLatentError",
     "RecordingError",
     "RobbinsMonro",

@@ -79,6 +79,10 @@ class CheckpointError(PyroLatentError, ValueError):
     """A checkpoint cannot be written or read, or is of another driver, model or data."""
 
 
+class ProcessError(PyroLatentError, RuntimeError):
+    """A process that fits a model with others has failed, or is gone: it says which one."""
+
+
 class MissingFileError(CheckpointError, FileNotFoundError):
     """There is no checkpoint to read."""
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, ModelError, NaturalDomainError, check_updates, handlers
 from pyro_latent.ascent.sweep import rounding_of
-from pyro_latent.guide import autoguide
+from pyro_latent.guide import calls
 from pyro_latent.models import gmm
 
 BLOCK = [("mean", "precision")]
@@ -272,9 +272,9 @@ def test_a_start_that_collapses_is_dropped_and_named(monkeypatch: pytest.MonkeyP
     probs = torch.rand(4, len(x), 2, dtype=F64)
     probs = probs / probs.sum(-1, keepdim=True)
     probs[2] = torch.nn.functional.one_hot((x > 30).long(), 2)
-    starts: Any = vars(autoguide)["initial_state"]
+    starts: Any = vars(calls)["initial_state"]
     with monkeypatch.context() as patch:
-        patch.setattr(autoguide, "initial_state", lambda *args: (starts(*args)[0], {"z": probs}))
+        patch.setattr(calls, "initial_state", lambda *args: (starts(*args)[0], {"z": probs}))
         result = em.run(x, table, max_steps=3, tol=0.0)
     assert result.restarts[2] == -math.inf and list(result.dropped) == [2]
     assert "'scale'" in result.dropped[2] and "collapses" in result.dropped[2]

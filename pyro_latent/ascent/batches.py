@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -78,6 +78,19 @@ def first_of(batches: Iterable[Any]) -> Any:
         raise ModelError("Expected batches of data; got none. Give a list of batches or a DataLoader.") from None
     finally:
         restore_state(before, generators)
+
+
+def check_repeatable(batches: Any) -> None:
+    """Raise where batches cannot be iterated over again.
+
+    Raises:
+        ArgumentTypeError: for an iterator, or what has no batches.
+    """
+    if isinstance(batches, Iterator) or not hasattr(batches, "__iter__") or getattr(batches, "ndim", 1) == 0:
+        raise ArgumentTypeError(
+            "Expected batches that can be iterated over again, such as a list or a DataLoader; got "
+            f"{'an iterator' if isinstance(batches, Iterator) else type(batches).__name__}."
+        )
 
 
 def check_resumable(batches: Iterable[Any]) -> None:

@@ -11,8 +11,7 @@ falls (``docs/sources.md``, [4] equation (89); Bishop 2006, §10.1).
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from os import PathLike
@@ -26,9 +25,11 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
-from .batches import arguments_of, check_resumable, first_of, held_data, length_of
+from .batches import arguments_of, check_repeatable, check_resumable, first_of, held_data, length_of
+from .distributed import DistributedSteps, join
 from .options import check_guide, inverse_temperatures, steps_for
-from .progress import CAVIResult, Progress, check_callback, naming_batches, recording
+from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
+from .ranks import Alone, Ranks
 from .saving import content_of, restore
 from .step_size import StepSize, described
 from .steps import Schedule, Task
@@ -63,6 +64,9 @@ class CAVI:
             values of discrete sites that choose among elements of latents, ``mu[z]``: of mixtures, topics, states of a
             chain. There may be too many of them at the start: those that are not needed end empty.
         accelerate: whether sweeps begin where the last ones are going, where that does not lower the ELBO.
+        process_group: processes of ``torch.distributed`` that fit the model together, such as ``group.WORLD`` after
+            ``init_process_group``: each is given a shard of the data, in a plate that says how much there is in all,
+            and each ends with the same globals and the ELBO of all of it. Local latents stay with their shard.
 
     Example::
 
@@ -91,6 +95,7 @@ class CAVI:
         annealing: int | Sequence[float] = 0,
         merges: bool = False,
         accelerate: bool = False,
+        process_group: Any = None,
     ) -> None:
         check_guide(model, guide, more)
         self.model = model
@@ -98,10 +103,11 @@ class CAVI:
         self._schedule = Schedule.of(order, local_steps, local_tol)
         self.order, self.local_steps = self._schedule.order, self._schedule.local_steps
         self.local_tol = self._schedule.local_tol
-        structured = check_count("structured", structured, least=0)
-        temperatures = inverse_temperatures(annealing)
-        self._steps = steps_for(step_size, memoised, structured, temperatures, merges, accelerate)
-        self._revision = guide.posterior_state.revision  # of the guide, after the last step
+        structured, temperatures = check_count("structured", structured, least=0), inverse_temperatures(annealing)
+        self._ranks = Alone() if process_group is None else Ranks(process_group)
+        self._steps = steps_for(step_size, memoised, structured, temperatures, merges, accelerate, self._ranks)
+        # Of the guide, after the last step; none where other processes have not been asked for theirs.
+        self._revision = guide.posterior_state.revision if process_group is None else -1
         self._settings = {
             "order": self.order,
             "local_steps": self.local_steps,
@@ -149,10 +155,11 @@ class CAVI:
     @leaving_random_state()
     def _step(self, arguments: ModelArguments, piece: int | str | None = None, is_alone: bool = False) -> list[float]:
         """One step, which the guide takes on once it has succeeded; the ELBO by the number of each start."""
+        self._join(arguments)
         posterior, steps = self.guide.posterior_state, self._steps
         if posterior.revision != self._revision:
             steps.forget_level()
-        prepared = self.guide.prepare(*arguments, rescale=steps.rescales)
+        prepared = self._ranks.agreed(lambda: self.guide.calls.fit(*arguments, steps.rescales, steps.redraws))
         task = Task(prepared.program, arguments, prepared.state, prepared.starts, self._schedule, piece, is_alone)
         try:
             state, info = steps.step(task)
@@ -164,9 +171,20 @@ class CAVI:
         self._revision = posterior.revision
         return info.elbo
 
+    def _join(self, arguments: ModelArguments) -> None:
+        """Bring the guides of all processes to one state, where one of them is not where the last step left it."""
+        ranks = self._ranks
+        if isinstance(ranks, Ranks) and ranks.any(self.guide.posterior_state.revision != self._revision):
+            join(ranks, self.guide, arguments, self._schedule, self._settings)
+            self._steps.forget_level()
+            self._revision = self.guide.posterior_state.revision
+
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
-        """The exact −ELBO of the current posterior, without a step."""
-        return -self.guide.elbo(*args, **kwargs)
+        """The exact −ELBO of the current posterior, without a step; with a ``process_group``, of all shards."""
+        if not isinstance(self._steps, DistributedSteps):
+            return -self.guide.elbo(*args, **kwargs)
+        self._join((args, kwargs))
+        return -self._steps.evaluate(self.guide, (args, kwargs), self._schedule)[self.guide.posterior_state.best]
 
     @torch.inference_mode(False)
     def run(
@@ -204,31 +222,14 @@ class CAVI:
         check_arguments(self.model, args, kwargs, type(self).run)
         if not self._steps.takes_all:
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
-        file = self._file(checkpoint, checkpoint_every, {})
+        file = self._file(checkpoint if self._ranks.is_first else None, checkpoint_every, {})
         self.guide.posterior_state.doubted = True
         reached, converged = self._passes(
             [(args, kwargs)], lambda batch: batch, max_steps, tol, file, max_steps, progress, callback
         )
         if self.is_annealing:
-            warnings.warn(
-                f"Expected more steps than those of annealing; got max_steps={max_steps}: the posterior is that of the "
-                "model's densities to a power. Run again, which goes on from here, or with a larger max_steps.",
-                stacklevel=3,
-            )
-        return self._result(reached, converged and not self._lacks_digits(reached.after(-1), tol))
-
-    def _lacks_digits(self, elbo: list[float], tol: float) -> bool:
-        """Whether a run in float32 has stopped because its updates are rounded, not because it is at an optimum."""
-        rise, least = self._steps.rise_left(self.guide.state)
-        if rise <= max(least, tol) * max(1.0, abs(max(elbo))):
-            return False
-        warnings.warn(
-            "Expected float32 to have the digits for this fit; got an ELBO that one sweep in float64 raises by "
-            f"{rise:.3g} nats, so it has not converged. Subtract the means of data and of columns of a design, and "
-            "divide by their spread, or write x.double().",
-            stacklevel=3,
-        )
-        return True
+            warn_of_annealing(max_steps)
+        return self._result(reached, converged and not lacks_digits(self._steps, self.guide.state, reached, tol))
 
     @torch.inference_mode(False)
     def run_batches(
@@ -268,19 +269,15 @@ class CAVI:
                 "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "
                 "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True)."
             )
-        if isinstance(batches, Iterator) or not hasattr(batches, "__iter__") or getattr(batches, "ndim", 1) == 0:
-            raise ArgumentTypeError(
-                "Expected batches that can be iterated over again, such as a list or a DataLoader; got "
-                f"{'an iterator' if isinstance(batches, Iterator) else type(batches).__name__}."
-            )
+        check_repeatable(batches)
         if checkpoint is not None:
             check_resumable(batches)
         length = length_of(batches)
         file = self._file(checkpoint, checkpoint_every, {"data": (length, held_data(batches), kwargs)})
         total = None if length is None else epochs * length
         arguments = partial(arguments_of, shared=kwargs, model=self.model)
-        found = self._passes(batches, arguments, epochs, tol, file, total, progress, callback, naming_batches)
-        return self._result(*found)
+        end = self._passes(batches, arguments, epochs, tol, file, total, progress, callback, naming_batches)
+        return self._result(*end)
 
     def _passes(
         self,
@@ -300,14 +297,15 @@ class CAVI:
         check_callback(callback)
         steps, progress = self._steps, Progress(resumes=file.path is not None)
         identity = {} if file.path is None else self._identity(batches, arguments)
-        if (found := file.read()) is not None:
-            restore(self.guide, self._steps, found, identity, progress)
-            self._revision = self.guide.posterior_state.revision
+        if (found := self._ranks.shared(self._ranks.agreed(file.read))) is not None:
+            self._ranks.agreed(lambda: restore(self.guide, self._steps, found, identity or None, progress))
+            self._revision = self.guide.posterior_state.revision if isinstance(self._ranks, Alone) else -1
 
         def state() -> dict[str, Any]:
             return content_of(self.guide, steps) | progress.to_state() | {"identity": identity}
 
         converged = steps.can_settle and progress.has_settled(tol)
+        bar, callback = bar and self._ranks.is_first, self._ranks.ending(callback)
         with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
                 for number, batch in progress.rest(batches):
@@ -325,8 +323,8 @@ class CAVI:
     def _identity(self, batches: Iterable[Any], arguments: Callable[[Any], ModelArguments]) -> dict[str, Any]:
         """What the model is known by in a checkpoint; the random states are as before."""
         args, kwargs = arguments(first_of(batches))
-        model, point = self.guide.augmented.model, self.guide.point
-        return identity_of_call(model, args, kwargs, point=point, rescale=self._steps.rescales)
+        about = {"point": self.guide.point, "rescale": self._steps.rescales}
+        return identity_of_call(self.guide.augmented.model, args, kwargs, **about)
 
     @torch.inference_mode(False)
     def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:

@@ -17,14 +17,14 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Means, Program, State
 from .acceleration import AcceleratedSteps
 from .cavi import CAVI
+from .distributed import DistributedSteps
 from .full import FullSteps, check_whole
 from .gradient_step import MakeOptimizer, Memory, described, raise_q
+from .m_step import M_STEP_PASSES, is_still, points_of
 from .options import inverse_temperatures
+from .ranks import Alone, Ranks
 from .steps import Info, Task
 from .sweep import Sweep
-
-_M_STEP_PASSES = 100
-_SETTLED = 1e-13
 
 _Groups: TypeAlias = Mapping[BlockKey, Collection[BlockKey]]
 
@@ -114,19 +114,7 @@ class EMSteps(FullSteps):
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """The E-step and the M-step."""
-        order = task.schedule.sites(sweep.program)
-        points = [key for key in order if key is not None and sweep.program.blocks[key].is_point]
-        if not points:
-            raise ModelError(
-                "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or "
-                "give some of them a point estimate: AutoConjugate(model, point=[...])."
-            )
-        unused = sweep.program.unused_params
-        if unused:
-            raise ModelError(
-                f"Expected every pyro.param to reach a density; got {unused}, which none depends on. "
-                "Remove them, or use them."
-            )
+        order, points = task.schedule.sites(sweep.program), points_of(task)
         for key in order:
             if key not in points:
                 sweep.visit(key)
@@ -147,7 +135,7 @@ class EMSteps(FullSteps):
         """
         coupled, together = self._coupling_of(sweep, points)
         stale = list(points)
-        for _ in range(_M_STEP_PASSES * len(points)):
+        for _ in range(M_STEP_PASSES * len(points)):
             if not stale:
                 break
             group = list(together.get(stale[0], stale[:1]))
@@ -158,7 +146,7 @@ class EMSteps(FullSteps):
                 continue
             for key in group:
                 sweep.set(key, best[key]) if best else sweep.visit(key)
-            moved = [key for key in group if not _still(before[key], sweep.state[key].x)]
+            moved = [key for key in group if not is_still(before[key], sweep.state[key].x)]
             again = {other for key in moved for other in coupled[key] if other not in group}
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]
@@ -196,6 +184,8 @@ class EM(CAVI):
             Pyro's store, where it has them; with either, at the model's own where ``init`` does not name them.
         annealing: as in :class:`~pyro_latent.CAVI`; the E-step alone has a temperature (Ueda and Nakano 1998).
         accelerate: as in :class:`~pyro_latent.CAVI`, on the unconstrained parameters; not for m_step="gradient".
+        process_group: as in :class:`~pyro_latent.CAVI`: E-steps on shards, one M-step on their sum, which has a closed
+            form.
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
 
@@ -215,11 +205,12 @@ class EM(CAVI):
         restarts: int = 1,
         annealing: int | Sequence[float] = 0,
         accelerate: bool = False,
+        process_group: Any = None,
     ) -> None:
         if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
         guide = AutoConjugate(model, init=init, restarts=restarts) if guide is None else guide
-        super().__init__(model, guide, annealing=annealing, accelerate=accelerate)
+        super().__init__(model, guide, annealing=annealing, accelerate=accelerate, process_group=process_group)
         if accelerate and m_step == "gradient":
             raise ArgumentError(
                 "Expected m_step='closed_form' or 'conditional' with accelerate=True; got 'gradient', whose optimizer "
@@ -228,7 +219,13 @@ class EM(CAVI):
         self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps, "optimizer": described(optimizer)}
         count = check_count("gradient_steps", gradient_steps)
         kind = AcceleratedEMSteps if accelerate else EMSteps
-        self._steps = self._em = kind(m_step, optimizer, count, inverse_temperatures(annealing))
+        self._em = kind(m_step, optimizer, count, inverse_temperatures(annealing))
+        if isinstance(self._ranks, Alone):
+            self._steps = self._em
+        elif m_step == "gradient":
+            raise ArgumentError("Expected an M-step in closed form with a process_group; got m_step='gradient'.")
+        else:
+            self._steps = DistributedSteps(self._ranks, "joint" if m_step == "closed_form" else "conditional")
 
     @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:
@@ -236,6 +233,7 @@ class EM(CAVI):
 
         It is exact for discrete latents and for one conjugate block; several blocks are visited once each.
         """
+        self._check_one_process("e_step")
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         check_whole(program)
         sweep = Sweep(program, self.guide.state, (args, kwargs), None, self.guide.posterior_state.starts)
@@ -274,13 +272,22 @@ class EM(CAVI):
         Raises:
             ModelError: if a continuous latent has a posterior, for then only a bound is known.
         """
+        self._check_one_process("log_likelihood")
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         spread = [b.label for b in program.blocks.values() if not b.is_point]
         if spread:
             raise ModelError(f"Expected discrete latents only; got {spread}, for which evaluate_loss gives the bound.")
         return self.guide.elbo(*args, **kwargs)
 
+    def _check_one_process(self, name: str) -> None:
+        if isinstance(self._ranks, Ranks):
+            raise ModelError(
+                f"Expected one process for {name}; got a process_group. evaluate_loss gives the bound on all shards; "
+                "the guide, which all processes have, may be given to EM(model, guide) without a group."
+            )
+
     def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, DiscretePosterior | None]:
+        self._check_one_process("q_function and free_energy")
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         if self._em.last_e_step is None or self._em.last_e_step.program is not program:
             self.e_step(*args, **kwargs)
@@ -292,10 +299,6 @@ def _coupled(sweep: Sweep, points: list[BlockKey]) -> dict[BlockKey, set[BlockKe
     """Give by parameter those that it shares a term of Q with."""
     groups = {s.blocks & set(points) for s in (*sweep.program.summands, *sweep.summands)}
     return {key: {other for group in groups if key in group for other in group} - {key} for key in points}
-
-
-def _still(before: torch.Tensor, after: torch.Tensor) -> bool:
-    return float(((after - before).abs() / (1 + before.abs())).max()) <= _SETTLED
 
 
 __all__ = ["EM"]

@@ -7,7 +7,7 @@ ascent on the ELBO of all the data, which they know exactly and never lower (Hug
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, State, Summary, padded, summarize
+from ..objective import BlockKey, Program, State, Summary, padded, summarize, taken
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_finite, check_start, fall_of
 
@@ -58,22 +58,15 @@ class MemoisedSteps(Steps):
         mark = fingerprint(*args, *kwargs.values(), program.recording.observations)
         self._check(program, name, known, mark)
         state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
-        sweep = Sweep(program, state, task.arguments, None, {} if self.pieces else task.probs)
+        sweep = settled_sweep(task, state, {} if self.pieces else task.probs)
         order = task.schedule.blocks(program)
         local = [key for key in order if program.in_subsample(key)]
-        others = [key for key in order if key not in local]
-        task.schedule.settle(sweep, local)
-        sweep.visit(None)
         found = summarize(program, sweep.state, sweep.means, sweep.held)
         total = found if self._total is None else self._total.plus(found)
         total = total if known is None else total.minus(known.summary)
-        summands = total.summands(program, program.recording.dtype)
-        for key in others:
-            sweep.set(key, program.optimum(key, sweep.means, (), summands))
-        bound, size = _bound(program, sweep, total, others)
-        values = sweep.check_proper([bound, size])
-        elbo, sizes = values[: len(bound)], values[len(bound) :]
-        check_finite(elbo, program, sweep.means)
+        others = [key for key in order if key not in local]
+        set_globals(program, sweep, total, others)
+        elbo, sizes = reached(program, sweep, total, others)
         before = elbo if self._level is None or known is None else self._level
         if fall := fall_of(before, elbo, sizes, program.recording.dtype):
             raise ElboDecreaseError(
@@ -90,13 +83,7 @@ class MemoisedSteps(Steps):
                 f"Expected a plate that says how much data there is in all, for this is piece {len(self.pieces) + 1}; "
                 'got none. Write pyro.plate("data", size, subsample_size=len(piece)).'
             )
-        _check_apart(program)
-        written = [b.label for b in program.blocks.values() if b.update is not None and not program.in_subsample(b.key)]
-        if written and program.recording.is_subsample:
-            raise ModelError(
-                f"Expected derived updates of the globals, which see all pieces; got hand-written ones of {written}, "
-                "which would see one. Leave them out of handlers.closed_form."
-            )
+        check_pieces(program)
         if known is not None and known.mark != mark:
             raise DataError(
                 f"Expected the data of piece {name!r} as in the pass before; got other data. Give pieces in "
@@ -135,6 +122,52 @@ class MemoisedSteps(Steps):
         self._level = state["level"]
 
 
+def settled_sweep(task: Task, state: State, probs: Mapping[str, Tensor]) -> Sweep:
+    """A sweep over the data of a task whose local blocks and discrete sites are at their optimum given the globals."""
+    program = task.program
+    sweep = Sweep(program, state, task.arguments, None, probs)
+    task.schedule.settle(sweep, [key for key in task.schedule.blocks(program) if program.in_subsample(key)])
+    sweep.visit(None)
+    return sweep
+
+
+def set_globals(program: Program, sweep: Sweep, total: Summary, keys: Sequence[BlockKey]) -> None:
+    """Set blocks, in order, to their optimum given the others and what all of the data says."""
+    summands = total.summands(program, program.recording.dtype)
+    for key in keys:
+        for turn in program.turns.get(key, (None,)):
+            natural = program.optimum(key, sweep.means, (), summands, start=sweep.state[key])
+            sweep.set(key, taken(turn, natural, sweep.state[key]))
+
+
+def reached(
+    program: Program, sweep: Sweep, total: Summary, keys: Sequence[BlockKey]
+) -> tuple[list[float], list[float]]:
+    """The ELBO of all of the data for each start, and the size of what it sums; ``keys`` are the globals."""
+    state, means = program.exactly(sweep.state)
+    sums = (*program.whole_summands, *total.summands(program, torch.float64))
+    value, size = program.terms(state, means, keys, sums)
+    values = sweep.check_proper([value + total.number, size + total.magnitude])
+    elbo, sizes = values[: len(value)], values[len(value) :]
+    check_finite(elbo, program, sweep.means)
+    return elbo, sizes
+
+
+def check_pieces(program: Program) -> None:
+    """Pieces of the data have no local block in common, and no update of the globals sees one of them alone.
+
+    Raises:
+        ModelError: naming the blocks.
+    """
+    _check_apart(program)
+    written = [b.label for b in program.blocks.values() if b.update is not None and not program.in_subsample(b.key)]
+    if written and program.recording.is_subsample:
+        raise ModelError(
+            f"Expected derived updates of the globals, which see all pieces; got hand-written ones of {written}, "
+            "which would see one. Leave them out of handlers.closed_form."
+        )
+
+
 def _check_apart(program: Program) -> None:
     """Pieces have no local block in common.
 
@@ -156,12 +189,4 @@ def _check_apart(program: Program) -> None:
         )
 
 
-def _bound(program: Program, sweep: Sweep, total: Summary, keys: list[BlockKey]) -> tuple[Tensor, Tensor]:
-    """The ELBO of all pieces for each start, and the size of what it sums."""
-    state, means = program.exactly(sweep.state)
-    sums = (*program.whole_summands, *total.summands(program, torch.float64))
-    value, size = program.terms(state, means, keys, sums)
-    return value + total.number, size + total.magnitude
-
-
-__all__ = ["MemoisedSteps", "Piece"]
+__all__ = ["MemoisedSteps", "Piece", "check_pieces", "reached", "set_globals", "settled_sweep"]

@@ -12,9 +12,11 @@ from torch import Tensor
 from ..errors import ArgumentError, ArgumentTypeError, as_real, check_choice
 from ..guide import AutoConjugate
 from .acceleration import AcceleratedSteps
+from .distributed import DistributedSteps
 from .full import FullSteps
 from .memoised import MemoisedSteps
 from .merging import MergingSteps
+from .ranks import Alone, Ranks
 from .step_size import StepSize, as_step_size
 from .steps import Steps
 from .stochastic import StochasticSteps
@@ -77,10 +79,20 @@ def steps_for(
     annealing: Sequence[float],
     merges: bool,
     accelerate: bool,
+    ranks: Alone | Ranks,
 ) -> Steps:
     """The way to step that the arguments of ``CAVI`` ask for."""
     for name, value in (("memoised", memoised), ("merges", merges), ("accelerate", accelerate)):
         check_choice(name, value, [False, True])
+    if isinstance(ranks, Ranks):
+        others: dict[str, Any] = {"memoised": memoised, "step_size": step_size, "structured": structured}
+        others |= {"annealing": annealing, "merges": merges, "accelerate": accelerate}
+        besides = [name for name, value in others.items() if value]
+        if besides:
+            raise ArgumentError(
+                f"Expected exact sweeps with a process_group; got {', '.join(besides)} besides. Leave one of them out."
+            )
+        return DistributedSteps(ranks)
     if memoised and step_size is not None:
         raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import inspect
 import math
+import warnings
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,7 +16,9 @@ from torch import Tensor
 from tqdm.auto import tqdm
 
 from ..errors import ArgumentTypeError, ModelError, PyroLatentError
+from ..objective import State
 from .batches import RandomState, generators_of, restore_state, state_of
+from .steps import Steps
 
 
 @dataclass(frozen=True, repr=False)
@@ -175,6 +178,29 @@ def naming_batches(progress: Progress) -> Iterator[None]:
         number = len(progress) - (progress.ends[-1] if progress.ends else 0)
         error.args = (f"{error} It came up at batch {number} of pass {len(progress.ends)}, both counted from 0.",)
         raise
+
+
+def lacks_digits(steps: Steps, state: State, progress: Progress, tol: float) -> bool:
+    """Whether a run in float32 stopped because its updates are rounded, and not at an optimum, which is a warning."""
+    rise, least = steps.rise_left(state)
+    if rise <= max(least, tol) * max(1.0, abs(max(progress.after(-1)))):
+        return False
+    warnings.warn(
+        "Expected float32 to have the digits for this fit; got an ELBO that one sweep in float64 raises by "
+        f"{rise:.3g} nats, so it has not converged. Subtract the means of data and of columns of a design, and "
+        "divide by their spread, or write x.double().",
+        stacklevel=4,
+    )
+    return True
+
+
+def warn_of_annealing(max_steps: int) -> None:
+    """A run ended before its sweeps at a temperature."""
+    warnings.warn(
+        f"Expected more steps than those of annealing; got max_steps={max_steps}: the posterior is that of the "
+        "model's densities to a power. Run again, which goes on from here, or with a larger max_steps.",
+        stacklevel=4,
+    )
 
 
 def check_callback(callback: Any) -> None:

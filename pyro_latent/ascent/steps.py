@@ -130,6 +130,8 @@ class Steps(ABC):
     takes_batches: ClassVar[bool] = True
     #: Whether subsampled plates scale their sites to the size of the whole.
     rescales: ClassVar[bool] = True
+    #: Whether a plate that draws its subsample draws another one at each step.
+    redraws: ClassVar[bool] = True
     #: Whether the posterior is q(β) q(z | β).
     is_structured: ClassVar[bool] = False
 

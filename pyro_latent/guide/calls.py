@@ -46,11 +46,19 @@ class Calls:
         """What a copy keeps: not what was recorded, which is made anew at the next call."""
         return self.__dict__ | {"_reading": None}
 
-    def fit(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared:
-        """What a call works on that fits the guide; ``rescale``: subsampled plates scale their sites to the whole."""
+    def fit(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, redraws: bool = True
+    ) -> Prepared:
+        """What a call works on that fits the guide.
+
+        Args:
+            args, kwargs: the model's arguments.
+            rescale: whether subsampled plates scale their sites to the size of the whole.
+            redraws: whether a plate that draws its subsample draws another one.
+        """
         guide = self._guide
         with guide.augmented.advising(args, kwargs, guide.joint):
-            return self._again(args, kwargs, rescale) or self._recorded(args, kwargs, rescale)
+            return self._again(args, kwargs, rescale, redraws) or self._recorded(args, kwargs, rescale)
 
     def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
         """What a call works on that reads the best start of a guide, and leaves it; a bare call is the last one."""
@@ -92,10 +100,12 @@ class Calls:
             state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
         return found._replace(state=state)
 
-    def _again(self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True) -> Prepared | None:
+    def _again(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, redraws: bool = True
+    ) -> Prepared | None:
         """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
         posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
-        if last is None or posterior.doubted or last.program.recording.redraws:
+        if last is None or posterior.doubted or (redraws and last.program.recording.redraws):
             return None
         if last.program.recording.rescaled != rescale or not last.call.matches(args, kwargs):
             return None

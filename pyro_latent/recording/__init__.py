@@ -1,7 +1,7 @@
 """A model run once with random tensors at its latents: its sites, and the log density of each as an expression."""
 
 from .data import seen_data
-from .identity import check_identity, identity_of_call
+from .identity import check_identity, difference_of, identity_of_call
 from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import Snapshot, literals, version_of
@@ -18,6 +18,7 @@ __all__ = [
     "base_constraint",
     "check_arguments",
     "check_identity",
+    "difference_of",
     "ends_in_simplex",
     "identity_of_call",
     "literals",

@@ -47,23 +47,26 @@ def identity_of_call(
         return identity_of(record(model, *args, origins={}, **options, **kwargs))
 
 
+def difference_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | None:
+    """What another model, or other data, has for ours, in words; None where they are the same."""
+    if list(ours) != list(theirs):
+        return f"the sites {list(theirs)} for {list(ours)}"
+    for name in ours:
+        (structure, numbers, data), (their_structure, their_numbers, their_data) = ours[name], theirs[name]
+        if structure != their_structure or not _same_numbers(numbers, their_numbers):
+            return f"another density of site {name!r}"
+        if data != their_data:
+            return f"other data at site {name!r}"
+    return None
+
+
 def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
     """Raise where a file is of another model, or of other data.
 
     Raises:
         CheckpointError: naming the first site that differs.
     """
-    different: str | None = None
-    if list(ours) != list(theirs):
-        different = f"the sites {list(theirs)} for {list(ours)}"
-    for name in ours if different is None else ():
-        (structure, numbers, data), (their_structure, their_numbers, their_data) = ours[name], theirs[name]
-        if structure != their_structure or not _same_numbers(numbers, their_numbers):
-            different = f"another density of site {name!r}"
-        elif data != their_data:
-            different = f"other data at site {name!r}"
-        if different is not None:
-            break
+    different = difference_of(ours, theirs)
     if different is not None:
         raise CheckpointError(
             f"Expected a checkpoint of the same model with the same data; got one with {different}. "
@@ -135,4 +138,4 @@ def _value_of(variable: Variable, recording: Recording) -> Tensor:
     return variable.replay(points, {})
 
 
-__all__ = ["check_identity", "identity_of", "identity_of_call"]
+__all__ = ["check_identity", "difference_of", "identity_of", "identity_of_call"]

@@ -1,0 +1,89 @@
+"""Weak scaling of ``CAVI(process_group=...)``: twice the data on two processes over once the data on one.
+
+``python -m benchmarks scale`` starts the processes, of one thread each.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+
+POINTS, DIMENSIONS, COMPONENTS = 100_000, 8, 16
+SWEEPS, ROUNDS = 10, 3
+
+
+def mixture(x: Tensor, size: int) -> None:
+    """Normals with diagonal precisions; ``x`` is a shard of ``size`` points."""
+    weights = pyro.sample("weights", dist.Dirichlet(x.new_ones(COMPONENTS)))
+    with pyro.plate("components", COMPONENTS):
+        precision = pyro.sample("precision", dist.Gamma(x.new_ones(x.shape[1]), 1.0).to_event(1))
+        mean = pyro.sample("mean", dist.Normal(x.new_zeros(x.shape[1]), 10.0).to_event(1))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(mean[z], precision[z].rsqrt()).to_event(1), obs=x)
+
+
+def work(rank: int, size: int, store: str) -> None:
+    """Sweep on a shard of one process; the first one prints the seconds of a sweep."""
+    torch.set_num_threads(1)
+    td.init_process_group("gloo", f"file://{store}", datetime.timedelta(seconds=120), size, rank)
+    generator = torch.Generator().manual_seed(rank)
+    centers = 6 * torch.randn(COMPONENTS, DIMENSIONS, generator=torch.Generator().manual_seed(99))
+    own = torch.randint(COMPONENTS, (POINTS,), generator=generator)
+    x = centers[own] + torch.randn(POINTS, DIMENSIONS, generator=generator)
+    driver = CAVI(mixture, AutoConjugate(mixture, check=False), process_group=td.group.WORLD)
+    arguments = (x, size * POINTS)
+    driver.step(*arguments)
+    best = float("inf")
+    for _ in range(ROUNDS):
+        td.barrier()
+        began = time.perf_counter()
+        for _ in range(SWEEPS):
+            driver.step(*arguments)
+        best = min(best, (time.perf_counter() - began) / SWEEPS)
+    if rank == 0:
+        print(best)
+
+
+def seconds(size: int) -> float:
+    """The best time of a sweep with so many processes."""
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "benchmarks.scale"]
+        more = {"env": os.environ | {"OMP_NUM_THREADS": "1"}, "stdout": subprocess.PIPE, "text": True}
+        store = str(Path(folder) / "store")
+        started = [subprocess.Popen([*command, str(rank), str(size), store], **more) for rank in range(size)]  # type: ignore[call-overload]
+        printed = [process.communicate(timeout=600)[0] for process in started]
+    return float(printed[0].split()[-1])
+
+
+def run() -> str:
+    """The table."""
+    one, two = (min(seconds(size) for _ in range(2)) for size in (1, 2))
+    exchanged = 8 * (COMPONENTS * (2 * DIMENSIONS + 3) + 2)
+    return f"""## Weak scaling
+
+A mixture of {COMPONENTS} normals with diagonal precisions in {DIMENSIONS} dimensions, float32, {POINTS:,} points for
+each process of one thread; {exchanged:,} bytes are added up in a sweep.
+
+| processes | points | a sweep | of the time with one |
+|---|---|---|---|
+| 1 | {POINTS:,} | {one * 1e3:.0f} ms | 1 |
+| 2 | {2 * POINTS:,} | {two * 1e3:.0f} ms | {two / one:.2f} |
+"""
+
+
+if __name__ == "__main__":
+    work(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3])

@@ -1,0 +1,278 @@
+r"""Coordinate ascent by several processes, each with a shard of the data.
+
+A step settles the local blocks of each shard where it is, adds up what the shards say about the globals
+(:class:`~pyro_latent.objective.Summary`) by one all-reduce, and sets the globals, in every process alike, to their
+optimum given the sum: the mathematics is that of :mod:`.memoised`, with all pieces exchanged at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Literal, NamedTuple
+
+import torch
+
+from ..checkpoint import fingerprint
+from ..errors import DataError, ElboDecreaseError, ModelError
+from ..guide import AutoConjugate
+from ..objective import BlockKey, Program, State, Summary, summarize
+from ..recording import difference_of, identity_of_call
+from .m_step import M_STEP_PASSES, is_still, points_of
+from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
+from .ranks import Ranks
+from .steps import Info, Schedule, Steps, Task, best_of
+from .sweep import ModelArguments, Sweep, check_finite, fall_of
+
+#: Of EM: one visit to each parameter, or visits until none moves.
+MStep = Literal["conditional", "joint"]
+
+
+class _Entry(NamedTuple):
+    """A constant of a summary: its key, and its shape ``[starts, ...]``."""
+
+    key: Any
+    shape: torch.Size
+
+
+class DistributedSteps(Steps):
+    """Steps on a shard of the data, with the processes that have the others.
+
+    Args:
+        ranks: the processes.
+        m_step: of EM, how often its parameters are visited: once, or until none moves.
+    """
+
+    takes_batches = False
+    rescales = False
+    redraws = False
+
+    def __init__(self, ranks: Ranks, m_step: MStep | None = None) -> None:
+        self.ranks = ranks
+        self.m_step = m_step
+        self._entries: list[_Entry] = []
+        self._program: Program | None = None
+        self._level: list[float] | None = None
+
+    def step(self, task: Task) -> tuple[State, Info]:
+        """One sweep; the exact ELBO of all shards, for each start.
+
+        Raises:
+            PyroLatentError: in all processes, if the updates of one shard fail.
+            ElboDecreaseError: if the ELBO fell by more than rounding explains.
+        """
+        program = task.program
+        sweep, found = self.ranks.agreed(lambda: _settled(task))
+        total = self._sum(program, found)
+        others = _globals(task)
+        set_globals(program, sweep, total, others)
+        self._settle_points(task, sweep, total)
+        elbo, sizes = reached(program, sweep, total, others)
+        if self._level is not None and (fall := fall_of(self._level, elbo, sizes, program.recording.dtype)):
+            raise ElboDecreaseError(
+                f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
+            )
+        self._level = elbo
+        return sweep.state, Info(elbo, best_of(elbo))
+
+    def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:
+        """Visit parameters, again, until none moves, where an M-step is to be joint."""
+        points = points_of(task) if self.m_step is not None else []
+        for _ in range(M_STEP_PASSES if self.m_step == "joint" and len(points) > 1 else 0):
+            before = [sweep.state[key].x for key in points]
+            set_globals(task.program, sweep, total, points)
+            if all(is_still(x, sweep.state[key].x) for x, key in zip(before, points, strict=True)):
+                break
+
+    def evaluate(self, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> list[float]:
+        """The exact ELBO of all shards for each start, without a step."""
+
+        def found() -> tuple[Task, Sweep, Summary]:
+            prepared = guide.calls.fit(*arguments, rescale=False, redraws=False)
+            sweep = Sweep(prepared.program, prepared.state, arguments)
+            own = summarize(prepared.program, sweep.state, sweep.means, sweep.held)
+            return Task(prepared.program, arguments, prepared.state, {}, schedule), sweep, own
+
+        task, sweep, own = self.ranks.agreed(found)
+        program = task.program
+        return reached(program, sweep, self._sum(program, own), _globals(task))[0]
+
+    def _sum(self, program: Program, found: Summary) -> Summary:
+        """The sum of the summaries of all shards, by one all-reduce."""
+        if self.ranks.any(self._program is not program):
+            self._entries, self._program = self._agreed_entries(found), program
+        own = {key: constant for key, constant in found.constants.items()}
+        parts = [own[e.key] if e.key in own else found.number.new_zeros(e.shape) for e in self._entries]
+        flat = torch.cat([p.reshape(-1) for p in (*parts, found.number, found.magnitude)])
+        *constants, number, magnitude = self.ranks.total(flat).split(
+            [e.shape.numel() for e in self._entries] + [len(found.number)] * 2
+        )
+        pairs = zip(self._entries, constants, strict=True)
+        return Summary({e.key: c.reshape(e.shape) for e, c in pairs}, number, magnitude)
+
+    def _agreed_entries(self, found: Summary) -> list[_Entry]:
+        """The constants that the summary of some shard has, in an order that all processes share.
+
+        Raises:
+            ModelError: in all processes, if they differ in shape.
+        """
+        by_rank = self.ranks.gathered([_Entry(key, constant.shape) for key, constant in found.constants.items()])
+        entries: dict[Any, tuple[int, _Entry]] = {}
+        for rank, own in enumerate(by_rank):
+            for entry in own:
+                first, known = entries.setdefault(entry.key, (rank, entry))
+                if known.shape != entry.shape:
+                    raise ModelError(
+                        f"Expected summaries of the globals of one shape; got {list(known.shape)} in process {first} "
+                        f"and {list(entry.shape)} in process {rank}. Give all processes the same globals."
+                    )
+        return [entry for _, entry in entries.values()]
+
+    def forget_level(self) -> None:
+        self._level = None
+
+    def keep(self, start: int) -> None:
+        self._level, self._program = None, None
+
+    def to_state(self) -> dict[str, Any]:
+        return {}
+
+    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+        self._level, self._program = None, None
+
+
+def _globals(task: Task) -> list[BlockKey]:
+    """The blocks that all processes have, in the order of their updates."""
+    return [key for key in task.schedule.blocks(task.program) if not task.program.in_subsample(key)]
+
+
+def _settled(task: Task) -> tuple[Sweep, Summary]:
+    """A sweep whose local blocks are up to date, and what its shard says about the globals."""
+    check_pieces(task.program)
+    sweep = settled_sweep(task, task.state, task.probs)
+    found = summarize(task.program, sweep.state, sweep.means, sweep.held)
+    values = sweep.check_proper([found.number])
+    check_finite(values, task.program, sweep.means)
+    return sweep, found
+
+
+def join(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: Any) -> None:
+    """Bring the guides of all processes to one state: that of the first one, which, if it is new, takes a step on its
+    shard for a start.
+
+    Raises:
+        ModelError: in all processes, if their models, arguments that are no data, or settings differ.
+        DataError: in all processes, if the shards are not the whole of the data.
+    """
+    _check_alike(ranks, guide, arguments, settings)
+    ranks.agreed(lambda: _start(guide, arguments, schedule) if ranks.is_first else None)
+    _take_on(ranks, guide, arguments, 0, [rank for rank in range(1, ranks.size)])
+    _check_shards(ranks, guide)
+    _check_fixed(ranks, guide, arguments)
+    pairs = ranks.gathered(guide.posterior_state.pairs)
+    if any(own != pairs[0] for own in pairs):  # each adds those of its joint normal blocks
+        for rank in range(1, ranks.size):
+            _take_on(ranks, guide, arguments, rank - 1, [rank])
+        _take_on(ranks, guide, arguments, ranks.size - 1, list(range(ranks.size - 1)))
+
+
+def _check_fixed(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments) -> None:
+    """The model sees the same shard at each step, and not a subsample that a plate draws.
+
+    Raises:
+        DataError: in all processes, if it does not.
+    """
+
+    def check() -> None:
+        posterior = guide.posterior_state
+        assert posterior.program is not None
+        if not posterior.program.recording.redraws:
+            return
+        before = fingerprint(posterior.program.recording.observations)
+        posterior.commit(guide.prepare(*arguments, rescale=False))
+        if fingerprint(posterior.program.recording.observations) != before:
+            raise DataError(
+                "Expected the same shard of the data at each step; got a plate that draws another subsample each time. "
+                'Give each process its shard, and write pyro.plate("data", size, subsample_size=len(shard)), without '
+                "reading the data at what the plate draws."
+            )
+
+    ranks.agreed(check)
+
+
+def _check_alike(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, settings: Any) -> None:
+    args, kwargs = arguments
+    own = ranks.agreed(lambda: identity_of_call(guide.augmented.model, args, kwargs, point=guide.point, rescale=False))
+    first, first_settings = ranks.shared((own, settings))
+    different = difference_of(first, own)
+    if different is None and first_settings != settings:
+        name = next(n for n in settings if settings[n] != first_settings.get(n))
+        different = f"{name} = {settings[name]!r} for {first_settings.get(name)!r}"
+
+    def check() -> None:
+        if different is not None:
+            raise ModelError(
+                f"Expected the same model, priors and settings in all processes; got {different}. Only the data in "
+                "the subsampled plate may differ."
+            )
+
+    ranks.agreed(check)
+
+
+def _start(guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> None:
+    """A guide that is not new stays as it is."""
+    posterior = guide.posterior_state
+    is_new = not posterior.layout or bool(posterior.starts)
+    prepared = guide.prepare(*arguments, rescale=False)
+    if is_new:
+        task = Task(prepared.program, arguments, prepared.state, prepared.starts, schedule, 0)
+        state, info = MemoisedSteps().step(task)
+        posterior.commit(prepared, state, best=info.best)
+    else:
+        posterior.commit(prepared)
+
+
+def _take_on(
+    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, source: int, targets: Sequence[int]
+) -> None:
+    """Bring the guides of some processes to the state of another one's."""
+    content = ranks.shared(guide.state_dict() if ranks.rank == source else None, source)
+
+    def take_on() -> None:
+        if ranks.rank in targets:
+            assert content is not None
+            guide.load_state_dict(content)
+            guide.posterior_state.commit(guide.prepare(*arguments, rescale=False))
+
+    ranks.agreed(take_on)
+
+
+def _check_shards(ranks: Ranks, guide: AutoConjugate) -> None:
+    """The shards of each subsampled plate are all of it.
+
+    Raises:
+        ModelError: if no plate says how much data there is.
+        DataError: if they are more, or less.
+    """
+    program = guide.posterior_state.program
+    assert program is not None
+    plates = [p for scored in program.recording.scored.values() for p in scored.plates]
+    own = {p.name: (p.size, p.full_size, p.is_subsample) for p in plates}
+    by_rank = ranks.gathered(own)
+    parts = sorted({name for one in by_rank for name, (_, _, is_part) in one.items() if is_part})
+    if ranks.size > 1 and not parts:
+        raise ModelError(
+            "Expected a plate that says how much data there is in all; got none, so that each process takes its shard "
+            'for the whole. Write pyro.plate("data", size, subsample_size=len(shard)).'
+        )
+    for name in parts:
+        sizes = [one[name][0] if name in one else 0 for one in by_rank]
+        full = next(one[name][1] for one in by_rank if name in one)
+        if sum(sizes) != full:
+            raise DataError(
+                f"Expected shards of plate {name!r} that are the whole of it, {full} in all; got {sum(sizes)}, as "
+                f"{', '.join(map(str, sizes))} in processes 0 to {ranks.size - 1}. Give each datum to one process; a "
+                "DistributedSampler repeats some, and drops others with drop_last=True."
+            )
+
+
+__all__ = ["DistributedSteps", "join"]

@@ -1,0 +1,41 @@
+"""What M-steps have in common: the parameters that they are over, and when one has settled."""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from ..errors import ModelError
+from ..objective import BlockKey
+from .steps import Task
+
+#: A joint M-step visits each parameter at most so often, and until none moves by more than this, relative to it.
+M_STEP_PASSES, _SETTLED = 100, 1e-13
+
+
+def points_of(task: Task) -> list[BlockKey]:
+    """The parameters, and latents with a point estimate, in the order of their updates.
+
+    Raises:
+        ModelError: if there is none, or one that no density depends on.
+    """
+    program = task.program
+    points = [key for key in task.schedule.blocks(program) if program.blocks[key].is_point]
+    if not points:
+        raise ModelError(
+            "Expected a model with pyro.param sites; got none. Use CAVI for a model with latent sites only, or give "
+            "some of them a point estimate: AutoConjugate(model, point=[...])."
+        )
+    if program.unused_params:
+        raise ModelError(
+            f"Expected every pyro.param to reach a density; got {program.unused_params}, which none depends on. "
+            "Remove them, or use them."
+        )
+    return points
+
+
+def is_still(before: Tensor, after: Tensor) -> bool:
+    """Whether a parameter has moved by no more than rounding."""
+    return float(((after - before).abs() / (1 + before.abs())).max()) <= _SETTLED
+
+
+__all__ = ["M_STEP_PASSES", "is_still", "points_of"]

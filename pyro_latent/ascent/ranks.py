@@ -1,0 +1,165 @@
+"""The processes of a ``torch.distributed`` group that fit one model together.
+
+Everything that they say to each other goes through :class:`Ranks`, so that an error in one process is an error in all,
+and a process that is gone ends the others within the timeout of the group.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from .. import errors
+from ..errors import ArgumentError, ArgumentTypeError, ProcessError
+
+T = TypeVar("T")
+
+
+class Alone:
+    """One process, with the face of :class:`Ranks`."""
+
+    is_first = True
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What a piece of work returns."""
+        return work()
+
+    def shared(self, item: T) -> T:
+        """The item."""
+        return item
+
+    def ending(self, callback: Callable[[int, float], Any] | None) -> Callable[[int, float], Any] | None:
+        """The callback."""
+        return callback
+
+
+class Ranks:
+    """The processes of a group.
+
+    Args:
+        group: the group, such as ``torch.distributed.group.WORLD`` after ``init_process_group``.
+
+    Attributes:
+        rank: the number of this process in the group.
+        size: the number of processes.
+
+    Raises:
+        ArgumentTypeError: if it is no process group.
+        ArgumentError: if ``torch.distributed`` has not been started, or this process is not in the group.
+    """
+
+    def __init__(self, group: Any) -> None:
+        if not dist.is_available() or not dist.is_initialized():
+            raise ArgumentError(
+                "Expected torch.distributed to have been started; got a process_group without. Write "
+                "torch.distributed.init_process_group() first, and run the script by torchrun."
+            )
+        if not isinstance(group, dist.ProcessGroup):
+            raise ArgumentTypeError(
+                f"Expected a process group; got {group!r}. Write process_group=torch.distributed.group.WORLD after "
+                "init_process_group()."
+            )
+        self._group = group
+        self.rank, self.size = dist.get_rank(group), dist.get_world_size(group)
+        if self.rank < 0:
+            raise ArgumentError("Expected a process of the group; got one that is not in it. Leave it out of the fit.")
+        self._is_gloo = dist.get_backend(group) == "gloo"
+        self._timeout = _timeout_of(group) if self._is_gloo else None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this is the process that starts the fit and writes its files."""
+        return self.rank == 0
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What a piece of work returns here, once all processes have done theirs.
+
+        Raises:
+            PyroLatentError: in all processes if one of them failed: its error, with its number.
+        """
+        found, error = None, None
+        try:
+            found = work()
+        except Exception as problem:
+            error = problem
+        if self.any(error is not None):
+            raise self._failure(error) from error
+        return found  # type: ignore[return-value]
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds in one of the processes."""
+        if self._timeout is not None:  # a barrier of gloo's says who is missing
+            self._heard(lambda: dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True))
+        flag = torch.tensor([float(here)], device=self._device)
+        self._heard(lambda: dist.all_reduce(flag, group=self._group))
+        return bool(flag.item())
+
+    def ending(self, callback: Callable[[int, float], Any] | None) -> Callable[[int, float], Any] | None:
+        """A callback that ends a run in all processes, where that of one of them does; None where none has one."""
+        if not self.any(callback is not None):
+            return None
+        return lambda step, elbo: self.any(callback is not None and callback(step, elbo) is True)
+
+    def gathered(self, item: T) -> list[T]:
+        """The items of all processes, in their order."""
+        found: list[Any] = [None] * self.size
+        self._heard(lambda: dist.all_gather_object(found, item, group=self._group))
+        return found
+
+    def shared(self, item: T, rank: int = 0) -> T:
+        """The item of one process, the first one, in all."""
+        box = [item]
+        source = dist.get_global_rank(self._group, rank)
+        self._heard(lambda: dist.broadcast_object_list(box, src=source, group=self._group))
+        return box[0]
+
+    def total(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, the same to the last bit in each."""
+        self._heard(lambda: dist.all_reduce(tensor, group=self._group))
+        return tensor
+
+    @property
+    def _device(self) -> torch.device:
+        return torch.device("cpu") if self._is_gloo else torch.device("cuda", torch.cuda.current_device())
+
+    def _failure(self, error: Exception | None) -> errors.PyroLatentError:
+        """The error of the first process that has one, as all of them raise it."""
+        told = self.gathered(None if error is None else (type(error).__name__, str(error)))
+        rank, one = next((rank, one) for rank, one in enumerate(told) if one is not None)
+        name, message = one
+        kind = getattr(errors, name, None)
+        if isinstance(kind, type) and issubclass(kind, errors.PyroLatentError):
+            return kind(f"{message} It came up in process {rank} of {self.size}.")
+        return ProcessError(f"Expected all processes to go on; got {name} in process {rank} of {self.size}: {message}")
+
+    def _heard(self, collective: Callable[[], Any]) -> None:
+        """Run a collective.
+
+        Raises:
+            ProcessError: if a process does not take part within the timeout of the group.
+        """
+        try:
+            collective()
+        except RuntimeError as error:
+            raise ProcessError(
+                f"Expected all {self.size} processes to take part in each step; got one that is gone, or has not come "
+                f"within the timeout of the group, as process {self.rank} sees it: {error} Start all of them again; a "
+                "run with checkpoint= goes on from its last whole file."
+            ) from error
+
+
+def _timeout_of(group: Any) -> datetime.timedelta | None:
+    """The timeout of a gloo group, which its barrier does not take by itself; None where torch does not tell."""
+    try:
+        found = group._get_backend(torch.device("cpu")).options._timeout
+    except (AttributeError, RuntimeError):
+        return None
+    return found if isinstance(found, datetime.timedelta) else None
+
+
+__all__ = ["Alone", "Ranks"]

@@ -1,0 +1,301 @@
+"""One of several processes that fit models together: ``python distributed_worker.py RANK SIZE FOLDER [SCENARIO]``.
+
+Each process runs every case of ``CASES`` on its shard, in groups of one, two and four processes, and then what must be
+an error in all of them. What it found is written to ``FOLDER/RANK.pt``.
+"""
+
+from __future__ import annotations
+
+import copy
+import datetime
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import pyro
+import pyro.distributions as dist
+import torch
+import torch.distributed as td
+from torch import Tensor
+
+from pyro_latent import CAVI, EM, AutoConjugate
+from pyro_latent.errors import PyroLatentError
+
+TIMEOUT = 20.0
+
+
+def number(value: Any) -> Tensor:
+    return torch.tensor(value, dtype=torch.float64)
+
+
+def some(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+# Models of data x that is a shard of ``size``.
+
+
+def mixture(x: Tensor, size: int, prior: float = 5.0, components: int = 3) -> None:
+    with pyro.plate("components", components):
+        mean = pyro.sample("mean", dist.Normal(number(0.0).to(x), prior))
+        precision = pyro.sample("precision", dist.Gamma(number(2.0).to(x), 1.0))
+    weights = pyro.sample("weights", dist.Dirichlet(torch.ones(components).to(x)))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(mean[z], precision[z].rsqrt()), obs=x)
+
+
+def regression(x: Tensor, size: int) -> None:
+    slopes = pyro.sample("slopes", dist.Normal(number([0.0, 0.0]), 3.0).to_event(1))
+    intercept = pyro.sample("intercept", dist.Normal(number(0.0), 3.0))
+    precision = pyro.sample("precision", dist.Gamma(number(2.0), 1.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        pyro.sample("y", dist.Normal(x[:, :2] @ slopes + intercept, precision.rsqrt()), obs=x[:, 2])
+
+
+def components(x: Tensor, size: int) -> None:
+    """Probabilistic principal components: a local latent for each datum."""
+    precision = pyro.sample("precision", dist.Gamma(number(2.0), 1.0))
+    with pyro.plate("features", 3, dim=-1):
+        loadings = pyro.sample("loadings", dist.MultivariateNormal(torch.zeros(2).double(), torch.eye(2).double()))
+    with pyro.plate("data", size, subsample_size=len(x), dim=-2):
+        scores = pyro.sample("scores", dist.Normal(torch.zeros(1, 2).double(), 1.0).to_event(1))
+        with pyro.plate("features", 3, dim=-1):
+            pyro.sample("x", dist.Normal((scores * loadings).sum(-1), precision.rsqrt()), obs=x)
+
+
+def chains(x: Tensor, size: int) -> None:
+    """A hidden Markov chain for each sequence."""
+    with pyro.plate("states", 2):
+        rows = pyro.sample("rows", dist.Dirichlet(number([2.0, 1.0])))
+        mean = pyro.sample("mean", dist.Normal(number([-1.0, 1.0]), 1.0))
+    z: Any = None
+    with pyro.plate("data", size, subsample_size=len(x)):
+        for t in range(x.shape[1]):
+            z = pyro.sample(f"z_{t}", dist.Categorical(number([0.5, 0.5]) if z is None else rows[z]))
+            pyro.sample(f"x_{t}", dist.Normal(mean[z], 1.0), obs=x[:, t])
+
+
+def effects(x: Tensor, size: int) -> None:
+    """Groups that several shards have data of."""
+    mean = pyro.sample("mean", dist.Normal(number(0.0), 2.0))
+    with pyro.plate("groups", 5):
+        own = pyro.sample("own", dist.Normal(mean, 1.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        pyro.sample("y", dist.Normal(own[x[:, 0].long()], 0.5), obs=x[:, 1])
+
+
+def maximum(x: Tensor, size: int) -> None:
+    """A mixture whose parameters are by maximum likelihood."""
+    mean = pyro.param("mean", number([-1.0, 0.5, 2.0]))
+    weights = pyro.param("weights", torch.full((3,), 1 / 3).double(), constraint=dist.constraints.simplex)
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+
+def topics(x: Tensor, size: int) -> None:
+    """Words of documents, as counts of a vocabulary."""
+    with pyro.plate("topics", 2):
+        words = pyro.sample("words", dist.Dirichlet(torch.full((6,), 0.5).double()))
+    with pyro.plate("data", size, subsample_size=len(x), dim=-2):
+        shares = pyro.sample("shares", dist.Dirichlet(torch.full((1, 2), 0.7).double()))
+        with pyro.plate("places", x.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Categorical(shares))
+            pyro.sample("x", dist.Categorical(words[z]), obs=x.long())
+
+
+class Case(NamedTuple):
+    """A model, all of its data, where its guide starts, its blocks, and a number of sweeps: many where the local
+    latents of a shard start anew.
+    """
+
+    model: Callable[..., None]
+    data: Tensor
+    init: Callable[[Any], Any] | dict[Any, Any] | None = None
+    blocks: Any = None
+    sweeps: int = 4
+
+
+def design() -> Tensor:
+    x = some(90, 2)
+    return torch.cat([x, (x @ number([1.0, -2.0]) + 0.5 + 0.3 * some(90, seed=1)).unsqueeze(-1)], -1)
+
+
+def grouped() -> Tensor:
+    groups = (torch.arange(90) // 20).double()
+    return torch.stack([groups, groups - 2 + 0.5 * some(90)], -1)
+
+
+def documents() -> Tensor:
+    """Words of two topics, one or the other in the most places of each document."""
+    generator = torch.Generator().manual_seed(1)
+    shares = torch.rand(40, 1, generator=generator).round() * 0.8 + 0.1
+    second = torch.rand(40, 12, generator=generator) < shares
+    return torch.randint(0, 3, (40, 12), generator=generator).double() + 3 * second
+
+
+CLUSTERS = torch.cat([some(30, seed=3) - 4, some(35, seed=4), some(25, seed=5) + 4])[torch.arange(90) * 7 % 90]
+APART = CLUSTERS + 8 * (CLUSTERS / 4).round()
+CASES = {
+    "mixture": Case(mixture, CLUSTERS, {"mean": number([-2.0, 0.1, 2.0])}),
+    "regression": Case(regression, design()),
+    "regression in one block": Case(regression, design(), None, [("slopes", "intercept")]),
+    "principal components": Case(components, some(60, 2, seed=6) @ some(2, 3, seed=7) + 0.1 * some(60, 3)),
+    "hidden Markov": Case(chains, some(30, 4, seed=8).sign() + 0.7 * some(30, 4, seed=9)),
+    "effects": Case(effects, grouped()),
+    "effects in one block": Case(effects, grouped(), None, [("mean", "own")]),
+    "maximum likelihood": Case(maximum, CLUSTERS),
+    "topics": Case(
+        topics,
+        documents(),
+        {"words": dist.Dirichlet(number([[9.0] * 3 + [1.0] * 3, [1.0] * 3 + [9.0] * 3]))},
+        None,
+        90,
+    ),
+}
+
+
+def shard(data: Tensor, rank: int, size: int) -> Tensor:
+    """Shards of different sizes, which together are the data."""
+    cuts = [int(len(data) * (i / size) ** 1.4) for i in range(size + 1)]
+    return data[cuts[rank] : cuts[rank + 1]]
+
+
+def content(guide: AutoConjugate) -> dict[str, Tensor]:
+    """The natural parameters of the globals."""
+    state, posterior = guide.state, guide.posterior_state
+    return {f"{k} {n}": t for k, v in state.items() if not posterior.is_local(k) for n, t in v.items()}
+
+
+def params() -> dict[str, Tensor]:
+    """The parameters in Pyro's store."""
+    return {name: value.detach() for name, value in pyro.get_param_store().items()}
+
+
+def fit(case: Case, data: Tensor, group: Any = None, **options: Any) -> tuple[AutoConjugate, Any]:
+    pyro.clear_param_store()
+    guide = AutoConjugate(case.model, init=case.init, blocks=case.blocks)
+    driver = CAVI(case.model, guide, process_group=group)
+    return guide, driver.run(data, len(case.data), max_steps=300, tol=1e-13, **options)
+
+
+def started(case: Case) -> AutoConjugate:
+    """A guide after one sweep over all of the data."""
+    pyro.clear_param_store()
+    guide = AutoConjugate(case.model, init=case.init, blocks=case.blocks)
+    CAVI(case.model, guide).step(case.data, len(case.data))
+    return guide
+
+
+def sweeps(case: Case, guide: AutoConjugate, data: Tensor, group: Any = None) -> dict[str, Any]:
+    """What some sweeps lead to from there."""
+    pyro.clear_param_store()
+    driver = CAVI(case.model, guide, local_steps=1, process_group=group)
+    driver.run(data, len(case.data), max_steps=case.sweeps, tol=0)
+    return {"loss": driver.evaluate_loss(data, len(case.data)), "state": content(guide)}
+
+
+def message_of(work: Callable[[], Any]) -> tuple[str, str]:
+    try:
+        work()
+    except PyroLatentError as error:
+        return type(error).__name__, str(error)
+    return "", ""
+
+
+def failures(rank: int, size: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What one process does otherwise, which all must say."""
+    case = CASES["mixture"]
+    own, last = shard(case.data, rank, size), rank == size - 1
+    group = td.group.WORLD
+
+    def run(data: Tensor, **more: Any) -> Any:
+        guide = AutoConjugate(mixture)
+        return CAVI(mixture, guide, process_group=group).run(data, len(case.data), max_steps=5, **more)
+
+    holed = own.clone()
+    holed[0] = torch.nan
+    yield "data", lambda: run(holed if last else own)
+    yield "prior", lambda: run(own, prior=4.0 if last else 5.0)
+    yield "components", lambda: run(own, components=4 if last else 3)
+    yield "dtype", lambda: run(own.float() if last else own)
+    yield "size", lambda: run(own[1:] if last else own)
+    yield "empty", lambda: run(own[:0] if last else own)
+    order = ["mean", "precision", "weights", "z"][:: -1 if last else 1]
+    driver = CAVI(mixture, AutoConjugate(mixture), process_group=group, order=order)
+    yield "settings", lambda: driver.run(own, len(case.data))
+
+
+def main(rank: int, size: int, folder: Path, scenario: str) -> None:
+    torch.set_num_threads(1)
+    timeout = datetime.timedelta(seconds=TIMEOUT if scenario == "all" else 4)
+    td.init_process_group("gloo", f"file://{folder}/store-{scenario}", timeout, size, rank)
+    if scenario != "all":
+        vanish(rank, size, folder, scenario)
+        return
+    groups = {n: [td.new_group(list(range(i, i + n))) for i in range(0, size, n)][rank // n] for n in (1, 2, size)}
+    found: dict[str, Any] = {}
+    for name, case in CASES.items():
+        start = started(case)
+        for n, group in groups.items():
+            found[f"{name}, {n}"] = sweeps(case, copy.deepcopy(start), shard(case.data, rank % n, n), group)
+    for n, group in groups.items():
+        pyro.clear_param_store()
+        data = shard(APART, rank % n, n)
+        driver = EM(maximum, process_group=group)
+        result = driver.run(data, len(APART), max_steps=15, tol=0)
+        found[f"EM, {n}"] = {"loss": -float(result.elbo[-1]), "state": params()}
+    found["errors"] = {name: message_of(work) for name, work in failures(rank, size, folder)}
+    found |= resumed(rank, size, folder, groups)
+    torch.save(found, folder / f"{rank}.pt")
+
+
+def resumed(rank: int, size: int, folder: Path, groups: dict[int, Any]) -> dict[str, Any]:
+    """A run that is cut, and goes on with all processes, and with fewer."""
+    case, path = CASES["mixture"], folder / "run.pt"
+    found: dict[str, Any] = {}
+    end = 3
+
+    def cut(step: int, elbo: float) -> bool:
+        return step == end and rank == 0  # one process ends the run of all
+
+    _, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path, callback=cut)
+    found["cut"] = result.elbo
+    guide, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path, callback=cut)
+    guide, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path)
+    found["resumed"] = {"elbo": result.elbo, "state": content(guide)}
+    td.barrier()
+    if rank < 2:
+        guide, result = fit(case, shard(case.data, rank, 2), groups[2], checkpoint=path)
+        found["resumed by two"] = {"elbo": result.elbo, "state": content(guide)}
+    guide, _ = fit(case, shard(case.data, rank, size), groups[size])
+    found["loss"] = CAVI(mixture, guide, process_group=groups[size]).evaluate_loss(
+        shard(case.data, rank, size), len(case.data)
+    )
+    return found
+
+
+def vanish(rank: int, size: int, folder: Path, how: str) -> None:
+    """The last process is gone, or hangs, at its third step."""
+    case = CASES["mixture"]
+
+    def go(step: int, elbo: float) -> None:
+        if step == 3 and rank == size - 1:
+            if how == "dies":
+                os._exit(0)
+            time.sleep(12)
+
+    began = time.monotonic()
+    path = folder / f"{how}.pt"
+    options = {"callback": go, "checkpoint": path, "checkpoint_every": 1}
+    found = message_of(lambda: fit(case, shard(case.data, rank, size), td.group.WORLD, **options))
+    torch.save({"error": found, "seconds": time.monotonic() - began}, folder / f"{rank}.pt")
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3]), *(sys.argv[4:] or ["all"]))

@@ -1,0 +1,128 @@
+"""Several processes with a shard each reach what one process with all of the data does, and fail together.
+
+The processes are those of :mod:`distributed_worker`, started here as ``torchrun`` would.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyro
+import pytest
+import torch
+import torch.distributed as td
+from distributed_worker import APART, CASES, CLUSTERS, fit, maximum, params, started, sweeps
+
+from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate
+from pyro_latent.checkpoint import read_checkpoint
+
+pytestmark = pytest.mark.skipif(not td.is_gloo_available(), reason="needs torch.distributed with gloo")
+SIZE = 4
+
+
+def run(folder: Path, size: int, *scenario: str) -> list[Any]:
+    """What each process found."""
+    script = Path(__file__).with_name("distributed_worker.py")
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(script)]
+    started = [
+        subprocess.Popen([*command, str(rank), str(size), str(folder), *scenario], env=environment)
+        for rank in range(size)
+    ]
+    for process in started:
+        process.wait(timeout=300)
+    files = [folder / f"{rank}.pt" for rank in range(size)]
+    return [torch.load(file) if file.exists() else None for file in files]
+
+
+@pytest.fixture(scope="module")
+def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    return run(tmp_path_factory.mktemp("ranks"), SIZE)
+
+
+def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-10) -> None:
+    assert found["loss"] == pytest.approx(expected["loss"], rel=tolerance)
+    assert found["state"]
+    for name, value in found["state"].items():
+        torch.testing.assert_close(value, expected["state"][name], rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("size", [1, 2, SIZE])
+@pytest.mark.parametrize("name", CASES)
+def test_shards_give_what_all_of_the_data_does(name: str, size: int, found: list[Any]) -> None:
+    """The same natural parameters of the globals and the same ELBO, and to the last bit the same in all processes."""
+    case = CASES[name]
+    expected = sweeps(case, started(case), case.data)
+    for rank in range(SIZE):
+        own, first = found[rank][f"{name}, {size}"], found[rank // size * size][f"{name}, {size}"]
+        assert own["loss"] == first["loss"]
+        assert all(torch.equal(own["state"][n], tensor) for n, tensor in first["state"].items())
+        assert_same(own, expected)
+
+
+@pytest.mark.parametrize("size", [1, 2, SIZE])
+def test_em_on_shards_ends_where_em_does(size: int, found: list[Any]) -> None:
+    pyro.clear_param_store()
+    em = EM(maximum)
+    result = em.run(APART, len(APART), max_steps=15, tol=0)
+    expected = {"loss": -float(result.elbo[-1]), "state": params()}
+    assert_same(found[0][f"EM, {size}"], expected, 1e-9)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("data", "DataError", "Expected finite data at site 'x'"),
+        ("prior", "ModelError", "another density of site 'mean'"),
+        ("components", "ModelError", "another density of site 'mean'"),
+        ("dtype", "ModelError", "another density"),
+        ("settings", "ModelError", "got order = "),
+        ("empty", "DataError", "Expected data in every plate"),
+    ],
+)
+def test_what_one_process_does_wrong_is_an_error_in_all(what: str, kind: str, words: str, found: list[Any]) -> None:
+    for own in found:
+        name, message = own["errors"][what]
+        assert name == kind
+        assert words in message
+        assert f"It came up in process {SIZE - 1} of {SIZE}." in message
+
+
+def test_shards_that_are_not_all_of_the_data_are_refused(found: list[Any]) -> None:
+    for own in found:
+        name, message = own["errors"]["size"]
+        assert name == "DataError"
+        assert "90 in all; got 89" in message
+
+
+def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any]) -> None:
+    """The file is written by one process and read by all; what one callback ends, ends in all."""
+    whole = fit(CASES["mixture"], CLUSTERS)
+    for own in found:
+        assert len(own["cut"]) == 3
+        assert torch.equal(own["resumed"]["elbo"][:3], own["cut"])
+        assert float(own["resumed"]["elbo"][-1]) == pytest.approx(float(whole[1].elbo[-1]), rel=1e-9)
+        assert own["loss"] == pytest.approx(-float(whole[1].elbo[-1]), rel=1e-9)
+    for own in found[:2]:
+        torch.testing.assert_close(own["resumed by two"]["state"], own["resumed"]["state"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", ["dies", "hangs"])
+def test_a_process_that_is_gone_ends_the_others(how: str, tmp_path: Path) -> None:
+    """Within the timeout, with its number, and with the last checkpoint whole."""
+    first, second, _ = run(tmp_path, 3, how)
+    for own in (first, second):
+        assert own["error"][0] == "ProcessError"
+        assert own["seconds"] < 30
+    assert "2" in first["error"][1]
+    assert read_checkpoint(tmp_path / f"{how}.pt", "CAVI")["step"] == 3
+
+
+def test_a_group_that_is_none_is_refused() -> None:
+    guide = AutoConjugate(maximum)
+    with pytest.raises(ArgumentError, match=r"Expected torch.distributed to have been started"):
+        CAVI(maximum, guide, process_group=True)
