@@ -135,6 +135,43 @@ def test_a_power_and_functions_of_what_remembers_its_logarithm() -> None:
     assert (x.exp() ** math.nan).expression.opacity
 
 
+@pytest.mark.parametrize(
+    "move",
+    [
+        lambda v: v[torch.tensor([2, 0])],
+        lambda v: v[torch.tensor([True, False, True])],
+        lambda v: v.gather(-1, torch.tensor([1, 1])),
+        lambda v: v.index_select(0, torch.tensor([2])),
+        lambda v: torch.cat([v, torch.tensor([1, 2])]),
+        lambda v: torch.stack([v, torch.tensor([1.0, 2.0, 3.0], dtype=torch.float64)]),
+    ],
+    ids=["index", "mask", "gather", "index_select", "whole numbers", "numbers"],
+)
+def test_what_is_moved_remembers_its_logarithm(move: Callable[[Tensor], Tensor]) -> None:
+    """Places are no values: they have no logarithm."""
+    at = torch.tensor([0.3, 1.0, -0.5], dtype=torch.float64)
+    x: Any = RandomTensor(at, Expression.latent("x", at))
+    found: Any = move(x.exp()).log()
+    torch.testing.assert_close(found.expression.evaluate({"x": at}), move(at.exp()).log())
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        lambda v: torch.tril(torch.stack([v, v, v])),
+        lambda v: torch.diagflat(v),
+        lambda v: v.index_fill(0, torch.tensor([1]), 2.0),
+        lambda v: v.scatter(0, torch.tensor([1]), 2.0),
+    ],
+    ids=["tril", "diagflat", "index_fill", "scatter"],
+)
+def test_what_is_filled_up_with_numbers_remembers_no_logarithm(fill: Callable[[Tensor], Tensor]) -> None:
+    at = torch.tensor([0.3, 1.0, -0.5], dtype=torch.float64)
+    x: Any = RandomTensor(at, Expression.latent("x", at))
+    found: Any = fill(x.exp())
+    assert found.expression.logarithm is None
+
+
 def test_a_running_sum_has_no_number_only_from_where_a_constant_is_none() -> None:
     at = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64)
     x: Any = RandomTensor(at, Expression.latent("x", at))

@@ -227,7 +227,7 @@ LOADED = [
 ]
 
 
-@pytest.mark.parametrize(("model", "options"), LOADED, ids=str)
+@pytest.mark.parametrize(("model", "options"), LOADED, ids=[f"{m.__name__} {o}" for m, o in LOADED])
 def test_a_loaded_guide_shows_its_factors_without_data(x: Tensor, model: Any, options: dict[str, Any]) -> None:
     guide = fit(model, x, **options)
     marginals, joints = guide.posterior(), guide.posterior(joint=True)

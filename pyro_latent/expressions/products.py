@@ -19,7 +19,10 @@ from .recorded import Recorded, mapped
 from .tables import VIEWS, words
 
 _PRODUCTS = words("mul __mul__ __rmul__ multiply")
-_MOVES = VIEWS | PLACING
+#: Those that put zeros, or numbers, beside what they move have no logarithm of this kind.
+_MOVES = (VIEWS | PLACING) - words("triu tril diagflat block_diag index_fill scatter")
+#: Those whose tensors are all values; of others, whole numbers and masks are places.
+_JOINS = words("stack cat concat concatenate hstack vstack dstack row_stack column_stack")
 
 
 def logarithm_of(
@@ -64,7 +67,11 @@ def logarithm_of(
     if is_pad and (kwargs.get("value") is None or kwargs.get("mode", "constant") != "constant" or len(args) > 2):
         return None
     kwargs = kwargs | {"value": log(kwargs["value"])} if is_pad else kwargs
-    plain = mapped((args, kwargs), log, Tensor)
+
+    def moved(x: Tensor) -> Any:
+        return log(x) if x.is_floating_point() or name in _JOINS else x
+
+    plain = mapped((args, kwargs), moved, Tensor)
     result = None if _has_none(plain, (args, kwargs)) else func(*plain[0], **plain[1])
     return result.expression if isinstance(result, Recorded) else None
 
