@@ -52,7 +52,7 @@ def row(case: str, runs: dict[str, Callable[[], Any]], found: Callable[[Any], st
         found(made[THEIRS]),
         sweeps,
         *(Spread.of(seconds[name]).scaled(1e3) for name in (OURS, THEIRS)),
-        ratios(seconds[THEIRS], seconds[OURS]).scaled(1.0, 2),
+        ratios(seconds[THEIRS], seconds[OURS]).scaled(1.0, 3),
     ]
 
 
