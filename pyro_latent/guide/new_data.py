@@ -79,7 +79,7 @@ class NewData:
         with quiet_redraws():
             self.target = Target.of(_Parameters(params)(guide.model), args, kwargs, inferred=False)
         blocks = [b for b in program.blocks.values() if not b.is_param]
-        self.keys: set[BlockKey] = {b.key for b in blocks if program.is_local(b.key) or posterior.is_local(b.key)}
+        self.keys: set[BlockKey] = {b.key for b in blocks} & {*posterior.of_new_data(program)}
         owners = {s.name: b for b in blocks for s in b.sites}
         shown = augmented.own(owners, lambda block, _: block)
         self.own = frozenset([*shown, *posterior.layout["discrete"]])

@@ -159,6 +159,17 @@ class PosteriorState:
         stored = self.layout.get("factors")
         return bool(stored and stored[self.keys.index(key)]["local"])
 
+    def of_new_data(self, program: Program) -> list[BlockKey]:
+        """The blocks of which new data has elements of its own: those of its data or of the fit's, and those whose
+        shapes it changes.
+        """
+        old_shapes = self.layout["shapes"]
+        return [
+            key
+            for key, old in zip(self.keys, old_shapes, strict=True)
+            if program.is_local(key) or self.is_local(key) or _shapes(program.blocks[key]) != old
+        ]
+
     def store(self, state: State) -> None:
         """Replace the natural parameters."""
         for i, key in enumerate(self.keys):
@@ -230,7 +241,7 @@ class PosteriorState:
                 f"{program.recording.dtype} on {program.recording.device}. Convert the data, or the guide with "
                 "guide.to(...)."
             )
-        shapes = [[list(s.shape) for s in b.sites] for b in program.blocks.values()]
+        shapes = [_shapes(b) for b in program.blocks.values()]
         old_shapes = self.layout["shapes"]
         changed = [k for k, old, new in zip(self.keys, old_shapes, shapes, strict=True) if old != new]
         changed += [k for k in self.keys if program.in_subsample(k) and k not in changed]
@@ -238,7 +249,7 @@ class PosteriorState:
         if changed:
             state = fresh_blocks(program, state, changed)
         if predict:
-            local = [k for k in program.blocks if program.is_local(k) or self.is_local(k) or k in changed]
+            local = self.of_new_data(program)
             asked = [k for k in program.blocks if program.is_shared(k)]
             check_told(program, [k for k in asked if program.blocks[k].joint_normal or k not in local])
             state = program.settled(state, local)
@@ -260,12 +271,12 @@ class PosteriorState:
                     "another model."
                 )
         for block, old in zip(blocks, self.layout["shapes"], strict=True):
-            new = [list(s.shape) for s in block.sites]
+            new = _shapes(block)
             is_of_data = program.is_local(block.key) or program.is_shared(block.key) or self.is_local(block.key)
             if new != old and not is_of_data:
                 raise ModelError(
                     f"Expected the global block {block.label!r} of shape {old}, as the guide was fitted; got {new}. "
-                    "Make a new guide."
+                    'Make a new guide, or, if new data has others, as of new groups, write infer={"local": True} at it.'
                 )
 
     # Pyro's store.
@@ -315,6 +326,11 @@ class PosteriorState:
         self.revision += 1
 
 
+def _shapes(block: Block) -> list[list[int]]:
+    """Those of its sites."""
+    return [list(site.shape) for site in block.sites]
+
+
 def _pairs_of(program: Program) -> list[list[int] | None]:
     """By block, the pairs of elements of a joint normal that its natural parameters are of."""
     return [b.joint_normal.codes if b.joint_normal else None for b in program.blocks.values()]
@@ -327,7 +343,7 @@ def layout_of(program: Program) -> tuple[dict[str, Any], dict[str, Tensor]]:
     layout = {
         "blocks": [[s.name for s in b.sites] for b in blocks],
         "families": [b.family.name for b in blocks],
-        "shapes": [[list(s.shape) for s in b.sites] for b in blocks],
+        "shapes": [_shapes(b) for b in blocks],
         "pairs": _pairs_of(program),
         "factors": stored_blocks(program),
         "statistics": [list(b.family.statistics) for b in blocks],
