@@ -25,6 +25,7 @@ from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.errors import PyroLatentError
 
 TIMEOUT = 20.0
+Work = Callable[[], Any]
 
 
 def number(value: Any) -> Tensor:
@@ -207,15 +208,17 @@ def message_of(work: Callable[[], Any]) -> tuple[str, str]:
     return "", ""
 
 
-def failures(rank: int, size: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
-    """What one process does otherwise, which all must say."""
+def failures(
+    rank: int, size: int, folder: Path, guides: list[AutoConjugate]
+) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What one process does otherwise, which all must say; the guides that it is done with."""
     case = CASES["mixture"]
     own, last = shard(case.data, rank, size), rank == size - 1
     group = td.group.WORLD
 
     def run(data: Tensor, **more: Any) -> Any:
-        guide = AutoConjugate(mixture)
-        return CAVI(mixture, guide, process_group=group).run(data, len(case.data), max_steps=5, **more)
+        guides.append(AutoConjugate(mixture))
+        return CAVI(mixture, guides[-1], process_group=group).run(data, len(case.data), max_steps=5, **more)
 
     holed = own.clone()
     holed[0] = torch.nan
@@ -224,9 +227,11 @@ def failures(rank: int, size: int, folder: Path) -> Iterator[tuple[str, Callable
     yield "components", lambda: run(own, components=4 if last else 3)
     yield "dtype", lambda: run(own.float() if last else own)
     yield "size", lambda: run(own[1:] if last else own)
+    yield "data and a file", lambda: run(holed if rank == 0 else own, checkpoint=folder / "none.pt")
     yield "empty", lambda: run(own[:0] if last else own)
     order = ["mean", "precision", "weights", "z"][:: -1 if last else 1]
-    driver = CAVI(mixture, AutoConjugate(mixture), process_group=group, order=order)
+    guides.append(AutoConjugate(mixture))
+    driver = CAVI(mixture, guides[-1], process_group=group, order=order)
     yield "settings", lambda: driver.run(own, len(case.data))
 
 
@@ -249,7 +254,9 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
         driver = EM(maximum, process_group=group)
         result = driver.run(data, len(APART), max_steps=15, tol=0)
         found[f"EM, {n}"] = {"loss": -float(result.elbo[-1]), "state": params()}
-    found["errors"] = {name: message_of(work) for name, work in failures(rank, size, folder)}
+    guides: list[AutoConjugate] = []
+    found["errors"] = {name: message_of(work) for name, work in failures(rank, size, folder, guides)}
+    found["changed"] = [guide.state_dict() for guide in guides if guide.posterior_state.layout]
     found |= resumed(rank, size, folder, groups)
     torch.save(found, folder / f"{rank}.pt")
 

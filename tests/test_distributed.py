@@ -99,6 +99,20 @@ def test_shards_that_are_not_all_of_the_data_are_refused(found: list[Any]) -> No
         assert "90 in all; got 89" in message
 
 
+def test_what_the_first_process_cannot_read_is_an_error_in_all(found: list[Any]) -> None:
+    """Not only in that one, whose file the others would wait for."""
+    for own in found:
+        name, message = own["errors"]["data and a file"]
+        assert name == "DataError"
+        assert "Expected finite data at site 'x'" in message
+        assert f"It came up in process 0 of {SIZE}." in message
+
+
+def test_what_is_refused_leaves_every_guide_as_it_was(found: list[Any]) -> None:
+    for own in found:
+        assert not own["changed"]
+
+
 def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any]) -> None:
     """The file is written by one process and read by all; what one callback ends, ends in all."""
     whole = fit(CASES["mixture"], CLUSTERS)

@@ -30,7 +30,7 @@ from .distributed import DistributedSteps, join
 from .options import check_guide, inverse_temperatures, steps_for
 from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
 from .ranks import Alone, Ranks
-from .saving import content_of, restore
+from .saving import content_of, read, restore
 from .step_size import StepSize, described
 from .steps import Schedule, Task
 from .structured import structured_elbo
@@ -222,7 +222,8 @@ class CAVI:
         check_arguments(self.model, args, kwargs, type(self).run)
         if not self._steps.takes_all:
             raise ModelError("Expected pieces of data with memoised=True; got run. Use run_batches, or step_piece.")
-        file = self._file(checkpoint if self._ranks.is_first else None, checkpoint_every, {})
+        path = checkpoint if self._ranks.is_first else None
+        file = self._ranks.agreed(lambda: self._file(path, checkpoint_every, {}))
         self.guide.posterior_state.doubted = True
         reached, converged = self._passes(
             [(args, kwargs)], lambda batch: batch, max_steps, tol, file, max_steps, progress, callback
@@ -296,9 +297,9 @@ class CAVI:
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
         check_callback(callback)
         steps, progress = self._steps, Progress(resumes=file.path is not None)
-        identity = {} if file.path is None else self._identity(batches, arguments)
-        if (found := self._ranks.shared(self._ranks.agreed(file.read))) is not None:
-            self._ranks.agreed(lambda: restore(self.guide, self._steps, found, identity or None, progress))
+        identity, held = self._ranks.agreed(lambda: read(file, lambda: self._identity(batches, arguments)))
+        if (found := self._ranks.shared(held)) is not None:
+            self._ranks.agreed(lambda: restore(self.guide, self._steps, found, progress))
             self._revision = self.guide.posterior_state.revision if isinstance(self._ranks, Alone) else -1
 
         def state() -> dict[str, Any]:

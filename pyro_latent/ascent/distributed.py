@@ -14,7 +14,7 @@ import torch
 
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
-from ..guide import AutoConjugate
+from ..guide import AutoConjugate, Prepared
 from ..objective import BlockKey, Program, State, Summary, summarize
 from ..recording import difference_of, identity_of_call
 from .m_step import M_STEP_PASSES, is_still, points_of
@@ -100,7 +100,7 @@ class DistributedSteps(Steps):
         """The sum of the summaries of all shards, by one all-reduce."""
         if self.ranks.any(self._program is not program):
             self._entries, self._program = self._agreed_entries(found), program
-        own = {key: constant for key, constant in found.constants.items()}
+        own = found.constants
         parts = [own[e.key] if e.key in own else found.number.new_zeros(e.shape) for e in self._entries]
         flat = torch.cat([p.reshape(-1) for p in (*parts, found.number, found.magnitude)])
         *constants, number, magnitude = self.ranks.total(flat).split(
@@ -164,10 +164,11 @@ def join(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule
         DataError: in all processes, if the shards are not the whole of the data.
     """
     _check_alike(ranks, guide, arguments, settings)
-    ranks.agreed(lambda: _start(guide, arguments, schedule) if ranks.is_first else None)
+    prepared = ranks.agreed(lambda: guide.prepare(*arguments, rescale=False))
+    _check_shards(ranks, prepared.program)
+    ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program))
+    ranks.agreed(lambda: _start(guide, arguments, schedule, prepared) if ranks.is_first else None)
     _take_on(ranks, guide, arguments, 0, [rank for rank in range(1, ranks.size)])
-    _check_shards(ranks, guide)
-    _check_fixed(ranks, guide, arguments)
     pairs = ranks.gathered(guide.posterior_state.pairs)
     if any(own != pairs[0] for own in pairs):  # each adds those of its joint normal blocks
         for rank in range(1, ranks.size):
@@ -175,28 +176,21 @@ def join(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule
         _take_on(ranks, guide, arguments, ranks.size - 1, list(range(ranks.size - 1)))
 
 
-def _check_fixed(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments) -> None:
+def _check_fixed(guide: AutoConjugate, arguments: ModelArguments, program: Program) -> None:
     """The model sees the same shard at each step, and not a subsample that a plate draws.
 
     Raises:
-        DataError: in all processes, if it does not.
+        DataError: if it does not.
     """
-
-    def check() -> None:
-        posterior = guide.posterior_state
-        assert posterior.program is not None
-        if not posterior.program.recording.redraws:
-            return
-        before = fingerprint(posterior.program.recording.observations)
-        posterior.commit(guide.prepare(*arguments, rescale=False))
-        if fingerprint(posterior.program.recording.observations) != before:
-            raise DataError(
-                "Expected the same shard of the data at each step; got a plate that draws another subsample each time. "
-                'Give each process its shard, and write pyro.plate("data", size, subsample_size=len(shard)), without '
-                "reading the data at what the plate draws."
-            )
-
-    ranks.agreed(check)
+    if not program.recording.redraws:
+        return
+    again = guide.prepare(*arguments, rescale=False).program
+    if fingerprint(again.recording.observations) != fingerprint(program.recording.observations):
+        raise DataError(
+            "Expected the same shard of the data at each step; got a plate that draws another subsample each time. "
+            'Give each process its shard, and write pyro.plate("data", size, subsample_size=len(shard)), without '
+            "reading the data at what the plate draws."
+        )
 
 
 def _check_alike(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, settings: Any) -> None:
@@ -218,17 +212,15 @@ def _check_alike(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, 
     ranks.agreed(check)
 
 
-def _start(guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> None:
-    """A guide that is not new stays as it is."""
+def _start(guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, prepared: Prepared) -> None:
+    """A step on a shard, from which all processes start; a guide that is not new stays as it is."""
     posterior = guide.posterior_state
-    is_new = not posterior.layout or bool(posterior.starts)
-    prepared = guide.prepare(*arguments, rescale=False)
-    if is_new:
-        task = Task(prepared.program, arguments, prepared.state, prepared.starts, schedule, 0)
-        state, info = MemoisedSteps().step(task)
-        posterior.commit(prepared, state, best=info.best)
-    else:
+    if posterior.layout and not posterior.starts:
         posterior.commit(prepared)
+        return
+    task = Task(prepared.program, arguments, prepared.state, prepared.starts, schedule, 0)
+    state, info = MemoisedSteps().step(task)
+    posterior.commit(prepared, state, best=info.best)
 
 
 def _take_on(
@@ -246,15 +238,13 @@ def _take_on(
     ranks.agreed(take_on)
 
 
-def _check_shards(ranks: Ranks, guide: AutoConjugate) -> None:
+def _check_shards(ranks: Ranks, program: Program) -> None:
     """The shards of each subsampled plate are all of it.
 
     Raises:
         ModelError: if no plate says how much data there is.
         DataError: if they are more, or less.
     """
-    program = guide.posterior_state.program
-    assert program is not None
     plates = [p for scored in program.recording.scored.values() for p in scored.plates]
     own = {p.name: (p.size, p.full_size, p.is_subsample) for p in plates}
     by_rank = ranks.gathered(own)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from copy import copy, deepcopy
 from typing import Any
 
 import torch
 
-from ..checkpoint import random_state, restore_random_state
+from ..checkpoint import Run, random_state, restore_random_state
 from ..errors import CheckpointError, PyroLatentError
 from ..guide import AutoConjugate
 from ..recording import check_identity
@@ -22,29 +22,38 @@ def content_of(guide: AutoConjugate, steps: Steps) -> dict[str, Any]:
     return {"guide": guide.state_dict(), "device": device, "steps": steps.to_state(), "random": random_state()}
 
 
-def restore(
-    guide: AutoConjugate,
-    steps: Steps,
-    content: Mapping[str, Any],
-    identity: Mapping[str, Any] | None = None,
-    progress: Progress | None = None,
-) -> None:
+def read(file: Run, identify: Callable[[], dict[str, Any]]) -> tuple[dict[str, Any], dict[str, Any] | None]:
+    """What the model is known by in the file of a run, and what the file holds; None where there is none.
+
+    Args:
+        file: the file.
+        identify: gives what the model is known by.
+
+    Raises:
+        CheckpointError: if it is the file of another model, of other data, or none of ours.
+    """
+    if file.path is None:
+        return {}, None
+    identity, content = identify(), file.read()
+    if content is not None:
+        check_identity(identity, content["identity"])
+    return identity, content
+
+
+def restore(guide: AutoConjugate, steps: Steps, content: Mapping[str, Any], progress: Progress | None = None) -> None:
     """Take on the content of a checkpoint, first by copies, so that what does not fit leaves everything as it was.
 
     Args:
         guide, steps: what takes it on.
         content: the content.
-        identity: what the model is known by, for the file of a run.
-        progress: the run's, which goes on from there.
+        progress: that of a run, which goes on from there.
 
     Raises:
-        CheckpointError: if the content is of another model, or none of ours.
+        CheckpointError: if the content is none of ours.
         ModelError: if the guide's state is of another model.
     """
     before = random_state()
     try:
-        if identity is not None:
-            check_identity(identity, content["identity"])
         device = torch.device(content["device"])
         device = device if device.type == "cuda" and torch.cuda.is_available() else torch.device("cpu")
         for own_guide, own_steps in ((deepcopy(guide), copy(steps)), (guide, steps)):
