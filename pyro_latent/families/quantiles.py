@@ -9,7 +9,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-#: Draws behind the quantiles of distributions that have neither an inverse cdf nor a cdf.
+#: Draws behind what has no formula: quantiles without an inverse cdf or a cdf, and moments.
 _DRAWS = 4000
 #: Halvings of an interval; they reach the rounding of float64.
 _HALVINGS = 100
@@ -28,10 +28,20 @@ def quantile(distribution: Any, probability: float) -> Tensor:
                 return method(distribution, distribution.mean.new_tensor(probability))
             except NotImplementedError:
                 continue
-    with torch.random.fork_rng([]):
-        torch.manual_seed(0)
+    return fixed_draws(distribution).quantile(probability, 0)
+
+
+def fixed_draws(distribution: Any) -> Tensor:
+    """4,000 draws of a distribution with a fixed seed, ``[4000] + shape``; torch's random states are as before, also
+    those of its devices. (``torch.manual_seed`` would seed devices that are not looked at.)
+    """
+    on_cuda = torch.cuda.is_initialized()
+    with torch.random.fork_rng(range(torch.cuda.device_count()) if on_cuda else []):
+        torch.default_generator.manual_seed(0)
+        if on_cuda:
+            torch.cuda.manual_seed_all(0)
         draws: Tensor = distribution.sample((_DRAWS,))
-    return draws.quantile(probability, 0)
+    return draws
 
 
 def _by_icdf(distribution: Any, level: Tensor) -> Tensor:
@@ -90,4 +100,4 @@ def _scipy(function: Any, *arguments: Tensor | float) -> Tensor:
     return torch.as_tensor(function(*arrays)).to(like)
 
 
-__all__ = ["beta_quantile", "gamma_quantile", "quantile", "student_quantile"]
+__all__ = ["beta_quantile", "fixed_draws", "gamma_quantile", "quantile", "student_quantile"]

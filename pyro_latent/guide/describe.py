@@ -9,15 +9,13 @@ import torch
 from torch import Tensor
 
 from ..families.finite import Finite
+from ..families.quantiles import fixed_draws
 from ..objective import AUTO, Block, BlockKey, Program, State, marginals, quantiles_of_block, responsibilities
 from ..recording import DiscreteSite, LatentSite
 from .augmented import moved_value, transformed
 from .calls import CalledGuide
 from .state import Fit, PosteriorState
 from .summary import SiteSummary, Summary, interval_names
-
-#: Draws behind the moments of distributions that have none in closed form.
-_DRAWS = 4000
 
 
 class _Entry(NamedTuple):
@@ -114,9 +112,7 @@ def moments_of(distribution: Any) -> tuple[Tensor, Tensor]:
     try:
         return distribution.mean, distribution.variance.sqrt()
     except NotImplementedError:
-        with torch.random.fork_rng([]):
-            torch.manual_seed(0)
-            draws = distribution.sample((_DRAWS,))
+        draws = fixed_draws(distribution)
         return draws.mean(0), draws.std(0)
 
 
