@@ -124,7 +124,8 @@ def column_moments(data: Tensor, seen: Tensor | None) -> tuple[Tensor, Tensor]:
     count = weight.sum(0)
     center = (data * weight).sum(0) / count
     deviation = (((data - center) * weight).square().sum(0) / count).sqrt()
-    known = deviation > 1e-12 * center.abs()
+    first = data[weight.argmax(0), torch.arange(data.shape[1], device=data.device)]  # of what is seen
+    known = ((data != first) & (weight > 0)).any(0) & (deviation > 1e-12 * center.abs())
     if not bool(known.all()):
         raise DataError(
             "Expected at least two different values in each column, NaN left aside; got fewer in columns "

@@ -113,6 +113,8 @@ def test_data_and_parameters_that_make_no_sense_are_errors() -> None:
         FactorAnalysis().fit(np.c_[rows, np.full(20, np.nan)])
     with pytest.raises(DataError, match=r"Expected at least two different values.*columns \[7\]"):
         FactorAnalysis().fit(np.c_[rows, np.full(20, 0.1)])
+    with pytest.raises(DataError, match=r"Expected at least two different values.*columns \[7\]"):
+        FactorAnalysis().fit(np.c_[table(1000), np.full(1000, 0.1)].astype(np.float32))  # whose mean is rounded
     with pytest.raises(ValueError, match="infinity"):
         FactorAnalysis().fit(np.c_[rows, np.full(20, np.inf)])
     with pytest.raises(ArgumentError, match="Expected prior to be a finite number above 0"):

@@ -180,6 +180,8 @@ def test_parameters_out_of_their_range_are_errors(points: Points, params: dict[s
 def test_a_column_without_spread_and_missing_values_are_errors(points: Points) -> None:
     with pytest.raises(ValueError, match="positive definite empirical covariance"):
         GaussianMixture().fit(np.c_[points, np.ones(len(points))])
+    with pytest.raises(ValueError, match="positive definite empirical covariance"):
+        GaussianMixture().fit(np.c_[points, np.full(len(points), 0.1)].astype(np.float32))  # whose mean is rounded
     points[3, 1] = np.nan
     with pytest.raises(ValueError, match="NaN"):
         GaussianMixture().fit(points)

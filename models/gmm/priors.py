@@ -117,7 +117,8 @@ def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
     deviations = data - data.mean(0)
     value = deviations.mT @ deviations if covariance == "full" else deviations.square().sum(0)
     value = value / (len(data) - 1)
-    if not _is_positive_definite(value):
+    has_constant = bool((data == data[0]).all(0).any())  # from its mean, which is rounded, it may deviate
+    if has_constant or not _is_positive_definite(value):
         raise DataError(
             "Expected data with a positive definite empirical covariance; a column is constant, depends on the others, "
             "or is not finite. Drop it, or give covariance_prior."
