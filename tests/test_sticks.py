@@ -155,6 +155,17 @@ def test_what_is_moved_remembers_its_logarithm(move: Callable[[Tensor], Tensor])
     torch.testing.assert_close(found.expression.evaluate({"x": at}), move(at.exp()).log())
 
 
+def test_a_cast_to_another_tensor_reads_its_dtype_alone() -> None:
+    at, other = torch.tensor([0.3, 1.0, -0.5], dtype=torch.float64), torch.zeros(2, dtype=torch.float32)
+    x: Any = RandomTensor(at, Expression.latent("x", at))
+    y: Any = RandomTensor(other, Expression.latent("y", other))
+    for found in (x.to(y), x.type_as(other), x.to(other, copy=True), (2 * x).exp().log().type_as(y)):
+        assert found.dtype == torch.float32
+        assert found.expression.sites == {"x"}
+    assert x.exp().type_as(y).shape == at.shape
+    assert at.to(y).dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     "fill",
     [

@@ -79,6 +79,9 @@ class RandomTensor(Recorded):
     ) -> Any:
         kwargs = kwargs or {}
         name = _name(func)
+        if name in ("to", "type_as") and len(args) > 1 and isinstance(args[1], Tensor):
+            like = args[1]
+            return args[0].to(like.device, like.dtype, *args[2:], **kwargs)
         if writes_in_place(name, kwargs):
             if write(name, args, kwargs):
                 return args[0]
