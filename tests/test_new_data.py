@@ -43,3 +43,47 @@ def test_fewer_subjects_are_others() -> None:
     assert bool(((found.value - expected).abs() < 5 * found.error + 0.02).all())
     with pytest.raises(ModelError, match="Expected to know whether 'effect'"):
         guide.log_predictive(torch.zeros(6, 2, dtype=DOUBLE))
+
+
+def grouped(infer: Any) -> Any:
+    def model(group: Tensor, x: Tensor | None = None) -> None:
+        with pyro.plate("groups", 3):
+            mean = pyro.sample("mean", dist.Normal(torch.tensor(100.0, dtype=DOUBLE), 10.0), infer=infer)
+        with pyro.plate("data", len(group)):
+            pyro.sample("x", dist.Normal(mean[group], 1.0), obs=x)
+
+    return model
+
+
+def test_one_datum_of_each_group_in_order_is_no_group_of_its_own() -> None:
+    """Read at 0, 1, 2 the groups are as those read at 2, 1, 0, once the model says so."""
+    group = torch.tensor([0, 0, 1, 1, 1, 2, 2])
+    x = torch.tensor([90.0, 100.0, 110.0], dtype=DOUBLE)[group] + torch.linspace(-1, 1, 7, dtype=DOUBLE)
+    new, order = torch.tensor([91.0, 101.0, 109.0], dtype=DOUBLE), torch.arange(3)
+    with pytest.raises(ModelError, match="Expected to know whether 'mean'"):
+        fit(grouped({}), group, x).log_predictive(order, new)
+    guide = fit(grouped({"local": False}), group, x)
+    q = guide.posterior()["mean"]
+    expected = dist.Normal(q.mean, (q.variance + 1).sqrt()).log_prob(new)
+    for places in (order, order.flip(0)):
+        assert torch.allclose(guide.log_predictive(places, new[places], pointwise=True).value, expected[places])
+
+
+def curve(x: Tensor | None, n: int = 0) -> None:
+    size = n if x is None else len(x)
+    top = pyro.sample("top", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+    values = pyro.sample("values", dist.Normal(top, 2.0).expand([size]).to_event(1))
+    with pyro.plate("data", size):
+        pyro.sample("x", dist.Normal(values, 0.5), obs=x)
+
+
+def test_what_a_vector_of_the_data_reads_stays_as_it_was_fitted() -> None:
+    torch.manual_seed(1)
+    guide = fit(curve, 5 + torch.randn(20, dtype=DOUBLE))
+    q = guide.posterior()["top"]
+    new = torch.tensor([5.0, 9.0], dtype=DOUBLE)
+    law = dist.MultivariateNormal(q.mean.expand(2), q.variance + 4.25 * torch.eye(2, dtype=DOUBLE))
+    found = guide.log_predictive(new, num_samples=3000)
+    assert abs(float(found.value - law.log_prob(new))) < 5 * float(found.error)
+    drawn = guide.predict(None, n=3, num_samples=4000)
+    assert drawn.mean["x"] == pytest.approx(q.mean.expand(3).numpy(), abs=0.2)

@@ -44,21 +44,27 @@ def locality(
 def _own_sites(recording: Recording, owners: Mapping[str, tuple[Block, int]]) -> tuple[set[str], set[BlockKey]]:
     """The sites of which each observation has an element of its own, and the blocks of which only some of them do.
 
-    What a latent with an own element for each observation reads in turn element by element, an observation reads.
+    What a latent with an own element for each observation reads in turn element by element, an observation reads. Where
+    it is in a plate of its own, of as many elements, nobody can tell: the observations may have read it at an index.
     """
-    data = [s.name for s in recording.scored.values() if s.observed and s.plates]
+    scored = recording.scored
+    data = [s.name for s in scored.values() if s.observed and s.plates]
     own: set[str] = set()
     shared: set[BlockKey] = set()
+    apart: set[str] = set()
     for name in data:  # grows on the way
-        dims = {p.dim for p in recording.scored[name].plates}
+        dims, names = {p.dim for p in scored[name].plates}, {p.name for p in scored[name].plates}
         for site, plates, axes in _reads(recording, name):
             read = {a for a in axes if isinstance(a, int) and is_position(a)} | {p.dim for p in plates if p.size == 1}
-            if site in owners and read >= dims:
+            is_apart = name in apart or (bool(plates) and names.isdisjoint(p.name for p in plates))
+            is_own = bool(dims) and read >= dims  # a site without a plate, a vector of the data, reads what is global
+            if site in owners and is_own and not is_apart:
                 own.add(site)
             elif site in owners and read & dims:
                 shared.add(owners[site][0].key)
-            if read >= dims and site not in data:
+            if is_own and site not in data:
                 data.append(site)
+                apart |= {site} if is_apart else set()
     return own, shared
 
 
