@@ -144,6 +144,10 @@ def test_lengths_that_do_not_fit_are_errors() -> None:
         HiddenMarkovModel(2, random_state=0).fit(rows).predict(rows, lengths=[40, -10])
     with pytest.raises(ArgumentError, match="Expected transmat_prior to be a positive number, or 2 of them"):
         HiddenMarkovModel(2, transmat_prior=0.0).fit(rows)
+    with pytest.raises(ArgumentError, match=r"Expected dof_prior > 1 for full .* Write dof_prior=2, the default"):
+        HiddenMarkovModel(2, dof_prior=0.5).fit(rows)
+    with pytest.raises(DataError, match="give scale_prior"):
+        HiddenMarkovModel(2).fit(np.c_[rows, np.ones(len(rows))])
     with pytest.raises(ArgumentError, match="Expected algorithm to be 'viterbi' or 'map'"):
         HiddenMarkovModel(2, random_state=0).fit(rows).decode(rows, algorithm="best")
     with pytest.raises(DataError, match="Expected lengths to be 1 integers from 1 to 30"):

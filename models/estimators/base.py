@@ -21,10 +21,13 @@ from pyro_latent.arviz import to_arviz
 from pyro_latent.ascent import CAVI, CAVIResult
 from pyro_latent.errors import ArgumentError, ModelError, as_real, check_count
 from pyro_latent.guide import AutoConjugate
+from pyro_latent.models.gmm import Covariance
 
-__all__ = ["Array", "Estimator", "check_number", "drawing", "generator_of"]
+__all__ = ["COVARIANCES", "Array", "Estimator", "check_number", "drawing", "generator_of", "tensors_of"]
 
 Array = npt.NDArray[Any]
+#: What the models call the covariances, by scikit-learn's names.
+COVARIANCES: dict[str, Covariance] = {"full": "full", "diag": "diagonal"}
 #: What is only of the fit at hand, and no part of a pickle.
 _OF_THE_FIT = ("model_args_", "model_kwargs_")
 
@@ -131,6 +134,14 @@ class Estimator(BaseEstimator):
         return {name: value for name, value in state.items() if name not in _OF_THE_FIT}
 
 
+def tensors_of(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor | None]:
+    """Numbers and arrays as tensors of a dtype; None, for a default, stays."""
+    return {
+        name: None if value is None else torch.as_tensor(np.asarray(value, dtype=float)).to(dtype)
+        for name, value in values.items()
+    }
+
+
 def generator_of(random_state: Any) -> torch.Generator:
     """A torch generator that draws as ``random_state`` says: a seed, a NumPy state, or None for NumPy's global one."""
     return torch.Generator().manual_seed(int(check_random_state(random_state).randint(2**31 - 1)))
@@ -146,7 +157,7 @@ def drawing(random_state: Any) -> Iterator[torch.Generator]:
 
 
 def check_number(name: str, value: Any, above: bool = False) -> None:
-    """That a parameter is a finite number of at least 0, or ``above`` it.
+    """Check that a parameter is a finite number of at least 0, or with ``above`` of more than 0.
 
     Raises:
         ArgumentError: if it is not.

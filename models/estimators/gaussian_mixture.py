@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any, Self
 
-import numpy as np
 import pyro.distributions as dist
 import torch
 from sklearn.base import DensityMixin
@@ -20,7 +19,7 @@ from pyro_latent.models.gmm.densities import expected_log_density
 from pyro_latent.models.gmm.priors import complete_priors
 from pyro_latent.models.gmm.process import expected_log_stick_weights
 
-from .base import Array, Estimator, drawing, generator_of
+from .base import COVARIANCES, Array, Estimator, drawing, generator_of, tensors_of
 
 __all__ = ["GaussianMixture"]
 
@@ -31,7 +30,6 @@ _PRIORS = (
     "degrees_of_freedom_prior",
     "covariance_prior",
 )
-_COVARIANCES: dict[str, gmm.Covariance] = {"full": "full", "diag": "diagonal"}
 _PROCESS = "dirichlet_process"
 
 
@@ -129,9 +127,10 @@ class GaussianMixture(DensityMixin, Estimator):
         """
         self._check()
         data = self._read(X, reset=True, ensure_min_samples=2)
-        covariance = _COVARIANCES[self.covariance_type]
-        priors = complete_priors(data, self.n_components, covariance, **self._given_priors(data))
-        kwargs = {"covariance": covariance} | {f"{name}_prior": value for name, value in priors._asdict().items()}
+        covariance = COVARIANCES[self.covariance_type]
+        given = tensors_of({name: getattr(self, name) for name in _PRIORS}, data.dtype)
+        priors = complete_priors(data, self.n_components, covariance, **given)
+        kwargs = {"covariance": covariance} | priors.arguments()
         args = data, self.n_components
         self._ascend(self._model, self._starts(data), args, kwargs, blocks=[("mean", "precision")])
         self._set_attributes()
@@ -153,18 +152,9 @@ class GaussianMixture(DensityMixin, Estimator):
         self._check_fit()
         check_count("n_components", self.n_components)
         check_count("n_init", self.n_init)
-
-        check_choice("covariance_type", self.covariance_type, list(_COVARIANCES))
+        check_choice("covariance_type", self.covariance_type, list(COVARIANCES))
         kinds = [_PROCESS, "dirichlet_distribution"]
         check_choice("weight_concentration_prior_type", self.weight_concentration_prior_type, kinds)
-
-    def _given_priors(self, data: Tensor) -> dict[str, Any]:
-        """The priors that were given, arrays as tensors of the data's dtype."""
-        given = {name: getattr(self, name) for name in _PRIORS}
-        return {
-            name: value if value is None else torch.as_tensor(np.asarray(value, dtype=float)).to(data.dtype)
-            for name, value in given.items()
-        }
 
     def _starts(self, data: Tensor) -> Iterator[dict[str, Tensor]]:
         generator = generator_of(self.random_state)

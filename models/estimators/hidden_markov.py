@@ -29,12 +29,18 @@ from pyro_latent.models import gmm, hidden_markov
 from pyro_latent.models.gmm.predictive import prior_block
 from pyro_latent.models.gmm.priors import Priors, complete_priors
 
-from .base import Array, Estimator, generator_of
+from .base import COVARIANCES, Array, Estimator, generator_of, tensors_of
 from .chain_factors import ChainFactors
 
 __all__ = ["HiddenMarkovModel"]
 
-_COVARIANCES: dict[str, gmm.Covariance] = {"full": "full", "diag": "diagonal"}
+#: What the mixture calls the priors of the emissions, and what they are called here.
+_PRIORS = {
+    "mean_prior": "means_prior",
+    "mean_precision_prior": "beta_prior",
+    "degrees_of_freedom_prior": "dof_prior",
+    "covariance_prior": "scale_prior",
+}
 
 
 class HiddenMarkovModel(DensityMixin, Estimator):
@@ -145,19 +151,16 @@ class HiddenMarkovModel(DensityMixin, Estimator):
         self._check_fit()
         check_count("n_components", self.n_components)
         check_count("n_init", self.n_init)
-        check_choice("covariance_type", self.covariance_type, list(_COVARIANCES))
+        check_choice("covariance_type", self.covariance_type, list(COVARIANCES))
 
     def _priors(self, data: Tensor) -> tuple[Priors, ChainFactors]:
         """The priors' parameters, and as distributions."""
-        covariance, count = _COVARIANCES[self.covariance_type], self.n_components
-        names = {
-            "mean_prior": self.means_prior,
-            "mean_precision_prior": self.beta_prior,
-            "degrees_of_freedom_prior": self.dof_prior,
-            "covariance_prior": self.scale_prior,
-        }
-        given = {n: v if v is None else torch.as_tensor(np.asarray(v, dtype=float)) for n, v in names.items()}
-        priors = complete_priors(data, count, covariance, **given)
+        covariance, count = COVARIANCES[self.covariance_type], self.n_components
+        given = tensors_of({theirs: getattr(self, ours) for theirs, ours in _PRIORS.items()}, data.dtype)
+        try:
+            priors = complete_priors(data, count, covariance, **given)
+        except (ArgumentError, DataError) as error:
+            raise type(error)(_in_own_words(str(error))) from None
         start, move = (self._concentration(name) for name in ("startprob_prior", "transmat_prior"))
         return priors, ChainFactors(
             dist.Dirichlet(start), dist.Dirichlet(move.expand(count, count)), prior_block(priors, covariance)
@@ -203,8 +206,8 @@ class HiddenMarkovModel(DensityMixin, Estimator):
             {"component": dist.Categorical(probs=torch.from_numpy(states))},
             data,
             self.n_components,
-            covariance=_COVARIANCES[self.covariance_type],
-            **{f"{name}_prior": value for name, value in priors._asdict().items()},
+            covariance=COVARIANCES[self.covariance_type],
+            **priors.arguments(),
         )
         return ChainFactors(
             dist.Dirichlet(prior.initial.concentration + torch.from_numpy(first)),
@@ -219,10 +222,11 @@ class HiddenMarkovModel(DensityMixin, Estimator):
         sequences = data.new_zeros(len(spans), max(sizes), data.shape[1])
         for number, span in enumerate(spans):
             sequences[number, : sizes[number]] = data[span]
-        values = {f"{name}_prior": v for name, v in priors._asdict().items() if name != "weight_concentration"}
+        values = priors.arguments()
+        del values["weight_concentration_prior"]
         self.model_args_ = sequences, self.n_components
         self.model_kwargs_ = values | {
-            "covariance": _COVARIANCES[self.covariance_type],
+            "covariance": COVARIANCES[self.covariance_type],
             "lengths": torch.tensor(sizes) if min(sizes) < max(sizes) else None,
             "startprob_prior": prior.initial.concentration,
             "transmat_prior": prior.transition.concentration[0],
@@ -325,6 +329,13 @@ class HiddenMarkovModel(DensityMixin, Estimator):
         noise = rng.standard_normal((count, self.means_.shape[1], 1))
         roots = np.linalg.cholesky(self.covars_)
         return self.means_[states] + (roots[states] @ noise)[..., 0], states
+
+
+def _in_own_words(message: str) -> str:
+    """A message of the mixture about its priors, with the names that they have here."""
+    for theirs, ours in _PRIORS.items():
+        message = message.replace(theirs, ours)
+    return message
 
 
 def _smooth_all(spans: Iterable[slice], factors: tuple[Array, Array, Array]) -> list[hidden_markov.Smoothed]:

@@ -28,6 +28,10 @@ class Priors(NamedTuple):
     degrees_of_freedom: Tensor
     covariance: Tensor
 
+    def arguments(self) -> dict[str, Tensor]:
+        """The priors by the names of the model's arguments."""
+        return {f"{name}_prior": value for name, value in self._asdict().items()}
+
 
 def default_priors(data: Tensor, num_components: int, covariance: Covariance = "full") -> dict[str, Tensor]:
     """The priors that :func:`model` takes where none are given, by the model's names.
@@ -46,8 +50,7 @@ def default_priors(data: Tensor, num_components: int, covariance: Covariance = "
 
     Source: scikit-learn, ``BayesianGaussianMixture``.
     """
-    priors = complete_priors(data, num_components, covariance)
-    return {f"{name}_prior": value for name, value in priors._asdict().items()}
+    return complete_priors(data, num_components, covariance).arguments()
 
 
 def complete_priors(
