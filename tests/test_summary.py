@@ -281,6 +281,12 @@ def test_the_state_of_another_model_is_refused_on_loading_and_changes_nothing(x:
     helped = fit(scale, x, reparam=True).state_dict()
     with pytest.raises(ModelError, match=r"Write AutoConjugate\(model, reparam=True\)"):
         AutoConjugate(scale).load_state_dict(helped)
+    broken = {n: -t if n.startswith("natural") else t for n, t in helped.items()}
+    fresh = AutoConjugate(scale, reparam=True)
+    with pytest.raises(ModelError, match="Expected a saved state of proper distributions"):
+        fresh.load_state_dict(broken)
+    assert not fresh.augmented.names
+    assert not fresh.posterior_state.layout
 
 
 def test_a_probability_that_is_none_is_an_error(x: Tensor) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from ..errors import DataError, NaturalDomainError
-from ..objective import Block, BlockKey, Means, Program, State, starts_of
+from ..objective import Block, BlockKey, Means, Program, State, of_start, starts_of
 from ..settings import check_memory
 from .extrapolation import WINDOW, Extrapolation, carried
 from .full import FullSteps, Level
@@ -81,7 +81,7 @@ class AcceleratedSteps(FullSteps):
         return failures, state, level
 
     def _points(self, task: Task) -> dict[int, State]:
-        """By start, the blocks at an extrapolated point."""
+        """The blocks at an extrapolated point, by start."""
         found = {}
         for start in range(starts_of(task.state)):
             path = self._paths.get(self.number_of(start))
@@ -126,7 +126,8 @@ class AcceleratedSteps(FullSteps):
         """The blocks of one start that a sweep reads."""
         keys = [block.key for block in self._blocks]
         own = {key: means[key].map(lambda t: t[[place]]) for key in keys}
-        return _alone({key: state[key] for key in keys}, place), own
+        ends = of_start({key: state[key] for key in keys}, place)
+        return {key: natural.map(torch.clone) for key, natural in ends.items()}, own
 
     # What is remembered.
 
@@ -164,14 +165,9 @@ class AcceleratedSteps(FullSteps):
         self._is_plain, self._is_next_plain = state["is_plain"]
 
 
-def _alone(state: State, start: int) -> State:
-    """One start of a state."""
-    return {key: natural.map(lambda t: t[[start]]) for key, natural in state.items()}
-
-
 def _moved_to(task: Task, points: Mapping[int, State]) -> Task:
     """A task whose starts are at extrapolated points, where they have one."""
-    states = [_alone(task.state, start) | points.get(start, {}) for start in range(starts_of(task.state))]
+    states = [of_start(task.state, start) | points.get(start, {}) for start in range(starts_of(task.state))]
     return task._replace(state=joined(task.program, states), probs={})
 
 

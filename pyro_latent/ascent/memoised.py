@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, State, Summary, padded, summarize, taken
+from ..objective import BlockKey, Program, State, Summary, of_start, padded, summarize, taken
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_finite, check_start, fall_of
 
@@ -97,8 +97,7 @@ class MemoisedSteps(Steps):
     def keep(self, start: int) -> None:
         """Forget all starts but one."""
         for name, piece in self.pieces.items():
-            local = {k: n.map(lambda t: t[start : start + 1]) for k, n in piece.local.items()}
-            self.pieces[name] = Piece(piece.summary.of(start), local, piece.mark)
+            self.pieces[name] = Piece(piece.summary.of(start), of_start(dict(piece.local), start), piece.mark)
         self._total = None if self._total is None else self._total.of(start)
         self._level = None
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from ..objective import Components, Program, State, components_of
+from ..objective import Components, Program, State, components_of, of_start
 from .full import FullSteps, Level
 from .moves import Mover, Point, Trials
 from .steps import Info, Task, best_of, joined
@@ -56,8 +56,7 @@ class MergingSteps(FullSteps):
 
     def _point(self, task: Task, state: State, level: Level, start: int) -> Point:
         """One start after a sweep."""
-        own = {key: natural.map(lambda t: t[[start]]) for key, natural in state.items()}
-        return Point(own, level.bound.of([start]), level.elbo[start])
+        return Point(of_start(state, start), level.bound.of([start]), level.elbo[start])
 
     def _moved(self, task: Task, components: list[Components], point: Point, number: int) -> Point:
         """A start after moves; as it was where it has not nearly settled, or they are all refused."""

@@ -30,11 +30,11 @@ class Alone:
         return work()
 
     def shared(self, item: T) -> T:
-        """The item."""
+        """The item, which no other process has to be told."""
         return item
 
     def ending(self, callback: Callable[[int, float], Any] | None) -> Callable[[int, float], Any] | None:
-        """The callback."""
+        """The callback, which ends the run of this process alone."""
         return callback
 
 
@@ -106,13 +106,13 @@ class Ranks:
         return lambda step, elbo: self.any(callback is not None and callback(step, elbo) is True)
 
     def gathered(self, item: T) -> list[T]:
-        """The items of all processes, in their order."""
+        """The items that all processes give, in their order."""
         found: list[Any] = [None] * self.size
         self._heard(lambda: dist.all_gather_object(found, item, group=self._group))
         return found
 
     def shared(self, item: T, rank: int = 0) -> T:
-        """The item of one process, the first one, in all."""
+        """The item that one process gives, by default the first, in all processes."""
         box = [item]
         source = dist.get_global_rank(self._group, rank)
         self._heard(lambda: dist.broadcast_object_list(box, src=source, group=self._group))

@@ -25,6 +25,7 @@ from .multivariate_normal import MultivariateNormal
 from .normal import Normal
 from .normal_gamma import NormalGamma
 from .normal_wishart import NormalWishart
+from .point import Point
 from .polya_gamma import PolyaGamma
 from .weight import Weight
 from .wishart import Wishart
@@ -87,6 +88,11 @@ def family_of(distribution_class: type) -> Family | None:
     return next((FAMILIES[cls] for cls in distribution_class.__mro__ if cls in FAMILIES), None)
 
 
+def families_by_name() -> dict[str, Family]:
+    """The families of sites and of blocks by their names, and that of points."""
+    return {family.name: family for family in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+
+
 def family_with_constants(prior: Any) -> Family | None:
     """The family that holds constants of a site's prior, a distribution of known arguments; None if it needs none."""
     make = _WITH_CONSTANTS.get(type(prior))
@@ -116,6 +122,7 @@ __all__ = [
     "PolyaGamma",
     "Weight",
     "Wishart",
+    "families_by_name",
     "family_of",
     "family_with_constants",
     "register_family",

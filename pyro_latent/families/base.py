@@ -236,7 +236,7 @@ class Family(ABC):
         return Natural(**{name: torch.cat([n[name] for n in naturals]) for name in naturals[0]})
 
     def log_ratio(self, before: Natural, after: Natural, places: Natural) -> Tensor | None:
-        """None: a distribution is known by its statistics. Of one that is known by a table,
+        """None of a family that is known by its statistics; of one that is known by a table,
         :meth:`~pyro_latent.distributions.tabulated.Tabulated.log_ratio` at the nodes of the table ``places``.
         """
         return None

@@ -35,12 +35,12 @@ from ..reparam import Conjugate
 from .arguments import check_model, check_state, checked_init, joint_blocks, levels_of, site_names
 from .augmented import Augmented, moved_value, transformed
 from .calls import Calls
-from .describe import summarize
+from .describe import summary_of
 from .new_data import NewData
 from .param_store import write_params
 from .prediction import LogPredictive, Prediction, log_predictive, predict
 from .reading import posterior_of, read_quantiles, runs_bare, stored_draw, stored_posterior, waits_for_data
-from .refusals import check_dtype, check_same_model, sites_named
+from .refusals import check_dtype, check_same_model, check_saved, sites_named
 from .response import LinearResponse
 from .sampling import Sampler
 from .state import Fit, PosteriorState, Prepared
@@ -244,7 +244,7 @@ class AutoConjugate(AutoGuide):
         """
         if not 0 < as_real(prob) < 1:
             raise ArgumentError(f"Expected prob to be a number in (0, 1); got {prob!r}. Write prob=0.94.")
-        return summarize(f"{type(self).__name__} of {name_of(self.model)}", self, prob)
+        return summary_of(f"{type(self).__name__} of {name_of(self.model)}", self, prob)
 
     def __repr__(self) -> str:
         return str(self.summary())
@@ -388,6 +388,7 @@ class AutoConjugate(AutoGuide):
         if extra and extra["layout"]:
             own = {name[len(prefix) :]: t for name, t in state_dict.items() if name.startswith(prefix)}
             check_same_model(self.model, self.posterior_state.layout, extra["layout"], extra.get("named", ()))
+            check_saved(extra["layout"], own)
             self.augmented.restore(extra.get("augmented", {}))
             self.posterior_state.receive(extra["layout"], own)
         super()._load_from_state_dict(state_dict, prefix, *args)

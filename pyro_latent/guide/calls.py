@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 from ..errors import ModelError
-from ..objective import Init, Program, compile_program, initial_state
+from ..objective import Init, Program, compile_program, initial_state, of_start
 from ..recording import Recording, record
 from ..values import without_collecting
 from .augmented import Augmented
@@ -94,8 +94,7 @@ class Calls:
     def _at_best(self, found: Prepared) -> Prepared:
         """What a call works on, at the best start."""
         posterior = self._guide.posterior_state
-        program, best = found.program, posterior.best
-        state = {key: n.map(lambda t: t[best : best + 1]) for key, n in found.state.items()}
+        program, state = found.program, of_start(found.state, posterior.best)
         if posterior.structured:  # which has no local blocks of its own: they are at their optimum given the globals
             state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
         return found._replace(state=state)

@@ -31,7 +31,7 @@ _AGREEMENT = 1e-6
 
 
 def closed_forms(new: NewData, samples: Mapping[str, Tensor]) -> dict[str, Any]:
-    """By site whose data is not given, its predictive distribution, where there is a closed form.
+    """The predictive distributions that have a closed form, by site whose data is not given.
 
     Args:
         new: the new data.
@@ -68,7 +68,7 @@ class _Densities:
         return program if program.blocks.keys() == self._state.keys() else None
 
     def __call__(self, value: Tensor) -> Tensor | None:
-        """That of some data; None where it has no closed form."""
+        """The density of each element of some data; None where it has no closed form."""
         program = self.program(value)
         if program is None:
             return None
@@ -76,7 +76,7 @@ class _Densities:
         return found if found is not None and found.shape == value.shape else None
 
     def concentrations(self, value: Tensor) -> list[Tensor]:
-        """Those of the Gamma variables that the site reads."""
+        """The concentrations of the Gamma variables that the site reads."""
         program = self.program(value)
         keys = [] if program is None else blocks_read(program, [program.recording.scored[self._name]])
         params = [program.blocks[k].params(self._state[k]) for k in keys] if program is not None else []

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ..families.finite import Finite
 from ..families.quantiles import fixed_draws
-from ..objective import AUTO, Block, BlockKey, Program, State, marginals, quantiles_of_block, responsibilities
+from ..objective import AUTO, Block, BlockKey, Program, marginals, of_start, quantiles_of_block, responsibilities
 from ..recording import DiscreteSite, LatentSite
 from .augmented import moved_value, transformed
 from .calls import CalledGuide
@@ -29,7 +29,7 @@ class _Entry(NamedTuple):
     ends: Tensor | None = None
 
     def moved(self, transform: Any) -> _Entry:
-        """That of a function of the site."""
+        """The entry of a function of the site."""
         family = f"function of {self.family}"
         if self.marginal is None or self.ends is None:
             return self._replace(family=family)
@@ -37,7 +37,7 @@ class _Entry(NamedTuple):
         return _Entry(self.shape, family, transformed(self.marginal, transform), ends)
 
 
-def summarize(name: str, guide: CalledGuide, prob: float) -> Summary:
+def summary_of(name: str, guide: CalledGuide, prob: float) -> Summary:
     """The summary of a guide, by what it is called, with intervals of a probability."""
     names, posterior = interval_names(prob), guide.posterior_state
     if not posterior.layout:
@@ -129,8 +129,7 @@ def _discrete(posterior: PosteriorState) -> list[SiteSummary]:
     whole = [s for s in program.discrete if not _is_of_data(program, s)]
     probs: dict[str, Tensor] = {}
     if whole:
-        best = posterior.best
-        state: State = {key: n.map(lambda t: t[best : best + 1]) for key, n in posterior.naturals.items()}
+        state = of_start(posterior.naturals, posterior.best)
         probs = responsibilities(program, program.means(state), whole)
     for site in program.discrete:
         family = site.distribution.__name__
@@ -163,4 +162,4 @@ def _probabilities(name: str, shape: torch.Size, family: str, support: Tensor, p
     return SiteSummary(name, shape, family, {"probability": probs.detach().movedim(-1, 0).cpu().double()}, values)
 
 
-__all__ = ["fitted", "moments_of", "summarize"]
+__all__ = ["fitted", "moments_of", "summary_of"]

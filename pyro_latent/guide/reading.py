@@ -24,7 +24,7 @@ def waits_for_data(posterior: PosteriorState, args: Sequence[Any], kwargs: Mappi
 
 
 def posterior_of(prepared: Prepared, joint: bool) -> dict[Any, Any]:
-    """By site the marginals, or by block its distribution, and those of discrete sites."""
+    """The marginals by site, or with ``joint`` the distributions by block, and those of discrete sites."""
     program = prepared.program
     found = posteriors(program, prepared.state)
     blocks = [(key, block) for key, block in program.blocks.items() if not block.is_param]
@@ -34,7 +34,7 @@ def posterior_of(prepared: Prepared, joint: bool) -> dict[Any, Any]:
 
 
 def stored_posterior(posterior: PosteriorState, joint: bool) -> dict[Any, Any]:
-    """The same of a guide that waits for its data, without the discrete sites."""
+    """What :func:`posterior_of` gives, of a guide that waits for its data: without the discrete sites."""
     found: dict[Any, Any] = {}
     for key, (block, params) in _factors(posterior).items():
         if joint and (isinstance(key, tuple) or block.joint_normal):

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, ModelError
-from ..families import FAMILIES, JOINT_FAMILIES, Natural
-from ..families.point import Point
+from ..families import Natural, families_by_name
 from ..objective import BlockKey, Program
 from ..particles import name_of
 from ..recording import literals
@@ -44,7 +43,7 @@ def check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
     Raises:
         ModelError: naming the first block that is not.
     """
-    families = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
+    families = families_by_name()
     for i, names in enumerate(layout["blocks"]):
         family = families.get(layout["families"][i])
         fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}

@@ -19,7 +19,7 @@ from ..families import Natural
 from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
 from ..recording import Snapshot
 from .param_store import param_versions
-from .refusals import check_saved, check_told
+from .refusals import check_told
 
 
 class RecordedCall:
@@ -70,7 +70,7 @@ class Fit(NamedTuple):
     starts: int = 1
 
     def after(self, elbo: Sequence[float], is_exact: bool) -> Fit:
-        """That after one more step, with the ELBO of each start."""
+        """How far the guide is fitted after one more step, with the ELBO of each start."""
         return Fit((self.steps or 0) + 1, max(elbo), is_exact, None, max(len(elbo), self.starts))
 
 
@@ -309,12 +309,7 @@ class PosteriorState:
         return self.__dict__ | {"program": None, "call": None}
 
     def receive(self, layout: dict[str, Any], tensors: Mapping[str, Tensor]) -> None:
-        """Take on the layout of a saved state, and make its buffers, which torch fills.
-
-        Raises:
-            ModelError: if the state is of no proper distributions.
-        """
-        check_saved(layout, tensors)
+        """Take on the layout of a saved state that was checked, and make its buffers, which torch fills."""
         self.layout = {k: (v.copy() if hasattr(v, "copy") else v) for k, v in layout.items()}
         self.keys = tuple(b[0] if len(b) == 1 else tuple(b) for b in layout["blocks"])
         for name, tensor in tensors.items():

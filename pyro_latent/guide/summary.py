@@ -40,7 +40,7 @@ class SiteSummary:
     note: str = ""
 
     def rows(self, names: Sequence[str], most: int | None = None) -> Iterator[tuple[str, list[float | None]]]:
-        """By row its label, as ArviZ writes it, and its numbers; None for one that there is not.
+        """The rows: each has its label, as ArviZ writes it, and its numbers; None for one that there is not.
 
         Args:
             names: the columns.

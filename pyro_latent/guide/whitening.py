@@ -45,7 +45,7 @@ class Whitened(NamedTuple):
         return slice(first, first + sizes[self.names.index(statistic)])
 
     def packed(self, fields: Mean | Natural) -> Tensor:
-        """Coordinates ``[B, elements, d]``."""
+        """The coordinates of each element in one row: ``[B, elements, d]``."""
         like = self.spread
         return torch.cat([fields[n].reshape(len(fields[n]), len(like), -1) for n in self.names], -1)
 

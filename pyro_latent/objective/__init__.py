@@ -1,6 +1,6 @@
 """The ELBO as a function of the mean parameters: blocks, expectations, elimination, and their compilation."""
 
-from .blocks import Block, BlockKey, Means, State, padded, starts_of
+from .blocks import Block, BlockKey, Means, State, of_start, padded, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
 from .components import Components, components_of
@@ -64,6 +64,7 @@ __all__ = [
     "marginals",
     "natural_of",
     "of_data",
+    "of_start",
     "padded",
     "posteriors",
     "probabilities_of",

@@ -30,6 +30,11 @@ def starts_of(coordinates: State | Means) -> int:
     return next((len(tensor) for fields in coordinates.values() for tensor in fields.values()), 1)
 
 
+def of_start(state: State, start: int) -> State:
+    """One start of a state, alone: views of its tensors."""
+    return {key: natural.map(lambda t: t[start : start + 1]) for key, natural in state.items()}
+
+
 @dataclass(frozen=True, eq=False)
 class Block:
     """One factor of q: its sites in the order of the family's components, its family and shapes.

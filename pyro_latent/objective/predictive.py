@@ -95,7 +95,7 @@ def blocks_read(program: Program, sites: Sequence[ScoredSite]) -> list[BlockKey]
 
 
 def _keys_by_term(program: Program, site: ScoredSite) -> list[set[BlockKey]]:
-    """By term of a site's density, the blocks with a distribution that it reads."""
+    """The blocks with a distribution that each term of a site's density reads."""
     terms = with_indicators(usable_terms(site), program.recording.discrete, program.mean_field)
     expected = (expect(term, program.owners, site.name) for term in terms)
     return [{m.block.key for m in e.moments if not m.block.is_point} for e in expected]

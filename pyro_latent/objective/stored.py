@@ -15,11 +15,10 @@ from pyro.distributions import constraints
 from torch import Tensor
 
 from ..distributions.joint_normal import Part
-from ..families import FAMILIES, JOINT_FAMILIES, Family
+from ..families import Family, families_by_name
 from ..families.finite import Finite
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
-from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, LatentSite
 from .blocks import Block
@@ -27,7 +26,7 @@ from .program import Program
 
 
 def stored_blocks(program: Program) -> list[dict[str, Any]]:
-    """Of each block of a program what :func:`block_of` needs, in plain types."""
+    """What :func:`block_of` needs of each block of a program, in plain types."""
     return [_stored(block, program.is_local(block.key)) for block in program.blocks.values()]
 
 
@@ -114,8 +113,7 @@ def _family_of(stored: Mapping[str, Any], pairs: Sequence[int] | None, like: Ten
         return None if kind is None else Finite(kind, values)
     if name in (Gaussian.name, GaussianGamma.name):
         return _joint_of(stored, pairs or (), like)
-    known = {f.name: f for f in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
-    return known.get(name)
+    return families_by_name().get(name)
 
 
 def _quadrature_of(stored: Mapping[str, Any], like: Tensor) -> Family | None:
