@@ -87,3 +87,24 @@ def test_what_a_vector_of_the_data_reads_stays_as_it_was_fitted() -> None:
     assert abs(float(found.value - law.log_prob(new))) < 5 * float(found.error)
     drawn = guide.predict(None, n=3, num_samples=4000)
     assert drawn.mean["x"] == pytest.approx(q.mean.expand(3).numpy(), abs=0.2)
+
+
+@pytest.mark.parametrize("prior", [dist.HalfCauchy(2.0), dist.Gamma(2.0, 1.0), dist.LogNormal(0.0, 1.0)])
+def test_scales_by_quadrature_predict_data_that_is_not_given(prior: Any) -> None:
+    """Var x = Var loc + E scale², of as many elements as the fit had, and of others."""
+
+    def model(x: Tensor | None = None, n: int = 0) -> None:
+        loc = pyro.sample("loc", dist.Uniform(torch.tensor(-5.0, dtype=DOUBLE), 5.0))
+        scale = pyro.sample("scale", prior.expand(torch.Size()))
+        with pyro.plate("data", n if x is None else len(x)):
+            pyro.sample("x", dist.Normal(loc, scale.double()), obs=x)
+
+    torch.manual_seed(2)
+    guide = fit(model, 1 + torch.randn(20, dtype=DOUBLE))
+    q = guide.posterior()
+    sd = (q["loc"].variance + q["scale"].variance + q["scale"].mean ** 2).sqrt()
+    for count in (20, 3):
+        found = guide.predict(None, n=count, num_samples=4000)
+        assert found["x"].shape == (4000, count)
+        assert bool(((found.mean["x"] - q["loc"].mean).abs() < 5 * sd / 4000**0.5).all())
+        assert torch.allclose(found.sd["x"], sd.expand(count), rtol=0.1)

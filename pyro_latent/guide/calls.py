@@ -146,6 +146,8 @@ class Calls:
             raise ModelError(
                 f"Expected point to name continuous latent sites of {sorted(recording.latents)}; got {unknown}."
             )
+        if fitted and predict:
+            recording = posterior.with_integrals(recording)
         restarts = 1 if predict else guide.restarts
         program = compile_program(recording, guide.joint, self._mean_field_of(recording), restarts, posterior.pairs)
         call = RecordedCall(guide.model, args, kwargs)

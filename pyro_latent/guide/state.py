@@ -7,6 +7,7 @@ Drivers move them by :meth:`PosteriorState.commit`, once a step has succeeded.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import pyro
@@ -16,8 +17,9 @@ from torch import Tensor, nn
 from ..checkpoint import uninterrupted
 from ..errors import DataError, ModelError
 from ..families import Natural
+from ..families.quadrature import Quadrature
 from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
-from ..recording import Snapshot
+from ..recording import Recording, Snapshot
 from .param_store import param_versions
 from .refusals import check_told
 
@@ -255,6 +257,19 @@ class PosteriorState:
             state = program.settled(state, local)
         changes = {"shapes": shapes, "pairs": _pairs_of(program), "factors": stored_blocks(program)}
         return state, {**self.layout, **changes}
+
+    def with_integrals(self, recording: Recording) -> Recording:
+        """A recording whose scalars have factors by quadrature where the fit has, also where the densities that asked
+        for them are of data that is not given.
+        """
+        latents = dict(recording.latents)
+        for names, family in zip(self.layout["blocks"], self.layout["families"], strict=True):
+            site = latents.get(names[0])
+            if family == Quadrature.name and site is not None and site.is_scalar:
+                why = f"{site.name} has a factor by quadrature"
+                own = Quadrature(site.name, site.constraint, site.shape, why, recording.device)
+                latents[site.name] = replace(site, family=own)
+        return replace(recording, latents=latents)
 
     def _check_structure(self, program: Program) -> None:
         blocks = list(program.blocks.values())

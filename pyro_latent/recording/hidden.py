@@ -9,18 +9,21 @@ from .sites import DiscreteSite, LatentSite, Plate, ScoredSite
 
 
 def hidden_sites(
-    latents: Mapping[str, LatentSite], discrete: Mapping[str, DiscreteSite], scored: Mapping[str, ScoredSite]
+    latents: Mapping[str, LatentSite],
+    discrete: Mapping[str, DiscreteSite],
+    scored: Mapping[str, ScoredSite],
+    known: Collection[str] = (),
 ) -> tuple[dict[str, tuple[Plate, ...]], frozenset[str]]:
     """The sites to integrate out, with their plates, in the order of the model, and those that others of them read: of
     those that no data depends on, the ones that ``obs_mask`` makes for missing data, those without a factor of q or an
-    expected log density, and whatever depends on one of these.
+    expected log density, and whatever depends on one of these. ``known`` sites have a factor whatever reads them.
     """
     users = _users([*latents, *discrete], scored)
     shown = _above({s.name for s in scored.values() if s.observed}, users)
     unread = any(s.observed and s.density is None for s in scored.values())  # data that may depend on anything
     found: set[str] = set()
     for name in users:
-        if name not in scored or name in shown or not _is_free(name, latents, discrete):
+        if name not in scored or name in shown or name in known or not _is_free(name, latents, discrete):
             continue
         density = scored[name].density
         other = name.removesuffix("_unobserved") + "_observed"

@@ -198,7 +198,7 @@ def _recorded(
         check = False
     if known is None:
         _check_sites(messenger, bool(call.args or call.kwargs))
-    hidden, hidden_parents = hidden_sites(messenger.latents, messenger.discrete, messenger.scored)
+    hidden, hidden_parents = hidden_sites(messenger.latents, messenger.discrete, messenger.scored, known or ())
     dropped = {*hidden, *_unknown(messenger, known, hidden)}
     recording = Recording(
         latents={name: site for name, site in messenger.latents.items() if name not in dropped},
