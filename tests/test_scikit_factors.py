@@ -107,6 +107,15 @@ def test_a_factor_that_the_data_do_not_need_is_switched_off() -> None:
     assert lengths.min() < 0.05 * lengths.max()
 
 
+def test_draws_go_to_arviz_though_the_prior_is_too_wide_to_draw_from() -> None:
+    analysis = PPCA(1, prior=1e-5).fit(table(20))
+    draws = analysis.to_arviz(num_samples=50).posterior["mean"].values  # [1, 50, 7]
+    mean = analysis.guide_.posterior()["mean"]
+    assert (np.abs(draws.mean((0, 1)) - mean.mean.numpy()) < 5 * mean.stddev.numpy() / 50**0.5).all()
+    with pytest.raises(ArgumentError, match="Expected prior_samples=0"):
+        analysis.to_arviz(prior_samples=10)
+
+
 def test_data_and_parameters_that_make_no_sense_are_errors() -> None:
     rows = table(20)
     with pytest.raises(DataError, match=r"Expected at least two different values in each column.*columns \[7\]"):

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
+from pyro.poutine.messenger import Messenger
 from sklearn.base import BaseEstimator
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils import check_random_state
@@ -23,7 +24,16 @@ from pyro_latent.errors import ArgumentError, ModelError, as_real, check_count
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.models.gmm import Covariance
 
-__all__ = ["COVARIANCES", "Array", "Estimator", "check_number", "drawing", "generator_of", "tensors_of"]
+__all__ = [
+    "COVARIANCES",
+    "Array",
+    "Estimator",
+    "WideEstimator",
+    "check_number",
+    "drawing",
+    "generator_of",
+    "tensors_of",
+]
 
 Array = npt.NDArray[Any]
 #: What the models call the covariances, by scikit-learn's names.
@@ -132,6 +142,44 @@ class Estimator(BaseEstimator):
         """What a pickle keeps: not the data of the fit."""
         state: dict[str, Any] = super().__getstate__()
         return {name: value for name, value in state.items() if name not in _OF_THE_FIT}
+
+
+class _At(Messenger):
+    """Sites are at these values where nothing else says where they are; their priors are too wide to draw from."""
+
+    def __init__(self, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.values = values
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["value"] is None and msg["name"] in self.values:
+            msg["value"], msg["done"] = self.values[msg["name"]], True
+
+
+class WideEstimator(Estimator):
+    """An estimator whose priors are flat, or too wide for draws of them to be floating numbers."""
+
+    def to_arviz(self, num_samples: int = 200, seed: int = 0, **options: Any) -> Any:
+        """Draws of the posterior of the fit as ArviZ data; see :func:`pyro_latent.to_arviz`.
+
+        Args:
+            num_samples: the number of draws.
+            seed: of the draws.
+            options: further ones of :func:`pyro_latent.to_arviz`, but for ``prior_samples``.
+
+        Raises:
+            ModelError: if this estimator was unpickled, for the data of the fit is no part of a pickle.
+            ArgumentError: for ``prior_samples``.
+        """
+        if options.get("prior_samples"):
+            raise ArgumentError(
+                f"Expected prior_samples=0, for these priors have no draws; got {options['prior_samples']}. Leave it "
+                "out."
+            )
+        return super().to_arviz(num_samples, seed, **options)
+
+    def _drawable(self) -> Callable[..., Any]:
+        return _At(self.guide_.median())(self.guide_.model)
 
 
 def tensors_of(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor | None]:

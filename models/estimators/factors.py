@@ -16,12 +16,12 @@ from torch import Tensor
 from pyro_latent.errors import DataError, check_count
 from pyro_latent.models import factors
 
-from .base import Array, Estimator, check_number
+from .base import Array, WideEstimator, check_number
 
 __all__ = ["PPCA", "FactorAnalysis"]
 
 
-class _Factors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Estimator):
+class _Factors(ClassNamePrefixFeaturesOutMixin, TransformerMixin, WideEstimator):
     """A factor model; one of these says by ``_by_column`` whether each column has a noise of its own."""
 
     _by_column: ClassVar[bool]

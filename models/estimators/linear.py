@@ -2,37 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Self
 
 import numpy as np
 import torch
-from pyro.poutine.messenger import Messenger
 from sklearn.base import RegressorMixin
 from sklearn.utils.validation import validate_data
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, check_choice
+from pyro_latent.errors import check_choice
 from pyro_latent.models import regression
 
-from .base import Array, Estimator, check_number
+from .base import Array, WideEstimator, check_number
 
 __all__ = ["ARDRegression", "BayesianRidge"]
 
 
-class _At(Messenger):
-    """Sites are at these values where nothing else says where they are; their priors are too wide to draw from."""
-
-    def __init__(self, values: Mapping[str, Tensor]) -> None:
-        super().__init__()
-        self.values = values
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["value"] is None and msg["name"] in self.values:
-            msg["value"], msg["done"] = self.values[msg["name"]], True
-
-
-class _Linear(RegressorMixin, Estimator):
+class _Linear(RegressorMixin, WideEstimator):
     """A linear regression; one of these says by ``_ard`` whether each weight has a precision of its own."""
 
     _ard: ClassVar[bool]
@@ -122,29 +108,6 @@ class _Linear(RegressorMixin, Estimator):
         size = {"weights": self.n_features_in_, "intercept": 1}
         rows = [torch.cat([block.covariance(a, b).reshape(size[a], size[b]) for b in sites], -1) for a in sites]
         return torch.cat(rows)
-
-    def to_arviz(self, num_samples: int = 200, seed: int = 0, **options: Any) -> Any:
-        """Draws of the posterior of the fit as ArviZ data; see :func:`pyro_latent.to_arviz`.
-
-        Args:
-            num_samples: the number of draws.
-            seed: of the draws.
-            options: further ones of :func:`pyro_latent.to_arviz`, but for ``prior_samples``.
-
-        Raises:
-            ModelError: if this estimator was unpickled, for the data of the fit is no part of a pickle.
-            ArgumentError: for ``prior_samples``: the prior of the intercept is flat, and those of the precisions are
-                too wide for floating numbers.
-        """
-        if options.get("prior_samples"):
-            raise ArgumentError(
-                f"Expected prior_samples=0, for these priors have no draws; got {options['prior_samples']}. Leave it "
-                "out."
-            )
-        return super().to_arviz(num_samples, seed, **options)
-
-    def _drawable(self) -> Callable[..., Any]:
-        return _At(self.guide_.median())(regression.model)
 
     def predict(self, X: Any, return_std: bool = False) -> Any:
         """The mean of the targets of rows, ``[N]``, and with ``return_std`` their standard deviation, in that order.
