@@ -5,6 +5,7 @@ The processes are those of :mod:`distributed_worker`, started here as ``torchrun
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 import sys
@@ -15,7 +16,7 @@ import pyro
 import pytest
 import torch
 import torch.distributed as td
-from distributed_worker import APART, CASES, CLUSTERS, fit, maximum, params, started, sweeps
+from distributed_worker import APART, CASES, CLUSTERS, SHORT, fit, maximum, params, started, sweeps
 
 from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate
 from pyro_latent.checkpoint import read_checkpoint
@@ -28,13 +29,17 @@ def run(folder: Path, size: int, *scenario: str) -> list[Any]:
     """What each process found."""
     script = Path(__file__).with_name("distributed_worker.py")
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if sys.platform == "linux":
+        environment |= {"GLOO_SOCKET_IFNAME": "lo"}  # whatever names and networks the machine has
     command = [sys.executable, str(script)]
     started = [
         subprocess.Popen([*command, str(rank), str(size), str(folder), *scenario], env=environment)
         for rank in range(size)
     ]
-    for process in started:
+    for process in started if not scenario else started[:-1]:
         process.wait(timeout=300)
+    if scenario:
+        started[-1].kill()  # it may hang
     files = [folder / f"{rank}.pt" for rank in range(size)]
     return [torch.load(file) if file.exists() else None for file in files]
 
@@ -51,8 +56,7 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
         torch.testing.assert_close(value, expected["state"][name], rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.parametrize("size", [1, 2, SIZE])
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize(("name", "size"), [("mixture", 1), *itertools.product(CASES, [2, SIZE])])
 def test_shards_give_what_all_of_the_data_does(name: str, size: int, found: list[Any]) -> None:
     """The same natural parameters of the globals and the same ELBO, and to the last bit the same in all processes."""
     case = CASES[name]
@@ -131,7 +135,7 @@ def test_a_process_that_is_gone_ends_the_others(how: str, tmp_path: Path) -> Non
     first, second, _ = run(tmp_path, 3, how)
     for own in (first, second):
         assert own["error"][0] == "ProcessError"
-        assert own["seconds"] < 30
+        assert own["seconds"] < SHORT + 20
     assert "2" in first["error"][1]
     assert read_checkpoint(tmp_path / f"{how}.pt", "CAVI")["step"] == 3
 
