@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate, ModelError
+from pyro_latent import CAVI, AutoConjugate, DataError, ModelError
 
 DOUBLE = torch.float64
 
@@ -108,3 +108,16 @@ def test_scales_by_quadrature_predict_data_that_is_not_given(prior: Any) -> None
         assert found["x"].shape == (4000, count)
         assert bool(((found.mean["x"] - q["loc"].mean).abs() < 5 * sd / 4000**0.5).all())
         assert torch.allclose(found.sd["x"], sd.expand(count), rtol=0.1)
+
+
+def test_nan_under_a_mask_of_new_data_is_an_error_that_says_what_to_write() -> None:
+    def model(x: Tensor, seen: Any) -> None:
+        loc = pyro.sample("loc", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 10.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(loc, 1.0), obs=x, obs_mask=seen)
+
+    x = torch.tensor([1.0, math.nan, 2.0], dtype=DOUBLE)
+    guide = fit(model, x.nan_to_num(), x.isfinite())
+    with pytest.raises(DataError, match="nan_to_num"):
+        guide.log_predictive(x, x.isfinite())
+    assert float(guide.log_predictive(x.nan_to_num(), x.isfinite(), pointwise=True).value[1]) == 0

@@ -20,7 +20,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from ..errors import ModelError
+from ..errors import DataError, ModelError
 from ..objective import BlockKey, exact_log_predictive
 from ..particles import (
     SCORING_WAYS,
@@ -171,9 +171,12 @@ class NewData:
         """log p(x, z | θ) at draws of θ and of continuous z, discrete latents summed out: ``[num, *kept]``, float64.
 
         Raises:
+            DataError: for NaN under a mask, which Pyro scores.
             ModelError: if Pyro's enumeration gives another density than the recording has.
         """
-        without = frozenset(self.target.sites.keys() - self.counted().keys())
+        counted = self.counted()
+        _check_numbers(counted)
+        without = frozenset(self.target.sites.keys() - counted.keys())
         summed = self.summed
 
         def marks(msg: Any) -> Any:
@@ -231,6 +234,15 @@ class NewData:
         stacks = [{f.name: f for f in s["cond_indep_stack"] if f.vectorized} for s in self.counted().values()]
         shared = set[str].intersection(*(set(stack) for stack in stacks))
         return {n: int(f.size) for n, f in sorted(stacks[0].items(), key=lambda item: item[1].dim) if n in shared}
+
+
+def _check_numbers(counted: Mapping[str, Site]) -> None:
+    wrong = [n for n, s in counted.items() if s["is_observed"] and bool(torch.as_tensor(s["value"]).isnan().any())]
+    if wrong:
+        raise DataError(
+            f"Expected numbers under the masks of new data; got NaN at {wrong}. Write data.nan_to_num(): what the mask "
+            "hides counts for nothing."
+        )
 
 
 def _is_empty(site: Site) -> bool:
