@@ -100,10 +100,16 @@ class Ranks:
         return bool(flag.item())
 
     def ending(self, callback: Callable[[int, float], Any] | None) -> Callable[[int, float], Any] | None:
-        """A callback that ends a run in all processes, where that of one of them does; None where none has one."""
+        """A callback that ends a run in all processes, where that of one of them does, and whose error is one in all;
+        None where none has one.
+        """
         if not self.any(callback is not None):
             return None
-        return lambda step, elbo: self.any(callback is not None and callback(step, elbo) is True)
+
+        def asked(step: int, elbo: float) -> bool:
+            return self.any(self.agreed(lambda: callback is not None and callback(step, elbo) is True))
+
+        return asked
 
     def gathered(self, item: T) -> list[T]:
         """The items that all processes give, in their order."""
