@@ -5,7 +5,7 @@ too: the textbook's closed-form coordinate updates as plain functions, keyed by 
 they update. An update is called as ``update(q, *args, **kwargs)`` with the model's own arguments. ``q`` maps a site to
 its current marginal posterior and a tuple of sites to their joint posterior; ``q.scales``, where there is one, is a
 dict from a site to its scale. The update returns its block's new posterior. The updates use nothing of the engine, so
-that they can judge it. ``factors``, ``gmm.process_model``, ``hidden_markov`` and ``regression`` are models alone.
+that they can judge it; ``factors``, ``gmm.process_model``, ``hidden_markov`` and ``regression`` have none.
 Models with parameters, for maximum likelihood by EM, are ``gmm.ml_model``, ``hmm``, ``restricted_q`` and
 ``three_coins``; beside each stands its exact log likelihood.
 
@@ -18,6 +18,8 @@ The guides, and the estimators to train them by:
 - ``lda.guide`` and ``lda.AmortizedGuide`` (beta, theta): ``Trace_ELBO`` on the model with ``marginal=True``;
   ``lda.full_guide`` (the same, and z): ``Trace_ELBO``, ``TraceGraph_ELBO`` and ``TraceEnum_ELBO``.
 - ``bivariate_gaussian.guide``, ``two_modes.guide`` and ``restricted_q.guide`` (all latents, normal): ``Trace_ELBO``.
+- ``regression.guide`` and ``factors.guide`` (all latents): ``Trace_ELBO``.
+- ``hidden_markov.guide`` (initial, transition, means with precisions): ``TraceEnum_ELBO``.
 - ``gmm.ml_guide``, ``hmm.guide`` and ``three_coins.guide`` (no site): ``TraceEnum_ELBO``.
 - ``vae.VAE.guide`` (the code given an image): ``Trace_ELBO``, or ``vae.VAE_ELBO``.
 

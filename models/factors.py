@@ -13,6 +13,8 @@ Source: Tipping and Bishop 1999; Bishop 1999, "Variational principal components"
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
 
@@ -20,12 +22,13 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, check_choice, check_count
 from pyro_latent.models.arguments import check_data
 from pyro_latent.values import kind_of
 
-__all__ = ["model", "start"]
+__all__ = ["guide", "model", "start"]
 
 _WIDE = 1000.0
 
@@ -84,6 +87,83 @@ def model(
         with columns:
             entry = dist.Normal((factor * loading).sum(-1) + mean, noise.rsqrt())
             pyro.sample("data", entry if seen is None else entry.mask(seen), obs=data)
+
+
+def guide(
+    data: Tensor,
+    num_factors: int,
+    *,
+    seen: Tensor | None = None,
+    noise_by_column: bool = True,
+    **prior: Any,
+) -> None:
+    """Mean-field guide for ``SVI``: Gamma precisions, and normals of the loadings of a column, its mean, and a row's
+    factors.
+
+    Parameters: by site its name with ``_concentration`` and ``_rate``, or ``_loc`` and ``_scale_tril`` (``_scale`` of
+    the mean), of the site's shape. They start at principal components of the data, with what is not seen at the mean of
+    its column.
+
+    Args:
+        data, num_factors, seen, noise_by_column: as in :func:`model`.
+        **prior: the model's prior; not used.
+
+    Raises:
+        DataError: as :func:`model` does.
+
+    Source: Bishop 1999 (17)-(24).
+    """
+    _check(data, num_factors, seen, noise_by_column)
+    begin = functools.cache(lambda: _principal(data, num_factors, seen, noise_by_column))
+    with pyro.plate("factors", num_factors, dim=-1):
+        _gamma("relevance", begin)
+    columns, rows = pyro.plate("columns", data.shape[1], dim=-1), pyro.plate("rows", len(data), dim=-2)
+    with columns if noise_by_column else nullcontext():
+        _gamma("noise_precision", begin)
+    with columns:
+        _normal("loading", begin)
+        loc = pyro.param("mean_loc", lambda: begin()["mean"].loc)
+        scale = pyro.param("mean_scale", lambda: begin()["mean"].scale, constraint=constraints.positive)
+        pyro.sample("mean", dist.Normal(loc, scale))
+    with rows:
+        _normal("factor", begin)
+
+
+def _gamma(name: str, begin: Callable[[], dict[str, Any]]) -> None:
+    """A site with a Gamma factor."""
+
+    def param(key: str) -> Tensor:
+        found: Tensor = pyro.param(
+            f"{name}_{key}", lambda: getattr(begin()[name], key).clone(), constraint=constraints.positive
+        )
+        return found
+
+    pyro.sample(name, dist.Gamma(param("concentration"), param("rate")))
+
+
+def _normal(name: str, begin: Callable[[], dict[str, Any]]) -> None:
+    """A site with a multivariate normal factor."""
+    loc = pyro.param(f"{name}_loc", lambda: begin()[name].loc.clone())
+    scale_tril = pyro.param(
+        f"{name}_scale_tril", lambda: begin()[name].scale_tril.clone(), constraint=constraints.lower_cholesky
+    )
+    pyro.sample(name, dist.MultivariateNormal(loc, scale_tril=scale_tril))
+
+
+def _principal(data: Tensor, num_factors: int, seen: Tensor | None, by_column: bool) -> dict[str, Any]:
+    """Factors of all sites at principal components; those of ``factor`` given the loadings, of shape ``[N, 1, K]``."""
+    center, _ = column_moments(data, seen)
+    filled = data - center if seen is None else torch.where(seen, data - center, 0.0)
+    _, sizes, axes = torch.linalg.svd(filled, full_matrices=False)
+    loading = axes[:num_factors].mT * sizes[:num_factors] / len(data) ** 0.5
+    residual = (filled - filled @ axes[:num_factors].mT @ axes[:num_factors]).square().mean(0)
+    noise = residual.clamp_min(1e-3 * filled.square().mean(0))
+    noise = noise if by_column else noise.mean()
+    weighted = loading / noise.expand(len(center)).unsqueeze(-1)
+    covariance = torch.linalg.inv(weighted.mT @ loading + torch.eye(loading.shape[1]).to(loading))
+    places = (filled @ weighted @ covariance).unsqueeze(1)
+    factor = dist.MultivariateNormal(places, covariance.expand(len(data), 1, -1, -1))
+    return {**start(data, loading, noise, seen=seen), "factor": factor}
 
 
 def _shared() -> Any:

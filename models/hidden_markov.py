@@ -23,14 +23,16 @@ import pyro.distributions as dist
 import torch
 from pyro import poutine
 from torch import Tensor
+from torch.distributions import constraints
 
 from pyro_latent.errors import DataError
 from pyro_latent.models.arguments import Guided, check_data
+from pyro_latent.models.gmm.bayesian import guide_components
 from pyro_latent.models.gmm.densities import normal_of_component, sample_components
 from pyro_latent.models.gmm.priors import Covariance, Prior, complete_priors
 from pyro_latent.values import kind_of
 
-__all__ = ["Smoothed", "best_path", "model", "smooth"]
+__all__ = ["Smoothed", "best_path", "guide", "model", "smooth"]
 
 Array = npt.NDArray[np.float64]
 
@@ -74,7 +76,7 @@ def model(
     _check_lengths(lengths, sequences)
     count, steps, _ = sequences.shape
     priors = complete_priors(
-        sequences[torch.arange(steps) < lengths.unsqueeze(-1)] if lengths is not None else sequences.flatten(0, 1),
+        _vectors(sequences, lengths),
         num_states,
         covariance,
         mean_precision_prior=mean_precision_prior,
@@ -100,6 +102,50 @@ def model(
                     state = pyro.sample(f"state_{t}", dist.Categorical(probs), infer={"enumerate": "parallel"})
                 emitted = normal_of_component(mean, precision, state, covariance)
                 pyro.sample(f"obs_{t}", emitted, obs=sequences[:, t])
+
+
+def guide(
+    sequences: Tensor,
+    num_states: int,
+    *,
+    lengths: Tensor | None = None,
+    covariance: Covariance = "full",
+    startprob_prior: Prior = None,
+    transmat_prior: Prior = None,
+    **priors: Prior,
+) -> None:
+    """Guide q(initial) q(transition) q(mean, precision) for ``SVI`` with ``TraceEnum_ELBO``, which sums the states out.
+
+    Parameters: ``initial_concentration`` ``[K]``, ``transition_concentration`` ``[K, K]``, which start at the prior and
+    the vectors shared out evenly, and those of the emissions in :func:`~pyro_latent.models.gmm.guide`.
+
+    Args:
+        sequences, num_states, lengths, covariance: as in :func:`model`.
+        startprob_prior, transmat_prior, **priors: the model's priors.
+
+    Raises:
+        DataError, ValueError: as :func:`model` does.
+
+    Source: MacKay 1997, §4.
+    """
+    check_data("sequences", sequences, "[S, T, D]", "Write sequence.unsqueeze(0) for one sequence.")
+    _check_lengths(lengths, sequences)
+    even = sequences.new_full((num_states,), 1 / num_states)
+    first = pyro.param("initial_concentration", lambda: len(sequences) * even + even, constraint=constraints.positive)
+    pairs = sequences.shape[0] * (sequences.shape[1] - 1) / num_states
+    rows = (pairs * even + even).expand(num_states, -1).clone()
+    moves = pyro.param("transition_concentration", rows, constraint=constraints.positive)
+    pyro.sample("initial", dist.Dirichlet(first))
+    with pyro.plate("states", num_states):
+        pyro.sample("transition", dist.Dirichlet(moves))
+    guide_components(_vectors(sequences, lengths), num_states, covariance=covariance, **priors)
+
+
+def _vectors(sequences: Tensor, lengths: Tensor | None) -> Tensor:
+    """The vectors of all sequences that count, ``[N, D]``."""
+    if lengths is None:
+        return sequences.flatten(0, 1)
+    return sequences[torch.arange(sequences.shape[1], device=sequences.device) < lengths.unsqueeze(-1)]
 
 
 def _check_lengths(lengths: Tensor | None, sequences: Tensor) -> None:

@@ -13,8 +13,14 @@ Source: MacKay 1992, "Bayesian interpolation"; Tipping 2001 for ``ard``; Bishop 
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+from contextlib import nullcontext
+from typing import NamedTuple
+
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -22,7 +28,7 @@ from pyro_latent.errors import DataError, check_choice
 from pyro_latent.models.arguments import check_data
 from pyro_latent.values import kind_of
 
-__all__ = ["joint_sites", "model"]
+__all__ = ["guide", "joint_sites", "model"]
 
 
 def model(
@@ -74,6 +80,90 @@ def model(
         mean = mean + pyro.sample("intercept", dist.ImproperUniform(constraints.real, (), ()))
     with pyro.plate("data", len(target)):
         pyro.sample("target", dist.Normal(mean, noise.rsqrt()), obs=target)
+
+
+def guide(
+    features: Tensor,
+    target: Tensor,
+    *,
+    ard: bool = False,
+    relative: bool = False,
+    intercept: bool = True,
+    center: Tensor | None = None,
+    alpha_1: float = 1e-6,
+    alpha_2: float = 1e-6,
+    lambda_1: float = 1e-6,
+    lambda_2: float = 1e-6,
+) -> None:
+    """Mean-field guide for ``SVI``: Gamma precisions, a multivariate normal of the weights, a normal intercept.
+
+    Parameters: ``weights_loc`` ``[D]``, ``weights_scale_tril`` ``[D, D]``, ``intercept_loc`` and ``intercept_scale``,
+    ``noise_precision_concentration`` and ``noise_precision_rate``, and those of ``weight_precision``, ``[D]`` with
+    ``ard``. They start at least squares.
+
+    Args:
+        features, target, ard, relative, intercept, center: as in :func:`model`.
+        alpha_1, alpha_2, lambda_1, lambda_2: the model's prior.
+
+    Raises:
+        DataError: as :func:`model` does.
+
+    Source: Bishop 2006 (10.93)-(10.103).
+    """
+    _check(features, target, ard, relative, intercept)
+    start = functools.cache(lambda: _least_squares(features, target, intercept, center))
+    count, half = len(target), features.new_tensor(0.5)
+    _gamma("noise_precision", lambda: alpha_1 + count * half, lambda: alpha_2 + count * half * start().variance)
+
+    def relevance() -> Tensor:
+        squares = start().weights.square() / (start().variance if relative else 1.0) + start().covariance.diagonal()
+        return lambda_2 + half * (squares if ard else squares.sum())
+
+    def shape() -> Tensor:
+        return lambda_1 + (half.expand(features.shape[1]) if ard else features.shape[1] * half)
+
+    with pyro.plate("features", features.shape[1]) if ard else nullcontext():
+        _gamma("weight_precision", shape, relevance)
+    loc = pyro.param("weights_loc", lambda: start().weights)
+    scale_tril = pyro.param(
+        "weights_scale_tril",
+        lambda: torch.linalg.cholesky(start().covariance),
+        constraint=constraints.lower_cholesky,
+    )
+    pyro.sample("weights", dist.MultivariateNormal(loc, scale_tril=scale_tril))
+    if intercept:
+        place = pyro.param("intercept_loc", lambda: start().intercept)
+        scale = pyro.param(
+            "intercept_scale", lambda: (start().variance / count).sqrt(), constraint=constraints.positive
+        )
+        pyro.sample("intercept", dist.Normal(place, scale))
+
+
+class _Fit(NamedTuple):
+    """Weights ``[D]`` with their covariance ``[D, D]``, the intercept, and the variance of the residuals."""
+
+    weights: Tensor
+    covariance: Tensor
+    intercept: Tensor
+    variance: Tensor
+
+
+def _least_squares(features: Tensor, target: Tensor, intercept: bool, center: Tensor | None) -> _Fit:
+    """Least squares, with a thousandth of the features' spread on the diagonal, so that there is one solution."""
+    x = features if center is None else features - center
+    middle, level = (x.mean(0), target.mean()) if intercept else (torch.zeros_like(x[0]), target.new_zeros(()))
+    inner, own = x - middle, target - level
+    gram = inner.mT @ inner
+    gram = gram + (1e-3 * gram.diagonal().mean() + 1e-12) * torch.eye(x.shape[1]).to(x)
+    weights = torch.linalg.solve(gram, inner.mT @ own)
+    variance = (own - inner @ weights).square().mean().clamp_min(1e-6 * own.square().mean() + 1e-12)
+    return _Fit(weights, variance * torch.linalg.inv(gram), level - middle @ weights, variance)
+
+
+def _gamma(name: str, concentration: Callable[[], Tensor], rate: Callable[[], Tensor]) -> None:
+    """A site with a Gamma factor."""
+    shape = pyro.param(f"{name}_concentration", concentration, constraint=constraints.positive)
+    pyro.sample(name, dist.Gamma(shape, pyro.param(f"{name}_rate", rate, constraint=constraints.positive)))
 
 
 def joint_sites(*, relative: bool = False, intercept: bool = True) -> list[tuple[str, ...]]:

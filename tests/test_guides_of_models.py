@@ -19,9 +19,21 @@ from test_models import Posteriors, mixture_elbo
 from torch import Tensor
 
 import pyro_latent.models
-from pyro_latent import CAVI, EM, AutoConjugate, DataError, ModelError
+from pyro_latent import CAVI, EM, AutoConjugate, DataError, ModelError, distributions
 from pyro_latent.gradient.elbos import AnalyticKLELBO
-from pyro_latent.models import bivariate_gaussian, gmm, hmm, lda, normal_gamma, restricted_q, three_coins, two_modes
+from pyro_latent.models import (
+    bivariate_gaussian,
+    gmm,
+    hidden_markov,
+    hmm,
+    lda,
+    normal_gamma,
+    regression,
+    restricted_q,
+    three_coins,
+    two_modes,
+)
+from pyro_latent.models import factors as factor_analysis
 
 BLOCK = ("mean", "precision")
 COVARIANCES: tuple[gmm.Covariance, ...] = ("full", "diagonal")
@@ -220,6 +232,73 @@ def test_two_normals_reach_coordinate_ascent(pair: Pair) -> None:
     assert -1e-9 < best - bound_at(pair.model, normals("first", "second"), *pair.args) < 0.1
 
 
+def factors_of(guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
+    """What the guide draws each site from."""
+    with torch.no_grad():
+        nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
+    return {
+        n: node["fn"]
+        for n, node in nodes.items()
+        if node["type"] == "sample"
+        and not n.startswith("_")
+        and type(node["fn"]).__name__ not in ("_Subsample", "CategoricalParams")
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"ard": True}, {"relative": True, "intercept": False}], ids=str)
+def test_a_regression_reaches_coordinate_ascent(options: dict[str, bool]) -> None:
+    """In 300 steps, to half a nat."""
+    x = torch.randn(60, 3, dtype=torch.float64)
+    y = x @ torch.tensor([1.0, -2.0, 0.1], dtype=torch.float64) + 0.5 * torch.randn(60, dtype=torch.float64)
+    more: dict[str, Any] = options | dict.fromkeys(("alpha_1", "alpha_2", "lambda_1", "lambda_2"), 1.0)
+
+    def model(x: Tensor) -> None:
+        regression.model(x, y, **more)
+
+    best = CAVI(model, AutoConjugate(model)).run(x, max_steps=300).elbo[-1].item()
+    trained(regression.model, regression.guide, Trace_ELBO(), 300, 0.02, x, y, **more)
+    q = factors_of(regression.guide, x, y, **more)
+    assert -1e-6 < best - bound_at(model, q, x) < 0.5
+
+
+@pytest.mark.parametrize("by_column", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_factors_reach_coordinate_ascent(by_column: bool) -> None:
+    """In 400 steps, to a nat, of a table with holes."""
+    loading = torch.tensor([[2.0, 0.0], [1.0, 1.0], [0.0, 2.0], [1.0, -1.0]], dtype=torch.float64)
+    x = torch.randn(50, 2, dtype=torch.float64) @ loading.mT + 0.5 * torch.randn(50, 4, dtype=torch.float64)
+    seen = torch.rand(50, 4) < 0.9
+    more: dict[str, Any] = {"seen": seen, "noise_by_column": by_column}
+    trained(factor_analysis.model, factor_analysis.guide, Trace_ELBO(), 400, 0.02, x, 1, **more)
+    q = factors_of(factor_analysis.guide, x, 1, **more)
+
+    def model(x: Tensor) -> None:
+        factor_analysis.model(x, 1, **more)
+
+    best = CAVI(model, AutoConjugate(model, init=q)).run(x, max_steps=300).elbo[-1].item()
+    assert -1e-6 < best - bound_at(model, q, x) < 1
+
+
+def test_a_hidden_markov_model_reaches_coordinate_ascent(old_faithful: Tensor) -> None:
+    """In 100 steps, to a nat of the bound that coordinate ascent reaches from where they end."""
+    sequences = ((old_faithful - old_faithful.mean(0)) / old_faithful.std(0))[:60].reshape(6, 10, 2)
+    trained(hidden_markov.model, hidden_markov.guide, ENUMERATED, 100, 0.03, sequences, 2)
+    q = factors_of(hidden_markov.guide, sequences, 2)
+    joint = {"initial": q["initial"], "transition": q["transition"]}
+
+    def model() -> None:
+        hidden_markov.model(sequences, 2)
+
+    found = stored()
+    root = found["precision_scale_tril"]
+    emissions = distributions.NormalWishart(
+        found["mean_loc"], found["mean_precision_scaling"], found["precision_df"], root @ root.mT
+    )
+    guide = AutoConjugate(model, init={**joint, BLOCK: emissions}, blocks=[BLOCK])
+    best = CAVI(model, guide).run(max_steps=300).elbo[-1].item()
+    losses = [ENUMERATED.loss(hidden_markov.model, hidden_markov.guide, sequences, 2) for _ in range(50)]
+    assert -sum(losses) / 50 == pytest.approx(best, abs=1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("factorised", [True, False])
 def test_the_restricted_guide_reaches_em(factorised: bool) -> None:
@@ -287,6 +366,6 @@ def test_every_module_with_a_model_has_a_guide_that_the_package_names() -> None:
     names = [module.name for module in pkgutil.iter_modules(pyro_latent.models.__path__)]
     modules = {name: importlib.import_module(f"pyro_latent.models.{name}") for name in names}
     with_model = {name for name, module in modules.items() if hasattr(module, "model") and name != "vae"}
-    assert len(with_model) == 8 and all(hasattr(modules[name], "guide") for name in with_model)
+    assert len(with_model) == 11 and all(hasattr(modules[name], "guide") for name in with_model)
     text = pyro_latent.models.__doc__
     assert text is not None and all(f"``{name}.guide``" in text for name in with_model)

@@ -239,11 +239,22 @@ def guide(
         "weight_concentration", lambda: start()[0].concentration, constraint=constraints.positive
     )
     pyro.sample("weights", dist.Dirichlet(concentration))
+    _sample_factors(start, num_components, data.shape[-1], covariance)
+
+
+def guide_components(data: Tensor, num_components: int, *, covariance: Covariance = "full", **priors: Prior) -> None:
+    """The factors q(mean, precision) of :func:`guide` alone, with its parameters of these names."""
+    start = functools.cache(lambda: _start(data, num_components, covariance=covariance, **priors))
+    _sample_factors(start, num_components, data.shape[-1], covariance)
+
+
+def _sample_factors(start: Start, num_components: int, width: int, covariance: Covariance) -> None:
+    """Sites ``precision`` and ``mean`` of a guide, whose parameters start at the second of ``start()``."""
     loc = pyro.param("mean_loc", lambda: start()[1].loc)
     scaling = pyro.param("mean_precision_scaling", lambda: _scaling(start), constraint=constraints.positive)
     with pyro.plate("components", num_components):
         if covariance == "full":
-            precision = pyro.sample("precision", _wishart(start, data.shape[-1]))
+            precision = pyro.sample("precision", _wishart(start, width))
             pyro.sample("mean", normal(loc, scaling[:, None, None] * precision, covariance))
         else:
             precision = pyro.sample("precision", _gammas(start))
