@@ -36,8 +36,20 @@ def read(file: Run, identify: Callable[[], dict[str, Any]]) -> tuple[dict[str, A
         return {}, None
     identity, content = identify(), file.read()
     if content is not None:
-        check_identity(identity, content["identity"])
+        try:
+            check_identity(identity, content["identity"])
+        except PyroLatentError:
+            raise
+        except Exception as error:  # what a foreign state breaks has no common class
+            raise _foreign(error) from None
     return identity, content
+
+
+def _foreign(error: Exception) -> CheckpointError:
+    return CheckpointError(
+        f"Expected the state of coordinate ascent in the checkpoint; got another: {error!r}. Delete the file, or name "
+        "another."
+    )
 
 
 def restore(guide: AutoConjugate, steps: Steps, content: Mapping[str, Any], progress: Progress | None = None) -> None:
@@ -69,10 +81,7 @@ def restore(guide: AutoConjugate, steps: Steps, content: Mapping[str, Any], prog
         raise
     except Exception as error:  # what a foreign state breaks has no common class
         restore_random_state(before)
-        raise CheckpointError(
-            f"Expected the state of coordinate ascent in the checkpoint; got another: {error!r}. "
-            "Delete the file, or name another."
-        ) from None
+        raise _foreign(error) from None
 
 
 __all__ = ["content_of", "restore"]
