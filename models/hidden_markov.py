@@ -121,7 +121,8 @@ def guide(
 
     Args:
         sequences, num_states, lengths, covariance: as in :func:`model`.
-        startprob_prior, transmat_prior, **priors: the model's priors.
+        startprob_prior, transmat_prior: the model's priors of the chain.
+        **priors: those of the emissions.
 
     Raises:
         DataError, ValueError: as :func:`model` does.
