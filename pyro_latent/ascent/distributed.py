@@ -168,12 +168,12 @@ def join(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule
     _check_shards(ranks, prepared.program)
     ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program))
     ranks.agreed(lambda: _start(guide, arguments, schedule, prepared) if ranks.is_first else None)
-    _take_on(ranks, guide, arguments, 0, [rank for rank in range(1, ranks.size)])
+    _take_on(ranks, guide, arguments, 0, range(1, ranks.size))
     pairs = ranks.gathered(guide.posterior_state.pairs)
     if any(own != pairs[0] for own in pairs):  # each adds those of its joint normal blocks
         for rank in range(1, ranks.size):
             _take_on(ranks, guide, arguments, rank - 1, [rank])
-        _take_on(ranks, guide, arguments, ranks.size - 1, list(range(ranks.size - 1)))
+        _take_on(ranks, guide, arguments, ranks.size - 1, range(ranks.size - 1))
 
 
 def _check_fixed(guide: AutoConjugate, arguments: ModelArguments, program: Program) -> None:

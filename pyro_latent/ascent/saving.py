@@ -84,4 +84,4 @@ def restore(guide: AutoConjugate, steps: Steps, content: Mapping[str, Any], prog
         raise _foreign(error) from None
 
 
-__all__ = ["content_of", "restore"]
+__all__ = ["content_of", "read", "restore"]

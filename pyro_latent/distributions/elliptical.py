@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 
 from ..errors import ArgumentError
+from ..values import broadcast_shapes
 
 
 class Elliptical(dist.TorchDistribution):
@@ -48,7 +49,7 @@ class Elliptical(dist.TorchDistribution):
                 f"Expected radius to be a reparameterised distribution of scalars; got {radius}. "
                 "Use one with has_rsample and an empty event shape."
             )
-        batch = torch.broadcast_shapes(loc.shape[:-1], scale_tril.shape[:-2], radius.batch_shape)
+        batch = broadcast_shapes(loc.shape[:-1], scale_tril.shape[:-2], radius.batch_shape)
         self.loc = loc.expand(batch + loc.shape[-1:])
         self.scale_tril = scale_tril.expand(batch + scale_tril.shape[-2:])
         self.radius = radius.expand(batch)

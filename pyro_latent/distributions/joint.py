@@ -14,6 +14,8 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
+from ..values import broadcast_shapes
+
 Pair = tuple[Tensor, Tensor]
 
 
@@ -119,7 +121,7 @@ class NormalWishart(MeanPrecision):
         *,
         validate_args: bool | None = None,
     ) -> None:
-        batch = torch.broadcast_shapes(loc.shape[:-1], precision_scaling.shape, df.shape, covariance_matrix.shape[:-2])
+        batch = broadcast_shapes(loc.shape[:-1], precision_scaling.shape, df.shape, covariance_matrix.shape[:-2])
         self.loc = loc.expand(batch + loc.shape[-1:])
         self.precision_scaling = precision_scaling.expand(batch)
         self.df = df.expand(batch)

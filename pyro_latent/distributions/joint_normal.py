@@ -15,6 +15,7 @@ from torch.distributions import constraints
 
 from ..errors import ArgumentError
 from ..settings import check_memory
+from ..values import broadcast_shapes
 from .elimination import Elimination, Factorization
 
 
@@ -243,7 +244,7 @@ class SiteGiven(TorchDistribution):
         pairs = joint.plans.pairs
         self.site = pairs.parts[pairs.order[turn]]
         if batch_shape is None:
-            batch_shape = torch.broadcast_shapes(Size(), *self._outer()) + self.site.batch_shape
+            batch_shape = broadcast_shapes(Size(), *self._outer()) + self.site.batch_shape
         super().__init__(batch_shape, self.site.event_shape, validate_args=False)
 
     @property
@@ -296,7 +297,7 @@ class SiteGiven(TorchDistribution):
     def log_prob(self, value: Tensor) -> Tensor:
         """Log densities of the site's batch shape, with the draws on the left."""
         factor, parts = self.joint._in_turn
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
+        shape = broadcast_shapes(value.shape, self.batch_shape + self.event_shape)
         lead = shape[: len(shape) - len(self.site.shape)]
         values = self._values(lead)
         values[:, self.site.elements] = self._by_start(

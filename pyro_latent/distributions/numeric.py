@@ -19,6 +19,7 @@ from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
 from ..errors import ArgumentError
+from ..values import broadcast_shapes
 from .inverse_cdf import InverseCDF, Parameter, open_uniform
 from .quadrature import Panels, integrate, mesh, rule
 
@@ -158,7 +159,7 @@ class NumericInverseCDF(InverseCDF):
 
     def _flat(self, value: Tensor) -> tuple[Tensor, Size]:
         """Float64 values ``[S, *batch]``, and the shape that they had with the batch's."""
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast_shapes(value.shape, self.batch_shape)
         return value.double().expand(shape).reshape(-1, *self.batch_shape), shape
 
     def _cumulative(self, value: Tensor) -> tuple[Tensor, Tensor]:

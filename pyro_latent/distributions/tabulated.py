@@ -12,6 +12,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..values import broadcast_shapes
 from .inverse_cdf import open_uniform
 from .panels import line_of, log_weights_of, nodes_of, rule_of_panels, to_coefficients
 from .quadrature import NUM_NODES
@@ -140,7 +141,7 @@ class Tabulated(TorchDistribution):
 
     def log_density_at(self, place: Tensor) -> Tensor:
         """The log density on the line at places ``[..., *batch]``; beyond the panels, on a straight line."""
-        shape = torch.broadcast_shapes(place.shape, self.batch_shape)
+        shape = broadcast_shapes(place.shape, self.batch_shape)
         flat = place.expand(shape).reshape(-1, *self.batch_shape)
         is_grid = self._count != NUM_NODES
         share, values = self._read_grid(flat) if is_grid else self._read_panels(flat)
@@ -183,7 +184,7 @@ class Tabulated(TorchDistribution):
         return (steps - first) / NUM_NODES, self._picked(windows, first)
 
     def cdf(self, value: Tensor) -> Tensor:
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast_shapes(value.shape, self.batch_shape)
         place = self.transform.inv(value.double()).expand(shape).reshape(-1, *self.batch_shape)
         return self._in_panels._cumulative(place).reshape(shape).to(self.left.dtype)
 
@@ -196,7 +197,7 @@ class Tabulated(TorchDistribution):
         """The quantiles on the line, float64, of probabilities ``[..., *batch]``, by Newton's steps in a bracket."""
         if self._in_panels is not self:
             return self._in_panels.places_at(value)
-        shape = torch.broadcast_shapes(value.shape, self.batch_shape)
+        shape = broadcast_shapes(value.shape, self.batch_shape)
         probability = value.double().expand(shape).reshape(-1, *self.batch_shape)
         masses = self._panel_masses()
         cumulative = masses.cumsum(-1)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from ..values import broadcast_shapes
+
 
 def symmetrise(matrix: Tensor) -> Tensor:
     """The symmetric part of ``matrix``."""
@@ -69,5 +71,5 @@ def matvec(matrix: Tensor, vector: Tensor) -> Tensor:
 def expand_batch(fields: Mapping[str, Tensor], event_dims: Mapping[str, int]) -> dict[str, Tensor]:
     """Expand the fields to their common batch shape; ``event_dims`` counts the dimensions at the right of each."""
     split = {name: value.dim() - event_dims[name] for name, value in fields.items()}
-    batch = torch.broadcast_shapes(*(value.shape[: split[name]] for name, value in fields.items()))
+    batch = broadcast_shapes(*(value.shape[: split[name]] for name, value in fields.items()))
     return {name: value.expand(batch + value.shape[split[name] :]) for name, value in fields.items()}
