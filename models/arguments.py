@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -18,7 +18,20 @@ from torch.distributions import constraints
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.values import is_floating, kind_of
 
-__all__ = ["Guided", "check_data", "check_finite", "expected_log", "normal_factor", "probabilities", "relative_scale"]
+__all__ = [
+    "Guided",
+    "check_data",
+    "check_finite",
+    "expected_log",
+    "gamma_factor",
+    "multivariate_normal_factor",
+    "normal_factor",
+    "probabilities",
+    "relative_scale",
+]
+
+#: Where a parameter starts, or what gives it once the parameter is new.
+Start: TypeAlias = Tensor | Callable[[], Tensor]
 
 
 def check_data(name: str, value: Any, shape: str, advice: str, least: int = 1) -> None:
@@ -103,7 +116,21 @@ class Guided(Messenger):
             )
 
 
-def normal_factor(name: str, loc: Tensor, scale: Tensor) -> None:
+def normal_factor(name: str, loc: Start, scale: Start) -> None:
     """A normal site of a guide, whose parameters ``{name}_loc`` and ``{name}_scale`` start at these."""
     mean = pyro.param(f"{name}_loc", loc)
     pyro.sample(name, dist.Normal(mean, pyro.param(f"{name}_scale", scale, constraint=constraints.positive)))
+
+
+def multivariate_normal_factor(name: str, loc: Start, scale_tril: Start) -> None:
+    """A multivariate normal site of a guide; ``{name}_loc`` and ``{name}_scale_tril`` start at these."""
+    mean = pyro.param(f"{name}_loc", loc)
+    root = pyro.param(f"{name}_scale_tril", scale_tril, constraint=constraints.lower_cholesky)
+    pyro.sample(name, dist.MultivariateNormal(mean, scale_tril=root))
+
+
+def gamma_factor(name: str, concentration: Start, rate: Start) -> Tensor:
+    """A Gamma site of a guide, and its draw; ``{name}_concentration`` and ``{name}_rate`` start at these."""
+    shape = pyro.param(f"{name}_concentration", concentration, constraint=constraints.positive)
+    speed = pyro.param(f"{name}_rate", rate, constraint=constraints.positive)
+    return pyro.sample(name, dist.Gamma(shape, speed))

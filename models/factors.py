@@ -22,10 +22,9 @@ import pyro
 import pyro.distributions as dist
 import torch
 from torch import Tensor
-from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, check_choice, check_count
-from pyro_latent.models.arguments import check_data
+from pyro_latent.models.arguments import check_data, gamma_factor, multivariate_normal_factor, normal_factor
 from pyro_latent.values import kind_of
 
 __all__ = ["guide", "model", "start"]
@@ -115,39 +114,26 @@ def guide(
     """
     _check(data, num_factors, seen, noise_by_column)
     begin = functools.cache(lambda: _principal(data, num_factors, seen, noise_by_column))
+
+    def at(name: str, *parameters: str) -> list[Callable[[], Tensor]]:
+        return [functools.partial(_own, begin, name, parameter) for parameter in parameters]
+
     with pyro.plate("factors", num_factors, dim=-1):
-        _gamma("relevance", begin)
+        gamma_factor("relevance", *at("relevance", "concentration", "rate"))
     columns, rows = pyro.plate("columns", data.shape[1], dim=-1), pyro.plate("rows", len(data), dim=-2)
     with columns if noise_by_column else nullcontext():
-        _gamma("noise_precision", begin)
+        gamma_factor("noise_precision", *at("noise_precision", "concentration", "rate"))
     with columns:
-        _normal("loading", begin)
-        loc = pyro.param("mean_loc", lambda: begin()["mean"].loc)
-        scale = pyro.param("mean_scale", lambda: begin()["mean"].scale, constraint=constraints.positive)
-        pyro.sample("mean", dist.Normal(loc, scale))
+        multivariate_normal_factor("loading", *at("loading", "loc", "scale_tril"))
+        normal_factor("mean", *at("mean", "loc", "scale"))
     with rows:
-        _normal("factor", begin)
+        multivariate_normal_factor("factor", *at("factor", "loc", "scale_tril"))
 
 
-def _gamma(name: str, begin: Callable[[], dict[str, Any]]) -> None:
-    """A site with a Gamma factor."""
-
-    def param(key: str) -> Tensor:
-        found: Tensor = pyro.param(
-            f"{name}_{key}", lambda: getattr(begin()[name], key).clone(), constraint=constraints.positive
-        )
-        return found
-
-    pyro.sample(name, dist.Gamma(param("concentration"), param("rate")))
-
-
-def _normal(name: str, begin: Callable[[], dict[str, Any]]) -> None:
-    """A site with a multivariate normal factor."""
-    loc = pyro.param(f"{name}_loc", lambda: begin()[name].loc.clone())
-    scale_tril = pyro.param(
-        f"{name}_scale_tril", lambda: begin()[name].scale_tril.clone(), constraint=constraints.lower_cholesky
-    )
-    pyro.sample(name, dist.MultivariateNormal(loc, scale_tril=scale_tril))
+def _own(begin: Callable[[], dict[str, Any]], name: str, parameter: str) -> Tensor:
+    """A parameter of a site's distribution, with memory of its own."""
+    found: Tensor = getattr(begin()[name], parameter)
+    return found.clone()
 
 
 def _principal(data: Tensor, num_factors: int, seen: Tensor | None, by_column: bool) -> dict[str, Any]:

@@ -84,10 +84,7 @@ def model(
         degrees_of_freedom_prior=degrees_of_freedom_prior,
         covariance_prior=covariance_prior,
     )
-    start, move = (
-        torch.as_tensor(1 / num_states if prior is None else prior).to(sequences).expand(num_states)
-        for prior in (startprob_prior, transmat_prior)
-    )
+    start, move = (_concentrations(prior, num_states, sequences) for prior in (startprob_prior, transmat_prior))
     initial = pyro.sample("initial", dist.Dirichlet(start))
     with pyro.plate("states", num_states):
         transition = pyro.sample("transition", dist.Dirichlet(move))
@@ -131,15 +128,20 @@ def guide(
     """
     check_data("sequences", sequences, "[S, T, D]", "Write sequence.unsqueeze(0) for one sequence.")
     _check_lengths(lengths, sequences)
-    even = sequences.new_full((num_states,), 1 / num_states)
-    first = pyro.param("initial_concentration", lambda: len(sequences) * even + even, constraint=constraints.positive)
-    pairs = sequences.shape[0] * (sequences.shape[1] - 1) / num_states
-    rows = (pairs * even + even).expand(num_states, -1).clone()
+    start, move = (_concentrations(prior, num_states, sequences) for prior in (startprob_prior, transmat_prior))
+    count, steps, _ = sequences.shape
+    rows = (move + count * (steps - 1) / num_states**2).expand(num_states, -1).clone()
+    first = pyro.param("initial_concentration", start + count / num_states, constraint=constraints.positive)
     moves = pyro.param("transition_concentration", rows, constraint=constraints.positive)
     pyro.sample("initial", dist.Dirichlet(first))
     with pyro.plate("states", num_states):
         pyro.sample("transition", dist.Dirichlet(moves))
     guide_components(_vectors(sequences, lengths), num_states, covariance=covariance, **priors)
+
+
+def _concentrations(prior: Prior, num_states: int, like: Tensor) -> Tensor:
+    """Those of a Dirichlet over the states, ``[K]``."""
+    return torch.as_tensor(1 / num_states if prior is None else prior).to(like).expand(num_states)
 
 
 def _vectors(sequences: Tensor, lengths: Tensor | None) -> Tensor:

@@ -25,7 +25,7 @@ from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import ArgumentError, checked_call
 from pyro_latent.values import as_tensor
 
-from .arguments import check_data, check_finite, relative_scale
+from .arguments import check_data, check_finite, gamma_factor, normal_factor, relative_scale
 
 __all__ = [
     "guide",
@@ -228,10 +228,8 @@ def guide(x: Tensor, **prior: float | Tensor) -> None:
     """
     _check(x, **prior)
     start = functools.cache(lambda: _start(x))
-    loc = pyro.param("mean_loc", lambda: start().mean)
-    scale = pyro.param("mean_scale", lambda: (start().variance / len(x)).sqrt(), constraint=constraints.positive)
     _sample_precision(start)
-    pyro.sample("mean", dist.Normal(loc, scale))
+    normal_factor("mean", lambda: start().mean, lambda: (start().variance / len(x)).sqrt())
 
 
 def joint_guide(x: Tensor, **prior: float | Tensor) -> None:
@@ -273,9 +271,7 @@ def _start(x: Tensor) -> _Start:
 
 
 def _sample_precision(start: Callable[[], _Start]) -> Tensor:
-    concentration = pyro.param("precision_concentration", lambda: start().half, constraint=constraints.positive)
-    rate = pyro.param("precision_rate", lambda: start().half * start().variance, constraint=constraints.positive)
-    return pyro.sample("precision", dist.Gamma(concentration, rate))
+    return gamma_factor("precision", lambda: start().half, lambda: start().half * start().variance)
 
 
 def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> Summary:

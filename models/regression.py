@@ -14,7 +14,6 @@ Source: MacKay 1992, "Bayesian interpolation"; Tipping 2001 for ``ard``; Bishop 
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
 from contextlib import nullcontext
 from typing import NamedTuple
 
@@ -25,7 +24,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, check_choice
-from pyro_latent.models.arguments import check_data
+from pyro_latent.models.arguments import check_data, gamma_factor, multivariate_normal_factor, normal_factor
 from pyro_latent.values import kind_of
 
 __all__ = ["guide", "joint_sites", "model"]
@@ -113,7 +112,7 @@ def guide(
     _check(features, target, ard, relative, intercept)
     start = functools.cache(lambda: _least_squares(features, target, intercept, center))
     count, half = len(target), features.new_tensor(0.5)
-    _gamma("noise_precision", lambda: alpha_1 + count * half, lambda: alpha_2 + count * half * start().variance)
+    gamma_factor("noise_precision", lambda: alpha_1 + count * half, lambda: alpha_2 + count * half * start().variance)
 
     def relevance() -> Tensor:
         squares = start().weights.square() / (start().variance if relative else 1.0) + start().covariance.diagonal()
@@ -123,20 +122,10 @@ def guide(
         return lambda_1 + (half.expand(features.shape[1]) if ard else features.shape[1] * half)
 
     with pyro.plate("features", features.shape[1]) if ard else nullcontext():
-        _gamma("weight_precision", shape, relevance)
-    loc = pyro.param("weights_loc", lambda: start().weights)
-    scale_tril = pyro.param(
-        "weights_scale_tril",
-        lambda: torch.linalg.cholesky(start().covariance),
-        constraint=constraints.lower_cholesky,
-    )
-    pyro.sample("weights", dist.MultivariateNormal(loc, scale_tril=scale_tril))
+        gamma_factor("weight_precision", shape, relevance)
+    multivariate_normal_factor("weights", lambda: start().weights, lambda: torch.linalg.cholesky(start().covariance))
     if intercept:
-        place = pyro.param("intercept_loc", lambda: start().intercept)
-        scale = pyro.param(
-            "intercept_scale", lambda: (start().variance / count).sqrt(), constraint=constraints.positive
-        )
-        pyro.sample("intercept", dist.Normal(place, scale))
+        normal_factor("intercept", lambda: start().intercept, lambda: (start().variance / count).sqrt())
 
 
 class _Fit(NamedTuple):
@@ -158,12 +147,6 @@ def _least_squares(features: Tensor, target: Tensor, intercept: bool, center: Te
     weights = torch.linalg.solve(gram, inner.mT @ own)
     variance = (own - inner @ weights).square().mean().clamp_min(1e-6 * own.square().mean() + 1e-12)
     return _Fit(weights, variance * torch.linalg.inv(gram), level - middle @ weights, variance)
-
-
-def _gamma(name: str, concentration: Callable[[], Tensor], rate: Callable[[], Tensor]) -> None:
-    """A site with a Gamma factor."""
-    shape = pyro.param(f"{name}_concentration", concentration, constraint=constraints.positive)
-    pyro.sample(name, dist.Gamma(shape, pyro.param(f"{name}_rate", rate, constraint=constraints.positive)))
 
 
 def joint_sites(*, relative: bool = False, intercept: bool = True) -> list[tuple[str, ...]]:

@@ -273,7 +273,6 @@ def resumed(rank: int, size: int, folder: Path, groups: dict[int, Any]) -> dict[
 
     _, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path, callback=cut)
     found["cut"] = result.elbo
-    guide, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path, callback=cut)
     guide, result = fit(case, shard(case.data, rank, size), groups[size], checkpoint=path)
     found["resumed"] = {"elbo": result.elbo, "state": content(guide)}
     td.barrier()

@@ -15,6 +15,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
+from pyro.poutine.util import site_is_subsample
 from test_models import Posteriors, mixture_elbo
 from torch import Tensor
 
@@ -236,13 +237,7 @@ def factors_of(guide: Program, *args: Any, **kwargs: Any) -> dict[str, Any]:
     """What the guide draws each site from."""
     with torch.no_grad():
         nodes = poutine.trace(guide).get_trace(*args, **kwargs).nodes
-    return {
-        n: node["fn"]
-        for n, node in nodes.items()
-        if node["type"] == "sample"
-        and not n.startswith("_")
-        and type(node["fn"]).__name__ not in ("_Subsample", "CategoricalParams")
-    }
+    return {n: node["fn"] for n, node in nodes.items() if node["type"] == "sample" and not site_is_subsample(node)}
 
 
 @pytest.mark.parametrize("options", [{}, {"ard": True}, {"relative": True, "intercept": False}], ids=str)

@@ -124,14 +124,21 @@ class Estimator(BaseEstimator):
         Raises:
             ModelError: if this estimator was unpickled, for the data of the fit is no part of a pickle.
         """
+        self._check_has_data("Call fit, or write pyro_latent.to_arviz(model, estimator.guide_, data, ...).")
+        options |= {"num_samples": num_samples, "seed": seed}
+        return to_arviz(self._drawable(), self.guide_, *self.model_args_, **options, **self.model_kwargs_)
+
+    def _check_has_data(self, advice: str) -> None:
+        """The estimator has been fitted, and still holds the data of the fit.
+
+        Raises:
+            ModelError: if it was unpickled: it says what to do.
+        """
         check_is_fitted(self)
         if not hasattr(self, "model_args_"):
             raise ModelError(
-                "Expected the estimator that was fitted; got an unpickled one, which does not have the data. Call "
-                "fit, or write pyro_latent.to_arviz(model, estimator.guide_, data, ...)."
+                "Expected the estimator that was fitted; got an unpickled one, which does not have the data. " + advice
             )
-        options |= {"num_samples": num_samples, "seed": seed}
-        return to_arviz(self._drawable(), self.guide_, *self.model_args_, **options, **self.model_kwargs_)
 
     def _drawable(self) -> Callable[..., Any]:
         """The model as a program that can be run without its guide."""

@@ -19,7 +19,6 @@ from pyro_latent.errors import (
     ArgumentError,
     DataError,
     ElboDecreaseError,
-    ModelError,
     check_choice,
     check_count,
     is_count,
@@ -259,11 +258,7 @@ class HiddenMarkovModel(DensityMixin, Estimator):
         Raises:
             ModelError: if this estimator was unpickled, for the data of the fit is no part of a pickle.
         """
-        check_is_fitted(self)
-        if not hasattr(self, "model_args_"):
-            raise ModelError(
-                "Expected the estimator that was fitted; got an unpickled one, which does not have the data. Call fit."
-            )
+        self._check_has_data("Call fit.")
         initial, transition, emission = self._factors
         start = {"initial": initial, "transition": transition, ("mean", "precision"): emission}
         guide = AutoConjugate(hidden_markov.model, blocks=[("mean", "precision")], init=start)
