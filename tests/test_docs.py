@@ -26,7 +26,8 @@ DOCS = ROOT / "docs"
 REMOTE = ("http:", "https:", "//")
 
 needs_sphinx = pytest.mark.skipif(
-    any(importlib.util.find_spec(name) is None for name in ("sphinx", "myst_parser")), reason="needs the extra docs"
+    any(importlib.util.find_spec(name) is None for name in ("furo", "myst_parser", "sphinx_copybutton")),
+    reason="needs the extra docs",
 )
 
 
@@ -74,7 +75,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def pages(site: Path) -> dict[Path, Page]:
     """The built pages, but for Sphinx's own index and search and the listings of source code."""
     own = ("genindex", "search", "py-modindex")
-    return {p.resolve(): Page(p) for p in site.glob("*.html") if p.stem not in own}
+    return {p.resolve(): Page(p) for p in (*site.glob("*.html"), *site.glob("api/*.html")) if p.stem not in own}
 
 
 @needs_sphinx
@@ -82,7 +83,7 @@ def pages(site: Path) -> dict[Path, Page]:
 def test_every_document_becomes_a_page_of_the_menu(pages: dict[Path, Page]) -> None:
     """The build, in which a warning is an error, and then the start page's lists."""
     documents = {path.stem for path in DOCS.glob("*.md")}
-    assert {path.stem for path in pages} == documents
+    assert {path.stem for path in pages if path.parent.name != "api"} == documents
     start = next(page for path, page in pages.items() if path.stem == "index")
     assert {f"{name}.html" for name in documents - {"index"}} <= set(start.links)
 
@@ -124,7 +125,8 @@ def formulas(text: str) -> Iterator[str]:
 def test_formulas_are_mathml(pages: dict[Path, Page]) -> None:
     """Each ``$$`` formula of a document is one well-formed element, and none of its TeX is left."""
     for path, page in pages.items():
-        written = (DOCS / f"{path.stem}.md").read_text(encoding="utf-8").count("$$") // 2
+        document = DOCS / f"{path.stem}.md"
+        written = document.read_text(encoding="utf-8").count("$$") // 2 if document.exists() else 0
         found = list(formulas(page.text))
         assert len(found) >= written, path.name
         for formula in found:
@@ -137,7 +139,25 @@ def test_every_public_name_is_in_the_api(pages: dict[Path, Page]) -> None:
     page = next(page for path, page in pages.items() if path.stem == "api")
     classes = [name for name in pyro_latent.__all__ if name != "handlers"]
     assert not [name for name in classes if f"pyro_latent.{name}" not in page.anchors]
-    assert {"pyro_latent.AutoConjugate.posterior", "pyro_latent.models.gmm.model"} <= page.anchors
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_the_api_has_inherited_methods_and_no_internals(pages: dict[Path, Page]) -> None:
+    anchors = {anchor.removeprefix("pyro_latent.") for page in pages.values() for anchor in page.anchors}
+    estimator = "models.estimators.GaussianMixture"
+    assert {"EM.run", "models.lda.LDA.transform", f"{estimator}.to_arviz", "models.gmm.model"} <= anchors
+    internal = ("AutoConjugate.prepare", "AutoConjugate.calls", "AutoConjugate.training", "CAVI.sites")
+    assert not anchors & {*internal, "models.vae.VAE.zero_grad", f"{estimator}.get_metadata_routing"}
+
+
+@needs_sphinx
+@pytest.mark.slow
+def test_a_page_has_what_its_theme_promises(pages: dict[Path, Page]) -> None:
+    """A list of its own sections, the pages before and after it, and a button that copies code."""
+    page = next(page for path, page in pages.items() if path.stem == "mixture")
+    assert "On this page" in page.text and 'class="next-page"' in page.text and 'class="prev-page"' in page.text
+    assert [source for source in page.loaded if "copybutton" in source]
 
 
 def test_no_document_names_a_file_that_is_not_there() -> None:
