@@ -5,7 +5,7 @@ from __future__ import annotations
 import pyro
 import torch
 
-from examples.compare_posteriors import DATA, methods, proper, read, separate
+from examples.compare_posteriors import methods, proper, read, separate
 from pyro_latent import CAVI
 from pyro_latent.criticism import calibrate, score
 
@@ -27,7 +27,7 @@ def run() -> str:
 
 def guides() -> str:
     """Bound, k̂ and the width of the slope by mean field, AutoNormal and AutoMultivariateNormal."""
-    data = read(DATA)
+    data = read()
     found: dict[str, list[tuple[float, float, float, bool]]] = {}
     for seed in SEEDS:
         with pyro.get_param_store().scope():
@@ -59,7 +59,7 @@ def guides() -> str:
 
 def calibration() -> str:
     """The dispersion and the verdict of mean field's slope."""
-    data = [column[:NUM_POINTS] for column in read(DATA)]
+    data = [column[:NUM_POINTS] for column in read()]
     spreads, verdicts = [], []
     for seed in SEEDS:
         checked = calibrate(proper, *data, num_simulations=SIMULATIONS, seed=seed)

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -22,9 +20,8 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.gradient.elbos import AnalyticKLELBO
-from pyro_latent.models import gmm, lda, normal_gamma
+from pyro_latent.models import datasets, gmm, lda, normal_gamma
 
-OLD_FAITHFUL = Path(__file__).parent.parent / "examples" / "data" / "old_faithful.csv"
 STEPS = 300
 BLOCK = ("mean", "precision")
 ENUMERATED: Any = TraceEnum_ELBO(max_plate_nesting=1)
@@ -120,7 +117,7 @@ def main() -> None:
     """Print the gaps of the three models, before and after."""
     warnings.filterwarnings("ignore")
     torch.set_num_threads(1)
-    data = torch.from_numpy(np.loadtxt(OLD_FAITHFUL, delimiter=",", skiprows=1))
+    data = datasets.old_faithful()
     print(f"Nats below coordinate ascent, after {STEPS} steps\n\nNormal-Gamma, rate 0.03")
     for count in (len(data), 4):
         x = data[:count, 0]

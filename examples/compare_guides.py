@@ -49,7 +49,7 @@ from pyro_latent.models import gmm
 from pyro_latent.plotting import draw_mixture, draw_race
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
-DATA = Path(__file__).parent / "data" / "old_faithful.csv"
+DATA = Path(__file__).parent.parent / "models" / "datasets" / "old_faithful.csv"
 LABELS = {"eruptions": "duration of the eruption (min)", "waiting": "time to the next one (min)"}
 DIMS = {
     "weights": ["components"],

@@ -27,8 +27,8 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate, plotting
 from pyro_latent.arviz import to_arviz
 from pyro_latent.criticism import Comparison, calibrate, compare, evidence
+from pyro_latent.models import datasets
 
-DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 UNITS = {"intercept": "min", "slope": "min per min", "precision": "min⁻²"}
 
 
@@ -41,10 +41,10 @@ def separate(duration: Tensor, waiting: Tensor) -> None:
         pyro.sample("waiting", dist.Normal(intercept + slope * duration, precision.rsqrt()), obs=waiting)
 
 
-def read(path: Path) -> tuple[Tensor, Tensor]:
+def read() -> tuple[Tensor, Tensor]:
     """Duration and waiting time in minutes, ``[272]`` each."""
-    columns = torch.from_numpy(np.loadtxt(path, delimiter=",", skiprows=1))
-    return columns[:, 0], columns[:, 1]
+    duration, waiting = datasets.old_faithful().unbind(1)
+    return duration, waiting
 
 
 def svi(guide: Any, rate: float) -> SVI:
@@ -75,7 +75,7 @@ def main(arguments: Sequence[str] | None = None) -> Comparison:
     options = parser.parse_args(arguments)
     torch.set_num_threads(1)
     pyro.set_rng_seed(0)
-    data = read(DATA)
+    data = read()
     given = methods(data, options.draws)
     found = compare(separate, given, *data, max_steps=options.steps)
     print(found)

@@ -16,7 +16,6 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
@@ -26,10 +25,9 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.criticism.pictures import PALETTE, picture
-from pyro_latent.models import bivariate_gaussian, gmm, normal_gamma, three_coins
+from pyro_latent.models import bivariate_gaussian, datasets, gmm, normal_gamma, three_coins
 from pyro_latent.plotting import ellipse
 
-OLD_FAITHFUL = Path(__file__).parent / "data" / "old_faithful.csv"
 #: A sample so small that its mean and precision depend on each other.
 SMALL_SAMPLE = torch.tensor([1.3, -0.2, 2.5, 0.8, 1.1], dtype=torch.float64)
 #: A poor start on Old Faithful: both components are wide, and in the middle.
@@ -40,11 +38,6 @@ POOR_START = {
 }
 
 Theta = dict[str, Tensor]
-
-
-def old_faithful() -> Tensor:
-    """Durations and waiting times in minutes, ``[272, 2]``."""
-    return torch.from_numpy(np.loadtxt(OLD_FAITHFUL, delimiter=",", skiprows=1))
 
 
 # ----------------------------------------------------------------------------------------------------- the bound of EM
@@ -109,7 +102,7 @@ def bounds() -> dict[str, Line]:
     mixture = stages([6])[0].theta
     cases: dict[str, tuple[Callable[..., Any], tuple[Any, ...], Theta, str, tuple[float, float]]] = {
         "three coins: p": (three_coins.model, (tosses,), coins, "p", (-0.5, 2.0)),
-        "mixture: the two means": (gmm.ml_model, (old_faithful(), 2), mixture, "mean", (-1.5, 3.0)),
+        "mixture: the two means": (gmm.ml_model, (datasets.old_faithful(), 2), mixture, "mean", (-1.5, 3.0)),
     }
     found = {}
     for title, (model, args, start, name, (low, high)) in cases.items():
@@ -159,7 +152,7 @@ class Stage(NamedTuple):
 def stages(steps: Sequence[int] = (0, 1, 10, 12, 14, 30)) -> list[Stage]:
     """EM on Old Faithful from a poor start, looked at after each of these numbers of steps, with q at its optimum."""
     pyro.clear_param_store()
-    em, args = EM(gmm.ml_model), (old_faithful(), 2)
+    em, args = EM(gmm.ml_model), (datasets.old_faithful(), 2)
     em.guide(*args)
     move_to(em, POOR_START)
     found = []
@@ -178,7 +171,7 @@ def draw_stages(found: Sequence[Stage]) -> Figure:
     from matplotlib.colors import LinearSegmentedColormap
 
     mix = LinearSegmentedColormap.from_list("responsibilities", [PALETTE[1], "0.75", PALETTE[0]])
-    data = old_faithful()
+    data = datasets.old_faithful()
     with picture(6.8, 4.0, 2, 3) as (figure, grid):
         for axes, stage in zip(grid.flatten(), found, strict=True):
             axes.scatter(data[:, 0], data[:, 1], s=3, c=stage.first, cmap=mix, vmin=0, vmax=1, linewidths=0)

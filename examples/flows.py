@@ -11,7 +11,6 @@ python examples/flows.py --out demo-output
 from __future__ import annotations
 
 import argparse
-import csv
 import math
 import time
 from collections.abc import Callable, Sequence
@@ -31,11 +30,10 @@ from torch import Tensor
 from pyro_latent import EM
 from pyro_latent.criticism import Weights, importance_sampling
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
-from pyro_latent.models import gmm, two_modes
+from pyro_latent.models import datasets, gmm, two_modes
 from pyro_latent.particles import Particles
 from pyro_latent.tables import text_table
 
-DATA = Path(__file__).parent / "data" / "old_faithful.csv"
 STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}
 NUM_DRAWS = 20_000
 KINDS = {"planar": 10, "affine_coupling": 6, "spline_coupling": 6}
@@ -127,9 +125,7 @@ def draw_posteriors(x: Tensor, found: dict[str, dict[str, Posterior]], path: Pat
 
 def old_faithful() -> Tensor:
     """Duration and waiting time in minutes, ``[272, 2]``, shuffled."""
-    with DATA.open(encoding="utf-8", newline="") as file:
-        _, *rows = csv.reader(file)
-    data = torch.tensor([[float(cell) for cell in row] for row in rows], dtype=torch.float64)
+    data = datasets.old_faithful()
     return data[torch.randperm(len(data))]
 
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import pyro
@@ -24,8 +23,7 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyro_latent import EM
-
-DATA = Path(__file__).parent / "data" / "old_faithful.csv"
+from pyro_latent.models import datasets
 
 
 class MixtureOfExperts(PyroModule):
@@ -51,8 +49,7 @@ class MixtureOfExperts(PyroModule):
 
 def read_data() -> tuple[Tensor, Tensor]:
     """Durations ``[N, 1]`` and waiting times ``[N]``, with mean 0 and standard deviation 1."""
-    rows = DATA.read_text(encoding="utf-8").splitlines()[1:]
-    table = torch.tensor([[float(cell) for cell in row.split(",")] for row in rows], dtype=torch.float64)
+    table = datasets.old_faithful()
     table = (table - table.mean(0)) / table.std(0)
     return table[:, :1], table[:, 1]
 

@@ -1,6 +1,6 @@
 """The level of the Nile: a random walk that is one factor of the posterior, beside a walk whose steps are independent.
 
-The yearly flow at Aswan, 1871 to 1970 (Durbin and Koopman 2012, chapter 2; the series comes with statsmodels), is a
+The yearly flow at Aswan, 1871 to 1970 (Durbin and Koopman 2012, chapter 2), is a
 level that moves as a random walk, and noise:
 
     level[t] ~ Normal(level[t - 1], 1 / sqrt(step)),    flow[t] ~ Normal(level[t], 1 / sqrt(noise)),
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.models import datasets
 
 
 @dataclass(frozen=True)
@@ -40,9 +41,7 @@ class Fit:
 
 def load() -> Tensor:
     """The flows in 10¹⁰ m³, ``[100]``."""
-    from statsmodels.datasets import nile
-
-    return torch.tensor(nile.load_pandas().data["volume"].to_numpy(), dtype=torch.float64) / 100
+    return datasets.nile() / 100
 
 
 def model(flow: Tensor) -> None:

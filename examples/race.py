@@ -29,11 +29,11 @@ from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoNormal
 from torch import Tensor
 
-from examples.compare_guides import DATA, LEARNING_RATES, read_csv
+from examples.compare_guides import LEARNING_RATES
 from examples.compare_guides import methods as mixture_methods
 from pyro_latent import CAVI, AutoConjugate, plotting
 from pyro_latent.criticism import Race, race, start_like, svi_grid
-from pyro_latent.models import gmm, lda, normal_gamma
+from pyro_latent.models import datasets, gmm, lda, normal_gamma
 from pyro_latent.models.vae import VAE, load_digits
 
 
@@ -65,7 +65,7 @@ def race_normal_gamma(steps: int, device: str, seed: int = 0) -> Race:
 
 def race_mixture(steps: int, device: str, seed: int = 0) -> Race:
     """Old Faithful, two components, all methods from the same k-means clusters."""
-    data = read_csv(DATA)[1].to(device)
+    data = datasets.old_faithful().to(device)
     made = {n: make for n, make in mixture_methods(data, 2, steps, seed).items() if "AutoNormal" not in n}
     return race(gmm.model, made, data, 2, max_steps=steps, seed=seed)
 

@@ -7,7 +7,7 @@ its current marginal posterior and a tuple of sites to their joint posterior; ``
 dict from a site to its scale. The update returns its block's new posterior. The updates use nothing of the engine, so
 that they can judge it; ``factors``, ``gmm.process_model``, ``hidden_markov`` and ``regression`` have none.
 Models with parameters, for maximum likelihood by EM, are ``gmm.ml_model``, ``hmm``, ``restricted_q`` and
-``three_coins``; beside each stands its exact log likelihood.
+``three_coins``; beside each stands its exact log likelihood. ``datasets`` has the data that the documentation fits.
 
 The guides, and the estimators to train them by:
 
@@ -30,6 +30,7 @@ The sources are listed in ``docs/sources.md``.
 
 from pyro_latent.models import (
     bivariate_gaussian,
+    datasets,
     factors,
     gmm,
     hidden_markov,
@@ -45,6 +46,7 @@ from pyro_latent.models import (
 
 __all__ = [
     "bivariate_gaussian",
+    "datasets",
     "factors",
     "gmm",
     "hidden_markov",

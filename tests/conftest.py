@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Iterator
-from pathlib import Path
 
-import numpy as np
 import pyro
 import pytest
 import torch
@@ -14,8 +12,7 @@ from shared_models import registries_kept
 from torch import Tensor
 
 import pyro_latent.models.lda  # noqa: F401 (it registers a rule, which is there from the start for all)
-
-DATA = Path(__file__).parent.parent / "examples" / "data"
+from pyro_latent.models import datasets
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +42,7 @@ def float64() -> Iterator[None]:
 @pytest.fixture
 def old_faithful() -> Tensor:
     """Duration and waiting time of 272 eruptions, in minutes: float64, [272, 2]."""
-    return torch.from_numpy(np.loadtxt(DATA / "old_faithful.csv", delimiter=",", skiprows=1))
+    return datasets.old_faithful()
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from examples import document_figures as figures
+from pyro_latent.models import datasets
 
 LARGEST = 120_000
 
@@ -51,7 +52,7 @@ def test_elbo_and_divergence_add_up_to_the_log_evidence(fit: Callable[[], figure
 
 def test_stages_are_those_of_the_textbook() -> None:
     """Bishop (9.23)-(9.28), by hand, from the same start."""
-    x, theta = figures.old_faithful(), figures.POOR_START
+    x, theta = datasets.old_faithful(), figures.POOR_START
     for stage in figures.stages(range(4)):
         normal = torch.distributions.MultivariateNormal(theta["mean"], theta["covariance"])
         joint = theta["weights"].log() + normal.log_prob(x[:, None])

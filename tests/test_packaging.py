@@ -31,6 +31,14 @@ def installed_paths() -> Iterator[str]:
             yield f"{prefix}/{path.relative_to(directory).as_posix()}"
 
 
+def data_paths() -> Iterator[str]:
+    """Every other file of the packages, by its path in an installation."""
+    for prefix, directory in SOURCES.items():
+        for path in directory.rglob("*"):
+            if path.is_file() and path.suffix not in (".py", ".pyc"):
+                yield f"{prefix}/{path.relative_to(directory).as_posix()}"
+
+
 def pins() -> dict[str, str]:
     """Version by package in the constraints file; any line that is no exact pin is an error."""
     lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
@@ -51,6 +59,15 @@ def test_every_package_directory_has_an_init() -> None:
     modules = set(installed_paths())
     missing = {f"{Path(path).parent}/__init__.py" for path in modules} - modules
     assert not missing
+
+
+def test_package_data_are_the_files_that_are_no_modules() -> None:
+    """A file that no pattern names would be in a clone, and missing from what is installed."""
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]
+    found = set(data_paths())
+    named = {p for p in found if any(Path(p).match(x) for x in patterns.get(str(Path(p).parent).replace("/", "."), ()))}
+    assert named == found
+    assert "pyro_latent/models/datasets/old_faithful.csv" in found
 
 
 def test_the_tests_import_this_source_tree() -> None:
@@ -75,7 +92,7 @@ def test_pins_leave_the_build_of_torch_to_the_machine() -> None:
 
 
 @pytest.mark.slow
-def test_wheel_holds_every_module_and_the_type_marker(tmp_path: Path) -> None:
+def test_wheel_holds_every_module_the_data_and_the_type_marker(tmp_path: Path) -> None:
     source = tmp_path / "source"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo-output")
     shutil.copytree(ROOT, source, ignore=ignored)
@@ -83,5 +100,5 @@ def test_wheel_holds_every_module_and_the_type_marker(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
-    assert names == {*installed_paths(), "pyro_latent/py.typed"}
-    assert "pyro_latent/models/gmm/bayesian.py" in names
+    assert names == {*installed_paths(), *data_paths()}
+    assert {"pyro_latent/py.typed", "pyro_latent/models/gmm/bayesian.py"} < names

@@ -21,7 +21,7 @@ K = 2
 
 def load() -> tuple[Tensor]:
     """Durations of 272 eruptions, in minutes, ``[272]``."""
-    path = Path(__file__).parent.parent / "data" / "old_faithful.csv"
+    path = Path(__file__).parents[2] / "models" / "datasets" / "old_faithful.csv"
     return (torch.from_numpy(np.loadtxt(path, delimiter=",", skiprows=1)[:, 0]).float(),)
 
 

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-DATA = Path(__file__).parent.parent.parent / "examples" / "data"
+DATA = Path(__file__).parent.parent.parent / "models" / "datasets"
 
 EFFECTS = (28.0, 8.0, -3.0, 7.0, -1.0, 1.0, 18.0, 12.0)
 """Coaching effects in eight schools, in points of the test (Rubin 1981)."""
