@@ -1,4 +1,4 @@
-"""Coordinate ascent and SVI race to the best bound, on the models of the documents, at several learning rates.
+"""Coordinate ascent and SVI race to the best bound, on four textbook models, at several learning rates.
 
 - ``normal-gamma``: mean and precision of a sample; coordinate ascent with one block is exact after one sweep;
 - ``mixture``: two full Gaussians on Old Faithful; SVI with the hand-written guide, of the same family;

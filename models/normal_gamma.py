@@ -6,8 +6,9 @@ with m_0 ``prior_loc``, k_0 ``prior_precision_scaling``, a_0 ``prior_concentrati
 posterior is known exactly, and so are the evidence and the predictive density; mean field, q(mean) q(precision), is the
 smallest example of coordinate ascent, and its distance from the exact posterior can be read off.
 
-Source: [4] (77)-(88), Bishop 2006 §2.3.6 and §10.1.3, Murphy 2007 §3. The document's (86) and (88) give the shape
-a_0 + n/2 for mean field, which forgets the half of log(precision) in the prior of the mean: it is a_0 + (n + 1)/2.
+Source: [4] (77)-(88), Bishop 2006 §2.3.6 and §10.1.3, Murphy 2007 §3. The lecture notes' (86) and (88) give
+the shape a_0 + n/2 for mean field, which forgets the half of log(precision) in the prior of the mean: it is
+a_0 + (n + 1)/2.
 """
 
 import functools

@@ -6,7 +6,7 @@ The data tell only the probability of heads, π p + (1 - π) q, so the likelihoo
 EM ends depends on where it started: the textbook example of that. With p = q at the start no responsibility differs
 from π, and the coins never part.
 
-Source: [4] (1)-(8); Li 2012, §9.1. The document prints (.4, .6, .6) as its second start, but its numbers come from
+Source: [4] (1)-(8); Li 2012, §9.1. The lecture notes print (.4, .6, .6) as the second start; their numbers come from
 (.4, .6, .7).
 """
 
@@ -69,7 +69,7 @@ def responsibilities(tosses: Tensor, theta: Theta) -> Tensor:
 
 @checked_call
 def em_step(tosses: Tensor, theta: Theta) -> Theta:
-    """One step of EM on (π, p, q), by the document's own formulas; [4] (4)-(5)."""
+    """One step of EM on (π, p, q), by the textbook's own formulas; Li 2012, §9.1, and [4] (4)-(5)."""
     mu = responsibilities(tosses, theta)
     pi = mu.mean()
     p = (mu * tosses).sum() / mu.sum()

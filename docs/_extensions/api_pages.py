@@ -95,6 +95,13 @@ def _escape(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[
         lines[i] = "``".join(spans)
 
 
+def _link_sources(app: Any, what: str, name: str, obj: Any, options: Any, lines: list[str]) -> None:
+    """A docstring's ``[4]`` and ``docs/sources.md`` lead to the page that says what they are."""
+    for i, line in enumerate(lines):
+        named = line.replace("``docs/sources.md``", ":doc:`Sources </sources>`")
+        lines[i] = re.sub(r"(?<=[ (])\[([0-4])\](?=[ ,;.])", r":doc:`[\1] </sources>`", named)
+
+
 def _definition(member: Any) -> Any:
     """The function behind a method or a property, or the member itself."""
     member = getattr(member, "fget", None) or getattr(member, "func", None) or getattr(member, "__func__", member)
@@ -117,5 +124,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("source-read", _list_pages)
     app.connect("autodoc-process-docstring", _name_sections, priority=400)
     app.connect("autodoc-process-docstring", _escape, priority=600)
+    app.connect("autodoc-process-docstring", _link_sources, priority=700)
     app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True}

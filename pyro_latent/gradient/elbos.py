@@ -6,7 +6,7 @@ All are Pyro ELBOs, for ``SVI`` as they are, and L draws of each are ``num_parti
 
 and differ in how a draw of z depends on φ and in which terms are summed exactly:
 
-- :class:`PathwiseELBO`, the notes' estimator A: z = g_φ(ε), both logarithms at the draw;
+- :class:`PathwiseELBO`, estimator A of Kingma and Welling: z = g_φ(ε), both logarithms at the draw;
 - :class:`AnalyticKLELBO`, their estimator B: the same draws, but KL(q ‖ p(z)) in closed form;
 - :class:`StickingTheLandingELBO`: A without the gradient of log q at fixed z, whose mean is zero;
 - :class:`ScoreFunctionELBO`: z is a constant, and log q carries the gradient. It needs no g, so it also serves
