@@ -16,6 +16,7 @@ __all__ = [
     "all_finite",
     "as_tensor",
     "broadcast_shapes",
+    "is_at_hand",
     "is_floating",
     "kind_of",
     "leaving_random_state",
@@ -40,6 +41,11 @@ def is_floating(value: Any) -> bool:
     """Whether a value is a tensor of float32 or float64 that lies in memory: not sparse, nested, or on ``meta``."""
     dense = isinstance(value, Tensor) and value.layout is torch.strided and not value.is_nested and not value.is_meta
     return dense and value.dtype in (torch.float32, torch.float64)
+
+
+def is_at_hand(tensor: Tensor) -> bool:
+    """Whether a value of a tensor can be read at once; from an accelerator, Python would wait for it."""
+    return tensor.device.type == "cpu"
 
 
 def all_finite(tensor: Tensor) -> bool:

@@ -20,7 +20,7 @@ from .cavi import CAVI
 from .distributed import DistributedSteps
 from .full import FullSteps, check_whole
 from .gradient_step import MakeOptimizer, Memory, described, raise_q
-from .m_step import M_STEP_PASSES, is_still, points_of
+from .m_step import M_STEP_PASSES, SETTLED, change_of, points_of
 from .options import inverse_temperatures
 from .ranks import Alone, Ranks
 from .steps import Info, Task
@@ -146,7 +146,14 @@ class EMSteps(FullSteps):
                 continue
             for key in group:
                 sweep.set(key, best[key]) if best else sweep.visit(key)
-            moved = [key for key in group if not is_still(before[key], sweep.state[key].x)]
+            watched = [key for key in group if set(coupled[key]) - set(group)]
+            changes = [change_of(before[key], sweep.state[key].x) for key in watched]
+            # One read, which also says whether the maxima are what they should be.
+            moved = [
+                k
+                for k, by in zip(watched, sweep.check_proper(changes) if changes else [], strict=True)
+                if not by <= SETTLED
+            ]
             again = {other for key in moved for other in coupled[key] if other not in group}
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]

@@ -113,9 +113,7 @@ class FullSteps(Steps):
         if before is not None:
             before.bound = before.bound._replace(held=None)
         del held
-        self.visit_all(sweep, task)
-        sweep.held = None
-        bound = program.bound(sweep.state, sweep.means)
+        bound = self._bound_after(sweep, task)
         values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
         elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
         check_finite(elbo, program, sweep.means)
@@ -127,6 +125,16 @@ class FullSteps(Steps):
                 f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
             )
         return sweep.state, Level(program, bound, elbo)
+
+    def _bound_after(self, sweep: Sweep, task: Task) -> Bound:
+        """Visit every block; the ELBO where that leads to. What was wrong first is raised, not what came of it."""
+        try:
+            self.visit_all(sweep, task)
+            sweep.held = None
+            return sweep.program.bound(sweep.state, sweep.means)
+        except Exception:
+            sweep.check_proper()
+            raise
 
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The blocks in the order that a sweep visits them; those of the data's plates come first where there are

@@ -9,7 +9,7 @@ from ..objective import BlockKey
 from .steps import Task
 
 #: A joint M-step visits each parameter at most so often, and until none moves by more than this, relative to it.
-M_STEP_PASSES, _SETTLED = 100, 1e-13
+M_STEP_PASSES, SETTLED = 100, 1e-13
 
 
 def points_of(task: Task) -> list[BlockKey]:
@@ -33,9 +33,14 @@ def points_of(task: Task) -> list[BlockKey]:
     return points
 
 
+def change_of(before: Tensor, after: Tensor) -> Tensor:
+    """How far a parameter has moved, relative to its size: one number, float64 ``[1]``."""
+    return ((after - before).abs() / (1 + before.abs())).max().reshape(1).double()
+
+
 def is_still(before: Tensor, after: Tensor) -> bool:
     """Whether a parameter has moved by no more than rounding."""
-    return float(((after - before).abs() / (1 + before.abs())).max()) <= _SETTLED
+    return float(change_of(before, after)) <= SETTLED
 
 
-__all__ = ["M_STEP_PASSES", "is_still", "points_of"]
+__all__ = ["M_STEP_PASSES", "SETTLED", "change_of", "is_still", "points_of"]

@@ -105,8 +105,8 @@ class StochasticSteps(Steps):
         return summary
 
     def _check(self, program: Program, arguments: ModelArguments) -> None:
-        other = self._last is not None and not _same_data(self._last, arguments)
-        if other and not program.recording.is_subsample and not program.recording.declares_size:
+        is_whole = not program.recording.is_subsample and not program.recording.declares_size
+        if is_whole and self._last is not None and not _same_data(self._last, arguments):
             raise ModelError(
                 "Expected a plate that says how much data there is in all, for the model is given other data than in "
                 'the last step; got none. Write pyro.plate("data", size, subsample_size=len(x)).'

@@ -15,6 +15,7 @@ from ..objective import (
     Block,
     BlockKey,
     DiscretePosterior,
+    Doubt,
     Means,
     Posteriors,
     Program,
@@ -110,6 +111,7 @@ class Sweep:
         self.args, self.kwargs = arguments
         self.means: Means = program.means(state) if means is None else means
         self.proper: dict[BlockKey, Tensor] = {}
+        self.doubts: dict[BlockKey, list[Doubt]] = {}
         self.summands: list[Summand] = []
         self._probs: dict[str, Tensor] = {}
         self.held: DiscretePosterior | None = None
@@ -193,7 +195,8 @@ class Sweep:
         """The natural parameters of the block's optimum: by its hand-written update if it has one, else derived."""
         if block.update is None:
             at, start = self.inverse_temperature, self.state[block.key]
-            return self.program.optimum(block.key, self.means, self.summands, inverse_temperature=at, start=start)
+            doubts = self.doubts.setdefault(block.key, []) if block.is_point else None
+            return self.program.optimum(block.key, self.means, self.summands, None, at, start, doubts)
         where, like = f"the update of {block.label!r}", self.program.recording.like
         names, update = block.update
         given = [name for name in names if name in self.program.recording.observations]
@@ -243,16 +246,23 @@ class Sweep:
             natural = self.program.blocks[key].family.blend(self.state[key], natural, step_size)
         self.set(key, natural)
 
+    def _is_well(self, key: BlockKey) -> Tensor:
+        """Whether every update of a block was proper, and inside its constraint: one flag."""
+        doubts = [doubt.is_well for doubt in self.doubts.get(key, ())]
+        return torch.stack([self.proper[key], *doubts]).all() if doubts else self.proper[key]
+
     def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:
         """Raise where an update was improper; one transfer from the device, which brings ``more`` along.
 
         Raises:
             NaturalDomainError: naming the first block outside its domain.
         """
-        flags = [p.reshape(1).to(torch.float64) for p in self.proper.values()]
+        flags = [self._is_well(key).reshape(1).to(torch.float64) for key in self.proper]
         values: list[float] = torch.cat([*flags, *more]).tolist() if flags or more else []
         for key, flag in zip(self.proper, values, strict=False):
             if not flag:
+                for doubt in self.doubts.get(key, ()):
+                    doubt.check()
                 block = self.program.blocks[key]
                 raise NaturalDomainError(
                     f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "

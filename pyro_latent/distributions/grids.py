@@ -63,10 +63,11 @@ class _Sum:
             self.size += size
 
     @property
-    def is_settled(self) -> bool:
+    def is_settled(self) -> Tensor:
+        """Whether both halves agree, and the ends add nothing: one flag."""
         even, odd = self.halves
         size = torch.maximum((even + odd).abs(), self.size)
-        return bool((((even - odd).abs() <= _RESOLVED_FUNCTION * size) & (self.ends <= _SETTLED * size)).all())
+        return (((even - odd).abs() <= _RESOLVED_FUNCTION * size) & (self.ends <= _SETTLED * size)).all()
 
 
 def on_grid(
@@ -110,9 +111,8 @@ def on_grid(
     total, settled = density_sum.halves[0], [square_sum, *sums]
     resolved = spectrum.square().sum(0).reshape(total.shape) <= _RESOLVED**2 * total
     resolved &= density_sum.ends <= math.exp(-_ENOUGH) / count * total
-    if not bool((resolved & total.isfinite() & table.sum(0).isfinite()).all()) or not all(
-        s.is_settled for s in settled
-    ):
+    is_known = (resolved & total.isfinite() & table.sum(0).isfinite()).all()
+    if not bool(torch.stack([is_known, *(s.is_settled for s in settled)]).all()):  # one read
         return None
     log_total = (total * step).log()
     table -= log_total.to(like.dtype)
@@ -130,7 +130,7 @@ def cut(places: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
     """
     drop = values - values.amax(0) + GRID_DEPTH
     above = drop > 0
-    if bool((above[0] | above[-1]).any()) or not bool(values.amax(0).isfinite().all()):
+    if not bool((values.amax(0).isfinite() & ~(above[0] | above[-1])).all()):
         return None
     above = above.int()
     first, last = above.argmax(0)[None], (len(above) - 1 - above.flip(0).argmax(0))[None]

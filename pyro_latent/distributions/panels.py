@@ -60,7 +60,8 @@ def rule_of_panels(like: Tensor, count: int = NUM_NODES) -> tuple[Tensor, Tensor
     like = like.new_empty(0, dtype=torch.float64)
     if count == NUM_NODES:
         return rule(like)
-    return (torch.arange(count).to(like) + 0.5) / count, like.new_full((count,), 1 / count)
+    places = torch.arange(count, dtype=torch.float64, device=like.device)
+    return (places + 0.5) / count, like.new_full((count,), 1 / count)
 
 
 def to_coefficients(like: Tensor) -> Tensor:

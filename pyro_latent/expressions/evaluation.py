@@ -46,6 +46,11 @@ class Values:
         value = FUNCTIONS[factor.function](value.double())
         return value if factor.power == 1 else value**factor.power
 
+    @property
+    def device(self) -> torch.device:
+        """Where the values are."""
+        return next((value.device for value in self._values.values()), torch.device("cpu"))
+
     def numbers(self, site: str) -> Tensor:
         """The numbers of the values of a discrete latent."""
         return self._values[site].long()
@@ -60,7 +65,7 @@ def evaluate_term(term: Term, values: Values) -> Labelled:
     operands += [_unmasked(*read(values[factor], factor.axes), term) for factor in term.factors]
     labels = tuple(sorted(label for label in term.labels if is_free(label)))
     if not operands:
-        return torch.tensor(term.coefficient, dtype=torch.float64), ()
+        return torch.tensor(term.coefficient, dtype=torch.float64, device=values.device), ()
     return contract(operands, labels) * term.coefficient, labels
 
 

@@ -125,7 +125,7 @@ class Quadrature(Family):
                 weight = scale.double().expand(self.batch_shape)
                 weight = weight if function.element is None else weight.reshape(-1)[function.element]
             used[name] = function, slope.double() * inverse_temperature / weight
-        numbers_of_zeros = [int((slope == 0).sum()) for _, slope in used.values()]
+        numbers_of_zeros = torch.stack([(slope == 0).sum() for _, slope in used.values()]).tolist()
 
         def integrand(places: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]:
             flat = places.reshape(-1, *self.batch_shape)
@@ -136,8 +136,8 @@ class Quadrature(Family):
                 functions.append((found, function.element))
                 if zeros == slope.numel():
                     continue
-                if zeros and not bool(found.sum().isfinite()):
-                    found = torch.where(slope == 0, 0.0, found)
+                if zeros:
+                    found = torch.where((slope == 0) & ~found.sum().isfinite(), 0.0, found)
                 if function.element is None:
                     total.addcmul_(found, slope)
                 else:
@@ -193,10 +193,11 @@ class Quadrature(Family):
 
     def _check_resolved(self, natural: Natural) -> None:
         """Raise where a density piles up at an end of its support more closely than float64 can tell."""
+        ends = [getattr(self.support, name, None) for name in ("lower_bound", "upper_bound")]
+        if all(end is None or (not isinstance(end, Tensor) and end == 0) for end in ends):
+            return  # about zero float64 tells all values apart
         table = self._table(natural)
         low, high = resolved_by(self.support, natural.left.double())
-        if not bool(low.isfinite().any() | high.isfinite().any()):
-            return
         outside = (table.places < low.unsqueeze(-1)) | (table.places > high.unsqueeze(-1))
         lost = torch.where(outside, table.log_masses.exp(), 0.0).sum(-1)
         if bool((lost > _UNRESOLVED).any()):
@@ -333,8 +334,7 @@ class Quadrature(Family):
                 if function.element is not None:
                     masses = masses.reshape(*masses.shape[:2], -1)[..., function.element]
                 part = masses * value
-                if not bool(part.isfinite().all()):  # infinite where there is nothing
-                    part = torch.where(masses > 1e-35, part, 0.0)
+                part = torch.where((masses > 1e-35) | part.isfinite().all(), part, 0.0)  # infinite where is nothing
                 ends += [part[0], part[-1]]
                 total = part.sum(0) if total is None else total + part.sum(0)
                 size = part.abs().sum(0) if size is None else size + part.abs().sum(0)

@@ -8,6 +8,7 @@ from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .elimination import Table
 from .explain import explain
 from .joining import AUTO
+from .modes import Doubt
 from .partition import make_blocks
 from .posterior import (
     DependentElements,
@@ -39,6 +40,7 @@ __all__ = [
     "DependentElements",
     "DiscreteElimination",
     "DiscretePosterior",
+    "Doubt",
     "Init",
     "Means",
     "Posteriors",

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -108,13 +108,21 @@ _SOLVERS: dict[frozenset[str], Solver] = {
 }
 
 
-def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
+class Doubt(NamedTuple):
+    """What is to be checked of a maximum: one flag, true where all is well, and what raises where it is not."""
+
+    is_well: Tensor
+    check: Callable[[], None]
+
+
+def mode(block: Block, means: Means, summands: Sequence[Summand], doubts: list[Doubt] | None = None) -> Natural:
     """The value that maximises the terms of a point block, the others held fixed.
 
     Args:
         block: the point block.
         means: the mean parameters of every block, with the current value of this one, ``[starts] + shape``.
         summands: the terms with the block in it.
+        doubts: where to leave what is to be checked of the maximum; None: it is checked at once.
 
     Raises:
         ModelError: if no density depends on the block.
@@ -131,7 +139,7 @@ def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
     if any(len(names) > 1 for names in reads) and degree_of(summands, [block]) == 2:
         (best,) = _joint([block], means, summands)
         if best is not means[block.key][VALUE]:  # which was checked when it came there
-            _check(block, best, None)
+            _check_or_doubt(block, best, None, doubts)
         return Natural(x=best)
     solver = _SOLVERS.get(statistics) or (_power if _is_power(statistics) else None)
     if solver is None or any(len(names) > 1 for names in reads):
@@ -143,7 +151,7 @@ def mode(block: Block, means: Means, summands: Sequence[Summand]) -> Natural:
     found = slopes(block, means, summands)
     coefficients = {name: sum_of(each) for name, each in found.items()}
     best = solver(coefficients, means[block.key][VALUE])
-    _check(block, best, _collapsed(solver, found, coefficients))
+    _check_or_doubt(block, best, _collapsed(solver, found, coefficients), doubts)
     return Natural(x=best)
 
 
@@ -292,14 +300,29 @@ def _quadratic(
     return start - torch.linalg.solve(hessian, column).reshape(start.shape)
 
 
-def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:
-    """Raise where the maximum is not inside the parameter's constraint, and say which of its elements it is.
+def _check_or_doubt(block: Block, value: Tensor, collapsed: Tensor | None, doubts: list[Doubt] | None) -> None:
+    """Check a maximum, or leave that for later."""
+    if doubts is None:
+        _check(block, value, collapsed)
+        return
+    lost, outside = _faults(block, value)
+    is_well = ~(lost | outside).any()
+    is_well = is_well if collapsed is None else is_well & ~collapsed.any()
+    doubts.append(Doubt(is_well, partial(_check, block, value, collapsed)))
+
+
+def _faults(block: Block, value: Tensor) -> tuple[Tensor, Tensor]:
+    """Where a maximum is no number, and where it is not inside the parameter's constraint.
 
     A zero in a vector of probabilities is let be: a category that is never seen has 0 log 0 = 0.
     """
     constraint = block.sites[0].constraint or constraints.real
-    lost = ~_flat(value.isfinite(), constraint.event_dim)
-    outside = ~constraint.check(value) | on_edge(constraint, value)
+    return ~_flat(value.isfinite(), constraint.event_dim), ~constraint.check(value) | on_edge(constraint, value)
+
+
+def _check(block: Block, value: Tensor, collapsed: Tensor | None) -> None:
+    """Raise where the maximum is not inside the parameter's constraint, and say which of its elements it is."""
+    constraint, (lost, outside) = block.sites[0].constraint or constraints.real, _faults(block, value)
     is_wrong = bool((lost | outside).any())
     if collapsed is not None and bool(collapsed.any()):
         raise NaturalDomainError(
@@ -345,4 +368,4 @@ def on_edge(constraint: Any, value: Tensor) -> Tensor:
     return ~_flat(torch.stack(inside).all(0) if len(inside) > 1 else inside[0], constraint.event_dim)
 
 
-__all__ = ["degree_of", "joint_mode", "mode", "on_edge"]
+__all__ = ["Doubt", "degree_of", "joint_mode", "mode", "on_edge"]

@@ -32,7 +32,7 @@ from .expectation import expect
 from .factors import DiscreteFactor
 from .joints import Joint
 from .log_sums import LogSum
-from .modes import DEGREES, degree_of, joint_mode, mode
+from .modes import DEGREES, Doubt, degree_of, joint_mode, mode
 from .summands import Summand, cast, gradients, merged, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
@@ -155,18 +155,18 @@ class Program:
         summary: Sequence[Summand] | None = None,
         inverse_temperature: float = 1.0,
         start: Natural | None = None,
+        doubts: list[Doubt] | None = None,
     ) -> Natural:
         """The coordinate optimum of a block, by :meth:`optimum_of`; of a point, the value that maximizes L̄.
 
-        ``held`` are the factors over discrete sites as sums, and ``summary`` takes the place of the terms in subsampled
-        plates: it speaks for all of the data. At an ``inverse_temperature`` it is that of the density to this power.
-        ``start`` is where the block is.
+        ``held`` are the factors over discrete sites as sums; ``summary`` takes the place of the terms in subsampled
+        plates. It is that of the density to the ``inverse_temperature``; ``doubts`` are those of :func:`.mode`.
         """
         base = self.by_block[key] if summary is None else [*self.whole_summands, *summary]
         block, terms = self.blocks[key], [s for s in (*base, *held) if key in s.blocks]
         if block.is_point:
             self._check_closed_form(block)
-            return mode(block, means, terms)
+            return mode(block, means, terms, doubts)
         return self.optimum_of(block, means, terms, inverse_temperature, start)
 
     def _check_closed_form(self, block: Block) -> None:

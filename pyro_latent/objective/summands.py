@@ -25,6 +25,7 @@ from ..expressions.axes import (
 )
 from ..expressions.constants import Constant
 from ..recording import Recording, ScoredSite
+from ..values import is_at_hand
 from .blocks import Block, BlockKey, Means
 from .expectation import BlockMoment, ExpectedTerm
 
@@ -54,14 +55,16 @@ class Summand:
         of the infinite moments that logarithms of functions of a scalar may have.
         """
         found = contract(operands, out)
-        if not any(m.block.is_scalar for m in self.moments) or bool(found.isfinite().all()):
+        if not any(m.block.is_scalar for m in self.moments):
+            return found
+        if is_at_hand(found) and bool(found.isfinite().all()):
             return found
         (constant, labels), *moments = operands
         lowered = contract([operands[0], *((torch.where(t.isfinite(), t, 0.0), own) for t, own in moments)], out)
         counted = ((constant != 0).to(constant), labels)
         all_of_them = contract([counted, *((torch.ones_like(t), own) for t, own in moments)], out)
         finite = contract([counted, *((t.isfinite().to(t), own) for t, own in moments)], out)
-        return torch.where(finite < all_of_them, found, lowered)
+        return torch.where((finite < all_of_them) | found.isfinite().all(), found, lowered)
 
     def given(self, means: Means, keys: Collection[BlockKey]) -> Summand:
         """The sum with the moments of other blocks than these made constants."""

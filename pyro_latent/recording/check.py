@@ -45,7 +45,7 @@ def check_recording(recording: Recording, trace: Any) -> None:
         usable = scored.density is not None and not scored.density.opacity and scored.density.sites <= values.keys()
         if node is None or not usable:
             continue
-        found = _difference(scored, node, values, _TOLERANCE[recording.dtype])
+        found = _difference(scored, node, values, recording)
         if found is not None:
             recorded, actual = found
             parents = sorted(scored.density.sites - {scored.name})  # type: ignore[union-attr]
@@ -58,15 +58,17 @@ def check_recording(recording: Recording, trace: Any) -> None:
 
 
 def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
-    """The values of the latents as the recording measures them, as far as they have its shapes."""
-    found = {}
+    """The values of the latents as the recording measures them, as far as they have its shapes, where the data is: what
+    is drawn from a prior of plain numbers is not there.
+    """
+    found, device = {}, recording.device
     for name, site in recording.latents.items():
-        value = trace.nodes[name]["value"].detach() if name in trace.nodes else None
+        value = trace.nodes[name]["value"].detach().to(device) if name in trace.nodes else None
         if value is not None and value.shape == site.shape:
             found[name] = value if site.origin is None else value - site.origin
     for name, discrete in recording.discrete.items():
         event = discrete.support.ndim - 1
-        value = trace.nodes[name]["value"] if name in trace.nodes else None
+        value = trace.nodes[name]["value"].to(device) if name in trace.nodes else None
         if value is not None and value.shape == discrete.batch_shape + discrete.support.shape[1:]:
             if event:
                 equal = value.unsqueeze(-1 - event) == discrete.support
@@ -79,12 +81,13 @@ def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
 
 
 def _difference(
-    scored: ScoredSite, node: Mapping[str, Any], values: Mapping[str, Tensor], tolerance: float
+    scored: ScoredSite, node: Mapping[str, Any], values: Mapping[str, Tensor], recording: Recording
 ) -> tuple[float, float] | None:
     """The two densities at the first element where they differ; None where they do not."""
     assert scored.density is not None
+    tolerance, device = _TOLERANCE[recording.dtype], recording.device
     try:
-        actual = node["fn"].log_prob(node["value"]).detach()
+        actual = node["fn"].log_prob(node["value"]).detach().to(device)
     except (ValueError, NotImplementedError, RuntimeError):  # data outside of the support at this draw
         return None
     least = math.log(torch.finfo(actual.dtype).eps)  # PyTorch rounds probabilities below that up to it
@@ -92,13 +95,13 @@ def _difference(
     thin = _thinned(shape)
     density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
     actual = actual.expand(shape)[thin]
-    terms = density.summands(values)
-    recorded = density.evaluate(values) if density.pieces else sum(terms, torch.zeros_like(actual))
+    terms = [term.to(device) for term in density.summands(values)]
+    recorded = density.evaluate(values).to(device) if density.pieces else sum(terms, torch.zeros_like(actual))
     size = 1 + actual.abs() + sum(t.abs() for t in terms)
     seen = recorded.isfinite() & actual.isfinite() & size.isfinite() & ((actual - least).abs() > 1e-3)
     settled = _settled(node["fn"])
     if settled is not None:
-        seen = seen & settled.expand(shape)[thin]
+        seen = seen & settled.to(device).expand(shape)[thin]
     if scored.mask is not None:
         seen = seen & scored.mask.expand(shape)[thin]
     wrong = seen & ((recorded - actual).abs() > tolerance * size)
