@@ -14,7 +14,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch.distributions import constraints
@@ -22,8 +21,9 @@ from torch.distributions import constraints
 from examples.race import RACES, documents, lda_methods, mean_field
 from pyro_latent.criticism import Race, Runner, score
 from pyro_latent.criticism.methods import Stopwatch
-from pyro_latent.criticism.pictures import colors, picture
+from pyro_latent.criticism.pictures import picture
 from pyro_latent.models import lda
+from pyro_latent.plotting import plot_race
 
 from .seeds import SEEDS, ranged
 from .timing import markdown
@@ -172,41 +172,9 @@ def plot_bands(found: Mapping[str, Sequence[Race]]) -> Any:
     """Nats below the best of each race against the clock: medians over the seeds, with the least and the greatest."""
     with picture(7.6, 6.6, 2, 2) as (figure, grid):
         for axes, (name, races) in zip(grid.flatten(), found.items(), strict=True):
-            draw_bands(axes, races)
-            axes.set_title(TITLES[name])
+            plot_race(races, title=TITLES[name], ax=axes)
+            axes.set_xlabel("seconds of CPU")
     return figure
-
-
-def draw_bands(axes: Any, races: Sequence[Race]) -> None:
-    """One model: bold and with a band what needs no rate, and the rate that ends best; other rates thin."""
-    runs = {name: [race[name] for race in races] for name in races[0].runners}
-    ends = {n: float(np.median([r.best - r[n].score.elbo for r in races])) for n in runs}
-    groups = {name: own[0].group for name, own in runs.items()}
-    best = {group: min((n for n in runs if groups[n] == group), key=ends.__getitem__) for group in groups.values()}
-    floor = max(2 * run.laps[-1].error for name in best.values() for run in runs[name])
-    color = colors(list(groups.values()))
-    for name, own in runs.items():
-        rivals = [n for n in runs if groups[n] == groups[name]]
-        is_best = name == best[groups[name]]
-        seconds = [[lap.seconds for lap in run.laps] for run in own]
-        clock = np.geomspace(max(s[0] for s in seconds), max(s[-1] for s in seconds), 200)
-        gaps = np.array([_gaps(race, run, clock, floor) for race, run in zip(races, own, strict=True)])
-        label = f"{name} (best)" if is_best and len(rivals) > 1 else name if is_best else None
-        look: Any = {"color": color[groups[name]], "linewidth": 1.6 if is_best else 0.5}
-        axes.plot(clock, np.median(gaps, 0), label=label, **look)
-        if is_best:
-            axes.fill_between(clock, gaps.min(0), gaps.max(0), color=look["color"], alpha=0.2, linewidth=0)
-    axes.axhspan(floor / 2, floor, color="0.93", linewidth=0, zorder=0)
-    axes.set(xscale="log", yscale="log", xlabel="seconds of CPU", ylabel="nats below the best")
-    axes.set_ylim(bottom=floor / 2)
-    axes.legend(loc="upper left", bbox_to_anchor=(0, -0.2), fontsize=7, handlelength=1.2, borderaxespad=0)
-
-
-def _gaps(race: Race, run: Runner, clock: Any, floor: float) -> Any:
-    """The gap of the last checkpoint at each time, and no less than scores can tell."""
-    last = np.searchsorted([lap.seconds for lap in run.laps], clock, side="right") - 1
-    gaps = np.array([max(race.best - lap.elbo, floor) for lap in run.laps])
-    return gaps[np.clip(last, 0, None)]
 
 
 if __name__ == "__main__":

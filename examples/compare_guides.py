@@ -46,7 +46,7 @@ from pyro_latent.arviz import to_arviz
 from pyro_latent.criticism import Comparison, Race, compare, race, svi_grid
 from pyro_latent.criticism.pictures import picture
 from pyro_latent.models import gmm
-from pyro_latent.plotting import draw_mixture, draw_race
+from pyro_latent.plotting import plot_mixture, plot_race
 
 LEARNING_RATES = (0.003, 0.01, 0.03, 0.1)
 DATA = Path(__file__).parent.parent / "models" / "datasets" / "old_faithful.csv"
@@ -145,9 +145,8 @@ def save_picture(contest: Race, found: Comparison, data: Tensor, columns: Sequen
     moments = {name: entry.moments for name, entry in found.entries.items()}
     fits = {name: (m["mean"].mean, torch.linalg.inv(m["precision"].mean)) for name, m in moments.items()}
     with picture(10.5, 3, 1, 2) as (figure, ((left, right),)):
-        draw_mixture(left, data, fits, labels=[LABELS.get(name, name) for name in columns[:2]])
-        draw_race(right, contest)
-        right.set_title("Gap to the best ELBO (bold: the best learning rate)")
+        plot_mixture(data, fits, labels=[LABELS.get(name, name) for name in columns[:2]], ax=left)
+        plot_race(contest, title="Gap to the best ELBO (bold: the best learning rate)", ax=right)
     figure.savefig(path, dpi=200)
 
 

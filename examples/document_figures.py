@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate
-from pyro_latent.criticism.pictures import PALETTE, picture
+from pyro_latent.criticism.pictures import PALETTE, looks, picture, save
 from pyro_latent.models import bivariate_gaussian, datasets, gmm, normal_gamma, three_coins
 from pyro_latent.plotting import ellipse
 
@@ -179,12 +179,12 @@ def draw_stages(found: Sequence[Stage]) -> Figure:
             for mean, covariance, color in zip(*theta, PALETTE, strict=False):
                 axes.add_patch(ellipse(mean, covariance, 2.0, color=color, linewidth=1.4))
             axes.set(xlim=(1.0, 6.0), ylim=(35.0, 105.0))
-            axes.set_title(
-                f"{stage.steps} step{'s' * (stage.steps != 1)}: {stage.log_likelihood:.1f} nats".replace("-", "−")
-            )
+            count = f"{stage.steps} step{'s' * (stage.steps != 1)}"
+            axes.set_title(f"{count}: {stage.log_likelihood:.1f} nats".replace("-", "−"))
             axes.label_outer()
         figure.supxlabel("duration (min)", fontsize=8)
         figure.supylabel("waiting time (min)", fontsize=8)
+        figure.suptitle("EM on a mixture of two (ellipses: 2 s.d., 86 % of a component)", fontsize=8)
     return figure
 
 
@@ -284,13 +284,15 @@ def draw_posteriors() -> Figure:
         "mean field": (q["mean"].log_prob(mean) + q["precision"].log_prob(precision)).exp(),
     }
     with picture(6.8, 2.8, 1, 2) as (figure, ((left, right),)):
-        for (name, density), color, marginal in zip(
-            densities.items(), PALETTE, (joint.posterior()["mean"], q["mean"]), strict=False
-        ):
-            levels = float(density.max()) * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])
-            left.contour(loc, rate, density, levels=levels.tolist(), colors=color, linewidths=0.9)
-            right.plot(loc, marginal.log_prob(loc).exp(), color=color, linewidth=1.3, label=name)
-        left.set(xlabel="mean", ylabel="precision", title="joint density")
+        marginals = {"exact": joint.posterior()["mean"], "mean field": q["mean"]}
+        for name, look in looks(densities).items():
+            levels = (float(densities[name].max()) * torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9])).tolist()
+            line: Any = {"colors": look.color, "linestyles": [look.linestyle], "linewidths": 0.9}
+            left.contour(loc, rate, densities[name], levels=levels, **line)
+            right.plot(loc, marginals[name].log_prob(loc).exp(), linewidth=1.3, label=name, **look._asdict())
+        left.set(
+            xlabel="mean", ylabel="precision", title="joint density\n(contours: 10, 30, 50, 70, 90 % of its maximum)"
+        )
         right.set(xlabel="mean", ylabel="density", title="marginal of the mean", ylim=(0, None))
         right.legend(loc="upper left", bbox_to_anchor=(1.02, 1.0), borderaxespad=0)
     return figure
@@ -302,14 +304,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=Path("demo-output"), help="folder for the pictures")
     out = parser.parse_args(arguments).out
     out.mkdir(parents=True, exist_ok=True)
+    fits = {"Normal-Gamma, five points": normal_gamma_fit(), "Gaussian, ρ² = 0.64": gaussian_fit()}
     figures = {
-        "em-bound": draw_bounds(bounds()),
-        "em-mixture": draw_stages(stages()),
-        "elbo-kl": draw_fits({"Normal-Gamma, five points": normal_gamma_fit(), "Gaussian, ρ² = 0.64": gaussian_fit()}),
-        "normal-gamma": draw_posteriors(),
+        "em-bound.svg": draw_bounds(bounds()),
+        "em-mixture.png": draw_stages(stages()),
+        "elbo-kl.svg": draw_fits(fits),
+        "normal-gamma.svg": draw_posteriors(),
     }
     for name, figure in figures.items():
-        figure.savefig(out / f"{name}.png", dpi=105 if name == "em-mixture" else 150)
+        save(figure, out / name, dpi=105)
 
 
 if __name__ == "__main__":

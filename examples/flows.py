@@ -18,23 +18,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pyro
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pyro.infer import SVI, Trace_ELBO
 from pyro.infer.autoguide import AutoMultivariateNormal, AutoNormal
 from torch import Tensor
 
 from pyro_latent import EM
 from pyro_latent.criticism import Weights, importance_sampling
+from pyro_latent.criticism.pictures import looks, picture, save
 from pyro_latent.gradient.flows import FlowDensity, FlowGuide
 from pyro_latent.models import datasets, gmm, two_modes
 from pyro_latent.particles import Particles
 from pyro_latent.tables import text_table
 
-STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "axes.titlesize": 8}
 NUM_DRAWS = 20_000
 KINDS = {"planar": 10, "affine_coupling": 6, "spline_coupling": 6}
 DRAWN = ("mean field", "full Gaussian", "flow, affine coupling")
@@ -105,9 +103,8 @@ def draw_posteriors(x: Tensor, found: dict[str, dict[str, Posterior]], path: Pat
     """A row a posterior, a column a q: contours of the density, and draws."""
     axis = torch.linspace(-5, 5, 201, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 4.4), layout="compressed")
-        rows = figure.subplots(2, 3, sharex=True, sharey=True)
+    look = looks(DRAWN)
+    with picture(6.2, 4.6, 2, 3) as (figure, rows):
         for row, (name, (model, _)) in zip(rows, POSTERIORS.items(), strict=True):
             values = {"first": points[:, 0], "second": points[:, 1]}
             density = Particles(model, None, (x,), {}).log_joint(values).softmax(0).reshape(201, 201).mT
@@ -116,11 +113,12 @@ def draw_posteriors(x: Tensor, found: dict[str, dict[str, Posterior]], path: Pat
                     axis, axis, density, levels=[density.max() * t for t in (0.05, 0.3, 0.6, 1)], cmap="Greys"
                 )
                 draws = found[name][label].sample.samples
-                axes.plot(draws["first"][:400], draws["second"][:400], ".", color="#D55E00", markersize=2)
+                axes.plot(draws["first"][:400], draws["second"][:400], ".", color=look[label].color, markersize=2)
                 axes.set(aspect="equal", xlim=(-5, 5), ylim=(-5, 5), title=f"{name}: {label}")
                 axes.set(xlabel="first", ylabel="second")
                 axes.label_outer()
-        figure.savefig(path, dpi=130)
+        figure.supxlabel("grey: 5, 30 and 60 % of the greatest density; dots: draws of q", fontsize=8)
+    save(figure, path)
 
 
 def old_faithful() -> Tensor:
@@ -208,14 +206,12 @@ def draw_density(axes: Axes, density: FlowDensity, data: Tensor, title: str) -> 
 
 
 def draw_densities(shown: dict[str, tuple[FlowDensity, Tensor]], path: Path) -> None:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.2, 2.7), layout="constrained")
-        left, right = figure.subplots(1, 2)
+    with picture(6.2, 2.7, 1, 2) as (figure, ((left, right),)):
         draw_density(left, *shown["Old Faithful"], "Old Faithful")
         left.set(xlabel="duration of the eruption (min)", ylabel="time to the next one (min)")
         draw_density(right, *shown["half circles"], "two half circles")
         right.set(xlabel="first column", ylabel="second column")
-        figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Posterior]]:

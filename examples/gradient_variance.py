@@ -17,18 +17,16 @@ import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from pyro.infer import ELBO, SVI
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
+from pyro_latent.criticism.pictures import PALETTE, picture, save
 from pyro_latent.gradient.estimators import (
     AnalyticKLELBO,
     EstimatorReport,
@@ -203,36 +201,25 @@ def table(course: Course) -> str:
     return "\n".join(lines)
 
 
-# Okabe and Ito's palette, which color-blind readers tell apart.
 COLORS = {
-    "A, pathwise": "#D55E00",
-    "B, closed-form KL": "#0072B2",
-    "sticking the landing": "#009E73",
+    "A, pathwise": PALETTE[1],
+    "B, closed-form KL": PALETTE[0],
+    "sticking the landing": PALETTE[2],
     "score function": "0.45",
 }
 LOSSES = {name: COLORS[name] for name in ("A, pathwise", "B, closed-form KL")}
-STYLE: Any = {
-    "font.size": 8,
-    "axes.titlesize": 8,
-    "axes.titlelocation": "left",
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-}
 
 
 def draw_picture(digits: Course, linear: Course, path: Path) -> None:
     """Upper row digits, lower row linear-Gaussian; left the loss, right the gradient."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7, 5), layout="constrained")
-        (loss, gradient), below = figure.subplots(2, 2)
+    with picture(7, 5, 2, 2) as (figure, ((loss, gradient), below)):
         draw(loss, digits, digits.loss_variance, LOSSES, "loss")
         draw(gradient, digits, digits.guide_variance, COLORS, "gradient by the guide's parameters")
         draw(below[0], linear, linear.loss_variance, LOSSES, "loss")
         draw(below[1], linear, linear.guide_variance, COLORS, "gradient by the guide's parameters")
         handles, labels = gradient.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside upper center", ncols=len(labels))
-        figure.savefig(path, dpi=130)
+    save(figure, path)
 
 
 def draw(

@@ -1,7 +1,7 @@
 """KL(q ‖ p), KL(p ‖ q) and Laplace on a Gaussian and on a density with two modes; and the path of coordinate ascent.
 
 Prints the divergences of each approximation, by quadrature over the plane, and draws ``misleads.png`` (contours of the
-density and of the three approximations) and ``coordinate_path.png`` (the means after each update, and their distance
+density and of the three approximations) and ``coordinate_path.svg`` (the means after each update, and their distance
 from the end beside what the correlation predicts).
 
 python examples/kl_directions.py --out demo-output
@@ -16,29 +16,21 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import pyro
 import pyro.distributions as dist
 import torch
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.criticism.pictures import PALETTE, looks, picture, save
 from pyro_latent.gradient.approximations import laplace
 from pyro_latent.models import bivariate_gaussian, two_modes
 from pyro_latent.particles import Particles
 
 SITES = ("first", "second")
-COLORS = {"KL(q ‖ p)": "#0072B2", "KL(p ‖ q)": "#D55E00", "Laplace": "#009E73"}  # the fourth is in the table only
-DASHES = {"KL(q ‖ p)": "-", "KL(p ‖ q)": "--", "Laplace": ":"}
-STYLE: Any = {
-    "font.size": 8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "legend.frameon": False,
-    "axes.titlesize": 8,
-}
+#: KL(q ‖ p) is what coordinate ascent climbs down; the fourth approximation is in the table only.
+LOOKS = dict(zip(("KL(q ‖ p)", "KL(p ‖ q)", "Laplace"), looks(["CAVI", "KL(p ‖ q)", "Laplace"]).values(), strict=True))
 
 
 @dataclass(frozen=True)
@@ -118,24 +110,22 @@ def draw_plane(axes: Axes, plane: Plane, fits: dict[str, Any], title: str) -> No
     density = plane.log_density.exp().mT.numpy()
     levels = [density.max() * level for level in (0.02, 0.1, 0.25, 0.5, 0.75, 1.0)]
     axes.contourf(plane.axis, plane.axis, density, levels=levels, cmap="Greys", alpha=0.6)
-    for name in COLORS:
+    for name, look in LOOKS.items():
         for deviations in (1, 2):
             x, y = ellipse(fits[name], deviations)
-            axes.plot(x, y, color=COLORS[name], linestyle=DASHES[name], linewidth=1.5, label=name * (deviations == 1))
+            axes.plot(x, y, linewidth=1.5, label=name * (deviations == 1), **look._asdict())
     axes.set(aspect="equal", xlabel="first", ylabel="second", title=title)
 
 
 def draw_directions(cases: dict[str, tuple[Plane, dict[str, Any], float]], path: Path) -> None:
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(6.4, 3.5), layout="compressed")
-        panels = figure.subplots(1, 2)
+    with picture(6.4, 3.6, 1, 2) as (figure, (panels,)):
         for axes, (title, (plane, fits, half)) in zip(panels, cases.items(), strict=True):
             draw_plane(axes, plane, fits, title)
-            axes.set(xlim=(-half, half), ylim=(-half, half))
+            axes.set(xlim=(-half, half), ylim=(-half, half), title=f"{title}\n(outlines: 1 and 2 s.d.)")
         lines, labels = panels[0].get_legend_handles_labels()
         chosen = [(line, label) for line, label in zip(lines, labels, strict=True) if label]
         figure.legend(*zip(*chosen, strict=True), loc="outside lower center", ncols=3)
-        figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 def path_of_means(precision: Tensor, start: float, sweeps: int) -> Tensor:
@@ -161,28 +151,31 @@ def measured_rate(path: Tensor) -> float:
 def draw_path(paths: dict[float, Tensor], precisions: dict[float, Tensor], path: Path) -> None:
     """Left one path over the density, right the distances of all with the predicted lines."""
     shown = sorted(paths)[1]
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(7.4, 2.9), layout="constrained")
-        left, right = figure.subplots(1, 2)
+    with picture(7.4, 2.9, 1, 2) as (figure, ((left, right),)):
         covariance = torch.linalg.inv(precisions[shown])
         for deviations in (1, 2, 3):
             left.plot(*ellipse(gaussian(torch.zeros(2).double(), covariance), deviations), color="0.6", linewidth=0.8)
-        left.plot(*paths[shown].mT, color="#0072B2", marker="o", markersize=2.5, linewidth=1)
+        left.plot(*paths[shown].mT, color=LOOKS["KL(q ‖ p)"].color, marker="o", markersize=2.5, linewidth=1)
         left.set(
             aspect="equal",
             xlabel="mean of first",
             ylabel="mean of second",
-            title=f"ρ² = {shown:g}: one update a segment",
+            title=f"ρ² = {shown:g}: one update a segment\n(contours at 1, 2, 3 s.d.)",
         )
-        for (rate, points), color in zip(paths.items(), ("#009E73", "#D55E00", "#0072B2"), strict=True):
+        for (rate, points), color in zip(paths.items(), (PALETTE[2], PALETTE[1], PALETTE[0]), strict=True):
             distance = points[2::2, 1].abs()
             sweeps = torch.arange(1, len(distance) + 1)
             right.plot(sweeps, distance, "o", color=color, markersize=3, label=f"ρ² = {rate:g}, measured")
             right.plot(sweeps, distance[0] * rate ** (sweeps - 1), color=color, linewidth=0.8)
-        right.set(yscale="log", xlabel="sweep", ylabel="|mean of second - its end|", title="lines: predicted by ρ²")
+        right.set(
+            yscale="log",
+            xlabel="sweep",
+            ylabel="|mean of second - its end|",
+            title="distance after each sweep\n(lines: predicted by ρ²)",
+        )
         right.set_ylim(bottom=1e-8)
         right.legend(fontsize=7, loc="upper left", bbox_to_anchor=(1.0, 1.0))
-        figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 def precision_with(rate: float) -> Tensor:
@@ -223,7 +216,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, tuple[fl
     print("ρ² (predicted)  measured contraction of a sweep")
     for rate, points in paths.items():
         print(f"{rate:14.6f}  {measured_rate(points[:21]):.6f}")
-    draw_path(paths, precisions, options.out / "coordinate_path.png")
+    draw_path(paths, precisions, options.out / "coordinate_path.svg")
     return found
 
 

@@ -5,7 +5,7 @@ deviation to the reference's, by 20,000 draws of the guide, and by ``guide.linea
 of latents, as ellipses that hold 90 percent of a normal with the covariance: a plane whose posterior is known, and two
 weights of a probit regression.
 
-python -m examples.linear_response [--out docs/linear-response.png]
+python -m examples.linear_response [--out docs/linear-response.svg]
 """
 
 from __future__ import annotations
@@ -14,13 +14,14 @@ import argparse
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pyro
 import torch
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.criticism.pictures import looks, picture, save
 from pyro_latent.models import bivariate_gaussian
 from pyro_latent.plotting import ellipse
 
@@ -101,29 +102,20 @@ def weights() -> Plane:
 
 def draw(planes: list[Plane], path: Path) -> None:
     """Ellipses of each plane."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    looks: dict[str, dict[str, Any]] = {
-        "exact": {"color": "0.3", "linewidth": 3.5, "alpha": 0.35},
-        "NUTS": {"color": "0.3", "linewidth": 3.5, "alpha": 0.35},
-        "mean field": {"color": "C1", "linestyle": "--"},
-        "linear response": {"color": "C0"},
-    }
-    figure, panels = plt.subplots(1, len(planes), figsize=(8.4, 3.8), layout="constrained")
-    for panel, plane in zip(panels, planes, strict=True):
-        if plane.draws is not None:
-            panel.plot(*plane.draws.T, ".", color="0.75", markersize=2, zorder=0)
-        for name, covariance in plane.covariances.items():
-            mean = plane.draws.mean(0) if name == "NUTS" and plane.draws is not None else plane.mean
-            panel.add_patch(ellipse(mean, covariance, DEVIATIONS, label=name, **looks[name]))
-        panel.autoscale_view()
-        panel.set(title=plane.title, xlabel="the first", ylabel="the second")
-        panel.legend(frameon=False, loc="lower left", fontsize="small")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    with picture(7.4, 3.4, 1, len(planes)) as (figure, (panels,)):
+        for panel, plane in zip(panels, planes, strict=True):
+            if plane.draws is not None:
+                panel.plot(*plane.draws.T, ".", color="0.8", markersize=1.5, zorder=0, rasterized=True)
+            for name, look in looks(plane.covariances).items():
+                mean = plane.draws.mean(0) if name == "NUTS" and plane.draws is not None else plane.mean
+                width = 2.6 if name in ("exact", "NUTS") else 1.4
+                outline = ellipse(mean, plane.covariances[name], DEVIATIONS, linewidth=width, **look._asdict())
+                panel.add_patch(outline)
+                panel.plot([], [], label=name, linewidth=width, **look._asdict())
+            panel.autoscale_view()
+            panel.set(title=f"{plane.title} (90 %)", xlabel="the first", ylabel="the second")
+            panel.legend(loc="lower left", handlelength=2.6)
+    save(figure, path)
 
 
 def main() -> None:

@@ -15,19 +15,16 @@ import argparse
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import matplotlib
 import pyro
 import pyro.distributions as dist
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor
 
 from pyro_latent.criticism import Weights, importance_sampling, naive_monte_carlo
+from pyro_latent.criticism.pictures import looks, picture, save
 
 DIMENSIONS = (1, 2, 4, 8, 16, 32, 64, 128)
-STYLE: Any = {"font.size": 8, "axes.spines.top": False, "axes.spines.right": False, "legend.frameon": False}
 
 
 def model(x: Tensor) -> None:
@@ -72,13 +69,11 @@ def errors(dim: int, num_samples: int, repeats: int) -> dict[str, tuple[float, f
 
 def draw_picture(rows: dict[int, dict[str, tuple[float, float]]], num_samples: int, path: Path) -> None:
     """Errors against the dimension, both logarithmic."""
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(4.2, 2.9), layout="constrained")
-        axes = figure.subplots()
-        for (name, color), marker in zip(
-            {"naive Monte Carlo": "#D55E00", "importance sampling": "#0072B2"}.items(), "os", strict=True
-        ):
-            axes.plot(list(rows), [rows[d][name][0] for d in rows], color=color, marker=marker, ms=4, label=name)
+    look = looks(["naive Monte Carlo", "importance sampling"])
+    with picture(4.4, 2.9) as (figure, ((axes,),)):
+        for name, marker in zip(look, "os", strict=True):
+            line = look[name]._asdict()
+            axes.plot(list(rows), [rows[d][name][0] for d in rows], marker=marker, ms=4, label=name, **line)
         small = [d for d in range(1, max(rows) + 1) if predicted_error(d, num_samples) < 3]
         predicted = [predicted_error(d, num_samples) for d in small]
         axes.plot(small, predicted, color="0.3", linestyle="--", linewidth=1, label="naive, predicted while small")
@@ -86,9 +81,9 @@ def draw_picture(rows: dict[int, dict[str, tuple[float, float]]], num_samples: i
         axes.set(xscale="log", yscale="log", xlabel="dimension of z", ylabel="error of log p(x) (nats)")
         axes.set_xticks(list(rows), [str(d) for d in rows], minor=False)
         axes.minorticks_off()
-        axes.set_title(f"{num_samples:,} draws", loc="left", fontsize=8)
+        axes.set_title(f"{num_samples:,} draws of each estimate")
         axes.legend(loc="upper left")
-        figure.savefig(path, dpi=160)
+    save(figure, path)
 
 
 def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, tuple[float, float]]]:
@@ -108,7 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> dict[int, dict[str, tuple[fl
         shown = f"{predicted:9.3f}" if predicted < 3 else f"{'large':>9}"
         print(f"{dim:9d}  {naive[0]:11.3f}  {shown}  {naive[1]:9.1f}  {importance[0]:8.4f}  {importance[1]:7.1f}")
     options.out.mkdir(parents=True, exist_ok=True)
-    draw_picture(rows, options.samples, options.out / "naive_monte_carlo.png")
+    draw_picture(rows, options.samples, options.out / "naive_monte_carlo.svg")
     return rows
 
 

@@ -9,7 +9,7 @@ with Gamma priors on both precisions. The model is a loop over the years. With `
 factor, eliminated along the walk as Kalman's smoother does. Without, each year is a factor of its own: the level then
 follows its own year's flow, and noise is taken for movement.
 
-python examples/nile.py [--out docs/joint-walk.png]
+python examples/nile.py [--out docs/joint-walk.svg]
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.criticism.pictures import looks, picture, save
 from pyro_latent.models import datasets
 
 
@@ -72,22 +73,17 @@ def fit(flow: Tensor, blocks: list[str] | None) -> Fit:
 
 def draw(flow: Tensor, fits: dict[str, Fit], path: Path) -> None:
     """A picture of the levels with bands of two standard deviations."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    years = torch.arange(1871, 1871 + len(flow))
-    figure, panels = plt.subplots(1, len(fits), figsize=(9, 3.2), sharey=True, layout="constrained")
-    for panel, (name, found) in zip(panels, fits.items(), strict=True):
-        panel.plot(years, flow, ".", color="0.6", markersize=4)
-        low, high = found.mean - 2 * found.stddev, found.mean + 2 * found.stddev
-        panel.fill_between(years, low, high, alpha=0.3)
-        panel.plot(years, found.mean)
-        panel.set(title=f"{name}: ELBO {found.elbo:.1f}", xlabel="year")
-    panels[0].set_ylabel("flow, 10¹⁰ m³")
-    figure.savefig(path, dpi=120)
-    plt.close(figure)
+    years, look = torch.arange(1871, 1871 + len(flow)), looks(["CAVI"])["CAVI"]
+    with picture(7.6, 2.7, 1, len(fits)) as (figure, (panels,)):
+        for panel, (name, found) in zip(panels, fits.items(), strict=True):
+            panel.plot(years, flow, ".", color="0.6", markersize=4)
+            low, high = found.mean - 2 * found.stddev, found.mean + 2 * found.stddev
+            panel.fill_between(years, low, high, color=look.color, alpha=0.25, linewidth=0)
+            panel.plot(years, found.mean, **look._asdict())
+            panel.set(title=f"{name}: ELBO {found.elbo:.1f} nats (band: 2 s.d.)", xlabel="year")
+            panel.sharey(panels[0])
+        panels[0].set_ylabel("flow, 10¹⁰ m³")
+    save(figure, path)
 
 
 def main() -> None:

@@ -24,11 +24,14 @@ from pathlib import Path
 import pyro
 import pyro.distributions as dist
 import torch
+from matplotlib.axes import Axes
 from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.criticism.pictures import looks, picture, save
 
 MONTHS, HELD_OUT = 180, 24
+LOOK = looks(["CAVI"])["CAVI"]
 
 
 def carbon_dioxide() -> Tensor:
@@ -129,46 +132,37 @@ def recessions() -> dict[str, tuple[Tensor, Tensor]]:
 
 def draw_forecast(found: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
     """The series with its forecast, the slope, and the season of the last years."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
     series, _ = found["data"]
     years = 2002 - len(series) / 12 + torch.arange(len(series)) / 12
-    figure, panels = plt.subplots(3, 1, figsize=(9, 7), sharex=True, layout="constrained")
-    for panel, name, title in zip(
-        panels, ("co2", "slope", "season"), ("ppm", "slope, ppm a month", "season"), strict=True
-    ):
-        mean, stddev = found[name]
-        panel.fill_between(years, mean - 2 * stddev, mean + 2 * stddev, alpha=0.3, linewidth=0)
-        panel.plot(years, mean, linewidth=1)
-        panel.axvline(float(years[-HELD_OUT]), color="0.4", linestyle=":")
-        panel.set_ylabel(title)
-    panels[0].plot(years, series, ".", color="k", markersize=2)
-    panels[-1].set_xlabel("year; from the dotted line on, a forecast")
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    titles = {"co2": "ppm", "slope": "slope (ppm a month)", "season": "season (ppm)"}
+    with picture(7.6, 5.8, 3) as (figure, grid):
+        for panel, (name, title) in zip(grid[:, 0], titles.items(), strict=True):
+            draw_band(panel, years, *found[name])
+            panel.axvline(float(years[-HELD_OUT]), color="0.4", linestyle=":")
+            panel.set_ylabel(title)
+        grid[0, 0].plot(years, series, ".", color="k", markersize=2)
+        grid[0, 0].set_title("Means, and bands of 2 s.d.")
+        grid[-1, 0].set_xlabel("year; from the dotted line on, a forecast")
+    save(figure, path)
 
 
 def draw_regimes(found: dict[str, tuple[Tensor, Tensor]], path: Path) -> None:
     """Growth and its trend, and the probability of a drop."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
-    (series, _), (mean, stddev), (probs, _) = found["data"], found["trend"], found["state"]
+    (series, _), (probs, _) = found["data"], found["state"]
     years = 1959.25 + torch.arange(len(series)) / 4
-    figure, (top, bottom) = plt.subplots(2, 1, figsize=(9, 5), sharex=True, layout="constrained")
-    top.plot(years, series, ".", color="0.5", markersize=4)
-    top.fill_between(years, mean - 2 * stddev, mean + 2 * stddev, alpha=0.3, linewidth=0)
-    top.plot(years, mean)
-    top.set_ylabel("growth, % a quarter")
-    bottom.fill_between(years, 0, probs, step="mid", alpha=0.7, linewidth=0)
-    bottom.set(xlabel="year", ylabel="probability of a drop", ylim=(0, 1))
-    figure.savefig(path, dpi=110)
-    plt.close(figure)
+    with picture(7.6, 4.2, 2) as (figure, ((top,), (bottom,))):
+        top.plot(years, series, ".", color="0.5", markersize=4)
+        draw_band(top, years, *found["trend"])
+        top.set(ylabel="growth (% a quarter)", title="The trend, with a band of 2 s.d.")
+        bottom.fill_between(years, 0, probs, step="mid", color=LOOK.color, alpha=0.7, linewidth=0)
+        bottom.set(xlabel="year", ylabel="probability of a drop", ylim=(0, 1))
+    save(figure, path)
+
+
+def draw_band(axes: Axes, years: Tensor, mean: Tensor, stddev: Tensor) -> None:
+    """A mean over the years, with two standard deviations to each side."""
+    axes.fill_between(years, mean - 2 * stddev, mean + 2 * stddev, color=LOOK.color, alpha=0.25, linewidth=0)
+    axes.plot(years, mean, linewidth=1, **LOOK._asdict())
 
 
 def main() -> None:
@@ -177,8 +171,8 @@ def main() -> None:
     out = parser.parse_args().out
     decomposed, found = forecast(), recessions()
     if out is not None:
-        draw_forecast(decomposed, out / "time-series-co2.png")
-        draw_regimes(found, out / "time-series-regimes.png")
+        draw_forecast(decomposed, out / "time-series-co2.svg")
+        draw_regimes(found, out / "time-series-regimes.svg")
 
 
 if __name__ == "__main__":

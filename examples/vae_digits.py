@@ -33,6 +33,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from pyro_latent.criticism.pictures import PALETTE
 from pyro_latent.models.vae import (
     VAE,
     VAE_ELBO,
@@ -46,7 +47,7 @@ from pyro_latent.models.vae import (
 )
 
 ESTIMATORS = ("A", "B")
-COLORS = {"A": "#d1495b", "B": "#00798c"}
+COLORS = {"A": PALETTE[1], "B": PALETTE[0]}
 LABELS = {"A": "A: KL at the draw", "B": "B: KL in closed form"}
 HELD_OUT = 297
 DRAWS = 200

@@ -453,4 +453,4 @@ def test_the_picture_of_the_directions_has_the_numbers_of_the_closed_forms(tmp_p
     assert min(two, key=lambda name: two[name][1]) == "KL(p ‖ q), full"
     for name in ("KL(p ‖ q)", "KL(p ‖ q), full"):
         assert two[name][0] == pytest.approx(_divergence_from_two_modes(full=name.endswith("full")), rel=1e-4)
-    assert {path.name for path in tmp_path.iterdir()} == {"misleads.png", "coordinate_path.png"}
+    assert {path.name for path in tmp_path.iterdir()} == {"misleads.png", "coordinate_path.svg"}

@@ -107,7 +107,7 @@ def test_the_picture_of_the_errors_follows_the_prediction(tmp_path: Path) -> Non
         error, predicted = rows[dim]["naive Monte Carlo"][0], example.predicted_error(dim, 1000)
         assert error == pytest.approx(predicted, rel=0.4)  # 60 repeats: four standard errors of a root mean square
     assert rows[32]["naive Monte Carlo"][0] > 10 * rows[32]["importance sampling"][0]
-    assert (tmp_path / "naive_monte_carlo.png").exists()
+    assert (tmp_path / "naive_monte_carlo.svg").exists()
 
 
 def test_the_reported_error_is_the_spread_of_the_estimates() -> None:

@@ -72,6 +72,6 @@ def test_the_pictures_are_made_and_small(
     monkeypatch.setattr(figures, "bounds", lambda: lines)
     figures.main(["--out", str(tmp_path)])
     names = {path.name for path in tmp_path.iterdir()}
-    assert names == {"em-bound.png", "em-mixture.png", "elbo-kl.png", "normal-gamma.png"}
+    assert names == {"em-bound.svg", "em-mixture.png", "elbo-kl.svg", "normal-gamma.svg"}
     kept = Path(figures.__file__).parent.parent / "docs"
     assert all(path.stat().st_size < LARGEST and (kept / path.name).exists() for path in tmp_path.iterdir())

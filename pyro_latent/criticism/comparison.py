@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -15,7 +15,7 @@ from ..particles import Draws, Weights
 from ..tables import text_table
 from .moments import Components, Difference, Moments
 from .pages import figure_html, page, table_html
-from .pictures import DASHES, PALETTE, colors, density, panels_in, picture
+from .pictures import PALETTE, Look, density, looks, on_axes, panels_in
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -200,10 +200,18 @@ def _k_of(entry: Entry) -> str:
 # ------------------------------------------------------------------------------------------------------------ pictures
 
 
-def plot_bounds(comparison: Comparison) -> Figure:
-    """ELBO and importance-weighted evidence of each guide, with two standard errors, and what k̂ says of it."""
+def plot_bounds(comparison: Comparison, *, ax: Axes | None = None) -> Figure:
+    """ELBO and importance-weighted evidence of each guide, with two standard errors, and what k̂ says of it.
+
+    Args:
+        comparison: what :func:`pyro_latent.criticism.compare` returned.
+        ax: matplotlib Axes to draw on; a new figure by default.
+
+    Returns:
+        The figure of ``ax``, or the new one.
+    """
     scores = {name: e.score for name, e in comparison.entries.items() if e.score is not None}
-    with picture(5.6, 0.6 + 0.42 * max(len(scores), 1)) as (figure, ((axes,),)):
+    with on_axes(ax, 5.6, 0.6 + 0.42 * max(len(scores), 1)) as (figure, axes):
         for place, s in enumerate(scores.values()):
             for shift, mark, color, value, error in (
                 (0.12, "o", PALETTE[0], s.elbo, s.elbo_error),
@@ -224,35 +232,46 @@ def plot_densities(
     *,
     panels: int = PANELS,
     units: Mapping[str, str] | None = None,
+    ax: Any = None,
 ) -> Figure:
     """The posterior density of each element of the sites, by method, the reference filled.
+
+    They are kernel estimates of the draws that were compared; :func:`pyro_latent.plotting.plot_posterior` has the exact
+    ones of a guide's factors.
 
     Args:
         comparison: what :func:`pyro_latent.criticism.compare` returned.
         sites: which; all that have numbers by default.
         panels: how many elements at most, in the order of the sites.
         units: what is written below the panels, by site.
+        ax: matplotlib Axes to draw on, an array of as many as there are panels; a new figure by default.
+
+    Returns:
+        The figure of ``ax``, or the new one.
     """
     chosen = list(comparison.elements(sites))[:panels]
-    color = colors(list(comparison.entries))
-    with panels_in(len(chosen), 4, 1.9, 1.5, 0.35) as (figure, grid):
+    look = looks(comparison.entries)
+    with panels_in(len(chosen), 4, 1.9, 1.5, 0.35, ax) as (figure, grid):
         for axes, (site, index) in zip(grid, chosen, strict=True):
-            _draw_densities(axes, comparison, site, index, color)
+            _draw_densities(axes, comparison, site, index, look)
             axes.set_xlabel((units or {}).get(site, ""))
-        handles = figure.axes[0].get_legend_handles_labels()
-        figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
+        if ax is not None:
+            grid[0].legend()
+        else:
+            handles = figure.axes[0].get_legend_handles_labels()
+            figure.legend(*handles, loc="outside upper center", ncols=min(4, len(comparison.entries)))
     return figure
 
 
 def _draw_densities(
-    axes: Axes, comparison: Comparison, site: str, index: tuple[int, ...], color: Mapping[str, str]
+    axes: Axes, comparison: Comparison, site: str, index: tuple[int, ...], look: Mapping[str, Look]
 ) -> None:
-    for number, (name, entry) in enumerate(comparison.entries.items()):
+    for name, entry in comparison.entries.items():
         values = entry.draws.values[site].movedim(0, -1)[index].double().cpu().numpy()
         grid, height = density(values)
         if name == comparison.reference:
-            axes.fill_between(grid, height, color=color[name], alpha=0.2, linewidth=0)
-        axes.plot(grid, height, color=color[name], linestyle=DASHES[number % len(DASHES)], linewidth=1.2, label=name)
+            axes.fill_between(grid, height, color=look[name].color, alpha=0.2, linewidth=0)
+        axes.plot(grid, height, linewidth=1.2, label=name, **look[name]._asdict())
     axes.set_title(_name_of(site, index))
     axes.set(yticks=[], ylim=(0, None))
     axes.spines["left"].set_visible(False)
