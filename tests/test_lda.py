@@ -32,7 +32,7 @@ PRIORS: dict[str, Any] = {"doc_topic_prior": ALPHA, "topic_word_prior": 0.2}
 STRONG = 10 * ALPHA
 STRONG_PRIORS = PRIORS | {"doc_topic_prior": STRONG}  # under which documents settle in tens of rounds
 
-needs_numba = pytest.mark.skipif(not lda.has_compiled_kernel(), reason="needs Numba, the extra `fast`")
+needs_numba = pytest.mark.skipif(not lda.has_compiled_kernel(), reason="needs Numba")
 
 
 def synthetic(num_documents: int, num_words: int, num_topics: int, length: float, seed: int = 0) -> Corpus:

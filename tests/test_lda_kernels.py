@@ -17,9 +17,9 @@ from torch import Tensor
 from pyro_latent.models import lda
 from pyro_latent.models.lda import Corpus, as_corpus
 
-numba = pytest.importorskip("numba", reason="needs Numba, the extra `fast`")
+numba = pytest.importorskip("numba", reason="needs Numba")
 
-from pyro_latent.models.lda.kernel import compiled_step, simd  # noqa: E402
+from pyro_latent.models.lda.kernel import compiled_step, jit, simd  # noqa: E402
 
 DOUBLE = torch.float64
 DTYPES = [np.float64, np.float32]
@@ -184,3 +184,16 @@ def test_documents_are_shared_out_by_their_entries(monkeypatch: pytest.MonkeyPat
     assert [a for a, _ in parts] == [0, *(b for _, b in parts[:-1])] and parts[-1][1] == 10
     sizes = [int(corpus.starts[b] - corpus.starts[a]) for a, b in parts]
     assert max(sizes) <= 210 / 4 + 90
+
+
+def test_a_wait_for_the_compiler_is_announced_once_and_only_ours(caplog: pytest.LogCaptureFixture) -> None:
+    one, other, foreign = (numba.njit(lambda x: x + 1) for _ in range(3))
+    announcement = jit.Announcement()
+    announcement.functions += [one, other]
+    with numba.core.event.install_listener("numba:compile", announcement):
+        foreign(1)
+        assert not caplog.records
+        for function in (one, one, other):
+            function(1)
+    (record,) = caplog.records
+    assert record.name == "pyro_latent" and "first fit" in record.getMessage()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pyro
 import pyro.distributions as dist
@@ -86,6 +87,6 @@ def test_far_data_loses_nothing(model: Callable[..., None]) -> None:
     far_away = CAVI(model, guides[1]).run(far, 2.0**20, max_steps=40, tol=0.0).elbo
     torch.testing.assert_close(far_away, at_zero, rtol=1e-8, atol=1e-6)
     assert bool((far_away.diff() > -1e-6).all())
-    tops = [g.posterior()["top"] for g in guides]
+    tops: list[Any] = [g.posterior()["top"] for g in guides]
     tops = [getattr(t, "base_dist", t).mean for t in tops]
     torch.testing.assert_close(tops[1] - 2.0**20, tops[0], rtol=1e-6, atol=1e-6)

@@ -7,28 +7,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal, overload
 
 import torch
+from pyro.distributions import TorchDistribution
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
-from ..errors import (
-    ArgumentError,
-    DataError,
-    ModelError,
-    as_real,
-    check_choice,
-    check_count,
-    check_seed,
-    in_our_words,
-)
-from ..objective import (
-    Init,
-    Program,
-    State,
-    explain,
-)
+from ..errors import ArgumentError, DataError, ModelError, as_real, check_choice, check_count, check_seed, in_our_words
+from ..objective import BlockKey, Init, Program, State, explain
 from ..particles import name_of
 from ..recording import record
 from ..reparam import Conjugate
@@ -251,6 +238,16 @@ class AutoConjugate(AutoGuide):
 
     def _repr_html_(self) -> str:
         return self.summary()._repr_html_()
+
+    @overload
+    def posterior(
+        self, *args: Any, joint: Literal[False] = False, auxiliary: bool = False, **kwargs: Any
+    ) -> dict[str, TorchDistribution]: ...
+
+    @overload
+    def posterior(
+        self, *args: Any, joint: bool, auxiliary: bool = False, **kwargs: Any
+    ) -> dict[BlockKey, TorchDistribution]: ...
 
     @torch.inference_mode(False)
     def posterior(self, *args: Any, joint: bool = False, auxiliary: bool = False, **kwargs: Any) -> dict[Any, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -11,10 +12,12 @@ from torch import Tensor
 from pyro_latent.errors import ArgumentError
 
 njit: Any
+Listener: Any
 try:
     from numba import njit
+    from numba.core.event import Listener, register
 except ImportError:
-    njit = None
+    njit, Listener = None, object
 
 __all__ = ["compile_function", "has_compiled_kernel", "njit", "use_compiled"]
 
@@ -38,13 +41,16 @@ def use_compiled(like: Tensor, compiled: bool | None = None) -> bool:
     if compiled and not able:
         raise ArgumentError(
             f"Expected Numba and data on the CPU for compiled=True; got {'no Numba' if njit is None else like.device}. "
-            "Install the extra `fast`, or leave compiled out."
+            "Install numba, or leave compiled out."
         )
     return able if compiled is None else compiled
 
 
 def compile_function(function: Callable[..., Any], *, fastmath: bool | set[str] = True) -> Callable[..., Any]:
-    """The function compiled by Numba, where it is installed: without Python's lock; kept on disk where that can be."""
+    """The function compiled by Numba, where it is installed: without Python's lock; kept on disk where that can be.
+
+    It is compiled when it is first called and no file has it; :class:`Announcement` says so.
+    """
     if njit is None:
         return function
     options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
@@ -52,4 +58,35 @@ def compile_function(function: Callable[..., Any], *, fastmath: bool | set[str] 
         compiled: Callable[..., Any] = njit(cache=True, **options)(function)
     except RuntimeError:  # no folder that can be written to
         compiled = njit(**options)(function)
+    _announcement.functions.append(compiled)
     return compiled
+
+
+class Announcement(Listener):
+    """The first of some functions that Numba compiles in this process is announced, since it makes a call wait.
+
+    Attributes:
+        functions: of which one is waited for.
+        made: whether that was said.
+    """
+
+    def __init__(self) -> None:
+        self.functions: list[Callable[..., Any]] = []
+        self.made = False
+
+    def on_start(self, event: Any) -> None:
+        """Numba starts to compile; what it reads from a file is no such event."""
+        if not self.made and any(event.data["dispatcher"] is function for function in self.functions):
+            self.made = True
+            logging.getLogger("pyro_latent").warning(
+                "Compiling the kernels of LDA with Numba: a first fit takes some ten seconds more. "
+                "Later ones read them from Numba's cache on disk."
+            )
+
+    def on_end(self, event: Any) -> None:
+        """Nothing is said."""
+
+
+_announcement = Announcement()
+if njit is not None:
+    register("numba:compile", _announcement)

@@ -11,7 +11,7 @@ document stops once the mean of |change of γ_dk| over k is below ``tol``, as in
 B is scaled by a constant for each word, which leaves φ as it is, so that a word that is improbable in all topics does
 not vanish to 0 / 0.
 
-With Numba (the extra ``fast``), on the CPU, documents are walked one at a time with their rows of B in cache, on as
+With Numba, on the CPU, documents are walked one at a time with their rows of B in cache, on as
 many threads as torch has; results do not depend on their number: see :mod:`.compiled_step`. Without it, or on another
 device, torch does the same for blocks of documents, and drops those that have converged. Neither makes an array of
 documents × words, or of all entries × topics.
