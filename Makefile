@@ -11,7 +11,7 @@ TYPED := build/typed
 TYPED_DIRS := pyro_latent $(sort $(patsubst %/,%,$(dir $(wildcard tests/*.py examples/*.py benchmarks/*.py))))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format bench docs docs-numbers clean
+.PHONY: help demo test test-slow gpu links lint format bench docs docs-numbers clean
 
 help: ## list the targets
 	@grep -E '^[a-z-]+:.*## ' Makefile | awk -F ':.*## ' '{ printf "  make %-12s %s\n", $$1, $$2 }'
@@ -28,13 +28,21 @@ test: $(STAMP) ## run the tests, but for the slow ones
 test-slow: $(STAMP) ## run the slow tests
 	$(TESTS) -m slow
 
-# A package that pyproject.toml maps from another directory is invisible to type checkers, so they get a tree of links.
-lint: $(STAMP) ## check style, formatting and types
-	$(RUN) -m ruff check .
-	$(RUN) -m ruff format --check .
+# Any Python with a torch that sees a card, and with what pyproject.toml asks for; nothing is installed into it.
+GPU_PYTHON ?= $(RUN)
+
+gpu: $(if $(filter $(RUN),$(GPU_PYTHON)),$(STAMP)) links ## run the tests and benchmarks of GPUs; PART=tests|mixture|lda|vae|race, GPU_PYTHON=...
+	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TYPED)$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m benchmarks.gpu $(PART)
+
+# A package that pyproject.toml maps from another directory is there once it is installed; without that, by these links.
+links:
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/pyro_latent
 	@ln -s $(addprefix ../../../,$(wildcard pyro_latent/*) models) $(TYPED)/pyro_latent/
 	@ln -s $(addprefix ../../,$(filter-out pyro_latent,$(TYPED_DIRS))) $(TYPED)/
+
+lint: $(STAMP) links ## check style, formatting and types
+	$(RUN) -m ruff check .
+	$(RUN) -m ruff format --check .
 	cd $(TYPED) && ../../$(RUN) -m mypy --config-file ../../pyproject.toml --cache-dir ../../.mypy_cache $(TYPED_DIRS)
 
 format: $(STAMP) ## format the code, and mend what the linter can

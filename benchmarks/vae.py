@@ -63,8 +63,8 @@ def grey_images() -> Tensor:
 
 
 def minibatches(images: Tensor) -> Callable[[], Tensor]:
-    """Indices of minibatches, without end."""
-    orders = torch.randperm(len(images)).split(BATCH)
+    """Indices of minibatches, without end, where the images are."""
+    orders = torch.randperm(len(images), device=images.device).split(BATCH)
     count = 0
 
     def take() -> Tensor:
@@ -77,7 +77,7 @@ def minibatches(images: Tensor) -> Callable[[], Tensor]:
 
 def plain_step(images: Tensor, fused: bool) -> Step:
     """Forward, backward and Adam, and a look at the loss."""
-    model, take = PlainVAE(), minibatches(images)
+    model, take = PlainVAE().to(images.device), minibatches(images)
     adam = torch.optim.Adam(model.parameters(), LEARNING_RATE, fused=fused)
 
     def step() -> float:
@@ -92,7 +92,7 @@ def plain_step(images: Tensor, fused: bool) -> Step:
 
 def fit_step(images: Tensor, fused: bool) -> Step:
     """The step that ``fit`` takes: both Pyro programs, estimator B, its check of the loss, and torch's Adam."""
-    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,))
+    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,)).to(images.device)
     adam = torch.optim.Adam(vae.parameters(), LEARNING_RATE, fused=fused)
     training = _Training(vae, images, None, BATCH, VAE_ELBO(), adam, lambda step: 1.0)
     take = minibatches(images)
@@ -101,7 +101,7 @@ def fit_step(images: Tensor, fused: bool) -> Step:
 
 def estimator_step(images: Tensor, fused: bool) -> Step:
     """Pyro's own estimator with the KL in closed form, differentiated, and torch's Adam."""
-    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,), name=f"estimator_{fused}")
+    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,), name=f"estimator_{fused}").to(images.device)
     adam = torch.optim.Adam(vae.parameters(), LEARNING_RATE, fused=fused)
     elbo, take = TraceMeanField_ELBO(), minibatches(images)
 
@@ -117,13 +117,15 @@ def estimator_step(images: Tensor, fused: bool) -> Step:
 
 def svi_step(images: Tensor, name: str, elbo: object) -> Step:
     """``SVI.step`` with ``pyro.optim.Adam``."""
-    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,), name=name)
+    vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,), name=name).to(images.device)
     svi = SVI(vae.model, vae.guide, pyro.optim.Adam({"lr": LEARNING_RATE}), elbo)
     take = minibatches(images)
     return lambda: svi.step(images[take()], num_images=N)
 
 
-def table(images: Tensor, fused: bool, clock: Callable[[], float]) -> tuple[str, Spread]:
+def table(
+    images: Tensor, fused: bool, clock: Callable[[], float], rounds: int = ROUNDS, repeat: int = REPEAT
+) -> tuple[str, Spread]:
     """A table of the steps with one kind of Adam, and how many times as long as plain PyTorch ``fit`` takes."""
     runs: dict[str, Step] = {
         "plain PyTorch": plain_step(images, fused),
@@ -133,7 +135,7 @@ def table(images: Tensor, fused: bool, clock: Callable[[], float]) -> tuple[str,
     if not fused:
         runs["`SVI.step`, `VAE_ELBO`"] = svi_step(images, "svi_ours", VAE_ELBO())
         runs["`SVI.step`, `TraceMeanField_ELBO`"] = svi_step(images, "svi", TraceMeanField_ELBO())
-    seconds = interleaved(runs, ROUNDS, REPEAT, warm=3, clock=clock)
+    seconds = interleaved(runs, rounds, repeat, warm=3, clock=clock)
     plain = seconds["plain PyTorch"]
     rows = [[name, Spread.of(s).scaled(1e3), ratios(s, plain).scaled(1)] for name, s in seconds.items()]
     return markdown(["one step", "milliseconds", "times plain PyTorch"], rows), ratios(seconds["`fit`"], plain)

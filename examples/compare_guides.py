@@ -31,7 +31,6 @@ from typing import Any
 import pyro
 import pyro.distributions as dist
 import torch
-import xarray
 from pyro import poutine
 from pyro.infer import TraceEnum_ELBO
 from pyro.infer.autoguide import AutoNormal
@@ -127,6 +126,8 @@ biject_to.register(constraints.positive_definite, lambda constraint: PositiveDef
 
 def save_arviz(found: Comparison, guide: AutoConjugate, given: Any, columns: Sequence[str], path: Path) -> None:
     """Write the reference's guide as ArviZ data, with a group ``posterior_<method>`` for each of the others."""
+    import xarray
+
     labels = {"column": list(columns), "other_column": list(columns)}
     idata = to_arviz(gmm.model, guide, *given, coords=labels, dims=DIMS)
     path.unlink(missing_ok=True)

@@ -6,12 +6,10 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
 import pyro
 import pyro.distributions as dist
 import torch
 from references import problems
-from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 
 from pyro_latent.families import FAMILIES, JOINT_FAMILIES
@@ -67,15 +65,6 @@ def regression(features: Tensor, targets: Tensor | None = None, *, width: float 
     weights = pyro.sample("weights", dist.Normal(torch.zeros_like(features[0]), width).to_event(1))
     with pyro.plate("data", len(features)):
         pyro.sample("targets", dist.Normal(features @ weights, precision.rsqrt()), obs=targets)
-
-
-class StartedMixture(BayesianGaussianMixture):
-    """scikit-learn's mixture from given responsibilities."""
-
-    responsibilities: np.ndarray
-
-    def _initialize_parameters(self, X: np.ndarray, random_state: Any, xp: Any = None) -> None:
-        self._initialize(X, self.responsibilities)
 
 
 class Killed(BaseException):

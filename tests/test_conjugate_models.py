@@ -20,9 +20,9 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
-from shared_models import StartedMixture
 from sklearn.datasets import load_diabetes, load_digits, load_iris
 from sklearn.exceptions import ConvergenceWarning
+from started_mixture import StartedMixture
 from torch import Tensor
 from torch.distributions import kl_divergence
 

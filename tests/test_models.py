@@ -16,7 +16,7 @@ import scipy.stats
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
-from shared_models import StartedMixture
+from started_mixture import StartedMixture
 from torch import Tensor
 from torch.distributions import kl_divergence
 

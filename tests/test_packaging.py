@@ -32,10 +32,10 @@ def installed_paths() -> Iterator[str]:
 
 
 def data_paths() -> Iterator[str]:
-    """Every other file of the packages, by its path in an installation."""
+    """Every other file of the packages, by its path in an installation, but for what Python and numba cache."""
     for prefix, directory in SOURCES.items():
         for path in directory.rglob("*"):
-            if path.is_file() and path.suffix not in (".py", ".pyc"):
+            if path.is_file() and path.suffix != ".py" and "__pycache__" not in path.parts:
                 yield f"{prefix}/{path.relative_to(directory).as_posix()}"
 
 
