@@ -1,4 +1,7 @@
-"""Every Python snippet of the README and of each page of the docs runs, in order, in one namespace a page."""
+"""Every Python snippet of the README and of each page of the docs runs, in order, in one namespace a page.
+
+Those of the README run in an empty folder, with what an installation has; those of the docs in a clone.
+"""
 
 from __future__ import annotations
 
@@ -20,9 +23,9 @@ def snippets(page: Path) -> list[tuple[int, str]]:
 
 
 @pytest.mark.parametrize("page", [p for p in PAGES if snippets(p)], ids=lambda p: p.name)
-def test_snippets_run_in_order(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_snippets_run_in_order(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What the snippets claim they assert themselves; a line number in an error is that of the page."""
-    monkeypatch.chdir(ROOT)
+    monkeypatch.chdir(tmp_path if page.name == "README.md" else ROOT)
     namespace: dict[str, object] = {"__name__": page.stem}
     for line, source in snippets(page):
         exec(compile("\n" * line + source, str(page), "exec"), namespace)
@@ -33,3 +36,7 @@ def test_links_lead_to_files(page: Path) -> None:
     text = SNIPPET.sub("", page.read_text(encoding="utf-8"))  # Layer[nn.Linear](1, 2) is no link
     missing = [t for t in LINK.findall(text) if not (page.parent / t).exists()]
     assert not missing
+
+
+def test_the_readme_is_short() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= 250
