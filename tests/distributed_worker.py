@@ -259,7 +259,35 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found["errors"] = {name: message_of(work) for name, work in failures(rank, size, folder, guides)}
     found["changed"] = [guide.state_dict() for guide in guides if guide.posterior_state.layout]
     found |= resumed(rank, size, folder, groups)
+    found["late"] = late(rank, size)
     torch.save(found, folder / f"{rank}.pt")
+
+
+def late(rank: int, size: int) -> dict[str, Any]:
+    """Sweeps that go well, with what they exchange, one for which one process has data that is no number, and another
+    for which it has its own again.
+    """
+    case = CASES["mixture"]
+    own, count = shard(case.data, rank, size).clone(), 0
+    reduce = td.all_reduce
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        nonlocal count
+        count += 1
+        return reduce(*args, **kwargs)
+
+    driver = CAVI(mixture, AutoConjugate(mixture, init=case.init), process_group=td.group.WORLD)
+    driver.run(own, len(case.data), max_steps=2, tol=0)
+    td.all_reduce = counted
+    losses = [driver.step(own, len(case.data)) for _ in range(3)]
+    td.all_reduce = reduce
+    kept, state = own[0].clone(), content(driver.guide)
+    own[0] = torch.nan if rank == size - 1 else own[0]
+    error = message_of(lambda: driver.step(own, len(case.data)))
+    same = all(torch.equal(t, state[n]) for n, t in content(driver.guide).items())
+    own[0] = kept
+    losses.append(driver.step(own, len(case.data)))
+    return {"count": count, "losses": losses, "error": error, "same": same}
 
 
 def resumed(rank: int, size: int, folder: Path, groups: dict[int, Any]) -> dict[str, Any]:

@@ -129,6 +129,18 @@ def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any]) -> None
         torch.testing.assert_close(own["resumed by two"]["state"], own["resumed"]["state"], rtol=1e-5, atol=1e-5)
 
 
+def test_a_sweep_is_one_all_reduce(found: list[Any]) -> None:
+    """What processes have to ask each other goes with the sum; where something is wrong, they ask, and go on after."""
+    for own in found:
+        late = own["late"]
+        assert late["count"] == 3
+        assert late["error"][0] == "DataError"
+        assert f"It came up in process {SIZE - 1} of {SIZE}." in late["error"][1]
+        assert late["same"]
+        assert late["losses"] == found[0]["late"]["losses"]
+        assert all(b <= a + 1e-9 * abs(a) for a, b in itertools.pairwise(late["losses"]))
+
+
 @pytest.mark.parametrize("how", ["dies", "hangs"])
 def test_a_process_that_is_gone_ends_the_others(how: str, tmp_path: Path) -> None:
     """Within the timeout, with its number, and with the last checkpoint whole."""

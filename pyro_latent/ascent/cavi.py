@@ -120,8 +120,6 @@ class CAVI:
             "accelerate": accelerate,
         }
 
-    # The face of SVI.
-
     @torch.inference_mode(False)
     def step(self, *args: Any, **kwargs: Any) -> float:
         """One sweep over all blocks; the exact −ELBO after it, in nats. On any error the guide is as it was.
@@ -152,8 +150,11 @@ class CAVI:
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
         return -max(self._step((args, kwargs), piece))
 
-    @leaving_random_state()
     def _step(self, arguments: ModelArguments, piece: int | str | None = None, is_alone: bool = False) -> list[float]:
+        return self._ranks.hoped(lambda: self._stepped(arguments, piece, is_alone))
+
+    @leaving_random_state()
+    def _stepped(self, arguments: ModelArguments, piece: int | str | None, is_alone: bool) -> list[float]:
         """One step, which the guide takes on once it has succeeded; the ELBO by the number of each start."""
         self._join(arguments)
         posterior, steps = self.guide.posterior_state, self._steps

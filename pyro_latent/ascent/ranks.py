@@ -20,12 +20,20 @@ from ..errors import ArgumentError, ArgumentTypeError, ProcessError
 T = TypeVar("T")
 
 
+class _Surprise(Exception):
+    """Something in a piece of work is not as it mostly is, here or in another process."""
+
+
 class Alone:
     """One process, with the face of :class:`Ranks`."""
 
     is_first = True
 
     def agreed(self, work: Callable[[], T]) -> T:
+        """What a piece of work returns."""
+        return work()
+
+    def hoped(self, work: Callable[[], T]) -> T:
         """What a piece of work returns."""
         return work()
 
@@ -70,6 +78,8 @@ class Ranks:
             raise ArgumentError("Expected a process of the group; got one that is not in it. Leave it out of the fit.")
         self._is_gloo = dist.get_backend(group) == "gloo"
         self._timeout = _timeout_of(group) if self._is_gloo else None
+        self._sum: Tensor | None = None  # the last one, whose size all processes know
+        self._hopes = False  # whether a piece of work is under way in which all is taken to be as usual
 
     @property
     def is_first(self) -> bool:
@@ -82,6 +92,8 @@ class Ranks:
         Raises:
             PyroLatentError: in all processes if one of them failed: its error, with its number.
         """
+        if self._hopes:
+            return work()
         found, error = None, None
         try:
             found = work()
@@ -93,11 +105,33 @@ class Ranks:
 
     def any(self, here: bool) -> bool:
         """Whether something holds in one of the processes."""
-        if self._timeout is not None:  # a barrier of gloo's says who is missing
-            self._heard(lambda: dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True))
-        flag = torch.tensor([float(here)], device=self._device)
-        self._heard(lambda: dist.all_reduce(flag, group=self._group))
-        return bool(flag.item())
+        if self._hopes:
+            if here:
+                raise _Surprise
+            return False
+        return bool(self._added(torch.tensor([float(here)], device=self._device)).item())
+
+    def hoped(self, work: Callable[[], T]) -> T:
+        """What a piece of work with one :meth:`total` returns, by that one collective as long as all is as usual.
+
+        What processes ask each other, :meth:`any` and :meth:`agreed`, is taken to be so in none of them, and their sum
+        tells whether it was. If not, all of them do the work again, and ask.
+        """
+        if self._sum is None:
+            return work()
+        self._hopes = True
+        try:
+            return work()
+        except _Surprise:
+            pass
+        except Exception as error:
+            if isinstance(error, ProcessError) or not self._hopes:  # after the sum: in all processes alike
+                raise
+        finally:
+            is_summed, self._hopes = not self._hopes, False
+        if not is_summed:
+            self._added(torch.cat([torch.zeros_like(self._sum), self._sum.new_ones(1)]))
+        return work()
 
     def ending(self, callback: Callable[[int, float], Any] | None) -> Callable[[int, float], Any] | None:
         """A callback that ends a run in all processes, where that of one of them does, and whose error is one in all;
@@ -107,7 +141,15 @@ class Ranks:
             return None
 
         def asked(step: int, elbo: float) -> bool:
-            return self.any(self.agreed(lambda: callback is not None and callback(step, elbo) is True))
+            ends, error = False, None
+            try:
+                ends = callback is not None and callback(step, elbo) is True
+            except Exception as problem:
+                error = problem
+            if self.any(ends or error is not None):  # one question where nothing has happened
+                self.agreed(lambda: _raised(error))
+                return True
+            return False
 
         return asked
 
@@ -125,7 +167,22 @@ class Ranks:
         return box[0]
 
     def total(self, tensor: Tensor) -> Tensor:
-        """The sum of a tensor over all processes, the same to the last bit in each."""
+        """The sum of a tensor ``[n]`` over all processes, the same to the last bit in each."""
+        if not self._hopes:
+            self._sum = self._added(tensor)
+            return self._sum
+        if self._sum is None or tensor.shape != self._sum.shape:
+            raise _Surprise
+        found = self._added(torch.cat([tensor, tensor.new_zeros(1)]))
+        self._hopes = False
+        if bool(found[-1] > 0):
+            raise _Surprise
+        return found[:-1]
+
+    def _added(self, tensor: Tensor) -> Tensor:
+        """The sum of a tensor over all processes, in its place."""
+        if self._timeout is not None:  # a barrier of gloo's says who is missing
+            self._heard(lambda: dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True))
         self._heard(lambda: dist.all_reduce(tensor, group=self._group))
         return tensor
 
@@ -157,6 +214,12 @@ class Ranks:
                 f"within the timeout of the group, as process {self.rank} sees it: {error} Start all of them again; a "
                 "run with checkpoint= goes on from its last whole file."
             ) from error
+
+
+def _raised(error: Exception | None) -> None:
+    """Raise an error, if there is one."""
+    if error is not None:
+        raise error
 
 
 def _timeout_of(group: Any) -> datetime.timedelta | None:
