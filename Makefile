@@ -35,6 +35,7 @@ gpu: $(if $(filter $(RUN),$(GPU_PYTHON)),$(STAMP)) links ## run the tests and be
 	PYTHONSAFEPATH=1 PYTHONPATH=$(CURDIR)/$(TYPED)$${PYTHONPATH:+:$$PYTHONPATH} $(GPU_PYTHON) -m benchmarks.gpu $(PART)
 
 # A package that pyproject.toml maps from another directory is there once it is installed; without that, by these links.
+# Type checkers need them too, for they do not follow an editable install; a strict one has such links, but no new files.
 links:
 	@rm -rf $(TYPED) && mkdir -p $(TYPED)/pyro_latent
 	@ln -s $(addprefix ../../../,$(wildcard pyro_latent/*) models) $(TYPED)/pyro_latent/

@@ -89,7 +89,8 @@ def rule_of(distribution: type) -> Rule:
             return RULES[base]
     if issubclass(distribution, HiddenMarkovModel):
         raise chain_of_latents(distribution)
-    known = ", ".join(sorted({d.__name__ for d in RULES}))
+    others = {d.__name__ for d in RULES if not d.__module__.startswith("pyro_latent.")}  # ours are those of rewrites
+    known = ", ".join(sorted(others))
     same = REWRITES.get(distribution.__name__)
     instead = "" if same is None else f"Write {same}, which is the same model. "
     raise MissingRuleError(
