@@ -259,6 +259,70 @@ def effects(x: Tensor | None, n: int = 0) -> None:
         pyro.sample("x", dist.Normal(mu, 0.5), obs=x)
 
 
+# Steps after those of the fit.
+
+
+def level(y: Tensor, steps: int, local: bool | None = None) -> None:
+    """A random walk, and data of it at its first steps."""
+    state = y.new_tensor(0.0)
+    for t in range(steps):
+        state = pyro.sample(f"level_{t}", dist.Normal(state, 0.7), infer={} if local is None else {"local": local})
+        pyro.sample(f"y_{t}", dist.Normal(state, 0.4), obs=y[t] if t < len(y) else None)
+
+
+def forecast(y: Tensor, steps: int) -> scipy.stats.multivariate_normal:
+    """The joint law of the data of the steps after those of ``y``, by dense algebra."""
+    times = np.arange(1, steps + 1)
+    covariance = 0.49 * np.minimum.outer(times, times) + 0.16 * np.eye(steps)
+    n = len(y)
+    gain = covariance[n:, :n] @ np.linalg.inv(covariance[:n, :n])
+    return scipy.stats.multivariate_normal(gain @ y.numpy(), covariance[n:, n:] - gain @ covariance[:n, n:])
+
+
+@pytest.mark.parametrize("local", [None, True])
+def test_steps_after_the_fit_are_kalmans_forecast(local: bool | None) -> None:
+    """Of the series of the fit; where its states belong to the data at hand, also of another series."""
+    y = torch.tensor([0.3, 1.1, 0.8, 1.9, 2.2], dtype=DOUBLE)
+    guide = fit(level, y, len(y), local, blocks=["level_*"])
+    for series in (y, -y) if local else (y,):
+        found = guide.predict(series, 8, local, num_samples=20_000)
+        draws = torch.stack([found[f"y_{t}"] for t in (5, 6, 7)], -1).numpy()
+        law = forecast(series, 8)
+        spread = np.sqrt(np.diag(law.cov))
+        assert np.abs(draws.mean(0) - law.mean).max() < 4 * spread.max() / 20_000**0.5
+        np.testing.assert_allclose(np.cov(draws.T), law.cov, atol=5 * law.cov.max() * (2 / 20_000) ** 0.5)
+
+
+def test_states_of_steps_after_the_fit_follow_the_chain() -> None:
+    """The probabilities of later states are the filtered ones times powers of the transition matrix."""
+    transition = torch.tensor([[0.9, 0.1], [0.3, 0.7]], dtype=DOUBLE)
+
+    def chain(y: Tensor, steps: int) -> None:
+        mean = pyro.sample("mean", dist.Normal(torch.tensor(3.0, dtype=DOUBLE), 1e-4))
+        z = torch.tensor(0)
+        for t in range(steps):
+            z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]), infer={"local": True})
+            pyro.sample(f"y_{t}", dist.Normal(mean * z, 1.0), obs=y[t] if t < len(y) else None)
+
+    y = torch.tensor([0.2, 2.5, 1.4], dtype=DOUBLE)
+    guide = fit(chain, y, 3)
+    filtered = torch.tensor([1.0, 0.0], dtype=DOUBLE)
+    for value in y:
+        filtered = filtered @ transition * (-0.5 * (value - torch.tensor([0.0, 3.0], dtype=DOUBLE)) ** 2).exp()
+        filtered = filtered / filtered.sum()
+    found = guide.predict(y, 6, num_samples=20_000)
+    for steps, name in enumerate(("y_3", "y_4", "y_5"), start=1):
+        expected = 3.0 * float((filtered @ torch.linalg.matrix_power(transition, steps))[1])
+        assert abs(float(found.mean[name]) - expected) < 4 * 1.8 / 20_000**0.5
+
+
+def test_data_of_steps_after_the_fit_is_an_error() -> None:
+    y = torch.tensor([0.3, 1.1, 0.8, 1.9], dtype=DOUBLE)
+    guide = fit(level, y[:3], 3, blocks=["level_*"])
+    with pytest.raises(ModelError, match=r"that nothing given depends on; got \['level_3'\] besides, which \['y_3'\]"):
+        guide.predict(y, 4)
+
+
 def test_effects_of_new_data_are_averaged_over() -> None:
     torch.manual_seed(3)
     x = 3.0 + torch.randn(30, dtype=DOUBLE)

@@ -34,6 +34,11 @@ def hidden_sites(
     return {name: site.plates for name, site in scored.items() if name in found}, read
 
 
+def reached_from(names: Collection[str], latents: Collection[str], scored: Mapping[str, ScoredSite]) -> set[str]:
+    """The sites that depend on these latents, among all ``latents``; those themselves are among them."""
+    return _reached(names, _users(latents, scored))
+
+
 def _users(names: Collection[str], scored: Mapping[str, ScoredSite]) -> dict[str, set[str]]:
     """By latent, the sites whose densities read it."""
     users: dict[str, set[str]] = {name: set() for name in names}
@@ -74,4 +79,4 @@ def _reached(names: Collection[str], users: Mapping[str, Collection[str]]) -> se
     return found
 
 
-__all__ = ["hidden_sites"]
+__all__ = ["hidden_sites", "reached_from"]

@@ -23,7 +23,7 @@ from ..rules import random_arguments
 from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
 from .hearing import Apart, OwnThreadMessenger
-from .hidden import hidden_sites
+from .hidden import hidden_sites, reached_from
 from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
 from .sites import Recording
 
@@ -345,26 +345,30 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
 
 
 def _unknown(messenger: RecordMessenger, known: Collection[str] | None, hidden: Collection[str]) -> list[str]:
-    """Latent sites that the guide does not know: data that is not given, to be predicted.
+    """Latent sites that the guide does not know: data that is not given, and the steps of a loop that come after those
+    of the fit, to be predicted.
 
     Raises:
-        ModelError: if something else depends on one, for then it is another model.
+        ModelError: if something that is given, or known, depends on one, for then it is another model.
     """
     if known is None:
         return []
     found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known and name not in hidden]
-    for name in found:
-        users = [
-            s.name
-            for s in messenger.scored.values()
-            if s.name != name and (name in s.parents or (s.density is not None and name in s.density.sites))
-        ]
-        if users:
-            raise ModelError(
-                f"Expected the latent sites of the fitted guide, {sorted(known)}; got {name!r} besides, which {users} "
-                "depend on. Make a new guide for another model."
-            )
+    readers = reached_from(found, {*messenger.latents, *messenger.discrete}, messenger.scored)
+    wrong = [name for name in messenger.scored if name in readers and name not in found]
+    if wrong:
+        raise ModelError(
+            f"Expected latent sites of the fitted guide, {_few(known)}, or, to be predicted, others that nothing given "
+            f"depends on; got {_few(found)} besides, which {_few(wrong)} depend on. Make a new guide for another "
+            "model, or for more data."
+        )
     return found
+
+
+def _few(names: Collection[str]) -> str:
+    """Names in a message, but for those in the middle of many."""
+    listed = sorted(names)
+    return str(listed) if len(listed) <= 8 else f"[{', '.join(map(repr, listed[:6]))}, and {len(listed) - 6} more]"
 
 
 def _check_sites(messenger: RecordMessenger, has_arguments: bool) -> None:
