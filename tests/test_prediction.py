@@ -264,9 +264,10 @@ def effects(x: Tensor | None, n: int = 0) -> None:
 
 def level(y: Tensor, steps: int, local: bool | None = None) -> None:
     """A random walk, and data of it at its first steps."""
+    infer: Any = {} if local is None else {"local": local}
     state = y.new_tensor(0.0)
     for t in range(steps):
-        state = pyro.sample(f"level_{t}", dist.Normal(state, 0.7), infer={} if local is None else {"local": local})
+        state = pyro.sample(f"level_{t}", dist.Normal(state, 0.7), infer=infer)
         pyro.sample(f"y_{t}", dist.Normal(state, 0.4), obs=y[t] if t < len(y) else None)
 
 
@@ -299,9 +300,10 @@ def test_states_of_steps_after_the_fit_follow_the_chain() -> None:
 
     def chain(y: Tensor, steps: int) -> None:
         mean = pyro.sample("mean", dist.Normal(torch.tensor(3.0, dtype=DOUBLE), 1e-4))
+        local: Any = {"local": True}
         z = torch.tensor(0)
         for t in range(steps):
-            z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]), infer={"local": True})
+            z = pyro.sample(f"z_{t}", dist.Categorical(transition[z]), infer=local)
             pyro.sample(f"y_{t}", dist.Normal(mean * z, 1.0), obs=y[t] if t < len(y) else None)
 
     y = torch.tensor([0.2, 2.5, 1.4], dtype=DOUBLE)
