@@ -121,8 +121,8 @@ def _of_all(means: Array, spreads: Array) -> Array:
 def _of_guide(name: str, guide: AutoConjugate) -> tuple[Any, Any]:
     """The posterior means of a guide's sites, or its parameters; a covariance is the inverse of the mean precision."""
     sites = guide.posterior()
-    wanted = [site for site in ("mean", "precision", "covariance") if site in sites]
     wanted: list[str] = [site for site in ("mean", "precision", "covariance") if site in sites]
+    found = {site: as_array(sites[site].mean) for site in wanted}
     found |= {param: as_array(value) for param, value in guide.params().items()}
     if "mean" not in found or not {"precision", "covariance"} & found.keys():
         raise ModelError(
