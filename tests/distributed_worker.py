@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest import mock
 
 import pyro
 import pyro.distributions as dist
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate
 from pyro_latent.errors import PyroLatentError
+from pyro_latent.models.lda import LDA
 
 TIMEOUT = 120.0
 SHORT = 10.0  # where a process is gone
@@ -260,7 +262,42 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found["changed"] = [guide.state_dict() for guide in guides if guide.posterior_state.layout]
     found |= resumed(rank, size, folder, groups)
     found["late"] = late(rank, size)
+    for n, group in list(groups.items())[1:]:
+        found[f"LDA, {n}"] = lda_of(shard(counts(), rank % n, n), group)
+    found["LDA errors"] = lda_failures(rank, size)
     torch.save(found, folder / f"{rank}.pt")
+
+
+def counts() -> Tensor:
+    """How often each word is in each of the documents."""
+    return torch.nn.functional.one_hot(documents().long(), 6).sum(1).double()
+
+
+def lda_of(data: Tensor, group: Any = None, **options: Any) -> dict[str, Any]:
+    """A fit of topics, without numba, which each process would have to load."""
+    settings: dict[str, Any] = {
+        "random_state": 0,
+        "topic_start": "random",
+        "max_iter": 12,
+        "learn_priors": True,
+        "evaluate_every": 5,
+    }
+    with mock.patch("pyro_latent.models.lda.kernel.step.use_compiled", lambda *_: False):
+        model = LDA(2, **(settings | options)).fit(data, process_group=group)
+    priors = model.doc_topic_prior_, model.topic_word_prior_
+    return {"topics": model.components_, "bound": model.bound_, "gamma": model.doc_topic_, "priors": priors}
+
+
+def lda_failures(rank: int, size: int) -> dict[str, tuple[str, str]]:
+    """What one process does otherwise with its documents."""
+    own, last, group = shard(counts(), rank, size), rank == size - 1, td.group.WORLD
+    other: dict[str, Work] = {
+        "empty": lambda: lda_of(own * 0 if last else own, group),
+        "words": lambda: lda_of(own[:, :5] if last else own, group),
+        "settings": lambda: lda_of(own, group, max_iter=3, mean_change_tol=1e-4 if last else 1e-3),
+        "online": lambda: lda_of(own, group, learning_method="online", learn_priors=False),
+    }
+    return {name: message_of(work) for name, work in other.items()}
 
 
 def late(rank: int, size: int) -> dict[str, Any]:

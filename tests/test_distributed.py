@@ -16,7 +16,7 @@ import pyro
 import pytest
 import torch
 import torch.distributed as td
-from distributed_worker import APART, CASES, CLUSTERS, SHORT, fit, maximum, params, started, sweeps
+from distributed_worker import APART, CASES, CLUSTERS, SHORT, counts, fit, lda_of, maximum, params, started, sweeps
 
 from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate
 from pyro_latent.checkpoint import read_checkpoint
@@ -127,6 +127,38 @@ def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any]) -> None
         assert own["loss"] == pytest.approx(-float(whole[1].elbo[-1]), rel=1e-9)
     for own in found[:2]:
         torch.testing.assert_close(own["resumed by two"]["state"], own["resumed"]["state"], rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [2, SIZE])
+def test_topics_of_shards_are_those_of_all_documents(size: int, found: list[Any]) -> None:
+    """The same random starts, topics, priors and ELBO, and to the last bit the same topics in all processes."""
+    expected = lda_of(counts())
+    for rank in range(size):
+        own = found[rank][f"LDA, {size}"]
+        assert torch.equal(own["topics"], found[0][f"LDA, {size}"]["topics"])
+        torch.testing.assert_close(own["topics"], expected["topics"], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(own["priors"], expected["priors"], rtol=1e-10, atol=1e-10)
+        assert own["bound"] == pytest.approx(expected["bound"], rel=1e-10)
+    gamma = torch.cat([found[rank][f"LDA, {size}"]["gamma"] for rank in range(size)])
+    torch.testing.assert_close(gamma, expected["gamma"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("empty", "DataError", "at least one token"),
+        ("words", "DataError", "Expected the same words in all processes"),
+        ("settings", "ArgumentError", "Expected the same mean_change_tol in all processes"),
+        ("online", "ArgumentError", 'Expected learning_method="batch"'),
+    ],
+)
+def test_documents_that_one_process_has_otherwise_are_an_error_in_all(
+    what: str, kind: str, words: str, found: list[Any]
+) -> None:
+    for own in found:
+        name, message = own["LDA errors"][what]
+        assert name == kind
+        assert words in message
 
 
 def test_a_sweep_is_one_all_reduce(found: list[Any]) -> None:

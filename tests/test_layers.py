@@ -36,7 +36,7 @@ MODELS_SEE = {
     *("kmeans", "families", "gradient", "handlers"),
 }
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.
-FRONTS = {"front", "training"}
+FRONTS = {"front", "processes", "training"}
 #: Packages of ``models`` all of whose modules do so.
 FRONT_PACKAGES = {"estimators"}
 

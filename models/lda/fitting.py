@@ -12,7 +12,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, fields, replace
-from typing import Any
+from functools import partial
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -29,7 +30,22 @@ from .model import complete_priors
 from .parameters import Parameters
 from .updates import expected_log
 
-__all__ = ["State", "bound", "documents", "finished", "first_topics", "fitted", "initial", "online_step", "passes"]
+__all__ = [
+    "WHOLE",
+    "State",
+    "Whole",
+    "bound",
+    "documents",
+    "finished",
+    "first_topics",
+    "fitted",
+    "initial",
+    "near_one",
+    "online_step",
+    "passes",
+]
+
+T = TypeVar("T")
 
 #: With learned priors, passes before the first is learned: earlier, all documents still look alike.
 _PASSES_BEFORE_PRIORS = 10
@@ -61,6 +77,40 @@ class State:
     counts: tuple[Tensor, ...] = ()
 
 
+class Whole:
+    """The documents of a fit, all in this process; where others have some too, what is said of all is added up."""
+
+    #: Whether this process starts the fit and shows how far it is.
+    is_first = True
+
+    def begin(self, parameters: Parameters, corpus: Corpus, checkpoint: Any) -> None:
+        """Check that a fit with these parameters, documents and checkpoint is possible."""
+
+    def agreed(self, work: Callable[[], T]) -> T:
+        """What a piece of work returns."""
+        return work()
+
+    def first(self, work: Callable[[], T]) -> T:
+        """What a piece of work of the first process returns."""
+        return work()
+
+    def starts(self, corpus: Corpus, num_topics: int, generator: torch.Generator) -> Tensor:
+        """Where the documents' concentrations start, at random: shape ``[D, K]``."""
+        return near_one((corpus.num_documents, num_topics), corpus.count, generator)
+
+    def total(self, part: Tensor) -> Tensor:
+        """The sum of what is said of the documents here, over all documents."""
+        return part
+
+    def mean(self, rows: Tensor) -> Tensor:
+        """The mean of rows, one for each document, over all documents."""
+        return rows.mean(0)
+
+
+#: Where no other process has documents.
+WHOLE = Whole()
+
+
 def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> State:
     """Where the passes of a fit start: for CVB0 at random responsibilities, else at topics."""
     if parameters.learning_method != "cvb0":
@@ -88,7 +138,11 @@ def _priors(parameters: Parameters, corpus: Corpus) -> tuple[Tensor, Tensor]:
 
 
 def fitted(
-    parameters: Parameters, corpus: Corpus, path: str | os.PathLike[str] | None = None, every: int = 10
+    parameters: Parameters,
+    corpus: Corpus,
+    path: str | os.PathLike[str] | None = None,
+    every: int = 10,
+    shards: Whole = WHOLE,
 ) -> tuple[State, float]:
     """The state after all passes, with the documents at the final topics, and its ELBO in nats.
 
@@ -97,6 +151,7 @@ def fitted(
         corpus: a whole corpus.
         path: a file that the fit is written to, and goes on from where it exists.
         every: passes between two writings.
+        shards: the documents of other processes, if some have others.
 
     Raises:
         CheckpointError: if the file is of other data or settings, or of a fit on another kind of device, whose draws
@@ -109,19 +164,23 @@ def fitted(
     run = Run(path, "LDA", every=every, data=data, settings=settings)
     found = run.read()
     if found is None:
-        state = initial(parameters, corpus, generator)
-    else:
-        generator.set_state(found.pop("random"))
-        state = State(**{name: _on(device, value) for name, value in found.items()})
+        start = partial(initial, parameters, corpus, generator)
+        found = shards.first(lambda: _named(start()) | {"random": generator.get_state()})
+    generator.set_state(found.pop("random"))
+    state = State(**{name: _on(device, value) for name, value in found.items()})
 
     def content() -> dict[str, Any]:
-        return {"random": generator.get_state(), **{f.name: getattr(state, f.name) for f in fields(state)}}
+        return {"random": generator.get_state()} | _named(state)
 
-    for after in passes(parameters, corpus, state, generator):
+    for after in passes(parameters, corpus, state, generator, shards):
         state = after
         run.keep(state.passes, content)
     run.keep(state.passes, content, last=True)
-    return finished(parameters, corpus, state)
+    return finished(parameters, corpus, state, shards)
+
+
+def _named(state: State) -> dict[str, Any]:
+    return {f.name: getattr(state, f.name) for f in fields(state)}
 
 
 def _on(device: torch.device, value: Any) -> Any:
@@ -130,49 +189,54 @@ def _on(device: torch.device, value: Any) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
 
 
-def passes(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> Iterator[State]:
+def passes(
+    parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, shards: Whole = WHOLE
+) -> Iterator[State]:
     """The state after each pass over the documents."""
-    one = _PASS[parameters.learning_method]
-    with tqdm(total=parameters.max_iter, initial=state.passes, disable=not parameters.progress, desc="LDA") as bar:
+    one, hidden = _PASS[parameters.learning_method], not (parameters.progress and shards.is_first)
+    with tqdm(total=parameters.max_iter, initial=state.passes, disable=hidden, desc="LDA") as bar:
         while state.passes < parameters.max_iter and not state.converged:
-            state = one(parameters, corpus, state, generator)
+            state = one(parameters, corpus, state, generator, shards)
             bar.update()
             if state.bounds:
                 bar.set_postfix_str(f"ELBO {state.bounds[-1][1]:.2f}", refresh=False)
             yield state
 
 
-def finished(parameters: Parameters, corpus: Corpus, state: State) -> tuple[State, float]:
+def finished(parameters: Parameters, corpus: Corpus, state: State, shards: Whole = WHOLE) -> tuple[State, float]:
     """The documents once more, so that they belong to the final topics; the priors, if learned, to them; the ELBO."""
-    step = documents(parameters, corpus, state, state.gamma, statistics=False)
+    step = shards.agreed(lambda: documents(parameters, corpus, state, state.gamma, statistics=False))
     after = replace(state, gamma=step.gamma, counts=())
     if parameters.learn_priors and state.passes > _PASSES_BEFORE_PRIORS:
-        after = _with_learned_priors(after)
-    return after, bound(step, after)
+        after = _with_learned_priors(after, shards)
+    return after, bound(step, after, shards)
 
 
 # ------------------------------------------------------------------------------------------------------------- a pass
 
 
-def _batch_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> State:
+def _batch_pass(
+    parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, shards: Whole
+) -> State:
     """All documents to convergence, then the topics, then, if asked for, the priors."""
     number = state.passes + 1
     evaluate = parameters.evaluate_every > 0 and number % parameters.evaluate_every == 0
     start = state.gamma
     if parameters.document_start == "random" or start is None:
-        start = near_one((corpus.num_documents, len(state.alpha)), corpus.count, generator)
-    step = documents(parameters, corpus, state, start, bound=evaluate)
+        start = shards.starts(corpus, len(state.alpha), generator)
+    step = shards.agreed(lambda: documents(parameters, corpus, state, start, bound=evaluate))
     assert step.statistics is not None
-    bounds = [*state.bounds, (number, bound(step, state))] if evaluate else state.bounds
+    bounds = [*state.bounds, (number, bound(step, state, shards))] if evaluate else state.bounds
     after = replace(
         state,
-        topic_word=state.xi + step.statistics,
+        topic_word=state.xi + shards.total(step.statistics),
         gamma=step.gamma,
         passes=number,
         converged=evaluate and _settled(bounds, parameters.tol),
         bounds=bounds,
     )
-    return _with_learned_priors(after) if parameters.learn_priors and number > _PASSES_BEFORE_PRIORS else after
+    learns = parameters.learn_priors and number > _PASSES_BEFORE_PRIORS
+    return _with_learned_priors(after, shards) if learns else after
 
 
 def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
@@ -186,7 +250,7 @@ def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
     return abs(last - before) <= tol * abs(last)
 
 
-def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator) -> State:
+def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, _: Whole) -> State:
     """All minibatches once, in an order drawn at random."""
     for part in corpus.minibatches(parameters.batch_size, generator):
         state = online_step(parameters, part, state, generator)
@@ -204,7 +268,7 @@ def online_step(parameters: Parameters, part: Corpus, state: State, generator: t
     return replace(state, topic_word=topic_word, batches=batches)
 
 
-def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator) -> State:
+def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator, __: Whole) -> State:
     """A pass of CVB0, with the tolerance of ``collapsed_fit``."""
     found = collapsed_fit(
         corpus,
@@ -219,7 +283,7 @@ def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: tor
     )
 
 
-Pass = Callable[[Parameters, Corpus, State, torch.Generator], State]
+Pass = Callable[[Parameters, Corpus, State, torch.Generator, Whole], State]
 _PASS: dict[str, Pass] = {"batch": _batch_pass, "online": _online_pass, "cvb0": _collapsed_pass}
 
 
@@ -241,14 +305,14 @@ def documents(
     )
 
 
-def bound(step: DocumentStep, state: State) -> float:
-    """The ELBO of the documents of a step, with the topics' part."""
+def bound(step: DocumentStep, state: State, shards: Whole = WHOLE) -> float:
+    """The ELBO of the documents of a step, and of those of other processes, with the topics' part."""
     assert step.word_bound is not None
-    parts = dirichlet_bound(step.gamma, state.alpha) + dirichlet_bound(state.topic_word, state.xi)
-    return float(step.word_bound + parts)
+    own = step.word_bound + dirichlet_bound(step.gamma, state.alpha)
+    return float(shards.total(own) + dirichlet_bound(state.topic_word, state.xi))
 
 
-def _with_learned_priors(state: State) -> State:
+def _with_learned_priors(state: State, shards: Whole) -> State:
     """α and ξ at the maximum of the ELBO, given the documents and the topics.
 
     Where there is one topic, or one word, its share is always 1: the ELBO does not depend on its concentration, which
@@ -257,7 +321,7 @@ def _with_learned_priors(state: State) -> State:
     assert state.gamma is not None
     alpha, xi = state.alpha, state.xi
     if len(alpha) > 1:
-        alpha = dirichlet_concentration(expected_log(state.gamma).mean(0))
+        alpha = dirichlet_concentration(shards.mean(expected_log(state.gamma)))
     if len(xi) > 1:
         xi = symmetric_concentration(expected_log(state.topic_word).mean(0)).repeat(len(xi))
     return replace(state, alpha=alpha, xi=xi)

@@ -26,8 +26,9 @@ from pyro_latent.rules import register_rule
 
 from .corpus import Corpus
 from .distributions import TopicWord
-from .fitting import first_topics, fitted, online_step
+from .fitting import WHOLE, first_topics, fitted, online_step
 from .model import model
+from .processes import Shards
 from .reading import as_corpus, column_names
 from .results import Results
 
@@ -105,6 +106,7 @@ class LDA(Results):
         vocabulary: Sequence[str] | None = None,
         checkpoint: str | os.PathLike[str] | None = None,
         checkpoint_every: int = 10,
+        process_group: Any = None,
     ) -> LDA:
         """Fit the topics to documents, from a random start.
 
@@ -116,18 +118,23 @@ class LDA(Results):
             checkpoint: a file to write the state to; if it is there, the fit goes on from it, and ends where it would
                 have ended without the interruption. By CVB0 its size is that of (entries of the counts) × topics.
             checkpoint_every: passes between two writings.
+            process_group: processes of ``torch.distributed``, such as ``group.WORLD`` after ``init_process_group``, of
+                which each is given its shard of the documents. All end with the same topics and the ELBO of all
+                documents, ``doc_topic_`` and ``guide_`` are of the shard. Batch only, without a checkpoint. Topics that
+                start as ``"collapsed"`` do so by the documents of the first process.
 
         Raises:
-            DataError: if the data is not as :func:`as_corpus` wants it, has no tokens, or is a minibatch.
+            DataError: if the data is not as :func:`as_corpus` wants it, has no tokens, or is a minibatch; in all
+                processes, if it is so in one of them.
             ArgumentError: if a parameter is out of its range.
+            ProcessError: if a process is gone, or has not come within the timeout of the group.
             CheckpointError: if the checkpoint is of other data or settings, or of a fit on another kind of device, or
                 cannot be written.
         """
-        self._check()
-        corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
-        corpus.check_whole()
-        corpus.check_tokens()
-        state, bound = fitted(self, corpus, checkpoint, checkpoint_every)
+        shards = WHOLE if process_group is None else Shards(process_group)
+        corpus = shards.agreed(lambda: self._read_whole(X, vocabulary))
+        shards.begin(self, corpus, checkpoint)
+        state, bound = fitted(self, corpus, checkpoint, checkpoint_every, shards)
         self._forget("_stream")
         self._state, self._bound = state, bound
         self._corpus, self._vocabulary, self._framed = corpus, corpus.vocabulary, column_names(X) is not None
@@ -166,6 +173,14 @@ class LDA(Results):
         self._forget()
         self._state = replace(state, gamma=None)
         return self
+
+    def _read_whole(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
+        """The documents of a fit, with the parameters' ranges checked."""
+        self._check()
+        corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
+        corpus.check_whole()
+        corpus.check_tokens()
+        return corpus
 
     def _read_first(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
         """The documents that say what the words are."""
