@@ -38,7 +38,7 @@ FOREIGN = ("torch", "pyro", "sklearn", "collections")
 #: What has no underscore, since other modules of the library call it, and is none of a user's business.
 INTERNAL = re.compile(
     r"AutoConjugate\.(state|prepare|write_params|set_extra_state|get_extra_state)"
-    r"|(CAVI|EM)\.(is_annealing|sites)|leaves_out_marked|augmented|posterior_state|calls"
+    r"|(CAVI|EM)\.(is_annealing|sites)|leaves_out_marked|augmented|joint|posterior_state|calls"
     r"|\w+\.(expand|set_\w+_request|get_metadata_routing)|(tuple|BaseException|MutableMapping|Mapping)\.\w+"
     r"|forget_last_draw|open_uniform|rule_of|is_checked|unwrap|unwrap_masks|without_latents|families_by_name"
     r"|Coordinates\.(update|setdefault|pop|popitem|clear)"
