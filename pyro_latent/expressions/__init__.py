@@ -1,10 +1,21 @@
 """Latents as symbols: tensors that record what the model computes, and the algebra that expectations are taken in."""
 
 from .expression import Expression
+from .numbering import fresh_number, numbers_in
 from .recorded import derived_from_points, placeholders
 from .stand_ins import StandIns
 from .symbolic import Opacity
 from .tables import over_batch
 from .tensor import RandomTensor
 
-__all__ = ["Expression", "Opacity", "RandomTensor", "StandIns", "derived_from_points", "over_batch", "placeholders"]
+__all__ = [
+    "Expression",
+    "Opacity",
+    "RandomTensor",
+    "StandIns",
+    "derived_from_points",
+    "fresh_number",
+    "numbers_in",
+    "over_batch",
+    "placeholders",
+]

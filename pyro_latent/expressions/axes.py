@@ -13,7 +13,6 @@ Positions and choices are *free* (:func:`is_free`): what a term varies along.
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -23,6 +22,8 @@ from typing import Any
 import torch
 from opt_einsum import contract_path, get_symbol
 from torch import Tensor
+
+from .numbering import fresh_number
 
 #: The label of the leading dimension of moments: the starts that are optimised at once.
 START = 0
@@ -36,18 +37,15 @@ Labels = tuple[Label, ...]
 #: A tensor and the labels of its dimensions.
 Labelled = tuple[Tensor, Labels]
 
-_summed = itertools.count(1)
-_choices = itertools.count(HIGHEST_CHOICE, -1)
-
 
 def fresh_label() -> Label:
     """A label for a summed dimension that no other term uses."""
-    return next(_summed)
+    return fresh_number()
 
 
 def fresh_choice() -> Label:
     """A label for the values of a discrete latent that no other choice uses."""
-    return next(_choices)
+    return HIGHEST_CHOICE - fresh_number()
 
 
 def is_summed(label: Label) -> bool:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import replace
 from typing import Self
 
@@ -13,11 +12,10 @@ from ..values import broadcast_shapes
 from .arithmetic import MOST_CASES, collect, common_like
 from .axes import Gather, in_last, laid, position_axes, shift
 from .dimensions import Dimensions
+from .numbering import fresh_number
 from .symbolic import Symbolic, count_combinations
 from .terms import Factor, LogOfSum, Term
 from .variables import Variable
-
-_sums = itertools.count(1)
 
 
 class Elementwise(Dimensions):
@@ -57,7 +55,7 @@ class Elementwise(Dimensions):
     def log_of_sum(self) -> Self:
         """The logarithm of a sum of products, kept as one: what is known of its expectation is a bound."""
         axes = position_axes(self.shape)
-        factor = LogOfSum(Variable(f"sum {next(_sums)}", self.shape), axes, "log", summands=self.terms)
+        factor = LogOfSum(Variable(f"sum {fresh_number()}", self.shape), axes, "log", summands=self.terms)
         return self._with([Term(1.0, (), (factor,))])
 
     def exp(self) -> Self:

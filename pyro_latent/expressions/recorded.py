@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from .expression import Expression
+from .numbering import fresh_number
 from .terms import Choice, check_combinations
 from .variables import Replay
-
-_numbers = itertools.count(1)
 
 
 @dataclass(frozen=True)
@@ -191,7 +190,7 @@ def derived(name: str, value: Tensor, replay: Replay, sources: list[Recorded]) -
     points = frozenset().union(*(tensor.points for tensor in sources))
     choices = tuple({c.label: c for t in sources for c in t.expression.choices}.values())
     check_combinations(choices, math.prod(c.size for c in choices) * value.numel())
-    return Expression.derived(f"{name} {next(_numbers)}", value, _over_choices(replay, choices), points, choices)
+    return Expression.derived(f"{name} {fresh_number()}", value, _over_choices(replay, choices), points, choices)
 
 
 def derived_from_points(

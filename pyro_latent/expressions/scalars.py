@@ -6,9 +6,9 @@ there are nodes.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -32,11 +32,10 @@ from .axes import (
     unique_labels,
 )
 from .evaluation import FUNCTIONS
+from .numbering import fresh_number
 from .symbolic import Symbolic
 from .terms import Choice, Factor, Term, check_combinations
 from .variables import ScalarFunction, Variable
-
-_numbers = itertools.count(1)
 
 
 def factor_values(factor: Factor, values: Tensor) -> Tensor:
@@ -121,23 +120,25 @@ def _variable(
     shape: torch.Size,
     nonnegative: bool,
 ) -> Variable:
-    site = f"{name.replace(' ', '_')}({root.site}) {next(_numbers)}"
-    scalar = ScalarFunction(root, _once(evaluate), axes)
+    site = f"{name.replace(' ', '_')}({root.site}) {fresh_number()}"
+    scalar = ScalarFunction(root, _Once(evaluate), axes)
     return Variable(site, shape, nonnegative=nonnegative, is_scalar=True, scalar=scalar)
 
 
-def _once(evaluate: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The function, which for the same tensor as the last time gives what it gave then: several factors are of it."""
-    last: list[tuple[Tensor, int, Tensor]] = []
+class _Once:
+    """A function, which for the same tensor as the last time gives what it gave then: several factors are of it."""
 
-    def remembered(values: Tensor) -> Tensor:
-        known = last[0] if last else None
+    remembered: ClassVar = ("last",)
+
+    def __init__(self, evaluate: Callable[[Tensor], Tensor]) -> None:
+        self.evaluate = evaluate
+        self.last: tuple[Tensor, int, Tensor] | None = None
+
+    def __call__(self, values: Tensor) -> Tensor:
+        known = self.last
         if known is None or known[0] is not values or known[1] != values._version:
-            known = values, values._version, evaluate(values)
-            last[:] = [known]
+            known = self.last = values, values._version, self.evaluate(values)
         return known[2]
-
-    return remembered
 
 
 def _one_reading(

@@ -93,7 +93,7 @@ Monomial = tuple[tuple[int, str], ...]
 
 
 class Family(ABC):
-    """One exponential family; instances are stateless.
+    """One exponential family; instances hold no state but what is ``remembered``.
 
     Attributes:
         name: the field's name for it, as shown by ``explain``.
@@ -108,6 +108,7 @@ class Family(ABC):
         read_classes: distribution classes, beside that of :meth:`distribution`, that :meth:`distribution_params` reads.
         hint: where a site of the family is conjugate, for errors; ``reciprocal_hint`` is for a site that is read by a
             negative power, and by default the same.
+        remembered: attributes that hold what was last computed, so as not to do it again.
     """
 
     name: ClassVar[str]
@@ -120,6 +121,7 @@ class Family(ABC):
     read_classes: ClassVar[tuple[type, ...]] = ()
     hint: ClassVar[str] = "a density that is linear in its statistics."
     reciprocal_hint: ClassVar[str | None] = None
+    remembered: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def sufficient_statistics(self, *values: Tensor) -> Mean:

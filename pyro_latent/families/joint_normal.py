@@ -38,6 +38,8 @@ class Gaussian(Family):
     param_names: ClassVar[tuple[str, ...]] = ("loc", "precision")
     hint = "normal sites of a joint block are conjugate where each term is at most quadratic in all of them."
 
+    remembered = ("_factor", "_plans")  # of the last natural parameters
+
     def __init__(self, parts: Sequence[Part], device: torch.device, pairs: Sequence[int] = ()) -> None:
         self.parts, self.device = tuple(parts), device
         self.size = sum(part.shape.numel() for part in parts)

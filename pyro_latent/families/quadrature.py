@@ -80,6 +80,7 @@ class Quadrature(Family):
     moments = {}
     param_names = ("left", "right", "log_density")
     hint = "functions of one element of it at a time."
+    remembered = ("_known", "_means", "_entropy", "_is_rough")  # of the last optimum
 
     def __init__(
         self, label: str, support: constraints.Constraint, batch_shape: torch.Size, why: str, device: torch.device
@@ -92,7 +93,6 @@ class Quadrature(Family):
         self._is_rough = False  # whether the last optimum was too rough for a grid
 
     # From η to a table.
-
     def optimum(
         self,
         slopes: Mapping[str, Tensor],

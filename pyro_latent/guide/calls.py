@@ -12,6 +12,7 @@ from ..recording import Recording, record
 from ..values import without_collecting
 from .augmented import Augmented
 from .param_store import param_versions
+from .rebinding import Rebinding
 from .state import PosteriorState, Prepared, RecordedCall, layout_of
 
 
@@ -41,10 +42,11 @@ class Calls:
     def __init__(self, guide: CalledGuide) -> None:
         self._guide = guide
         self._reading: tuple[Any, Prepared] | None = None
+        self._rebinding = Rebinding()
 
     def __getstate__(self) -> dict[str, Any]:
         """What a copy keeps: not what was recorded, which is made anew at the next call."""
-        return self.__dict__ | {"_reading": None}
+        return self.__dict__ | {"_reading": None, "_rebinding": Rebinding()}
 
     def fit(
         self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, redraws: bool = True
@@ -130,17 +132,40 @@ class Calls:
         known = posterior.program
         fitted = bool(layout) and (predict or not posterior.starts)
         sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
-        recording = record(
-            guide.augmented.model,
-            *args,
-            origins=posterior.origins if fitted else None,
-            point=guide.point,
-            known=sites if fitted and predict else None,
-            rescale=rescale,
-            before=known.recording if known is not None and fitted and not predict else None,
-            check=guide.check and not predict,
-            **kwargs,
-        )
+
+        def compiled() -> Program:
+            recording = record(
+                guide.augmented.model,
+                *args,
+                origins=posterior.origins if fitted else None,
+                point=guide.point,
+                known=sites if fitted and predict else None,
+                rescale=rescale,
+                before=known.recording if known is not None and fitted and not predict else None,
+                check=guide.check and not predict,
+                **kwargs,
+            )
+            return self._compiled(recording, fitted, predict)
+
+        if known is None or posterior.call is None or not fitted or predict:
+            program, call = compiled(), RecordedCall(guide.model, args, kwargs)
+        else:
+            program, call = self._rebound(posterior.call, args, kwargs, rescale, compiled)
+        if fitted:
+            state, layout = posterior.adopted(program, predict)
+            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
+        _warn_of_mean_field(program, guide.mean_field)
+        state, starts = initial_state(program, guide.init, guide.restarts)
+        layout, origins = layout_of(program)
+        return Prepared(program, state, starts, layout, origins, call)
+
+    def _compiled(self, recording: Recording, fitted: bool, predict: bool) -> Program:
+        """The program of a recording under the blocks of the guide.
+
+        Raises:
+            ModelError: if ``point`` names no site.
+        """
+        guide, posterior = self._guide, self._guide.posterior_state
         unknown = [name for name in guide.point if name not in recording.latents]
         if unknown and not predict:
             raise ModelError(
@@ -149,15 +174,24 @@ class Calls:
         if fitted and predict:
             recording = posterior.with_integrals(recording)
         restarts = 1 if predict else guide.restarts
-        program = compile_program(recording, guide.joint, self._mean_field_of(recording), restarts, posterior.pairs)
-        call = RecordedCall(guide.model, args, kwargs)
-        if fitted:
-            state, layout = posterior.adopted(program, predict)
-            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
-        _warn_of_mean_field(program, guide.mean_field)
-        state, starts = initial_state(program, guide.init, guide.restarts)
-        layout, origins = layout_of(program)
-        return Prepared(program, state, starts, layout, origins, call)
+        return compile_program(recording, guide.joint, self._mean_field_of(recording), restarts, posterior.pairs)
+
+    def _rebound(
+        self,
+        last: RecordedCall,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        rescale: bool,
+        compiled: Callable[[], Program],
+    ) -> tuple[Program, RecordedCall]:
+        """The program of a call like the last one, which is recorded anew only where it has to be."""
+        posterior = self._guide.posterior_state
+        is_same = last.is_of_same_model() and not posterior.doubted
+        if not is_same:
+            self._rebinding.forget()
+        settings = (rescale, posterior.pairs, [id(origin) for origin in posterior.origins.values()])
+        program = self._rebinding.program(args, kwargs, settings, compiled, last.is_of_same_model)
+        return program, last.of(args, kwargs) if is_same else RecordedCall(self._guide.model, args, kwargs)
 
     def _mean_field_of(self, recording: Recording) -> list[str]:
         """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""

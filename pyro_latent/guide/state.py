@@ -27,9 +27,24 @@ from .refusals import check_told
 class RecordedCall:
     """The arguments of a recorded call, and what the model saw then, to tell whether it would see the same again."""
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(
+        self,
+        model: Callable[..., Any],
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        snapshot: Snapshot | None = None,
+    ) -> None:
         self.args, self.kwargs = args, kwargs
-        self._snapshot = Snapshot(model, args, kwargs)
+        self._model = model
+        self._snapshot = snapshot or Snapshot(model, args, kwargs)
+
+    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
+        """A call of the same model with other arguments."""
+        return RecordedCall(self._model, args, kwargs, self._snapshot.of(args, kwargs))
+
+    def is_of_same_model(self) -> bool:
+        """Whether the model would see the same now, beside its arguments."""
+        return self._snapshot.is_of_same_model()
 
     @property
     def has_arguments(self) -> bool:

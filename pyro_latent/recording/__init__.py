@@ -6,18 +6,24 @@ from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import Snapshot, literals, version_of
 from .supports import base_constraint, ends_in_simplex
+from .tape import Player, Tape
+from .template import Template, difference
 
 __all__ = [
     "ALONE",
     "DiscreteSite",
     "LatentSite",
     "Plate",
+    "Player",
     "Recording",
     "ScoredSite",
     "Snapshot",
+    "Tape",
+    "Template",
     "base_constraint",
     "check_arguments",
     "check_identity",
+    "difference",
     "difference_of",
     "ends_in_simplex",
     "identity_of_call",

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import sys
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from copy import copy
 from functools import partial
 from itertools import zip_longest
 from types import CodeType, FunctionType, MethodType, ModuleType
@@ -50,12 +51,22 @@ class Snapshot:
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model = model
-        self._marks = list(_walk((args, kwargs, model), {}))
+        self._of_model = list(_walk(model, {}))
+        self._of_call = list(_walk((args, kwargs), {}))
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of the model now would see the same."""
-        now = _walk((args, kwargs, self._model), {})
-        return all(_same(a, b) for a, b in zip_longest(now, self._marks))
+        return _alike(_walk((args, kwargs), {}), self._of_call) and self.is_of_same_model()
+
+    def is_of_same_model(self) -> bool:
+        """Whether a call of the model now would see the same beside its arguments."""
+        return _alike(_walk(self._model, {}), self._of_model)
+
+    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Snapshot:
+        """The state of the same model and of other arguments."""
+        other = copy(self)
+        other._of_call = list(_walk((args, kwargs), {}))
+        return other
 
 
 def literals(model: Callable[..., Any]) -> frozenset[str] | None:
@@ -84,6 +95,10 @@ def _strings_in(constant: Any) -> set[str]:
         return {constant}
     parts = constant.co_consts if isinstance(constant, CodeType) else constant if isinstance(constant, tuple) else ()
     return set[str]().union(*map(_strings_in, parts))
+
+
+def _alike(now: Iterable[_Mark], then: Iterable[_Mark]) -> bool:
+    return all(_same(a, b) for a, b in zip_longest(now, then))
 
 
 def _same(a: _Mark | None, b: _Mark | None) -> bool:

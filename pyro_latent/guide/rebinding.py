@@ -1,0 +1,179 @@
+"""Programs of calls that differ in the numbers of their tensors alone, made without running the model again.
+
+The second call of a kind is recorded with a :class:`~pyro_latent.recording.Tape`; from then on, what the program holds
+of its data is computed from the new tensors by what the tape wrote down. Now and then, at the next call first, the
+model is recorded again all the same, and compared to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.utils._pytree import tree_flatten
+
+from ..errors import RecordingError
+from ..objective import Program
+from ..recording import Player, Tape, Template, difference
+
+#: Kinds of calls that are known at once, such as whole batches and a smaller last one.
+_KINDS = 4
+#: From one comparison to the next, so many times as many calls.
+_SPACING = 4
+#: A kind of call that takes so many other ways through the model is recorded each time.
+_PATIENCE = 3
+#: Calls of more numbers are recorded each time: that costs little beside the rest of their step.
+_LARGEST = 2**24
+
+
+class Kind(NamedTuple):
+    """What two calls have in common if they differ in the numbers of their tensors alone."""
+
+    structure: Any
+    leaves: tuple[Any, ...]
+    dtype: torch.dtype
+
+
+class _Known:
+    """A program with the tape of what it holds of its data, and how that went so far."""
+
+    def __init__(self, settings: Any) -> None:
+        self.settings = settings
+        self.calls, self.next_comparison, self.failures = 0, 1, 0
+        self.obstacle: str | None = None
+        self._template: Template | None = None
+        self._player: Player | None = None
+
+    def record(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
+        """A program that is recorded, with a tape."""
+        try:
+            with Tape(given) as tape:
+                program = compiled()
+        except Exception as error:  # of the model's, or of something in it that no tape can look at
+            self.give_up(str(error))
+            return compiled()
+        template = Template(program, tape.place_of, tape.shares)
+        obstacle = tape.obstacle or tape.changed_constant() or template.obstacle
+        if any(block.is_param for block in program.blocks.values()):
+            obstacle = "parameters, whose values Pyro keeps"
+        if obstacle is not None:
+            self.give_up(obstacle)
+        else:
+            self._template, self._player = template, tape.played(template.needed)
+        return program
+
+    def program(self, given: list[Tensor]) -> Program | None:
+        """The program of these tensors; None where the model takes another way with them."""
+        if self._template is None or self._player is None:
+            return None
+        try:
+            with torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
+                values = self._player.play(given)
+            program: Program | None = None if values is None else self._template.filled(values)
+        except Exception:  # whatever an operation says of such numbers, or Python of so deep a program
+            program = None
+        if program is None:
+            self.failures += 1
+            if self.failures == _PATIENCE:
+                self.give_up("numbers that the model reads")
+        elif program.recording.redraws:
+            torch.rand(1, device=program.recording.device)  # the next call draws another subsample
+        return program
+
+    def compared(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
+        """A program that is recorded anew, and that is the same as the known one with these tensors."""
+        with torch.random.fork_rng(_cards(given)):
+            found = self.program(given)
+        program = compiled()
+        why = None if found is None else difference(found, program)
+        if found is not None:
+            self.next_comparison *= _SPACING
+        if why is None:
+            return program
+        self.give_up(why)
+        if self.calls > 1:
+            raise RecordingError(
+                "Expected a model that differs from step to step by its arguments alone; got one that reads something "
+                f"else ({why.lstrip('.')}). Pass that on as an argument."
+            )
+        return program
+
+    def give_up(self, why: str) -> None:
+        """Record calls of this kind each time."""
+        self.obstacle, self._template, self._player = why, None, None
+
+
+class Rebinding:
+    """The programs of calls, as far as they are known."""
+
+    def __init__(self) -> None:
+        self._known: dict[Kind, _Known] = {}
+
+    def forget(self) -> None:
+        """Know nothing: the model may be another one."""
+        self._known.clear()
+
+    def program(
+        self,
+        args: tuple[Any, ...],
+        kwargs: dict[str, Any],
+        settings: Any,
+        compiled: Callable[[], Program],
+        is_same: Callable[[], bool],
+    ) -> Program:
+        """The program of a call.
+
+        Args:
+            args, kwargs: the arguments.
+            settings: what else must be equal.
+            compiled: records the model with the arguments.
+            is_same: whether the model is what it was before the call.
+
+        Raises:
+            RecordingError: if the model is found to have changed, past what its arguments and its code show.
+        """
+        kind, given = kind_of_call(args, kwargs)
+        known = None if kind is None else self._known.get(kind)
+        if kind is None or (known is not None and (known.obstacle is not None or known.settings != settings)):
+            return compiled()
+        if known is None:
+            if len(self._known) == _KINDS:
+                return compiled()
+            known = self._known[kind] = _Known(settings)
+            program = known.record(given, compiled)
+            if not is_same():
+                known.give_up("a model that changes what it reads")
+            return program
+        known.calls += 1
+        if known.calls >= known.next_comparison:
+            return known.compared(given, compiled)
+        return known.program(given) or compiled()
+
+
+def _cards(tensors: list[Tensor]) -> list[torch.device]:
+    """The accelerators that tensors are on, whose random states are their own."""
+    return list({t.device for t in tensors if t.device.type == "cuda"})
+
+
+def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | None, list[Tensor]]:
+    """The kind of a call, and its tensors; no kind, if something in it is neither a tensor nor a plain value."""
+    leaves, structure = tree_flatten((args, kwargs))
+    given: list[Tensor] = []
+    about: list[Any] = []
+    for leaf in leaves:
+        if type(leaf) is Tensor and leaf.layout is torch.strided:
+            same = next((i for i, other in enumerate(given) if other is leaf), len(given))
+            about.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad, same))
+            given.append(leaf)
+        elif isinstance(leaf, int | float | str | torch.dtype | torch.device | None):
+            about.append((type(leaf), leaf))
+        else:
+            return None, []
+    if not given or sum(t.numel() for t in given) > _LARGEST:
+        return None, []
+    return Kind(structure, tuple(about), torch.get_default_dtype()), given
+
+
+__all__ = ["Rebinding"]
