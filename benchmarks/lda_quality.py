@@ -149,7 +149,7 @@ def _matched(components: Tensor, truth: peers.Array) -> peers.Array:
 def sweep() -> str:
     """A sweep of the engine, from topics that have settled a little: documents by the kernel, and by derived rounds."""
     corpus = lda.as_corpus(reuters())
-    fit = lda.LDA(20, random_state=0, max_iter=5, **PRIORS).fit(corpus)
+    fit = lda.LDA(20, random_state=0, max_iter=5, topic_start="random", **PRIORS).fit(corpus)
     fast = handlers.closed_form(lda.model, lda.fast_updates)
     ways: dict[str, tuple[Any, dict[str, Any]]] = {
         "`lda.fast_updates`": (fast, {"local_steps": 2}),
@@ -185,7 +185,8 @@ def kernels() -> str:
     rows = []
     for name, counts, num_topics, xi in (("Reuters", reuters(), 20, 0.01), ("synthetic", synthetic(), 50, 0.05)):
         corpus = lda.as_corpus(counts)
-        fit = lda.LDA(num_topics, doc_topic_prior=0.1, topic_word_prior=xi, random_state=0, max_iter=5).fit(corpus)
+        settings: Any = {"doc_topic_prior": 0.1, "topic_word_prior": xi, "topic_start": "random"}
+        fit = lda.LDA(num_topics, random_state=0, max_iter=5, **settings).fit(corpus)
         expected = lda.expected_topics(fit.components_)
         runs = {way: _step(corpus, expected, fit.doc_topic_prior_, way == "Numba") for way in ("Numba", "torch")}
         seconds = interleaved(runs, ROUNDS, clock=time.process_time)

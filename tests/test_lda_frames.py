@@ -284,3 +284,52 @@ def test_it_passes_scikit_learns_own_checks(name: str, monkeypatch: pytest.Monke
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         check("LDA", LDA(3, random_state=0, max_iter=5))
+
+
+# --------------------------------------------------------------------------------------------------------- raw strings
+
+
+def test_raw_strings_are_the_counts_of_the_vectorizer(counts: Any) -> None:
+    vectorizer = CountVectorizer()
+    fitted = LDA(2, vectorizer=vectorizer, **SETTINGS).fit(TEXTS)
+    plain = LDA(2, **SETTINGS).fit(counts, vocabulary=WORDS)
+    assert torch.equal(fitted.components_, plain.components_) and fitted.vocabulary_ == plain.vocabulary_
+    assert not hasattr(vectorizer, "vocabulary_") and list(fitted.vectorizer_.get_feature_names_out()) == WORDS
+    new = pd.Series(["a tax on cats", "cat"], index=["x", "y"])
+    assert torch.equal(fitted.transform(new), plain.transform(CountVectorizer(vocabulary=WORDS).transform(new)))
+    assert fitted.score(TEXTS) == plain.score(counts) and fitted.perplexity(TEXTS) == plain.perplexity(counts)
+    assert list(fitted.set_output(transform="pandas").transform(new).index) == ["x", "y"]
+    assert clone(fitted).fit(TEXTS).bound_ == fitted.bound_
+    assert not hasattr(fitted.fit(counts), "vectorizer_")
+
+
+def test_a_stream_of_raw_strings_has_its_words_before(counts: Any) -> None:
+    known = LDA(2, vectorizer=CountVectorizer(vocabulary=WORDS), **SETTINGS)
+    for part in (TEXTS[:20], TEXTS[20:]):
+        known.partial_fit(part)
+    plain = LDA(2, **SETTINGS).partial_fit(counts[:20], vocabulary=WORDS).partial_fit(counts[20:])
+    assert torch.equal(known.components_, plain.components_)
+    with pytest.raises(ModelError, match=r"Expected a vectorizer that knows its words.*Write CountVectorizer\(vocab"):
+        LDA(2, vectorizer=CountVectorizer(), **SETTINGS).partial_fit(TEXTS)
+
+
+def test_what_counts_no_words_is_named() -> None:
+    with pytest.raises(TypeError, match=r"Expected vectorizer to be a vectorizer of scikit-learn.*got 'words'"):
+        LDA(2, vectorizer="words").fit(TEXTS)
+    with pytest.raises(ValueError, match="Expected no vocabulary beside a vectorizer"):
+        LDA(2, vectorizer=CountVectorizer()).fit(TEXTS, vocabulary=WORDS)
+    with pytest.raises(DataError, match=r"of tokens; got 'cat dog cat dog'.*LDA\(vectorizer=CountVectorizer\(\)\)"):
+        LDA(2).fit(TEXTS)
+
+
+def test_the_input_of_pyldavis_is_of_the_words_and_documents_that_there_are(counts: Any) -> None:
+    with_gaps = np.pad(counts.toarray(), ((0, 1), (0, 1)))
+    fitted = LDA(2, **SETTINGS).fit(with_gaps, vocabulary=[*WORDS, "never"])
+    found = fitted.to_pyldavis()
+    assert found["vocab"] == WORDS
+    np.testing.assert_array_equal(found["term_frequency"], counts.toarray().sum(0))
+    np.testing.assert_array_equal(found["doc_lengths"], counts.toarray().sum(1))
+    weights = fitted.components_[:, :4].numpy()
+    np.testing.assert_allclose(found["topic_term_dists"], weights / weights.sum(1, keepdims=True), rtol=1e-12)
+    proportions = (fitted.doc_topic_ / fitted.doc_topic_.sum(1, keepdim=True))[:-1]
+    np.testing.assert_allclose(found["doc_topic_dists"], proportions, rtol=1e-12)

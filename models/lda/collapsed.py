@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, check_count, checked_call
+from pyro_latent.settings import settings
 
 from .corpus import Corpus
 from .kernel import compile_function, use_compiled
@@ -209,18 +210,36 @@ def collapsed_topics(
 
     Returns:
         Concentrations, shape ``[K, V]``.
+
+    Where responsibilities of all documents would take more than an eighth of ``pyro_latent.settings.memory_limit``, the
+    topics are those of documents drawn at random that stay within it, with their counts scaled up.
     """
     wanted = len(doc_topic_prior)
     num_topics = wanted + (wanted + 1) // 2
+    part = _within_memory(corpus, num_topics, generator)
     found = collapsed_fit(
-        corpus,
+        part,
         num_topics,
         doc_topic_prior=float(doc_topic_prior.sum()) / num_topics,
         topic_word_prior=topic_word_prior,
         max_iter=_PASSES_OF_START,
         generator=generator,
     )
-    return topic_word_prior + merge_topics(found.lambda_ - topic_word_prior, wanted)
+    scale = corpus.num_tokens / part.num_tokens if part is not corpus else 1.0
+    return topic_word_prior + scale * merge_topics(found.lambda_ - topic_word_prior, wanted)
+
+
+def _within_memory(corpus: Corpus, num_topics: int, generator: torch.Generator | None) -> Corpus:
+    """All documents, or so many that have words, drawn at random, as there is room for their responsibilities."""
+    room = settings.memory_limit // 8 // (corpus.count.element_size() * num_topics)
+    if len(corpus.count) <= room:
+        return corpus
+    lengths = corpus.starts.diff()
+    places = lengths.nonzero()[:, 0]
+    device = places.device if generator is None else generator.device
+    places = places[torch.randperm(len(places), generator=generator, device=device).to(places.device)]
+    fitting = int((lengths[places].cumsum(0) <= room).sum())
+    return corpus.select(places[: max(fitting, 1)].sort().values)
 
 
 @checked_call

@@ -120,10 +120,12 @@ def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator) 
     return State(xi.expand(parameters.num_topics, -1), alpha, xi, counts=start.counts)
 
 
-def first_topics(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> State:
-    """Topics drawn from Gamma(100, rate 100), as in scikit-learn: no two are alike; or those of CVB0, merged."""
+def first_topics(
+    parameters: Parameters, corpus: Corpus, generator: torch.Generator, default: str = "collapsed"
+) -> State:
+    """Topics of CVB0, merged; or drawn from Gamma(100, rate 100), as in scikit-learn: no two are alike."""
     alpha, xi = _priors(parameters, corpus)
-    if parameters.topic_start == "collapsed":
+    if (parameters.topic_start or default) == "collapsed":
         return State(collapsed_topics(corpus, alpha, xi, generator), alpha, xi)
     return State(near_one((corpus.num_words, len(alpha)), corpus.count, generator).mT, alpha, xi)
 

@@ -31,6 +31,7 @@ from .model import model
 from .processes import Shards
 from .reading import as_corpus, column_names
 from .results import Results
+from .strings import counts_of, fitted_counts
 
 __all__ = ["LDA"]
 
@@ -63,9 +64,10 @@ class LDA(Results):
         max_doc_update_iter: or after so many updates.
         learn_priors: batch only: fit α (each topic its own) and ξ (one for all words) by Newton's method, after ten
             passes.
-        topic_start: where the topics start. ``"random"``: drawn from Gamma(100, rate 100). ``"collapsed"``: what CVB0
-            finds with half as many topics again, merged to K; that takes some passes more, and as a rule leads to a
-            much better bound.
+        topic_start: where the topics start. ``"collapsed"``: what at most 50 passes of CVB0 find with half as many
+            topics again, merged to K; at 100 passes a fit takes a third more time so, and ends at a much better bound
+            and at more coherent topics. ``"random"``: drawn from Gamma(100, rate 100), as in scikit-learn. None:
+            "collapsed" in :meth:`fit`, and "random" in :meth:`partial_fit`, whose first documents may be few.
         document_start: batch only: where a document's concentrations start in each pass. ``"random"``: drawn anew from
             Gamma(100, rate 100), which as a rule ends at a better bound. ``"previous"``: where the last pass left them;
             then the bound never falls.
@@ -73,6 +75,9 @@ class LDA(Results):
         dtype: of the work, torch.float32 or torch.float64; default float64, or that of floating data.
         device: default that of the data.
         progress: whether to show a progress bar.
+        vectorizer: what counts the words of raw strings, such as scikit-learn's ``CountVectorizer()``; :meth:`fit` fits
+            a copy of it, ``vectorizer_``, and :meth:`partial_fit` takes it as it is, so that its words must be known:
+            ``CountVectorizer(vocabulary=words)``, or a fitted one.
 
     Attributes (after a fit):
         components_: λ, concentrations of the words in each topic, shape ``[K, V]``.
@@ -80,6 +85,7 @@ class LDA(Results):
         doc_topic_prior_, topic_word_prior_: α ``[K]`` and ξ ``[V]``.
         bound_: the exact ELBO of the fit in nats (scikit-learn's attribute of this name is a perplexity).
         bounds_: (passes, ELBO) wherever it was evaluated.
+        vectorizer_: the vectorizer that was fitted to raw strings, if one was.
         n_iter_: passes made; ``n_batch_iter_``: minibatches seen; ``converged_``: whether ``tol`` was reached.
         vocabulary_: the words, where they are known; ``feature_names_in_``: the same as an array, or no such attribute;
             ``n_features_in_``: V.
@@ -108,11 +114,12 @@ class LDA(Results):
         checkpoint_every: int = 10,
         process_group: Any = None,
     ) -> LDA:
-        """Fit the topics to documents, from a random start.
+        """Fit the topics to documents; ``topic_start`` says where from.
 
         Args:
             X: counts ``[documents, words]`` (SciPy sparse, NumPy, torch, a data frame), documents as lists of tokens,
-                or a whole Corpus. Lists of numbers, all of one length, may be tokens or counts, and are an error.
+                with ``vectorizer=`` raw strings, or a whole Corpus. Lists of numbers, all of one length, may be tokens
+                or counts, and are an error.
             y: ignored.
             vocabulary: the words, in the order of the columns; default the columns' names of a data frame.
             checkpoint: a file to write the state to; if it is there, the fit goes on from it, and ends where it would
@@ -132,11 +139,13 @@ class LDA(Results):
                 cannot be written.
         """
         shards = WHOLE if process_group is None else Shards(process_group)
-        corpus = shards.agreed(lambda: self._read_whole(X, vocabulary))
+        corpus, vectorizer = shards.agreed(lambda: self._read_whole(X, vocabulary))
         shards.begin(self, corpus, checkpoint)
         state, bound = fitted(self, corpus, checkpoint, checkpoint_every, shards)
-        self._forget("_stream")
+        self._forget("_stream", "vectorizer_")
         self._state, self._bound = state, bound
+        if vectorizer is not None:
+            self.vectorizer_ = vectorizer
         self._corpus, self._vocabulary, self._framed = corpus, corpus.vocabulary, column_names(X) is not None
         return self
 
@@ -165,7 +174,7 @@ class LDA(Results):
         corpus = self._read_first(X, vocabulary) if new else self._read_on(X, vocabulary)
         if not hasattr(self, "_stream"):
             self._stream = self._generator(corpus.count.device)
-        state = first_topics(self, corpus, self._stream) if new else self._state
+        state = first_topics(self, corpus, self._stream, default="random") if new else self._state
         whole = replace(corpus, total_documents=max(self.total_samples, corpus.num_documents))
         order = torch.arange(corpus.num_documents, device=corpus.doc.device)
         for part in order.split(self.batch_size):
@@ -174,16 +183,18 @@ class LDA(Results):
         self._state = replace(state, gamma=None)
         return self
 
-    def _read_whole(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
-        """The documents of a fit, with the parameters' ranges checked."""
+    def _read_whole(self, X: Any, vocabulary: Sequence[str] | None) -> tuple[Corpus, Any]:
+        """The documents of a fit, and the vectorizer of raw strings, with the parameters' ranges checked."""
         self._check()
+        vectorizer, X, vocabulary = fitted_counts(self.vectorizer, X, vocabulary)
         corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
         corpus.check_whole()
         corpus.check_tokens()
-        return corpus
+        return corpus, vectorizer
 
     def _read_first(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:
         """The documents that say what the words are."""
+        X, vocabulary = counts_of(self.vectorizer, X, vocabulary)
         corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
         self._vocabulary, self._framed = corpus.vocabulary, column_names(X) is not None
         return corpus

@@ -47,6 +47,17 @@ def _check_seed(name: str, value: Any) -> None:
         )
 
 
+def _check_vectorizer(name: str, value: Any) -> None:
+    """That it counts words as scikit-learn's vectorizers do, and knows them."""
+    if value is not None and not all(
+        hasattr(value, method) for method in ("fit", "transform", "get_feature_names_out")
+    ):
+        raise ArgumentTypeError(
+            f"Expected {name} to be a vectorizer of scikit-learn that knows its words; got {value!r}. Write "
+            f"{name}=CountVectorizer()."
+        )
+
+
 P = TypeVar("P", bound="Parameters")
 
 
@@ -87,12 +98,13 @@ class Parameters:
     mean_change_tol: NotNegative = 1e-3
     max_doc_update_iter: Count = 100
     learn_priors: bool = False
-    topic_start: Literal["random", "collapsed"] = "random"
+    topic_start: Literal["collapsed", "random", None] = None
     document_start: Literal["random", "previous"] = "random"
     random_state: Annotated[int | torch.Generator | None, _check_seed] = None
     dtype: Annotated[torch.dtype | None, functools.partial(_check_choice, choices=_DTYPES)] = None
     device: Any = None
     progress: bool = False
+    vectorizer: Annotated[Any, _check_vectorizer] = None
 
     @classmethod
     def _check_names(cls, names: Iterable[str], error: type[Exception]) -> None:

@@ -199,7 +199,8 @@ def _of_tokens(documents: Sequence[Any], words: Words, num_words: int | None, ig
     wrong = next((d for d in documents if isinstance(d, str | bytes) or not hasattr(d, "__iter__")), None)
     if wrong is not None:
         raise DataError(
-            f"Expected each document to be a list of tokens; got {wrong!r}. Split it first: document.lower().split()."
+            f"Expected each document to be a list of tokens; got {wrong!r}. Split it first: document.lower().split(), "
+            "or give LDA(vectorizer=CountVectorizer())."
         )
     documents = [list(document) for document in documents]
     tokens = list(chain.from_iterable(documents))

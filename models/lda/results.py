@@ -23,6 +23,7 @@ from .fitting import State, bound, documents
 from .kernel import DocumentStep
 from .parameters import Parameters
 from .reading import as_corpus, check_not_counts, column_names
+from .strings import counts_of
 
 __all__ = ["NotFittedError", "Results"]
 
@@ -114,6 +115,29 @@ class Results(Parameters):
         found = top_words(self.components_, n).tolist()
         return [[str(w if known is None else known[w]) for w in topic] for topic in found]
 
+    def to_pyldavis(self) -> dict[str, Any]:
+        """What ``pyLDAvis.prepare`` takes, for the documents of :meth:`fit`: ``pyLDAvis.prepare(**lda.to_pyldavis())``.
+
+        Returns:
+            ``topic_term_dists`` ``[K, V]`` and ``doc_topic_dists`` ``[D, K]``, whose rows sum to 1, ``doc_lengths``
+            ``[D]``, ``vocab`` and ``term_frequency`` ``[V]``, as NumPy arrays and a list. Documents without words, and
+            words in no document, are left out: pyLDAvis divides by their counts.
+        """
+        gamma, corpus = self.doc_topic_, self._corpus
+        zeros = corpus.count.new_zeros
+        frequency = zeros(corpus.num_words).index_add_(0, corpus.word, corpus.count)
+        lengths = zeros(corpus.num_documents).index_add_(0, corpus.doc, corpus.count)
+        known, full = frequency > 0, lengths > 0
+        topics, documents = self.components_[:, known].double(), gamma[full].double()
+        words = self.vocabulary_ or tuple(map(str, range(corpus.num_words)))
+        return {
+            "topic_term_dists": (topics / topics.sum(1, keepdim=True)).cpu().numpy(),
+            "doc_topic_dists": (documents / documents.sum(1, keepdim=True)).cpu().numpy(),
+            "doc_lengths": lengths[full].cpu().numpy(),
+            "vocab": [words[i] for i in known.nonzero()[:, 0].tolist()],
+            "term_frequency": frequency[known].cpu().numpy(),
+        }
+
     # Documents under the topics.
 
     def transform(self, X: Any, *, normalize: bool = True) -> Any:
@@ -146,6 +170,7 @@ class Results(Parameters):
 
     def _read(self, X: Any, vocabulary: Sequence[str] | None = None) -> Corpus:
         """Documents over the words of the fit, which may be named only now."""
+        X, vocabulary = counts_of(getattr(self, "vectorizer_", self.vectorizer), X, vocabulary)
         topics, names = self.components_, column_names(X)
         given = X.vocabulary if isinstance(X, Corpus) else names
         given = tuple(vocabulary) if vocabulary is not None else given
