@@ -61,7 +61,7 @@ docs-numbers: $(STAMP) ## run what prints the numbers of the pages (half an hour
 	$(RUN) -m benchmarks.page_numbers
 
 clean: ## remove the environment and everything that was built or written
-	rm -rf $(VENV) build dist *.egg-info demo-output bench-output .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) build docs/api dist *.egg-info demo-output bench-output .mypy_cache .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The stamp holds the path that was installed: in a moved or copied clone it differs, and the environment is made anew.

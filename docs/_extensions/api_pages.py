@@ -118,6 +118,13 @@ def _skip(app: Any, what: str, name: str, member: Any, skip: bool, options: Any)
     return True if theirs or repeated or internal else None
 
 
+def _show_public_bases(app: Any, name: str, obj: Any, options: Any, bases: list[Any]) -> None:
+    """In the place of a base with an underscore stand that one's own bases."""
+    while private := [base for base in bases if getattr(base, "__name__", "").startswith("_")]:
+        at = bases.index(private[0])
+        bases[at : at + 1] = [base for base in private[0].__bases__ if base not in bases]
+
+
 def setup(app: Any) -> dict[str, bool]:
     """Register the pages, and the filters of members and docstrings."""
     app.connect("builder-inited", _write_pages)
@@ -125,5 +132,6 @@ def setup(app: Any) -> dict[str, bool]:
     app.connect("autodoc-process-docstring", _name_sections, priority=400)
     app.connect("autodoc-process-docstring", _escape, priority=600)
     app.connect("autodoc-process-docstring", _link_sources, priority=700)
+    app.connect("autodoc-process-bases", _show_public_bases)
     app.connect("autodoc-skip-member", _skip)
     return {"parallel_read_safe": True}
