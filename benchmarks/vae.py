@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from pyro_latent.models.vae import VAE, VAE_ELBO
 from pyro_latent.models.vae.objective import _Recorder
+from pyro_latent.models.vae.reading import Minibatches
 from pyro_latent.models.vae.training import _Training
 
 from .timing import Spread, interleaved, markdown, ratios
@@ -94,9 +95,9 @@ def fit_step(images: Tensor, fused: bool) -> Step:
     """The step that ``fit`` takes: both Pyro programs, estimator B, its check of the loss, and torch's Adam."""
     vae = VAE((PIXELS,), LATENT, hidden=(HIDDEN,)).to(images.device)
     adam = torch.optim.Adam(vae.parameters(), LEARNING_RATE, fused=fused)
-    training = _Training(vae, images, None, BATCH, VAE_ELBO(), adam, lambda step: 1.0)
+    training = _Training(vae, Minibatches(images, BATCH), None, VAE_ELBO(), adam, lambda step: 1.0)
     take = minibatches(images)
-    return lambda: training.run_window([take()])
+    return lambda: training.run_window([images[take()]])
 
 
 def estimator_step(images: Tensor, fused: bool) -> Step:

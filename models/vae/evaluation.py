@@ -22,10 +22,10 @@ from torch.distributions import kl_divergence
 
 from pyro_latent.errors import ArgumentError, DataError, check_count, checked_call
 
-from .model import VAE
+from .model import Autoencoder
 
 #: How many draws of z the moments of a posterior that has no closed forms are taken from.
-_DRAWS_OF_A_FLOW = 50
+DRAWS_OF_A_FLOW = 50
 
 __all__ = ["Bound", "Diagnosis", "PosteriorCollapseWarning", "diagnose", "importance_weighted_bounds"]
 
@@ -92,7 +92,7 @@ class Diagnosis:
 
 @checked_call
 def importance_weighted_bounds(
-    vae: VAE, images: Tensor, num_samples: int | Sequence[int] = (1, 50, 500), *, chunk_size: int = 10_000
+    vae: Autoencoder, images: Tensor, num_samples: int | Sequence[int] = (1, 50, 500), *, chunk_size: int = 10_000
 ) -> list[Bound]:
     """Importance-weighted bounds on log p(x), from one set of draws for all of ``num_samples``.
 
@@ -130,7 +130,7 @@ def importance_weighted_bounds(
 
 @checked_call
 def diagnose(
-    vae: VAE, images: Tensor, *, threshold: float = 0.01, num_samples: int = 1, chunk_size: int = 10_000
+    vae: Autoencoder, images: Tensor, *, threshold: float = 0.01, num_samples: int = 1, chunk_size: int = 10_000
 ) -> Diagnosis:
     """Reconstruction and KL divergence apart, and which latent dimensions are in use.
 
@@ -171,16 +171,16 @@ def diagnose(
     return found
 
 
-def _exact_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _exact_moments(vae: Autoencoder, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
     """The mean of q(z | x), that estimate's variance, which is 0, and KL(q ‖ p) of each dimension; ``[M, J]`` each."""
     gaussian = posterior.base_dist
     prior = vae.prior(posterior.batch_shape)
     return gaussian.loc, torch.zeros_like(gaussian.loc), kl_divergence(gaussian, prior.base_dist)
 
 
-def _drawn_moments(vae: VAE, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
+def _drawn_moments(vae: Autoencoder, posterior: Any) -> tuple[Tensor, Tensor, Tensor]:
     """What :func:`_exact_moments` gives, estimated by draws; the KL divergence is of all dimensions, ``[M, 1]``."""
-    z = posterior.sample((_DRAWS_OF_A_FLOW,))
+    z = posterior.sample((DRAWS_OF_A_FLOW,))
     divergence = (posterior.log_prob(z) - vae.prior().log_prob(z)).mean(0)
     return z.mean(0), z.var(0) / len(z), divergence.unsqueeze(-1)
 
@@ -207,7 +207,7 @@ def _warn_of_collapse(found: Diagnosis) -> None:
         )
 
 
-def _log_weights(vae: VAE, images: Tensor, num_samples: int, chunk_size: int) -> Iterator[Tensor]:
+def _log_weights(vae: Autoencoder, images: Tensor, num_samples: int, chunk_size: int) -> Iterator[Tensor]:
     """log p(x, z) - log q(z | x) of draws of z, in parts ``[draws, M]``."""
     posterior, prior = vae.posterior(images), vae.prior()
     size = max(1, chunk_size // len(images))
@@ -216,7 +216,7 @@ def _log_weights(vae: VAE, images: Tensor, num_samples: int, chunk_size: int) ->
         yield _pixel_log_prob(vae, images, z) + prior.log_prob(z) - posterior.log_prob(z)
 
 
-def _pixel_log_prob(vae: VAE, images: Tensor, z: Tensor) -> Tensor:
+def _pixel_log_prob(vae: Autoencoder, images: Tensor, z: Tensor) -> Tensor:
     """log p(x | z) of draws ``[draws, M, latent_dim]``: ``[draws, M]``; each draw has its own draw of the weights."""
     if vae.weight_prior is not None and vae.network == "conv":
         # A convolution takes one set of weights at a time.

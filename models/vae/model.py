@@ -38,7 +38,7 @@ from .checks import check_flow, check_grey_values, check_images, check_levels, c
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network
 from .store import StoredModule
 
-__all__ = ["VAE", "Likelihood", "Reduction"]
+__all__ = ["Autoencoder", "Likelihood", "Reduction"]
 
 Likelihood: TypeAlias = Literal["bernoulli", "gaussian", "categorical"]
 Reduction: TypeAlias = Literal["sum", "mean"]
@@ -80,39 +80,8 @@ class BernoulliImages(_Independent):
         return -errors.sum(tuple(range(-self.reinterpreted_batch_ndims, 0)))
 
 
-class VAE(StoredModule):
-    """A variational autoencoder; ``model`` and ``guide`` are Pyro programs with sites ``z`` and ``images``.
-
-    Both sites are in the plate ``data``; ``z`` has event shape ``[latent_dim]`` and ``images`` the images' shape. With
-    ``weight_prior`` there is a site ``decoder.<name>`` for each of the decoder's parameters, outside of the plate.
-
-    Args:
-        input_shape: the shape of one image: ``[pixels]``, ``[height, width]`` or ``[channels, height, width]``.
-        latent_dim: the dimension of z, J.
-        hidden: units of each hidden layer of the encoder, mirrored in the decoder (default 400), or the channels of
-            each convolution (default 32, 64); ``()`` makes linear networks.
-        likelihood: ``"bernoulli"``: images in [0, 1], grey ones being scored by their expectation over black and white
-            ones. ``"gaussian"``: any finite images; the scale of the noise is learned. ``"categorical"``: integer
-            images of ``levels`` grey levels, 0 to ``levels - 1``.
-        network: ``"mlp"``, or ``"conv"`` for two- and three-dimensional images.
-        levels: how many grey levels; for ``"categorical"`` only.
-        weight_prior: the standard deviation of the Gaussian prior of each weight and bias of the decoder, which then
-            get a posterior; None: a point estimate.
-        reduction: ``"sum"`` makes the loss an estimate of -ELBO of all N images, N / M times the sum over a minibatch
-            of M, [4] (154). ``"mean"`` divides all of it by N, the KL divergence of the weights too.
-        flow: a torch transform of vectors of ``latent_dim`` elements, such as ``make_flow("planar", latent_dim)`` of
-            ``pyro_latent.gradient.flows``; q(z | x) is then the encoder's Gaussian sent through it. A module is trained
-            with the VAE. There is no KL divergence in closed form: use ``Trace_ELBO``, or estimator ``"A"``.
-        context_dim: for a conditional flow, made with that ``context_dim``: the encoder gives it a context of so many
-            elements for each image.
-        name: a prefix of the parameters' names in Pyro's store, for more than one VAE there.
-
-    Raises:
-        TypeError: if ``input_shape`` or ``hidden`` is one number, or ``flow`` no transform.
-        ValueError: if an argument is not as above.
-
-    Source: [4] (167)-(168), and (155)-(162) with ``weight_prior``; [2], normalizing flows, with ``flow``.
-    """
+class Autoencoder(StoredModule):
+    """The two Pyro programs of a variational autoencoder and their networks; ``VAE`` says what its arguments are."""
 
     encoder: Encoder
     decoder: Decoder

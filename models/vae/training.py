@@ -8,6 +8,7 @@ Source: [4] (154), Algorithm 5; Kingma and Welling 2014, Algorithm 1.
 
 from __future__ import annotations
 
+import itertools
 import math
 import os
 import time
@@ -15,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
+import numpy as np
 import pyro
 import torch
 from pyro.optim import PyroOptim
@@ -22,13 +24,14 @@ from torch import Tensor, nn
 from tqdm.auto import tqdm
 
 from pyro_latent.checkpoint import Run
-from pyro_latent.errors import ArgumentError, ArgumentTypeError, as_real, check_count, checked_call
+from pyro_latent.errors import ArgumentError, ArgumentTypeError, ModelError, as_real, check_count, checked_call
 from pyro_latent.gradient.flows.layers import layers_of
-from pyro_latent.gradient.trainer import Trainer, trainable
+from pyro_latent.gradient.trainer import Trainer, copied_state, trainable
 from pyro_latent.particles import seeded
 
-from .model import VAE
+from .model import Autoencoder
 from .objective import VAE_ELBO, Estimator, Terms
+from .reading import Minibatches, as_images, minibatches
 from .store import NonFiniteLossError
 
 __all__ = ["History", "NonFiniteLossError", "anneal_linearly", "fit"]
@@ -74,6 +77,19 @@ class History:
     def __len__(self) -> int:
         return len(self.loss)
 
+    @property
+    def best_epoch(self) -> int:
+        """The first epoch, from 1, with the best ELBO of the validation images.
+
+        Raises:
+            ModelError: if there were none.
+        """
+        if not self.validation_elbo:
+            raise ModelError(
+                "Expected a history with validation images; got none. Write fit(..., validation=held_out)."
+            )
+        return int(np.argmax(np.nan_to_num(self.validation_elbo, nan=-np.inf))) + 1
+
 
 @checked_call
 def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
@@ -92,18 +108,19 @@ def anneal_linearly(num_steps: int, start: float = 0.0) -> Schedule:
 @torch.inference_mode(False)
 @torch.enable_grad()
 def fit(
-    vae: VAE,
-    images: Tensor,
+    vae: Autoencoder,
+    images: Any,
     *,
     epochs: int = 100,
-    batch_size: int = 100,
+    batch_size: int | None = None,
     learning_rate: float = 1e-3,
     optimizer: OptimizerFactory | None = None,
     estimator: Estimator = "B",
     num_particles: int = 1,
     kl_weight: float | Schedule = 1.0,
     free_bits: float = 0.0,
-    validation: Tensor | None = None,
+    validation: Any = None,
+    patience: int | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int = 1,
     progress: bool = False,
@@ -114,10 +131,11 @@ def fit(
 
     Args:
         vae: trained in place, on its device.
-        images: ``[N, *input_shape]``, of the VAE's dtype and device.
+        images: ``[N, *input_shape]``: a tensor of the VAE's dtype and device, a NumPy array, or a ``DataLoader`` of
+            images, alone or with labels after them. A loader streams its minibatches, N being the size of its dataset.
         epochs: how often each image is seen, those of a resumed run counted in; at least 1, or, with ``checkpoint``, 0,
             which only writes the start.
-        batch_size: M; the last minibatch of an epoch may be smaller.
+        batch_size: M, 100 by default; the last minibatch of an epoch may be smaller. A ``DataLoader`` has its own.
         learning_rate: of Adam, the default optimiser.
         optimizer: takes the parameters and makes a torch optimiser, such as
             ``lambda p: torch.optim.AdamW(p, 1e-3, weight_decay=1e-2)``.
@@ -127,12 +145,17 @@ def fit(
         kl_weight: what KL(q(z | x) ‖ p(z)) counts in the loss: a number, or a function of the step (0, 1, …) such as
             :func:`anneal_linearly`.
         free_bits: nats of each latent dimension that cost nothing; not with a flow.
-        validation: held-out images; their ELBO is in the history, estimated from the same draws each epoch.
+        validation: held-out images, as ``images``; their ELBO is in the history, estimated from the same draws each
+            epoch.
+        patience: stop early, after so many epochs without a new best ELBO of the held-out images. The VAE then has the
+            parameters of the best epoch, ``history.best_epoch``, also if ``epochs`` ends the run. None: never, and it
+            has the last ones.
         checkpoint: a file. It is written before the first epoch and after every ``checkpoint_every``; where it exists
             the run goes on from it, with its random state and its optimiser's state. A file of as many epochs or
             more is read as it is, and nothing is trained. Delete it to begin anew. Other images (or another order of
-            them), other options of the optimiser, another VAE or another argument are an error; a function for
-            ``kl_weight`` is known by its values at the first 20 steps and at some later ones, as far as the runs go.
+            them; of a ``DataLoader`` it knows the numbers of images and minibatches alone), other options of the
+            optimiser, another VAE or another argument are an error; a function for ``kl_weight`` is known by its values
+            at the first 20 steps and at some later ones, as far as the runs go.
         checkpoint_every: epochs between two writes.
         progress: show a bar.
 
@@ -151,13 +174,11 @@ def fit(
     """
     least = 1 if checkpoint is None else 0
     check_count("epochs", epochs, least)
-    check_count("batch_size", batch_size)
+    _check_patience(patience, validation)
     if not 0 < as_real(learning_rate) < math.inf:
         raise ArgumentError(f"Expected learning_rate > 0 and finite; got {learning_rate}. Write learning_rate=1e-3.")
-    vae.check_values(images)
-    images = trainable(vae, images)
-    if validation is not None:
-        vae.check_values(validation)
+    source = minibatches(vae, images, batch_size)
+    held_out = None if validation is None else trainable(vae, as_images(vae, validation))
     if vae.flow is not None and estimator == "B":
         raise ArgumentError(
             "Expected estimator='A' for a VAE with a flow, whose KL divergence has no closed form; got 'B'. Write "
@@ -170,18 +191,29 @@ def fit(
         elbo.kl_weight = kl_weight
     schedule = kl_weight if callable(kl_weight) else _constant(kl_weight)
     rate = learning_rate if optimizer is None else None
-    training = _Training(vae, images, validation, batch_size, elbo, made, schedule, learning_rate=rate)
-    training.num_steps = epochs * math.ceil(len(images) / batch_size)
+    training = _Training(vae, source, held_out, elbo, made, schedule, learning_rate=rate, patience=patience)
+    training.num_steps = epochs * source.steps
     file = training.start(checkpoint, checkpoint_every)
     # The values were checked once, above; Pyro would check every minibatch of every step.
     with pyro.validation_enabled(False), tqdm(total=epochs, disable=not progress, unit="epoch") as bar:
         bar.update(min(epochs, len(training.history)))
-        while (epoch := len(training.history)) < epochs:
+        while not training.is_done(epochs):
             training.run_epoch()
-            file.keep(epoch + 1, training.state, last=epoch + 1 == epochs)
+            file.keep(len(training.history), training.state, last=training.is_done(epochs))
             bar.set_postfix(elbo=f"{training.history.elbo[-1]:.2f}")
             bar.update()
+    training.take_best()
     return training.history
+
+
+def _check_patience(patience: int | None, validation: Any) -> None:
+    if patience is None:
+        return
+    check_count("patience", patience)
+    if validation is None:
+        raise ArgumentError(
+            f"Expected held-out images with patience={patience}; got none. Write fit(..., validation=held_out)."
+        )
 
 
 def _constant(value: float) -> Schedule:
@@ -210,20 +242,21 @@ def _own(optimizer: OptimizerFactory, parameters: Sequence[nn.Parameter]) -> tor
 class _Training:
     """A training under way: all of its state, and one epoch of it."""
 
-    vae: VAE
-    images: Tensor
+    vae: Autoencoder
+    source: Minibatches
     validation: Tensor | None
-    batch_size: int
     elbo: VAE_ELBO
     optimizer: torch.optim.Optimizer
     schedule: Schedule
     history: History = field(default_factory=History)
     num_steps: int = 0  #: in all, for the values of the schedule that a checkpoint has
     learning_rate: float | None = None  #: None: the optimiser has its own
+    patience: int | None = None
+    best: dict[str, Tensor] = field(default_factory=dict)  #: the VAE's state after the best epoch, with patience
 
     def __post_init__(self) -> None:
         self.options = _options(self.optimizer)  # as it was made: a checkpoint would put its own in their place
-        self.steps_between_looks = _STEPS_BETWEEN_LOOKS.get(self.images.device.type, 1)
+        self.steps_between_looks = _STEPS_BETWEEN_LOOKS.get(self.vae.prior_loc.device.type, 1)
         every_step = self.steps_between_looks == 1
         self.trainer = Trainer(self.vae, self.optimizer, self._error, every_step=every_step)
 
@@ -237,13 +270,13 @@ class _Training:
     def run_epoch(self) -> None:
         """Every image once, in a random order."""
         start = time.perf_counter()
-        order = torch.randperm(len(self.images), device=self.images.device)
-        batches = order.split(self.batch_size)
-        size = self.steps_between_looks
-        parts = [self.run_window(batches[i : i + size]) for i in range(0, len(batches), size)]
-        counts = torch.tensor([len(batch) for batch in batches], dtype=torch.float64)
+        batches, parts, lengths = self.source.epoch(), [], []
+        while window := list(itertools.islice(batches, self.steps_between_looks)):
+            parts.append(self.run_window(window))
+            lengths += [len(batch) for batch in window]
+        counts = torch.tensor(lengths, dtype=torch.float64)
         loss, *terms = (counts / counts.sum() @ torch.cat(parts).double()).tolist()
-        size = len(self.images) if self.vae.reduction == "sum" else 1
+        size = len(self.source) if self.vae.reduction == "sum" else 1
         reconstruction, kl, weight_kl = (value / size for value in terms)
         found = {"loss": loss, "reconstruction": reconstruction, "kl": kl, "weight_kl": weight_kl}
         found |= {"elbo": reconstruction - kl - weight_kl, "kl_weight": self.elbo.kl_weight}
@@ -252,9 +285,22 @@ class _Training:
         found["seconds"] = time.perf_counter() - start
         for name, value in found.items():
             getattr(self.history, name).append(value)
+        if self.patience is not None and self.history.best_epoch == len(self.history):
+            self.best = copied_state(self.vae)
+
+    def is_done(self, epochs: int) -> bool:
+        """Whether all epochs were run, or the last best one is too long ago."""
+        number = len(self.history)
+        waited = 0 if self.patience is None or not number else number - self.history.best_epoch
+        return number >= epochs or (self.patience is not None and waited >= self.patience)
+
+    def take_best(self) -> None:
+        """Give the VAE the parameters of the best epoch, with patience."""
+        if self.best:
+            self.vae.load_state_dict(self.best)
 
     def run_window(self, batches: Sequence[Tensor]) -> Tensor:
-        """Some steps, then one look at their loss; the terms of each step, ``[steps, 4]`` on the CPU."""
+        """Some minibatches' steps, then one look at their loss; the terms of each step, ``[steps, 4]`` on the CPU."""
         for batch in batches:
             terms = self._terms(batch)
             self.trainer.watch(_row(terms))
@@ -264,7 +310,7 @@ class _Training:
     def _terms(self, batch: Tensor) -> Terms:
         self.elbo.kl_weight = self.schedule(self.step)
         # The programs without their param statements: the optimizer has the module's parameters already.
-        return self.elbo.terms(self.vae._model, self.vae._guide, self.images[batch], len(self.images), None)
+        return self.elbo.terms(self.vae._model, self.vae._guide, batch, len(self.source), None)
 
     def _error(self, step: int, row: Tensor) -> NonFiniteLossError:
         values = zip(("loss", *_TERMS), row.tolist(), strict=True)
@@ -280,7 +326,7 @@ class _Training:
         elbo = VAE_ELBO("B" if self.vae.flow is None else "A")
         total = torch.zeros((), dtype=torch.float64, device=images.device)
         with seeded(0, images.device):
-            for batch in images.split(max(self.batch_size, 1000)):
+            for batch in images.split(max(self.source.batch_size, 1000)):
                 terms = elbo.terms(self.vae._model, self.vae._guide, batch, None, None)
                 size = len(batch) if self.vae.reduction == "mean" else 1
                 total += (terms.reconstruction - terms.kl) * size
@@ -297,15 +343,17 @@ class _Training:
             return file
         self.trainer.load_state(found)
         self.history = History(**found["history"])
+        self.best = found.get("best", {})
         return file
 
     def state(self) -> dict[str, Any]:
         """All that a resumed run needs."""
-        return {**self.trainer.to_state(), "history": asdict(self.history)}
+        best = {} if self.patience is None else {"best": self.best}
+        return {**self.trainer.to_state(), "history": asdict(self.history), **best}
 
     def _data(self) -> dict[str, Any]:
         shapes = {name: list(value.shape) for name, value in self.vae.named_parameters()}
-        return {"parameter shapes": shapes, "images": self.images, "validation": self.validation}
+        return {"parameter shapes": shapes, "images": self.source.content, "validation": self.validation}
 
     def _settings(self) -> dict[str, Any]:
         """What a resumed run must have in common with the first; a schedule by its values, as far as both runs go."""
@@ -314,9 +362,9 @@ class _Training:
         settings = {name: getattr(vae, name) for name in names}
         settings |= {"context_dim": vae.context_dim}
         settings["flow"] = None if vae.flow is None else [type(layer).__name__ for layer in layers_of(vae.flow)]
-        settings |= {"dtype": str(vae.prior_loc.dtype), "batch_size": self.batch_size}
+        settings |= {"dtype": str(vae.prior_loc.dtype), "batch_size": self.source.batch_size}
         settings |= {"optimizer": type(self.optimizer).__name__, "learning_rate": self.learning_rate}
-        settings |= self.options
+        settings |= self.options | ({} if self.patience is None else {"patience": self.patience})
         steps = [step for step in _STEPS_COMPARED if step < self.num_steps]
         settings |= {f"kl_weight at step {step}": float(self.schedule(step)) for step in steps}
         settings |= {"closed_form": elbo.closed_form, "free_bits": elbo.free_bits, "num_particles": elbo.num_particles}
