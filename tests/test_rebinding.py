@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import functools
+import itertools
+import math
+import random
+from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import MappingProxyType
+from types import MappingProxyType, ModuleType
 from typing import Any, NamedTuple
 
 import pyro
@@ -19,9 +23,9 @@ from torch import Tensor
 from wide_models import wide_program
 
 from pyro_latent import CAVI, AutoConjugate, PyroLatentError, RecordingError, RobbinsMonro, handlers
-from pyro_latent.guide import rebinding
+from pyro_latent.guide import calls, rebinding
 from pyro_latent.guide.rebinding import Rebinding
-from pyro_latent.recording import Template, difference
+from pyro_latent.recording import Template, difference, record
 
 Model = Callable[..., Any]
 SEEDS, SLOW = 8, 1_000
@@ -30,19 +34,6 @@ SEEDS, SLOW = 8, 1_000
 def anew(self: Rebinding, args: Any, kwargs: Any, settings: Any, compiled: Callable[[], Any], is_same: Any) -> Any:
     """In the place of ``Rebinding.program``: every call is recorded."""
     return compiled()
-
-
-class Counted:
-    """A model that knows how often it has run."""
-
-    def __init__(self, model: Model) -> None:
-        self.model = model
-
-    runs = 0  # of the class, for a model that counts in itself is another one at each step
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        Counted.runs += 1
-        return self.model(*args, **kwargs)
 
 
 def fitted(model: Model, batches: list[Any], epochs: int = 4, **options: Any) -> tuple[list[float], AutoConjugate]:
@@ -102,14 +93,20 @@ def test_joint_blocks_and_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
     assert obstacles(guide) == [None]
 
 
-def test_the_model_runs_at_the_first_calls_and_then_at_few() -> None:
+def test_the_model_runs_at_the_first_calls_and_then_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
     """Of batches of two sizes: the tape and the comparisons 1, 4, 16, … calls later."""
     x = torch.randn(210, generator=torch.Generator().manual_seed(0)) * 4
-    Counted.runs = 0
-    model = Counted(functools.partial(batch_mixture, size=210))
-    _, guide = fitted(model, list(x.split(20)), epochs=12, step_size=RobbinsMonro())  # 120 of 20 points, 12 of 10
+    runs: list[Any] = []
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        runs.append(args)
+        return record(*args, **kwargs)
+
+    monkeypatch.setattr(calls, "record", counted)
+    model = functools.partial(batch_mixture, size=210)
+    _, guide = fitted(model, list(x.split(20)), epochs=6, step_size=RobbinsMonro())  # 60 of 20 points, 6 of 10
     assert obstacles(guide) == [None, None]
-    assert Counted.runs <= 3 + 2 * 5 + 2  # that start the run; by size; and the fits' first call
+    assert len(runs) <= 1 + 2 * 4  # that starts the run; by size
 
 
 def test_a_subsample_that_the_plate_draws_is_another_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -280,6 +277,135 @@ def test_a_global_that_changes_is_seen_at_once(monkeypatch: pytest.MonkeyPatch) 
                 settings["offset"] = float(number // 5)
                 runs[-1].append(cavi.step(batch))
     assert runs[0] == runs[1]
+
+
+def shifted(x: Tensor, shift: Any) -> None:
+    mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 10.0))
+    with pyro.plate("data", 120, subsample_size=len(x)):
+        pyro.sample("x", dist.Normal(mean + shift, 1.0), obs=x)
+
+
+Kept = tuple[Model, Callable[[float], Any]]
+
+
+def _in_a_class() -> Kept:
+    class Base:
+        shift = 0.0
+
+    class Own(Base):
+        def __call__(self, x: Tensor) -> None:
+            shifted(x, self.shift)
+
+    return Own(), lambda value: setattr(Base, "shift", value)
+
+
+def _in_a_slot() -> Kept:
+    class Own:
+        __slots__ = ("shift",)
+
+    own = Own()
+    return lambda x: shifted(x, own.shift), lambda value: setattr(own, "shift", value)  # type: ignore[attr-defined]
+
+
+def _in_a_queue() -> Kept:
+    shifts: deque[float] = deque(maxlen=1)
+    return lambda x: shifted(x, shifts[-1]), shifts.append
+
+
+def _in_a_property() -> Kept:
+    values = [0.0]
+
+    class Own:
+        @property
+        def shift(self) -> float:
+            return values[0]
+
+        def model(self, x: Tensor) -> None:
+            shifted(x, self.shift)
+
+    return Own().model, lambda value: values.__setitem__(0, value)
+
+
+def _at_a_function() -> Kept:
+    def model(x: Tensor) -> None:
+        shifted(x, vars(model)["shift"])
+
+    return model, lambda value: vars(model).update(shift=value)
+
+
+def _in_a_package() -> Kept:
+    _package.__dict__["inner"] = inner = ModuleType("package.inner")
+    return lambda x: shifted(x, _package.inner.shift), lambda value: vars(inner).update(shift=value)
+
+
+def _in_another_guide() -> Kept:
+    def first(x: Tensor) -> None:
+        shifted(x, 0.0)
+
+    other, data = AutoConjugate(first), torch.ones(120, dtype=torch.float64)
+    other(data)
+    return lambda x: shifted(x, other.posterior()["mean"].mean), lambda value: CAVI(first, other).run(data + value)
+
+
+def _by_chance() -> Kept:
+    return lambda x: shifted(x, float(random.random() < 0.2)), lambda _: None
+
+
+def _by_chance_of_its_own() -> Kept:
+    chance = torch.Generator().manual_seed(0)
+    return lambda x: shifted(x, (torch.rand((), generator=chance) < 0.2).double()), lambda _: None
+
+
+def _in_an_iterator() -> Kept:
+    calls = itertools.count()
+    return lambda x: shifted(x, float(next(calls) > 7)), lambda _: None
+
+
+def _by_default_dtype() -> Kept:
+    tens = torch.tensor([10, 20, 30, 40, 50, 60, 70, 80, 90, 100])
+    return lambda x: shifted(x + (tens * x.long()) / 30, 0.0), lambda _: None
+
+
+_package = ModuleType("package")
+PLACES = [_in_a_class, _in_a_slot, _in_a_queue, _in_a_property, _at_a_function, _in_a_package, _in_another_guide]
+PLACES += [_by_chance, _by_chance_of_its_own, _in_an_iterator, _by_default_dtype]
+
+
+@pytest.mark.parametrize("place", PLACES, ids=lambda place: place.__name__)
+def test_what_a_model_reads_elsewhere_is_seen_at_once(
+    monkeypatch: pytest.MonkeyPatch, place: Callable[[], Kept]
+) -> None:
+    x = torch.randn(120, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    runs: list[list[float]] = []
+    for patched in (False, True):
+        with monkeypatch.context() as patch:
+            if patched:
+                patch.setattr(Rebinding, "program", anew)
+            pyro.set_rng_seed(0)
+            random.seed(0)
+            model, change = place()
+            change(0.0)
+            cavi = CAVI(model, AutoConjugate(model, check=False), step_size=RobbinsMonro())
+            runs.append([])
+            for number, batch in enumerate(x.split(10)):
+                if number == 8:
+                    change(1.0)
+                runs[-1].append(cavi.step(batch))
+    assert runs[0] == runs[1]
+
+
+def test_what_a_batch_has_beside_its_numbers_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An attribute of a tensor, which one that looks for it by ``id`` may have elsewhere, and the sign of a zero."""
+    batches = [b.clone() for b in torch.randn(120, dtype=torch.float64).split(10)]
+    kept = {id(batch): float(number > 7) for number, batch in enumerate(batches)}
+    for number, batch in enumerate(batches):
+        vars(batch)["shift"] = float(number > 7)
+    assert_same_run(monkeypatch, lambda x: shifted(x, x.shift), batches, step_size=RobbinsMonro(), epochs=1)
+    batches = [vars(batch).clear() or batch for batch in batches]
+    assert_same_run(monkeypatch, lambda x: shifted(x, kept[id(x)]), batches, step_size=RobbinsMonro(), epochs=1)
+    pairs = [(batch, -0.0 if number > 7 else 0.0) for number, batch in enumerate(batches)]
+    signed = lambda x, zero: shifted(x, math.copysign(1.0, zero))  # noqa: E731
+    assert_same_run(monkeypatch, signed, pairs, step_size=RobbinsMonro(), epochs=1)
 
 
 def test_bad_data_in_a_later_batch_is_refused_as_ever(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,9 +189,11 @@ class Calls:
         is_same = last.is_of_same_model() and not posterior.doubted
         if not is_same:
             self._rebinding.forget()
+        call = last.of(args, kwargs) if is_same else RecordedCall(self._guide.model, args, kwargs)
         settings = (rescale, posterior.pairs, [id(origin) for origin in posterior.origins.values()])
-        program = self._rebinding.program(args, kwargs, settings, compiled, last.is_of_same_model)
-        return program, last.of(args, kwargs) if is_same else RecordedCall(self._guide.model, args, kwargs)
+        if call.is_of_moving:
+            return compiled(), call
+        return self._rebinding.program(args, kwargs, settings, compiled, call.is_of_same_model), call
 
     def _mean_field_of(self, recording: Recording) -> list[str]:
         """The discrete sites to treat in mean field: those asked for, and, once fitted, those that are."""

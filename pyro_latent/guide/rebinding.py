@@ -7,22 +7,25 @@ model is recorded again all the same, and compared to the last bit.
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
 from ..errors import RecordingError
 from ..objective import Program
-from ..recording import Player, Tape, Template, difference
+from ..recording import ALONE, Player, Tape, Template, difference
 
 #: Kinds of calls that are known at once, such as whole batches and a smaller last one.
 _KINDS = 4
 #: From one comparison to the next, so many times as many calls.
 _SPACING = 4
-#: A kind of call that takes so many other ways through the model is recorded each time.
+#: A kind of call that takes so many other ways through the model is recorded each time; so is a model that so many
+#: times changes what it reads.
 _PATIENCE = 3
 #: Calls of more numbers are recorded each time: that costs little beside the rest of their step.
 _LARGEST = 2**24
@@ -42,12 +45,14 @@ class _Known:
     def __init__(self, settings: Any) -> None:
         self.settings = settings
         self.calls, self.next_comparison, self.failures = 0, 1, 0
+        self.is_used = False  # for a step
         self.obstacle: str | None = None
         self._template: Template | None = None
         self._player: Player | None = None
 
     def record(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
         """A program that is recorded, with a tape."""
+        drawn = _drawn()
         try:
             with Tape(given) as tape:
                 program = compiled()
@@ -58,6 +63,8 @@ class _Known:
         obstacle = tape.obstacle or tape.changed_constant() or template.obstacle
         if any(block.is_param for block in program.blocks.values()):
             obstacle = "parameters, whose values Pyro keeps"
+        if _drawn() != drawn:
+            obstacle = "numbers that Python or NumPy draws"
         if obstacle is not None:
             self.give_up(obstacle)
         else:
@@ -69,7 +76,7 @@ class _Known:
         if self._template is None or self._player is None:
             return None
         try:
-            with torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
+            with ALONE, torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
                 values = self._player.play(given)
             program: Program | None = None if values is None else self._template.filled(values)
         except Exception:  # whatever an operation says of such numbers, or Python of so deep a program
@@ -88,12 +95,11 @@ class _Known:
             found = self.program(given)
         program = compiled()
         why = None if found is None else difference(found, program)
-        if found is not None:
+        if why is not None:
+            self.give_up(why)
+        elif found is not None:
             self.next_comparison *= _SPACING
-        if why is None:
-            return program
-        self.give_up(why)
-        if self.calls > 1:
+        if why is not None and self.is_used:
             raise RecordingError(
                 "Expected a model that differs from step to step by its arguments alone; got one that reads something "
                 f"else ({why.lstrip('.')}). Pass that on as an argument."
@@ -110,6 +116,7 @@ class Rebinding:
 
     def __init__(self) -> None:
         self._known: dict[Kind, _Known] = {}
+        self._changes = 0  # of the model's, in calls of its own
 
     def forget(self) -> None:
         """Know nothing: the model may be another one."""
@@ -136,7 +143,9 @@ class Rebinding:
         """
         kind, given = kind_of_call(args, kwargs)
         known = None if kind is None else self._known.get(kind)
-        if kind is None or (known is not None and (known.obstacle is not None or known.settings != settings)):
+        if kind is None or self._changes == _PATIENCE:
+            return compiled()
+        if known is not None and (known.obstacle is not None or known.settings != settings):
             return compiled()
         if known is None:
             if len(self._known) == _KINDS:
@@ -145,16 +154,25 @@ class Rebinding:
             program = known.record(given, compiled)
             if not is_same():
                 known.give_up("a model that changes what it reads")
+                self._changes += 1
             return program
         known.calls += 1
         if known.calls >= known.next_comparison:
             return known.compared(given, compiled)
-        return known.program(given) or compiled()
+        found = known.program(given)
+        known.is_used |= found is not None
+        return found or compiled()
 
 
 def _cards(tensors: list[Tensor]) -> list[torch.device]:
     """The accelerators that tensors are on, whose random states are their own."""
     return list({t.device for t in tensors if t.device.type == "cuda"})
+
+
+def _drawn() -> tuple[Any, ...]:
+    """What changes when a model draws numbers that are not torch's."""
+    _, keys, *rest = np.random.get_state(legacy=True)
+    return random.getstate(), np.asarray(keys).tobytes(), *rest
 
 
 def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | None, list[Tensor]]:
@@ -163,12 +181,12 @@ def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | 
     given: list[Tensor] = []
     about: list[Any] = []
     for leaf in leaves:
-        if type(leaf) is Tensor and leaf.layout is torch.strided:
+        if type(leaf) is Tensor and leaf.layout is torch.strided and not vars(leaf):
             same = next((i for i, other in enumerate(given) if other is leaf), len(given))
             about.append((leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad, same))
             given.append(leaf)
         elif isinstance(leaf, int | float | str | torch.dtype | torch.device | None):
-            about.append((type(leaf), leaf))
+            about.append((type(leaf), repr(leaf)))  # in which a zero has its sign
         else:
             return None, []
     if not given or sum(t.numel() for t in given) > _LARGEST:

@@ -47,6 +47,11 @@ class RecordedCall:
         return self._snapshot.is_of_same_model()
 
     @property
+    def is_of_moving(self) -> bool:
+        """Whether the model holds what may be another one without a trace."""
+        return self._snapshot.is_of_moving
+
+    @property
     def has_arguments(self) -> bool:
         return bool(self.args or self.kwargs)
 

@@ -3,16 +3,20 @@
 A model reads its arguments, and what it closes over: the variables and globals that its code names, the attributes of
 the object that it is a method of, what its handlers hold. :class:`Snapshot` walks over all of these. A tensor is the
 same if it is the same object and its bytes are; an array too, for ``t.data`` and NumPy change bytes behind torch's
-version counter. What a model reads from elsewhere (a file, a call of a compiled function) leaves no trace here.
+version counter. What a model reads from elsewhere (a file, a call of a compiled function) leaves no trace here, and of
+what is another one each time that it is read (an iterator, a generator of random numbers) there is no state to compare.
 """
 
 from __future__ import annotations
 
+import random
 import sys
 import zlib
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import Executor
 from copy import copy
-from functools import partial
+from functools import lru_cache, partial
 from itertools import zip_longest
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -34,9 +38,21 @@ _DRIVERS = (
     "pyro_latent.ascent",
     "torch.optim",
 )
+#: What may say something else each time that it is asked, and shows nothing of it.
+_MOVING = (
+    Iterator,
+    Executor,
+    random.Random,
+    np.random.Generator,
+    np.random.RandomState,
+    torch.Generator,
+    type(lru_cache(lambda: None)),  # of a tensor it knows whether it is the same object
+)
 #: The elements of a tensor on an accelerator that are summed at once.
 _CHUNK = 2**24
 
+#: The mark of what may say something else each time.
+_MOVES = object()
 #: An object that must be the same, or None, and what it holds.
 _Mark = tuple[Any, Any]
 
@@ -51,7 +67,7 @@ class Snapshot:
 
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model = model
-        self._of_model = list(_walk(model, {}))
+        self._of_model = list(_walk(model, {}, model))
         self._of_call = list(_walk((args, kwargs), {}))
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
@@ -60,7 +76,12 @@ class Snapshot:
 
     def is_of_same_model(self) -> bool:
         """Whether a call of the model now would see the same beside its arguments."""
-        return _alike(_walk(self._model, {}), self._of_model)
+        return _alike(_walk(self._model, {}, self._model), self._of_model)
+
+    @property
+    def is_of_moving(self) -> bool:
+        """Whether the model holds what may be another one without a trace here: it cannot be told to be the same."""
+        return any(held is not None and mark is _MOVES for held, mark in self._of_model)
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Snapshot:
         """The state of the same model and of other arguments."""
@@ -105,9 +126,9 @@ def _same(a: _Mark | None, b: _Mark | None) -> bool:
     return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
 
 
-def _walk(value: Any, seen: dict[int, Any]) -> Iterator[_Mark]:
+def _walk(value: Any, seen: dict[int, Any], model: Any = None) -> Iterator[_Mark]:
     """A mark for everything that can be reached from a value; what is ``seen`` stays alive, so that no other object
-    takes its number.
+    takes its number. Guides of another model than this one move.
     """
     if isinstance(value, _PLAIN):
         yield None, value
@@ -121,16 +142,18 @@ def _walk(value: Any, seen: dict[int, Any]) -> Iterator[_Mark]:
         yield value, (value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value).data))
     elif isinstance(value, list | tuple) and all(type(v) in _PLAIN for v in value):
         yield None, tuple(value)
+    elif isinstance(value, _MOVING) or value is id or (isinstance(value, AutoGuide) and value.model != model):
+        yield value, _MOVES
     else:
         parts = _parts(value)
         yield (value, None) if parts is None else (None, (type(value), len(parts)))
         for part in parts or ():
-            yield from _walk(part, seen)
+            yield from _walk(part, seen, model)
 
 
 def _parts(value: Any) -> list[Any] | None:
     """What an object holds; None of one that is known by its identity alone."""
-    if isinstance(value, list | tuple | set | frozenset):
+    if isinstance(value, list | tuple | set | frozenset | deque):
         return list(value)
     if isinstance(value, Mapping):
         return [*value.keys(), *value.values()]
@@ -143,10 +166,31 @@ def _parts(value: Any) -> list[Any] | None:
     if isinstance(value, ModuleType | AutoGuide) or type(value).__module__.startswith(_DRIVERS):
         return None
     if isinstance(value, type):
-        return None if _is_library(value.__module__) else list(vars(value).values())
+        return None if _is_library(value.__module__) else [*vars(value).values(), *value.__bases__]
+    if isinstance(value, property):
+        return [value.fget, value.fset]
+    if isinstance(value, staticmethod | classmethod):
+        return [value.__func__]
     if hasattr(type(value), "__array__"):  # an object may say that it has every attribute
         return [np.asarray(value).tolist()]
-    return list(vars(value).items()) if hasattr(value, "__dict__") else None
+    return _object_parts(value)
+
+
+def _object_parts(value: Any) -> list[Any] | None:
+    """The attributes of an object, and its class if that is not a library's."""
+    own = [] if _is_library(type(value).__module__) else [type(value)]
+    names = slots_of(value)
+    if not own and not names and not hasattr(value, "__dict__"):
+        return None
+    slots = [(name, getattr(value, name)) for name in names if hasattr(value, name)]
+    return [*getattr(value, "__dict__", {}).items(), *slots, *own]
+
+
+def slots_of(value: Any) -> list[str]:
+    """The attributes that the classes of an object have in the place of its dict."""
+    found = [vars(c).get("__slots__", ()) for c in type(value).__mro__ if c.__module__ != "builtins"]
+    names = [n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)]
+    return [n for n in names if n not in ("__dict__", "__weakref__")]
 
 
 def _is_library(module: str | None) -> bool:
@@ -154,7 +198,7 @@ def _is_library(module: str | None) -> bool:
 
 
 def _function_parts(function: FunctionType) -> list[Any]:
-    """The code of a function, its defaults, and the variables and globals that it names."""
+    """The code of a function, its defaults and attributes, and the variables and globals that it names."""
     cells = []
     for cell in function.__closure__ or ():
         try:
@@ -163,9 +207,13 @@ def _function_parts(function: FunctionType) -> list[Any]:
             cells.append(None)
     names = _names_in(function.__code__)
     used = [function.__globals__[n] for n in sorted(names) if n in function.__globals__]
-    for module in [m for m in used if isinstance(m, ModuleType) and not _is_library(m.__name__)]:
-        used += [vars(module)[n] for n in sorted(names) if n in vars(module)]
-    return [function.__code__, function.__defaults__, function.__kwdefaults__, *cells, *used]
+    modules: list[ModuleType] = []
+    for item in used:  # which grows: a module may be in another one
+        if isinstance(item, ModuleType) and not _is_library(item.__name__) and item not in modules:
+            modules.append(item)
+            used += [vars(item)[n] for n in sorted(names) if n in vars(item)]
+    used += [id] if "id" in names and "id" not in function.__globals__ else []  # by which a dict may know a tensor
+    return [function.__code__, function.__defaults__, function.__kwdefaults__, vars(function), *cells, *used]
 
 
 def _names_in(code: CodeType) -> set[str]:
@@ -200,4 +248,4 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-__all__ = ["Snapshot", "checksum", "literals", "version_of"]
+__all__ = ["Snapshot", "checksum", "literals", "slots_of", "version_of"]

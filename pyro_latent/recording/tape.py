@@ -8,7 +8,7 @@ in place) spoils it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -45,18 +45,19 @@ class Operation(NamedTuple):
     """One operation: its arguments, with places for the tensors of the tape, its results, and their places.
 
     ``reads``: what it gave that is no tensor, which must be the same again. ``written``: the storages that it wrote
-    into. ``depends``: whether it comes of what was given, or is random.
+    into. ``depends``: whether it comes of what was given, or is random. ``default``: torch's default dtype then.
     """
 
     function: Any
     args: tuple[Any, ...]
     kwargs: dict[str, Any]
     places: tuple[int, ...]
-    shapes: tuple[torch.Size, ...]
-    reads: tuple[Any, ...]
+    kinds: tuple[tuple[torch.Size, torch.dtype], ...]
+    reads: tuple[str, ...]
     written: frozenset[int]
     depends: bool
     is_random: bool
+    default: torch.dtype
 
 
 class Tape:
@@ -119,28 +120,34 @@ class Tape:
         if not isinstance(function, torch._ops.OpOverload):
             self.spoil(f"{function}, whose operations are not seen")
             return
-        inputs = [t for t in tree_leaves((args, kwargs)) if isinstance(t, Tensor)]
+        leaves = tree_leaves((args, kwargs))
+        inputs = [t for t in leaves if isinstance(t, Tensor)]
         is_random = torch.Tag.nondeterministic_seeded in function.tags
         depends = is_random or any(map(self.shares, inputs))
         written = frozenset(map(_storage_of, _written(function, args, kwargs)))
+        if any(isinstance(leaf, torch.Generator) for leaf in leaves):
+            self.spoil(f"{function} of a generator of its own")
+        self._check(function, inputs, written, depends)
         if depends:
-            self._check(function, inputs, written)
             self._changing |= written
         results = tree_leaves(result)
         tensors = [t for t in results if isinstance(t, Tensor)]
         self._made |= {_storage_of(t) for t in tensors} - set(map(_storage_of, inputs))
         args, kwargs = tree_map(self._named, (args, kwargs))
         places = tuple(self._place(t, depends) for t in tensors)
-        shapes, reads = tuple(t.shape for t in tensors), tuple(r for r in results if not isinstance(r, Tensor))
-        self.operations.append(Operation(function, args, kwargs, places, shapes, reads, written, depends, is_random))
+        kinds, reads = _kinds_of(tensors), _reads_of(results)
+        default = torch.get_default_dtype()
+        self.operations.append(
+            Operation(function, args, kwargs, places, kinds, reads, written, depends, is_random, default)
+        )
 
-    def _check(self, function: Any, inputs: Sequence[Tensor], written: frozenset[int]) -> None:
+    def _check(self, function: Any, inputs: Sequence[Tensor], written: frozenset[int], depends: bool) -> None:
         """Know whether what comes of the given has left what is written down here."""
         if any(self.shares(t) and id(t) not in self._places for t in inputs):
             self.spoil(f"{function} of a tensor that shares the data's memory")
         if written - self._made:
             self.spoil(f"{function}, which writes into the model's own memory")
-        if function is torch.ops.aten.as_strided.default:
+        if depends and function is torch.ops.aten.as_strided.default:
             self.spoil(f"{function}, which works on the data's memory")
         for tensor in inputs:
             if _storage_of(tensor) not in self._made and not self.shares(tensor):
@@ -151,8 +158,8 @@ class Tape:
 
     def changed_constant(self) -> str | None:
         """What of that which was taken from elsewhere has been written into since; None if nothing has."""
-        changed = [t for t, version in self._constants.values() if version_of(t) != version]
-        return f"a constant of shape {tuple(changed[0].shape)} that is written into" if changed else None
+        changed = _changed(self._constants.values())
+        return None if changed is None else f"a constant of shape {tuple(changed.shape)} that is written into"
 
     def played(self, needed: Collection[int]) -> Player:
         """What computes the tensors at these places again."""
@@ -166,7 +173,7 @@ class Tape:
             kept.append(operation._replace(args=args, kwargs=kwargs))
             live |= {p.number for p in _places_in((args, kwargs))}
             storages = {_storage_of(self._held[n]) for n in live}
-        return Player(kept[::-1])
+        return Player(kept[::-1], list(self._constants.values()))
 
     def _filled(self, item: Any) -> Any:
         """The tensor itself, where it does not come of what was given."""
@@ -175,31 +182,47 @@ class Tape:
 
 
 class Player:
-    """The operations of a tape that are needed, to be computed again."""
+    """The operations of a tape that are needed, to be computed again, and what it took from elsewhere, by version."""
 
-    def __init__(self, operations: Sequence[Operation]) -> None:
-        self.operations = operations
+    def __init__(self, operations: Sequence[Operation], constants: Sequence[tuple[Tensor, int]]) -> None:
+        self.operations, self.constants = operations, constants
         self.is_random = any(operation.is_random for operation in operations)
 
     def play(self, given: Sequence[Tensor]) -> dict[int, Tensor] | None:
         """The tensors of the tape from other ones; None where it reads or finds what it had not."""
+        default = torch.get_default_dtype()
+        try:
+            return self._played(given) if _changed(self.constants) is None else None
+        finally:
+            torch.set_default_dtype(default)
+
+    def _played(self, given: Sequence[Tensor]) -> dict[int, Tensor] | None:
         values: dict[int, Tensor] = dict(enumerate(given))
         for operation in self.operations:
+            if operation.default is not torch.get_default_dtype():
+                torch.set_default_dtype(operation.default)
             args = tuple(_filled(a, values) for a in operation.args)
             kwargs = {name: _filled(a, values) for name, a in operation.kwargs.items()}
-            result = operation.function(*args, **kwargs)
-            if isinstance(result, Tensor):
-                if result.shape != operation.shapes[0]:
-                    return None
-                values[operation.places[0]] = result
-                continue
-            results = tree_leaves(result)
+            results = tree_leaves(operation.function(*args, **kwargs))
             tensors = [t for t in results if isinstance(t, Tensor)]
-            reads = tuple(r for r in results if not isinstance(r, Tensor))
-            if reads != operation.reads or tuple(t.shape for t in tensors) != operation.shapes:
+            if _kinds_of(tensors) != operation.kinds or _reads_of(results) != operation.reads:
                 return None
             values.update(zip(operation.places, tensors, strict=True))
         return values
+
+
+def _changed(constants: Iterable[tuple[Tensor, int]]) -> Tensor | None:
+    """The first tensor that was written into since it had its version."""
+    return next((tensor for tensor, version in constants if version_of(tensor) != version), None)
+
+
+def _kinds_of(tensors: Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype], ...]:
+    return tuple((t.shape, t.dtype) for t in tensors)
+
+
+def _reads_of(results: Sequence[Any]) -> tuple[str, ...]:
+    """What an operation gave that is no tensor, written out: so a zero has its sign."""
+    return tuple(repr(r) for r in results if not isinstance(r, Tensor))
 
 
 def _filled(item: Any, values: dict[int, Tensor]) -> Any:

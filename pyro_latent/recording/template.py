@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from ..expressions import RandomTensor, numbers_in
+from .snapshot import slots_of
 
 #: What is known by its value or its identity, and holds nothing of a call.
 _WHOLE: tuple[type, ...] = (int, float, complex, str, bytes, bool, type(None), type(...), range, slice, type)
@@ -183,22 +184,16 @@ def _parts(item: Any) -> Parts | None:
         return {0: item.__func__, 1: item.__self__}
     elif isinstance(item, partial):
         parts = {0: item.func, 1: item.args, 2: item.keywords}
-    elif not isinstance(item, Tensor) and not hasattr(item, "__dict__") and not _slots_of(item):
+    elif not isinstance(item, Tensor) and not hasattr(item, "__dict__") and not slots_of(item):
         return None
-    return parts | getattr(item, "__dict__", {}) | {n: getattr(item, n) for n in _slots_of(item) if hasattr(item, n)}
-
-
-def _slots_of(item: Any) -> list[str]:
-    found = [vars(c).get("__slots__", ()) for c in type(item).__mro__ if c.__module__ != "builtins"]
-    names = [n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)]
-    return [n for n in names if n not in ("__dict__", "__weakref__")]
+    return parts | getattr(item, "__dict__", {}) | {n: getattr(item, n) for n in slots_of(item) if hasattr(item, n)}
 
 
 def _maker_of(like: Any, names: list[Any]) -> Callable[[list[Any]], Any]:
     """What makes an object like another one, of its parts in the order of their names."""
     inside = sum(not isinstance(name, str) for name in names)
     bare = _bare_maker_of(like)
-    slots = set(_slots_of(like))
+    slots = set(slots_of(like))
     attributes = names[inside:]
 
     def make(parts: list[Any]) -> Any:
