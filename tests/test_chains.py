@@ -6,6 +6,7 @@ factor for each density, which is what the shortcuts stand for.
 
 from __future__ import annotations
 
+import cProfile
 import math
 from collections.abc import Callable
 from typing import Any
@@ -315,3 +316,16 @@ def test_densities_are_together_only_where_they_are_alike(monkeypatch: pytest.Mo
     monkeypatch.setattr("pyro_latent.objective.compilation.stacks_of", counted)
     CAVI(unread_steps, AutoConjugate(unread_steps)).step()
     assert sorted(stacks) == [1, 53, 79]  # the first step, what is observed, and all other moves
+
+
+def test_the_work_of_a_first_step_grows_with_the_length_of_its_loop() -> None:
+    """Calls of Python's functions: what is looked at for each site is looked up, and not searched for."""
+
+    def calls(length: int) -> int:
+        guide, profile = AutoConjugate(loop), cProfile.Profile()
+        profile.runcall(CAVI(loop, guide).step, torch.zeros(length), "gaussian")
+        return sum(entry.callcount for entry in profile.getstats())
+
+    calls(5)  # what is done once
+    first, second, third = map(calls, (50, 100, 150))
+    assert abs((third - second) - (second - first)) < 0.03 * (second - first)

@@ -6,6 +6,7 @@ densities: what is computed from data waits for the model.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -20,7 +21,7 @@ from ..families.finite import Finite
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
 from ..families.quadrature import Quadrature
-from ..recording import DiscreteSite, LatentSite
+from ..recording import DiscreteSite, LatentSite, ScoredSite
 from .blocks import Block
 from .program import Program
 
@@ -36,14 +37,17 @@ def of_data(program: Program) -> list[str]:
     """
     data = [s for s in program.recording.scored.values() if s.observed]
     plates = {p.name for s in data for p in s.plates}
+    readers: dict[str, list[ScoredSite]] = defaultdict(list)
+    for observation in data:
+        density = observation.density
+        for name in observation.parents | (frozenset() if density is None else density.sites):
+            readers[name].append(observation)
 
     def is_own(site: DiscreteSite) -> bool:
-        readers = [
-            s for s in data if site.name in s.parents or (s.density is not None and site.name in s.density.sites)
-        ]
         if any(p.name in plates for p in site.plates):
             return True
-        return bool(data) and not site.plates and len(readers) <= 1 and not any(s.plates for s in readers)
+        own = readers[site.name]
+        return bool(data) and not site.plates and len(own) <= 1 and not any(s.plates for s in own)
 
     return [site.name for site in program.discrete if is_own(site)]
 
