@@ -24,7 +24,7 @@ from .guide import AutoConjugate
 from .rules import register_rule
 from .settings import settings
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
     "CAVI",

@@ -50,6 +50,12 @@ def pins() -> dict[str, str]:
     return found
 
 
+def test_a_release_has_one_number_everywhere() -> None:
+    changes = (ROOT / "CHANGELOG.md").read_text(encoding="utf-8")
+    released = re.findall(r"^## \[(\d[\d.]*)\] - \d{4}-\d\d-\d\d$", changes, re.MULTILINE)
+    assert PROJECT["version"] == pyro_latent.__version__ == released[0]
+
+
 def test_package_list_names_every_package_directory() -> None:
     packages = {str(Path(path).parent).replace("/", ".") for path in installed_paths()}
     assert set(PYPROJECT["tool"]["setuptools"]["packages"]) == packages
