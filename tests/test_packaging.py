@@ -97,14 +97,29 @@ def test_pins_leave_the_build_of_torch_to_the_machine() -> None:
     assert not [name for name in pinned if re.match(r"nvidia|cuda|triton", name)]
 
 
-@pytest.mark.slow
-def test_wheel_holds_every_module_the_data_and_the_type_marker(tmp_path: Path) -> None:
-    source = tmp_path / "source"
+def copied(folder: Path) -> Path:
+    """The source tree in a folder, without what was built or installed."""
+    source = folder / "source"
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__", "demo-output")
     shutil.copytree(ROOT, source, ignore=ignored)
+    return source
+
+
+@pytest.mark.slow
+def test_wheel_holds_every_module_the_data_and_the_type_marker(tmp_path: Path) -> None:
+    source = copied(tmp_path)
     options = ["--no-deps", "--no-build-isolation", "--no-index", "--quiet", "--wheel-dir", str(tmp_path)]
     subprocess.run([sys.executable, "-m", "pip", "wheel", *options, str(source)], check=True)
     (wheel,) = tmp_path.glob("*.whl")
     names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
     assert names == {*installed_paths(), *data_paths()}
     assert {"pyro_latent/py.typed", "pyro_latent/models/gmm/bayesian.py"} < names
+
+
+@pytest.mark.slow
+def test_a_strict_editable_install_is_a_tree_in_which_type_checkers_find_models(tmp_path: Path) -> None:
+    source = copied(tmp_path)
+    build = "from setuptools import build_meta; build_meta.build_editable('..', {'editable_mode': 'strict'})"
+    subprocess.run([sys.executable, "-c", build], cwd=source, check=True, capture_output=True)
+    (tree,) = (source / "build").glob("__editable__*")
+    assert (tree / "pyro_latent/py.typed").exists() and (tree / "pyro_latent/models/datasets/__init__.py").exists()
