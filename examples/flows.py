@@ -104,7 +104,7 @@ def draw_posteriors(x: Tensor, found: dict[str, dict[str, Posterior]], path: Pat
     axis = torch.linspace(-5, 5, 201, dtype=torch.float64)
     points = torch.cartesian_prod(axis, axis)
     look = looks(DRAWN)
-    with picture(6.2, 4.6, 2, 3) as (figure, rows):
+    with picture(6.8, 4.8, 2, 3) as (figure, rows):
         for row, (name, (model, _)) in zip(rows, POSTERIORS.items(), strict=True):
             values = {"first": points[:, 0], "second": points[:, 1]}
             density = Particles(model, None, (x,), {}).log_joint(values).softmax(0).reshape(201, 201).mT

@@ -108,6 +108,7 @@ def test_a_method_looks_the_same_in_all_pictures_and_no_two_alike_in_one() -> No
     assert plotting.looks(methods) == alone == plotting.looks(methods[::-1])
     many = plotting.looks([*methods, "CAVI, joint blocks", "first", "second", "third", "a blemish"])
     assert len({str(look) for look in many.values()}) == len(many)
+    assert plotting.looks(["a flow", "NUTS"])["a flow"].color != alone["CAVI"].color  # which no other method has first
     assert many["CAVI, joint blocks"].color == many["CAVI"].color
     assert plotting.looks(["EM, restarts"])["EM, restarts"] == alone["EM"] != plotting.looks(["blemish"])["blemish"]
 

@@ -41,6 +41,8 @@ METHODS = {
     "mean field": Look(PALETTE[4], DASHES[1]),
     "CAVI": Look(PALETTE[0], DASHES[0]),
     "AutoNormal": Look(PALETTE[1], DASHES[1]),
+    "AutoMVN": Look(PALETTE[2], DASHES[2]),
+    "AutoMultivariateNormal": Look(PALETTE[2], DASHES[2]),
     "SVI": Look(PALETTE[5], DASHES[3]),
     "EM": Look(PALETTE[6], DASHES[0]),
     "CVB0": Look(PALETTE[3], DASHES[0]),
@@ -147,7 +149,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
 
     Those of a known method are in a table, by the word that its name has in it: CAVI, mean field, SVI, AutoNormal,
     NUTS, EM, exact, linear response, CVB0, Laplace. Of a second one in a picture the dashes differ. Other names get
-    what is left of Okabe and Ito's palette.
+    what is left of Okabe and Ito's palette, and beside known ones the blue of CAVI last.
 
     Args:
         names: of the methods, in the order of the picture.
@@ -163,7 +165,7 @@ def looks(names: Iterable[str]) -> dict[str, Look]:
     for name in sorted(names, key=lambda name: _known(name) is None):  # known methods choose first
         known = _known(name)
         wanted = [known, *(Look(known.color, dashes) for dashes in DASHES)] if known else []
-        colors = {look.color for look in taken.values()}
+        colors = {look.color for look in taken.values()} | ({PALETTE[0]} if any(map(_known, names)) else set())
         wanted += sorted(every, key=lambda look: look.color in colors)
         free = [look for look in wanted if look not in taken.values()]
         taken[name] = free[0] if free else every[len(taken) % len(every)]
