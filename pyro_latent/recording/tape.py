@@ -8,7 +8,7 @@ in place) spoils it.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, NamedTuple
 
@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode, resolve_name
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from ..expressions.operations import SHAPE_QUERIES
 from ..expressions.tables import words
@@ -120,7 +120,7 @@ class Tape:
         if not isinstance(function, torch._ops.OpOverload):
             self.spoil(f"{function}, whose operations are not seen")
             return
-        leaves = tree_leaves((args, kwargs))
+        leaves = [*_leaves_of(args), *_leaves_of(list(kwargs.values()))]
         inputs = [t for t in leaves if isinstance(t, Tensor)]
         is_random = torch.Tag.nondeterministic_seeded in function.tags
         depends = is_random or any(map(self.shares, inputs))
@@ -130,10 +130,10 @@ class Tape:
         self._check(function, inputs, written, depends)
         if depends:
             self._changing |= written
-        results = tree_leaves(result)
+        results = list(_leaves_of(result))
         tensors = [t for t in results if isinstance(t, Tensor)]
         self._made |= {_storage_of(t) for t in tensors} - set(map(_storage_of, inputs))
-        args, kwargs = tree_map(self._named, (args, kwargs))
+        args, kwargs = _mapped(args, kwargs, self._named)
         places = tuple(self._place(t, depends) for t in tensors)
         kinds, reads = _kinds_of(tensors), _reads_of(results)
         default = torch.get_default_dtype()
@@ -169,10 +169,12 @@ class Tape:
             is_root = operation.depends and (operation.reads or operation.is_random)
             if not (is_root or live.intersection(operation.places) or storages & operation.written):
                 continue
-            args, kwargs = tree_map(self._filled, (operation.args, operation.kwargs), is_leaf=_is_place)
+            args, kwargs = _mapped(operation.args, operation.kwargs, self._filled)
             kept.append(operation._replace(args=args, kwargs=kwargs))
-            live |= {p.number for p in _places_in((args, kwargs))}
-            storages = {_storage_of(self._held[n]) for n in live}
+            leaves = [*_leaves_of(args), *_leaves_of(list(kwargs.values()))]
+            more = {leaf.number for leaf in leaves if isinstance(leaf, Place)} - live
+            live |= more
+            storages |= {_storage_of(self._held[n]) for n in more}
         return Player(kept[::-1], list(self._constants.values()))
 
     def _filled(self, item: Any) -> Any:
@@ -197,13 +199,20 @@ class Player:
             torch.set_default_dtype(default)
 
     def _played(self, given: Sequence[Tensor]) -> dict[int, Tensor] | None:
-        values: dict[int, Tensor] = dict(enumerate(given))
+        values, default = dict(enumerate(given)), torch.get_default_dtype()
         for operation in self.operations:
-            if operation.default is not torch.get_default_dtype():
-                torch.set_default_dtype(operation.default)
-            args = tuple(_filled(a, values) for a in operation.args)
-            kwargs = {name: _filled(a, values) for name, a in operation.kwargs.items()}
-            results = tree_leaves(operation.function(*args, **kwargs))
+            if operation.default is not default:
+                default = operation.default
+                torch.set_default_dtype(default)
+            args = [_value_of(a, values) for a in operation.args]
+            kwargs = {name: _value_of(a, values) for name, a in operation.kwargs.items()}
+            result = operation.function(*args, **kwargs)
+            if type(result) is Tensor:  # most are
+                if operation.kinds != ((result.shape, result.dtype),):
+                    return None
+                values[operation.places[0]] = result
+                continue
+            results = list(_leaves_of(result))
             tensors = [t for t in results if isinstance(t, Tensor)]
             if _kinds_of(tensors) != operation.kinds or _reads_of(results) != operation.reads:
                 return None
@@ -225,18 +234,30 @@ def _reads_of(results: Sequence[Any]) -> tuple[str, ...]:
     return tuple(repr(r) for r in results if not isinstance(r, Tensor))
 
 
-def _filled(item: Any, values: dict[int, Tensor]) -> Any:
-    if isinstance(item, Place):
+def _value_of(item: Any, values: Mapping[int, Tensor]) -> Any:
+    if type(item) is Place:
         return values[item.number]
-    return [_filled(i, values) for i in item] if isinstance(item, list | tuple) else item
+    return [_value_of(i, values) for i in item] if isinstance(item, list | tuple) else item
 
 
-def _is_place(item: Any) -> bool:
-    return isinstance(item, Place)
+def _mapped(
+    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """The arguments of an operation, with another leaf for each."""
+
+    def mapped(item: Any) -> Any:
+        return [mapped(i) for i in item] if isinstance(item, list | tuple) and type(item) is not Place else change(item)
+
+    return tuple(map(mapped, args)), {name: mapped(item) for name, item in kwargs.items()}
 
 
-def _places_in(item: Any) -> list[Place]:
-    return [i for i in tree_leaves(item, is_leaf=_is_place) if isinstance(i, Place)]
+def _leaves_of(item: Any) -> Iterator[Any]:
+    """The leaves of an argument, or of a result: operations have lists and tuples of them alone."""
+    if isinstance(item, list | tuple) and type(item) is not Place:
+        for part in item:
+            yield from _leaves_of(part)
+    else:
+        yield item
 
 
 def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
@@ -254,6 +275,11 @@ def _storage_of(tensor: Tensor) -> int:
 
 class _Operations(TorchDispatchMode):
     """Tells a tape of every operation."""
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        """To be kept from torch's compiler, torch would import it first, which takes seconds."""
+        return False
 
     def __init__(self, tape: Tape) -> None:
         super().__init__()
@@ -279,8 +305,8 @@ class _Reads(TorchFunctionMode):
     ) -> Any:
         before, name = self._tape.dispatched, getattr(func, "__name__", "")
         result = func(*args, **(kwargs or {}))
-        gave = all(isinstance(r, Tensor) for r in tree_leaves(result))
-        silent = self._tape.dispatched == before and name not in _QUERIES and not gave
+        silent = self._tape.dispatched == before and name not in _QUERIES and not isinstance(result, Tensor)
+        silent = silent and not all(isinstance(r, Tensor) for r in tree_leaves(result))
         if (silent or name in _READS) and any(
             isinstance(t, Tensor) and self._tape.shares(t) for t in tree_leaves((args, kwargs or {}))
         ):
