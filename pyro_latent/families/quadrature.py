@@ -93,6 +93,7 @@ class Quadrature(Family):
         self._is_rough = False  # whether the last optimum was too rough for a grid
 
     # From η to a table.
+
     def optimum(
         self,
         slopes: Mapping[str, Tensor],
@@ -323,18 +324,17 @@ class Quadrature(Family):
         values = table.transform(table.places).movedim(-1, 0)  # [nodes, starts, *batch]
         weights = table.log_masses.exp().movedim(-1, 0)
         starts, found = values.shape[1], {}
+        at_once = self._at_once(starts)
         for name, function in self.functions.items():
             total: Tensor | None = None
             size: Tensor | None = None
             ends = []
-            for places, masses in zip(
-                values.split(self._at_once(starts)), weights.split(self._at_once(starts)), strict=True
-            ):
+            for places, masses in zip(values.split(at_once), weights.split(at_once), strict=True):
                 value = _evaluated(function, places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
                 if function.element is not None:
                     masses = masses.reshape(*masses.shape[:2], -1)[..., function.element]
                 part = masses * value
-                part = torch.where((masses > 1e-35) | part.isfinite().all(), part, 0.0)  # infinite where is nothing
+                part = torch.where((masses > 1e-35) | part.isfinite().all(), part, 0.0)  # infinite at no mass
                 ends += [part[0], part[-1]]
                 total = part.sum(0) if total is None else total + part.sum(0)
                 size = part.abs().sum(0) if size is None else size + part.abs().sum(0)

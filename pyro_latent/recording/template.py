@@ -25,12 +25,10 @@ _WHOLE: tuple[type, ...] = (int, float, complex, str, bytes, bool, type(None), t
 _WHOLE += (ModuleType, BuiltinFunctionType, torch.dtype, torch.device, torch.Size)
 #: What holds nothing for long.
 _WEAK = (ReferenceType, WeakValueDictionary)
+#: What holds more than Python shows.
+_CLOSED = (type(lru_cache(lambda: None)), defaultdict)
 #: An object of more parts is not looked into.
 _MOST = 100_000
-
-
-#: What holds more than Python shows.
-_CLOSED = (lru_cache(lambda: None).__class__, defaultdict)
 
 Parts = dict[Any, Any]
 
