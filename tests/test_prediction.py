@@ -318,6 +318,53 @@ def test_states_of_steps_after_the_fit_follow_the_chain() -> None:
         assert abs(float(found.mean[name]) - expected) < 4 * 1.8 / 20_000**0.5
 
 
+def test_later_steps_may_have_sites_without_a_family() -> None:
+    """The states after a shock of Student's t have the covariance of the model, and are drawn together."""
+
+    def shocked(y: Tensor, steps: int) -> None:
+        state = y.new_tensor(0.0)
+        for t in range(steps):
+            state = pyro.sample(f"level_{t}", dist.Normal(state, 0.7))
+            if t < len(y):
+                pyro.sample(f"y_{t}", dist.Normal(state, 0.4), obs=y[t])
+            else:
+                state = state + pyro.sample(f"shock_{t}", dist.StudentT(y.new_tensor(10.0), 0.0, 0.4))
+
+    y = torch.tensor([0.3, 1.1], dtype=DOUBLE)
+    guide = fit(shocked, y, 2, blocks=["level_*"])
+    gain = 0.49 / 0.65
+    filtered = 0.16 * (gain * 0.16 + 0.49) / (gain * 0.16 + 0.65)
+    last = [filtered + 0.49, filtered + 2 * 0.49 + 0.16 * 10 / 8]  # level_2, and level_3 after one shock
+    assert guide.elbo(y, 4) == pytest.approx(guide.elbo(y, 2))
+    assert set(guide(y, 4)).isdisjoint({"level_2", "level_3"})  # the model draws them together
+    found = guide.predict(y, 4, num_samples=10_000)
+    covariance = np.cov(torch.stack([found["level_2"], found["level_3"]]).numpy())
+    np.testing.assert_allclose(covariance, [[last[0], last[0]], last], atol=6 * last[1] * (2 / 10_000) ** 0.5)
+
+
+def test_steps_after_the_fit_go_on_from_the_data_that_is_given() -> None:
+    """An autoregression that reads what ``pyro.sample`` returns: its forecast is from the last datum, as Predictive's;
+    data that is given is drawn from the first on.
+    """
+
+    def autoregression(y: Tensor, steps: int) -> None:
+        share = pyro.sample("share", dist.Normal(y.new_tensor(0.9), 1e-3))
+        last = y.new_tensor(0.0)
+        for t in range(steps):
+            last = pyro.sample(f"y_{t}", dist.Normal(share * last, 0.1), obs=y[t] if t < len(y) else None)
+            pyro.deterministic(f"twice_{t}", 2 * last)
+
+    y = torch.tensor([0.1, -0.2, 8.0], dtype=DOUBLE)
+    found = fit(autoregression, y, 3).predict(y, 5, num_samples=4000)
+    share = float(found.latents["share"].mean())
+    assert float(found.mean["y_2"]) == pytest.approx(0.0, abs=0.02)
+    assert float(found.mean["y_3"]) == pytest.approx(8 * share, abs=0.01)
+    assert float(found.mean["y_4"]) == pytest.approx(8 * share**2, abs=0.02)
+    assert torch.equal(found["twice_4"], 2 * found["y_4"])
+    assert torch.equal(found["twice_2"], 2 * found["y_2"])
+    assert float(found.sd["y_4"]) == pytest.approx(0.1 * (1 + share**2) ** 0.5, rel=0.06)
+
+
 def test_data_of_steps_after_the_fit_is_an_error() -> None:
     y = torch.tensor([0.3, 1.1, 0.8, 1.9], dtype=DOUBLE)
     guide = fit(level, y[:3], 3, blocks=["level_*"])

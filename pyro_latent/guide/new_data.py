@@ -11,7 +11,7 @@ in which discrete latents are summed out, exactly.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import pyro.distributions as dist
@@ -123,11 +123,29 @@ class NewData:
         """The draws of the sites that the model has."""
         return {n: v for n, v in draws.values.items() if n in self.target.latents and n in self.own}
 
-    def predicted(self, held: Values, num: int) -> ScoredRun:
-        """Runs of the model at draws of its latents, without its data."""
-        call = self.target.call.with_program(poutine.uncondition(self.target.call.program))
+    def predicted(self, held: Values, num: int) -> Values:
+        """Draws of the predicted sites, ``[num] + shape`` each: of data that is given once more, as if it were not, and
+        of what comes later given that data, which a program may go on from.
+        """
+        program, sites = self.target.call.program, self.predicted_sites()
+        found = self._run(poutine.uncondition(program), held, num)
+        new = [n for n in sites if is_latent(self.target.sites[n])]
+        later = [n for n in sites[sites.index(new[0]) :] if not self._is_given(n)] if new else []
+        if later and any(map(self._is_given, sites)):
+            given = self._run(program, held, num)
+            found |= {n: given[n] for n in later if n in given}
+        return {n: found[n] for n in sites if n in found}
+
+    def _run(self, program: Callable[..., Any], held: Values, num: int) -> Values:
+        """Values of all sites of a program like the model at draws of its latents."""
         with quiet_redraws():
-            return ProgramRunner(call, self.target.nesting, SCORING_WAYS)(held, num)
+            run = ProgramRunner(self.target.call.with_program(program), self.target.nesting, SCORING_WAYS)
+            return dict(run(held, num).values)
+
+    def _is_given(self, name: str) -> bool:
+        """Whether a site is data at hand."""
+        site = self.target.sites[name]
+        return bool(site["is_observed"]) and not site["infer"].get("_deterministic")
 
     def predicted_sites(self) -> list[str]:
         """The sites that are predicted: data that is given or not, and what the model computes."""
@@ -150,7 +168,7 @@ class NewData:
                 f"Expected a model whose data is in sites with obs=; got pyro.factor at {factors}, of which nobody can "
                 "tell whether it is a density of data. Write it as a pyro.sample with obs=."
             )
-        observed = {n: s for n, s in sites.items() if s["is_observed"] and not s["infer"].get("_deterministic")}
+        observed = {n: s for n, s in sites.items() if self._is_given(n)}
         if not observed:
             raise ModelError(
                 "Expected new data whose density is asked for; got none: no site is observed with these arguments. "

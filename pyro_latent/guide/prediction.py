@@ -24,7 +24,8 @@ _FEW = 10
 class Prediction(Mapping[str, Tensor]):
     """What a guide predicts for new data: a mapping from site to draws, ``[S] + shape``.
 
-    Its sites are those of data, given or not, and what the model computes by ``pyro.deterministic``.
+    Its sites are those of data, given or not, what the model computes by ``pyro.deterministic``, and latents that the
+    fit did not have, as those of later steps.
 
     Attributes:
         latents: by latent site of the model the draw that goes with each, ``[S] + shape``.
@@ -99,8 +100,7 @@ def predict(make: Callable[[], NewData], num: int, seed: int) -> Prediction:
     with seeded(seed):
         new = make()
         held = new.held(new.draws(num))
-        found = new.predicted(held, num)
-        samples = {n: found.values[n] for n in new.predicted_sites() if n in found.values}
+        samples = new.predicted(held, num)
         return Prediction(samples, held, closed_forms(new, samples))
 
 

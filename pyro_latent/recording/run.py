@@ -199,7 +199,8 @@ def _recorded(
     if known is None:
         _check_sites(messenger, bool(call.args or call.kwargs))
     hidden, hidden_parents = hidden_sites(messenger.latents, messenger.discrete, messenger.scored, known or ())
-    dropped = {*hidden, *_unknown(messenger, known, hidden)}
+    unknown = _unknown(messenger, known, hidden)
+    dropped = {*hidden, *unknown}
     recording = Recording(
         latents={name: site for name, site in messenger.latents.items() if name not in dropped},
         discrete={name: site for name, site in messenger.discrete.items() if name not in dropped},
@@ -208,8 +209,8 @@ def _recorded(
         dtype=messenger.like.dtype,
         device=messenger.like.device,
         observations=messenger.observations,
-        hidden=hidden,
-        hidden_parents=hidden_parents,
+        hidden={name: plates for name, plates in hidden.items() if name not in unknown},
+        hidden_parents=hidden_parents - unknown,
         redraws=messenger.redraws,
         rescaled=rescale,
         declares_size=messenger.declares_size,
@@ -344,25 +345,25 @@ def _data_like(observations: Mapping[str, Tensor], guess: Tensor) -> Tensor:
     return torch.empty(0, dtype=guess.dtype, device=next(iter(devices), guess.device))
 
 
-def _unknown(messenger: RecordMessenger, known: Collection[str] | None, hidden: Collection[str]) -> list[str]:
+def _unknown(messenger: RecordMessenger, known: Collection[str] | None, hidden: Collection[str]) -> set[str]:
     """Latent sites that the guide does not know: data that is not given, and the steps of a loop that come after those
-    of the fit, to be predicted.
+    of the fit, to be predicted; and the hidden ones that depend on these, which the model draws with them.
 
     Raises:
         ModelError: if something that is given, or known, depends on one, for then it is another model.
     """
     if known is None:
-        return []
+        return set()
     found = [name for name in (*messenger.latents, *messenger.discrete) if name not in known and name not in hidden]
     readers = reached_from(found, {*messenger.latents, *messenger.discrete}, messenger.scored)
-    wrong = [name for name in messenger.scored if name in readers and name not in found]
+    wrong = [name for name in messenger.scored if name in readers and name not in {*found, *hidden}]
     if wrong:
         raise ModelError(
             f"Expected latent sites of the fitted guide, {_few(known)}, or, to be predicted, others that nothing given "
             f"depends on; got {_few(found)} besides, which {_few(wrong)} depend on. Make a new guide for another "
             "model, or for more data."
         )
-    return found
+    return {*found, *(name for name in hidden if name in readers)}
 
 
 def _few(names: Collection[str]) -> str:
