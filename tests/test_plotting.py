@@ -322,6 +322,13 @@ def test_what_has_no_components_or_two_readings_is_named(fitted: tuple[AutoConju
             plotting.plot_mixture(POINTS, em.guide)
 
 
+@pytest.mark.parametrize("wrong", [torch.eye(2), torch.full((2, 2, 2), torch.nan), -torch.eye(2).expand(2, 2, 2)])
+def test_covariances_without_an_ellipse_are_named(wrong: Tensor) -> None:
+    """One matrix for all, read as variances, has zeros; others are not finite, or negative."""
+    with pytest.raises(ValueError, match=r"Expected covariances of 'fit' that are positive definite"):
+        plotting.plot_mixture(POINTS, {"fit": (torch.zeros(2, 2), wrong)})
+
+
 @pytest.mark.parametrize("labels", ["min", ("min",), "ab"])
 def test_labels_that_are_not_two_are_named(labels: Any) -> None:
     with pytest.raises(ValueError, match=r"Expected two labels; got .*Write labels=\("):

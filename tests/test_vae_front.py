@@ -135,6 +135,18 @@ def test_images_that_cannot_be_read_are_named(digits: Tensor) -> None:
 # ----------------------------------------------------------------------------------------------------- early stopping
 
 
+def test_latents_of_another_shape_and_loaders_without_images_are_named(digits: Tensor) -> None:
+    vae = small()
+    for z, found in ((torch.zeros(3, vae.latent_dim + 1), r"shape \[3, "), ([[0.0]], "list")):
+        with pytest.raises(ValueError, match=rf"Expected latent vectors as a tensor of shape .*; got {found}"):
+            vae.decode(z)
+    none = DataLoader(TensorDataset(digits[:3]), batch_size=4, drop_last=True)
+    with pytest.raises(DataError, match="Expected a DataLoader with at least one minibatch; got none"):
+        vae.encode(none)
+    with pytest.raises(DataError, match="Expected a DataLoader with at least one minibatch; got none"):
+        vae.fit(digits, epochs=1, validation=none)
+
+
 def stopping(images: Tensor, **options: Any) -> tuple[VAE, History]:
     """A VAE that overfits forty images within some epochs."""
     vae = small()

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import check_count, checked_call
+from pyro_latent.errors import ArgumentError, check_count, checked_call
 from pyro_latent.particles import seeded
 
 from .evaluation import DRAWS_OF_A_FLOW
@@ -101,8 +101,17 @@ class VAE(Autoencoder):
 
         Returns:
             ``[..., *input_shape]``, in the unit of the images. With ``weight_prior`` the weights are at their means.
+
+        Raises:
+            ArgumentError: if ``z`` has another last dimension, or is no tensor or array.
         """
         z = torch.from_numpy(np.ascontiguousarray(z)) if isinstance(z, np.ndarray) else z
+        if not isinstance(z, Tensor) or z.shape[-1:] != (self.latent_dim,):
+            found = f"shape {list(z.shape)}" if isinstance(z, Tensor) else type(z).__name__
+            raise ArgumentError(
+                f"Expected latent vectors as a tensor of shape [..., {self.latent_dim}]; got {found}. Write "
+                "vae.decode(vae.encode(images)), or torch.as_tensor(z)."
+            )
         return self.mean_images(z.to(self.prior_loc))
 
     def reconstruct(self, images: Any) -> Tensor:

@@ -27,7 +27,10 @@ def as_images(vae: Autoencoder, images: Any) -> Tensor:
         DataError: if they do not fit the VAE.
     """
     if isinstance(images, DataLoader):
-        return torch.cat([_converted(vae, _first(batch)) for batch in images])
+        batches = [_converted(vae, _first(batch)) for batch in images]
+        if not batches:
+            raise DataError("Expected a DataLoader with at least one minibatch; got none. Write drop_last=False.")
+        return torch.cat(batches)
     if isinstance(images, np.ndarray):
         return _converted(vae, images)
     vae.check_values(images)

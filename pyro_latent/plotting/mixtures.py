@@ -152,6 +152,11 @@ def _full(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
             f"Expected means [K, D], D >= 2, and covariances [K, D, D]{_of(name)}; got {list(centers.shape)} and "
             f"{list(spreads.shape)}. Give one matrix, or one row of variances, for each mean."
         )
+    if not np.isfinite(spreads).all() or not (np.linalg.eigvalsh(spreads[:, :2, :2]) > 0).all():
+        raise ArgumentError(
+            f"Expected covariances{_of(name)} that are positive definite; got others, which have no ellipse. Give the "
+            "inverse of precisions, and matrices [K, D, D] rather than one for all."
+        )
     return centers, spreads
 
 
