@@ -342,7 +342,8 @@ def test_later_steps_may_have_sites_without_a_family() -> None:
     np.testing.assert_allclose(covariance, [[last[0], last[0]], last], atol=6 * last[1] * (2 / 10_000) ** 0.5)
 
 
-def test_steps_after_the_fit_go_on_from_the_data_that_is_given() -> None:
+@pytest.mark.parametrize("masked", [False, True])
+def test_steps_after_the_fit_go_on_from_the_data_that_is_given(masked: bool) -> None:
     """An autoregression that reads what ``pyro.sample`` returns: its forecast is from the last datum, as Predictive's;
     data that is given is drawn from the first on.
     """
@@ -351,7 +352,9 @@ def test_steps_after_the_fit_go_on_from_the_data_that_is_given() -> None:
         share = pyro.sample("share", dist.Normal(y.new_tensor(0.9), 1e-3))
         last = y.new_tensor(0.0)
         for t in range(steps):
-            last = pyro.sample(f"y_{t}", dist.Normal(share * last, 0.1), obs=y[t] if t < len(y) else None)
+            mask = torch.tensor(True) if masked and t < len(y) else None
+            law = dist.Normal(share * last, 0.1)
+            last = pyro.sample(f"y_{t}", law, obs=y[t] if t < len(y) else None, obs_mask=mask)
             pyro.deterministic(f"twice_{t}", 2 * last)
 
     y = torch.tensor([0.1, -0.2, 8.0], dtype=DOUBLE)

@@ -131,7 +131,7 @@ class NewData:
         found = self._run(poutine.uncondition(program), held, num)
         new = [n for n in sites if is_latent(self.target.sites[n])]
         later = [n for n in sites[sites.index(new[0]) :] if not self._is_given(n)] if new else []
-        if later and any(map(self._is_given, sites)):
+        if later and any(map(self._is_given, self.target.sites)):
             given = self._run(program, held, num)
             found |= {n: given[n] for n in later if n in given}
         return {n: found[n] for n in sites if n in found}
