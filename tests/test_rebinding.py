@@ -32,6 +32,12 @@ T = TypeVar("T")
 SEEDS, SLOW = 5, 1_000
 
 
+@pytest.fixture(autouse=True)
+def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A tape is made at the first call of a kind."""
+    monkeypatch.setattr(rebinding, "_WAIT", 0)
+
+
 def anew(self: Rebinding, args: Any, kwargs: Any, settings: Any, compiled: Callable[[], Any], is_same: Any) -> Any:
     """In the place of ``Rebinding.program``: every call is recorded."""
     return compiled()
@@ -100,7 +106,8 @@ def test_joint_blocks_and_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_model_runs_at_the_first_calls_and_then_at_few(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of batches of two sizes: the tape and the comparisons 1, 4, 16, … calls later."""
+    """Of batches of two sizes: two calls, the tape, and the comparisons 1, 4, 16, … calls later."""
+    monkeypatch.setattr(rebinding, "_WAIT", 2)
     x = torch.randn(210, generator=torch.Generator().manual_seed(0)) * 4
     runs: list[Any] = []
 
@@ -112,7 +119,7 @@ def test_the_model_runs_at_the_first_calls_and_then_at_few(monkeypatch: pytest.M
     model = functools.partial(batch_mixture, size=210)
     _, guide = fitted(model, list(x.split(20)), epochs=4, step_size=RobbinsMonro())  # 40 of 20 points, 4 of 10
     assert obstacles(guide) == [None, None]
-    assert len(runs) <= 1 + 2 * 4  # that starts the run; by size
+    assert len(runs) == 1 + (2 + 1 + 3) + (2 + 1 + 1)  # that starts the run; by size
 
 
 def test_a_subsample_that_the_plate_draws_is_another_at_each_step(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
 """Programs of calls that differ in the numbers of their tensors alone, made without running the model again.
 
-The second call of a kind is recorded with a :class:`~pyro_latent.recording.Tape`; from then on, what the program holds
+The third call of a kind is recorded with a :class:`~pyro_latent.recording.Tape`; from then on, what the program holds
 of its data is computed from the new tensors by what the tape wrote down. Now and then, at the next call first, the
 model is recorded again all the same, and compared to the last bit.
 """
@@ -27,6 +27,8 @@ _SPACING = 4
 #: A kind of call that takes so many other ways through the model is recorded each time; so is a model that so many
 #: times changes what it reads.
 _PATIENCE = 3
+#: Calls of a kind before it is worth a tape, which costs some ten recordings.
+_WAIT = 2
 #: Calls of more numbers are recorded each time: that costs little beside the rest of their step.
 _LARGEST = 2**24
 
@@ -44,11 +46,17 @@ class _Known:
 
     def __init__(self, settings: Any) -> None:
         self.settings = settings
+        self.waits = _WAIT
         self.calls, self.next_comparison, self.failures = 0, 1, 0
         self.is_used = False  # for a step
         self.obstacle: str | None = None
         self._template: Template | None = None
         self._player: Player | None = None
+
+    @property
+    def is_taped(self) -> bool:
+        """Whether there is a tape."""
+        return self._player is not None
 
     def record(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
         """A program that is recorded, with a tape."""
@@ -151,6 +159,10 @@ class Rebinding:
             if len(self._known) == _KINDS:
                 return compiled()
             known = self._known[kind] = _Known(settings)
+        if known.waits:
+            known.waits -= 1
+            return compiled()
+        if not known.is_taped:
             program = known.record(given, compiled)
             if not is_same():
                 known.give_up("a model that changes what it reads")

@@ -35,6 +35,10 @@ _READS = words(
 )
 
 
+#: A tape of more operations is not worth its time.
+_MOST = 20_000
+
+
 class Place(NamedTuple):
     """Where a tensor stands among those of a tape: the tensors that it was given first, then all results."""
 
@@ -117,6 +121,10 @@ class Tape:
     def write(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
         """Take an operation down."""
         self.dispatched += 1
+        if self.dispatched > _MOST:
+            self.spoil(f"more than {_MOST} operations")
+        if self.obstacle is not None:
+            return
         if not isinstance(function, torch._ops.OpOverload):
             self.spoil(f"{function}, whose operations are not seen")
             return
