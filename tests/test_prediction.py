@@ -318,6 +318,22 @@ def test_states_of_steps_after_the_fit_follow_the_chain() -> None:
         assert abs(float(found.mean[name]) - expected) < 4 * 1.8 / 20_000**0.5
 
 
+def test_scalar_effects_of_new_data_in_mean_field_are_at_their_optimum() -> None:
+    """Each effect is normal given its datum; data drawn beside it has that mean."""
+
+    def model(y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 1.0))
+        for t in range(len(y)):
+            effect = pyro.sample(f"effect_{t}", dist.Normal(y.new_tensor(0.0), 1.0), infer={"local": True})
+            pyro.sample(f"y_{t}", dist.Normal(effect, 0.5), obs=y[t])
+        pyro.sample("of_mean", dist.Normal(mean, 1.0), obs=y[0])
+
+    found = fit(model, torch.tensor([0.3, 1.1], dtype=DOUBLE)).predict(torch.tensor([-2.0, 3.0], dtype=DOUBLE))
+    for name, y in (("effect_0", -2.0), ("effect_1", 3.0)):
+        assert float(found.latents[name].mean()) == pytest.approx(0.8 * y, abs=0.06)
+        assert float(found.latents[name].std()) == pytest.approx(0.2**0.5, rel=0.1)
+
+
 def test_later_steps_may_have_sites_without_a_family() -> None:
     """The states after a shock of Student's t have the covariance of the model, and are drawn together."""
 

@@ -73,7 +73,7 @@ class Sampler:
                 lead = (*outer, *[1] * depth) if outer else ()
                 self._block(
                     program.blocks[key],
-                    Natural(**{n: t.reshape(*lead, *t.shape[1:]) for n, t in state[key].items()}),
+                    Natural(**{n: t.reshape((*lead, *t.shape[1:])) for n, t in state[key].items()}),
                 )
         self._discrete_sites(means, outer)
         return self.values
