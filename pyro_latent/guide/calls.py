@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ModelError
@@ -13,6 +14,7 @@ from ..values import without_collecting
 from .augmented import Augmented
 from .param_store import param_versions
 from .rebinding import Rebinding
+from .refusals import sites_of
 from .state import PosteriorState, Prepared, RecordedCall, layout_of
 
 
@@ -128,26 +130,9 @@ class Calls:
     ) -> Prepared:
         """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
         guide, posterior = self._guide, self._guide.posterior_state
-        layout = posterior.layout
-        known = posterior.program
-        fitted = bool(layout) and (predict or not posterior.starts)
-        sites = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if fitted else []
-
-        def compiled() -> Program:
-            recording = record(
-                guide.augmented.model,
-                *args,
-                origins=posterior.origins if fitted else None,
-                point=guide.point,
-                known=sites if fitted and predict else None,
-                rescale=rescale,
-                before=known.recording if known is not None and fitted and not predict else None,
-                check=guide.check and not predict,
-                **kwargs,
-            )
-            return self._compiled(recording, fitted, predict)
-
-        if known is None or posterior.call is None or not fitted or predict:
+        fitted = bool(posterior.layout) and (predict or not posterior.starts)
+        compiled = partial(self._compiled, args, kwargs, rescale, fitted, predict)
+        if posterior.program is None or posterior.call is None or not fitted or predict:
             program, call = compiled(), RecordedCall(guide.model, args, kwargs)
         else:
             program, call = self._rebound(posterior.call, args, kwargs, rescale, compiled)
@@ -159,13 +144,27 @@ class Calls:
         layout, origins = layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
 
-    def _compiled(self, recording: Recording, fitted: bool, predict: bool) -> Program:
-        """The program of a recording under the blocks of the guide.
+    def _compiled(
+        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool, fitted: bool, predict: bool
+    ) -> Program:
+        """The program of a new recording under the blocks of the guide.
 
         Raises:
             ModelError: if ``point`` names no site.
         """
         guide, posterior = self._guide, self._guide.posterior_state
+        before = posterior.program if fitted and not predict else None
+        recording = record(
+            guide.augmented.model,
+            *args,
+            origins=posterior.origins if fitted else None,
+            point=guide.point,
+            known=sites_of(posterior.layout) if fitted and predict else None,
+            rescale=rescale,
+            before=None if before is None else before.recording,
+            check=guide.check and not predict,
+            **kwargs,
+        )
         unknown = [name for name in guide.point if name not in recording.latents]
         if unknown and not predict:
             raise ModelError(

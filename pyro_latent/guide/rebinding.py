@@ -97,6 +97,15 @@ class _Known:
             torch.rand(1, device=program.recording.device)  # the next call draws another subsample
         return program
 
+    def next_program(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
+        """The program for the next step: by the tape, where that can be, or recorded, at times to compare both."""
+        self.calls += 1
+        if self.calls >= self.next_comparison:
+            return self.compared(given, compiled)
+        found = self.program(given)
+        self.is_used |= found is not None
+        return found or compiled()
+
     def compared(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
         """A program that is recorded anew, and that is the same as the known one with these tensors."""
         with torch.random.fork_rng(_cards(given)):
@@ -168,12 +177,7 @@ class Rebinding:
                 known.give_up("a model that changes what it reads")
                 self._changes += 1
             return program
-        known.calls += 1
-        if known.calls >= known.next_comparison:
-            return known.compared(given, compiled)
-        found = known.program(given)
-        known.is_used |= found is not None
-        return found or compiled()
+        return known.next_program(given, compiled)
 
 
 def _cards(tensors: list[Tensor]) -> list[torch.device]:

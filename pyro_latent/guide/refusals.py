@@ -70,11 +70,15 @@ def check_dtype(dtype: torch.dtype) -> None:
         raise DataError(f"Expected a guide in float32 or float64; got {dtype}. Write guide.float().")
 
 
+def sites_of(layout: Mapping[str, Any]) -> list[str]:
+    """The latent sites of a layout; none of an empty one."""
+    return [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if layout else []
+
+
 def sites_named(model: Callable[..., Any], layout: Mapping[str, Any]) -> list[str]:
     """The latent sites whose names are written in the code of a model, of those of a layout."""
     known = literals(model) or frozenset()
-    names = [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if layout else []
-    return [name for name in names if name in known]
+    return [name for name in sites_of(layout) if name in known]
 
 
 def check_same_model(
@@ -114,4 +118,4 @@ def check_same_model(
         )
 
 
-__all__ = ["check_dtype", "check_same_model", "check_saved", "check_told", "sites_named"]
+__all__ = ["check_dtype", "check_same_model", "check_saved", "check_told", "sites_named", "sites_of"]
