@@ -368,7 +368,7 @@ def test_steps_after_the_fit_go_on_from_the_data_that_is_given(masked: bool) -> 
         share = pyro.sample("share", dist.Normal(y.new_tensor(0.9), 1e-3))
         last = y.new_tensor(0.0)
         for t in range(steps):
-            mask = torch.tensor(True) if masked and t < len(y) else None
+            mask: Any = torch.tensor(True) if masked and t < len(y) else None
             law = dist.Normal(share * last, 0.1)
             last = pyro.sample(f"y_{t}", law, obs=y[t] if t < len(y) else None, obs_mask=mask)
             pyro.deterministic(f"twice_{t}", 2 * last)
