@@ -321,10 +321,12 @@ def test_states_of_steps_after_the_fit_follow_the_chain() -> None:
 def test_scalar_effects_of_new_data_in_mean_field_are_at_their_optimum() -> None:
     """Each effect is normal given its datum; data drawn beside it has that mean."""
 
+    local: Any = {"local": True}
+
     def model(y: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 1.0))
         for t in range(len(y)):
-            effect = pyro.sample(f"effect_{t}", dist.Normal(y.new_tensor(0.0), 1.0), infer={"local": True})
+            effect = pyro.sample(f"effect_{t}", dist.Normal(y.new_tensor(0.0), 1.0), infer=local)
             pyro.sample(f"y_{t}", dist.Normal(effect, 0.5), obs=y[t])
         pyro.sample("of_mean", dist.Normal(mean, 1.0), obs=y[0])
 
