@@ -314,6 +314,8 @@ def test_a_stream_of_raw_strings_has_its_words_before(counts: Any) -> None:
 
 
 def test_what_counts_no_words_is_named() -> None:
+    with pytest.raises(TypeError, match=r"vectorizer to be .* got <class .*Write vectorizer=CountVectorizer\(\)\."):
+        LDA(2, vectorizer=CountVectorizer).fit(TEXTS)
     with pytest.raises(TypeError, match=r"Expected vectorizer to be a vectorizer of scikit-learn.*got 'words'"):
         LDA(2, vectorizer="words").fit(TEXTS)
     with pytest.raises(ValueError, match="Expected no vocabulary beside a vectorizer"):

@@ -142,7 +142,7 @@ def test_a_site_that_others_depend_on_is_not_left_out() -> None:
 
     guide = AutoConjugate(model)
     CAVI(model, guide).run(rows(9))
-    with pytest.raises(ModelError, match=r"'shift' besides.*'x'.*Make a new guide"):
+    with pytest.raises(ModelError, match=r"'shift'\] besides.*'x'.*Make a new guide"):
         guide.elbo(rows(9), True)
 
 

@@ -49,9 +49,8 @@ def _check_seed(name: str, value: Any) -> None:
 
 def _check_vectorizer(name: str, value: Any) -> None:
     """That it counts words as scikit-learn's vectorizers do, and knows them."""
-    if value is not None and not all(
-        hasattr(value, method) for method in ("fit", "transform", "get_feature_names_out")
-    ):
+    methods = ("fit", "transform", "get_feature_names_out")
+    if value is not None and (isinstance(value, type) or not all(hasattr(value, m) for m in methods)):
         raise ArgumentTypeError(
             f"Expected {name} to be a vectorizer of scikit-learn that knows its words; got {value!r}. Write "
             f"{name}=CountVectorizer()."
