@@ -7,15 +7,14 @@ model is recorded again all the same, and compared to the last bit.
 
 from __future__ import annotations
 
-import random
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils._pytree import tree_flatten
 
+from ..checkpoint import fingerprint, random_state
 from ..errors import RecordingError
 from ..objective import Program
 from ..recording import ALONE, Player, Tape, Template, difference
@@ -185,10 +184,10 @@ def _cards(tensors: list[Tensor]) -> list[torch.device]:
     return list({t.device for t in tensors if t.device.type == "cuda"})
 
 
-def _drawn() -> tuple[Any, ...]:
+def _drawn() -> str:
     """What changes when a model draws numbers that are not torch's."""
-    _, keys, *rest = np.random.get_state(legacy=True)
-    return random.getstate(), np.asarray(keys).tobytes(), *rest
+    state = random_state()
+    return fingerprint([state["numpy"], state["python"]])
 
 
 def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | None, list[Tensor]]:

@@ -38,6 +38,8 @@ _DRIVERS = (
     "pyro_latent.ascent",
     "torch.optim",
 )
+#: A function that keeps what it has found.
+CACHED = type(lru_cache(lambda: None))
 #: What may say something else each time that it is asked, and shows nothing of it.
 _MOVING = (
     Iterator,
@@ -46,7 +48,7 @@ _MOVING = (
     np.random.Generator,
     np.random.RandomState,
     torch.Generator,
-    type(lru_cache(lambda: None)),  # of a tensor it knows whether it is the same object
+    CACHED,  # of a tensor it knows whether it is the same object
 )
 #: The elements of a tensor on an accelerator that are summed at once.
 _CHUNK = 2**24
@@ -81,7 +83,7 @@ class Snapshot:
     @property
     def is_of_moving(self) -> bool:
         """Whether the model holds what may be another one without a trace here: it cannot be told to be the same."""
-        return any(held is not None and mark is _MOVES for held, mark in self._of_model)
+        return any(mark is _MOVES for _, mark in self._of_model)
 
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Snapshot:
         """The state of the same model and of other arguments."""
@@ -248,4 +250,4 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-__all__ = ["Snapshot", "checksum", "literals", "slots_of", "version_of"]
+__all__ = ["CACHED", "Snapshot", "checksum", "literals", "slots_of", "version_of"]

@@ -128,7 +128,7 @@ class Tape:
         if not isinstance(function, torch._ops.OpOverload):
             self.spoil(f"{function}, whose operations are not seen")
             return
-        leaves = [*_leaves_of(args), *_leaves_of(list(kwargs.values()))]
+        leaves = list(_leaves_of([args, *kwargs.values()]))
         inputs = [t for t in leaves if isinstance(t, Tensor)]
         is_random = torch.Tag.nondeterministic_seeded in function.tags
         depends = is_random or any(map(self.shares, inputs))
@@ -179,7 +179,7 @@ class Tape:
                 continue
             args, kwargs = _mapped(operation.args, operation.kwargs, self._filled)
             kept.append(operation._replace(args=args, kwargs=kwargs))
-            leaves = [*_leaves_of(args), *_leaves_of(list(kwargs.values()))]
+            leaves = _leaves_of([args, *kwargs.values()])
             more = {leaf.number for leaf in leaves if isinstance(leaf, Place)} - live
             live |= more
             storages |= {_storage_of(self._held[n]) for n in more}
@@ -272,7 +272,7 @@ def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> li
     """The tensors that an operation writes into."""
     given = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
     names = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
-    return [t for name in names for t in tree_leaves(given.get(name)) if isinstance(t, Tensor)]
+    return [t for name in names for t in _leaves_of(given.get(name)) if isinstance(t, Tensor)]
 
 
 def _storage_of(tensor: Tensor) -> int:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from functools import cached_property, lru_cache, partial
+from functools import cached_property, partial
 from types import BuiltinFunctionType, CellType, FunctionType, MappingProxyType, MethodType, ModuleType
 from typing import Any, NamedTuple
 from weakref import ReferenceType, WeakValueDictionary
@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from ..expressions import RandomTensor, numbers_in
-from .snapshot import slots_of
+from .snapshot import CACHED, slots_of
 
 #: What is known by its value or its identity, and holds nothing of a call.
 _WHOLE: tuple[type, ...] = (int, float, complex, str, bytes, bool, type(None), type(...), range, slice, type)
@@ -26,7 +26,7 @@ _WHOLE += (ModuleType, BuiltinFunctionType, torch.dtype, torch.device, torch.Siz
 #: What holds nothing for long.
 _WEAK = (ReferenceType, WeakValueDictionary)
 #: What holds more than Python shows.
-_CLOSED = (type(lru_cache(lambda: None)), defaultdict)
+_CLOSED = (CACHED, defaultdict)
 #: An object of more parts is not looked into.
 _MOST = 100_000
 
@@ -144,8 +144,7 @@ class Template:
 
     def _changing_of(self, key: int, item: Any, parts: Parts) -> _Changing:
         values = list(parts.values())
-        keys = self._held.keys() | self._numbers.keys()
-        changing = [(i, id(part)) for i, part in enumerate(values) if id(part) in keys]
+        changing = [(i, id(p)) for i, p in enumerate(values) if id(p) in self._held or id(p) in self._numbers]
         return _Changing(key, _maker_of(item, list(parts)), values, changing)
 
     def filled(self, values: Mapping[int, Tensor]) -> Any:
