@@ -189,6 +189,53 @@ def test_joint_normal_wishart_is_the_exact_posterior_and_the_elbo_the_evidence(c
     assert found.guide.elbo() == pytest.approx(evidence, rel=1e-10)
 
 
+def groups(x: Tensor, label: Tensor) -> None:
+    """Means of groups, in a plate, with the precision matrix that all share."""
+    precision = pyro.sample("precision", dist.Wishart(x.new_tensor(3.5), covariance_matrix=torch.eye(2).to(x)))
+    with pyro.plate("groups", 3):
+        mean = pyro.sample("mean", dist.MultivariateNormal(x.new_ones(2), precision_matrix=0.4 * precision))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(mean[label], precision_matrix=precision), obs=x)
+
+
+def test_means_that_share_a_precision_have_the_exact_posterior_and_evidence() -> None:
+    """By the Normal-Wishart of each group in turn, whose posterior of the precision is the prior of the next one."""
+    label = torch.tensor([0, 1, 1, 2, 2, 2, 0, 2])
+    x = torch.randn(8, 2, dtype=DOUBLE) + 3 * label[:, None]
+    found = fit(groups, x, label, blocks=JOINT, tol=1e-12)
+    df, rate = 3.5, np.eye(2)
+    evidence = -x.numel() / 2 * math.log(2 * math.pi)
+    for group in range(3):
+        own = x[label == group].numpy()
+        count, off = len(own), own.mean(0) - 1
+        after = rate + (own - own.mean(0)).T @ (own - own.mean(0)) + 0.4 * count / (0.4 + count) * np.outer(off, off)
+        for sign, degrees, matrix in ((-1, df, rate), (1, df + count, after)):
+            log_normalizer = scipy.special.multigammaln(degrees / 2, 2) + degrees * math.log(2)
+            evidence += sign * (log_normalizer - degrees / 2 * np.linalg.slogdet(matrix)[1])
+        evidence += math.log(0.4 / (0.4 + count))
+        df, rate = df + count, after
+        expected = (0.4 + own.sum(0)) / (0.4 + count)
+        np.testing.assert_allclose(found.posterior(BLOCK).loc[group], expected, rtol=1e-10)
+    assert found.result.elbo[-1].item() == pytest.approx(evidence, rel=1e-12)
+    assert found.posterior(BLOCK).df.item() == df
+    np.testing.assert_allclose(found.posterior(BLOCK).covariance_matrix.inverse(), rate, rtol=1e-9)
+    posterior = found.guide.posterior()
+    assert posterior["mean"].batch_shape == (3,) and posterior["precision"].batch_shape == ()
+
+
+def test_a_precision_in_a_plate_that_the_means_are_not_in_is_an_error() -> None:
+    def crossed(x: Tensor) -> None:
+        with pyro.plate("kinds", 2):
+            precision = pyro.sample("precision", dist.Wishart(x.new_tensor(3.0), covariance_matrix=torch.eye(2).to(x)))
+        with pyro.plate("groups", 2, dim=-2):
+            mean = pyro.sample("mean", dist.MultivariateNormal(x.new_zeros(2), precision_matrix=precision[0]))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.MultivariateNormal(mean[0, 0], precision_matrix=precision[0]), obs=x)
+
+    with pytest.raises(NotConjugateError, match="to have one batch shape"):
+        fit(crossed, torch.randn(4, 2, dtype=DOUBLE), blocks=JOINT)
+
+
 @pytest.mark.parametrize("blocks", [None, JOINT])
 def test_single_precision_far_from_the_origin_agrees_with_double(blocks: Any) -> None:
     x = (1000 + torch.randn(100_000)).float()

@@ -110,6 +110,26 @@ CATALOGUE = {
         },
         {"quadratic": torch.neg, "precision": torch.neg, "log_det": constant(-0.5)},
     ),
+    "IsotropicNormalGamma": Entry(
+        families.IsotropicNormalGamma(),
+        lambda b: {
+            "loc": real((*b, DIM)),
+            "precision_scaling": positive(b),
+            "concentration": positive(b),
+            "rate": positive(b),
+        },
+        {"quadratic": torch.neg, "precision": constant(0.0), "log_precision": constant(DIM / 2 - 1)},
+    ),
+    "TiedNormalWishart": Entry(
+        families.TiedNormalWishart(),
+        lambda b: {
+            "loc": real((*b, 2, DIM)),
+            "precision_scaling": positive((*b, 2)),
+            "df": DIM + positive(b),
+            "covariance_matrix": definite(b),
+        },
+        {"quadratic": torch.neg, "precision": torch.neg, "log_det": constant(0.0)},
+    ),
 }
 
 
@@ -123,9 +143,9 @@ def documented() -> dict[str, Any]:
     return names
 
 
-IsotropicNormalGamma = documented()["IsotropicNormalGamma"]
+Documented = documented()["IsotropicNormalGamma"]
 CATALOGUE["documented"] = Entry(
-    IsotropicNormalGamma(),
+    Documented(),
     lambda b: {
         "center": real((*b, DIM)),
         "scaling": positive(b),
@@ -134,8 +154,9 @@ CATALOGUE["documented"] = Entry(
     },
     {"square": torch.neg, "precision": constant(0.0), "log_precision": constant(DIM / 2 - 1)},
 )
-JOINT = ("NormalGamma", "NormalWishart", "documented")
-WITHOUT_TORCH_KL = {"Wishart", *JOINT}
+JOINT = ("NormalGamma", "NormalWishart", "IsotropicNormalGamma", "documented")
+TIED = "TiedNormalWishart"
+WITHOUT_TORCH_KL = {"Wishart", TIED, *JOINT}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "x": lambda x: x,
     "reciprocal": torch.reciprocal,
@@ -146,6 +167,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE.keys())
 every_joint = pytest.mark.parametrize("entry", [CATALOGUE[name] for name in JOINT], ids=JOINT)
+every_pair = pytest.mark.parametrize("entry", [CATALOGUE[name] for name in (*JOINT, TIED)], ids=(*JOINT, TIED))
 every_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 
 
@@ -160,7 +182,7 @@ def draw(entry: Entry, params: Params, shape: Shape) -> tuple[Tensor, ...]:
 
 def symmetric(family: Family, coordinates: Coordinates) -> dict[str, Tensor]:
     """The fields, with the symmetric part of the matrices; and the categorical's η, free up to a constant, centred."""
-    fields = {k: (v + v.mT) / 2 if family.statistics[k] == 2 else v for k, v in coordinates.items()}
+    fields = {k: (v + v.mT) / 2 if k in family.symmetric else v for k, v in coordinates.items()}
     if isinstance(family, families.Categorical) and isinstance(coordinates, Natural):
         fields = {k: v - v.mean(-1, keepdim=True) for k, v in fields.items()}
     return fields
@@ -446,7 +468,7 @@ def test_quantile_of_a_gamma_by_bisection_is_that_of_its_family() -> None:
 def test_documented_family_has_the_exact_posterior(groups: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     """The conjugate posterior, evidence and marginals of a mean vector with one precision, in each of its groups."""
     key = dist.MultivariateNormal, dist.Gamma
-    monkeypatch.setitem(families.JOINT_FAMILIES, key, IsotropicNormalGamma())
+    monkeypatch.setitem(families.JOINT_FAMILIES, key, Documented())
     x = 5 + real((7, groups or 1, DIM))
     prior_center = real((DIM,))
 
@@ -486,7 +508,7 @@ def test_documented_family_has_the_exact_posterior(groups: int | None, monkeypat
 
 
 def test_a_scalar_normal_and_a_gamma_stay_a_normal_gamma(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(families.JOINT_FAMILIES, (dist.MultivariateNormal, dist.Gamma), IsotropicNormalGamma())
+    monkeypatch.setitem(families.JOINT_FAMILIES, (dist.MultivariateNormal, dist.Gamma), Documented())
 
     def model(data: Tensor) -> None:
         precision = pyro.sample("precision", dist.Gamma(3.0, 2.0))
@@ -503,10 +525,11 @@ def test_a_scalar_normal_and_a_gamma_stay_a_normal_gamma(monkeypatch: pytest.Mon
 
 def precision_given_mean(entry: Entry, params: Params, mean: Tensor) -> Any:
     """p(precision | mean) by Bayes' rule: one more observation of weight precision_scaling."""
-    if isinstance(entry.family, IsotropicNormalGamma):
-        square = ((mean - params["center"]) ** 2).sum(-1)
-        return dist.Gamma(params["concentration"] + DIM / 2, params["rate"] + 0.5 * params["scaling"] * square)
-    scaling, offset = params["precision_scaling"], mean - params["loc"]
+    location, scaling = (params[name] for name in entry.family.param_names[:2])
+    offset = mean - location
+    if isinstance(entry.family, Documented | families.IsotropicNormalGamma):
+        square = offset.square().sum(-1)
+        return dist.Gamma(params["concentration"] + DIM / 2, params["rate"] + 0.5 * scaling * square)
     if isinstance(entry.family, families.NormalGamma):
         return dist.Gamma(params["concentration"] + 0.5, params["rate"] + 0.5 * scaling * offset**2)
     square = offset.unsqueeze(-1) * offset.unsqueeze(-2)
@@ -525,7 +548,7 @@ def test_marginals_and_bayes_rule_give_the_joint(entry: Entry, batch: Shape) -> 
 
 
 @every_batch
-@every_joint
+@every_pair
 def test_conditionals_give_the_joint(entry: Entry, batch: Shape) -> None:
     params = entry.params(batch)
     drawn: list[Tensor] = []
@@ -535,7 +558,7 @@ def test_conditionals_give_the_joint(entry: Entry, batch: Shape) -> None:
         distribution = conditional(*drawn)
         values[component] = distribution.sample()
         drawn.append(values[component])
-        total = total + distribution.log_prob(values[component])
+        total = total + distribution.log_prob(values[component]).reshape(*batch, -1).sum(-1)
     assert_same(total, entry.family.log_prob(entry.family.from_params(params), values[0], values[1]))
 
 
@@ -543,11 +566,13 @@ def test_conditionals_give_the_joint(entry: Entry, batch: Shape) -> None:
 def test_marginals_have_the_shapes_of_the_components(entry: Entry) -> None:
     params = entry.params((2, 3))
     marginals = entry.family.marginals(params)
-    assert tuple(len(marginal.event_shape) for marginal in marginals) == entry.family.event_dims
+    plates = entry.family.plate_dims or (0,) * len(marginals)
+    events = tuple(len(marginal.event_shape) + own for marginal, own in zip(marginals, plates, strict=True))
+    assert events == entry.family.event_dims
     assert [marginal.sample().shape for marginal in marginals] == [value.shape for value in draw(entry, params, ())]
 
 
-@every_joint
+@every_pair
 def test_joint_distributions_expand_and_differentiate(entry: Entry) -> None:
     params = {name: value.requires_grad_() for name, value in entry.params((3,)).items()}
     wide = entry.family.distribution(params).expand((2, 3))
@@ -558,6 +583,23 @@ def test_joint_distributions_expand_and_differentiate(entry: Entry) -> None:
     assert all((g != 0).all() for g in gradients)
 
 
+@every_batch
+def test_one_mean_is_tied_to_nothing(batch: Shape) -> None:
+    """With K = 1 the tied Normal-Wishart is the Normal-Wishart, and each of K means with the precision is one."""
+    params = CATALOGUE[TIED].params(batch)
+    own = {"loc": -2, "precision_scaling": -1}  # the dimension of the means
+    for k in range(2):
+        tied = {n: v.narrow(own[n], k, 1) if n in own else v for n, v in params.items()}
+        one = {n: v.squeeze(own[n]) if n in own else v for n, v in tied.items()}
+        mean, precision = draw(CATALOGUE["NormalWishart"], one, (5,))
+        found = families.TiedNormalWishart().distribution(tied).log_prob((mean.unsqueeze(-2), precision))
+        assert_same(found, families.NormalWishart().distribution(one).log_prob((mean, precision)))
+        whole = families.TiedNormalWishart().marginals(params)[0]
+        marginal = families.NormalWishart().marginals(one)[0]
+        at = real((*batch, 2, DIM))
+        assert_same(whole.log_prob(at)[..., k], marginal.log_prob(at[..., k, :]))
+
+
 def test_wishart_samples_carry_gradients() -> None:
     params = {name: value.requires_grad_() for name, value in CATALOGUE["Wishart"].params((3,)).items()}
     sample = distributions.Wishart(**params).expand((2, 3)).rsample((4,))
@@ -565,7 +607,7 @@ def test_wishart_samples_carry_gradients() -> None:
     assert all((g != 0).all() for g in torch.autograd.grad(sample.sum(), list(params.values())))
 
 
-@every_joint
+@every_pair
 def test_joint_distributions_are_pyro_sites(entry: Entry) -> None:
     params = entry.params(())
     joint = entry.family.distribution(params)
@@ -641,6 +683,10 @@ def test_blocks_list_the_distributions_of_the_components() -> None:
     assert {k: type(v) for k, v in families.JOINT_FAMILIES.items()} == {
         (dist.Normal, dist.Gamma): families.NormalGamma,
         (dist.MultivariateNormal, dist.Wishart): families.NormalWishart,
+    }
+    assert {k: type(v) for k, v in families.PLATE_FAMILIES.items()} == {
+        (dist.MultivariateNormal, dist.Gamma): families.IsotropicNormalGamma,
+        (dist.MultivariateNormal, dist.Wishart): families.TiedNormalWishart,
     }
 
 

@@ -24,6 +24,7 @@ from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions import NormalGamma
 from pyro_latent.errors import ArgumentTypeError, DataError
 from pyro_latent.models import gmm, normal_gamma
+from pyro_latent.models.gmm.moments import moments_of
 
 NORMAL_GAMMA = ("loc", "precision_scaling", "concentration", "rate")
 PRIOR = {"prior_loc": 0.5, "prior_precision_scaling": 0.3, "prior_concentration": 1.5, "prior_rate": 2.0}
@@ -285,7 +286,7 @@ def test_gradient_inference_with_the_joint_guide_reaches_the_exact_posterior() -
 
 # ------------------------------------------------------------------------------------------------ Gaussian mixture
 
-COVARIANCES: tuple[gmm.Covariance, ...] = ("full", "diagonal")
+COVARIANCES: tuple[gmm.Covariance, ...] = ("full", "tied", "diagonal", "spherical")
 BLOCK = ("mean", "precision")
 
 
@@ -338,14 +339,39 @@ def test_mixture_model_has_the_densities_of_its_definition(old_faithful: Tensor)
     expected = scipy.stats.norm.logpdf(data, mean[component], diagonal[component].numpy() ** -0.5).sum(-1)
     np.testing.assert_allclose(found["obs"], expected, rtol=1e-10)
 
+    values["precision"] = tied = precision[0]
+    found = log_joint(gmm.model, values, data, 3, covariance="tied", covariance_prior=scale_inverse, **options)
+    assert found["precision"].item() == pytest.approx(scipy.stats.wishart.logpdf(tied.numpy(), 4.5, scale), rel=1e-10)
+    spread = np.linalg.inv(0.25 * tied.numpy())
+    expected = scipy.stats.multivariate_normal.logpdf(mean, [3.0, 70.0], spread)
+    np.testing.assert_allclose(found["mean"], expected, rtol=1e-10)
+    expected = [
+        scipy.stats.multivariate_normal.logpdf(x, mean[k], 0.25 * spread) for x, k in zip(data, component, strict=True)
+    ]
+    np.testing.assert_allclose(found["obs"], expected, rtol=1e-10)
+
+    values["precision"] = tau = diagonal[:, 0]
+    found = log_joint(
+        gmm.model, values, data, 3, covariance="spherical", covariance_prior=torch.tensor(3.0).double(), **options
+    )
+    np.testing.assert_allclose(found["precision"], scipy.stats.gamma.logpdf(tau, 2 * 4.5 / 2, scale=1 / 3), rtol=1e-10)
+    expected = scipy.stats.norm.logpdf(mean, [3.0, 70.0], (0.25 * tau[:, None].numpy()) ** -0.5).sum(-1)
+    np.testing.assert_allclose(found["mean"], expected, rtol=1e-10)
+    expected = scipy.stats.norm.logpdf(data, mean[component], tau[component, None].numpy() ** -0.5).sum(-1)
+    np.testing.assert_allclose(found["obs"], expected, rtol=1e-10)
+
 
 class IndependentGammaMixture(StartedMixture):
-    """The diagonal mixture with E[log precision] of D Gammas, Dψ(v/2), where scikit-learn takes Σ_d ψ((v - d)/2)."""
+    """The mixture with E[log precision] of D Gammas, Dψ(v/2), or of one, D(ψ(Dv/2) - log D), if it is spherical.
+
+    There scikit-learn takes Σ_d ψ((v - d)/2).
+    """
 
     def _estimate_log_prob(self, X: np.ndarray, xp: Any = None) -> np.ndarray:
         halves = 0.5 * (self.degrees_of_freedom_ - np.arange(X.shape[1])[:, None])
         theirs = scipy.special.digamma(halves).sum(0)
-        exact = X.shape[1] * scipy.special.digamma(0.5 * self.degrees_of_freedom_)
+        shared = X.shape[1] if self.covariance_type == "spherical" else 1
+        exact = X.shape[1] * (scipy.special.digamma(0.5 * shared * self.degrees_of_freedom_) - np.log(shared))
         return super()._estimate_log_prob(X) + 0.5 * (exact - theirs)
 
 
@@ -354,7 +380,7 @@ def fit_scikit_learn(
 ) -> StartedMixture:
     fitted = mixture(
         n_components=responsibilities.shape[-1],
-        covariance_type="full" if covariance == "full" else "diag",
+        covariance_type="diag" if covariance == "diagonal" else covariance,
         weight_concentration_prior_type="dirichlet_distribution",
         reg_covar=0.0,
         tol=1e-12,
@@ -371,27 +397,28 @@ def assert_equals_scikit_learn(q: Posteriors, fitted: StartedMixture, covariance
     np.testing.assert_allclose(q["weights"].concentration, fitted.weight_concentration_, **options)
     np.testing.assert_allclose(block.loc, fitted.means_, **options)
     df = fitted.degrees_of_freedom_
-    if covariance == "full":
-        np.testing.assert_allclose(block.precision_scaling, fitted.mean_precision_, **options)
-        np.testing.assert_allclose(block.df, df, **options)
-        expected = np.linalg.inv(fitted.covariances_ * df[:, None, None])
-        np.testing.assert_allclose(block.covariance_matrix, expected, **options)
-    else:
-        np.testing.assert_allclose(block.precision_scaling[:, 0], fitted.mean_precision_, **options)
-        np.testing.assert_allclose(2 * block.concentration[:, 0], df, **options)
-        np.testing.assert_allclose(2 * block.rate, fitted.covariances_ * df[:, None], **options)
+    found = moments_of(block)
+    np.testing.assert_allclose(found.mean_precision, fitted.mean_precision_, **options)
+    shared = len(block.loc) if covariance == "tied" else 1  # scikit-learn counts each point as 1 / K of one
+    np.testing.assert_allclose(found.degrees_of_freedom, shared * df, **options)
+    np.testing.assert_allclose(found.covariance, fitted.covariances_, **options)
+    np.testing.assert_allclose(found.precision, fitted.precisions_, **options)
 
 
 @pytest.mark.parametrize(
-    ("covariance", "mixture", "columns"),
+    ("covariance", "mixture", "columns", "given_priors"),
     [
-        ("full", StartedMixture, [0, 1]),
-        ("full", StartedMixture, [1]),
-        ("diagonal", StartedMixture, [1]),
-        ("diagonal", IndependentGammaMixture, [0, 1]),
+        ("full", StartedMixture, [0, 1], True),
+        ("full", StartedMixture, [0, 1], False),
+        ("full", StartedMixture, [1], True),
+        ("diagonal", StartedMixture, [1], False),
+        ("diagonal", IndependentGammaMixture, [0, 1], True),
+        ("diagonal", IndependentGammaMixture, [0, 1], False),
+        ("tied", StartedMixture, [0, 1], True),
+        ("spherical", StartedMixture, [1], False),
+        ("spherical", IndependentGammaMixture, [0, 1], True),
     ],
 )
-@pytest.mark.parametrize("given_priors", [False, True])
 def test_closed_form_updates_equal_scikit_learn(
     old_faithful: Tensor,
     covariance: gmm.Covariance,
@@ -403,17 +430,22 @@ def test_closed_form_updates_equal_scikit_learn(
     priors: dict[str, Any] = {}
     if given_priors:
         matrix = data.mT.cov().reshape(len(columns), -1) / 7
+        variances = matrix.diagonal()
+        spread = {"full": matrix, "tied": matrix, "diagonal": variances, "spherical": variances.mean()}
         priors = {
             "weight_concentration_prior": 0.8,
             "mean_precision_prior": 0.05,
             "mean_prior": data[0],
             "degrees_of_freedom_prior": 3.5,
-            "covariance_prior": matrix if covariance == "full" else matrix.diagonal(),
+            "covariance_prior": spread[covariance],
         }
     responsibilities = start(data, 3)
     as_numpy = {name: value.numpy() if isinstance(value, Tensor) else value for name, value in priors.items()}
     fitted = fit_scikit_learn(mixture, data, responsibilities, covariance, **as_numpy)
     assert fitted.converged_
+    if covariance == "tied":
+        names = ("degrees_of_freedom_prior", "covariance_prior")
+        priors |= {name: 3 * torch.as_tensor(getattr(fitted, f"{name}_")).double() for name in names}
     q = Posteriors({"component": dist.Categorical(probs=responsibilities)})
     for _ in range(fitted.n_iter_):
         sweep(q, data, 3, covariance=covariance, **priors)
@@ -434,8 +466,8 @@ def mixture_elbo(q: Posteriors, data: Tensor, priors: dict[str, Tensor], covaria
     block, probs, weights = q[BLOCK], q["component"].probs, q["weights"]
     dim = data.shape[-1]
     df0, inverse0 = priors["degrees_of_freedom_prior"], priors["covariance_prior"]
-    if covariance == "full":
-        spread, scaling = block.df[:, None, None] * block.covariance_matrix, block.precision_scaling
+    if covariance in ("full", "tied"):
+        spread, scaling = block.df[..., None, None] * block.covariance_matrix, block.precision_scaling
         expected_log_det = dim * math.log(2) + block.covariance_matrix.logdet()
         for d in range(dim):
             expected_log_det = expected_log_det + torch.digamma((block.df - d) / 2)
@@ -444,6 +476,14 @@ def mixture_elbo(q: Posteriors, data: Tensor, priors: dict[str, Tensor], covaria
         divergence = ((block.df - df0) * expected_log_det + trace) / 2
         divergence = divergence - log_normalizer(block.df, block.covariance_matrix.logdet(), dim)
         divergence = (divergence + log_normalizer(df0, -inverse0.logdet(), dim)).sum()
+        spread = spread.expand(len(scaling), dim, dim)
+    elif covariance == "spherical":
+        gamma, scaling = torch.distributions.Gamma(block.concentration, block.rate), block.precision_scaling
+        spread = gamma.mean[:, None, None] * torch.eye(dim).to(data)
+        first, second = ((dim * p / 2).expand_as(gamma.rate) for p in (df0, inverse0))
+        prior = torch.distributions.Gamma(first, second)
+        divergence = kl_divergence(gamma, prior).sum()
+        expected_log_det = dim * (torch.digamma(block.concentration) - block.rate.log())
     else:
         spread, scaling = torch.diag_embed(block.concentration / block.rate), block.precision_scaling[:, 0]
         gamma = torch.distributions.Gamma(block.concentration, block.rate)
@@ -519,7 +559,10 @@ def test_a_component_without_points_returns_to_its_prior(old_faithful: Tensor, c
     priors = gmm.default_priors(old_faithful, 2, covariance)
     block = gmm.update_mean_precision(q, old_faithful, 2, covariance=covariance)
     torch.testing.assert_close(block.loc[1], priors["mean_prior"], rtol=1e-12, atol=0)
+    if covariance == "tied":  # whose precision has all points
+        return
     found = block.covariance_matrix[1].inverse() if covariance == "full" else 2 * block.rate[1]
+    found = found / 2 if covariance == "spherical" else found  # of two dimensions
     torch.testing.assert_close(found, priors["covariance_prior"], rtol=1e-10, atol=0)
 
 
@@ -544,7 +587,7 @@ DATA = torch.tensor([[1.0, 2.0], [2.0, 1.0], [4.0, 3.0]])
         (DATA * torch.tensor([1.0, 0.0]), 2, {}, DataError, "a column is constant, depends on the others"),
         (DATA, 0, {}, ValueError, "num_components to be an integer of at least 1; got 0"),
         (DATA, 2.0, {}, ValueError, "num_components to be an integer of at least 1; got 2.0"),
-        (DATA, 2, {"covariance": "tied"}, ValueError, "covariance to be 'full' or 'diagonal'; got 'tied'"),
+        (DATA, 2, {"covariance": "diag"}, ValueError, "covariance to be 'full' or 'tied' or .*; got 'diag'"),
         (DATA, 2, {"degrees_of_freedom_prior": 1.0}, ValueError, "degrees_of_freedom_prior > 1 for full .*; got 1.0"),
         (DATA, 2, {"mean_precision_prior": 0.0}, ValueError, "mean_precision_prior to be positive and finite; got 0.0"),
         (DATA, 2, {"weight_concentration_prior": -1.0}, ValueError, "weight_concentration_prior to be positive"),
@@ -630,7 +673,11 @@ def test_the_predictive_density_of_a_mixture_is_the_average_over_its_posterior(c
     weights = q["weights"].sample((20_000,))
     mean, precision = q["mean", "precision"].sample((20_000,))
     deviation = points[:, None, None] - mean
-    if covariance == "full":
+    if covariance == "tied":
+        precision = precision.unsqueeze(-3)
+    if covariance == "spherical":
+        precision = precision.unsqueeze(-1).expand_as(mean)
+    if covariance in ("full", "tied"):
         square = torch.einsum("...i,...ij,...j->...", deviation, precision, deviation)
         log_density = 0.5 * precision.logdet() - 0.5 * square
     else:

@@ -292,6 +292,18 @@ def test_estimators_and_guides_draw_their_means_and_covariances(clusters: AutoCo
     )
 
 
+@pytest.mark.parametrize("covariance", ["tied", "spherical"])
+def test_a_precision_that_is_shared_is_drawn_of_each_component(covariance: gmm.Covariance) -> None:
+    """Of two components in two columns, where the shape alone does not tell a matrix from rows of variances."""
+    guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")], init=0)
+    CAVI(gmm.model, guide).run(POINTS, 2, covariance=covariance)
+    q = guide.posterior()
+    precision = q["precision"].mean
+    each = precision.expand(2, 2, 2) if covariance == "tied" else precision[:, None, None] * torch.eye(2)
+    found, expected = (plotting.plot_mixture(POINTS, fit) for fit in (guide, (q["mean"].mean, each.inverse())))
+    np.testing.assert_allclose(outlines(found), outlines(expected), rtol=1e-5)
+
+
 def _precisions(fit: Any, kind: str) -> Any:
     """Scikit-learn's precisions as matrices ``[K, D, D]``."""
     eye = np.eye(2)

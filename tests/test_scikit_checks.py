@@ -32,6 +32,7 @@ pd = pytest.importorskip("pandas")
 #: Each estimator with what is read of new data.
 ESTIMATORS: list[tuple[Any, list[str]]] = [
     (GaussianMixture(2, random_state=0), ["predict", "predict_proba", "score_samples"]),
+    (GaussianMixture(2, covariance_type="tied", random_state=0), ["predict", "score_samples"]),
     (BayesianRidge(), ["predict"]),
     (ARDRegression(relative=True), ["predict"]),
     (FactorAnalysis(1), ["transform", "score_samples"]),
@@ -65,6 +66,8 @@ OTHERS = [
     BayesianRidge(max_iter=5),
     PPCA(max_iter=5),
     GaussianMixture(3, covariance_type="diag"),
+    GaussianMixture(3, covariance_type="tied"),
+    GaussianMixture(3, covariance_type="spherical"),
     ARDRegression(max_iter=20),
     BayesianRidge(relative=True, max_iter=20),
     FactorAnalysis(max_iter=20),

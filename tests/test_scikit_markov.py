@@ -38,25 +38,30 @@ def chain(count: int, seed: int = 0) -> Rows:
     return found
 
 
-def test_the_posterior_is_a_fixed_point_of_hmmlearns_updates() -> None:
+@pytest.mark.parametrize("covariance_type", ["full", "tied"])
+def test_the_posterior_is_a_fixed_point_of_hmmlearns_updates(covariance_type: str) -> None:
     rows, lengths = chain(200), [120, 80]
-    found = HiddenMarkovModel(3, tol=1e-14, random_state=0, **PRIORS).fit(rows, lengths=lengths)
-    theirs = VariationalGaussianHMM(3, init_params="", n_iter=3, tol=0.0)
+    found = HiddenMarkovModel(3, covariance_type=covariance_type, tol=1e-14, random_state=0, **PRIORS)
+    found.fit(rows, lengths=lengths)
+    theirs = VariationalGaussianHMM(3, covariance_type, init_params="", n_iter=3, tol=0.0)
     shape: dict[str, Any] = {"transmat_prior": (3, 3), "means_prior": (3, 2), "scale_prior": (3, 2, 2)}
+    shape |= {"scale_prior": (2, 2), "dof_prior": ()} if covariance_type == "tied" else {}
     theirs.n_features, theirs._covars_ = 2, found.covars_
     for name, value in PRIORS.items():
         setattr(theirs, name, value)
-        setattr(theirs, f"{name}_", np.broadcast_to(value, shape.get(name, 3)).astype(float))
+        setattr(theirs, f"{name}_", np.broadcast_to(value, shape.get(name, 3)).astype(float)[()])
     names = [f"{name.removesuffix('_prior')}_posterior_" for name in PRIORS]
     for name in names:
-        setattr(theirs, name, getattr(found, name).copy())
+        setattr(theirs, name, getattr(found, name).copy()[()])  # numbers rather than arrays of one
     theirs.fit(rows, lengths)
     for name in names:
         np.testing.assert_allclose(getattr(theirs, name), getattr(found, name), rtol=1e-5, atol=1e-6, err_msg=name)
 
 
-@pytest.mark.parametrize("covariance_type", ["full", "diag"])
-@pytest.mark.parametrize("lengths", [[15, 8], [20]])
+@pytest.mark.parametrize(
+    ("covariance_type", "lengths"),
+    [("full", [15, 8]), ("full", [20]), ("diag", [20]), ("tied", [12, 8]), ("spherical", [12, 8])],
+)
 def test_the_posterior_is_that_of_coordinate_ascent_on_the_pyro_model(covariance_type: str, lengths: list[int]) -> None:
     rows = chain(sum(lengths))
     found = HiddenMarkovModel(3, covariance_type=covariance_type, tol=1e-13, random_state=0).fit(rows, lengths=lengths)

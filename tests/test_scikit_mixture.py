@@ -16,6 +16,7 @@ from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.errors import ArgumentError
 from pyro_latent.models import gmm
 from pyro_latent.models.estimators import GaussianMixture
+from pyro_latent.models.estimators.base import COVARIANCES
 
 KINDS = ["dirichlet_process", "dirichlet_distribution"]
 Points = np.ndarray[Any, Any]
@@ -80,8 +81,45 @@ def test_the_posterior_and_its_bound_are_scikit_learns(points: Points, kind: str
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("covariance_type", ["full", "diag"])
-def test_the_fit_is_that_of_the_pyro_model_by_hand(points: Points, kind: str, covariance_type: Any) -> None:
+def test_a_tied_fit_is_scikit_learns_whose_points_count_one_kth(points: Points, kind: str) -> None:
+    """With K times its degrees of freedom and its prior of the covariance."""
+    count, spread = 2, np.array([[1.0, 2.0], [2.0, 90.0]])
+    params: dict[str, Any] = {
+        "n_components": count,
+        "covariance_type": "tied",
+        "weight_concentration_prior_type": kind,
+        "weight_concentration_prior": 0.7,
+        "mean_precision_prior": 0.5,
+    }
+    own: dict[str, Any] = {"degrees_of_freedom_prior": count * 3.5, "covariance_prior": count * spread}
+    ours = GaussianMixture(**params, **own, tol=1e-13, random_state=0).fit(points)
+    generator = torch.Generator().manual_seed(np.random.RandomState(0).randint(2**31 - 1))
+    start = gmm.initial_responsibilities(torch.from_numpy(points), count, generator=generator).numpy()
+    theirs = starting_at(
+        start, **params, degrees_of_freedom_prior=3.5, covariance_prior=spread, reg_covar=0.0, tol=1e-9, max_iter=5000
+    ).fit(points)
+    for name in ("weights_", "means_", "covariances_", "precisions_", "mean_precision_"):
+        np.testing.assert_allclose(getattr(ours, name), getattr(theirs, name), rtol=1e-4, atol=1e-5, err_msg=name)
+    np.testing.assert_allclose(ours.predict_proba(points), theirs.predict_proba(points), atol=1e-5)
+    assert ours.degrees_of_freedom_ == pytest.approx(count * theirs.degrees_of_freedom_)
+    assert (np.diff(ours.lower_bounds_) > -1e-9).all()
+
+
+def test_a_spherical_fit_to_one_column_is_scikit_learns(points: Points) -> None:
+    start = np.eye(2)[(points[:, 1] > 65.0).astype(int)]
+    params: dict[str, Any] = {"n_components": 2, "covariance_type": "spherical", "covariance_prior": 30.0}
+    theirs = starting_at(start, **params, reg_covar=0.0, tol=1e-9, max_iter=5000).fit(points[:, 1:])
+    ours = GaussianMixture(**params, tol=1e-13, random_state=0).fit(points[:, 1:])
+    for name in ("weights_", "means_", "covariances_", "precisions_", "mean_precision_", "degrees_of_freedom_"):
+        found, expected = (getattr(fit, name)[np.argsort(fit.means_[:, 0])] for fit in (ours, theirs))
+        np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("covariance_type", "kind"),
+    [("full", KINDS[0]), ("tied", KINDS[0]), ("diag", KINDS[1]), ("spherical", KINDS[0]), ("tied", KINDS[1])],
+)
+def test_the_fit_is_that_of_the_pyro_model_by_hand(points: Points, covariance_type: str, kind: str) -> None:
     found = GaussianMixture(
         3, covariance_type=covariance_type, weight_concentration_prior_type=kind, tol=1e-6, random_state=5
     ).fit(points)
@@ -90,7 +128,7 @@ def test_the_fit_is_that_of_the_pyro_model_by_hand(points: Points, kind: str, co
     data = torch.from_numpy(points)
     start = {"component": gmm.initial_responsibilities(data, 3, generator=generator)}
     guide = AutoConjugate(model, blocks=[("mean", "precision")], init=start)
-    kwargs: Any = {"covariance": {"full": "full", "diag": "diagonal"}[covariance_type]}
+    kwargs: Any = {"covariance": COVARIANCES[covariance_type]}
     result = CAVI(model, guide).run(data, 3, tol=1e-6, max_steps=1000, **kwargs)
     assert found.lower_bound_ == pytest.approx(float(result.elbo[-1]), abs=1e-9) and found.n_iter_ == result.num_steps
     posterior = guide.posterior(joint=True)
@@ -100,9 +138,11 @@ def test_the_fit_is_that_of_the_pyro_model_by_hand(points: Points, kind: str, co
     np.testing.assert_allclose(found.score_samples(points), predictive.log_prob(data), rtol=1e-9)
 
 
-@pytest.mark.parametrize("covariance_type", ["full", "diag"])
-@pytest.mark.parametrize("kind", KINDS)
-def test_the_density_is_that_of_points_averaged_over_draws_of_q(kind: str, covariance_type: str) -> None:
+@pytest.mark.parametrize(
+    ("covariance_type", "kind"),
+    [("full", KINDS[0]), ("diag", KINDS[0]), ("full", KINDS[1]), ("spherical", KINDS[0]), ("tied", KINDS[0])],
+)
+def test_the_density_is_that_of_points_averaged_over_draws_of_q(covariance_type: str, kind: str) -> None:
     """Draws of the weights and components of q, new components by their prior; within five standard errors."""
     rng = np.random.default_rng(0)
     x = np.concatenate([rng.normal(-2.0, 1.0, 8), rng.normal(3.0, 0.5, 5)])[:, None]
@@ -124,7 +164,10 @@ def test_the_density_is_that_of_points_averaged_over_draws_of_q(kind: str, covar
         weights = np.c_[rng.dirichlet(found.weight_concentration_, size=draws), np.zeros(draws)]
     degrees = np.append(found.degrees_of_freedom_, 3.0)
     rates = np.append(found.degrees_of_freedom_ * found.covariances_.ravel(), float(kwargs["covariance_prior"]))
-    precision = rng.gamma(degrees / 2, 2 / rates, size=(draws, 3))
+    size = (draws, 3)
+    if covariance_type == "tied":  # also by the components beyond K
+        degrees, rates, size = degrees[:1], rates[:1], (draws, 1)
+    precision = rng.gamma(degrees / 2, 2 / rates, size=size)
     loc, scaling = np.append(found.means_, x.mean()), np.append(found.mean_precision_, 1.0)
     mean = rng.normal(loc, (scaling * precision) ** -0.5)
     densities = (weights * stats.norm.pdf(at[:, None, None], mean, precision**-0.5)).sum(-1)
@@ -163,7 +206,8 @@ def test_superfluous_components_of_a_process_end_without_points(points: Points) 
 @pytest.mark.parametrize(
     ("params", "words"),
     [
-        ({"covariance_type": "tied"}, "Expected covariance_type to be 'full' or 'diag'; got 'tied'"),
+        ({"covariance_type": "diagonal"}, "Expected covariance_type to be 'full' or 'tied' or .*; got 'diagonal'"),
+        ({"covariance_type": "spherical", "covariance_prior": [1.0, 2.0]}, r"covariance_prior of shape \[\] for sph"),
         ({"weight_concentration_prior_type": "dp"}, "Expected weight_concentration_prior_type to be"),
         ({"n_components": 0}, "Expected n_components to be an integer of at least 1; got 0"),
         ({"n_init": 1.5}, "Expected n_init to be an integer"),

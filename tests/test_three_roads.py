@@ -92,8 +92,10 @@ def test_written_normal_gamma_updates_are_the_derived_ones(
 
 
 @pytest.mark.parametrize("size", [pytest.param(2, marks=pytest.mark.slow), 3, pytest.param(6, marks=pytest.mark.slow)])
-@pytest.mark.parametrize("covariance", ["full", "diagonal"])
-@pytest.mark.parametrize("priors", [{}, MIXTURE])
+@pytest.mark.parametrize(
+    ("covariance", "priors"),
+    [("full", {}), ("full", MIXTURE), ("tied", MIXTURE), ("diagonal", {}), ("diagonal", MIXTURE), ("spherical", {})],
+)
 def test_written_mixture_updates_are_the_derived_ones(
     old_faithful: Tensor, size: int, covariance: gmm.Covariance, priors: dict[str, float]
 ) -> None:

@@ -37,7 +37,7 @@ __all__ = [
 
 Array = npt.NDArray[Any]
 #: What the models call the covariances, by scikit-learn's names.
-COVARIANCES: dict[str, Covariance] = {"full": "full", "diag": "diagonal"}
+COVARIANCES: dict[str, Covariance] = {"full": "full", "tied": "tied", "diag": "diagonal", "spherical": "spherical"}
 #: What is only of the fit at hand, and no part of a pickle.
 _OF_THE_FIT = ("model_args_", "model_kwargs_")
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.distributions import IsotropicNormalGamma, NormalWishart, TiedNormalWishart
 from pyro_latent.models.arguments import expected_log
-from pyro_latent.models.gmm.densities import expected_log_density
+from pyro_latent.models.gmm.densities import Components, expected_log_density
 
 from .base import Array
 
@@ -23,7 +23,7 @@ class ChainFactors(NamedTuple):
 
     initial: dist.Dirichlet
     transition: dist.Dirichlet
-    emission: NormalWishart | NormalGamma
+    emission: Components
 
     def log_factors(self, data: Tensor) -> tuple[Array, Array, Array]:
         """E log of the probabilities, ``[K]`` and ``[K, K]``, and of the density of each vector, ``[N, K]``."""
@@ -33,25 +33,27 @@ class ChainFactors(NamedTuple):
     def divergence_from(self, prior: ChainFactors) -> float:
         """KL(q ‖ prior), in nats."""
         found = kl_divergence(self.initial, prior.initial) + kl_divergence(self.transition, prior.transition).sum()
-        return float(found + _divergence(self.emission, prior.emission).sum())
+        return float(found + _divergence(self.emission, prior.emission))
 
 
 def _divergence(q: Any, p: Any) -> Tensor:
-    """KL of factors of a mean and its precision: of the precision, and of the mean given it, averaged."""
+    """KL of the factors of means and precisions: of the precisions, and of the means given them, averaged."""
     ratio = p.precision_scaling / q.precision_scaling
     off = q.loc - p.loc
-    if isinstance(q, NormalWishart):
+    if isinstance(q, NormalWishart | TiedNormalWishart):
         dim = off.shape[-1]
         squares = q.df * ((off.unsqueeze(-2) @ q.covariance_matrix).squeeze(-2) * off).sum(-1)
         precision = _divergence_of_wisharts(q, p)
     else:
-        dim, squares = 1, q.concentration / q.rate * off.square()
+        is_isotropic = isinstance(q, IsotropicNormalGamma)
+        dim = off.shape[-1] if is_isotropic else 1
+        squares = q.concentration / q.rate * (off.square().sum(-1) if is_isotropic else off.square())
         precision = kl_divergence(dist.Gamma(q.concentration, q.rate), dist.Gamma(p.concentration, p.rate))
-    return precision + (dim * (ratio - 1 - ratio.log()) + p.precision_scaling * squares) / 2
+    return precision.sum() + (dim * (ratio - 1 - ratio.log()) + p.precision_scaling * squares).sum() / 2
 
 
 def _divergence_of_wisharts(q: Any, p: Any) -> Tensor:
-    """KL of the precisions of two Normal-Wisharts, ``[K]``."""
+    """KL of the precisions of two Normal-Wisharts, ``[K]``, or of two tied ones, ``[]``."""
     dim = q.loc.shape[-1]
     inverse = torch.cholesky_inverse(torch.linalg.cholesky(p.covariance_matrix))
     trace = (inverse * q.covariance_matrix).sum((-2, -1))

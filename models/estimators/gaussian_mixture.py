@@ -11,11 +11,11 @@ from sklearn.base import DensityMixin
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_latent.distributions import NormalWishart
 from pyro_latent.errors import check_choice, check_count
 from pyro_latent.models import gmm
 from pyro_latent.models.arguments import expected_log
 from pyro_latent.models.gmm.densities import expected_log_density
+from pyro_latent.models.gmm.moments import moments_of
 from pyro_latent.models.gmm.priors import complete_priors
 from pyro_latent.models.gmm.process import expected_log_stick_weights
 
@@ -37,14 +37,20 @@ class GaussianMixture(DensityMixin, Estimator):
     """Clusters by a Bayesian mixture of Gaussians, fitted by exact coordinate ascent.
 
     The model is :func:`pyro_latent.models.gmm.model`, or with ``"dirichlet_process"``
-    :func:`~pyro_latent.models.gmm.process_model`; q is q(component) q(weights) Π_k q(mean_k, precision_k). The priors
+    :func:`~pyro_latent.models.gmm.process_model`; q is q(component) q(weights) Π_k q(mean_k, precision_k), where a
+    tied precision is one for all k. The priors
     are those of scikit-learn's ``BayesianGaussianMixture``, and with full covariances and its ``reg_covar=0`` so is
-    the posterior. (With ``"diag"`` scikit-learn takes E log det precision from a Wishart of D dimensions; here it is
-    that of the model.)
+    the posterior. The others differ where scikit-learn's updates are those of no model:
+
+    - ``"diag"`` and ``"spherical"``: it takes E log det precision from a Wishart of D dimensions; here it is that of
+      Gammas with the same mean, so that fits are the same for D = 1. A spherical precision is
+      Gamma(D v_0 / 2, D ``covariance_prior`` / 2), v_0 the ``degrees_of_freedom_prior``.
+    - ``"tied"``: it counts each point as 1 / K of one. Its fit with v_0 and ``covariance_prior`` is this one with K
+      times both, and its ``degrees_of_freedom_`` is a K-th of that here.
 
     Args:
         n_components: K, the number of components; of a Dirichlet process the most that points lie in.
-        covariance_type: ``"full"`` or ``"diag"``.
+        covariance_type: ``"full"``, ``"tied"`` (one covariance for all), ``"diag"`` or ``"spherical"``.
         tol: the fit has converged once a sweep raises the ELBO by no more than this share of it.
         max_iter: the largest number of sweeps of each start.
         n_init: the number of starts, at clusters of k-means; the one with the highest ELBO is kept.
@@ -52,16 +58,19 @@ class GaussianMixture(DensityMixin, Estimator):
         weight_concentration_prior: concentration of every weight, or of every stick; default 1 / K.
         mean_precision_prior: how many points the prior of a mean is worth; default 1.
         mean_prior: prior mean of the means, ``[D]``, in the unit of the data; default the data's mean.
-        degrees_of_freedom_prior: of the precisions, above D - 1 (full) or 0 (diag); default D.
-        covariance_prior: ``[D, D]`` (full) or ``[D]`` (diag), in the unit of the data squared; default the data's.
+        degrees_of_freedom_prior: of the precisions, above D - 1 (full, tied) or 0 (diag, spherical); default D.
+        covariance_prior: ``[D, D]`` (full, tied), ``[D]`` (diag) or a number (spherical), in the unit of the data
+            squared; default the data's.
         random_state: a seed, a NumPy state, or None for NumPy's global one: for the starts, and for :meth:`sample`.
 
     Attributes (after a fit):
         weights_: the mean weights, ``[K]``; of a Dirichlet process without what lies beyond K, scaled to sum to 1.
         means_: the posterior means of the means, ``[K, D]``.
-        covariances_, precisions_: (E precision_k)⁻¹ and E precision_k, ``[K, D, D]`` (full) or ``[K, D]`` (diag).
+        covariances_, precisions_: (E precision_k)⁻¹ and E precision_k, ``[K, D, D]`` (full), ``[D, D]`` (tied),
+            ``[K, D]`` (diag) or ``[K]`` (spherical).
         weight_concentration_: ``[K]``; of a Dirichlet process the two parameters of the sticks' Beta factors.
-        mean_precision_, degrees_of_freedom_: of q(mean_k, precision_k), ``[K]``.
+        mean_precision_, degrees_of_freedom_: of q(mean_k, precision_k), ``[K]``; the latter of a
+            tied precision is one number.
         lower_bound_: the exact ELBO in nats, all constants included (scikit-learn leaves out those of the priors).
         lower_bounds_, n_iter_, converged_: the ELBO after each sweep, the number of sweeps, whether ``tol`` was met.
         guide_: the :class:`~pyro_latent.AutoConjugate` guide; model_args_, model_kwargs_: its model's arguments.
@@ -167,16 +176,9 @@ class GaussianMixture(DensityMixin, Estimator):
         self._posterior = q = {name: value for name, value in q.items() if name != "component"}
         self._predictive = self._predictive_of(q)
         self.means_ = block.loc.numpy()
-        if isinstance(block, NormalWishart):
-            precision = block.df[:, None, None] * block.covariance_matrix
-            covariance = torch.cholesky_inverse(torch.linalg.cholesky(precision))
-            self.mean_precision_, self.degrees_of_freedom_ = block.precision_scaling.numpy(), block.df.numpy()
-        else:
-            precision = block.concentration / block.rate
-            covariance = 1 / precision
-            self.mean_precision_ = block.precision_scaling[:, 0].numpy()
-            self.degrees_of_freedom_ = 2 * block.concentration[:, 0].numpy()
-        self.precisions_, self.covariances_ = precision.numpy(), covariance.numpy()
+        found = moments_of(block)
+        self.mean_precision_, self.degrees_of_freedom_ = found.mean_precision.numpy(), found.degrees_of_freedom.numpy()
+        self.precisions_, self.covariances_ = found.precision.numpy(), found.covariance.numpy()
         weights = self._predictive.mixture_distribution.probs[: self.n_components]
         self.weights_ = (weights / weights.sum()).numpy()
         if self._is_process:

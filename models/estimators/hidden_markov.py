@@ -14,7 +14,6 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
 
-from pyro_latent.distributions import NormalWishart
 from pyro_latent.errors import (
     ArgumentError,
     DataError,
@@ -25,6 +24,7 @@ from pyro_latent.errors import (
 )
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.models import gmm, hidden_markov
+from pyro_latent.models.gmm.moments import matrices_of, moments_of
 from pyro_latent.models.gmm.predictive import prior_block
 from pyro_latent.models.gmm.priors import Priors, complete_priors
 
@@ -52,13 +52,14 @@ class HiddenMarkovModel(DensityMixin, Estimator):
 
     Args:
         n_components: K, the number of states.
-        covariance_type: ``"full"`` or ``"diag"``.
+        covariance_type: ``"full"``, ``"tied"`` (one covariance for all), ``"diag"`` or ``"spherical"``.
         startprob_prior, transmat_prior: Dirichlet concentrations of the first state, and of the state after each; a
             number or ``[K]``; default 1 / K.
         means_prior: prior mean of the means, ``[D]``; default the data's mean.
         beta_prior: how many vectors the prior of a mean is worth; default 1.
-        dof_prior: degrees of freedom of the precisions, above D - 1 (full) or 0 (diag); default D.
-        scale_prior: their inverse scale, ``[D, D]`` (full) or ``[D]`` (diag); default the data's covariance.
+        dof_prior: degrees of freedom of the precisions, above D - 1 (full, tied) or 0 (diag, spherical); default D.
+        scale_prior: their inverse scale, ``[D, D]`` (full, tied), ``[D]`` (diag) or a number (spherical); default the
+            data's covariance.
         tol: the fit has converged once a sweep raises the ELBO by no more than this share of it.
         max_iter: the largest number of sweeps of each start.
         n_init: the number of starts, at clusters of k-means; the one with the highest ELBO is kept.
@@ -66,10 +67,10 @@ class HiddenMarkovModel(DensityMixin, Estimator):
 
     Attributes (after a fit):
         startprob_, transmat_, means_: posterior means, ``[K]``, ``[K, K]`` (from row to column) and ``[K, D]``.
-        covars_: (E precision_k)⁻¹, ``[K, D, D]``, also of ``"diag"``.
+        covars_: (E precision_k)⁻¹, ``[K, D, D]``, whatever their type.
         startprob_posterior_, transmat_posterior_: Dirichlet concentrations of q, ``[K]`` and ``[K, K]``.
         means_posterior_, beta_posterior_, dof_posterior_, scale_posterior_: parameters of q(mean_k, precision_k), in
-            the shapes of the priors with K in front.
+            the shapes of the priors with K in front; the last two of a tied precision without.
         lower_bound_, lower_bounds_, n_iter_, converged_: the exact ELBO in nats, that after each sweep, the number of
             sweeps, whether ``tol`` was met.
         guide_: an :class:`~pyro_latent.AutoConjugate` guide of the model with this posterior; model_args_,
@@ -237,16 +238,11 @@ class HiddenMarkovModel(DensityMixin, Estimator):
         self.startprob_posterior_ = initial.concentration.numpy()
         self.transmat_posterior_ = transition.concentration.numpy()
         self.means_ = self.means_posterior_ = block.loc.numpy()
-        if isinstance(block, NormalWishart):
-            scale = torch.cholesky_inverse(torch.linalg.cholesky(block.covariance_matrix))
-            self.beta_posterior_, self.dof_posterior_ = block.precision_scaling.numpy(), block.df.numpy()
-            self.covars_ = (scale / block.df[:, None, None]).numpy()
-        else:
-            scale = 2 * block.rate
-            self.beta_posterior_ = block.precision_scaling[:, 0].numpy()
-            self.dof_posterior_ = 2 * block.concentration[:, 0].numpy()
-            self.covars_ = torch.diag_embed(block.rate / block.concentration).numpy()
-        self.scale_posterior_ = scale.numpy()
+        found = moments_of(block)
+        self.beta_posterior_, self.dof_posterior_ = found.mean_precision.numpy(), found.degrees_of_freedom.numpy()
+        dof = found.degrees_of_freedom.reshape(-1, *[1] * (found.covariance.ndim - 1))
+        self.scale_posterior_ = (dof * found.covariance).reshape(found.covariance.shape).numpy()
+        self.covars_ = matrices_of(block, found).numpy()
 
     def _dtype(self) -> torch.dtype:
         return torch.float64

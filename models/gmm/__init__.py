@@ -6,12 +6,14 @@
 The priors have the names, meanings and defaults of scikit-learn's ``BayesianGaussianMixture``: a_0 is
 ``weight_concentration_prior``, k_0 ``mean_precision_prior``, m_0 ``mean_prior``, v_0 ``degrees_of_freedom_prior``, and
 ``covariance_prior`` is W_0⁻¹, so that the prior mean of a precision is v_0 W_0. With diagonal covariances each
-dimension has its own precision, Gamma(v_0 / 2, ``covariance_prior`` / 2), which is the Wishart of one dimension. (There
-scikit-learn takes E[log det precision] from a D-dimensional Wishart instead, so its diagonal fit is this model's only
-for D = 1.)
+dimension has its own precision, Gamma(v_0 / 2, ``covariance_prior`` / 2), which is the Wishart of one dimension; with
+spherical ones all D dimensions share Gamma(D v_0 / 2, D ``covariance_prior`` / 2), of the same mean. (For both
+scikit-learn takes E[log det precision] from a D-dimensional Wishart instead, so its fits are this model's only for
+D = 1.) With tied ones all components share a precision, Wishart(v_0, W_0). (There scikit-learn divides the counts by K:
+its fit is this model's with K v_0 and K times ``covariance_prior``.)
 
-The posterior is approximated by q(component) q(weights) q(mean, precision), the last factor Normal-Wishart, or
-Normal-Gamma where covariances are diagonal.
+The posterior is approximated by q(component) q(weights) q(mean, precision), the last factor Normal-Wishart, tied or for
+each component, or Normal-Gamma where covariances are diagonal or spherical.
 
 ``process_model`` is the same with the weights of a Dirichlet process, broken sticks, in place of the Dirichlet.
 

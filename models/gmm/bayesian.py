@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import pyro
@@ -15,15 +16,15 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalWishart, TiedNormalWishart
 from pyro_latent.models.arguments import Guided, expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
-from .densities import expected_log_density, inverse, normal, normal_of_component, sample_components
-from .priors import Covariance, Prior, Priors, check, complete_priors
+from .densities import Components, expected_log_density, inverse, normal, normal_of_component, sample_components
+from .priors import Covariance, Prior, Priors, check, complete_priors, has_matrices
 from .starts import initial_responsibilities, weighted_means
 
-Start: TypeAlias = Callable[[], tuple[dist.Dirichlet, NormalWishart | NormalGamma]]
+Start: TypeAlias = Callable[[], tuple[dist.Dirichlet, Components]]
 
 
 def model(
@@ -40,19 +41,20 @@ def model(
     """A Gaussian mixture; sites ``weights``, ``precision``, ``mean``, ``component`` and ``obs``.
 
     ``weights`` has event shape ``[K]``. ``precision`` and ``mean`` are in plate ``components`` of size K, with event
-    shapes ``[D, D]`` (full) or ``[D]`` (diagonal) and ``[D]``. ``component``, marked for parallel enumeration, and
-    ``obs`` are in plate ``data`` of size N.
+    shapes ``[D, D]`` (full), ``[D]`` (diagonal) or ``[]`` (spherical), and ``[D]``; a tied precision, ``[D, D]``, is
+    outside of it. ``component``, marked for parallel enumeration, and ``obs`` are in plate ``data`` of size N.
 
     Args:
         data: the points, shape ``[N, D]``, floating; its dtype and device are the model's.
         num_components: K, at least 1.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
         weight_concentration_prior: Dirichlet concentration of every component, scalar or ``[K]``; default 1 / K.
         mean_precision_prior: how many points the prior of a mean is worth, scalar; default 1.
         mean_prior: prior mean of the means, shape ``[D]``, in the unit of the data; default the data's mean.
-        degrees_of_freedom_prior: Wishart degrees of freedom, a scalar above D - 1 (full) or 0 (diagonal); default D.
-        covariance_prior: inverse scale of the precisions, shape ``[D, D]`` (full) or ``[D]`` (diagonal), in the unit
-            of the data squared; default the empirical covariance or variance, divisor N - 1.
+        degrees_of_freedom_prior: Wishart degrees of freedom, a scalar above D - 1 (full, tied) or 0; default D.
+        covariance_prior: inverse scale of the precisions, shape ``[D, D]`` (full, tied), ``[D]`` (diagonal) or ``[]``
+            (spherical), in the unit of the data squared; default the empirical covariance, its diagonal, or the mean
+            of that, divisor N - 1.
 
     A default prior depends on the points passed. With minibatches pass ``**default_priors(...)`` of all the data.
 
@@ -94,7 +96,7 @@ def update_component(
         q: current posteriors; ``q["weights"]`` and ``q[("mean", "precision")]`` are read.
         data: the points, shape ``[N, D]``.
         num_components: K.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
         **priors: the model's priors; not needed here.
 
     Returns:
@@ -121,7 +123,7 @@ def update_weights(
         q: current posteriors; ``q["component"]`` is read.
         data: the points, shape ``[N, D]``.
         num_components: K.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
         **priors: the model's priors.
 
     Returns:
@@ -142,29 +144,36 @@ def update_mean_precision(
     *,
     covariance: Covariance = "full",
     **priors: Prior,
-) -> NormalWishart | NormalGamma:
+) -> Components:
     """Update of q(mean, precision): the conjugate posterior of each component, given its responsibilities.
 
     Args:
         q: current posteriors; ``q["component"]`` is read.
         data: the points, shape ``[N, D]``.
         num_components: K.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
         **priors: the model's priors.
 
     Returns:
-        A Normal-Wishart of batch shape ``[K]`` (full), or Normal-Gammas of batch shape ``[K, D]`` (diagonal).
+        A Normal-Wishart of batch shape ``[K]`` (full), Normal-Gammas of batch shape ``[K, D]`` (diagonal), an isotropic
+        Normal-Gamma of batch shape ``[K]`` (spherical), or one tied Normal-Wishart.
 
     Source: [4] (80), (89); Bishop 2006 (10.51)-(10.53), (10.59)-(10.63).
     """
     prior = complete_priors(data, num_components, covariance, **priors)
     responsibilities = _scaled_responsibilities(q, data, num_components, "mean")
-    if covariance == "full":
-        return _normal_wishart(data, responsibilities, prior)
-    return _normal_gamma(data, responsibilities, prior)
+    if has_matrices(covariance):
+        return _wisharts(data, responsibilities, prior, covariance == "tied")
+    gammas = _normal_gamma(data, responsibilities, prior)
+    if covariance == "diagonal":
+        return gammas
+    concentration, rate = gammas.concentration.sum(-1), gammas.rate.sum(-1)  # one precision of all dimensions
+    return IsotropicNormalGamma(gammas.loc, gammas.precision_scaling[:, 0], concentration, rate)
 
 
-def _normal_wishart(data: Tensor, responsibilities: Tensor, prior: Priors) -> NormalWishart:
+def _wisharts(
+    data: Tensor, responsibilities: Tensor, prior: Priors, is_tied: bool
+) -> NormalWishart | TiedNormalWishart:
     counts, means = weighted_means(data, responsibilities)
     scatter = torch.stack(
         [
@@ -176,6 +185,9 @@ def _normal_wishart(data: Tensor, responsibilities: Tensor, prior: Priors) -> No
     loc = prior.mean + (counts / scaling).unsqueeze(-1) * deviation
     shrinkage = prior.mean_precision * counts / scaling
     between = shrinkage[:, None, None] * deviation.unsqueeze(-1) * deviation.unsqueeze(-2)
+    if is_tied:
+        scale_matrix = inverse(prior.covariance + (scatter + between).sum(0))
+        return TiedNormalWishart(loc, scaling, prior.degrees_of_freedom + counts.sum(), scale_matrix)
     scale_matrix = inverse(prior.covariance + scatter + between)
     return NormalWishart(loc, scaling, prior.degrees_of_freedom + counts, scale_matrix)
 
@@ -188,7 +200,7 @@ def _normal_gamma(data: Tensor, responsibilities: Tensor, prior: Priors) -> Norm
     )
     half = NormalGammaPrior(prior.mean, prior.mean_precision, prior.degrees_of_freedom / 2, prior.covariance / 2)
     after = conjugate_parameters(half, Summary(counts.unsqueeze(-1), means, scatter))
-    return NormalGamma(*torch.broadcast_tensors(*after))
+    return NormalGamma(*(p.expand(means.shape) for p in after))
 
 
 def _scaled_responsibilities(q: Mapping[Any, Any], data: Tensor, num_components: int, own: str) -> Tensor:
@@ -203,7 +215,7 @@ updates: dict[str | tuple[str, str], Callable[..., Any]] = {
     "weights": update_weights,
     ("mean", "precision"): update_mean_precision,
 }
-"""The closed-form updates, for both kinds of covariance; Bishop 2006 §10.2.1."""
+"""The closed-form updates, for all kinds of covariance; Bishop 2006 §10.2.1."""
 
 
 def guide(
@@ -219,13 +231,14 @@ def guide(
 
     Parameters: ``weight_concentration`` ``[K]``, ``mean_loc`` ``[K, D]``, ``mean_precision_scaling`` ``[K]``, and
     ``precision_df`` ``[K]`` with ``precision_scale_tril`` ``[K, D, D]``, the Cholesky factor of the Wishart's scale
-    matrix (full), or ``precision_concentration`` ``[K]`` with ``precision_rate`` ``[K, D]`` (diagonal). They start at
-    the closed-form update for the clusters of :func:`initial_responsibilities`, drawn from torch's random state.
+    matrix (full; tied: without K), or ``precision_concentration`` ``[K]`` with ``precision_rate`` ``[K, D]`` (diagonal)
+    or ``[K]`` (spherical). They start at the closed-form update for the clusters of :func:`initial_responsibilities`,
+    drawn from torch's random state.
 
     Args:
         data: the points, shape ``[N, D]``.
         num_components: K.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
         **priors: the model's priors.
 
     Raises:
@@ -252,13 +265,13 @@ def _sample_factors(start: Start, num_components: int, width: int, covariance: C
     """Sites ``precision`` and ``mean`` of a guide, whose parameters start at the second of ``start()``."""
     loc = pyro.param("mean_loc", lambda: start()[1].loc)
     scaling = pyro.param("mean_precision_scaling", lambda: _scaling(start), constraint=constraints.positive)
-    with pyro.plate("components", num_components):
-        if covariance == "full":
-            precision = pyro.sample("precision", _wishart(start, width))
-            pyro.sample("mean", normal(loc, scaling[:, None, None] * precision, covariance))
-        else:
-            precision = pyro.sample("precision", _gammas(start))
-            pyro.sample("mean", normal(loc, scaling.unsqueeze(-1) * precision, covariance))
+    wide = scaling.reshape(num_components, *[1] * {"diagonal": 1, "spherical": 0}.get(covariance, 2))
+    plate = pyro.plate("components", num_components)
+    with nullcontext() if covariance == "tied" else plate:
+        prior = _wishart(start, width) if has_matrices(covariance) else _gammas(start, covariance)
+        precision = pyro.sample("precision", prior)
+    with plate:
+        pyro.sample("mean", normal(loc, wide * precision, covariance))
 
 
 def full_guide(
@@ -291,10 +304,15 @@ def _first_responsibilities(data: Tensor, num_components: int, options: dict[str
     """The update of q(component) at the other factors' parameters, of which none is near zero."""
     value = {name: param.detach() for name, param in pyro.get_param_store().items()}
     loc, scaling = value["mean_loc"], value["mean_precision_scaling"]
-    block: NormalWishart | NormalGamma
-    if options["covariance"] == "full":
-        tril = value["precision_scale_tril"]
-        block = NormalWishart(loc, scaling, value["precision_df"], tril @ tril.mT)
+    block: Components
+    if has_matrices(options["covariance"]):
+        tril, kind = (
+            value["precision_scale_tril"],
+            TiedNormalWishart if options["covariance"] == "tied" else NormalWishart,
+        )
+        block = kind(loc, scaling, value["precision_df"], tril @ tril.mT)
+    elif options["covariance"] == "spherical":
+        block = IsotropicNormalGamma(loc, scaling, value["precision_concentration"], value["precision_rate"])
     else:
         gammas = value["precision_concentration"].unsqueeze(-1), value["precision_rate"]
         block = NormalGamma(*torch.broadcast_tensors(loc, scaling.unsqueeze(-1), *gammas))
@@ -303,7 +321,7 @@ def _first_responsibilities(data: Tensor, num_components: int, options: dict[str
     return probs / probs.sum(-1, keepdim=True)
 
 
-def _start(data: Tensor, num_components: int, **options: Any) -> tuple[dist.Dirichlet, NormalWishart | NormalGamma]:
+def _start(data: Tensor, num_components: int, **options: Any) -> tuple[dist.Dirichlet, Components]:
     """The updates of q(weights) and q(mean, precision) at clusters of the data."""
     q = {"component": dist.Categorical(probs=initial_responsibilities(data, num_components))}
     return update_weights(q, data, num_components, **options), update_mean_precision(q, data, num_components, **options)
@@ -312,7 +330,7 @@ def _start(data: Tensor, num_components: int, **options: Any) -> tuple[dist.Diri
 def _scaling(start: Start) -> Tensor:
     """The precision scaling ``[K]``, which Normal-Gammas have for each dimension."""
     block = start()[1]
-    return block.precision_scaling if isinstance(block, NormalWishart) else block.precision_scaling[:, 0].clone()
+    return block.precision_scaling[:, 0].clone() if isinstance(block, NormalGamma) else block.precision_scaling
 
 
 def _wishart(start: Start, dim: int) -> dist.Wishart:
@@ -325,9 +343,13 @@ def _wishart(start: Start, dim: int) -> dist.Wishart:
     return dist.Wishart(df, scale_tril=scale_tril)
 
 
-def _gammas(start: Start) -> dist.Independent:
-    concentration = pyro.param(
-        "precision_concentration", lambda: start()[1].concentration[:, 0].clone(), constraint=constraints.positive
-    )
+def _gammas(start: Start, covariance: Covariance) -> dist.TorchDistribution:
+    def first() -> Tensor:
+        found: Tensor = start()[1].concentration
+        return found if covariance == "spherical" else found[:, 0].clone()
+
+    concentration = pyro.param("precision_concentration", first, constraint=constraints.positive)
     rate = pyro.param("precision_rate", lambda: start()[1].rate, constraint=constraints.positive)
+    if covariance == "spherical":
+        return dist.Gamma(concentration, rate)
     return dist.Gamma(concentration.unsqueeze(-1), rate).to_event(1)

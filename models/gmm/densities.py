@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
+from typing import TypeAlias
 
 import pyro
 import pyro.distributions as dist
@@ -10,30 +12,43 @@ import torch
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalWishart, TiedNormalWishart
 
-from .priors import Covariance, Priors
+from .priors import Covariance, Priors, has_matrices
+
+#: The posterior of the means and precisions of K components; what is tied is one distribution of them all.
+Components: TypeAlias = NormalWishart | TiedNormalWishart | NormalGamma | IsotropicNormalGamma
 
 
 def sample_components(priors: Priors, covariance: Covariance) -> tuple[Tensor, Tensor]:
-    """Sites ``precision`` and ``mean`` of the K components, in plate ``components``; the mean and the precision."""
-    with pyro.plate("components", len(priors.weight_concentration)):
+    """Sites ``precision`` and ``mean`` of the K components, in plate ``components``; the mean and the precision.
+
+    A tied precision is outside of the plate.
+    """
+    plate = pyro.plate("components", len(priors.weight_concentration))
+    with nullcontext() if covariance == "tied" else plate:
         precision = pyro.sample("precision", prior_of_precision(priors, covariance))
+    with plate:
         mean = pyro.sample("mean", normal(priors.mean, priors.mean_precision * precision, covariance))
     return mean, precision
 
 
 def prior_of_precision(priors: Priors, covariance: Covariance) -> dist.TorchDistribution:
-    if covariance == "full":
+    if has_matrices(covariance):
         return dist.Wishart(priors.degrees_of_freedom, covariance_matrix=inverse(priors.covariance))
-    return dist.Gamma(priors.degrees_of_freedom / 2, priors.covariance / 2).to_event(1)
+    half = priors.degrees_of_freedom / 2, priors.covariance / 2
+    if covariance == "diagonal":
+        return dist.Gamma(*half).to_event(1)
+    dim = len(priors.mean)
+    return dist.Gamma(dim * half[0], dim * half[1])
 
 
 def normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> dist.TorchDistribution:
-    """A normal of event shape ``[D]``, whose precision is ``[..., D, D]`` (full) or ``[..., D]``."""
-    if covariance == "full":
+    """A normal of event shape ``[D]``; its precision is ``[..., D, D]`` (full, tied), ``[..., D]`` or ``[...]``."""
+    if has_matrices(covariance):
         return dist.MultivariateNormal(loc, precision_matrix=precision)
-    return dist.Normal(loc, precision.rsqrt()).to_event(1)
+    scale = precision.rsqrt()
+    return dist.Normal(loc, scale.unsqueeze(-1) if covariance == "spherical" else scale).to_event(1)
 
 
 def _of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
@@ -50,14 +65,24 @@ def normal_of_component(
 ) -> dist.TorchDistribution:
     """The normal of each point, given its component."""
     loc = _of_component(mean, component, 1)
-    chosen = _of_component(precision, component, 2 if covariance == "full" else 1)
-    return normal(loc, chosen, covariance)
+    if covariance == "tied":
+        return normal(loc, precision, covariance)
+    event_dim = {"full": 2, "diagonal": 1, "spherical": 0}[covariance]
+    return normal(loc, _of_component(precision, component, event_dim), covariance)
 
 
-def expected_log_density(data: Tensor, block: NormalWishart | NormalGamma) -> Tensor:
+def of_each(block: TiedNormalWishart) -> NormalWishart:
+    """The distribution of each mean and the precision that all share, of batch shape ``[K]``."""
+    return NormalWishart(block.loc, block.precision_scaling, block.df, block.covariance_matrix)
+
+
+def expected_log_density(data: Tensor, block: Components) -> Tensor:
     """E log N(x_n | mean_k, precision_k⁻¹) under the posterior of each component, shape ``[N, K]``."""
-    if isinstance(block, NormalWishart):
-        return _expected_log_density_full(data, block)
+    if isinstance(block, NormalWishart | TiedNormalWishart):
+        return _expected_log_density_full(data, block if isinstance(block, NormalWishart) else of_each(block))
+    if isinstance(block, IsotropicNormalGamma):  # a sum over dimensions: what they share makes no difference
+        numbers = (p.unsqueeze(-1) for p in (block.precision_scaling, block.concentration, block.rate))
+        block = NormalGamma(block.loc, *numbers)
     return _expected_log_density_diagonal(data, block)
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import functools
 import math
-from typing import Literal, TypeAlias, get_args
 
 import pyro
 import pyro.distributions as dist
@@ -18,17 +17,15 @@ from torch.distributions import constraints
 from pyro_latent.errors import ArgumentError
 from pyro_latent.models.arguments import Guided
 
-from .priors import check, empirical_covariance
+from .priors import Covariance, check, empirical_covariance, has_matrices
 from .starts import initial_responsibilities, weighted_means
 
-MLCovariance: TypeAlias = Literal["full", "tied", "diagonal", "spherical"]
 
-
-def ml_guide(data: Tensor, num_components: int, *, covariance: MLCovariance = "full", reg_covar: float = 0.0) -> None:
+def ml_guide(data: Tensor, num_components: int, *, covariance: Covariance = "full", reg_covar: float = 0.0) -> None:
     """A guide without a site, for ``SVI`` with ``TraceEnum_ELBO``, which sums the components out exactly."""
 
 
-def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "full", reg_covar: float = 0.0) -> None:
+def ml_model(data: Tensor, num_components: int, *, covariance: Covariance = "full", reg_covar: float = 0.0) -> None:
     """The mixture with parameters ``weights``, ``mean`` and ``covariance``, for maximum likelihood by ``EM``.
 
     ``weights`` is ``[K]``, ``mean`` ``[K, D]``, and ``covariance`` ``[K, D, D]`` (full), ``[D, D]`` (tied, shared by
@@ -59,11 +56,11 @@ def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "f
 
     Source: [4] (31)-(44), Bishop 2006 (9.7)-(9.13), §9.2.2.
     """
-    check(data, num_components, covariance, get_args(MLCovariance))
+    check(data, num_components, covariance)
     if not 0 <= reg_covar < math.inf:
         raise ArgumentError(f"Expected reg_covar to be a finite number >= 0; got {reg_covar}. Write reg_covar=1e-6.")
     start = functools.cache(lambda: ml_start(data, num_components, covariance))
-    is_matrix = covariance in ("full", "tied")
+    is_matrix = has_matrices(covariance)
     weights = pyro.param("weights", lambda: start()["weights"], constraint=constraints.simplex)
     mean = pyro.param("mean", lambda: start()["mean"])
     spread = pyro.param(
@@ -84,7 +81,7 @@ def ml_model(data: Tensor, num_components: int, *, covariance: MLCovariance = "f
             pyro.factor("noise", -reg_covar / 2 * _trace_of_inverse(of_point, covariance, data.shape[-1]))
 
 
-def _trace_of_inverse(of_point: Tensor, covariance: MLCovariance, dim: int) -> Tensor:
+def _trace_of_inverse(of_point: Tensor, covariance: Covariance, dim: int) -> Tensor:
     if covariance == "spherical":
         return dim / of_point
     if covariance == "diagonal":
@@ -92,7 +89,7 @@ def _trace_of_inverse(of_point: Tensor, covariance: MLCovariance, dim: int) -> T
     return (torch.linalg.inv(of_point) * torch.eye(dim, dtype=of_point.dtype, device=of_point.device)).sum((-2, -1))
 
 
-def ml_start(data: Tensor, num_components: int, covariance: MLCovariance = "full") -> dict[str, Tensor]:
+def ml_start(data: Tensor, num_components: int, covariance: Covariance = "full") -> dict[str, Tensor]:
     """Where the parameters of :func:`ml_model` start: at the means of k-means clusters drawn from torch's random state.
 
     Returns:
@@ -102,7 +99,7 @@ def ml_start(data: Tensor, num_components: int, covariance: MLCovariance = "full
     Raises:
         DataError, ValueError: as :func:`ml_model` does, and DataError if the data has no empirical covariance.
     """
-    check(data, num_components, covariance, get_args(MLCovariance))
+    check(data, num_components, covariance)
     matrix = empirical_covariance(data, "full")
     shared = {"full": matrix, "tied": matrix, "diagonal": matrix.diagonal(), "spherical": matrix.diagonal().mean()}
     spread = shared[covariance]

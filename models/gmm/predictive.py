@@ -9,10 +9,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent.distributions import NormalGamma, NormalWishart
+from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalWishart, TiedNormalWishart
 from pyro_latent.errors import ArgumentTypeError
 
-from .densities import inverse
+from .densities import Components, inverse, of_each
 from .priors import Covariance, Prior, Priors, complete_priors
 from .process import mean_stick_weights
 
@@ -59,23 +59,30 @@ def process_predictive(
     weights = mean_stick_weights(_weights(q, "stick"))
     block = q["mean", "precision"]
     new = prior_block(complete_priors(data, num_components, covariance, **priors), covariance)
-    parts = {name: torch.cat([getattr(block, name), getattr(new, name)]) for name in block.arg_constraints}
-    return dist.MixtureSameFamily(dist.Categorical(weights), _student(type(block)(**parts)))
+    shared = ("df", "covariance_matrix") if isinstance(block, TiedNormalWishart) else ()
+    own = [name for name in block.arg_constraints if name not in shared]
+    parts = {name: torch.cat([getattr(block, name), getattr(new, name)]) for name in own}
+    whole = type(block)(**parts, **{name: getattr(block, name) for name in shared})
+    return dist.MixtureSameFamily(dist.Categorical(weights), _student(whole))
 
 
-def prior_block(priors: Priors, covariance: Covariance) -> NormalWishart | NormalGamma:
-    """The prior of the mean and the precision of one component, of batch shape ``[1]`` (full) or ``[1, D]``."""
+def prior_block(priors: Priors, covariance: Covariance) -> Components:
+    """The prior of the mean and the precision of one component: K = 1; with diagonal covariances ``[1, D]``."""
+    loc, scaling = priors.mean[None], priors.mean_precision[None]
     if covariance == "full":
-        scaling, degrees = priors.mean_precision[None], priors.degrees_of_freedom[None]
-        return NormalWishart(priors.mean[None], scaling, degrees, inverse(priors.covariance)[None])
+        return NormalWishart(loc, scaling, priors.degrees_of_freedom[None], inverse(priors.covariance)[None])
+    if covariance == "tied":
+        return TiedNormalWishart(loc, scaling, priors.degrees_of_freedom, inverse(priors.covariance))
     half = priors.degrees_of_freedom / 2, priors.covariance[None] / 2
-    return NormalGamma(*torch.broadcast_tensors(priors.mean[None], priors.mean_precision, *half))
+    if covariance == "spherical":
+        return IsotropicNormalGamma(loc, scaling, *(loc.shape[-1] * p for p in half))
+    return NormalGamma(*torch.broadcast_tensors(loc, priors.mean_precision, *half))
 
 
 def _weights(q: Mapping[Any, Any], site: str) -> Any:
     """The posterior of the weights, or of their sticks; mean and precision are in one block."""
     block = q.get(("mean", "precision")) if isinstance(q, Mapping) and site in q else None
-    if not isinstance(block, NormalWishart | NormalGamma):
+    if not isinstance(block, Components):
         raise ArgumentTypeError(
             "Expected a posterior with mean and precision in one block; got "
             f"{list(q) if isinstance(q, Mapping) else q!r}. Write guide.posterior(joint=True), of "
@@ -84,12 +91,16 @@ def _weights(q: Mapping[Any, Any], site: str) -> Any:
     return q[site]
 
 
-def _student(block: NormalWishart | NormalGamma) -> dist.TorchDistribution:
+def _student(block: Components) -> dist.TorchDistribution:
     """A point of each component, its mean and precision averaged over."""
-    if isinstance(block, NormalGamma):
+    if isinstance(block, NormalGamma | IsotropicNormalGamma):
         spread = block.rate * (1 + block.precision_scaling) / (block.concentration * block.precision_scaling)
-        return dist.StudentT(2 * block.concentration, block.loc, spread.sqrt()).to_event(1)
-    df = block.df + 1 - block.loc.shape[-1]
-    spread = (1 + block.precision_scaling) / (block.precision_scaling * df)
-    factor = torch.linalg.cholesky(block.covariance_matrix.inverse())
-    return dist.MultivariateStudentT(df, block.loc, spread.sqrt()[..., None, None] * factor)
+        if isinstance(block, NormalGamma):
+            return dist.StudentT(2 * block.concentration, block.loc, spread.sqrt()).to_event(1)
+        scale = spread.sqrt().unsqueeze(-1).expand(block.loc.shape)
+        return dist.MultivariateStudentT(2 * block.concentration, block.loc, scale.diag_embed())
+    each = block if isinstance(block, NormalWishart) else of_each(block)
+    df = each.df + 1 - each.loc.shape[-1]
+    spread = (1 + each.precision_scaling) / (each.precision_scaling * df)
+    factor = torch.linalg.cholesky(each.covariance_matrix.inverse())
+    return dist.MultivariateStudentT(df, each.loc, spread.sqrt()[..., None, None] * factor)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple, TypeAlias
+from typing import Literal, NamedTuple, TypeAlias, get_args
 
 import torch
 from torch import Tensor
@@ -11,15 +11,15 @@ from pyro_latent.errors import ArgumentError, DataError, check_choice, check_cou
 from pyro_latent.models.arguments import check_data
 from pyro_latent.values import as_tensor, kind_of
 
-Covariance: TypeAlias = Literal["full", "diagonal"]
+Covariance: TypeAlias = Literal["full", "tied", "diagonal", "spherical"]
 Prior: TypeAlias = float | Tensor | None
 
 
 class Priors(NamedTuple):
     """The prior's parameters as tensors of the data's dtype.
 
-    ``weight_concentration`` is ``[K]``, ``mean`` ``[D]``, ``covariance`` ``[D, D]`` (full) or ``[D]`` (diagonal); the
-    others are scalars.
+    ``weight_concentration`` is ``[K]``, ``mean`` ``[D]``, ``covariance`` ``[D, D]`` (full, tied), ``[D]`` (diagonal) or
+    a scalar (spherical); the others are scalars.
     """
 
     weight_concentration: Tensor
@@ -39,11 +39,12 @@ def default_priors(data: Tensor, num_components: int, covariance: Covariance = "
     Args:
         data: the points, shape ``[N, D]``.
         num_components: K.
-        covariance: ``"full"`` or ``"diagonal"``.
+        covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
 
     Returns:
         ``weight_concentration_prior`` 1 / K ``[K]``, ``mean_precision_prior`` 1 ``[]``, ``mean_prior`` ``[D]``,
-        ``degrees_of_freedom_prior`` D ``[]``, ``covariance_prior`` ``[D, D]`` or ``[D]``.
+        ``degrees_of_freedom_prior`` D ``[]``, ``covariance_prior`` ``[D, D]``, ``[D]`` or
+        ``[]``.
 
     Raises:
         DataError, ValueError: as :func:`model` does.
@@ -74,13 +75,13 @@ def complete_priors(
             raise ArgumentError(f"Expected {name} to be positive and finite; got {value.tolist()}. Write {name}=1.0.")
     mean = _given("mean_prior", mean_prior, data, [dim])
     degrees = _given("degrees_of_freedom_prior", degrees_of_freedom_prior, data, [])
-    least = dim - 1 if covariance == "full" else 0
+    least = dim - 1 if has_matrices(covariance) else 0
     if degrees is not None and not bool(degrees > least):
         raise ArgumentError(
             f"Expected degrees_of_freedom_prior > {least} for {covariance} covariances in {dim} dimensions; "
             f"got {degrees_of_freedom_prior}. Write degrees_of_freedom_prior={dim}, the default."
         )
-    shape = [dim, dim] if covariance == "full" else [dim]
+    shape = {"diagonal": [dim], "spherical": []}.get(covariance, [dim, dim])
     scale = _given("covariance_prior", covariance_prior, data, shape, note=f" for {covariance} covariances")
     if scale is not None and not _is_positive_definite(scale):
         raise ArgumentError(
@@ -96,6 +97,11 @@ def complete_priors(
     )
 
 
+def has_matrices(covariance: Covariance) -> bool:
+    """Whether covariances are matrices, with a Wishart prior of the precision."""
+    return covariance in ("full", "tied")
+
+
 def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str = "") -> Tensor | None:
     """A prior that is given, in the data's dtype and on its device; it has one of the shapes."""
     if value is None:
@@ -108,7 +114,7 @@ def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str 
 
 
 def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
-    """The covariance ``[D, D]`` (full) or the variances ``[D]`` of the data, divisor N - 1.
+    """The covariance ``[D, D]`` (full, tied), the variances ``[D]``, or their mean ``[]`` (spherical), divisor N - 1.
 
     Raises:
         DataError: if it is not positive definite.
@@ -118,10 +124,12 @@ def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
             f"Expected at least 2 points for an empirical covariance; got {len(data)}. Give covariance_prior."
         )
     deviations = data - data.mean(0)
-    value = deviations.mT @ deviations if covariance == "full" else deviations.square().sum(0)
+    value = deviations.mT @ deviations if has_matrices(covariance) else deviations.square().sum(0)
     value = value / (len(data) - 1)
-    has_constant = bool((data == data[0]).all(0).any())  # from its mean, which is rounded, it may deviate
-    if has_constant or not _is_positive_definite(value):
+    is_constant = (data == data[0]).all(0)  # from its mean, which is rounded, it may deviate
+    if covariance == "spherical":
+        value, is_constant = value.mean(), is_constant.all(0, keepdim=True)
+    if bool(is_constant.any()) or not _is_positive_definite(value):
         raise DataError(
             "Expected data with a positive definite empirical covariance; a column is constant, depends on the others, "
             "or is not finite. Drop it, or give covariance_prior."
@@ -130,21 +138,21 @@ def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
 
 
 def _is_positive_definite(value: Tensor) -> bool:
-    if value.dim() == 1:
+    if value.dim() < 2:
         return bool(((value > 0) & value.isfinite()).all())
     if not torch.allclose(value, value.mT, rtol=1e-5):
         return False
     return int(torch.linalg.cholesky_ex(value).info) == 0
 
 
-def check(data: Tensor, num_components: int, covariance: str, allowed: tuple[str, ...] = ("full", "diagonal")) -> None:
+def check(data: Tensor, num_components: int, covariance: str) -> None:
     """Check what every function of the mixture takes.
 
     Raises:
         DataError: if the data is not a floating ``[N, D]`` tensor with N, D >= 1.
-        ValueError: if K is no positive integer, or ``covariance`` none of the allowed ones.
+        ValueError: if K is no positive integer, or ``covariance`` no kind of covariance.
     """
     advice = "Write torch.as_tensor(data).double(), and data.unsqueeze(-1) for points on a line."
     check_data("data", data, "[N, D]", advice)
     check_count("num_components", num_components)
-    check_choice("covariance", covariance, allowed)
+    check_choice("covariance", covariance, get_args(Covariance))

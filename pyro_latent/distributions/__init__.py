@@ -1,6 +1,7 @@
 """Pyro distributions that Pyro lacks: joint ones of a mean and a precision, and reparameterised ones of the notes.
 
-``joint`` has Normal-Gamma and Normal-Wishart, ``joint_normal`` that of several sites, ``joint_normal_gamma`` that with
+``joint`` has Normal-Gamma and Normal-Wishart, ``joint_vectors`` those of vectors with one number, or one matrix, as
+their precision, ``joint_normal`` that of several sites, ``joint_normal_gamma`` that with
 their precision, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
 ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
 of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of other
@@ -16,6 +17,7 @@ from .inverse_cdf import Erlang, Gompertz, InverseCDF, LogUniform, Rayleigh, Tri
 from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .joint_normal import JointNormal
 from .joint_normal_gamma import JointNormalGamma
+from .joint_vectors import IsotropicNormalGamma, TiedNormalWishart
 from .numeric import NumericInverseCDF
 from .panels import tabulate
 from .polya_gamma import PolyaGamma
@@ -32,6 +34,7 @@ __all__ = [
     "Gompertz",
     "InverseCDF",
     "InverseGaussian",
+    "IsotropicNormalGamma",
     "JointNormal",
     "JointNormalGamma",
     "LogUniform",
@@ -46,6 +49,7 @@ __all__ = [
     "PowerOfGamma",
     "Rayleigh",
     "Tabulated",
+    "TiedNormalWishart",
     "Triangular",
     "TruncatedNormal",
     "Weight",

@@ -21,12 +21,14 @@ from .categorical import Categorical
 from .dirichlet import Dirichlet
 from .gamma import Gamma
 from .inverse_gamma import InverseGamma
+from .isotropic_normal_gamma import IsotropicNormalGamma
 from .multivariate_normal import MultivariateNormal
 from .normal import Normal
 from .normal_gamma import NormalGamma
 from .normal_wishart import NormalWishart
 from .point import Point
 from .polya_gamma import PolyaGamma
+from .tied_normal_wishart import TiedNormalWishart
 from .weight import Weight
 from .wishart import Wishart
 
@@ -42,11 +44,19 @@ FAMILIES: dict[type, Family] = {
     dist.Wishart: Wishart(),
     distributions.NormalGamma: NormalGamma(),
     distributions.NormalWishart: NormalWishart(),
+    distributions.IsotropicNormalGamma: IsotropicNormalGamma(),
+    distributions.TiedNormalWishart: TiedNormalWishart(),
 }
 
 JOINT_FAMILIES: dict[tuple[type, ...], Family] = {
     (dist.Normal, dist.Gamma): NormalGamma(),
     (dist.MultivariateNormal, dist.Wishart): NormalWishart(),
+}
+
+#: Families of blocks in plates, for sites that neither fit those above nor are a joint normal.
+PLATE_FAMILIES: dict[tuple[type, ...], Family] = {
+    (dist.MultivariateNormal, dist.Gamma): IsotropicNormalGamma(),
+    (dist.MultivariateNormal, dist.Wishart): TiedNormalWishart(),
 }
 
 
@@ -102,6 +112,7 @@ def family_with_constants(prior: Any) -> Family | None:
 __all__ = [
     "FAMILIES",
     "JOINT_FAMILIES",
+    "PLATE_FAMILIES",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -110,6 +121,7 @@ __all__ = [
     "Family",
     "Gamma",
     "InverseGamma",
+    "IsotropicNormalGamma",
     "Mean",
     "Moment",
     "Monomial",
@@ -120,6 +132,7 @@ __all__ = [
     "NormalWishart",
     "Params",
     "PolyaGamma",
+    "TiedNormalWishart",
     "Weight",
     "Wishart",
     "families_by_name",

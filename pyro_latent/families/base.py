@@ -98,6 +98,7 @@ class Family(ABC):
     Attributes:
         name: the field's name for it, as shown by ``explain``.
         event_dims: the number of event dimensions of each component of x (one component, but for joint blocks).
+        plate_dims: of each component, how many of its event dimensions are plates of the model.
         statistics: the statistics t(x), with the number of event dimensions of each.
         moments: the expected products that are linear in the mean parameters.
         location: the params entry that moves when x is shifted by a constant, and the component that it belongs to.
@@ -113,6 +114,7 @@ class Family(ABC):
 
     name: ClassVar[str]
     event_dims: ClassVar[tuple[int, ...]] = (0,)
+    plate_dims: ClassVar[tuple[int, ...]] = ()
     statistics: ClassVar[dict[str, int]]
     moments: ClassVar[dict[Monomial, Moment]]
     location: ClassVar[tuple[str, int] | None] = None
@@ -194,6 +196,11 @@ class Family(ABC):
         return ", ".join(self.statistics)
 
     # What follows from the above.
+
+    @property
+    def symmetric(self) -> tuple[str, ...]:
+        """The statistics that are symmetric matrices: by default those of two event dimensions."""
+        return tuple(name for name, event in self.statistics.items() if event == 2)
 
     def constraints(self, params: Params) -> dict[str, constraints.Constraint]:
         """The constraint on each param, as the Pyro distribution at ``params`` declares it."""

@@ -92,9 +92,9 @@ def _slopes_of(block: Block, natural: Natural, function: Callable[[Natural], Ten
         flat = [leaves[n].requires_grad_() for n in names]
         chosen = function(leaves).diagonal(dim1=0, dim2=2)  # [elements, size]
         slopes = gradients(chosen.sum(), flat)
-    events = [block.family.statistics[n] for n in names]
-    symmetric = [(g + g.mT) / 2 if event == 2 else g for g, event in zip(slopes, events, strict=True)]
-    return torch.cat([g.reshape(size, _elements(block), -1) for g in symmetric], -1).movedim(0, 1)
+    fields = zip(names, slopes, strict=True)
+    found = [(g + g.mT) / 2 if name in block.family.symmetric else g for name, g in fields]
+    return torch.cat([g.reshape(size, _elements(block), -1) for g in found], -1).movedim(0, 1)
 
 
 def _variance(block: Block, natural: Natural, names: tuple[str, ...]) -> Tensor:

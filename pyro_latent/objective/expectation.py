@@ -18,7 +18,19 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import START, Axis, Gather, Label, Labels, is_summed, read, same_axes, spread, unique_labels
+from ..expressions.axes import (
+    START,
+    Axis,
+    Gather,
+    Label,
+    Labels,
+    is_summed,
+    read,
+    same_axes,
+    same_axis,
+    spread,
+    unique_labels,
+)
 from ..expressions.constants import Constant
 from ..expressions.terms import Choice, Factor, LogOfSum, Term
 from ..families.base import Monomial
@@ -261,7 +273,7 @@ def _match(pattern: str, order: tuple[_Reading, ...], outside: set[Label]) -> tu
         if len(letters) != len(reading.event):
             return None
         for letter, axis in zip(letters, reading.event, strict=True):
-            if letter in found and (isinstance(axis, Gather) or found[letter] != axis):
+            if letter in found and not same_axis(found[letter], axis):
                 return None
             found[letter] = axis
     for letter, axis in found.items():

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from ..errors import PyroLatentError
+from ..families.isotropic_normal_gamma import IsotropicNormalGamma
 from ..families.joint_normal_gamma import GaussianGamma
 from ..families.normal_gamma import NormalGamma
 from ..families.quadrature import Quadrature
@@ -69,7 +70,8 @@ def _how(name: str, block: Block, problems: Collection[str]) -> str:
     if len(block.sites) == 1 or any(site.name in problems for site in block.sites):
         return "closed form"
     others = ", ".join(site.name for site in block.sites if site.name != name)
-    is_precision = isinstance(family, GaussianGamma | NormalGamma) and name == block.sites[-1].name
+    is_relative = isinstance(family, GaussianGamma | NormalGamma | IsotropicNormalGamma)
+    is_precision = is_relative and name == block.sites[-1].name
     why = f", whose terms are all proportional to {name}" if is_precision else ""
     return f"closed form, jointly with {others}{why}"
 

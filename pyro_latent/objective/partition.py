@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import Any
 
@@ -12,10 +12,11 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..families import FAMILIES, JOINT_FAMILIES, Family, family_of
+from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, Family, family_of
 from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import LatentSite, Recording
+from .auto_joining import have_one_scale
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
@@ -157,11 +158,14 @@ def _batches(family: Family, sites: Sequence[LatentSite]) -> set[torch.Size]:
 
 def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> Block:
     sites = [recording.latents[n] for n in names]
-    fitting = [(f, o) for classes, f in JOINT_FAMILIES.items() if (o := _in_order(sites, classes)) is not None]
+    fitting = _fitting(JOINT_FAMILIES, sites)
     of_shapes = next((c for c in fitting if len(_batches(*c)) == 1), None)
     if of_shapes is None and is_joint_normal(sites):
         return joint_normal_block(sites, recording.device, pairs)
-    if fitting:  # the first whose events fit the sites' shapes; else the first, whose error says what does not
+    of_shapes = of_shapes or _in_plates(sites)
+    if (
+        of_shapes or fitting
+    ):  # the first whose events fit the sites' shapes; else the first, whose error says what does not
         return _over(*(of_shapes or fitting[0]), recording.device)
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     known += "; Joint Normal-Gamma: normal sites with one Gamma of a single number"
@@ -176,6 +180,25 @@ def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> B
         f"Expected a joint block of normal sites, or of a known family ({known}); got {got} in the block {names}, of "
         f"shapes {[tuple(s.shape) for s in sites]}."
     )
+
+
+def _fitting(
+    families: Mapping[tuple[type, ...], Family], sites: Sequence[LatentSite]
+) -> list[tuple[Family, tuple[LatentSite, ...]]]:
+    """The families whose components are of the sites' classes, each with the sites in its order."""
+    return [(f, o) for classes, f in families.items() if (o := _in_order(sites, classes)) is not None]
+
+
+def _in_plates(sites: Sequence[LatentSite]) -> tuple[Family, tuple[LatentSite, ...]] | None:
+    """The family of a block whose plates are those of all sites, or of one inner plate more; None if there is none."""
+    for family, ordered in _fitting(PLATE_FAMILIES, sites):
+        inner = family.plate_dims or (0,) * len(ordered)
+        plates = [[p.name for p in s.plates if -p.dim > own] for s, own in zip(ordered, inner, strict=True)]
+        is_tied = any(inner)
+        alike = all(names == plates[0] for names in plates) and len(_batches(family, ordered)) == 1
+        if alike and not (is_tied and (any(s.mask is not None for s in ordered) or not have_one_scale(ordered))):
+            return family, ordered
+    return None
 
 
 def _in_order(sites: Sequence[LatentSite], classes: tuple[type, ...]) -> tuple[LatentSite, ...] | None:

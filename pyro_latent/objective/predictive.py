@@ -77,9 +77,8 @@ def _jacobian(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 def _gain(block: Block, natural: Natural, mean: Mean, slopes: dict[str, Tensor]) -> Tensor | None:
     """A(η + s) − A(η) − ⟨s, μ⟩ for each of M gradients s, ``[M]``; None where η + s is no proper distribution."""
     family, count = block.family, len(next(iter(slopes.values())))
-    for name, event in family.statistics.items():
-        if event == 2:
-            slopes[name] = (slopes[name] + slopes[name].mT) / 2
+    for name in family.symmetric:
+        slopes[name] = (slopes[name] + slopes[name].mT) / 2
     moved = Natural(**{n: natural[n] + slopes[n] for n in family.statistics})
     if not bool(family.in_domain(moved).all()):
         return None

@@ -111,7 +111,7 @@ def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[s
     """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
     fields = {name: torch.zeros_like(t) for name, t in means[block.key].items()}
     fields |= {name: sum_of(each) for name, each in slopes(block, means, summands).items()}
-    matrices = {name: fields[name] for name, event in block.family.statistics.items() if event == 2}
+    matrices = {name: fields[name] for name in block.family.symmetric}
     return fields | {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
 
 

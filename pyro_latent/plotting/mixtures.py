@@ -132,7 +132,10 @@ def _of_guide(name: str, guide: AutoConjugate) -> tuple[Any, Any]:
     means = found["mean"]
     if "covariance" not in found:
         precision = found["precision"]
-        return means, np.linalg.inv(precision) if precision.ndim == 3 else 1 / precision
+        is_matrix = precision.ndim == 3 or ("precision" in sites and len(sites["precision"].event_shape) == 2)
+        spreads = np.linalg.inv(precision) if is_matrix else 1 / precision
+        is_of_all = precision.ndim == 2 if is_matrix else precision.ndim == 1
+        return means, _of_all(means, spreads) if is_of_all else spreads
     spreads = found["covariance"]
     if spreads.ndim == 2 and means.shape == spreads.shape and len(means) == means.shape[1]:
         raise ModelError(
