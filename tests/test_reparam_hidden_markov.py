@@ -185,26 +185,6 @@ def test_without_its_states_the_error_says_what_to_write() -> None:
         fit(normal, X, False)
 
 
-def of_latent_step(x: Tensor) -> None:
-    step = pyro.sample("step", dist.Normal(torch.tensor(0.0).double(), 1.0))
-    one, noise = torch.eye(1).double(), dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
-    pyro.sample("x", dist.GaussianHMM(noise, step * one, noise, one, noise, duration=len(x)), obs=x[:, None])
-
-
-def of_latent_noise(x: Tensor) -> None:
-    precision = pyro.sample("precision", dist.Gamma(torch.tensor(2.0).double(), 1.0))
-    one, noise = torch.eye(1).double(), dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)
-    inner = dist.Normal(torch.zeros(1).double(), precision.rsqrt()).to_event(1)
-    pyro.sample("x", dist.GaussianHMM(noise, one, inner, one, noise, duration=len(x)), obs=x[:, None])
-
-
-@pytest.mark.parametrize("model", [of_latent_step, of_latent_noise], ids=lambda m: m.__name__)
-@pytest.mark.parametrize("reparam", [False, True])
-def test_the_error_of_a_gaussian_chain_says_how_to_write_the_loop(model: Model, reparam: bool) -> None:
-    with pytest.raises(NotConjugateError, match=r"Site 'x'.*got GaussianHMM of latent .*loop.*blocks='auto'"):
-        fit(model, X, reparam=reparam)
-
-
 def test_the_loop_that_the_error_says_is_the_chain() -> None:
     """Of known parameters, whose evidence is GaussianHMM's density."""
     one, noise = torch.eye(1).double(), dist.Normal(torch.zeros(1).double(), 1.0).to_event(1)

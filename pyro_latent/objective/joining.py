@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from types import MappingProxyType
 
 import torch
@@ -91,7 +91,16 @@ def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple
         own = dict.fromkeys(name for sites in matches.values() for name in sites)
         if len(own) > 1 or all(is_normal(recording.latents[n]) for n in own):
             found.append(tuple(own))
-    return tuple(found)
+    return (*found, *_asked_by_sites(recording, {name for names in found for name in names}))
+
+
+def _asked_by_sites(recording: Recording, used: Collection[str]) -> list[tuple[str, ...]]:
+    """The blocks that sites name themselves, without the sites that others have used."""
+    blocks: dict[str, list[str]] = {}
+    for site in recording.latents.values():
+        if site.block is not None and site.name not in used:
+            blocks.setdefault(site.block, []).append(site.name)
+    return [tuple(names) for names in blocks.values()]
 
 
 __all__ = ["AUTO", "KnownPairs", "groups_of", "is_joint_normal", "joint_normal_block"]

@@ -393,6 +393,7 @@ class RecordMessenger(SymbolMessenger):
             local=msg["infer"].get("local"),
             family=family_with_constants(unwrap(fn)[0]),
             is_scalar=scalar,
+            block=msg["infer"].get("block"),
         )
         if self._is_point(msg):
             site = replace(site, point=feasible(fn.support, shape, self.like), constraint=fn.support, origin=None)

@@ -48,6 +48,7 @@ class LatentSite:
     ``own_point`` is where the model itself starts a parameter, whatever Pyro's store holds; ``module_value`` is the
     (unconstrained) tensor of the module that a parameter belongs to.
     ``family`` holds constants of its prior, where its family needs them.
+    ``block``: of sites of one, which are one factor unless the guide says otherwise, its name.
     ``local``: whether the model says that it belongs to the data at hand, or that it does not; None: it says nothing.
     """
 
@@ -68,6 +69,7 @@ class LatentSite:
     local: bool | None = None
     family: Family | None = None
     is_scalar: bool = False
+    block: str | None = None
 
     @property
     def shape(self) -> torch.Size:

@@ -10,6 +10,7 @@ from .gate import GateReparam
 from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
+from .linear_chain import GaussianHMMReparam, LinearHMMReparam
 from .logistic import PolyaGammaReparam
 from .masked import MaskedMixtureReparam
 from .mixture import MixtureReparam
@@ -30,8 +31,10 @@ __all__ = [
     "DiscreteHMMReparam",
     "GammaPoissonReparam",
     "GateReparam",
+    "GaussianHMMReparam",
     "HalfCauchyReparam",
     "LaplaceReparam",
+    "LinearHMMReparam",
     "MaskedMixtureReparam",
     "MixtureReparam",
     "MovedReparam",

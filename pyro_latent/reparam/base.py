@@ -53,9 +53,10 @@ class Site:
                 fn = fn.expand(wrapper.batch_shape)
         return fn
 
-    def auxiliary(self, suffix: str, fn: Any) -> Tensor:
-        """Draw an auxiliary site, ``name_suffix``, of the bare batch shape."""
-        value: Tensor = pyro.sample(f"{self.name}_{suffix}", self.wrapped(fn))
+    def auxiliary(self, suffix: str, fn: Any, block: str | None = None) -> Tensor:
+        """Draw an auxiliary site, ``name_suffix``, of the bare batch shape; those of one ``block`` are one factor."""
+        infer: Any = {} if block is None else {"block": f"{self.name}_{block}"}
+        value: Tensor = pyro.sample(f"{self.name}_{suffix}", self.wrapped(fn), infer=infer)
         return value
 
     @property

@@ -11,6 +11,7 @@ from .base import ConjugateReparam, MovedReparam, Site
 from .entries import OF_DENSITIES, first_for
 from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
+from .linear_chain import GaussianHMMReparam, LinearHMMReparam
 from .masked import MaskedMixtureReparam
 from .renamed import RenamedReparam
 
@@ -19,6 +20,8 @@ ENTRIES: tuple[type[ConjugateReparam], ...] = (
     *OF_DENSITIES,
     MaskedMixtureReparam,
     DiscreteHMMReparam,
+    GaussianHMMReparam,
+    LinearHMMReparam,
     HalfCauchyReparam,
     RenamedReparam,
 )

@@ -9,6 +9,7 @@ import pyro
 import pyro.distributions as dist
 from torch import Tensor
 
+from ..errors import DataError
 from ..rules import RandomDistribution, raw_arguments
 from .base import ConjugateReparam, Site
 from .mixture import component_of, taken
@@ -30,13 +31,13 @@ class DiscreteHMMReparam(ConjugateReparam):
         return not site.is_latent and isinstance(site.fn, RandomDistribution)
 
     def names(self, site: Site) -> list[str]:
-        return [f"{site.name}_state_{t}" for t in ("before", *range(_duration(site)))]
+        return [f"{site.name}_state_{t}" for t in ("before", *range(duration(site)))]
 
     def augment(self, site: Site) -> Any:
         given, value = raw_arguments(site.fn), site.value
         assert value is not None
         state = self._state(site, "before", given["initial_logits"])
-        for t in range(_duration(site)):
+        for t in range(duration(site)):
             rows = at_step(t, given["transition_logits"], 2)
             state = self._state(site, str(t), taken(rows, state, 1, site.name))
             step = component_of(given["observation_dist"], state, site.name, partial(at_step, t))
@@ -48,9 +49,18 @@ class DiscreteHMMReparam(ConjugateReparam):
         return site.auxiliary(f"state_{step}", dist.Categorical(logits=logits).expand(site.fn.batch_shape))
 
 
-def _duration(site: Site) -> int:
+def duration(site: Site) -> int:
+    """The number of steps of the data of a chain.
+
+    Raises:
+        DataError: if the chain has another one.
+    """
     assert site.value is not None
-    return site.value.shape[site.value.ndim - len(site.fn.event_shape)]
+    event = site.fn.event_shape
+    steps = site.value.shape[site.value.ndim - len(event)]
+    if event[0] not in (1, steps):  # one step stands for any number
+        raise DataError(f"Expected data at site {site.name!r} of {event[0]} steps, as its chain has; got {steps}.")
+    return steps
 
 
 def at_step(t: int, value: Tensor, own: int) -> Tensor:

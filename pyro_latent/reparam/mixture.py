@@ -6,15 +6,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
-import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..rules import family_class, raw_arguments
+from ..rules import parts_of
 from .base import ConjugateReparam, Site
-
-#: Arguments of which a constructor takes one.
-_ONE_OF = (("probs", "logits"), ("precision_matrix", "covariance_matrix", "scale_tril"))
 
 
 class MixtureReparam(ConjugateReparam):
@@ -43,20 +39,12 @@ def component_of(
         narrowed: takes other dimensions from an argument of the components, of which so many are its own, with that
             along them.
     """
-    events = 0
-    while isinstance(components, torch.distributions.Independent):
-        events += components.reinterpreted_batch_ndims
-        components = components.base_dist
-    limits = family_class(components).arg_constraints  # type: ignore[attr-defined]
-    given = raw_arguments(components)
-    for names in _ONE_OF:  # a plain distribution may have computed others
-        given = {n: v for n, v in given.items() if n not in [m for m in given if m in names][1:]}
+    family, given, events = parts_of(components)
     chosen = {}
-    for argument, value in given.items():
-        event = events + getattr(limits.get(argument), "event_dim", 0)
+    for argument, (value, event) in given.items():
         whole = narrowed(value, event + 1) if narrowed is not None and isinstance(value, Tensor) else value
         chosen[argument] = taken(whole, number, event, name)
-    found = family_class(components)(**chosen)
+    found = family(**chosen)
     return found.to_event(events) if events else found
 
 

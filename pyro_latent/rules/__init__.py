@@ -2,6 +2,7 @@
 
 from . import (
     beta,
+    chains,
     dirichlet,
     discrete,
     exponential,
@@ -13,7 +14,8 @@ from . import (
     weight,
     wishart,
 )
-from .base import RULES, Arguments, register_rule, rule_of
+from .base import RULES, Arguments, in_form, register_rule, rule_of
+from .chains import parts_of
 from .construction import random_arguments
 from .random_distribution import (
     BOUNDS,
@@ -34,15 +36,18 @@ __all__ = [
     "RandomDistribution",
     "arguments_of",
     "beta",
+    "chains",
     "dirichlet",
     "discrete",
     "expected_log_density",
     "exponential",
     "family_class",
     "gamma",
+    "in_form",
     "is_checked",
     "multivariate_normal",
     "normal",
+    "parts_of",
     "positive",
     "random_arguments",
     "raw_arguments",

@@ -52,6 +52,8 @@ class Arguments(Mapping[str, Expression]):
 Rule = Callable[[Any, Expression], Expression]
 
 RULES: dict[type, Rule] = {}
+#: By class, what gives a distribution of it in the form that its density is known in, if there is one.
+FORMS: dict[type, Callable[[Any], Any]] = {}
 
 
 def register_rule(distribution: type, rule: Rule | None = None) -> Any:
@@ -76,6 +78,11 @@ def register_rule(distribution: type, rule: Rule | None = None) -> Any:
         raise ArgumentTypeError(f"Expected a rule of two arguments, rule(arguments, value); got {rule!r}")
     RULES[distribution] = rule
     return rule
+
+
+def in_form(distribution: Any, family: type) -> Any:
+    """A base distribution of a class in the form that its density is known in."""
+    return FORMS[family](distribution) if family in FORMS else distribution
 
 
 def rule_of(distribution: type) -> Rule:

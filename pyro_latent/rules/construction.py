@@ -28,19 +28,22 @@ from .wrappers import made, unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.
-_COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution, dist.MaskedMixture, dist.DiscreteHMM)
+_CHAINS = (dist.DiscreteHMM, dist.GaussianHMM)
+_COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution, dist.MaskedMixture, *_CHAINS)
 
 
 def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = stand_ins.of((args, kwargs))
     if issubclass(cls, RandomDistribution):
         return cls.family(*args, **kwargs)
+    if cls is dist.LinearHMM:  # which keeps its arguments, and computes nothing of them
+        return None
     given = (*args, *kwargs.values())
     inside = [a for a in given if isinstance(a, RandomDistribution)]
     if inside and not issubclass(cls, (*_WRAPPERS, *_COMPOUNDS, dist.TransformedDistribution)):
         raise around_latents(cls, family_class(inside[0]))
     is_compound = issubclass(cls, _COMPOUNDS) and any(isinstance(unwrap(a)[0], RandomDistribution) for a in given)
-    is_compound |= cls is dist.DiscreteHMM and any(isinstance(a, RandomTensor) for a in given)
+    is_compound |= cls in _CHAINS and any(isinstance(a, RandomTensor) for a in given)
     if not is_compound and not any(isinstance(a, RandomTensor) for a in given):
         return None
     if issubclass(cls, _WRAPPERS):

@@ -22,7 +22,7 @@ from torch import Tensor
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from ..values import broadcast_shapes
-from .base import Arguments, around_latents, as_expression, rule_of
+from .base import Arguments, around_latents, as_expression, in_form, rule_of
 from .wrappers import made, unchecked, unwrap, unwrap_masks
 
 
@@ -125,9 +125,10 @@ class RandomDistribution(TorchDistribution):
 
     def log_prob(self, value: Any) -> Any:
         """The log density as a random tensor, so that ``pyro.factor`` can use it."""
-        _check_plain(self)
-        like = next(a for a in self.arguments.values() if isinstance(a, RandomTensor)).expression.like
-        density = expected_log_density(self, value, like)
+        form = in_form(self, self.family)
+        _check_plain(form)
+        like = next(a for a in form.arguments.values() if isinstance(a, RandomTensor)).expression.like
+        density = expected_log_density(form, value, like)
         number = torch.zeros(density.shape, dtype=like.dtype, device=like.device)
         return RandomTensor(number, density)
 
@@ -255,6 +256,7 @@ def _density(base: Any, value: Any, like: Tensor) -> Expression:
     """
     if isinstance(base, RandomDistribution) and base.family is dist.MaskedMixture:
         return _masked_mixture(base, value, like)
+    base = in_form(base, family_class(base))
     _check_plain(base)
     try:
         density = _by_pyro(base, value, like) or _by_rule(base, value, like)
@@ -276,9 +278,7 @@ def _masked_mixture(base: Any, value: Any, like: Tensor) -> Expression:
 
 
 def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
-    """The density by Pyro's own code, whose operations are recorded: of transformed distributions and of flat priors;
-    that of a point is known at the point alone.
-    """
+    """The density by Pyro's own code, recorded: of transformed distributions, flat priors, and a point where it is."""
     family = family_class(base)
     is_transformed = type(base) is dist.TransformedDistribution
     has_latents = isinstance(base, RandomDistribution) or isinstance(value, RandomTensor)
