@@ -14,7 +14,7 @@ import torch
 from pyro import poutine
 from pyro.infer import Trace_ELBO
 
-from pyro_latent import CAVI, AutoConjugate, NaturalDomainError
+from pyro_latent import CAVI, AutoConjugate, NaturalDomainError, NotConjugateError
 
 _MASK: Any = torch.tensor([True, False])
 
@@ -127,3 +127,107 @@ def test_masked_scalars_that_no_index_reads_weigh_nothing(order):
 
         exact += math.log(scipy.integrate.quad(joint, -5, 5, epsabs=1e-13)[0])
     assert found == pytest.approx(exact, abs=1e-8)
+
+
+# Masks on latents of a joint normal block.
+
+_SERIES = torch.tensor([[0.4, -1.2, 0.3, 1.1], [1.5, 0.2, -0.7, 0.0], [-0.3, 0.8, 0.0, 0.0]]).double()
+_LENGTHS = torch.tensor([4, 3, 2])
+
+
+def _ragged(x, lengths):
+    mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+    with pyro.plate("series", len(x)):
+        z = pyro.sample("z_0", dist.Normal(mean, 1.0))
+        for t in range(x.shape[1]):
+            with poutine.mask(mask=t < lengths):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.8 * z, 0.5)) if t else z
+                pyro.sample(f"x_{t}", dist.Normal(z, 1.0), obs=x[:, t])
+
+
+def _ragged_vectors(x, lengths):
+    mean = pyro.sample("mean", dist.Normal(x.new_zeros(2), 2.0).to_event(1))
+    turn = x.new_tensor([[0.8, 0.2], [-0.1, 0.7]])
+    with pyro.plate("series", len(x)):
+        z = pyro.sample("z_0", dist.MultivariateNormal(mean, torch.eye(2).to(x)))
+        for t in range(x.shape[1]):
+            with poutine.mask(mask=t < lengths):
+                z = pyro.sample(f"z_{t}", dist.Normal(z @ turn, 0.5).to_event(1)) if t else z
+                pyro.sample(f"x_{t}", dist.Normal(z[..., 0], 1.0), obs=x[:, t])
+
+
+def _one_by_one(x, lengths, turn, start):
+    """log p of the series at their own lengths, by the covariance of all states."""
+    first = torch.zeros_like(start)
+    first[0] = 1.0
+    rows, noises = [], []
+    for i, length in enumerate(lengths.tolist()):
+        own = [torch.linalg.matrix_power(turn, t) @ first for t in range(length)]
+        rows += [(i, t, power) for t, power in enumerate(own)]
+        noises += [x[i, t] for t in range(length)]
+
+    def between(a, b):
+        (i, s, u), (j, t, v) = a, b
+        shared = u @ torch.diag(4.0 * start) @ v
+        if i == j:
+            steps = [
+                (torch.linalg.matrix_power(turn, s - r) @ first, torch.linalg.matrix_power(turn, t - r) @ first)
+                for r in range(1, min(s, t) + 1)
+            ]
+            shared = shared + u @ v + sum(0.25 * (p @ q) for p, q in steps)
+        return shared + float(i == j and s == t)
+
+    covariance = torch.stack([torch.stack([between(a, b) for b in rows]) for a in rows])
+    data = torch.stack(noises)
+    return dist.MultivariateNormal(torch.zeros_like(data), covariance).log_prob(data)
+
+
+@pytest.mark.parametrize(
+    ("model", "turn"),
+    [(_ragged, [[0.8]]), (_ragged_vectors, [[0.8, 0.2], [-0.1, 0.7]])],
+    ids=["scalars", "vectors"],
+)
+@pytest.mark.parametrize("blocks", ["auto", [("mean", "z_*")]])
+def test_masked_series_have_the_evidence_of_their_own_lengths(model, turn, blocks):
+    """The factor is exact, so each draw of Trace_ELBO, by Pyro's own masks, is the evidence, too."""
+    guide = AutoConjugate(model, blocks=blocks, restarts=2)
+    found = float(CAVI(model, guide).run(_SERIES, _LENGTHS).elbo.flatten()[-1])
+    matrix = torch.tensor(turn, dtype=torch.float64)
+    assert found == pytest.approx(
+        float(_one_by_one(_SERIES, _LENGTHS, matrix, torch.ones(len(matrix)).double())), abs=1e-9
+    )
+    assert -Trace_ELBO().loss(model, guide, _SERIES, _LENGTHS) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_joint_block_whose_first_state_has_no_prior_is_the_integral_over_it():
+    """∫ N(x₀; z₀, 1) N(z₁; z₀, 1) N(x₁; z₁, 1) dz = N(x₁ − x₀; 0, 3)."""
+
+    def model(x):
+        hidden: Any = torch.tensor(False)
+        with poutine.mask(mask=hidden):
+            z = pyro.sample("z_0", dist.Normal(x.new_tensor(0.0), 1.0))
+        pyro.sample("x_0", dist.Normal(z, 1.0), obs=x[0])
+        pyro.sample("x_1", dist.Normal(pyro.sample("z_1", dist.Normal(z, 1.0)), 1.0), obs=x[1])
+
+    x = torch.tensor([1.5, -0.4], dtype=torch.float64)
+    guide = AutoConjugate(model, blocks="auto")
+    found = float(CAVI(model, guide).run(x).elbo[-1])
+    assert found == pytest.approx(scipy.stats.norm(0, 3**0.5).logpdf(1.9), abs=1e-9)
+    assert -Trace_ELBO().loss(model, guide, x) == pytest.approx(found, abs=1e-9)
+
+
+def test_a_masked_site_with_its_precision_is_an_error_that_says_what_to_write():
+    def model(x):
+        tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), 1.0))
+        with pyro.plate("d", 2):
+            hidden: Any = _MASK
+            with poutine.mask(mask=hidden):
+                z = pyro.sample("z", dist.Normal(x.new_tensor(0.0), tau.rsqrt()))
+            pyro.sample("x", dist.Normal(z, tau.rsqrt()), obs=x)
+
+    x = torch.ones(2).double()
+    with pytest.raises(
+        NotConjugateError, match=r"without masks; got \['z'\] in the block .*own, or mask what is observed"
+    ):
+        CAVI(model, AutoConjugate(model, blocks=[("z", "tau")])).run(x)
+    assert "z" in AutoConjugate(model, blocks="auto").explain(x)

@@ -16,6 +16,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from random_models import RandomProgram, chunks, default_dtype, program
 from shared_models import batch_mixture
 from test_stochastic import CASES, likelihood, pieces_of
@@ -91,6 +92,27 @@ def walk(x: Tensor, lags: Tensor) -> None:
     with pyro.plate("rows", 100, subsample_size=len(x)):
         offset = pyro.sample("offset", dist.Normal(x.new_tensor(0.0), 0.5))
         pyro.sample("x", dist.Normal(lags @ weights + level + offset, scale), obs=x)
+
+
+def ragged(x: Tensor, lengths: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+    precision = pyro.sample("precision", dist.Gamma(x.new_tensor(2.0), 2.0))
+    with pyro.plate("series", 30, subsample_size=len(x)):
+        z = pyro.sample("z_0", dist.Normal(mean, 1.0))
+        for t in range(3):
+            mask: Any = t < lengths
+            with poutine.mask(mask=mask):
+                z = pyro.sample(f"z_{t}", dist.Normal(0.8 * z, 0.5)) if t else z
+                pyro.sample(f"x_{t}", dist.Normal(z, precision.rsqrt()), obs=x[:, t])
+
+
+def test_masked_series_in_a_joint_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Which elements count is another thing in every batch."""
+    generator = torch.Generator().manual_seed(1)
+    x = torch.randn(30, 3, generator=generator, dtype=torch.float64)
+    lengths = torch.arange(30) ** 2 % 7 % 3 + 1
+    batches = list(zip(x.split(10), lengths.split(10), strict=True))
+    assert_same_run(monkeypatch, ragged, batches, step_size=RobbinsMonro(), blocks=["z_*"], epochs=2)
 
 
 def test_joint_blocks_and_quadrature(monkeypatch: pytest.MonkeyPatch) -> None:

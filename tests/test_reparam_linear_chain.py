@@ -10,6 +10,7 @@ import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro import poutine
 from statsmodels.tsa.statespace.structural import UnobservedComponents
 from torch import Tensor
 
@@ -70,12 +71,13 @@ def scalar(as_loop: bool) -> None:
 
 
 def vector(as_loop: bool) -> None:
-    """Two series in a plate, matrices of each step, and a Wishart precision of the steps."""
+    """Three series in a plate, one of them masked, matrices of each step, and a Wishart precision of the steps."""
     wishart = pyro.sample("wishart", dist.Wishart(torch.tensor(4.0).double(), torch.eye(2).double()))
     r = gamma("r")
-    data, first = 2 * real(2, 4, 3), dist.MultivariateNormal(PAIR, torch.eye(2).double())
+    data, first = 2 * real(3, 4, 3), dist.MultivariateNormal(PAIR, torch.eye(2).double())
     noise, error = dist.MultivariateNormal(PAIR, precision_matrix=wishart), normal(torch.zeros(3).double(), r.rsqrt())
-    with pyro.plate("series", 2):
+    seen: Any = torch.tensor([True, False, True])
+    with pyro.plate("series", 3), poutine.mask(mask=seen):
         if as_loop:
             through = lambda z, m: (z.unsqueeze(-2) @ m).squeeze(-2)  # noqa: E731
             steps = lambda t, z: dist.MultivariateNormal(through(z, TURN[t]), precision_matrix=wishart)  # noqa: E731

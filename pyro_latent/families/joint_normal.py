@@ -18,6 +18,8 @@ from ..values import broadcast_shapes
 from .base import Family, Mean, Natural, Params
 from .quantiles import quantile
 
+_PRECISION_OF_NO_ENTROPY = 2 * math.pi * math.e
+
 
 class Gaussian(Family):
     """t(x) = (x_i, and x_i x_j of the pairs that meet), η = (Λ loc, −Λ_ii / 2 and −Λ_ij), Λ the precision.
@@ -136,6 +138,23 @@ class Gaussian(Family):
     def _spread(self, params: Params) -> Tensor:
         """The scales of the elements' marginals."""
         return self.distribution(params).variance.sqrt()
+
+    def where_read(self, natural: Natural, mask: Tensor) -> Natural:
+        """The natural parameters where a mask over the elements holds; elsewhere a normal of entropy 0, which weighs
+        nothing.
+        """
+        is_read = torch.nn.functional.pad(mask, (0, self.num_pairs - self.size), value=True)
+        return Natural(
+            x=torch.where(mask, natural.x, 0.0), xx=torch.where(is_read, natural.xx, -0.5 * _PRECISION_OF_NO_ENTROPY)
+        )
+
+    def elements_of(self, statistic: str, which: Tensor) -> Tensor:
+        """The elements that are in some of the elements of a statistic, as booleans ``[n]``."""
+        if statistic == "x":
+            return which
+        pairs, counts = self.plans.pairs, which.double()
+        zero = counts.new_zeros(self.size)
+        return zero.index_add(0, pairs.rows, counts).index_add(0, pairs.columns, counts) > 0
 
     # The family.
 

@@ -70,7 +70,7 @@ def joined_by_themselves(recording: Recording) -> Joining:
     """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic, and single
     ones whose elements do; each with the Gamma site that every term with them is proportional to, if there is one.
     """
-    free = {n: site for n, site in recording.latents.items() if site.mask is None and site.update is None}
+    free = {n: site for n, site in recording.latents.items() if site.update is None}
     normal = {n for n, site in free.items() if is_normal(site)}
     precisions = [n for n, site in free.items() if _is_gamma(site)]
     readings = list(_readings(recording, normal, set(precisions)))
@@ -164,6 +164,9 @@ def _in_the_way(
         return f"the density of {alone[precision]} has another function of {precision} than itself and its logarithm"
     own, sites = recording.latents[precision], [recording.latents[n] for n in recording.latents if n in group]
     names = ", ".join(site.name for site in sites)
+    masked = [site.name for site in (*sites, own) if site.mask is not None]
+    if masked:
+        return f"{', '.join(masked)} have masks"
     if not have_one_scale([*sites, own]):
         return f"{names} have another scale"
     one_for_each = len(sites) == 1 and issubclass(own.distribution, dist.Gamma) and own.shape == sites[0].shape

@@ -41,6 +41,7 @@ class Block:
 
     ``scale`` and ``mask`` are laid over ``batch_shape`` and weight the entropy: the scale of its sites' log densities,
     and the elements that some log density reads. ``prior_mask`` are those that the prior reads, where they are others.
+    The mask of a joint normal block is over the elements of all its sites, one after another.
     """
 
     sites: tuple[LatentSite, ...]
@@ -128,7 +129,10 @@ class Block:
     @cached_property
     def example(self) -> Params:
         """The params of some proper member of the family, of the block's shapes."""
-        return self.family.example(self.batch_shape, *self.event_shapes)
+        found = self.family.example(self.batch_shape, *self.event_shapes)
+        if self.joint_normal is None or self.mask is None:
+            return found
+        return self.family.to_params(self.joint_normal.where_read(self.family.from_params(found), self.mask.cpu()))
 
     @cached_property
     def location_site(self) -> LatentSite | None:
@@ -152,7 +156,9 @@ class Block:
     def weight(self, tensor: Tensor) -> Tensor:
         """Weight a tensor of batch shape (with leading dimensions) by the block's scale and mask."""
         tensor = tensor * self.scale
-        return tensor if self.mask is None else torch.where(self.mask, tensor, torch.zeros_like(tensor))
+        if self.mask is None or self.joint_normal:
+            return tensor
+        return torch.where(self.mask, tensor, torch.zeros_like(tensor))
 
     @cached_property
     def plate_scales(self) -> dict[str, Tensor | float]:
@@ -167,6 +173,8 @@ class Block:
     def where_read(self, natural: Natural) -> Natural:
         """The natural parameters where the mask holds; elsewhere a standard distribution's, which weighs nothing."""
         assert self.mask is not None
+        if self.joint_normal:
+            return self.joint_normal.where_read(natural, self.mask)
         like = next(iter(natural.values()))
         standard = self.family.from_params({n: p.to(like) for n, p in self.example.items()})
         fields = {}
@@ -179,15 +187,26 @@ class Block:
         """The block with the elements that some log density reads, beside those with a prior, in the ELBO.
 
         Args:
-            is_read: booleans of the batch shape.
+            is_read: booleans of the batch shape, or over the elements of a joint normal block.
         """
         assert self.mask is not None
+        if self.joint_normal:
+            return self._counting_elements(is_read)
         mask = self.mask | is_read
         extra = tuple(range(len(self.sites[0].batch_shape), mask.ndim))  # what to_event made of the batch
         whole = mask.any(extra) if extra else mask
         sites = tuple(replace(site, mask=whole) for site in self.sites)
         mask = whole.reshape(whole.shape + (1,) * len(extra))
         return replace(self, sites=sites, mask=mask, prior_mask=self.mask)
+
+    def _counting_elements(self, is_read: Tensor) -> Block:
+        """The same of a joint normal block, whose events are read as a whole."""
+        sites, start = [], 0
+        for site in self.sites:
+            own = is_read[start : start + site.shape.numel()].reshape((*site.batch_shape, -1))
+            sites.append(site if site.mask is None else replace(site, mask=own.any(-1)))
+            start += site.shape.numel()
+        return replace(self, sites=tuple(sites), mask=elements_with_prior(sites))
 
     def under_prior(self) -> Block:
         """The block as its prior alone sees it."""
@@ -227,6 +246,16 @@ class Block:
     def natural(self, params: Params) -> Natural:
         """The natural parameters of q from params in the model's own coordinates."""
         return self.family.from_params(self._shifted(params, -1.0))
+
+
+def elements_with_prior(sites: Sequence[LatentSite]) -> Tensor | None:
+    """The elements of sites, one after another, that their masks leave; None where there is no mask."""
+    if all(site.mask is None for site in sites):
+        return None
+    masks = [torch.tensor(True) if s.mask is None else s.mask for s in sites]
+    whole = [m.reshape(m.shape + (1,) * len(s.event_shape)) for m, s in zip(masks, sites, strict=True)]
+    device = next(s.mask.device for s in sites if s.mask is not None)
+    return torch.cat([m.to(device).expand(s.shape).reshape(-1) for m, s in zip(whole, sites, strict=True)])
 
 
 def padded(blocks: Mapping[BlockKey, Block], state: State) -> State:

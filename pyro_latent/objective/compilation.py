@@ -270,7 +270,8 @@ def _with_readers(program: Program, block: Block) -> Block:
     values = program.elimination.values(means)
     read = [t for f, v in zip(program.factors, values, strict=True) for t in f.summands(_generic(torch.ones_like(v)))]
     found = [s for s in (*program.summands, *read) if block.key in s.blocks]
-    is_read = torch.zeros(block.batch_shape, dtype=torch.bool, device=block.device)
+    shape = block.mask.shape if block.joint_normal else block.batch_shape
+    is_read = torch.zeros(shape, dtype=torch.bool, device=block.device)
     for statistic, gradient in gradients(block, means, found).items():
         is_read = is_read | _elements_of(block, statistic, gradient[0] != 0)
     return block.counting(is_read)
@@ -278,6 +279,8 @@ def _with_readers(program: Program, block: Block) -> Block:
 
 def _elements_of(block: Block, statistic: str, which: Tensor) -> Tensor:
     """The elements of a block that some elements of a statistic are of."""
+    if block.joint_normal:
+        return block.joint_normal.elements_of(statistic, which)
     element = block.family.functions[statistic].element if isinstance(block.family, Quadrature) else None
     if element is None:
         return which.unsqueeze(-1).flatten(len(block.batch_shape)).any(-1)

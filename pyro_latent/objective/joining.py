@@ -14,7 +14,7 @@ from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
 from ..recording import LatentSite, Recording
 from .auto_joining import have_one_scale, is_common_precision, is_normal, joined_by_themselves
-from .blocks import Block, BlockKey
+from .blocks import Block, BlockKey, elements_with_prior
 
 #: In place of blocks: all normal sites that can be.
 AUTO: tuple[tuple[str, ...], ...] = (("<auto>",),)
@@ -36,14 +36,15 @@ def joint_normal_block(
     Raises:
         NotConjugateError: if they do not weigh alike in the ELBO.
     """
-    masked = [site.name for site in sites if site.mask is not None]
-    if masked:
-        raise NotConjugateError(
-            f"Expected the sites of a joint normal block without masks; got {masked}. Mask what is observed of them, "
-            "or leave them in blocks of their own."
-        )
     names = tuple(site.name for site in sites)
     given = [site.update for site in sites if site.update is not None]
+    masked = [site.name for site in sites if site.mask is not None]
+    if masked and (given or not all(map(is_normal, sites))):
+        raise NotConjugateError(
+            "Expected the sites of a joint normal block with a precision, or with an update, without masks; got "
+            f"{masked} in the block {names}. Leave the precision in a block of its own, or mask what is observed of "
+            "them."
+        )
     if given and (len(given) < len(sites) or any(update != given[0] for update in given)):
         raise NotConjugateError(
             f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
@@ -65,7 +66,8 @@ def joint_normal_block(
     pairs = known.get(names if len(names) > 1 else names[0], ())
     family = GaussianGamma(parts, device, pairs, precisions[0].name) if precisions else Gaussian(parts, device, pairs)
     events = (*(torch.Size([site.shape.numel()]) for site in normal), *(site.shape for site in precisions))
-    return Block((*normal, *precisions), family, torch.Size(), events, float(sites[0].scale), None, device)
+    mask = elements_with_prior(normal)
+    return Block((*normal, *precisions), family, torch.Size(), events, float(sites[0].scale), mask, device)
 
 
 def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
