@@ -19,7 +19,8 @@ The guides, and the estimators to train them by:
   ``lda.full_guide`` (the same, and z): ``Trace_ELBO``, ``TraceGraph_ELBO`` and ``TraceEnum_ELBO``.
 - ``bivariate_gaussian.guide``, ``two_modes.guide`` and ``restricted_q.guide`` (all latents, normal): ``Trace_ELBO``.
 - ``regression.guide`` and ``factors.guide`` (all latents): ``Trace_ELBO``.
-- ``hidden_markov.guide`` (initial, transition, means with precisions): ``TraceEnum_ELBO``.
+- ``hidden_markov.guide`` (initial, transition, means with precisions), ``poisson_guide`` and ``categorical_guide``
+  (rates or probabilities in their place): ``TraceEnum_ELBO``.
 - ``gmm.ml_guide``, ``hmm.guide`` and ``three_coins.guide`` (no site): ``TraceEnum_ELBO``.
 - ``vae.VAE.guide`` (the code given an image): ``Trace_ELBO``, or ``vae.VAE_ELBO``.
 

@@ -15,9 +15,19 @@ except ImportError:
         "Expected scikit-learn for pyro_latent.models.estimators; got none. Run: pip install 'pyro-latent[estimators]'"
     ) from None
 
+from .discrete_chains import CategoricalHMM, PoissonHMM
 from .factors import PPCA, FactorAnalysis
 from .gaussian_mixture import GaussianMixture
 from .hidden_markov import HiddenMarkovModel
 from .linear import ARDRegression, BayesianRidge
 
-__all__ = ["PPCA", "ARDRegression", "BayesianRidge", "FactorAnalysis", "GaussianMixture", "HiddenMarkovModel"]
+__all__ = [
+    "PPCA",
+    "ARDRegression",
+    "BayesianRidge",
+    "CategoricalHMM",
+    "FactorAnalysis",
+    "GaussianMixture",
+    "HiddenMarkovModel",
+    "PoissonHMM",
+]

@@ -51,7 +51,7 @@ def normal(loc: Tensor, precision: Tensor, covariance: Covariance) -> dist.Torch
     return dist.Normal(loc, scale.unsqueeze(-1) if covariance == "spherical" else scale).to_event(1)
 
 
-def _of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
+def of_component(parameter: Tensor, component: Tensor, event_dim: int) -> Tensor:
     """Each point's ``parameter[component]``, also where particles of ``Trace_ELBO`` add dimensions on the left.
 
     ``parameter`` is ``[..., K] + event``. The new dimension stands for the plate of points.
@@ -64,11 +64,11 @@ def normal_of_component(
     mean: Tensor, precision: Tensor, component: Tensor, covariance: Covariance
 ) -> dist.TorchDistribution:
     """The normal of each point, given its component."""
-    loc = _of_component(mean, component, 1)
+    loc = of_component(mean, component, 1)
     if covariance == "tied":
         return normal(loc, precision, covariance)
     event_dim = {"full": 2, "diagonal": 1, "spherical": 0}[covariance]
-    return normal(loc, _of_component(precision, component, event_dim), covariance)
+    return normal(loc, of_component(precision, component, event_dim), covariance)
 
 
 def of_each(block: TiedNormalWishart) -> NormalWishart:
