@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
 from ..objective import BlockKey, Bound, Program, State, starts_of
 from ..recording import version_of
+from .compiled_sweep import CompiledSweeps, flat, restored
 from .steps import Info, Steps, Task, best_of
 from .sweep import NotFiniteError, Sweep, check_finite, fall_of
 
@@ -39,6 +40,29 @@ class Level:
         return Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
 
 
+class _Reached(NamedTuple):
+    """What a sweep reaches; in one tensor, whether each update was proper, and the ELBO and its size by start."""
+
+    state: State
+    bound: Bound
+    report: Tensor
+
+    @property
+    def start(self) -> list[Tensor]:
+        """What the next sweep starts from, one tensor after another."""
+        return [*flat(self.state), *self.bound.tensors]
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, one after another."""
+        return [*self.start, self.report]
+
+    def like(self, tensors: Sequence[Tensor]) -> _Reached:
+        """The same of other tensors in that order."""
+        count = sum(len(natural) for natural in self.state.values())
+        return _Reached(restored(self.state, tensors[:count]), self.bound.like(tensors[count:-1]), tensors[-1])
+
+
 class FullSteps(Steps):
     """Sweeps over every block; a start whose updates fail is dropped while others go on.
 
@@ -49,6 +73,7 @@ class FullSteps(Steps):
 
     def __init__(self, annealing: Sequence[float] = ()) -> None:
         self.annealing = annealing
+        self.compiled = CompiledSweeps()
         self._count = 0  # the steps so far
         self._level: Level | None = None
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
@@ -105,18 +130,9 @@ class FullSteps(Steps):
 
     def _swept(self, task: Task, before: Level | None) -> tuple[State, Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
-        program, held = task.program, None if before is None else before.bound.held
-        is_annealed = self._is_annealed
-        inverse_temperature = self.annealing[self._count] if is_annealed else 1.0
-        held = None if is_annealed else held
-        sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=inverse_temperature)
-        if before is not None:
-            before.bound = before.bound._replace(held=None)
-        del held
-        bound = self._bound_after(sweep, task)
-        values = sweep.check_proper([bound.elbo, bound.magnitude])  # one transfer from the device
-        elbo, magnitude = values[: len(bound.elbo)], values[len(bound.elbo) :]
-        check_finite(elbo, program, sweep.means)
+        program, is_annealed = task.program, self._is_annealed
+        reached, values = self._compiled(task, before) or self._visited(task, before)
+        elbo, magnitude = values[: len(values) // 2], values[len(values) // 2 :]
         fall = 0.0 if before is None or is_annealed else fall_of(before.elbo, elbo, magnitude, program.recording.dtype)
         if before is not None and fall:
             culprit = _culprit(task, before)
@@ -124,17 +140,59 @@ class FullSteps(Steps):
                 f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats, by the update of "
                 f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
             )
-        return sweep.state, Level(program, bound, elbo)
+        return reached.state, Level(program, reached.bound, elbo)
 
-    def _bound_after(self, sweep: Sweep, task: Task) -> Bound:
-        """Visit every block; the ELBO where that leads to. What was wrong first is raised, not what came of it."""
+    def _compiled(self, task: Task, before: Level | None) -> tuple[_Reached, list[float]] | None:
+        """What a compiled sweep reaches, and the ELBO and its size by start as numbers; None where there is none, or it
+        does not go well.
+        """
+        if before is None or not self._is_compilable(task):
+            return None
+        start = _Reached(task.state, before.bound, before.bound.elbo)
+        found = self.compiled.played(task.program, start.start)
+        if found is None:
+            return None
+        reached = start.like(found)
+        values = reached.report.tolist()  # one transfer from the device
+        flags = len(values) - 2 * len(before.elbo)
+        return (reached, values[flags:]) if all(values[:flags]) and all(map(math.isfinite, values)) else None
+
+    def _visited(self, task: Task, before: Level | None) -> tuple[_Reached, list[float]]:
+        """The same by a sweep that visits block by block."""
+        program, held = task.program, None if before is None or self._is_annealed else before.bound.held
+        temperature = self.annealing[self._count] if self._is_annealed else 1.0
+        sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=temperature)
+        if before is not None:
+            before.bound = before.bound._replace(held=None)
+        del held
+        reached = self._reached(sweep, task)
+        values = sweep.checked(reached.report.tolist())  # one transfer from the device
+        check_finite(values[: sweep.starts], program, sweep.means)
+        if before is not None and self._is_compilable(task):
+
+            def swept(tensors: list[Tensor]) -> list[Tensor]:
+                start = reached.like([*tensors, reached.report])
+                return self._reached(Sweep(program, start.state, task.arguments, start.bound.held), task).tensors
+
+            self.compiled.note(reached.tensors, swept, reached.start)
+        return reached, values
+
+    def _is_compilable(self, task: Task) -> bool:
+        """Whether a sweep is a function of natural parameters and the posterior of the discrete sites alone."""
+        sites = [*task.program.blocks.values(), *task.program.discrete]
+        is_pure = not self._is_annealed and not task.probs and all(site.update is None for site in sites)
+        return is_pure and self.compiled.takes(task.program, task.state)
+
+    def _reached(self, sweep: Sweep, task: Task) -> _Reached:
+        """Visit every block; where that leads to. What was wrong first is raised, not what came of it."""
         try:
             self.visit_all(sweep, task)
             sweep.held = None
-            return sweep.program.bound(sweep.state, sweep.means)
+            bound = sweep.program.bound(sweep.state, sweep.means)
         except Exception:
             sweep.check_proper()
             raise
+        return _Reached(sweep.state, bound, torch.cat([*sweep.flags, bound.elbo, bound.magnitude]))
 
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The blocks in the order that a sweep visits them; those of the data's plates come first where there are

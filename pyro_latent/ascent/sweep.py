@@ -257,8 +257,16 @@ class Sweep:
         Raises:
             NaturalDomainError: naming the first block outside its domain.
         """
-        flags = [self._is_well(key).reshape(1).to(torch.float64) for key in self.proper]
-        values: list[float] = torch.cat([*flags, *more]).tolist() if flags or more else []
+        tensors = [*self.flags, *more]
+        return self.checked(torch.cat(tensors).tolist() if tensors else [])
+
+    @property
+    def flags(self) -> list[Tensor]:
+        """Whether every update of a block was proper, by block; float64 ``[1]`` each."""
+        return [self._is_well(key).reshape(1).to(torch.float64) for key in self.proper]
+
+    def checked(self, values: list[float]) -> list[float]:
+        """What comes after the :attr:`flags` among numbers that were read; raises as :meth:`check_proper` does."""
         for key, flag in zip(self.proper, values, strict=False):
             if not flag:
                 for doubt in self.doubts.get(key, ()):
@@ -270,7 +278,7 @@ class Sweep:
                     "other, or the data be too extreme for its precision: center and scale the data and the columns, "
                     "or use float64. The guide is as before the step."
                 )
-        return values[len(flags) :]
+        return values[len(self.proper) :]
 
 
 def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:

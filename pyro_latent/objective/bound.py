@@ -17,6 +17,20 @@ class Bound(NamedTuple):
     magnitude: Tensor
     held: DiscretePosterior | None
 
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All of them, one after another."""
+        held = [] if self.held is None else [*self.held.weights, *self.held[1:]]
+        return [self.elbo, self.magnitude, *held]
+
+    def like(self, tensors: Sequence[Tensor]) -> Bound:
+        """A bound of other tensors in the same order."""
+        elbo, magnitude, *rest = tensors
+        if self.held is None:
+            return Bound(elbo, magnitude, None)
+        count = len(self.held.weights)
+        return Bound(elbo, magnitude, DiscretePosterior(tuple(rest[:count]), *rest[count:]))
+
     def of(self, starts: Sequence[int]) -> Bound:
         """Keep some starts alone."""
         index = list(starts)

@@ -1,5 +1,6 @@
 """A model run once with random tensors at its latents: its sites, and the log density of each as an expression."""
 
+from .compiled import Compiled, NotCompiledError
 from .data import seen_data
 from .identity import check_identity, difference_of, identity_of_call
 from .run import ALONE, check_arguments, record
@@ -11,8 +12,10 @@ from .template import Template, difference
 
 __all__ = [
     "ALONE",
+    "Compiled",
     "DiscreteSite",
     "LatentSite",
+    "NotCompiledError",
     "Plate",
     "Player",
     "Recording",

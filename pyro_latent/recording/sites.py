@@ -159,6 +159,11 @@ class Recording:
     own_data: dict[str, Tensor] = field(default_factory=dict)
 
     @cached_property
+    def observed_numbers(self) -> int:
+        """How many numbers there are in the data."""
+        return sum(value.numel() for value in self.observations.values())
+
+    @cached_property
     def is_subsample(self) -> bool:
         """Whether a plate holds a part of the data only."""
         return any(p.is_subsample for s in self.scored.values() for p in s.plates)

@@ -198,11 +198,16 @@ class Player:
         self.operations, self.constants = operations, constants
         self.is_random = any(operation.is_random for operation in operations)
 
+    @property
+    def is_valid(self) -> bool:
+        """Whether what was taken from elsewhere is as it was."""
+        return _changed(self.constants) is None
+
     def play(self, given: Sequence[Tensor]) -> dict[int, Tensor] | None:
         """The tensors of the tape from other ones; None where it reads or finds what it had not."""
         default = torch.get_default_dtype()
         try:
-            return self._played(given) if _changed(self.constants) is None else None
+            return self._played(given) if self.is_valid else None
         finally:
             torch.set_default_dtype(default)
 
@@ -212,8 +217,8 @@ class Player:
             if operation.default is not default:
                 default = operation.default
                 torch.set_default_dtype(default)
-            args = [_value_of(a, values) for a in operation.args]
-            kwargs = {name: _value_of(a, values) for name, a in operation.kwargs.items()}
+            args = [value_of(a, values) for a in operation.args]
+            kwargs = {name: value_of(a, values) for name, a in operation.kwargs.items()}
             result = operation.function(*args, **kwargs)
             if type(result) is Tensor:  # most are
                 if operation.kinds != ((result.shape, result.dtype),):
@@ -242,10 +247,11 @@ def _reads_of(results: Sequence[Any]) -> tuple[str, ...]:
     return tuple(repr(r) for r in results if not isinstance(r, Tensor))
 
 
-def _value_of(item: Any, values: Mapping[int, Tensor]) -> Any:
+def value_of(item: Any, values: Mapping[int, Tensor]) -> Any:
+    """An argument of an operation, with the tensors at its places."""
     if type(item) is Place:
         return values[item.number]
-    return [_value_of(i, values) for i in item] if isinstance(item, list | tuple) else item
+    return [value_of(i, values) for i in item] if isinstance(item, list | tuple) else item
 
 
 def _mapped(
@@ -322,4 +328,4 @@ class _Reads(TorchFunctionMode):
         return result
 
 
-__all__ = ["Player", "Tape"]
+__all__ = ["Operation", "Place", "Player", "Tape", "value_of"]

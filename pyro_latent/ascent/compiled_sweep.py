@@ -1,0 +1,186 @@
+"""Sweeps that run as one program of torch's: the same numbers, without Python between two operations.
+
+A sweep is a function of tensors: of natural parameters, of the posterior of the discrete sites, of a minibatch. Once a
+model has been swept a few times, that function is compiled from a tape of one sweep. Now and then, at its first call
+first, a compiled sweep is compared with one that is not; where it reads other numbers than the tape did, it gives way.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from ..objective import Program, State
+from ..recording import Compiled, NotCompiledError, Tape
+
+#: So many sweeps are worth the time that it takes to compile one, for a sweep of few numbers.
+_WAIT = 30
+#: Sweeps of more numbers are compiled where that is asked for: torch's operations take most of their time.
+_LARGEST = 2**18
+#: From one comparison to the next, so many times as many sweeps.
+_SPACING = 4
+#: After so many sweeps that read other numbers than the tape did, no more are tried.
+_PATIENCE = 3
+
+#: A sweep, from tensors to tensors.
+Swept = Callable[[list[Tensor]], list[Tensor]]
+
+
+def flat(state: State) -> list[Tensor]:
+    """The natural parameters of all blocks, one after another."""
+    return [tensor for natural in state.values() for _, tensor in natural.items()]
+
+
+def restored(like: State, tensors: Sequence[Tensor]) -> State:
+    """A state like another one, of the first of some tensors."""
+    rest = iter(tensors)
+    return {key: natural.map(lambda _: next(rest)) for key, natural in like.items()}
+
+
+class _Sweep:
+    """A sweep that is compiled from a tape of it.
+
+    Raises:
+        NotCompiledError: where it cannot be.
+    """
+
+    def __init__(self, swept: Swept, like: Sequence[Tensor]) -> None:
+        given = [t.clone() for t in like]  # which nothing has been computed from
+        with Tape(given) as tape:
+            wanted = swept(given)
+        places = [tape.place_of(t) for t in wanted]
+        obstacle = tape.obstacle or tape.changed_constant()
+        if any(place is None and tape.shares(t) for place, t in zip(places, wanted, strict=True)):
+            obstacle = obstacle or "a result in the memory of another"
+        if obstacle is not None:
+            raise NotCompiledError(f"Expected operations of torch alone; got {obstacle}.")
+        self._fixed = [t if place is None else None for place, t in zip(places, wanted, strict=True)]
+        needed = [place for place in places if place is not None]
+        self._compiled = Compiled(tape.played(needed), needed, given)
+
+    def __call__(self, given: Sequence[Tensor]) -> list[Tensor] | None:
+        """What it reaches; None where it reads other numbers than the tape."""
+        found = self._compiled(given)
+        if found is None:
+            return None
+        rest = iter(found)
+        return [next(rest) if fixed is None else fixed for fixed in self._fixed]
+
+
+class CompiledSweeps:
+    """The sweeps of a run, compiled where they are worth it.
+
+    Args:
+        wanted: whether to compile them: at once, or never; None: where they have few numbers, after a while.
+
+    Attributes:
+        obstacle: why they are not compiled, though it was tried; None if they are, or it was not.
+    """
+
+    def __init__(self, wanted: bool | None = None) -> None:
+        self.wanted = wanted
+        self._forget(None, [])
+
+    def _forget(self, key: Any, kinds: list[tuple[torch.Size, torch.dtype]]) -> None:
+        self._key, self._kinds = key, kinds
+        self._sweep: _Sweep | None = None
+        self._count = self._calls = self._failures = 0
+        self._next_comparison = 1
+        self._compared: list[Tensor] | None = None
+        self.obstacle: str | None = None
+
+    def __getstate__(self) -> bool | None:
+        """What a copy keeps: not what was compiled, which is made anew."""
+        return self.wanted
+
+    def __setstate__(self, wanted: bool | None) -> None:
+        self.wanted = wanted
+        self._forget(None, [])
+
+    @property
+    def is_compiled(self) -> bool:
+        """Whether there is a compiled sweep."""
+        return self._sweep is not None
+
+    def takes(self, program: Program, state: State) -> bool:
+        """Whether sweeps of this size are compiled."""
+        if self.wanted is not None:
+            return self.wanted
+        return program.recording.observed_numbers + sum(t.numel() for t in flat(state)) <= _LARGEST
+
+    def played(self, key: Any, given: Sequence[Tensor]) -> list[Tensor] | None:
+        """What a compiled sweep reaches; None where there is none, it fails, or it is to be compared with another.
+
+        Args:
+            key: what the sweep is of, beside tensors: that which is compiled is of one key.
+            given: the tensors.
+        """
+        kinds = [(t.shape, t.dtype) for t in given]
+        if key is not self._key or kinds != self._kinds:
+            self._forget(key, kinds)
+        self._compared = None
+        if self._sweep is None:
+            return None
+        self._calls += 1
+        try:
+            found = self._sweep(given)
+        except Exception:  # whatever an operation says of such numbers: so will the sweep that is not compiled
+            found = None
+        if found is None:
+            self._failures += 1
+            if self._failures == _PATIENCE:
+                self._give_up("numbers that are read, and are others from sweep to sweep.")
+        elif self._calls >= self._next_comparison:
+            self._compared = found
+            return None
+        return found
+
+    def note(self, found: list[Tensor], swept: Swept, like: list[Tensor]) -> None:
+        """Know what a sweep reached that was not compiled: to compare it, or to compile the next.
+
+        Args:
+            found: what it reached.
+            swept: such a sweep, as a function.
+            like: tensors like those that it is given.
+        """
+        if self._compared is not None:
+            if _differ(self._compared, found):
+                self._give_up("other numbers of it, once it is compiled.")
+            self._next_comparison *= _SPACING
+        elif self._sweep is None and self._is_worth_it():
+            try:
+                self._sweep = _Sweep(swept, like)
+            except Exception as error:  # of whatever a tape or the compiler meets; the sweep before it went well
+                self._give_up(str(error))
+
+    def _is_worth_it(self) -> bool:
+        """Whether to compile after this sweep."""
+        self._count += 1
+        return self.obstacle is None and self._count >= (1 if self.wanted else _WAIT)
+
+    def _give_up(self, why: str) -> None:
+        """Go on without it; who asked for it is told."""
+        self._sweep, self.obstacle = None, why
+        if self.wanted:
+            warnings.warn(
+                f"jit_compile=True: the sweeps of this model are not compiled; got {why} They go on as without it, "
+                "with the same numbers.",
+                stacklevel=2,
+            )
+
+
+def _differ(ours: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
+    """Whether tensors differ; on a CPU, by a bit."""
+    return any(
+        a.shape != b.shape
+        or a.dtype is not b.dtype
+        or not (torch.equal(a, b) if a.device.type == "cpu" else torch.allclose(a, b, rtol=1e-4, atol=0))
+        for a, b in zip(ours, others, strict=True)
+    )
+
+
+__all__ = ["CompiledSweeps", "flat", "restored"]
