@@ -45,7 +45,7 @@ def regression(x: Tensor, y: Tensor) -> None:
 
 def _anew(self: Any, args: Any, kwargs: Any, settings: Any, compiled: Callable[[], Any], is_same: Any) -> Any:
     """In the place of ``Rebinding.program``: the model is recorded."""
-    return compiled()
+    return compiled(), None
 
 
 def row(name: str, model: Callable[..., Any], batches: list[tuple[Tensor, ...]]) -> list[str]:

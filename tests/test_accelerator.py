@@ -105,7 +105,7 @@ def watched(make: Callable[[], Any], args: tuple[Any, ...], accelerator: Acceler
 def assert_once(found: Counter[str], more: int = 0) -> None:
     """Each sweep reads the ELBO with the flags of its updates, at its end, and waits no more often than allowed."""
     sweeps = LAST - FIRST
-    ends = [n for line, n in found.items() if line.startswith("tolist") and "check_proper" in line]
+    ends = [n for line, n in found.items() if line.startswith("tolist") and "checked" in line]
     assert ends == [sweeps]
     assert found.total() <= sweeps * (1 + more), found
 

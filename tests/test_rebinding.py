@@ -41,7 +41,7 @@ def without_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def anew(self: Rebinding, args: Any, kwargs: Any, settings: Any, compiled: Callable[[], Any], is_same: Any) -> Any:
     """In the place of ``Rebinding.program``: every call is recorded."""
-    return compiled()
+    return compiled(), None
 
 
 def by_both(monkeypatch: pytest.MonkeyPatch, work: Callable[[], T]) -> tuple[T, T]:

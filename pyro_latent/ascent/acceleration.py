@@ -13,7 +13,7 @@ from ..settings import check_memory
 from .extrapolation import WINDOW, Extrapolation, carried
 from .full import FullSteps, Level
 from .steps import Info, Task, joined
-from .sweep import NotFiniteError, Sweep
+from .sweep import NotFiniteError
 
 #: What a sweep from an extrapolated point may end in, which is then refused.
 _REFUSED = (NaturalDomainError, NotFiniteError, DataError, torch.linalg.LinAlgError)
@@ -112,10 +112,9 @@ class AcceleratedSteps(FullSteps):
             self._note(self.number_of(start), start)
         return found
 
-    def visit_all(self, sweep: Sweep, task: Task) -> None:
-        self._swept_from = sweep.state, sweep.means
-        super().visit_all(sweep, task)
-        self._swept_to = sweep.state, sweep.means
+    def went(self, task: Task, state: State, means: tuple[Means, Means] | None = None) -> None:
+        begin, end = means or (task.program.means(task.state), task.program.means(state))
+        self._swept_from, self._swept_to = (task.state, begin), (state, end)
 
     def _note(self, number: int, place: int) -> None:
         """Remember the last sweep of a start, which is at this place in it."""

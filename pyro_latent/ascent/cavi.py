@@ -13,6 +13,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import asdict
 from functools import partial
 from os import PathLike
 from typing import Any
@@ -27,11 +28,11 @@ from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
 from .batches import arguments_of, check_repeatable, check_resumable, first_of, held_data, length_of
 from .distributed import DistributedSteps, join
-from .options import check_guide, inverse_temperatures, steps_for
+from .options import check_guide, compile_sweeps, inverse_temperatures, settings_of, steps_for
 from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
 from .ranks import Alone, Ranks
 from .saving import content_of, read, restore
-from .step_size import StepSize, described
+from .step_size import StepSize
 from .steps import Schedule, Task
 from .structured import structured_elbo
 from .sweep import ModelArguments
@@ -67,6 +68,9 @@ class CAVI:
         process_group: processes of ``torch.distributed`` that fit the model together, such as ``group.WORLD`` after
             ``init_process_group``: each is given a shard of the data, in a plate that says how much there is in all,
             and each ends with the same globals and the ELBO of all of it. Local latents stay with their shard.
+        jit_compile: whether sweeps, and steps on minibatches, are compiled by ``torch.jit``: the same numbers, without
+            Python between two operations. By default, those of few numbers are after a while; True: at once, with a
+            warning where that cannot be.
 
     Example::
 
@@ -96,6 +100,7 @@ class CAVI:
         merges: bool = False,
         accelerate: bool = False,
         process_group: Any = None,
+        jit_compile: bool | None = None,
     ) -> None:
         check_guide(model, guide, more)
         self.model = model
@@ -106,19 +111,11 @@ class CAVI:
         structured, temperatures = check_count("structured", structured, least=0), inverse_temperatures(annealing)
         self._ranks = Alone() if process_group is None else Ranks(process_group)
         self._steps = steps_for(step_size, memoised, structured, temperatures, merges, accelerate, self._ranks)
+        compile_sweeps(self._steps, jit_compile)
         # Of the guide, after the last step; none where other processes have not been asked for theirs.
         self._revision = guide.posterior_state.revision if process_group is None else -1
-        self._settings = {
-            "order": self.order,
-            "local_steps": self.local_steps,
-            "local_tol": self.local_tol,
-            "step_size": described(step_size),
-            "memoised": memoised,
-            "structured": structured,
-            "annealing": list(temperatures),
-            "merges": merges,
-            "accelerate": accelerate,
-        }
+        about = (step_size, memoised, structured, temperatures, merges, accelerate)
+        self._settings = asdict(self._schedule) | settings_of(*about)
 
     @torch.inference_mode(False)
     def step(self, *args: Any, **kwargs: Any) -> float:
@@ -161,7 +158,8 @@ class CAVI:
         if posterior.revision != self._revision:
             steps.forget_level()
         prepared = self._ranks.agreed(lambda: self.guide.calls.fit(*arguments, steps.rescales, steps.redraws))
-        task = Task(prepared.program, arguments, prepared.state, prepared.starts, self._schedule, piece, is_alone)
+        found, about = prepared, (self._schedule, piece, is_alone, prepared.binding)
+        task = Task(found.program, arguments, found.state, found.starts, *about)
         try:
             state, info = steps.step(task)
         except KeyboardInterrupt:  # at any line: what it remembers may be of a state that the guide does not have

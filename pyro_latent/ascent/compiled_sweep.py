@@ -41,6 +41,12 @@ def restored(like: State, tensors: Sequence[Tensor]) -> State:
     return {key: natural.map(lambda _: next(rest)) for key, natural in like.items()}
 
 
+def has_written_updates(program: Program) -> bool:
+    """Whether a factor is updated by a function of the user's, which may do anything."""
+    written = [block.update for block in program.blocks.values()] + [site.update for site in program.discrete]
+    return any(update is not None for update in written)
+
+
 class _Sweep:
     """A sweep that is compiled from a tape of it.
 
@@ -183,4 +189,4 @@ def _differ(ours: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-__all__ = ["CompiledSweeps", "flat", "restored"]
+__all__ = ["CompiledSweeps", "flat", "has_written_updates", "restored"]

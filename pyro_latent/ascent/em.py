@@ -107,6 +107,9 @@ class EMSteps(FullSteps):
         if self.last_e_step is not None:
             self.last_e_step = self.last_e_step.of_start(start)
 
+    def _is_compilable(self, task: Task) -> bool:
+        return False  # an M-step goes on until no parameter moves, and its E-step is kept
+
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The latents, then the parameters."""
         blocks, order = task.program.blocks, task.schedule.sites(task.program)

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
-from ..objective import BlockKey, Bound, Program, State, starts_of
+from ..objective import BlockKey, Bound, Means, Program, State, starts_of
 from ..recording import version_of
-from .compiled_sweep import CompiledSweeps, flat, restored
+from .compiled_sweep import CompiledSweeps, flat, has_written_updates, restored
 from .steps import Info, Steps, Task, best_of
 from .sweep import NotFiniteError, Sweep, check_finite, fall_of
 
@@ -155,7 +155,10 @@ class FullSteps(Steps):
         reached = start.like(found)
         values = reached.report.tolist()  # one transfer from the device
         flags = len(values) - 2 * len(before.elbo)
-        return (reached, values[flags:]) if all(values[:flags]) and all(map(math.isfinite, values)) else None
+        if not all(values[:flags]) or not all(map(math.isfinite, values)):
+            return None
+        self.went(task, reached.state)
+        return reached, values[flags:]
 
     def _visited(self, task: Task, before: Level | None) -> tuple[_Reached, list[float]]:
         """The same by a sweep that visits block by block."""
@@ -165,25 +168,26 @@ class FullSteps(Steps):
         if before is not None:
             before.bound = before.bound._replace(held=None)
         del held
-        reached = self._reached(sweep, task)
-        values = sweep.checked(reached.report.tolist())  # one transfer from the device
+        begin = sweep.means
+        reached = self._outcome(sweep, task)
+        values = sweep.checked(reached.report)  # one transfer from the device
         check_finite(values[: sweep.starts], program, sweep.means)
+        self.went(task, sweep.state, (begin, sweep.means))
         if before is not None and self._is_compilable(task):
 
             def swept(tensors: list[Tensor]) -> list[Tensor]:
                 start = reached.like([*tensors, reached.report])
-                return self._reached(Sweep(program, start.state, task.arguments, start.bound.held), task).tensors
+                return self._outcome(Sweep(program, start.state, task.arguments, start.bound.held), task).tensors
 
             self.compiled.note(reached.tensors, swept, reached.start)
         return reached, values
 
     def _is_compilable(self, task: Task) -> bool:
         """Whether a sweep is a function of natural parameters and the posterior of the discrete sites alone."""
-        sites = [*task.program.blocks.values(), *task.program.discrete]
-        is_pure = not self._is_annealed and not task.probs and all(site.update is None for site in sites)
+        is_pure = not self._is_annealed and not task.probs and not has_written_updates(task.program)
         return is_pure and self.compiled.takes(task.program, task.state)
 
-    def _reached(self, sweep: Sweep, task: Task) -> _Reached:
+    def _outcome(self, sweep: Sweep, task: Task) -> _Reached:
         """Visit every block; where that leads to. What was wrong first is raised, not what came of it."""
         try:
             self.visit_all(sweep, task)
@@ -193,6 +197,9 @@ class FullSteps(Steps):
             sweep.check_proper()
             raise
         return _Reached(sweep.state, bound, torch.cat([*sweep.flags, bound.elbo, bound.magnitude]))
+
+    def went(self, task: Task, state: State, means: tuple[Means, Means] | None = None) -> None:
+        """Know that a sweep went well, and where it led; and the mean parameters at both ends, where they are known."""
 
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The blocks in the order that a sweep visits them; those of the data's plates come first where there are

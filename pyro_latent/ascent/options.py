@@ -17,7 +17,7 @@ from .full import FullSteps
 from .memoised import MemoisedSteps
 from .merging import MergingSteps
 from .ranks import Alone, Ranks
-from .step_size import StepSize, as_step_size
+from .step_size import StepSize, as_step_size, described
 from .steps import Steps
 from .stochastic import StochasticSteps
 from .structured import StructuredSteps
@@ -118,4 +118,39 @@ def steps_for(
     return StructuredSteps(size, structured) if structured else StochasticSteps(size)
 
 
-__all__ = ["inverse_temperatures", "steps_for"]
+def compile_sweeps(steps: Steps, jit_compile: bool | None) -> None:
+    """Say whether steps are compiled.
+
+    Raises:
+        ArgumentTypeError, ArgumentError: for what is no such choice, or steps that cannot be.
+    """
+    check_choice("jit_compile", jit_compile, [None, False, True])
+    if isinstance(steps, FullSteps | StochasticSteps) and not isinstance(steps, StructuredSteps):
+        steps.compiled.wanted = jit_compile
+    elif jit_compile:
+        raise ArgumentError(
+            "Expected jit_compile=True with sweeps over all of the data, or with a step_size; got memoised=True, "
+            "structured inference or a process_group. Leave jit_compile=True out."
+        )
+
+
+def settings_of(
+    step_size: float | StepSize | None,
+    memoised: bool,
+    structured: int,
+    annealing: Sequence[float],
+    merges: bool,
+    accelerate: bool,
+) -> dict[str, Any]:
+    """The arguments of ``CAVI`` that a checkpoint is of, in plain types."""
+    return {
+        "step_size": described(step_size),
+        "memoised": memoised,
+        "structured": structured,
+        "annealing": list(annealing),
+        "merges": merges,
+        "accelerate": accelerate,
+    }
+
+
+__all__ = ["check_guide", "compile_sweeps", "inverse_temperatures", "settings_of", "steps_for"]

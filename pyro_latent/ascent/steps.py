@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ModelError, as_real, check_count
 from ..guide.arguments import site_names
+from ..guide.rebinding import Binding
 from ..objective import BlockKey, Program, State
 from .sweep import ModelArguments, Sweep
 
@@ -89,7 +90,8 @@ class Task(NamedTuple):
 
     The compiled model; its arguments; the natural parameters and the responsibilities that the step starts at, with a
     leading dimension over starts; the order of updates; the name of the piece where the data comes in pieces or
-    batches; and whether the step is alone, not in a run, which says by itself what it is fitted to.
+    batches; whether the step is alone, not in a run, which says by itself what it is fitted to; and what the program
+    was made of, if it was not recorded.
     """
 
     program: Program
@@ -99,6 +101,7 @@ class Task(NamedTuple):
     schedule: Schedule
     piece: int | str | None = None
     is_alone: bool = False
+    binding: Binding | None = None
 
     def of(self, starts: Sequence[int]) -> Task:
         """Keep some starts alone."""

@@ -11,6 +11,7 @@ summaries of the minibatches are averaged with the same weights, and maximised (
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,13 +20,18 @@ from torch import Tensor
 
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, ModelError
-from ..objective import BlockKey, Program, State, Summand, Summary, summarize
+from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, summarize
+from .compiled_sweep import CompiledSweeps, flat, has_written_updates, restored
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
 from .sweep import ModelArguments, Sweep, check_finite, check_start
 
 #: How fast the average that ranks several starts forgets.
 _FORGETTING = 0.05
+
+
+#: The state that a step reaches, the ELBO of each start, and the averaged summary of the parameters' data.
+_Reached = tuple[State, list[float], Summary | None]
 
 
 class StochasticSteps(Steps):
@@ -43,6 +49,7 @@ class StochasticSteps(Steps):
         self._summary: Summary | None = None  # of the parameters' data, averaged over the minibatches
         self._average: list[float] = []
         self._last: ModelArguments | None = None
+        self.compiled = CompiledSweeps()
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One step; an estimate of the ELBO for each start, at the globals before the step.
@@ -61,17 +68,54 @@ class StochasticSteps(Steps):
         step_size = self.step_size(self.count)
         if not 0 < step_size <= 1:
             raise ArgumentError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
-        sweep, elbo, summary = self._moved(task, local, others, step_size)
-        values = sweep.check_proper([elbo])
-        check_finite(values, program, sweep.means)
+        state, values, summary = self._compiled(task, local, others, step_size) or self._visited(
+            task, local, others, step_size
+        )
         self.count += 1
         self._summary, self._last = summary, task.arguments
         pairs = zip(self._average or values, values, strict=True)
         self._average = [old + _FORGETTING * (new - old) for old, new in pairs]
-        return sweep.state, Info(values, best_of(self._average))
+        return state, Info(values, best_of(self._average))
+
+    def _compiled(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached | None:
+        """What a compiled step reaches; None where there is none, or it does not go well."""
+        if task.binding is None or not self._is_compilable(task, local):
+            return None
+        found = self.compiled.played(task.binding.template, _given(task.state, task.binding.tensors, step_size))
+        if found is None:
+            return None
+        *tensors, report = found
+        values = report.tolist()  # one transfer from the device
+        flags = len(values) - starts_of(task.state)
+        is_well = all(values[:flags]) and all(map(math.isfinite, values))
+        return (restored(task.state, tensors), values[flags:], self._summary) if is_well else None
+
+    def _visited(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached:
+        """What a step reaches that visits block by block."""
+        sweep, elbo, summary = self._moved(task, local, others, step_size)
+        values = sweep.check_proper([elbo])
+        check_finite(values, task.program, sweep.means)
+        binding, count = task.binding, len(flat(task.state))
+        if binding is not None and self._is_compilable(task, local):
+
+            def swept(tensors: list[Tensor]) -> list[Tensor]:
+                program, state = binding.program_of(tensors[count:-1]), restored(task.state, tensors)
+                again = task._replace(program=program, state=state)
+                sweep, elbo, _ = self._moved(again, local, others, tensors[-1])
+                return [*flat(sweep.state), torch.cat([*sweep.flags, elbo])]
+
+            found = [*flat(sweep.state), torch.cat([*sweep.flags, elbo])]
+            self.compiled.note(found, swept, _given(sweep.state, binding.tensors, step_size))
+        return sweep.state, values, summary
+
+    def _is_compilable(self, task: Task, local: list[BlockKey]) -> bool:
+        """Whether a step is a function of natural parameters, the minibatch and the step size alone."""
+        has_points = any(block.is_point for block in task.program.blocks.values())
+        is_pure = not local and not task.probs and not has_points and not has_written_updates(task.program)
+        return is_pure and self.compiled.takes(task.program, task.state)
 
     def _moved(
-        self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float
+        self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float | Tensor
     ) -> tuple[Sweep, Tensor, Summary | None]:
         """A sweep whose local blocks are settled and whose other blocks have taken their step; the ELBO of each start
         before that, and the averaged summary of the parameters' data.
@@ -81,7 +125,7 @@ class StochasticSteps(Steps):
         elbo = task.program.bound(sweep.state, sweep.means, None if sweep.is_stale else sweep.held).elbo
         return sweep, elbo, self._global_steps(sweep, others, step_size)
 
-    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: float) -> Summary | None:
+    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: Any) -> Summary | None:
         """Step the globals; returns the averaged summary that the parameters were set by."""
         program = sweep.program
         points = [key for key in keys if program.blocks[key].is_point]
@@ -126,6 +170,11 @@ class StochasticSteps(Steps):
         """Take on a state of :meth:`to_state`."""
         self.count, self._average = state["count"], list(state["average"])
         self._summary = None if state["summary"] is None else Summary.from_state(state["summary"], device)
+
+
+def _given(state: State, data: list[Tensor], step_size: float) -> list[Tensor]:
+    """What a step is a function of: the state, the minibatch, and the step size, 0-dimensional in float64."""
+    return [*flat(state), *data, torch.tensor(step_size, dtype=torch.float64)]
 
 
 def _same_data(before: ModelArguments, now: ModelArguments) -> bool:

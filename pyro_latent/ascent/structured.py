@@ -8,6 +8,7 @@ gradient in β is the one with the locals held. A step goes along the natural gr
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -39,8 +40,11 @@ class StructuredSteps(StochasticSteps):
         super().__init__(step_size)
         self.draws = draws
 
+    def _is_compilable(self, task: Task, local: list[BlockKey]) -> bool:
+        return False  # it draws
+
     def _moved(
-        self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float
+        self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: Any
     ) -> tuple[Sweep, Tensor, Summary | None]:
         program, state = task.program, task.state
         _check_structured(program, state, local)

@@ -258,15 +258,16 @@ class Sweep:
             NaturalDomainError: naming the first block outside its domain.
         """
         tensors = [*self.flags, *more]
-        return self.checked(torch.cat(tensors).tolist() if tensors else [])
+        return self.checked(torch.cat(tensors)) if tensors else []
 
     @property
     def flags(self) -> list[Tensor]:
         """Whether every update of a block was proper, by block; float64 ``[1]`` each."""
         return [self._is_well(key).reshape(1).to(torch.float64) for key in self.proper]
 
-    def checked(self, values: list[float]) -> list[float]:
-        """What comes after the :attr:`flags` among numbers that were read; raises as :meth:`check_proper` does."""
+    def checked(self, report: Tensor) -> list[float]:
+        """The numbers after the :attr:`flags` in one tensor of both; raises as :meth:`check_proper` does."""
+        values: list[float] = report.tolist()
         for key, flag in zip(self.proper, values, strict=False):
             if not flag:
                 for doubt in self.doubts.get(key, ()):

@@ -13,7 +13,7 @@ from ..recording import Recording, record
 from ..values import without_collecting
 from .augmented import Augmented
 from .param_store import param_versions
-from .rebinding import Rebinding
+from .rebinding import Made, Rebinding
 from .refusals import sites_of
 from .state import PosteriorState, Prepared, RecordedCall, layout_of
 
@@ -133,12 +133,13 @@ class Calls:
         fitted = bool(posterior.layout) and (predict or not posterior.starts)
         compiled = partial(self._compiled, args, kwargs, rescale, fitted, predict)
         if posterior.program is None or posterior.call is None or not fitted or predict:
-            program, call = compiled(), RecordedCall(guide.model, args, kwargs)
+            program, binding, call = compiled(), None, RecordedCall(guide.model, args, kwargs)
         else:
-            program, call = self._rebound(posterior.call, args, kwargs, rescale, compiled)
+            (program, binding), call = self._rebound(posterior.call, args, kwargs, rescale, compiled)
         if fitted:
             state, layout = posterior.adopted(program, predict)
-            return Prepared(program, posterior.with_params(program, state), {}, layout, posterior.origins, call)
+            state = posterior.with_params(program, state)
+            return Prepared(program, state, {}, layout, posterior.origins, call, binding)
         _warn_of_mean_field(program, guide.mean_field)
         state, starts = initial_state(program, guide.init, guide.restarts)
         layout, origins = layout_of(program)
@@ -182,7 +183,7 @@ class Calls:
         kwargs: dict[str, Any],
         rescale: bool,
         compiled: Callable[[], Program],
-    ) -> tuple[Program, RecordedCall]:
+    ) -> tuple[Made, RecordedCall]:
         """The program of a call like the last one, which is recorded anew only where it has to be."""
         posterior = self._guide.posterior_state
         is_same = last.is_of_same_model() and not posterior.doubted
@@ -191,7 +192,7 @@ class Calls:
         call = last.of(args, kwargs) if is_same else RecordedCall(self._guide.model, args, kwargs)
         settings = (rescale, posterior.pairs, [id(origin) for origin in posterior.origins.values()])
         if call.is_of_moving:
-            return compiled(), call
+            return (compiled(), None), call
         return self._rebinding.program(args, kwargs, settings, compiled, call.is_of_same_model), call
 
     def _mean_field_of(self, recording: Recording) -> list[str]:

@@ -7,7 +7,8 @@ model is recorded again all the same, and compared to the last bit.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, NamedTuple
 
 import torch
@@ -17,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from ..checkpoint import fingerprint, random_state
 from ..errors import RecordingError
 from ..objective import Program
-from ..recording import ALONE, Player, Tape, Template, difference
+from ..recording import ALONE, Compiled, NotCompiledError, Player, Tape, Template, difference
 
 #: Kinds of calls that are known at once, such as whole batches and a smaller last one.
 _KINDS = 4
@@ -40,6 +41,22 @@ class Kind(NamedTuple):
     dtype: torch.dtype
 
 
+class Binding(NamedTuple):
+    """What a program was made of: a template, and the tensors in it in the order of their numbers there."""
+
+    template: Template
+    tensors: list[Tensor]
+
+    def program_of(self, tensors: Sequence[Tensor]) -> Program:
+        """The program of other tensors in that order."""
+        program: Program = self.template.filled(dict(zip(sorted(self.template.needed), tensors, strict=True)))
+        return program
+
+
+#: A program, and what it was made of; None where it was recorded.
+Made = tuple[Program, Binding | None]
+
+
 class _Known:
     """A program with the tape of what it holds of its data, and how that went so far."""
 
@@ -51,6 +68,7 @@ class _Known:
         self.obstacle: str | None = None
         self._template: Template | None = None
         self._player: Player | None = None
+        self._compiled: Compiled | None = None
 
     @property
     def is_taped(self) -> bool:
@@ -76,41 +94,55 @@ class _Known:
             self.give_up(obstacle)
         else:
             self._template, self._player = template, tape.played(template.needed)
+            with suppress(NotCompiledError):  # then it is played operation by operation
+                self._compiled = Compiled(self._player, sorted(template.needed), given)
         return program
 
-    def program(self, given: list[Tensor]) -> Program | None:
+    def program(self, given: list[Tensor]) -> tuple[Program, Binding] | None:
         """The program of these tensors; None where the model takes another way with them."""
-        if self._template is None or self._player is None:
+        if self._template is None:
             return None
+        found = None
         try:
-            with ALONE, torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
-                values = self._player.play(given)
-            program: Program | None = None if values is None else self._template.filled(values)
+            tensors = self._tensors(given)
+            if tensors is not None:
+                binding = Binding(self._template, tensors)
+                found = binding.program_of(tensors), binding
         except Exception:  # whatever an operation says of such numbers, or Python of so deep a program
-            program = None
-        if program is None:
+            found = None
+        if found is None:
             self.failures += 1
             if self.failures == _PATIENCE:
                 self.give_up("numbers that the model reads")
-        elif program.recording.redraws:
-            torch.rand(1, device=program.recording.device)  # the next call draws another subsample
-        return program
+        elif found[0].recording.redraws:
+            torch.rand(1, device=found[0].recording.device)  # the next call draws another subsample
+        return found
 
-    def next_program(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
+    def _tensors(self, given: list[Tensor]) -> list[Tensor] | None:
+        """What the template needs, in the order of its numbers, of these tensors."""
+        if self._template is None or self._player is None:
+            return None
+        if self._compiled is not None:
+            return self._compiled(given)
+        with ALONE, torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
+            values = self._player.play(given)
+        return None if values is None else [values[number] for number in sorted(self._template.needed)]
+
+    def next_program(self, given: list[Tensor], compiled: Callable[[], Program]) -> Made:
         """The program for the next step: by the tape, where that can be, or recorded, at times to compare both."""
         self.calls += 1
         if self.calls >= self.next_comparison:
-            return self.compared(given, compiled)
+            return self.compared(given, compiled), None
         found = self.program(given)
         self.is_used |= found is not None
-        return found or compiled()
+        return found or (compiled(), None)
 
     def compared(self, given: list[Tensor], compiled: Callable[[], Program]) -> Program:
         """A program that is recorded anew, and that is the same as the known one with these tensors."""
         with torch.random.fork_rng(_cards(given)):
             found = self.program(given)
         program = compiled()
-        why = None if found is None else difference(found, program)
+        why = None if found is None else difference(found[0], program)
         if why is not None:
             self.give_up(why)
         elif found is not None:
@@ -124,7 +156,7 @@ class _Known:
 
     def give_up(self, why: str) -> None:
         """Record calls of this kind each time."""
-        self.obstacle, self._template, self._player = why, None, None
+        self.obstacle, self._template, self._player, self._compiled = why, None, None, None
 
 
 class Rebinding:
@@ -145,8 +177,8 @@ class Rebinding:
         settings: Any,
         compiled: Callable[[], Program],
         is_same: Callable[[], bool],
-    ) -> Program:
-        """The program of a call.
+    ) -> Made:
+        """The program of a call, and what it was made of.
 
         Args:
             args, kwargs: the arguments.
@@ -160,22 +192,22 @@ class Rebinding:
         kind, given = kind_of_call(args, kwargs)
         known = None if kind is None else self._known.get(kind)
         if kind is None or self._changes == _PATIENCE:
-            return compiled()
+            return compiled(), None
         if known is not None and (known.obstacle is not None or known.settings != settings):
-            return compiled()
+            return compiled(), None
         if known is None:
             if len(self._known) == _KINDS:
-                return compiled()
+                return compiled(), None
             known = self._known[kind] = _Known(settings)
         if known.waits:
             known.waits -= 1
-            return compiled()
+            return compiled(), None
         if not known.is_taped:
             program = known.record(given, compiled)
             if not is_same():
                 known.give_up("a model that changes what it reads")
                 self._changes += 1
-            return program
+            return program, None
         return known.next_program(given, compiled)
 
 
@@ -209,4 +241,4 @@ def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | 
     return Kind(structure, tuple(about), torch.get_default_dtype()), given
 
 
-__all__ = ["Rebinding"]
+__all__ = ["Binding", "Made", "Rebinding"]

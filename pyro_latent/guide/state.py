@@ -21,6 +21,7 @@ from ..families.quadrature import Quadrature
 from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
 from ..recording import Recording, Snapshot
 from .param_store import param_versions
+from .rebinding import Binding
 from .refusals import check_told
 
 
@@ -65,7 +66,7 @@ class Prepared(NamedTuple):
 
     ``state``: the natural parameters ``[starts, ...]``. ``starts``: by discrete site, the responsibilities ``[starts,
     plates..., values]`` that the first sweep begins at, or labels ``[starts, plates...]``. ``origins``: by site, what
-    its location is measured from.
+    its location is measured from. ``binding``: what the program was made of; None where it was recorded.
     """
 
     program: Program
@@ -74,6 +75,7 @@ class Prepared(NamedTuple):
     layout: dict[str, Any]
     origins: dict[str, Tensor]
     call: RecordedCall
+    binding: Binding | None = None
 
 
 class Fit(NamedTuple):

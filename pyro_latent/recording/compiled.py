@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,7 +14,7 @@ from .tape import Operation, Place, Player, value_of
 
 _aten = torch.ops.aten
 #: The operations that give Python a number, with what gives that number as a tensor.
-_READS = {
+_READS: dict[Any, Callable[..., Tensor]] = {
     _aten._local_scalar_dense.default: lambda value: value,
     _aten.equal.default: lambda one, other: (one == other).all(),
 }
