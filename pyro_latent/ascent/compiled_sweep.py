@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..families.quadrature import Quadrature
 from ..objective import Program, State
 from ..recording import Compiled, NotCompiledError, Tape
 
@@ -41,10 +42,14 @@ def restored(like: State, tensors: Sequence[Tensor]) -> State:
     return {key: natural.map(lambda _: next(rest)) for key, natural in like.items()}
 
 
-def has_written_updates(program: Program) -> bool:
-    """Whether a factor is updated by a function of the user's, which may do anything."""
-    written = [block.update for block in program.blocks.values()] + [site.update for site in program.discrete]
-    return any(update is not None for update in written)
+def _obstacle_of(program: Program) -> str | None:
+    """Why a sweep is no function of tensors alone; None if it is one."""
+    blocks = list(program.blocks.values())
+    if any(block.update for block in blocks) or any(site.update for site in program.discrete):
+        return "an update that is written by hand."
+    if any(isinstance(block.family, Quadrature) for block in blocks):
+        return "a factor by quadrature, whose panels come of its last ones."
+    return None
 
 
 class _Sweep:
@@ -89,6 +94,8 @@ class CompiledSweeps:
 
     def __init__(self, wanted: bool | None = None) -> None:
         self.wanted = wanted
+        self._has_warned = False
+        self._taken: tuple[Program, bool] | None = None
         self._forget(None, [])
 
     def _forget(self, key: Any, kinds: list[tuple[torch.Size, torch.dtype]]) -> None:
@@ -99,24 +106,26 @@ class CompiledSweeps:
         self._compared: list[Tensor] | None = None
         self.obstacle: str | None = None
 
-    def __getstate__(self) -> bool | None:
-        """What a copy keeps: not what was compiled, which is made anew."""
-        return self.wanted
-
-    def __setstate__(self, wanted: bool | None) -> None:
-        self.wanted = wanted
-        self._forget(None, [])
+    def __reduce__(self) -> tuple[Any, ...]:
+        """What copies are made by: what was compiled is made anew."""
+        return type(self), (self.wanted,)
 
     @property
     def is_compiled(self) -> bool:
         """Whether there is a compiled sweep."""
         return self._sweep is not None
 
-    def takes(self, program: Program, state: State) -> bool:
-        """Whether sweeps of this size are compiled."""
-        if self.wanted is not None:
-            return self.wanted
-        return program.recording.observed_numbers + sum(t.numel() for t in flat(state)) <= _LARGEST
+    def takes(self, program: Program, state: State, obstacle: str | None = None) -> bool:
+        """Whether sweeps of a program are compiled; ``obstacle``: why they cannot be, if that is known."""
+        if self.wanted is False:
+            return False
+        if self._taken is None or self._taken[0] is not program:
+            obstacle = obstacle or _obstacle_of(program)
+            numbers = program.recording.observed_numbers + sum(t.numel() for t in flat(state))
+            self._taken = program, obstacle is None and bool(self.wanted or numbers <= _LARGEST)
+            if obstacle is not None:
+                self._give_up(obstacle)
+        return self._taken[1]
 
     def played(self, key: Any, given: Sequence[Tensor]) -> list[Tensor] | None:
         """What a compiled sweep reaches; None where there is none, it fails, or it is to be compared with another.
@@ -171,10 +180,11 @@ class CompiledSweeps:
     def _give_up(self, why: str) -> None:
         """Go on without it; who asked for it is told."""
         self._sweep, self.obstacle = None, why
-        if self.wanted:
+        if self.wanted and not self._has_warned:
+            self._has_warned = True
             warnings.warn(
-                f"jit_compile=True: the sweeps of this model are not compiled; got {why} They go on as without it, "
-                "with the same numbers.",
+                f"Expected sweeps that can be compiled, for jit_compile=True; got {why} They go on without, with the "
+                "same numbers.",
                 stacklevel=2,
             )
 
@@ -189,4 +199,4 @@ def _differ(ours: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
     )
 
 
-__all__ = ["CompiledSweeps", "flat", "has_written_updates", "restored"]
+__all__ = ["CompiledSweeps", "flat", "restored"]

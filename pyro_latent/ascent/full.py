@@ -14,7 +14,7 @@ from torch import Tensor
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
 from ..objective import BlockKey, Bound, Means, Program, State, starts_of
 from ..recording import version_of
-from .compiled_sweep import CompiledSweeps, flat, has_written_updates, restored
+from .compiled_sweep import CompiledSweeps, flat, restored
 from .steps import Info, Steps, Task, best_of
 from .sweep import NotFiniteError, Sweep, check_finite, fall_of
 
@@ -184,8 +184,8 @@ class FullSteps(Steps):
 
     def _is_compilable(self, task: Task) -> bool:
         """Whether a sweep is a function of natural parameters and the posterior of the discrete sites alone."""
-        is_pure = not self._is_annealed and not task.probs and not has_written_updates(task.program)
-        return is_pure and self.compiled.takes(task.program, task.state)
+        is_free = not self._is_annealed and not task.probs
+        return is_free and self.compiled.takes(task.program, task.state)
 
     def _outcome(self, sweep: Sweep, task: Task) -> _Reached:
         """Visit every block; where that leads to. What was wrong first is raised, not what came of it."""

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, ModelError
 from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, summarize
-from .compiled_sweep import CompiledSweeps, flat, has_written_updates, restored
+from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
 from .sweep import ModelArguments, Sweep, check_finite, check_start
@@ -110,9 +110,12 @@ class StochasticSteps(Steps):
 
     def _is_compilable(self, task: Task, local: list[BlockKey]) -> bool:
         """Whether a step is a function of natural parameters, the minibatch and the step size alone."""
-        has_points = any(block.is_point for block in task.program.blocks.values())
-        is_pure = not local and not task.probs and not has_points and not has_written_updates(task.program)
-        return is_pure and self.compiled.takes(task.program, task.state)
+        obstacle = None
+        if local:
+            obstacle = "local latents, which are updated until they no longer move."
+        elif any(block.is_point for block in task.program.blocks.values()):
+            obstacle = "parameters, whose summaries are averaged."
+        return not task.probs and self.compiled.takes(task.program, task.state, obstacle)
 
     def _moved(
         self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float | Tensor

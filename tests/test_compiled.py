@@ -1,0 +1,232 @@
+"""Sweeps that torch compiles give the numbers of those that it does not, to the last bit, or give way to them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from random_models import RandomProgram, default_dtype, program
+from shared_models import batch_mixture
+from test_accelerator import CASES
+from test_gpu import rows
+from torch import Tensor
+from wide_models import wide_program
+
+from pyro_latent import CAVI, AutoConjugate, PyroLatentError, RobbinsMonro
+from pyro_latent.ascent import compiled_sweep
+from pyro_latent.ascent.compiled_sweep import CompiledSweeps
+from pyro_latent.errors import ArgumentError, ModelError
+from pyro_latent.models import normal_gamma
+from pyro_latent.recording import Compiled, NotCompiledError, Tape
+
+X = rows(50, 1)[:, 0]
+SEEDS, SLOW = 4, 500
+
+
+def run(model: Callable[..., Any], args: Sequence[Any], guide: dict[str, Any], **options: Any) -> tuple[Tensor, CAVI]:
+    """The ELBO after each of some sweeps from one start, and the driver."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    driver = CAVI(model, AutoConjugate(model, **guide), **options)
+    return driver.run(*args, max_steps=12, tol=0).elbo, driver
+
+
+@pytest.mark.parametrize("name", ["joint block", "mixture", "chain", "documents"])
+def test_the_same_to_the_last_bit(name: str) -> None:
+    case = CASES[name]
+    found, driver = run(case.model, case.args, case.options, jit_compile=True)
+    expected, plain = run(case.model, case.args, case.options, jit_compile=False)
+    assert compiled_of(driver).is_compiled
+    assert torch.equal(found, expected)
+    for ours, others in zip(driver.guide.buffers(), plain.guide.buffers(), strict=True):
+        assert torch.equal(ours, others)
+
+
+@pytest.mark.parametrize("options", [{"accelerate": True}, {"annealing": 3}, {"local_steps": 2}], ids=str)
+@pytest.mark.filterwarnings("ignore:Expected more steps than those of annealing")
+def test_the_same_however_it_sweeps(options: dict[str, Any]) -> None:
+    case = CASES["mixture"]
+    found, driver = run(case.model, case.args, case.options, jit_compile=True, **options)
+    expected, _ = run(case.model, case.args, case.options, jit_compile=False, **options)
+    assert compiled_of(driver).is_compiled
+    assert torch.equal(found, expected)
+
+
+def test_the_same_on_minibatches() -> None:
+    """With another step size at each, and batches of two sizes."""
+    x = rows(70, 1)[:, 0] + 5 * (torch.arange(70) % 2)
+    ways = []
+    for jit_compile in (True, False):
+        pyro.set_rng_seed(0)
+        driver = CAVI(batch_mixture, AutoConjugate(batch_mixture), step_size=RobbinsMonro(), jit_compile=jit_compile)
+        ways.append((driver.run_batches([(b, 70) for b in x.split(20)], epochs=6).elbo, driver))
+    (found, driver), (expected, _) = ways
+    assert compiled_of(driver).is_compiled
+    assert torch.equal(found, expected)
+
+
+def test_few_numbers_are_compiled_after_a_while_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compiled_sweep, "_WAIT", 5)
+    for largest, is_compiled in ((100, True), (10, False)):
+        monkeypatch.setattr(compiled_sweep, "_LARGEST", largest)
+        _, driver = run(normal_gamma.model, (X,), {})
+        assert compiled_of(driver).is_compiled is is_compiled
+
+
+def compiled_of(driver: CAVI) -> CompiledSweeps:
+    """What a driver has compiled."""
+    steps: Any = driver._steps
+    assert isinstance(steps.compiled, CompiledSweeps)
+    return steps.compiled
+
+
+@pytest.mark.parametrize("make", [program, wide_program], ids=["random", "wide"])
+def test_random_programs(make: Callable[[int], RandomProgram]) -> None:
+    for seed in range(SEEDS):
+        assert_same(make(seed))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("make", [program, wide_program], ids=["random", "wide"])
+def test_many_random_programs(make: Callable[[int], RandomProgram]) -> None:
+    for seed in range(SEEDS, SLOW):
+        assert_same(make(seed))
+
+
+def assert_same(written: RandomProgram) -> None:
+    """A program is fitted to the same numbers, or refused in the same words, with compiled sweeps."""
+    ends: list[Any] = []
+    with default_dtype(written.dtype), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model, data = written.load()
+        for jit_compile in (True, False):
+            guide = {"blocks": written.blocks, "reparam": written.reparam}
+            try:
+                ends.append(run(model, data, guide, jit_compile=jit_compile)[0].tolist())
+            except PyroLatentError as error:
+                ends.append(str(error))
+    assert ends[0] == ends[1], written
+
+
+# What may go wrong.
+
+
+def test_what_goes_wrong_in_a_compiled_sweep_goes_wrong_in_the_same_words() -> None:
+    """The squares of one batch overflow."""
+
+    def model(x: Tensor) -> None:
+        precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
+        with pyro.plate("data", 100, subsample=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x)
+
+    errors = []
+    for jit_compile in (True, False):
+        driver = CAVI(model, AutoConjugate(model, check=False), step_size=0.5, jit_compile=jit_compile)
+        for shift in range(8):
+            driver.step(X + shift)
+        assert compiled_of(driver).is_compiled is jit_compile
+        before = {name: buffer.clone() for name, buffer in driver.guide.named_buffers()}
+        with pytest.raises(PyroLatentError) as caught:
+            driver.step(X * 1e200)
+        errors.append((type(caught.value), str(caught.value)))
+        assert all(torch.equal(before[name], buffer) for name, buffer in driver.guide.named_buffers())
+    assert errors[0] == errors[1]
+
+
+def test_a_compiled_sweep_that_gives_other_numbers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    expected, _ = run(normal_gamma.model, (X,), {}, jit_compile=False)
+    call = compiled_sweep._Sweep.__call__
+
+    def other(self: Any, given: Sequence[Tensor]) -> list[Tensor]:
+        return [tensor + 1e-9 for tensor in call(self, given) or ()]
+
+    monkeypatch.setattr(compiled_sweep._Sweep, "__call__", other)
+    with pytest.warns(UserWarning, match="other numbers"):
+        found, driver = run(normal_gamma.model, (X,), {}, jit_compile=True)
+    assert not compiled_of(driver).is_compiled
+    assert torch.equal(found, expected)
+
+
+def test_what_cannot_be_compiled_is_told_once_and_goes_on() -> None:
+    def model(x: Tensor) -> None:
+        scale = pyro.sample("scale", dist.HalfCauchy(1.0))
+        with pyro.plate("data", len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    with pytest.warns(UserWarning, match="a factor by quadrature") as caught:
+        found, driver = run(model, (X,), {}, jit_compile=True)
+        driver.step(X)
+    assert len(caught) == 1
+    assert torch.equal(found, run(model, (X,), {}, jit_compile=False)[0])
+
+
+@pytest.mark.parametrize("options", [{"memoised": True}, {"step_size": 0.5, "structured": 10}], ids=str)
+def test_steps_that_are_never_compiled_say_so(options: dict[str, Any]) -> None:
+    with pytest.raises(ArgumentError, match=r"Expected jit_compile=True with.*Leave"):
+        CAVI(batch_mixture, AutoConjugate(batch_mixture), jit_compile=True, **options)
+
+
+def test_data_that_are_written_into_are_seen() -> None:
+    """A compiled sweep holds the data as they are, which a step sees before it."""
+    x = X.clone()
+    _, driver = run(normal_gamma.model, (x,), {}, jit_compile=True)
+    driver.step(x)
+    x += 1
+    with pytest.raises(ModelError, match="the data of the last step"):
+        driver.step(x)
+
+
+def test_a_copy_goes_on_alike() -> None:
+    _, driver = run(normal_gamma.model, (X,), {}, jit_compile=True)
+    steps: Any = copy.deepcopy(driver._steps.compiled)  # type: ignore[attr-defined]
+    assert steps.wanted and not steps.is_compiled
+
+
+# One program of torch's.
+
+
+def compiled(function: Callable[[Tensor], Tensor], given: Tensor) -> Compiled:
+    """A function of one tensor, compiled."""
+    with Tape([given]) as tape:
+        found = function(given)
+    assert tape.obstacle is None
+    place = tape.place_of(found)
+    assert place is not None
+    return Compiled(tape.played([place]), [place], [given])
+
+
+def test_numbers_that_are_read_must_be_the_same_again() -> None:
+    def function(x: Tensor) -> Tensor:
+        return x * 2 if bool((x > 0).all()) and not torch.equal(x, x.flip(0)) else x * 3
+
+    double = compiled(function, torch.tensor([1.0, 2.0]))
+    found = double([torch.tensor([4.0, 5.0])])
+    assert found is not None
+    assert found[0].tolist() == [8.0, 10.0]
+    assert double([torch.tensor([-4.0, 5.0])]) is None
+    assert double([torch.tensor([4.0, 4.0])]) is None
+    assert double([torch.tensor([4.0])]) is None
+
+
+def test_a_constant_that_is_written_into_ends_it() -> None:
+    constant = torch.tensor([1.0, 2.0])
+    add = compiled(lambda x: x + constant, torch.zeros(2))
+    assert add([torch.ones(2)]) is not None
+    constant += 1
+    assert add([torch.ones(2)]) is None
+
+
+@pytest.mark.parametrize(
+    "function",
+    [lambda x: x[x > 0], lambda x: x + torch.rand(2), lambda x: x.unique()],
+    ids=["by a mask", "random", "unique"],
+)
+def test_results_that_nothing_says_the_shape_of_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+    with pytest.raises(NotCompiledError, match="Expected"):
+        compiled(function, torch.tensor([1.0, 2.0]))
