@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
 import warnings
+import weakref
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -230,3 +232,19 @@ def test_a_constant_that_is_written_into_ends_it() -> None:
 def test_results_that_nothing_says_the_shape_of_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(NotCompiledError, match="Expected"):
         compiled(function, torch.tensor([1.0, 2.0]))
+
+
+def test_what_was_compiled_lets_its_constants_go() -> None:
+    """A graph that torch keeps as long as Python runs would hold the data of each fit."""
+
+    def made() -> tuple[Compiled, weakref.ref[Tensor]]:
+        constant = torch.arange(10.0)
+        return compiled(lambda x: x + constant, torch.zeros(10)), weakref.ref(constant)
+
+    add, constant = made()
+    gc.collect()
+    assert add([torch.ones(10)]) is not None
+    assert constant() is not None
+    del add
+    gc.collect()
+    assert constant() is None

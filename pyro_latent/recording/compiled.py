@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -42,11 +41,12 @@ class Compiled:
         self._kinds = [(t.shape, t.dtype, t.device) for t in given]
         self._expected = [_number_of(read) for operation in player.operations for read in operation.reads]
         self._check()
-        with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # that torch.jit is no longer developed; numbers are checked below
-            try:
-                self._run = torch.jit.trace(self._computed, tuple(t.clone() for t in given), check_trace=False)
-            except RuntimeError as error:
+        example = tuple(t.clone() for t in given)
+        with torch.no_grad():
+            try:  # not torch.jit.trace, which keeps what it traced, and its constants, as long as Python runs
+                graph = torch._C._create_graph_by_tracing(self._computed, example, _unnamed, True, False, None, [])[0]
+                self._run = torch._C._create_function_from_graph("computed", graph)
+            except (AttributeError, RuntimeError, TypeError) as error:  # private, so that they may be others one day
                 raise NotCompiledError(f"Expected operations that torch compiles; got {error}") from error
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor] | None:
@@ -90,6 +90,11 @@ class Compiled:
             results = [result] if isinstance(result, Tensor) else [t for t in result or () if isinstance(t, Tensor)]
             values.update(zip(operation.places, results, strict=True))
         return *(values[n] for n in self._needed), torch.cat(reads)
+
+
+def _unnamed(value: Tensor) -> str:
+    """The name of a tensor in a graph, which needs none."""
+    return ""
 
 
 def _has_fixed_shape(operation: Operation, dtypes: Mapping[int, torch.dtype]) -> bool:
