@@ -7,6 +7,7 @@ import itertools
 import math
 import warnings
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -221,6 +222,40 @@ def test_means_that_share_a_precision_have_the_exact_posterior_and_evidence() ->
     np.testing.assert_allclose(found.posterior(BLOCK).covariance_matrix.inverse(), rate, rtol=1e-9)
     posterior = found.guide.posterior()
     assert posterior["mean"].batch_shape == (3,) and posterior["precision"].batch_shape == ()
+
+
+def several_outputs(x: Tensor, y: Tensor, in_plate: bool = True) -> None:
+    precision = pyro.sample("precision", dist.Wishart(y.new_tensor(3.5), covariance_matrix=torch.eye(2).to(y)))
+    row = dist.MultivariateNormal(y.new_zeros(2), precision_matrix=0.4 * precision)
+    with pyro.plate("inputs", x.shape[1]) if in_plate else nullcontext():
+        mean = pyro.sample("mean", row if in_plate else row.expand([x.shape[1]]).to_event(1))
+    with pyro.plate("data", len(x)):
+        pyro.sample("y", dist.MultivariateNormal(x @ mean, precision_matrix=precision), obs=y)
+
+
+def test_a_regression_of_several_outputs_has_the_exact_posterior_and_evidence() -> None:
+    """By the matrix normal-Wishart in closed form; each draw of Trace_ELBO is the evidence, too."""
+    x, y = torch.randn(9, 3, dtype=DOUBLE), torch.randn(9, 2, dtype=DOUBLE)
+    found = fit(several_outputs, x, y, blocks=JOINT, tol=1e-12)
+    rows = 0.4 * np.eye(3) + (x.T @ x).numpy()
+    loc = np.linalg.solve(rows, (x.T @ y).numpy())
+    rate = np.eye(2) + (y.T @ y).numpy() - loc.T @ rows @ loc
+    evidence = -9 * math.log(2 * math.pi) + 3 * math.log(0.4) - np.linalg.slogdet(rows)[1]
+    for sign, df, matrix in ((-1, 3.5, np.eye(2)), (1, 12.5, rate)):
+        log_normalizer = scipy.special.multigammaln(df / 2, 2) + df * math.log(2)
+        evidence += sign * (log_normalizer - df / 2 * np.linalg.slogdet(matrix)[1])
+    assert found.result.elbo[-1].item() == pytest.approx(evidence, rel=1e-12)
+    joint = found.posterior(BLOCK)
+    np.testing.assert_allclose(joint.loc, loc, rtol=1e-9)
+    np.testing.assert_allclose(joint.row_precision, rows, rtol=1e-9)
+    np.testing.assert_allclose(joint.covariance_matrix.inverse(), rate, rtol=1e-9)
+    assert joint.df.item() == 12.5
+    assert -Trace_ELBO().loss(several_outputs, found.guide, x, y) == pytest.approx(evidence, rel=1e-9)
+
+
+def test_rows_of_an_event_with_their_precision_are_an_error_that_names_plates() -> None:
+    with pytest.raises(NotConjugateError, match=r"one batch shape; got 'mean' \(3,\), 'precision' \(\).*same plates"):
+        fit(several_outputs, torch.ones(4, 3, dtype=DOUBLE), torch.ones(4, 2, dtype=DOUBLE), False, blocks=JOINT)
 
 
 def test_a_precision_in_a_plate_that_the_means_are_not_in_is_an_error() -> None:

@@ -130,6 +130,16 @@ CATALOGUE = {
         },
         {"quadratic": torch.neg, "precision": torch.neg, "log_det": constant(0.0)},
     ),
+    "MatrixNormalWishart": Entry(
+        families.MatrixNormalWishart(),
+        lambda b: {
+            "loc": real((*b, 2, DIM)),
+            "row_precision": definite(b)[..., :2, :2],
+            "df": DIM + positive(b),
+            "covariance_matrix": definite(b),
+        },
+        {"quadratic": torch.neg, "precision": torch.neg, "log_det": constant(0.0)},
+    ),
 }
 
 
@@ -155,8 +165,8 @@ CATALOGUE["documented"] = Entry(
     {"square": torch.neg, "precision": constant(0.0), "log_precision": constant(DIM / 2 - 1)},
 )
 JOINT = ("NormalGamma", "NormalWishart", "IsotropicNormalGamma", "documented")
-TIED = "TiedNormalWishart"
-WITHOUT_TORCH_KL = {"Wishart", TIED, *JOINT}
+TIED = ("TiedNormalWishart", "MatrixNormalWishart")
+WITHOUT_TORCH_KL = {"Wishart", *TIED, *JOINT}
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "x": lambda x: x,
     "reciprocal": torch.reciprocal,
@@ -167,7 +177,7 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 every_entry = pytest.mark.parametrize("entry", CATALOGUE.values(), ids=CATALOGUE.keys())
 every_joint = pytest.mark.parametrize("entry", [CATALOGUE[name] for name in JOINT], ids=JOINT)
-every_pair = pytest.mark.parametrize("entry", [CATALOGUE[name] for name in (*JOINT, TIED)], ids=(*JOINT, TIED))
+every_pair = pytest.mark.parametrize("entry", [CATALOGUE[name] for name in (*JOINT, *TIED)], ids=(*JOINT, *TIED))
 every_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 
 
@@ -586,7 +596,7 @@ def test_joint_distributions_expand_and_differentiate(entry: Entry) -> None:
 @every_batch
 def test_one_mean_is_tied_to_nothing(batch: Shape) -> None:
     """With K = 1 the tied Normal-Wishart is the Normal-Wishart, and each of K means with the precision is one."""
-    params = CATALOGUE[TIED].params(batch)
+    params = CATALOGUE["TiedNormalWishart"].params(batch)
     own = {"loc": -2, "precision_scaling": -1}  # the dimension of the means
     for k in range(2):
         tied = {n: v.narrow(own[n], k, 1) if n in own else v for n, v in params.items()}

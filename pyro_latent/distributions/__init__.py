@@ -18,6 +18,7 @@ from .joint import MeanPrecision, NormalGamma, NormalWishart, Pair, Wishart
 from .joint_normal import JointNormal
 from .joint_normal_gamma import JointNormalGamma
 from .joint_vectors import IsotropicNormalGamma, TiedNormalWishart
+from .matrix_normal_wishart import MatrixNormalWishart, RowsGivenPrecision
 from .numeric import NumericInverseCDF
 from .panels import tabulate
 from .polya_gamma import PolyaGamma
@@ -38,6 +39,7 @@ __all__ = [
     "JointNormal",
     "JointNormalGamma",
     "LogUniform",
+    "MatrixNormalWishart",
     "MeanPrecision",
     "NormalGamma",
     "NormalWishart",
@@ -48,6 +50,7 @@ __all__ = [
     "PositiveNormal",
     "PowerOfGamma",
     "Rayleigh",
+    "RowsGivenPrecision",
     "Tabulated",
     "TiedNormalWishart",
     "Triangular",

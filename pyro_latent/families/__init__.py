@@ -22,6 +22,7 @@ from .dirichlet import Dirichlet
 from .gamma import Gamma
 from .inverse_gamma import InverseGamma
 from .isotropic_normal_gamma import IsotropicNormalGamma
+from .matrix_normal_wishart import MatrixNormalWishart
 from .multivariate_normal import MultivariateNormal
 from .normal import Normal
 from .normal_gamma import NormalGamma
@@ -46,6 +47,7 @@ FAMILIES: dict[type, Family] = {
     distributions.NormalWishart: NormalWishart(),
     distributions.IsotropicNormalGamma: IsotropicNormalGamma(),
     distributions.TiedNormalWishart: TiedNormalWishart(),
+    distributions.MatrixNormalWishart: MatrixNormalWishart(),
 }
 
 JOINT_FAMILIES: dict[tuple[type, ...], Family] = {
@@ -59,6 +61,8 @@ PLATE_FAMILIES: dict[tuple[type, ...], Family] = {
     (dist.MultivariateNormal, dist.Wishart): TiedNormalWishart(),
 }
 
+#: By family, one of the same components that has moments of elements of a plate together.
+WIDER_FAMILIES: dict[type[Family], Family] = {TiedNormalWishart: MatrixNormalWishart()}
 
 #: Families that hold constants of a site's prior, by its class, each made from that prior.
 _WITH_CONSTANTS: dict[type, Callable[[Any], Family]] = {
@@ -113,6 +117,7 @@ __all__ = [
     "FAMILIES",
     "JOINT_FAMILIES",
     "PLATE_FAMILIES",
+    "WIDER_FAMILIES",
     "Bernoulli",
     "Beta",
     "Categorical",
@@ -122,6 +127,7 @@ __all__ = [
     "Gamma",
     "InverseGamma",
     "IsotropicNormalGamma",
+    "MatrixNormalWishart",
     "Mean",
     "Moment",
     "Monomial",

@@ -35,7 +35,7 @@ class TiedNormalWishart(Family):
         ((0, "x"), (0, "x"), (1, "x")): Moment("quadratic", "ki,kj,ij->k"),
         ((1, "log_det"),): Moment("log_det", "->"),
     }
-    symmetric = ("precision",)
+    symmetric: tuple[str, ...] = ("precision",)
     location = ("loc", 0)
     hint = (
         "give the means a prior whose precision is proportional to the latent precision, or leave the sites in "

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
 
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, Family, family_of
+from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, WIDER_FAMILIES, Family, family_of
 from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import LatentSite, Recording
@@ -81,6 +82,11 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
                     expect(term, owners, name)
                 except NoMomentError as problem:
                     block = blocks[problem.key]
+                    wider = WIDER_FAMILIES.get(type(block.family))
+                    if wider is not None:
+                        blocks = blocks | {block.key: replace(block, family=wider)}
+                        owners |= {s.name: (blocks[block.key], i) for i, s in enumerate(block.sites)}
+                        continue
                     (site, *others) = block.sites
                     if others or not site.is_scalar or block.is_scalar:
                         break
@@ -195,6 +201,8 @@ def _in_plates(sites: Sequence[LatentSite]) -> tuple[Family, tuple[LatentSite, .
         inner = family.plate_dims or (0,) * len(ordered)
         plates = [[p.name for p in s.plates if -p.dim > own] for s, own in zip(ordered, inner, strict=True)]
         is_tied = any(inner)
+        if any(len(s.event_shape) + i > own for s, i, own in zip(ordered, inner, family.event_dims, strict=True)):
+            continue  # the marginals of rows that are one event would leave out what ties them
         alike = all(names == plates[0] for names in plates) and len(_batches(family, ordered)) == 1
         if alike and not (is_tied and (any(s.mask is not None for s in ordered) or not have_one_scale(ordered))):
             return family, ordered
