@@ -258,6 +258,52 @@ def test_rows_of_an_event_with_their_precision_are_an_error_that_names_plates() 
         fit(several_outputs, torch.ones(4, 3, dtype=DOUBLE), torch.ones(4, 2, dtype=DOUBLE), False, blocks=JOINT)
 
 
+def own_precisions(x: Tensor, label: Tensor) -> None:
+    """A Normal-Wishart for each group, of which the first datum is of a mixture of two."""
+    with pyro.plate("groups", 3):
+        precision = pyro.sample("precision", dist.Wishart(x.new_tensor(3.5), covariance_matrix=torch.eye(2).to(x)))
+        mean = pyro.sample("mean", dist.MultivariateNormal(x.new_ones(2), precision_matrix=0.4 * precision))
+    z = pyro.sample("z", dist.Categorical(x.new_tensor([0.3, 0.7])))
+    pyro.sample("first", dist.MultivariateNormal(mean[z], precision_matrix=precision[z]), obs=x[0])
+    with pyro.plate("data", len(x) - 1):
+        pyro.sample("x", dist.MultivariateNormal(mean[label], precision_matrix=precision[label]), obs=x[1:])
+
+
+def turned(x: Tensor, label: Tensor) -> None:
+    """Of means that are turned first, no family has the moments."""
+    precision = pyro.sample("precision", dist.Wishart(x.new_tensor(3.5), covariance_matrix=torch.eye(2).to(x)))
+    mean = pyro.sample("mean", dist.MultivariateNormal(x.new_ones(2), precision_matrix=0.4 * precision))
+    with pyro.plate("data", len(x)):
+        loc = mean @ x.new_tensor([[0.0, 1.0], [-1.0, 0.5]])
+        pyro.sample("x", dist.MultivariateNormal(loc, precision_matrix=precision), obs=x)
+
+
+def independent(x: Tensor, label: Tensor) -> None:
+    precision = pyro.sample("precision", dist.Wishart(x.new_tensor(3.5), covariance_matrix=torch.eye(2).to(x)))
+    mean = pyro.sample("mean", dist.MultivariateNormal(x.new_ones(2), torch.eye(2).to(x)))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.MultivariateNormal(mean, precision_matrix=precision), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "same"),
+    [(groups, JOINT), (several_outputs, JOINT), (own_precisions, JOINT), (turned, [("mean",)]), (independent, None)],
+    ids=lambda value: getattr(value, "__name__", ""),
+)
+def test_auto_joins_a_wishart_where_it_is_conjugate_and_not_elsewhere(model: Any, same: Any) -> None:
+    x, label = torch.randn(9, 2, dtype=DOUBLE), torch.tensor([0, 1, 1, 2, 2, 2, 0, 2, 1])
+    args = (
+        (torch.randn(9, 3, dtype=DOUBLE), x)
+        if model is several_outputs
+        else (x, label[1:] if model is own_precisions else label)
+    )
+    found = fit(model, *args, blocks="auto", tol=1e-10)
+    assert (BLOCK in found.guide.posterior(joint=True)) == (same is JOINT)
+    assert found.result.elbo[-1].item() == pytest.approx(
+        fit(model, *args, blocks=same, tol=1e-10).result.elbo[-1].item()
+    )
+
+
 def test_a_precision_in_a_plate_that_the_means_are_not_in_is_an_error() -> None:
     def crossed(x: Tensor) -> None:
         with pyro.plate("kinds", 2):

@@ -31,7 +31,7 @@ class Joining(NamedTuple):
 
 
 @dataclass
-class _Reading:
+class Reading:
     """What a term of the density of ``site`` reads: the powers of normal sites and of precisions, and their axes."""
 
     site: str
@@ -42,9 +42,9 @@ class _Reading:
     def degree(self, names: set[str]) -> float:
         return sum(power for name, power in self.normal.items() if name in names)
 
-    def is_elementwise(self, name: str, other: str) -> bool:
-        """Whether two sites are read at one element."""
-        first, *rest = [*self.axes[name], *self.axes[other]]
+    def is_elementwise(self, name: str, other: str, depth: int | None = None) -> bool:
+        """Whether two sites are read at one element, of their first ``depth`` dimensions where it is given."""
+        first, *rest = [axes[:depth] for axes in (*self.axes[name], *self.axes[other])]
         return all(same_axes(first, axes) for axes in rest)
 
 
@@ -73,7 +73,7 @@ def joined_by_themselves(recording: Recording) -> Joining:
     free = {n: site for n, site in recording.latents.items() if site.update is None}
     normal = {n for n, site in free.items() if is_normal(site)}
     precisions = [n for n, site in free.items() if _is_gamma(site)]
-    readings = list(_readings(recording, normal, set(precisions)))
+    readings = list(readings_of(recording, normal, set(precisions)))
     groups = _connected(recording, normal, readings)
     alone = _read_alone(recording, set(precisions))
     apart: dict[str, str] = {}
@@ -94,12 +94,13 @@ def joined_by_themselves(recording: Recording) -> Joining:
     return Joining(tuple(in_order), apart)
 
 
-def _couple(name: str, readings: Sequence[_Reading]) -> bool:
+def _couple(name: str, readings: Sequence[Reading]) -> bool:
     """Whether two elements of a normal site meet in a term, as in the square of a sum over its plate."""
     return any(name in r.axes and r.degree({name}) == 2 and not r.is_elementwise(name, name) for r in readings)
 
 
-def _readings(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[_Reading]:
+def readings_of(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[Reading]:
+    """What each term that reads some of these normal sites reads of them and of the precisions."""
     for name, scored in recording.scored.items():
         for term in scored.known_terms:
             reading = _read(name, term, normal, precisions)
@@ -107,8 +108,8 @@ def _readings(recording: Recording, normal: set[str], precisions: set[str]) -> I
                 yield reading
 
 
-def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> _Reading:
-    found = _Reading(site)
+def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> Reading:
+    found = Reading(site)
     for factor in term.factors:
         name = factor.variable.root.site
         powers = found.normal if name in normal else found.precisions
@@ -119,7 +120,7 @@ def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> _Rea
     return found
 
 
-def _connected(recording: Recording, normal: set[str], readings: Sequence[_Reading]) -> list[set[str]]:
+def _connected(recording: Recording, normal: set[str], readings: Sequence[Reading]) -> list[set[str]]:
     """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
     group = {name: {name} for name in recording.latents if name in normal}
     reads: dict[str, set[int]] = {name: set() for name in group}  # by the first of a set, the readings of any of it
@@ -157,7 +158,7 @@ def _read_alone(recording: Recording, precisions: set[str]) -> dict[str, str]:
 
 
 def _in_the_way(
-    recording: Recording, group: set[str], precision: str, readings: Sequence[_Reading], alone: Mapping[str, str]
+    recording: Recording, group: set[str], precision: str, readings: Sequence[Reading], alone: Mapping[str, str]
 ) -> str | None:
     """Why a precision does not join a group; None where it does."""
     if precision in alone:
@@ -180,4 +181,12 @@ def _in_the_way(
     return None
 
 
-__all__ = ["Joining", "have_one_scale", "is_common_precision", "is_normal", "joined_by_themselves"]
+__all__ = [
+    "Joining",
+    "Reading",
+    "have_one_scale",
+    "is_common_precision",
+    "is_normal",
+    "joined_by_themselves",
+    "readings_of",
+]

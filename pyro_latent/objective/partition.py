@@ -18,10 +18,11 @@ from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import LatentSite, Recording
 from .auto_joining import have_one_scale
+from .auto_wishart import wishart_pairs
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
-from .joining import KnownPairs, groups_of, is_joint_normal, joint_normal_block
+from .joining import AUTO, KnownPairs, groups_of, is_joint_normal, joint_normal_block
 
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {
@@ -51,7 +52,11 @@ def find_blocks(
     recording: Recording, joint: tuple[tuple[str, ...], ...] = (), pairs: KnownPairs = MappingProxyType({})
 ) -> tuple[dict[BlockKey, Block], dict[str, NotConjugateError]]:
     """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
+    is_auto = joint == AUTO
     joint = groups_of(recording, joint)
+    for pair in wishart_pairs(recording, joint) if is_auto else ():
+        tried = (*(names for names in joint if names != pair[:1]), pair)
+        joint = tried if _has_moments(recording, tried, pair) else joint
     used = [n for names in joint for n in names]
     if len(used) != len(set(used)):
         raise NotConjugateError(f"Expected each site in one block; got blocks {list(joint)}, which share sites.")
@@ -69,6 +74,21 @@ def find_blocks(
         else:
             blocks.append(one)
     return _with_integrals(recording, {block.key: block for block in blocks}), problems
+
+
+def _has_moments(recording: Recording, joint: tuple[tuple[str, ...], ...], names: tuple[str, ...]) -> bool:
+    """Whether the block of some sites is of a family that has a moment for every term that reads them."""
+    blocks, problems = find_blocks(recording, joint)
+    owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
+    terms = [(n, part) for n, s in recording.scored.items() for whole in s.known_terms for part in whole.opened]
+    for name, term in terms:
+        sites = {f.variable.root.site for f in term.factors}
+        try:
+            if sites & set(names) and sites <= owners.keys():
+                expect(term, owners, name)
+        except NotConjugateError:
+            return False
+    return not set(names) & problems.keys()
 
 
 def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict[BlockKey, Block]:
