@@ -22,6 +22,7 @@ __all__ = [
     "Guided",
     "check_data",
     "check_finite",
+    "check_weights",
     "expected_log",
     "gamma_factor",
     "multivariate_normal_factor",
@@ -65,6 +66,27 @@ def check_finite(name: str, value: Tensor) -> None:
     if not bool(value.isfinite().all()):
         raise DataError(
             f"Expected {name} to be finite; got NaN or infinity. Drop those points: {name}[{name}.isfinite()]."
+        )
+
+
+def check_weights(weights: Any, count: int) -> None:
+    """Weights of points are a floating tensor of positive numbers, one for each; or None.
+
+    Raises:
+        DataError: if they are not.
+    """
+    if weights is None:
+        return
+    if not is_floating(weights) or weights.shape != (count,):
+        raise DataError(
+            f"Expected sample_weight to be a floating tensor of shape [{count}]; got {kind_of(weights)}. Write how "
+            "many observations each point counts as."
+        )
+    if not bool((weights.isfinite() & (weights > 0)).all()):
+        wrong = weights[~(weights.isfinite() & (weights > 0))][0].item()
+        raise DataError(
+            f"Expected sample_weight to be positive and finite; got {wrong:g} among it. Drop points that count for "
+            "nothing."
         )
 
 

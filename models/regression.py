@@ -20,11 +20,18 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.errors import DataError, check_choice
-from pyro_latent.models.arguments import check_data, gamma_factor, multivariate_normal_factor, normal_factor
+from pyro_latent.models.arguments import (
+    check_data,
+    check_weights,
+    gamma_factor,
+    multivariate_normal_factor,
+    normal_factor,
+)
 from pyro_latent.values import kind_of
 
 __all__ = ["guide", "joint_sites", "model"]
@@ -38,6 +45,7 @@ def model(
     relative: bool = False,
     intercept: bool = True,
     center: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     alpha_1: float = 1e-6,
     alpha_2: float = 1e-6,
     lambda_1: float = 1e-6,
@@ -55,16 +63,18 @@ def model(
         relative: whether precisions of weights are relative to that of the noise.
         intercept: whether there is an intercept.
         center: where the features are zero for the intercept, ``[D]``; default at their zero.
+        sample_weight: how many observations each row counts as, ``[N]``, positive; default 1 each.
         alpha_1, alpha_2: concentration and rate of the noise precision's prior, the rate in the unit of the target
             squared.
         lambda_1, lambda_2: the same of the weights' precisions.
 
     Raises:
-        DataError: if ``features`` is not a floating ``[N, D]`` tensor, or ``target`` not of shape ``[N]``.
+        DataError: if ``features`` is not a floating ``[N, D]`` tensor, ``target`` not of shape ``[N]``, or
+            ``sample_weight`` not as said.
 
     Source: Bishop 2006 (3.10), (3.52), (7.79)-(7.80).
     """
-    _check(features, target, ard, relative, intercept)
+    _check(features, target, sample_weight, ard, relative, intercept)
     noise = pyro.sample("noise_precision", dist.Gamma(features.new_tensor(alpha_1), alpha_2))
     shrinkage = dist.Gamma(features.new_tensor(lambda_1), lambda_2)
     if ard:
@@ -77,7 +87,7 @@ def model(
     mean = (features if center is None else features - center) @ weights
     if intercept:
         mean = mean + pyro.sample("intercept", dist.ImproperUniform(constraints.real, (), ()))
-    with pyro.plate("data", len(target)):
+    with pyro.plate("data", len(target)), poutine.scale(scale=1.0 if sample_weight is None else sample_weight):
         pyro.sample("target", dist.Normal(mean, noise.rsqrt()), obs=target)
 
 
@@ -89,6 +99,7 @@ def guide(
     relative: bool = False,
     intercept: bool = True,
     center: Tensor | None = None,
+    sample_weight: Tensor | None = None,
     alpha_1: float = 1e-6,
     alpha_2: float = 1e-6,
     lambda_1: float = 1e-6,
@@ -101,7 +112,7 @@ def guide(
     ``ard``. They start at least squares.
 
     Args:
-        features, target, ard, relative, intercept, center: as in :func:`model`.
+        features, target, ard, relative, intercept, center, sample_weight: as in :func:`model`.
         alpha_1, alpha_2, lambda_1, lambda_2: the model's prior.
 
     Raises:
@@ -109,9 +120,10 @@ def guide(
 
     Source: Bishop 2006 (10.93)-(10.103).
     """
-    _check(features, target, ard, relative, intercept)
-    start = functools.cache(lambda: _least_squares(features, target, intercept, center))
-    count, half = len(target), features.new_tensor(0.5)
+    _check(features, target, sample_weight, ard, relative, intercept)
+    each = torch.ones_like(target) if sample_weight is None else sample_weight
+    start = functools.cache(lambda: _least_squares(features, target, each, intercept, center))
+    count, half = each.sum(), features.new_tensor(0.5)
     gamma_factor("noise_precision", lambda: alpha_1 + count * half, lambda: alpha_2 + count * half * start().variance)
 
     def relevance() -> Tensor:
@@ -137,15 +149,19 @@ class _Fit(NamedTuple):
     variance: Tensor
 
 
-def _least_squares(features: Tensor, target: Tensor, intercept: bool, center: Tensor | None) -> _Fit:
-    """Least squares, with a thousandth of the features' spread on the diagonal, so that there is one solution."""
-    x = features if center is None else features - center
-    middle, level = (x.mean(0), target.mean()) if intercept else (torch.zeros_like(x[0]), target.new_zeros(()))
+def _least_squares(features: Tensor, target: Tensor, each: Tensor, intercept: bool, center: Tensor | None) -> _Fit:
+    """Least squares, with a thousandth of the features' spread on the diagonal, so that there is one solution.
+
+    ``each`` is how many observations each row counts as.
+    """
+    x, share = features if center is None else features - center, each / each.sum()
+    middle, level = (share @ x, share @ target) if intercept else (torch.zeros_like(x[0]), target.new_zeros(()))
     inner, own = x - middle, target - level
-    gram = inner.mT @ inner
+    weighted = inner * each.unsqueeze(-1)
+    gram = weighted.mT @ inner
     gram = gram + (1e-3 * gram.diagonal().mean() + 1e-12) * torch.eye(x.shape[1]).to(x)
-    weights = torch.linalg.solve(gram, inner.mT @ own)
-    variance = (own - inner @ weights).square().mean().clamp_min(1e-6 * own.square().mean() + 1e-12)
+    weights = torch.linalg.solve(gram, weighted.mT @ own)
+    variance = (share @ (own - inner @ weights).square()).clamp_min(1e-6 * (share @ own.square()) + 1e-12)
     return _Fit(weights, variance * torch.linalg.inv(gram), level - middle @ weights, variance)
 
 
@@ -158,7 +174,9 @@ def joint_sites(*, relative: bool = False, intercept: bool = True) -> list[tuple
     return [sites] if len(sites) > 1 else []
 
 
-def _check(features: Tensor, target: Tensor, ard: bool, relative: bool, intercept: bool) -> None:
+def _check(
+    features: Tensor, target: Tensor, sample_weight: Tensor | None, ard: bool, relative: bool, intercept: bool
+) -> None:
     check_data("features", features, "[N, D]", "Write features.unsqueeze(-1) for one feature.")
     check_data("target", target, "[N]", "Write one number for each row of the features.")
     if len(target) != len(features):
@@ -166,5 +184,6 @@ def _check(features: Tensor, target: Tensor, ard: bool, relative: bool, intercep
             f"Expected target of shape [{len(features)}], one number for each row of the features; got "
             f"{kind_of(target)}. Take the same rows of both."
         )
+    check_weights(sample_weight, len(target))
     for name, value in (("ard", ard), ("relative", relative), ("intercept", intercept)):
         check_choice(name, value, [False, True])

@@ -96,6 +96,18 @@ def test_prediction_of_a_regression_is_a_student_t(fitted: Any) -> None:
     assert alone.is_exact and alone.value.tolist() == pytest.approx(expected, rel=1e-9)
 
 
+def test_one_draw_has_a_spread_where_there_is_a_closed_form_alone(fitted: Any) -> None:
+    guide, features, _ = fitted
+    one = guide.predict(features, num_samples=1)
+    assert torch.equal(one.sd["y"], one.distributions["y"].variance.sqrt())
+    apart = AutoConjugate(regression)
+    CAVI(regression, apart).run(*fitted[1:], max_steps=3)
+    drawn = apart.predict(features, num_samples=1)
+    assert not drawn.distributions and torch.equal(drawn.mean["y"], drawn["y"][0])
+    with pytest.raises(ModelError, match=r"Expected two draws or more for the standard deviation of \['y'\].*; got 1"):
+        _ = drawn.sd
+
+
 def test_evidences_differ_by_the_log_predictive_density(fitted: Any) -> None:
     guide, features, y = fitted
     new, values = rows(3)

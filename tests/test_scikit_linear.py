@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
+import pyro
 import pytest
 import torch
 from sklearn import linear_model
@@ -141,3 +142,72 @@ def test_the_model_says_what_data_it_expects(rows: tuple[Rows, Rows]) -> None:
         regression.model(features[:, 0], target)
     with pytest.raises(DataError, match=r"Expected target of shape \[60\]"):
         regression.model(features, target[:10])
+
+
+@pytest.mark.parametrize("params", [{}, {"fit_intercept": False}, {"relative": True}], ids=str)
+@pytest.mark.parametrize("kind", [BayesianRidge, ARDRegression])
+def test_a_row_counts_as_often_as_its_weight_says(rows: tuple[Rows, Rows], kind: Any, params: dict[str, Any]) -> None:
+    """A weight of 2 is the row twice, of 0 no row; the sweeps are the same, and the bound."""
+    features, target = rows
+    weights = np.arange(60) % 4
+    found = kind(**PRIORS, **params).fit(features, target, sample_weight=weights)
+    repeated = kind(**PRIORS, **params).fit(np.repeat(features, weights, 0), np.repeat(target, weights))
+    assert found.n_iter_ == repeated.n_iter_
+    assert found.lower_bound_ == pytest.approx(repeated.lower_bound_, rel=1e-11)
+    for name in ("coef_", "intercept_", "alpha_", "lambda_", "sigma_"):
+        np.testing.assert_allclose(getattr(found, name), getattr(repeated, name), rtol=1e-9, err_msg=name)
+    for mine, theirs in zip(
+        found.predict(features, return_std=True), repeated.predict(features, return_std=True), strict=True
+    ):
+        np.testing.assert_allclose(mine, theirs, rtol=1e-9)
+
+
+def test_weighted_rows_have_the_posterior_of_scikit_learn(rows: tuple[Rows, Rows]) -> None:
+    weights = np.random.default_rng(1).gamma(2.0, size=60)
+    found = BayesianRidge(fit_intercept=False, tol=1e-14, **PRIORS).fit(*rows, sample_weight=weights)
+    theirs = linear_model.BayesianRidge(fit_intercept=False, tol=1e-12, max_iter=2000, **PRIORS)
+    theirs.fit(*rows, sample_weight=weights)
+    for name in ("coef_", "alpha_", "lambda_", "sigma_"):
+        np.testing.assert_allclose(getattr(found, name), getattr(theirs, name), rtol=1e-5, atol=1e-9, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    ("weights", "words"),
+    [
+        (np.full(60, -1.0), "Expected sample_weight to be finite and at least 0; got -1 among it"),
+        (np.where(np.arange(60) == 3, np.nan, 1.0), "at least 0; got nan among it"),
+        (np.ones(59), r"Expected sample_weight to be 60 numbers, one for each row; got an array of float64 \[59\]"),
+        (np.ones((60, 1)), "Expected sample_weight to be 60 numbers, one for each row"),
+        (["heavy"] * 60, "Expected sample_weight to be 60 numbers"),
+        (np.eye(60)[0], "Expected sample_weight to be above zero for 2 rows at least; got 1"),
+        (0.0, "Expected sample_weight to be above zero for 2 rows at least; got 0"),
+    ],
+)
+def test_weights_that_count_nothing_are_errors_and_leave_the_fit(
+    rows: tuple[Rows, Rows], weights: Any, words: str
+) -> None:
+    fitted = BayesianRidge(max_iter=50).fit(*rows)
+    before = fitted.coef_
+    with pytest.raises(ArgumentError, match=words):
+        fitted.fit(*rows, sample_weight=weights)
+    assert fitted.coef_ is before
+
+
+def test_weights_of_the_model_are_checked_and_its_guide_starts_at_weighted_least_squares(
+    rows: tuple[Rows, Rows],
+) -> None:
+    features, target = map(torch.from_numpy, rows)
+    weights = torch.arange(1, 61).double() % 3 + 1
+    for program in (regression.model, regression.guide):
+        with pytest.raises(DataError, match=r"Expected sample_weight to be a floating tensor of shape \[60\]"):
+            program(features, target, sample_weight=weights[1:])
+        with pytest.raises(DataError, match="positive and finite; got -1 among it"):
+            program(features, target, sample_weight=weights - 3)
+    pyro.clear_param_store()
+    regression.guide(features, target, sample_weight=weights)
+    found = {name: value.detach() for name, value in pyro.get_param_store().items()}
+    pyro.clear_param_store()
+    counts = weights.long()
+    regression.guide(features.repeat_interleave(counts, 0), target.repeat_interleave(counts))
+    for name, value in pyro.get_param_store().items():
+        torch.testing.assert_close(found[name], value.detach(), rtol=1e-9, atol=1e-12)

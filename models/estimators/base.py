@@ -23,6 +23,7 @@ from pyro_latent.ascent import CAVI, CAVIResult
 from pyro_latent.errors import ArgumentError, ModelError, as_real, check_count
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.models.gmm import Covariance
+from pyro_latent.values import kind_of
 
 __all__ = [
     "COVARIANCES",
@@ -33,6 +34,7 @@ __all__ = [
     "drawing",
     "generator_of",
     "tensors_of",
+    "weights_of",
 ]
 
 Array = npt.NDArray[Any]
@@ -195,6 +197,35 @@ def tensors_of(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tenso
         name: None if value is None else torch.as_tensor(np.asarray(value, dtype=float)).to(dtype)
         for name, value in values.items()
     }
+
+
+def weights_of(sample_weight: Any, rows: Tensor, least: int = 2) -> Tensor | None:
+    """How many observations each of N rows counts as, ``[N]``, of the rows' dtype; None where nothing is said.
+
+    Raises:
+        ArgumentError: if they are no numbers of at least 0, one for each row, of which ``least`` are positive.
+    """
+    if sample_weight is None:
+        return None
+    try:
+        given = np.asarray(sample_weight, dtype=np.float64)
+    except (TypeError, ValueError):
+        given = np.empty(0)
+    if given.shape not in ((), (len(rows),)):
+        raise ArgumentError(
+            f"Expected sample_weight to be {len(rows)} numbers, one for each row; got {kind_of(sample_weight)}. Leave "
+            "it out, for 1 each."
+        )
+    fits, advice = np.isfinite(given) & (given >= 0), "Write how many observations each row counts as."
+    if not fits.all():
+        raise ArgumentError(
+            f"Expected sample_weight to be finite and at least 0; got {given[~fits].flat[0]:g} among it. {advice}"
+        )
+    if (given.ndim and (given > 0).sum() < least) or not given.any():
+        raise ArgumentError(
+            f"Expected sample_weight to be above zero for {least} rows at least; got {(given > 0).sum()}. {advice}"
+        )
+    return torch.tensor(np.broadcast_to(given, len(rows)).copy()).to(rows.dtype)
 
 
 def generator_of(random_state: Any) -> torch.Generator:

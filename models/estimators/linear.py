@@ -13,7 +13,7 @@ from torch import Tensor
 from pyro_latent.errors import check_choice
 from pyro_latent.models import regression
 
-from .base import Array, WideEstimator, check_number
+from .base import Array, WideEstimator, check_number, weights_of
 
 __all__ = ["ARDRegression", "BayesianRidge"]
 
@@ -50,12 +50,14 @@ class _Linear(RegressorMixin, WideEstimator):
         self.relative = relative
         self.fit_intercept = fit_intercept
 
-    def fit(self, X: Any, y: Any) -> Self:
+    def fit(self, X: Any, y: Any, sample_weight: Any = None) -> Self:
         """Fit the weights to rows and their targets.
 
         Args:
             X: features, ``[N, D]`` with N >= 2: an array or a data frame, all finite.
             y: targets, ``[N]``.
+            sample_weight: how many observations each row counts as, ``[N]``, at least 0; default 1 each. A row of
+                weight 2 is that row twice, and one of weight 0 is left out.
 
         Raises:
             ValueError: if a parameter or the data is not as said; NaN among it.
@@ -66,9 +68,12 @@ class _Linear(RegressorMixin, WideEstimator):
         )
         features = torch.tensor(X)
         target = torch.tensor(np.asarray(y)).to(features.dtype)
+        weights = weights_of(sample_weight, features)
+        if weights is not None:
+            features, target, weights = (t[weights > 0] for t in (features, target, weights))
         shape = {"relative": self.relative, "intercept": self.fit_intercept}
-        center = features.mean(0) if self.fit_intercept else None
-        kwargs = {**priors, **shape, "ard": self._ard, "center": center}
+        center = _mean(features, weights) if self.fit_intercept else None
+        kwargs = {**priors, **shape, "ard": self._ard, "center": center, "sample_weight": weights}
         self._ascend(regression.model, [None], (features, target), kwargs, blocks=regression.joint_sites(**shape))
         self._set_attributes(features.new_zeros(features.shape[1]) if center is None else center)
         return self
@@ -124,6 +129,11 @@ class _Linear(RegressorMixin, WideEstimator):
             from_center = torch.cat([from_center, from_center.new_ones(len(rows), 1)], -1)
         variance = ((from_center @ self._covariance) * from_center).sum(-1) + self._noise_variance
         return mean.numpy(), variance.sqrt().numpy()
+
+
+def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
+    """The mean of rows, ``[D]``."""
+    return rows.mean(0) if weights is None else weights @ rows / weights.sum()
 
 
 class BayesianRidge(_Linear):

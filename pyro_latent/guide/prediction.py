@@ -11,13 +11,14 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..errors import ModelError
 from ..particles import Values, seeded
 from ..tables import text_table
 from .arguments import levels_of
 from .closed_forms import closed_forms
 from .new_data import Mixed, NewData
 
-#: Below so many effective draws an estimate is low, and its error too small.
+#: Below so many draws, or effective ones, an estimate is low, and its error too small.
 _FEW = 10
 
 
@@ -51,13 +52,23 @@ class Prediction(Mapping[str, Tensor]):
 
     @property
     def sd(self) -> dict[str, Tensor]:
-        """The predictive standard deviation by site: exact where there is a closed form, else that of the draws."""
+        """The predictive standard deviation by site: exact where there is a closed form, else that of the draws.
+
+        Raises:
+            ModelError: if there is one draw, and a site without a closed form: its spread is not known.
+        """
+        unknown = [n for n, draws in self.items() if len(draws) < 2 and n not in self.distributions]
+        if unknown:
+            raise ModelError(
+                f"Expected two draws or more for the standard deviation of {unknown}, without a closed form; got 1. "
+                "Write num_samples=1000 in guide.predict, or take the sd of the distributions that there are."
+            )
         return {n: self._moments(n)[1] for n in self}
 
     def _moments(self, name: str) -> tuple[Tensor, Tensor]:
         law, draws = self.distributions.get(name), self[name]
         if law is None:
-            return _real(draws).mean(0), _real(draws).std(0)
+            return _real(draws).mean(0), _real(draws).std(0, correction=min(1, len(draws) - 1))
         if isinstance(law, dist.Categorical):
             values = torch.arange(law.probs.shape[-1]).to(law.probs)
             mean = (law.probs * values).sum(-1)
@@ -97,11 +108,14 @@ class LogPredictive(NamedTuple):
 
 def predict(make: Callable[[], NewData], num: int, seed: int) -> Prediction:
     """Draws of what a model predicts at the arguments of new data, which are looked at when they are asked for."""
+    enough = max(num, _FEW)  # a closed form is looked for where the draws are, at their spread
     with seeded(seed):
         new = make()
-        held = new.held(new.draws(num))
-        samples = new.predicted(held, num)
-        return Prediction(samples, held, closed_forms(new, samples))
+        held = new.held(new.draws(enough))
+        samples = new.predicted(held, enough)
+        laws = closed_forms(new, samples)
+    first, beside = ({n: v[:num] for n, v in values.items()} for values in (samples, held))
+    return Prediction(first, beside, laws)
 
 
 def log_predictive(make: Callable[[], NewData], pointwise: bool, num: int, seed: int) -> LogPredictive:
