@@ -62,6 +62,18 @@ def test_states_that_are_no_distributions_do_not_load(bad: float, target: str) -
     assert math.isfinite(other.elbo(_X))
 
 
+@pytest.mark.parametrize("name", ["natural_0_x", "origin_0"])
+def test_a_state_that_is_not_whole_does_not_load(name: str) -> None:
+    state = _fitted().state_dict()
+    del state[name]
+    for other in (AutoConjugate(_model), _fitted()):
+        before, layout = {n: t.clone() for n, t in other.named_buffers()}, dict(other.posterior_state.layout)
+        with pytest.raises(ModelError, match=f"Expected the whole state of a guide; got one without .*{name}"):
+            other.load_state_dict(state)
+        assert {n: t.tolist() for n, t in other.named_buffers()} == {n: t.tolist() for n, t in before.items()}
+        assert other.posterior_state.layout == layout
+
+
 @pytest.mark.parametrize("method", ["half", "bfloat16"])
 def test_guides_in_half_precision_are_refused(method: str) -> None:
     guide = _fitted()

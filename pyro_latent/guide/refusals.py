@@ -38,18 +38,23 @@ def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
 
 
 def check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
-    """A saved state is one of proper distributions.
+    """A saved state is whole, and one of proper distributions.
 
     Raises:
-        ModelError: naming the first block that is not.
+        ModelError: naming the tensors that it lacks, or the first block that is not proper.
     """
+    statistics, origins = enumerate(layout["statistics"]), range(len(layout.get("origins", ())))
+    expected = [*(f"natural_{i}_{n}" for i, names in statistics for n in names), *(f"origin_{i}" for i in origins)]
+    missing = [name for name in expected if not isinstance(tensors.get(name), Tensor)]
+    if missing:
+        raise ModelError(
+            f"Expected the whole state of a guide; got one without the tensors {', '.join(missing)}. Load what "
+            "guide.state_dict() gave as it is, or fit a new guide."
+        )
     families = families_by_name()
     for i, names in enumerate(layout["blocks"]):
         family = families.get(layout["families"][i])
-        fields = {n: tensors.get(f"natural_{i}_{n}") for n in layout["statistics"][i]}
-        natural = Natural(**{n: t for n, t in fields.items() if isinstance(t, Tensor)})
-        if len(natural) < len(fields):
-            continue  # torch names what is missing
+        natural = Natural(**{n: tensors[f"natural_{i}_{n}"] for n in layout["statistics"][i]})
         check_dtype(next(iter(natural.values())).dtype)
         proper = family is None or bool(family.in_domain(natural).all())
         if not proper or not all(bool(t.isfinite().all()) for t in natural.values()):
