@@ -810,3 +810,40 @@ def test_one_choice_of_a_precision_matrix_for_all_data_is_that_of_a_loop(count: 
     plate, loop = fitted(model, True), fitted(model, False)
     assert plate.elbo() == pytest.approx(loop.elbo(), abs=1e-9)
     torch.testing.assert_close(plate.posterior()["z"].probs, loop.posterior()["z"].probs)
+
+
+# Starts that cannot have made the data.
+
+
+def inflated_clusters(y: Tensor, size: int) -> None:
+    """Two clusters of counts, of which some are zero whatever the cluster."""
+    weights, gate = sample("weights", dist.Dirichlet(torch.ones(2))), sample("gate", dist.Beta(1.0, 1.0))
+    with pyro.plate("clusters", 2):
+        rate = sample("rate", dist.Gamma(1.0, 0.1))
+    with pyro.plate("n", size, subsample_size=len(y)):
+        cluster = sample("cluster", dist.Categorical(weights))
+        none = sample("none", dist.Bernoulli(gate))
+        sample("y", dist.Poisson(torch.where(none > 0, torch.zeros_like(rate[cluster]), rate[cluster])), obs=y)
+
+
+def test_clusters_part_where_some_values_of_another_latent_are_impossible() -> None:
+    """A random start, which has weight on zeros that are counts, tells components apart nevertheless."""
+    y = torch.tensor([0.0, 1, 2, 2, 3, 15, 16, 13, 0, 14])
+    apart = fitted(inflated_clusters, y, 10, init={"rate": dist.Gamma(number(2.0, 15.0), 1.0)})
+    assert fitted(inflated_clusters, y, 10).elbo() == pytest.approx(apart.elbo(), abs=1e-5)
+
+
+def inflated(y: Tensor, size: int) -> None:
+    gate, rate = sample("gate", dist.Beta(1.0, 1.0)), sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("n", size, subsample_size=len(y)):
+        none = sample("none", dist.Bernoulli(gate))
+        sample("y", dist.Poisson(torch.where(none > 0, torch.zeros_like(rate), rate)), obs=y)
+
+
+def test_a_start_that_is_impossible_leaves_nothing_in_the_elbo_of_pieces() -> None:
+    """Of one impossible element, where the smallest number in the place of minus infinity would be subtracted again."""
+    y = torch.tensor([1.0, 2, 1, 0, 1, 0, 0, 2, 1, 1, 1, 0])
+    guide = AutoConjugate(inflated)
+    found = CAVI(inflated, guide, memoised=True).run_batches([(p,) for p in y.split(4)], epochs=8, size=12)
+    assert found.elbo[-1] == pytest.approx(guide.elbo(y, 12), abs=1e-3)
+    assert (found.elbo > -1e3).all()

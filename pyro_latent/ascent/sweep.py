@@ -30,6 +30,8 @@ from ..objective import (
 )
 from ..recording import DiscreteSite
 
+#: How much of a start of discrete sites becomes uniform where it cannot have made the data.
+_SOFTENING = 1e-3
 #: A fall of the ELBO beyond this, relative to the sum of its terms' absolute values, is an error and not rounding.
 _ROUNDING = {torch.float64: 1e-12, torch.float32: 2e-7}
 
@@ -152,13 +154,32 @@ class Sweep:
             for site in self.program.discrete:
                 if site.name not in self._probs:
                     self.responsibilities(site)
-            given = {s.name: self._probs[s.name] for s in self.program.discrete}
-            held = self.program.elimination.hold(given, self.means)
-            self._is_given = bool(written) or bool(held.log_normalizer.isfinite().all())
+            held = self._given()
+            self._is_given = bool(written) or _is_finite(held)
+            if not self._is_given:  # a start that cannot have made the data
+                self._probs = self._possible()
+                held = self._given()
+                self._is_given = _is_finite(held)
             if not self._is_given:
-                held = None  # a start that cannot have made the data
+                held, self._probs = None, {}
         self.held = held or self.program.elimination.eliminate(self.means, self.inverse_temperature)
         self.summands = self.program.elimination.held_summands(self.held)
+
+    def _given(self) -> DiscretePosterior:
+        """The discrete sites at given probabilities."""
+        given = {s.name: self._probs[s.name] for s in self.program.discrete}
+        return self.program.elimination.hold(given, self.means)
+
+    def _possible(self) -> dict[str, Tensor]:
+        """The posterior of each discrete site where the given probabilities, made a little softer, are one more factor:
+        it tells components apart as they do, and has no weight where the data have density zero.
+        """
+        depth, more = self.program.recording.max_plate_nesting, {}
+        for site in self.program.discrete:
+            probs = self.responsibilities(site).movedim(-1, 1)
+            soft = probs + _SOFTENING * (1 / site.cardinality - probs)
+            more[site.name] = soft.log().reshape(*soft.shape[:2], *[1] * (depth + 2 - soft.ndim), *soft.shape[2:])
+        return responsibilities(self.program, self._held_means, self.program.discrete, more=more)
 
     def hold(self, held: DiscretePosterior, probs: Mapping[str, Tensor]) -> None:
         """Work against a posterior of the discrete sites that is given.
@@ -280,6 +301,11 @@ class Sweep:
                     "or use float64. The guide is as before the step."
                 )
         return values[len(self.proper) :]
+
+
+def _is_finite(held: DiscretePosterior) -> bool:
+    """Whether a posterior gives no weight to what has density zero, for every start."""
+    return bool(held.log_normalizer.isfinite().all())
 
 
 def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:

@@ -367,11 +367,12 @@ def _sums(values: Sequence[Tensor], weights: Sequence[Tensor]) -> tuple[Tensor, 
 
 
 def _inner(value: Tensor, weight: Tensor) -> tuple[Tensor, Tensor]:
-    """Σ weight × value for each start, where what has no weight may be −∞, and the same of absolute values; float64."""
-    least = torch.finfo(value.dtype).min
+    """Σ weight × value for each start, where what has no weight may be −∞, and the same of absolute values; float64.
+    What has a weight there makes the sum −∞.
+    """
     step = max(1, _CHUNK // max(1, value.shape[0]))
     parts = zip(value.flatten(1).split(step, 1), weight.expand_as(value).flatten(1).split(step, 1), strict=True)
-    products = (v.clamp(min=least).mul_(w) for v, w in parts)
+    products = (v.masked_fill(w == 0, 0.0).mul_(w) for v, w in parts)
     found = [(p.sum(1, dtype=torch.float64), p.abs_().sum(1, dtype=torch.float64)) for p in products]
     total, size = (torch.stack(sums).sum(0) for sums in zip(*found, strict=True))
     return total, size
