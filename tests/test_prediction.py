@@ -149,6 +149,26 @@ def test_data_that_is_given_is_drawn_anew_and_the_random_state_stays(fitted: Any
 # Other closed forms.
 
 
+def with_intercept(features: Tensor, y: Tensor | None = None) -> None:
+    w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), 2.0).to_event(1))
+    b = pyro.sample("b", dist.Normal(torch.tensor(0.0, dtype=DOUBLE), 2.0))
+    with pyro.plate("data", len(features)):
+        pyro.sample("y", dist.Normal(features @ w + b, 0.5), obs=y)
+
+
+def test_blocks_that_were_found_by_themselves_are_those_of_the_fit_without_its_data() -> None:
+    """The weights meet the intercept in the density of the data alone, which is not given."""
+    torch.manual_seed(0)
+    features, y = rows(20)
+    guide, new = fit(with_intercept, features + 3, y, blocks="auto"), torch.ones(1, 2, dtype=DOUBLE)
+    design = torch.cat([features + 3, torch.ones(20, 1, dtype=DOUBLE)], 1)
+    covariance = (4 * design.T @ design + torch.eye(3, dtype=DOUBLE) / 4).inverse()
+    at = torch.ones(3, dtype=DOUBLE)
+    found = guide.predict(new, num_samples=10)
+    torch.testing.assert_close(found.mean["y"], (at @ covariance @ design.T @ y * 4).reshape(1))
+    torch.testing.assert_close(found.sd["y"], (at @ covariance @ at + 0.25).sqrt().reshape(1))
+
+
 def test_known_noise_predicts_a_normal() -> None:
     def model(features: Tensor, y: Tensor | None = None) -> None:
         w = pyro.sample("w", dist.Normal(torch.zeros(2, dtype=DOUBLE), 3.0).to_event(1))

@@ -29,7 +29,7 @@ from pyro_latent.ascent.memoised import MemoisedSteps
 from pyro_latent.ascent.stochastic import StochasticSteps
 from pyro_latent.ascent.sweep import Sweep
 from pyro_latent.distributions import NormalGamma
-from pyro_latent.errors import DataError, ModelError
+from pyro_latent.errors import DataError, ModelError, NotConjugateError
 from pyro_latent.gradient.natural_gradient import draws_of, natural_gradient
 from pyro_latent.models import normal_gamma
 from pyro_latent.objective import compile_program
@@ -459,6 +459,26 @@ def test_memoised_parameters_are_those_of_em() -> None:
     result = CAVI(likelihood, guide, memoised=True).run_batches(pieces, epochs=1000, tol=1e-13, size=600)
     assert float(result.elbo[-1]) == pytest.approx(float(best.elbo[-1]), rel=1e-8)
     assert float(result.elbo[4:].diff().min()) >= -1e-7
+
+
+def effects(y: Tensor, size: int) -> None:
+    """Effects of the pieces' own, and their mean, which all pieces share."""
+    mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 5.0))
+    with pyro.plate("groups", size, subsample_size=len(y), dim=-2):
+        effect = pyro.sample("effect", dist.Normal(mean, 1.0))
+        with pyro.plate("rows", y.shape[1], dim=-1):
+            pyro.sample("y", dist.Normal(effect, 1.0), obs=y)
+
+
+def test_what_pieces_share_is_in_no_block_with_what_is_their_own() -> None:
+    y = torch.randn(6, 2, generator=torch.Generator().manual_seed(0)).double()
+    exact = CAVI(effects, AutoConjugate(effects)).run(y, 6, tol=1e-13).elbo[-1]
+    guide = AutoConjugate(effects, blocks="auto")
+    found = CAVI(effects, guide, memoised=True).run_batches([(p,) for p in y.split(3)], epochs=60, tol=1e-9, size=6)
+    assert abs(found.elbo[-1] - exact) < 1e-6 and abs(guide.elbo(y, 6) - exact) < 1e-6
+    named = CAVI(effects, AutoConjugate(effects, blocks=[("mean", "effect")]), memoised=True)
+    with pytest.raises(NotConjugateError, match="a subsampled plate to hold all or none"):
+        named.step_piece(0, y[:3], 6)
 
 
 def test_pieces_are_visited_by_name_in_any_order() -> None:

@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Protocol
 
 from ..errors import ModelError
-from ..objective import Init, Program, compile_program, initial_state, of_start
+from ..objective import AUTO, Init, Program, compile_program, initial_state, of_start
 from ..recording import Recording, record
 from ..values import without_collecting
 from .augmented import Augmented
@@ -174,7 +174,17 @@ class Calls:
         if fitted and predict:
             recording = posterior.with_integrals(recording)
         restarts = 1 if predict else guide.restarts
-        return compile_program(recording, guide.joint, self._mean_field_of(recording), restarts, posterior.pairs)
+        joint = self._joint_of(recording) if fitted else guide.joint
+        return compile_program(recording, joint, self._mean_field_of(recording), restarts, posterior.pairs)
+
+    def _joint_of(self, recording: Recording) -> tuple[tuple[str, ...], ...]:
+        """The blocks that are asked for; of those that were found by themselves, the ones of the fit."""
+        layout = self._guide.posterior_state.layout
+        if self._guide.joint != AUTO:
+            return self._guide.joint
+        each = zip(layout["blocks"], layout["pairs"], strict=True)
+        own = (tuple(names) for names, pairs in each if len(names) > 1 or pairs is not None)
+        return tuple(names for names in own if recording.latents.keys() >= set(names))
 
     def _rebound(
         self,

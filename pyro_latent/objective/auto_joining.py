@@ -18,6 +18,7 @@ from ..families.gamma import Gamma
 from ..families.multivariate_normal import MultivariateNormal
 from ..families.normal import Normal
 from ..recording import LatentSite, Recording
+from .locality import is_in_subsample
 
 #: The power that a function of a site other than itself counts as: no joint factor has it.
 _OTHER = 9.0
@@ -61,9 +62,13 @@ def is_common_precision(site: LatentSite) -> bool:
     return _is_gamma(site) and not site.shape
 
 
-def have_one_scale(sites: Sequence[LatentSite]) -> bool:
+def weigh_alike(sites: Sequence[LatentSite]) -> bool:
+    """Whether sites have one scale, and all belong to a part of the data, or none does: of a piece of data in memoised
+    inference the scale does not tell.
+    """
     scales = [site.scale for site in sites]
-    return all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
+    has_one = all(not isinstance(s, Tensor) or s.numel() == 1 for s in scales) and len({float(s) for s in scales}) == 1
+    return has_one and len({is_in_subsample(site.plates) for site in sites}) == 1
 
 
 def joined_by_themselves(recording: Recording) -> Joining:
@@ -132,7 +137,7 @@ def _connected(recording: Recording, normal: set[str], readings: Sequence[Readin
     for reading in readings:
         for a, b in itertools.combinations(reading.normal, 2):
             small, large = sorted((first_of[a], first_of[b]), key=lambda first: len(group[first]))
-            if small == large or {a, b} & steep or not have_one_scale([recording.latents[n] for n in (small, large)]):
+            if small == large or {a, b} & steep or not weigh_alike([recording.latents[n] for n in (small, large)]):
                 continue
             merged = {small, large}
             met = [readings[i] for i in reads[small] if i in reads[large]]  # of others no degree grows
@@ -168,7 +173,7 @@ def _in_the_way(
     masked = [site.name for site in (*sites, own) if site.mask is not None]
     if masked:
         return f"{', '.join(masked)} have masks"
-    if not have_one_scale([*sites, own]):
+    if not weigh_alike([*sites, own]):
         return f"{names} have another scale"
     one_for_each = len(sites) == 1 and issubclass(own.distribution, dist.Gamma) and own.shape == sites[0].shape
     if not is_common_precision(own) and not (one_for_each and own.batch_shape == sites[0].batch_shape):
@@ -184,9 +189,9 @@ def _in_the_way(
 __all__ = [
     "Joining",
     "Reading",
-    "have_one_scale",
     "is_common_precision",
     "is_normal",
     "joined_by_themselves",
     "readings_of",
+    "weigh_alike",
 ]

@@ -13,8 +13,9 @@ from ..errors import NotConjugateError
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
 from ..recording import LatentSite, Recording
-from .auto_joining import have_one_scale, is_common_precision, is_normal, joined_by_themselves
+from .auto_joining import is_common_precision, is_normal, joined_by_themselves, weigh_alike
 from .blocks import Block, BlockKey, elements_with_prior
+from .locality import is_in_subsample
 
 #: In place of blocks: all normal sites that can be.
 AUTO: tuple[tuple[str, ...], ...] = (("<auto>",),)
@@ -50,11 +51,13 @@ def joint_normal_block(
             f"Expected no hand-written update, or one of all of {names}, which share a block; got others. Leave them "
             f"out of handlers.closed_form, or write {{{names}: update}} there."
         )
-    if not have_one_scale(sites):
+    if not weigh_alike(sites):
         scales = {site.name: site.scale for site in sites}
+        inside = [site.name for site in sites if is_in_subsample(site.plates)]
         raise NotConjugateError(
-            f"Expected the sites of a joint normal block to have one scale; got {scales}. Sites of a subsampled plate "
-            "are not joined with others: leave them in blocks of their own, or give all of the data."
+            "Expected the sites of a joint normal block to have one scale, and a subsampled plate to hold all or none "
+            f"of them; got the scales {scales}, and {inside} in one. Leave sites inside and outside in blocks of their "
+            "own, or give all of the data."
         )
     normal = [site for site in sites if is_normal(site)]
     precisions = [site for site in sites if site not in normal]

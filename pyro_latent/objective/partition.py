@@ -17,7 +17,7 @@ from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, WIDER_FAMILIES,
 from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import LatentSite, Recording
-from .auto_joining import have_one_scale
+from .auto_joining import weigh_alike
 from .auto_wishart import wishart_pairs
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
@@ -224,7 +224,7 @@ def _in_plates(sites: Sequence[LatentSite]) -> tuple[Family, tuple[LatentSite, .
         if any(len(s.event_shape) + i > own for s, i, own in zip(ordered, inner, family.event_dims, strict=True)):
             continue  # the marginals of rows that are one event would leave out what ties them
         alike = all(names == plates[0] for names in plates) and len(_batches(family, ordered)) == 1
-        if alike and not (is_tied and (any(s.mask is not None for s in ordered) or not have_one_scale(ordered))):
+        if alike and not (is_tied and (any(s.mask is not None for s in ordered) or not weigh_alike(ordered))):
             return family, ordered
     return None
 
