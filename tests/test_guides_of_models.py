@@ -172,6 +172,18 @@ def test_guides_whose_precisions_are_shared_come_back_to_coordinate_ascent(
     assert -1e-9 < missing() < start / 4
 
 
+@pytest.mark.filterwarnings("ignore:Singular sample detected", "ignore:component")
+@pytest.mark.parametrize("elbo", [Trace_ELBO(), ENUMERATED], ids=["Trace", "Enum"])
+def test_the_guides_of_the_mixture_count_points_as_often_as_their_weights_say(elbo: Any, old_faithful: Tensor) -> None:
+    """Of one component q starts at the posterior, where each draw has the log evidence: that of repeated points."""
+    points = old_faithful[::8]
+    losses = []
+    for data, weights in ((points, torch.full((len(points),), 3.0).to(points)), (points.repeat(3, 1), None)):
+        pyro.clear_param_store()
+        losses += [elbo.loss(gmm.model, gmm.full_guide, data, 1, sample_weight=weights) for _ in range(2)]
+    assert losses == pytest.approx([losses[0]] * 4, rel=1e-9)
+
+
 @pytest.mark.filterwarnings("ignore:Singular sample detected")
 def test_the_full_guide_of_the_mixture_goes_on_from_the_other_one(old_faithful: Tensor) -> None:
     """Its components have the labels of the parameters that are there."""

@@ -544,9 +544,14 @@ def test_a_scale_on_the_points_repeats_them(old_faithful: Tensor, covariance: gm
     priors = gmm.default_priors(data, 2, covariance)
     probs = start(data, 2)
     scaled = Posteriors({"component": dist.Categorical(probs=probs)}, scales={"component": 3.0})
+    weighted = Posteriors({"component": dist.Categorical(probs=probs)})
     repeated = Posteriors({"component": dist.Categorical(probs=probs.repeat(3, 1))})
     for site in ("weights", BLOCK):
         found = gmm.updates[site](scaled, data, 2, covariance=covariance, **priors)
+        weights = torch.full((20,), 3.0).double()
+        given = gmm.updates[site](weighted, data, 2, covariance=covariance, **priors, sample_weight=weights)
+        for name in parameters(found):
+            torch.testing.assert_close(getattr(found, name), getattr(given, name), rtol=1e-12, atol=0)
         expected = gmm.updates[site](repeated, data.repeat(3, 1), 2, covariance=covariance, **priors)
         for name in parameters(expected):
             torch.testing.assert_close(getattr(found, name), getattr(expected, name), rtol=1e-10, atol=0)

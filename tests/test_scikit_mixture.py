@@ -9,6 +9,7 @@ import pytest
 import torch
 from scipy import stats
 from scipy.special import betaln, gammaln
+from sklearn.base import clone
 from sklearn.mixture import BayesianGaussianMixture
 from torch import Tensor
 
@@ -173,6 +174,40 @@ def test_the_density_is_that_of_points_averaged_over_draws_of_q(covariance_type:
     densities = (weights * stats.norm.pdf(at[:, None, None], mean, precision**-0.5)).sum(-1)
     error = densities.std(1) / np.sqrt(draws)
     assert (np.abs(np.exp(found.score_samples(at[:, None])) - densities.mean(1)) < 5 * error).all()
+
+
+def test_points_of_a_process_count_as_often_as_their_weights_say(points: Points) -> None:
+    data, counts = torch.from_numpy(points[:60]), torch.arange(60) % 3 + 1
+    start = gmm.initial_responsibilities(data, 3, generator=torch.Generator().manual_seed(0))
+    bounds = []
+    for times, weights in ((torch.ones_like(counts), counts.double()), (counts, None)):
+        init = {"component": start.repeat_interleave(times, 0)}
+        guide = AutoConjugate(gmm.process_model, blocks=[("mean", "precision")], init=init)
+        args: Any = data.repeat_interleave(times, 0), 3
+        options: dict[str, Any] = {"max_steps": 8, "tol": 0, "sample_weight": weights}
+        bounds.append(CAVI(gmm.process_model, guide).run(*args, **options).elbo)
+    torch.testing.assert_close(*bounds, rtol=1e-11, atol=0)
+
+
+@pytest.mark.parametrize("covariance_type", COVARIANCES)
+def test_a_point_counts_as_often_as_its_weight_says(covariance_type: str) -> None:
+    """A weight of 2 is the point twice, of 0 no point, also for default priors; from starts in the same clusters."""
+    rng = np.random.default_rng(0)
+    points, weights = np.r_[rng.normal(-6.0, 1.0, (25, 2)), rng.normal(6.0, 1.5, (15, 2))], rng.integers(0, 4, 40)
+    kind = "dirichlet_distribution"  # in which the order of the components makes no difference
+    mixture = GaussianMixture(
+        2, covariance_type=covariance_type, weight_concentration_prior_type=kind, tol=1e-12, random_state=0
+    )
+    found = clone(mixture).fit(points, sample_weight=weights)
+    repeated = clone(mixture).fit(np.repeat(points, weights, 0))
+    assert found.lower_bound_ == pytest.approx(repeated.lower_bound_, rel=1e-11)
+    np.testing.assert_allclose(found.score_samples(points), repeated.score_samples(points), rtol=1e-9)
+    np.testing.assert_allclose(
+        found.means_[found.predict(points)], repeated.means_[repeated.predict(points)], rtol=1e-9
+    )
+    assert clone(mixture).fit_predict(points, sample_weight=weights).shape == (40,)
+    with pytest.raises(ArgumentError, match="Expected sample_weight to be finite and at least 0; got -1 among it"):
+        found.fit(points, sample_weight=weights - 1)
 
 
 def test_samples_are_of_the_density() -> None:

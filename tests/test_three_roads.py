@@ -110,6 +110,14 @@ def test_written_mixture_updates_are_the_derived_ones(
     )
 
 
+def test_written_mixture_updates_of_weighted_points_are_the_derived_ones(old_faithful: Tensor) -> None:
+    points = old_faithful[:80]
+    responsibilities = torch.rand(80, 2, dtype=DOUBLE).mul(3).softmax(-1)
+    weights = 0.5 + torch.rand(80, dtype=DOUBLE)
+    init = {"component": responsibilities}
+    assert_roads_agree(gmm.model, gmm.updates, (points, 2), {"sample_weight": weights}, sweeps=10, init=init)
+
+
 @pytest.mark.parametrize("key", [("weights",), ("component",), (BLOCK,), ("weights", BLOCK)])
 @pytest.mark.parametrize("covariance", ["full", "diagonal"])
 def test_one_written_update_among_derived_ones_changes_nothing(

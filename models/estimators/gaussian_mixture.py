@@ -19,7 +19,7 @@ from pyro_latent.models.gmm.moments import moments_of
 from pyro_latent.models.gmm.priors import complete_priors
 from pyro_latent.models.gmm.process import expected_log_stick_weights
 
-from .base import COVARIANCES, Array, Estimator, drawing, generator_of, tensors_of
+from .base import COVARIANCES, Array, Estimator, drawing, generator_of, tensors_of, weights_of
 
 __all__ = ["GaussianMixture"]
 
@@ -124,30 +124,35 @@ class GaussianMixture(DensityMixin, Estimator):
 
     # Fitting.
 
-    def fit(self, X: Any, y: Any = None) -> Self:
+    def fit(self, X: Any, y: Any = None, sample_weight: Any = None) -> Self:
         """Fit the mixture to points.
 
         Args:
             X: the points, ``[N, D]`` with N >= 2: an array or a data frame, all finite.
             y: ignored.
+            sample_weight: how many observations each point counts as, ``[N]``, at least 0; default 1 each. A point of
+                weight 2 is that point twice, and one of weight 0 is left out; the starts do not read them.
 
         Raises:
             ValueError: if a parameter or the data is not as said; NaN among it, and a column without spread.
         """
         self._check()
         data = self._read(X, reset=True, ensure_min_samples=2)
+        each = weights_of(sample_weight, data)
+        if each is not None:
+            data, each = data[each > 0], each[each > 0]
         covariance = COVARIANCES[self.covariance_type]
         given = tensors_of({name: getattr(self, name) for name in _PRIORS}, data.dtype)
-        priors = complete_priors(data, self.n_components, covariance, **given)
-        kwargs = {"covariance": covariance} | priors.arguments()
+        priors = complete_priors(data, self.n_components, covariance, **given, sample_weight=each)
+        kwargs: dict[str, Any] = {"covariance": covariance, **priors.arguments(), "sample_weight": each}
         args = data, self.n_components
         self._ascend(self._model, self._starts(data), args, kwargs, blocks=[("mean", "precision")])
         self._set_attributes()
         return self
 
-    def fit_predict(self, X: Any, y: Any = None) -> Array:
+    def fit_predict(self, X: Any, y: Any = None, sample_weight: Any = None) -> Array:
         """Fit, and the most probable component of each point, ``[N]``."""
-        return self.fit(X).predict(X)
+        return self.fit(X, sample_weight=sample_weight).predict(X)
 
     @property
     def _is_process(self) -> bool:

@@ -20,7 +20,15 @@ from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalW
 from pyro_latent.models.arguments import Guided, expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
-from .densities import Components, expected_log_density, inverse, normal, normal_of_component, sample_components
+from .densities import (
+    Components,
+    counted,
+    expected_log_density,
+    inverse,
+    normal,
+    normal_of_component,
+    sample_components,
+)
 from .priors import Covariance, Prior, Priors, check, complete_priors, has_matrices
 from .starts import initial_responsibilities, weighted_means
 
@@ -37,6 +45,7 @@ def model(
     mean_prior: Tensor | None = None,
     degrees_of_freedom_prior: Prior = None,
     covariance_prior: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> None:
     """A Gaussian mixture; sites ``weights``, ``precision``, ``mean``, ``component`` and ``obs``.
 
@@ -55,6 +64,7 @@ def model(
         covariance_prior: inverse scale of the precisions, shape ``[D, D]`` (full, tied), ``[D]`` (diagonal) or ``[]``
             (spherical), in the unit of the data squared; default the empirical covariance, its diagonal, or the mean
             of that, divisor N - 1.
+        sample_weight: how many observations each point counts as, ``[N]``, positive; default 1 each.
 
     A default prior depends on the points passed. With minibatches pass ``**default_priors(...)`` of all the data.
 
@@ -73,10 +83,11 @@ def model(
         mean_prior=mean_prior,
         degrees_of_freedom_prior=degrees_of_freedom_prior,
         covariance_prior=covariance_prior,
+        sample_weight=sample_weight,
     )
     weights = pyro.sample("weights", dist.Dirichlet(priors.weight_concentration))
     mean, precision = sample_components(priors, covariance)
-    with pyro.plate("data", len(data)):
+    with pyro.plate("data", len(data)), counted(sample_weight):
         with Guided("Write gmm.full_guide for gmm.guide, or TraceEnum_ELBO for Trace_ELBO."):
             component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
         pyro.sample("obs", normal_of_component(mean, precision, component, covariance), obs=data)
@@ -133,7 +144,8 @@ def update_weights(
     """
     prior = complete_priors(data, num_components, covariance, **priors)
     return dist.Dirichlet(
-        prior.weight_concentration + _scaled_responsibilities(q, data, num_components, "weights").sum(0)
+        prior.weight_concentration
+        + _scaled_responsibilities(q, data, num_components, "weights", priors.get("sample_weight")).sum(0)
     )
 
 
@@ -161,7 +173,7 @@ def update_mean_precision(
     Source: [4] (80), (89); Bishop 2006 (10.51)-(10.53), (10.59)-(10.63).
     """
     prior = complete_priors(data, num_components, covariance, **priors)
-    responsibilities = _scaled_responsibilities(q, data, num_components, "mean")
+    responsibilities = _scaled_responsibilities(q, data, num_components, "mean", priors.get("sample_weight"))
     if has_matrices(covariance):
         return _wisharts(data, responsibilities, prior, covariance == "tied")
     gammas = _normal_gamma(data, responsibilities, prior)
@@ -203,10 +215,13 @@ def _normal_gamma(data: Tensor, responsibilities: Tensor, prior: Priors) -> Norm
     return NormalGamma(*(p.expand(means.shape) for p in after))
 
 
-def _scaled_responsibilities(q: Mapping[Any, Any], data: Tensor, num_components: int, own: str) -> Tensor:
+def _scaled_responsibilities(
+    q: Mapping[Any, Any], data: Tensor, num_components: int, own: str, sample_weight: Prior
+) -> Tensor:
     """Responsibilities ``[N, K]``, times how much the points count beside the site that is updated."""
     probs = probabilities(q["component"], num_components, data)
-    scale = torch.as_tensor(relative_scale(q, "component", own), dtype=probs.dtype)
+    known = "component" in getattr(q, "scales", {}) or sample_weight is None  # the engine's scales hold the weights
+    scale = torch.as_tensor(relative_scale(q, "component", own) if known else sample_weight, dtype=probs.dtype)
     return probs * scale.to(probs.device).unsqueeze(-1)
 
 
@@ -296,7 +311,7 @@ def full_guide(
         lambda: _first_responsibilities(data, num_components, options),
         constraint=constraints.simplex,
     )
-    with pyro.plate("data", len(data)):
+    with pyro.plate("data", len(data)), counted(priors.get("sample_weight")):
         pyro.sample("component", dist.Categorical(probs), infer={"enumerate": "parallel"})
 
 

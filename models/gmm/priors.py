@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
-from pyro_latent.models.arguments import check_data
+from pyro_latent.models.arguments import check_data, check_weights
 from pyro_latent.values import as_tensor, kind_of
 
 Covariance: TypeAlias = Literal["full", "tied", "diagonal", "spherical"]
@@ -33,13 +33,16 @@ class Priors(NamedTuple):
         return {f"{name}_prior": value for name, value in self._asdict().items()}
 
 
-def default_priors(data: Tensor, num_components: int, covariance: Covariance = "full") -> dict[str, Tensor]:
+def default_priors(
+    data: Tensor, num_components: int, covariance: Covariance = "full", sample_weight: Tensor | None = None
+) -> dict[str, Tensor]:
     """The priors that :func:`model` takes where none are given, by the model's names.
 
     Args:
         data: the points, shape ``[N, D]``.
         num_components: K.
         covariance: ``"full"``, ``"tied"``, ``"diagonal"`` or ``"spherical"``.
+        sample_weight: how many observations each point counts as, ``[N]``; default 1 each.
 
     Returns:
         ``weight_concentration_prior`` 1 / K ``[K]``, ``mean_precision_prior`` 1 ``[]``, ``mean_prior`` ``[D]``,
@@ -51,7 +54,7 @@ def default_priors(data: Tensor, num_components: int, covariance: Covariance = "
 
     Source: scikit-learn, ``BayesianGaussianMixture``.
     """
-    return complete_priors(data, num_components, covariance).arguments()
+    return complete_priors(data, num_components, covariance, sample_weight=sample_weight).arguments()
 
 
 def complete_priors(
@@ -64,9 +67,12 @@ def complete_priors(
     mean_prior: Prior = None,
     degrees_of_freedom_prior: Prior = None,
     covariance_prior: Prior = None,
+    sample_weight: Prior = None,
 ) -> Priors:
     """The given priors checked, and the others at their defaults, in the data's dtype and on its device."""
     check(data, num_components, covariance)
+    check_weights(sample_weight, len(data))
+    each = sample_weight.to(data) if isinstance(sample_weight, Tensor) else None
     dim = data.shape[-1]
     weights = _given("weight_concentration_prior", weight_concentration_prior, data, [], [num_components])
     precision = _given("mean_precision_prior", mean_precision_prior, data, [])
@@ -91,9 +97,9 @@ def complete_priors(
     return Priors(
         (data.new_tensor(1 / num_components) if weights is None else weights).expand(num_components),
         data.new_ones(()) if precision is None else precision,
-        data.mean(0) if mean is None else mean,
+        _mean(data, each) if mean is None else mean,
         data.new_tensor(float(dim)) if degrees is None else degrees,
-        empirical_covariance(data, covariance) if scale is None else scale,
+        empirical_covariance(data, covariance, each) if scale is None else scale,
     )
 
 
@@ -113,8 +119,15 @@ def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str 
     return tensor.to(data.device)
 
 
-def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
+def _mean(data: Tensor, each: Tensor | None) -> Tensor:
+    """The mean of points that count as often as ``each`` says, ``[D]``; once each without it."""
+    return data.mean(0) if each is None else data[0] + each @ (data - data[0]) / each.sum()
+
+
+def empirical_covariance(data: Tensor, covariance: Covariance, each: Tensor | None = None) -> Tensor:
     """The covariance ``[D, D]`` (full, tied), the variances ``[D]``, or their mean ``[]`` (spherical), divisor N - 1.
+
+    ``each`` is how often each point counts, ``[N]``, and N their sum; default once.
 
     Raises:
         DataError: if it is not positive definite.
@@ -123,9 +136,16 @@ def empirical_covariance(data: Tensor, covariance: Covariance) -> Tensor:
         raise DataError(
             f"Expected at least 2 points for an empirical covariance; got {len(data)}. Give covariance_prior."
         )
-    deviations = data - data.mean(0)
-    value = deviations.mT @ deviations if has_matrices(covariance) else deviations.square().sum(0)
-    value = value / (len(data) - 1)
+    count = len(data) if each is None else each.sum().item()
+    if count <= 1:
+        raise DataError(
+            f"Expected points that count as more than 1 for an empirical covariance; got a sum of {count:g}. "
+            "Give covariance_prior."
+        )
+    deviations = data - _mean(data, each)
+    weighted = deviations if each is None else deviations * each.unsqueeze(-1)
+    value = weighted.mT @ deviations if has_matrices(covariance) else (weighted * deviations).sum(0)
+    value = value / (count - 1)
     is_constant = (data == data[0]).all(0)  # from its mean, which is rounded, it may deviate
     if covariance == "spherical":
         value, is_constant = value.mean(), is_constant.all(0, keepdim=True)

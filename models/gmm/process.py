@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from pyro_latent.models.arguments import Guided
 
-from .densities import normal_of_component, sample_components
+from .densities import counted, normal_of_component, sample_components
 from .priors import Covariance, Prior, complete_priors
 
 
@@ -28,6 +28,7 @@ def process_model(
     mean_prior: Tensor | None = None,
     degrees_of_freedom_prior: Prior = None,
     covariance_prior: Tensor | None = None,
+    sample_weight: Tensor | None = None,
 ) -> None:
     """A mixture of a Dirichlet process; sites ``stick``, ``precision``, ``mean``, ``component``, ``inside``, ``obs``.
 
@@ -44,6 +45,7 @@ def process_model(
         weight_concentration_prior: α of every stick, scalar or ``[K]``; default 1 / K.
         mean_precision_prior, mean_prior, degrees_of_freedom_prior, covariance_prior: as in
             :func:`~pyro_latent.models.gmm.model`.
+        sample_weight: how many observations each point counts as, ``[N]``, positive; default 1 each.
 
     Raises:
         DataError: if the data is not a floating ``[N, D]`` tensor with N, D >= 1, or has no empirical covariance.
@@ -60,13 +62,14 @@ def process_model(
         mean_prior=mean_prior,
         degrees_of_freedom_prior=degrees_of_freedom_prior,
         covariance_prior=covariance_prior,
+        sample_weight=sample_weight,
     )
     with pyro.plate("sticks", num_components):
         stick = pyro.sample("stick", dist.Beta(data.new_tensor(1.0), priors.weight_concentration))
     weights = broken(stick[..., :-1]) if num_components > 1 else data.new_ones(1)
     within = pad(stick[..., -1:], (num_components - 1, 0), value=1.0)
     mean, precision = sample_components(priors, covariance)
-    with pyro.plate("data", len(data)):
+    with pyro.plate("data", len(data)), counted(sample_weight):
         with Guided("Write TraceEnum_ELBO."):
             component = pyro.sample("component", dist.Categorical(weights), infer={"enumerate": "parallel"})
         pyro.factor("inside", within[component].log())
