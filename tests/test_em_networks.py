@@ -11,12 +11,12 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import SVI, TraceEnum_ELBO
-from pyro.nn import PyroModule
+from pyro.nn import PyroModule, PyroParam
 from pyro.nn.module import to_pyro_module_
 from torch import Tensor, nn
 from torch.distributions import constraints
 
-from pyro_latent import EM, CheckpointError, ModelError
+from pyro_latent import CAVI, EM, AutoConjugate, CheckpointError, ModelError
 
 F64 = torch.float64
 Model = Callable[[Tensor, Tensor], Any]
@@ -480,3 +480,26 @@ def test_module_local_parameters_are_fitted() -> None:
         model = Scaled()
         EM(model).run(x)
         assert model.scale.item() == pytest.approx(x.std().item(), rel=0.02)
+
+
+class Shift(PyroModule):
+    """A parameter of the module, a mean that all share, and effects that lie in one block with it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = PyroParam(torch.tensor(1.0, dtype=F64), constraints.positive)
+
+    def forward(self, y: Tensor) -> None:
+        mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 5.0))
+        with pyro.plate("data", len(y)):
+            effect = pyro.sample("effect", dist.Normal(mean, 1.0))
+            pyro.sample("y", dist.Normal(effect, self.scale), obs=y)
+
+
+def test_after_a_run_the_data_of_the_fit_is_no_new_data() -> None:
+    """The run has changed the module; the block of the mean and of the effects can be read of the fit's data alone."""
+    model, y = Shift(), torch.linspace(-3, 5, 9, dtype=F64)
+    guide = AutoConjugate(model, blocks="auto")
+    CAVI(model, guide).run(y)
+    assert float(model.scale) != 1.0 and guide.elbo(y) == guide.elbo()
+    assert set(guide.posterior(y, joint=True)) == {("mean", "effect")}

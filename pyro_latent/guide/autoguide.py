@@ -329,9 +329,12 @@ class AutoConjugate(AutoGuide):
     @torch.inference_mode(False)
     def write_params(self) -> None:
         """Put the parameters into Pyro's store, as SVI leaves them; existing entries keep their identity."""
-        program = self._known_program()
+        program, posterior = self._known_program(), self.posterior_state
+        known = posterior.call if program.params and posterior.call and posterior.call.is_of_same_model() else None
         write_params(program, self.params())
-        self.posterior_state.note_params(program)
+        posterior.note_params(program)
+        if known is not None:  # what a module holds now is what was found: the model is the same
+            posterior.call = known.now()
 
     def _known_program(self) -> Program:
         program = self.posterior_state.program

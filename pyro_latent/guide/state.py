@@ -43,6 +43,10 @@ class RecordedCall:
         """A call of the same model with other arguments."""
         return RecordedCall(self._model, args, kwargs, self._snapshot.of(args, kwargs))
 
+    def now(self) -> RecordedCall:
+        """The same call of a model that has changed since."""
+        return RecordedCall(self._model, self.args, self.kwargs)
+
     def is_of_same_model(self) -> bool:
         """Whether the model would see the same now, beside its arguments."""
         return self._snapshot.is_of_same_model()
