@@ -461,6 +461,25 @@ def test_memoised_parameters_are_those_of_em() -> None:
     assert float(result.elbo[4:].diff().min()) >= -1e-7
 
 
+def some_labels(x: Tensor, label: Tensor, known: Tensor, size: int) -> None:
+    with pyro.plate("kinds", 2):
+        mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 5.0))
+    with pyro.plate("data", size, subsample_size=len(x)):
+        z = pyro.sample("z", dist.Categorical(x.new_tensor([0.3, 0.7])), obs=label, obs_mask=known)
+        pyro.sample("x", dist.Normal(mean[z], 1.0), obs=x)
+
+
+def test_the_first_piece_may_have_all_of_its_labels() -> None:
+    """Then there is nothing to start at, and nothing is lost: no later piece lowers the ELBO."""
+    x = 3.0 * torch.tensor([-1, 1, -1, 1, -1, 1], dtype=torch.float64) + torch.arange(6).double() / 10
+    known = torch.tensor([True, True, True, True, False, False])
+    arguments = x, (x > 0).long(), known
+    pieces = list(zip(*(t.split(2) for t in arguments), strict=True))
+    whole = CAVI(some_labels, AutoConjugate(some_labels)).run(*arguments, 6, tol=1e-13)
+    found = CAVI(some_labels, AutoConjugate(some_labels), memoised=True).run_batches(pieces, epochs=9, tol=0, size=6)
+    assert abs(found.elbo[-1] - whole.elbo[-1]) < 1e-9
+
+
 def effects(y: Tensor, size: int) -> None:
     """Effects of the pieces' own, and their mean, which all pieces share."""
     mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 5.0))

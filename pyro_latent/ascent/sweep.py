@@ -73,15 +73,25 @@ def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
     """Raise where the start of discrete sites, which tells equal components apart, would be spent on no data.
 
     Raises:
-        DataError: if every element of these sites is masked.
+        DataError: if every element of these sites is masked, and none has its value given by ``obs_mask=``.
     """
-    masks = {site.name: site.mask for site in program.discrete if site.name in starts}
+    sites = (site for site in program.discrete if site.name in starts)
+    masks = {site.name: site.mask for site in sites if not _is_labelled(program, site)}
     if masks and not any(mask is None or bool(mask.any()) for mask in masks.values()):
         raise DataError(
             f"Expected data in the first batch, which the start of {', '.join(map(repr, masks))} is made for; got a "
             "batch without any. Give a batch with data first, or a start of the other sites: AutoConjugate(model, "
             "init={...})."
         )
+
+
+def _is_labelled(program: Program, site: DiscreteSite) -> bool:
+    """Whether some elements of a site are observed, of which ``obs_mask=`` hides the others."""
+    observed = site.name.removesuffix("_unobserved") + "_observed"
+    if observed not in program.recording.observations:
+        return False
+    mask = program.recording.scored[observed].mask
+    return mask is None or bool(mask.any())
 
 
 #: The model's own arguments: by position, and by keyword.

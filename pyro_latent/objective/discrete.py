@@ -261,7 +261,8 @@ class DiscreteElimination:
 
     def _entropy_of(self, site: DiscreteSite, given: Tensor, part: Part) -> Tensor:
         """The entropy of the independent elements of a site, for each start."""
-        each = -torch.special.xlogy(given, given).sum(-1) if given.is_floating_point() else given.new_zeros(given.shape)
+        like = self.recording.like
+        each = -torch.special.xlogy(given, given).sum(-1) if given.is_floating_point() else like.new_zeros(given.shape)
         seen = self.seen(site)
         seen = None if seen is None else part.of(seen.expand(site.batch_shape))
         each = each if seen is None else torch.where(seen, each, math.log(site.cardinality) * torch.ones_like(each))
