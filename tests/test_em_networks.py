@@ -487,7 +487,7 @@ class Shift(PyroModule):
 
     def __init__(self) -> None:
         super().__init__()
-        self.scale = PyroParam(torch.tensor(1.0, dtype=F64), constraints.positive)
+        self.scale: Any = PyroParam(torch.tensor(1.0, dtype=F64), constraints.positive)
 
     def forward(self, y: Tensor) -> None:
         mean = pyro.sample("mean", dist.Normal(y.new_tensor(0.0), 5.0))

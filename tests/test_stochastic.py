@@ -461,7 +461,7 @@ def test_memoised_parameters_are_those_of_em() -> None:
     assert float(result.elbo[4:].diff().min()) >= -1e-7
 
 
-def some_labels(x: Tensor, label: Tensor, known: Tensor, size: int) -> None:
+def some_labels(x: Tensor, label: Tensor, known: Any, size: int) -> None:
     with pyro.plate("kinds", 2):
         mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 5.0))
     with pyro.plate("data", size, subsample_size=len(x)):
