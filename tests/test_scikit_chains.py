@@ -49,7 +49,7 @@ each = pytest.mark.parametrize(("estimator", "data"), EACH, ids=["Poisson", "Cat
 
 @each
 def test_the_posterior_is_that_of_coordinate_ascent_on_the_pyro_model(estimator: Any, data: Any) -> None:
-    found = clone(estimator).set_params(tol=1e-13).fit(data(20), lengths=[12, 8])
+    found = clone(estimator).set_params(tol=1e-13).fit(data(12), lengths=[7, 5])
     guide = found.guide_
     assert guide.elbo() == pytest.approx(found.lower_bound_, abs=1e-8)
     model: Any = type(found)._model
@@ -61,8 +61,8 @@ def test_the_posterior_is_that_of_coordinate_ascent_on_the_pyro_model(estimator:
     emitted = found.lambdas_ if isinstance(found, PoissonHMM) else found.emissionprob_
     site = "rate" if isinstance(found, PoissonHMM) else "emission"
     np.testing.assert_allclose(q[site].mean, emitted, atol=1e-4)
-    of_first = np.stack([q[f"state_{t}"].probs[0] for t in range(12)])
-    np.testing.assert_allclose(of_first, found.predict_proba(data(20), [12, 8])[:12], atol=1e-5)
+    of_first = np.stack([q[f"state_{t}"].probs[0] for t in range(7)])
+    np.testing.assert_allclose(of_first, found.predict_proba(data(12), [7, 5])[:7], atol=1e-5)
     assert found.to_arviz(num_samples=5).posterior[site].sizes["draw"] == 5
 
 
@@ -119,18 +119,19 @@ def test_the_update_of_rates_is_the_one_of_the_textbook() -> None:
 
 @each
 def test_the_bound_never_falls_and_the_best_start_is_kept(estimator: Any, data: Any) -> None:
-    several = clone(estimator).set_params(n_init=3).fit(data(150))
+    rows, estimator = data(100), clone(estimator).set_params(tol=1e-6)
+    several = clone(estimator).set_params(n_init=3).fit(rows)
     assert (np.diff(several.lower_bounds_) > -1e-7).all()
-    assert several.lower_bound_ >= clone(estimator).fit(data(150)).lower_bound_
-    value, paths = several.decode(data(150))
-    assert value >= several.decode(data(150), algorithm="map")[0] - 1e-9 and (paths == several.predict(data(150))).all()
+    assert several.lower_bound_ >= estimator.fit(rows).lower_bound_
+    value, paths = several.decode(rows)
+    assert value >= several.decode(rows, algorithm="map")[0] - 1e-9 and (paths == several.predict(rows)).all()
 
 
 @each
 def test_draws_move_and_emit_as_the_posterior_means_say(estimator: Any, data: Any) -> None:
-    found = clone(estimator).fit(data(300))
-    draws, path = found.sample(20_000)
-    np.testing.assert_array_equal(draws, found.sample(20_000)[0])
+    found = clone(estimator).set_params(tol=1e-6).fit(data(200))
+    draws, path = found.sample(8000)
+    np.testing.assert_array_equal(found.sample(50)[0], found.sample(50)[0])
     emitted = draws if isinstance(found, PoissonHMM) else np.eye(4)[draws[:, 0]]
     means = found.lambdas_ if isinstance(found, PoissonHMM) else found.emissionprob_
     for k in range(3):

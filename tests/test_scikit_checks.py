@@ -32,7 +32,6 @@ pd = pytest.importorskip("pandas")
 #: Each estimator with what is read of new data.
 ESTIMATORS: list[tuple[Any, list[str]]] = [
     (GaussianMixture(2, random_state=0), ["predict", "predict_proba", "score_samples"]),
-    (GaussianMixture(2, covariance_type="tied", random_state=0), ["predict", "score_samples"]),
     (BayesianRidge(), ["predict"]),
     (ARDRegression(relative=True), ["predict"]),
     (FactorAnalysis(1), ["transform", "score_samples"]),

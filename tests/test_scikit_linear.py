@@ -144,8 +144,10 @@ def test_the_model_says_what_data_it_expects(rows: tuple[Rows, Rows]) -> None:
         regression.model(features, target[:10])
 
 
-@pytest.mark.parametrize("params", [{}, {"fit_intercept": False}, {"relative": True}], ids=str)
-@pytest.mark.parametrize("kind", [BayesianRidge, ARDRegression])
+@pytest.mark.parametrize(
+    ("kind", "params"),
+    [(BayesianRidge, {}), (BayesianRidge, {"relative": True}), (ARDRegression, {"fit_intercept": False})],
+)
 def test_a_row_counts_as_often_as_its_weight_says(rows: tuple[Rows, Rows], kind: Any, params: dict[str, Any]) -> None:
     """A weight of 2 is the row twice, of 0 no row; the sweeps are the same, and the bound."""
     features, target = rows
