@@ -25,6 +25,9 @@ from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.objective.elimination import Plan
 from pyro_latent.objective.order import Order, Scope, Variable
 from pyro_latent.objective.stacks import Stack, stacks_of
+from pyro_latent.recording import record
+from pyro_latent.recording.identity import identity_of
+from pyro_latent.recording.messengers import StructureMessenger
 
 
 def numbers(*values: Any) -> Tensor:
@@ -316,6 +319,60 @@ def test_densities_are_together_only_where_they_are_alike(monkeypatch: pytest.Mo
     monkeypatch.setattr("pyro_latent.objective.compilation.stacks_of", counted)
     CAVI(unread_steps, AutoConjugate(unread_steps)).step()
     assert sorted(stacks) == [1, 53, 79]  # the first step, what is observed, and all other moves
+
+
+def no_location(x: Tensor) -> None:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+
+
+def location(x: Tensor) -> None:
+    mean = pyro.sample("mean", dist.Normal(0.0, 10.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def wide_prior(x: Tensor) -> None:
+    rate = pyro.sample("rate", dist.Gamma(numbers(2.0).squeeze(), 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Exponential(rate), obs=x)
+
+
+def wide_data(x: Tensor) -> None:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Exponential(rate), obs=x.double())
+
+
+@pytest.mark.parametrize(
+    ("model", "x", "expected"),
+    [
+        (lambda x: loop(x, "poisson"), numbers(1.0, 0.0, 3.0), 1),
+        (no_location, numbers(1.0, 0.0, 3.0), 1),
+        (location, numbers(101.0, 99.0, 103.0), 2),
+        (wide_prior, torch.tensor([1.0, 2.0], dtype=torch.float32), 2),
+        (wide_data, torch.tensor([1.0, 2.0], dtype=torch.float32), 2),
+    ],
+)
+def test_a_model_runs_again_only_where_the_first_run_changes_what_it_writes(
+    model: Callable[[Tensor], None], x: Tensor, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the first run is the recording, a second one would be the same."""
+    runs = []
+
+    def counted(x: Tensor) -> None:
+        runs.append(1)
+        model(x)
+
+    once = record(counted, x)
+    assert len(runs) == expected
+    monkeypatch.setattr(StructureMessenger, "is_final", property(lambda self: False, lambda self, value: None), False)
+    twice = record(counted, x)
+    assert len(runs) == expected + 2
+    assert identity_of(once) == identity_of(twice)
+    assert (once.dtype, once.max_plate_nesting) == (twice.dtype, twice.max_plate_nesting)
+    assert list(once.latents) == list(twice.latents) and list(once.discrete) == list(twice.discrete)
 
 
 def test_the_work_of_a_first_step_grows_with_the_length_of_its_loop() -> None:

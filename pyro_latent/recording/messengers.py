@@ -1,7 +1,8 @@
 """The two runs of a model that make a recording: one learns its structure, the next writes its densities down.
 
 Both put random tensors at the latents. What the second one needs to know beforehand (the dtype of the data, the
-constants that locations are measured from, the subsamples that were drawn) is found by the first.
+constants that locations are measured from, the subsamples that were drawn) is found by the first, which writes the
+densities down, too, until it finds something that changes them: where it does not, there is no second one.
 """
 
 from __future__ import annotations
@@ -240,35 +241,8 @@ class SymbolMessenger(OwnThreadMessenger):
         return Plate(frame.name, frame.dim, frame.size, full, subsample)
 
 
-class StructureMessenger(SymbolMessenger):
-    """The first run: it finds the dtypes, the depth of the plates, the subsamples, the origins, and what is marked."""
-
-    def __init__(self, like: Tensor, is_first: bool) -> None:
-        super().__init__(like, {}, is_first)
-        self.dtypes: set[torch.dtype] = set()
-        self.origins = Origins()
-        self.marked: dict[str, bool] = {}
-
-    def _latent_like(self, fn: Any) -> Tensor:
-        """The dtype of a latent is that of its prior, while that of the data is not known."""
-        return self.like.double() if torch.float64 in dtypes_of(without_latents(fn)) else self.like
-
-    def _parameter(self, site: LatentSite) -> None:
-        assert site.point is not None
-        self.dtypes.add(site.point.dtype)
-        self.origins.add_parameter(site.name, base_constraint(site.constraint) is constraints.real)
-
-    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
-        name = msg["name"]
-        self.marked.setdefault(name, _is_marked(msg))
-        self.dtypes |= dtypes_of(without_latents(msg["fn"]))
-        if msg["is_observed"]:
-            self._observe(name, msg["value"])
-        self.origins.add_site(msg, self.like.device)
-
-
 class RecordMessenger(SymbolMessenger):
-    """The second run: it writes down every site, and its log density as an expression in the latents.
+    """A run that writes down every site, and its log density as an expression in the latents.
 
     Args:
         like: an empty tensor of the dtype and device of the data.
@@ -293,7 +267,7 @@ class RecordMessenger(SymbolMessenger):
         self.origins = origins
         self.point = point
         self.rescale = rescale
-        self.marked = marked
+        self.marked = dict(marked)
         self.latents: dict[str, LatentSite] = {}
         self.discrete: dict[str, DiscreteSite] = {}
         self.scored: dict[str, ScoredSite] = {}
@@ -429,6 +403,49 @@ class RecordMessenger(SymbolMessenger):
             frozenset() if name in self.refused else frozenset().union(*(a.expression.sites for a in random)),
             getattr(family_class(base), "is_bound", False),
         )
+
+
+class StructureMessenger(RecordMessenger):
+    """The first run: it finds the dtypes, the depth of the plates, the subsamples, the origins, and what is marked.
+
+    It is the recording itself, and no other run is needed, where it ``is_final``: nothing that it has found would make
+    another run write anything else down.
+
+    Args:
+        like, rescale, is_first: as in :class:`RecordMessenger`.
+        is_final: whether it may be.
+    """
+
+    def __init__(self, like: Tensor, rescale: bool, is_first: bool, is_final: bool) -> None:
+        super().__init__(like, {}, (), rescale, {}, {}, is_first)
+        self.dtypes: set[torch.dtype] = set()
+        self.search = Origins()
+        self.is_final = is_final
+
+    def _latent_like(self, fn: Any) -> Tensor:
+        """The dtype of a latent is that of its prior, while that of the data is not known."""
+        return self.like.double() if torch.float64 in dtypes_of(without_latents(fn)) else self.like
+
+    def _parameter(self, site: LatentSite) -> None:
+        assert site.point is not None
+        self.dtypes.add(site.point.dtype)
+        self.search.add_parameter(site.name, base_constraint(site.constraint) is constraints.real)
+        super()._parameter(site)
+
+    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+        name = msg["name"]
+        self.marked.setdefault(name, _is_marked(msg))
+        self.dtypes |= dtypes_of(without_latents(msg["fn"]))
+        if msg["is_observed"]:
+            self._observe(name, msg["value"])
+        self.search.add_site(msg, self.like.device)
+        narrow = self.like.dtype != torch.float64 and torch.float64 in {*self.dtypes, msg["value"].dtype}
+        self.is_final = self.is_final and not narrow and not self.search.found
+        if self.is_final:
+            try:
+                super()._site(msg, plates)
+            except Exception:  # the next run says what is wrong
+                self.is_final = False
 
 
 def _latent(name: str, value: Tensor, support: Any, is_point: bool, is_scalar: bool = False) -> Expression:

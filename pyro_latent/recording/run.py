@@ -161,7 +161,7 @@ def record(
             "point"}``.
         known: the latent sites of a fitted guide, for prediction: others are data that is not given, and left out.
         rescale: whether subsampled plates scale their sites to the size of the whole, as Pyro does.
-        before: a recording of the same model with data of the same kind, which saves one of two runs.
+        before: a recording of the same model with data of the same kind, which may save one of two runs.
         check: whether to run the model once more, with draws of the latents, and compare the density of every site with
             Pyro's; not where ``before`` has been, nor where that run would hold more than four million numbers.
 
@@ -226,20 +226,18 @@ def _recorded(
 def _recorded_anew(
     call: _Model, origins: Mapping[str, Tensor] | None, point: Collection[str], rescale: bool
 ) -> tuple[RecordMessenger, dict[str, Tensor]]:
-    """Both runs; with it, by latent that is the location of one observation for each element, that data."""
-    structure = _structure_of(call, is_first=origins is None)
-    guess = structure.like.double() if torch.float64 in structure.dtypes else structure.like
-    messenger = RecordMessenger(
-        _data_like(structure.observations, guess),
-        structure.origins.found if origins is None else origins,
-        point,
-        rescale,
-        structure.marked,
-        structure.subsamples,
-        structure.is_first,
-    )
+    """The run that is the recording, the first or a second; with it, by latent that is the location of one observation
+    for each element, that data.
+    """
+    first = _structure_of(call, rescale, is_first=origins is None, is_final=not point)
+    guess = first.like.double() if torch.float64 in first.dtypes else first.like
+    like = _data_like(first.observations, guess)
+    found = first.search.found if origins is None else origins
+    if first.is_final and not found and (like.dtype, like.device) == (first.like.dtype, first.like.device):
+        return first, first.search.own_data
+    messenger = RecordMessenger(like, found, point, rescale, first.marked, first.subsamples, first.is_first)
     call.run(messenger)
-    return messenger, structure.origins.own_data
+    return messenger, first.search.own_data
 
 
 def check_arguments(
@@ -272,14 +270,14 @@ def _name_of(model: Any) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 
-def _structure_of(call: _Model, is_first: bool) -> StructureMessenger:
-    """A first run, which finds the dtype of the data, the subsamples, and the origins.
+def _structure_of(call: _Model, rescale: bool, is_first: bool, is_final: bool) -> StructureMessenger:
+    """A first run, which finds the dtype of the data, the subsamples, and the origins, and may be the recording.
 
     Raises:
         DataError: if a plate is empty.
     """
     guess = call.first_guess()
-    messenger = StructureMessenger(guess, is_first)
+    messenger = StructureMessenger(guess, rescale, is_first, is_final)
     try:
         call.run(messenger)
     except ZeroDivisionError as error:
@@ -289,7 +287,9 @@ def _structure_of(call: _Model, is_first: bool) -> StructureMessenger:
     except RuntimeError as error:
         if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
             raise
-        messenger = StructureMessenger(guess.double(), is_first)  # for data that the model closes over
+        messenger = StructureMessenger(
+            guess.double(), rescale, is_first, is_final
+        )  # for data that the model closes over
         call.run(messenger)
     _move_on(messenger)
     return messenger
