@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..families import point
-from .axes import Gather, Labelled, Labels, contract, is_free, laid, read
+from ..values import all_finite
+from .axes import Axis, Gather, Label, Labelled, Labels, contract, is_free, laid, read, substitute
 from .constants import Constant
 from .terms import Factor, LogOfSum, Term
+from .variables import Variable
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -26,9 +28,16 @@ class Values:
     def __init__(self, values: Mapping[str, Tensor]) -> None:
         self._values = values
         self._known: dict[int, Tensor] = {}
+        self._read: dict[tuple[Variable, str, float], Tensor] = {}
 
     def __getitem__(self, factor: Factor) -> Tensor:
         """The value of a factor, before it is read along its axes."""
+        key = factor.variable, factor.function, factor.power
+        if key not in self._read:
+            self._read[key] = self._value_of(factor)
+        return self._read[key]
+
+    def _value_of(self, factor: Factor) -> Tensor:
         variable = factor.variable
         if isinstance(factor, LogOfSum):
             ndim = len(variable.shape)
@@ -58,21 +67,24 @@ class Values:
 
 def evaluate_term(term: Term, values: Values) -> Labelled:
     """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
-    for choice in term.choices:
-        index, labels = read(values.numbers(choice.site), choice.axes)
-        term = term.substitute({choice.label: Gather(index, labels)})
-    operands = [(c.tensor.double(), c.labels) for c in term.constants]
-    operands += [_unmasked(*read(values[factor], factor.axes), term) for factor in term.factors]
-    labels = tuple(sorted(label for label in term.labels if is_free(label)))
+    chosen: dict[Label, Axis] = {c.label: Gather(*read(values.numbers(c.site), c.axes)) for c in term.choices}
+    constants = [c.substitute(chosen) for c in term.constants]
+    factors = [read(values[f], tuple(substitute(axis, chosen) for axis in f.axes)) for f in term.factors]
+    operands = [*((c.tensor.double(), c.labels) for c in constants), *factors]
     if not operands:
         return torch.tensor(term.coefficient, dtype=torch.float64, device=values.device), ()
-    return contract(operands, labels) * term.coefficient, labels
+    labels = tuple(sorted({x for _, own in operands for x in own if is_free(x)}))
+    total = contract(operands, labels)
+    if constants and factors and not all_finite(total):
+        operands[len(constants) :] = [_unmasked(*factor, constants) for factor in factors]
+        total = contract(operands, labels)
+    return total * term.coefficient, labels
 
 
-def _unmasked(tensor: Tensor, labels: Labels, term: Term) -> Labelled:
+def _unmasked(tensor: Tensor, labels: Labels, constants: Sequence[Constant]) -> Labelled:
     """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
     found = Constant(tensor, labels)
-    if term.constants and not found.is_finite:
-        for constant in term.constants:
+    if not found.is_finite:
+        for constant in constants:
             found = found.chosen(constant)
     return found.tensor, found.labels

@@ -147,7 +147,7 @@ class Symbolic:
 
     def as_dtype_of(self, like: Tensor) -> Self:
         """The expression with the dtype and device of another tensor."""
-        return type(self)(
+        found = type(self)(
             self.shape,
             like.new_empty(0),
             self.terms,
@@ -156,6 +156,9 @@ class Symbolic:
             cholesky_of=self.cholesky_of,
             logarithm=self.logarithm,
         )
+        if like.is_floating_point() and not self.like.is_floating_point() and like.device == self.like.device:
+            found.places = self.places  # whole numbers stay as they are
+        return found
 
     def _lift(self, other: Any) -> Self:
         if isinstance(other, type(self)):
@@ -277,17 +280,18 @@ class Symbolic:
         """Add dimensions of size 1 on the left, up to ``ndim``."""
         return self._with(self.terms, [1] * (ndim - self.ndim) + list(self.shape))
 
-    def evaluate(self, values: Mapping[str, Tensor]) -> Tensor:
+    def evaluate(self, values: Mapping[str, Tensor] | Values) -> Tensor:
         """The value in float64 at given values of the latents.
 
         Args:
             values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
-                given as its distance from it, and a discrete latent as the numbers of its values.
+                given as its distance from it, and a discrete latent as the numbers of its values. ``Values`` of them
+                remember what was computed of them.
 
         Raises:
             ValueError: if the expression is opaque.
         """
-        return self._evaluate(Values(values))
+        return self._evaluate(values if isinstance(values, Values) else Values(values))
 
     def _evaluate(self, values: Values) -> Tensor:
         if self.opacity:
@@ -298,13 +302,10 @@ class Symbolic:
         total = torch.zeros(self.shape, dtype=torch.float64, device=self.like.device)
         for mask, piece in self.pieces:
             total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
-        return sum(self._summands(values), total)
+        return sum(self.summands(values), total)
 
-    def summands(self, values: Mapping[str, Tensor]) -> list[Tensor]:
+    def summands(self, values: Values) -> list[Tensor]:
         """The value of each term, with size 1 where it does not vary, at values as :meth:`evaluate` takes them."""
-        return self._summands(Values(values))
-
-    def _summands(self, values: Values) -> list[Tensor]:
         return [laid(*evaluate_term(term, values), (), self.ndim) for term in self.terms]
 
     def _without_matrix(self) -> Self:

@@ -7,7 +7,8 @@ PyTorch computes it. It cannot see draws of a guide, constraints of parameters, 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import RecordingError
+from ..expressions.evaluation import Values
 from ..rules import unwrap
 from ..values import broadcast_shapes
 from .sites import Recording, ScoredSite
@@ -31,6 +33,22 @@ _DIGITS = 1e3
 _LARGEST = 20_000
 
 
+@dataclass(frozen=True)
+class _Pair:
+    """The two densities of a site, element by element, and the sum of the absolute values of the terms of one.
+
+    ``shown``: the elements that are compared, or None for all; ``least``: what PyTorch rounds logarithms of
+    probabilities up to.
+    """
+
+    scored: ScoredSite
+    recorded: Tensor
+    actual: Tensor
+    size: Tensor
+    shown: Tensor | None
+    least: float
+
+
 def check_recording(recording: Recording, trace: Any) -> None:
     """The recorded log density of every site is Pyro's own at the values in a trace of the model.
 
@@ -40,21 +58,22 @@ def check_recording(recording: Recording, trace: Any) -> None:
         RecordingError: naming the first site whose densities differ.
     """
     values = _values(recording, trace)
+    shared = Values(values)
+    pairs = []
     for scored in recording.scored.values():
         node = trace.nodes.get(scored.name)
         usable = scored.density is not None and not scored.density.opacity and scored.density.sites <= values.keys()
-        if node is None or not usable:
-            continue
-        found = _difference(scored, node, values, recording)
-        if found is not None:
-            recorded, actual = found
-            parents = sorted(scored.density.sites - {scored.name})  # type: ignore[union-attr]
-            raise RecordingError(
-                f"Expected the recorded log density of site {scored.name!r} to be that of Pyro; got {recorded:.6g} for "
-                f"{actual:.6g} at a draw of the latents. What the model computes from {parents} is read otherwise than "
-                "PyTorch does. Write it with other operations; if the model draws numbers that are no sites, write "
-                "AutoConjugate(model, check=False)."
-            )
+        pairs += [_pair(scored, node, shared, recording)] if node is not None and usable else []
+    found = _difference([pair for pair in pairs if pair is not None], _TOLERANCE[recording.dtype])
+    if found is not None:
+        scored, recorded, actual = found
+        parents = sorted(scored.density.sites - {scored.name})  # type: ignore[union-attr]
+        raise RecordingError(
+            f"Expected the recorded log density of site {scored.name!r} to be that of Pyro; got {recorded:.6g} for "
+            f"{actual:.6g} at a draw of the latents. What the model computes from {parents} is read otherwise than "
+            "PyTorch does. Write it with other operations; if the model draws numbers that are no sites, write "
+            "AutoConjugate(model, check=False)."
+        )
 
 
 def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
@@ -80,34 +99,48 @@ def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
     return found
 
 
-def _difference(
-    scored: ScoredSite, node: Mapping[str, Any], values: Mapping[str, Tensor], recording: Recording
-) -> tuple[float, float] | None:
-    """The two densities at the first element where they differ; None where they do not."""
-    assert scored.density is not None
-    tolerance, device = _TOLERANCE[recording.dtype], recording.device
+def _pair(scored: ScoredSite, node: Mapping[str, Any], values: Values, recording: Recording) -> _Pair | None:
+    """The two densities of a site; None where the data is outside of the support at this draw."""
+    density, device = scored.density, recording.device
+    assert density is not None
     try:
         actual = node["fn"].log_prob(node["value"]).detach().to(device)
-    except (ValueError, NotImplementedError, RuntimeError):  # data outside of the support at this draw
+    except (ValueError, NotImplementedError, RuntimeError):
         return None
-    least = math.log(torch.finfo(actual.dtype).eps)  # PyTorch rounds probabilities below that up to it
-    actual, shape = actual.double(), broadcast_shapes(actual.shape, scored.density.shape)
+    least = math.log(torch.finfo(actual.dtype).eps)
+    shape = broadcast_shapes(actual.shape, density.shape)
     thin = _thinned(shape)
-    density = scored.density.expand(shape).take(thin) if thin else scored.density.expand(shape)
-    actual = actual.expand(shape)[thin]
+    density = density if density.shape == shape else density.expand(shape)
+    density = density.take(thin) if thin else density
+    actual = actual.double().expand(shape)[thin]
     terms = [term.to(device) for term in density.summands(values)]
     recorded = density.evaluate(values).to(device) if density.pieces else sum(terms, torch.zeros_like(actual))
-    size = 1 + actual.abs() + sum(t.abs() for t in terms)
+    size = sum((t.abs() for t in terms), 1 + actual.abs())
+    masks = [m for m in (_settled(node["fn"]), scored.mask) if m is not None]
+    shown = [m.to(device).expand(shape)[thin].flatten() for m in masks]
+    seen = None if not shown else shown[0] & shown[-1]
+    return _Pair(scored, recorded.flatten(), actual.flatten(), size.flatten(), seen, least)
+
+
+def _difference(pairs: Sequence[_Pair], tolerance: float) -> tuple[ScoredSite, float, float] | None:
+    """The first site whose densities differ, and both at its first element where they do; None where none does.
+
+    The elements of all sites are compared at once, for a loop may have many.
+    """
+    if not pairs:
+        return None
+    recorded, actual, size = (torch.cat([getattr(p, name) for p in pairs]) for name in ("recorded", "actual", "size"))
+    counts = torch.tensor([len(p.actual) for p in pairs], device=actual.device)
+    least = torch.tensor([p.least for p in pairs], dtype=actual.dtype, device=actual.device).repeat_interleave(counts)
     seen = recorded.isfinite() & actual.isfinite() & size.isfinite() & ((actual - least).abs() > 1e-3)
-    settled = _settled(node["fn"])
-    if settled is not None:
-        seen = seen & settled.to(device).expand(shape)[thin]
-    if scored.mask is not None:
-        seen = seen & scored.mask.expand(shape)[thin]
     wrong = seen & ((recorded - actual).abs() > tolerance * size)
+    if any(p.shown is not None for p in pairs):
+        wrong &= torch.cat([torch.ones_like(p.actual, dtype=torch.bool) if p.shown is None else p.shown for p in pairs])
     if not bool(wrong.any()):
         return None
-    return float(recorded[wrong][0]), float(actual[wrong][0])
+    first = int(wrong.int().argmax())
+    number = int((counts.cumsum(0) <= first).sum())
+    return pairs[number].scored, float(recorded[first]), float(actual[first])
 
 
 def _settled(fn: Any) -> Tensor | None:
