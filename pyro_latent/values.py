@@ -53,7 +53,8 @@ def all_finite(tensor: Tensor) -> bool:
 
     A finite sum says so at a fraction of the cost; a sum that is not may have overflowed, so each element is looked at.
     """
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    total = tensor.sum() if tensor.ndim else tensor
+    return bool(total * 0 == 0) or bool(tensor.isfinite().all())
 
 
 def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:

@@ -279,12 +279,11 @@ def collect(expression: S) -> S:
             groups.setdefault(frozenset(c.label for c in term.choices), []).append(term)
     if not any(len(g) > 1 or g[0].summed or len(g[0].constants) > 1 for g in groups.values()):
         return expression
-    tables = [_added(expression._with(group)) for group in groups.values()]
-    found = [t for t in tables if rest and not bool(t.table(t.choices).any())]
-    kept = [term for table in tables if table not in found for term in table.terms]
+    kept: list[Term] = []
+    for group in groups.values():
+        tables = expression._with(group)
+        choices = tables.choices
+        table = tables.table(choices)
+        if not rest or bool(table.any()):
+            kept += tables.from_table(table, choices, tables.shape).terms
     return expression._with([*rest, *kept])
-
-
-def _added(tables: S) -> S:
-    choices = tables.choices
-    return tables.from_table(tables.table(choices), choices, tables.shape)

@@ -100,10 +100,10 @@ class Factor:
     axes: tuple[Axis, ...]
     function: str = "x"
     power: float = 1.0
+    labels: Labels = field(init=False)
 
-    @cached_property
-    def labels(self) -> Labels:
-        return unique_labels(self.axes)
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "labels", unique_labels(self.axes))
 
     def substitute(self, mapping: Mapping[Label, Axis]) -> Factor:
         """Replace labels of the axes by other axes."""
@@ -195,9 +195,8 @@ class Term:
     labels: frozenset[Label] = field(init=False)
 
     def __post_init__(self) -> None:
-        found: set[Label] = set()
-        for labels in (*(c.labels for c in self.constants), *(f.labels for f in self.factors)):
-            found.update(labels)
+        operands: tuple[Constant | Factor, ...] = (*self.constants, *self.factors)
+        found = {label for operand in operands for label in operand.labels}
         if self.choices:
             kept = {c.label: c for c in self.choices if c.label in found}
             object.__setattr__(self, "choices", tuple(kept.values()))
@@ -221,7 +220,7 @@ class Term:
 
     def substitute(self, mapping: Mapping[Label, Axis]) -> Term:
         """Replace labels by other axes; labels not named stay."""
-        if not any(label in mapping for label in self.labels):
+        if self.labels.isdisjoint(mapping):
             return self
         choices = tuple(c.substitute(mapping) for c in self.choices)
         if choices:
@@ -241,7 +240,7 @@ class Term:
 
     def times(self, other: Term) -> Term:
         """The product; equal elementwise factors add their powers."""
-        clash = self.summed & other.summed
+        clash = {label for label in self.labels if is_summed(label) and label in other.labels}
         if clash:
             other = other.substitute({label: fresh_label() for label in clash})
         factors = list(self.factors)

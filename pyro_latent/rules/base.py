@@ -24,6 +24,7 @@ from torch import Tensor
 from ..errors import ArgumentTypeError, MissingRuleError, NotConjugateError
 from ..expressions import Expression, RandomTensor
 from .rewrites import REWRITES
+from .wrappers import signature_of
 
 
 class Arguments(Mapping[str, Expression]):
@@ -130,7 +131,7 @@ def chain_of_latents(chain: type) -> MissingRuleError:
 
 
 def _parameters(distribution: type) -> set[str]:
-    return set(inspect.signature(distribution).parameters) - {"validate_args"}
+    return set(signature_of(distribution).parameters) - {"validate_args"}
 
 
 def as_expression(value: Any, like: Tensor) -> Expression | None:

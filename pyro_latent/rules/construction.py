@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -24,7 +23,7 @@ from .random_distribution import (
     random_distribution,
     without_latents,
 )
-from .wrappers import made, unwrap
+from .wrappers import made, signature_of, unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.
@@ -54,10 +53,16 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
             f"Expected a constant mask of a distribution; got one that depends on the latents {sites}. Write "
             "torch.where(condition, a, b) in the arguments of the distribution."
         )
-    bound = inspect.signature(cls).bind(*args, **kwargs)
+    bound = signature_of(cls).bind(*args, **kwargs)
     bound.apply_defaults()
     named = {k: v for k, v in bound.arguments.items() if v is not None and k != "validate_args"}
     _check_numbers(cls, named)
+    with stand_ins.resting():
+        return _random(cls, named, is_compound, bound.arguments.get("validate_args") is not False)
+
+
+def _random(cls: type, named: dict[str, Any], is_compound: bool, is_checked: bool) -> RandomDistribution:
+    """The distribution of a class with these arguments; ``is_compound``: one around others."""
     if is_compound:
         plain = {name: without_latents(value) for name, value in placeholders(named).items()}
         placeholder = made(cls, plain)
@@ -69,7 +74,7 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
     found = random_distribution(
         cls, named, placeholder, placeholder.batch_shape if batch_shape is None else batch_shape
     )
-    found.is_checked = bound.arguments.get("validate_args") is not False
+    found.is_checked = is_checked
     return found
 
 
@@ -101,7 +106,7 @@ def _one_element(cls: type, values: dict[str, Any]) -> tuple[dict[str, Any], tor
     except (AttributeError, KeyError, NotImplementedError, TypeError):
         return values, None
     batch_shape = broadcast_shapes(*(value.shape[: split[name]] for name, value in tensors.items()))
-    first = {n: value[(slice(0, 1),) * split[n]] for n, value in tensors.items() if n not in BOUNDS}
+    first = {n: v[(slice(0, 1),) * split[n]] for n, v in tensors.items() if n not in BOUNDS and split[n] > 0}
     return values | first, batch_shape
 
 

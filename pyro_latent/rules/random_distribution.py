@@ -8,7 +8,6 @@ and answers questions about shapes from a distribution over placeholder values.
 from __future__ import annotations
 
 import functools
-import inspect
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -23,7 +22,7 @@ from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
 from ..values import broadcast_shapes
 from .base import Arguments, around_latents, as_expression, in_form, rule_of
-from .wrappers import made, unchecked, unwrap, unwrap_masks
+from .wrappers import made, signature_of, unchecked, unwrap, unwrap_masks
 
 
 class RandomDistribution(TorchDistribution):
@@ -176,7 +175,9 @@ _FEW = 2**16
 def without_latents(distribution: Any) -> Any:
     """A distribution with its latent arguments at their placeholders, without masks; anything else as it is."""
     base, reinterpreted, _ = unwrap(distribution)
-    plain = base.placeholder.expand(base.batch_shape) if isinstance(base, RandomDistribution) else base
+    plain = base.placeholder if isinstance(base, RandomDistribution) else base
+    if plain is not base and plain.batch_shape != base.batch_shape:
+        plain = plain.expand(base.batch_shape)
     return plain.to_event(reinterpreted) if reinterpreted else plain
 
 
@@ -207,8 +208,7 @@ def raw_arguments(distribution: Any) -> dict[str, Any]:
     """The arguments of a base distribution that there are, by name, as they were given or as a plain one keeps them."""
     if isinstance(distribution, RandomDistribution):
         return distribution.arguments
-    names = inspect.signature(type(distribution)).parameters
-    raw = {n: _attribute(distribution, n) for n in names if n != "validate_args"}
+    raw = {n: _attribute(distribution, n) for n in signature_of(type(distribution)).parameters if n != "validate_args"}
     return {n: v for n, v in raw.items() if v is not None}
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import pyro.distributions as dist
 import torch
 from torch import Tensor
+
+#: The arguments of a class of distributions, for which a loop asks at each step.
+signature_of: Callable[[Any], inspect.Signature] = functools.cache(inspect.signature)
 
 
 def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
@@ -40,7 +45,7 @@ def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
 
 def made(cls: Any, arguments: dict[str, Any]) -> Any:
     """A distribution whose arguments are not checked, where its class can leave that out."""
-    unvalidated = {"validate_args": False} if "validate_args" in inspect.signature(cls).parameters else {}
+    unvalidated = {"validate_args": False} if "validate_args" in signature_of(cls).parameters else {}
     return cls(**arguments, **unvalidated)
 
 
@@ -56,4 +61,4 @@ def unchecked(distribution: Any) -> Any:
     return found
 
 
-__all__ = ["made", "unchecked", "unwrap", "unwrap_masks"]
+__all__ = ["made", "signature_of", "unchecked", "unwrap", "unwrap_masks"]
