@@ -214,6 +214,7 @@ def topics_after(seed: int, corpus: Any, most: int) -> tuple[int, float, float]:
     priors: dict[str, Any] = {"doc_topic_prior": 0.1, "topic_word_prior": 0.1}
     guide = AutoConjugate(lda.model, init=seed)
     result = CAVI(lda.model, guide, merges=True).run(corpus, most, tol=1e-6, **priors)
+    assert falls(result.elbo) < 1e-12
     plain = CAVI(lda.model, AutoConjugate(lda.model, init=seed)).run(corpus, most, tol=1e-6, **priors)
     words = (guide.posterior()["theta"].concentration - 0.1).sum(0)
     return int((words > 0.01 * words.sum()).sum()), float(result.elbo[-1]), float(plain.elbo[-1])

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from typing import Any
 
 import torch
@@ -32,6 +32,8 @@ _REFUSED = (NaturalDomainError, NotFiniteError, DataError, torch.linalg.LinAlgEr
 _ROUNDS = 3
 #: The sweeps after a delete in which the component stays empty.
 _SWEEPS = 3
+#: The sweeps after a move at most, in which it may catch up with as many sweeps without it.
+_MOST_SWEEPS = 10
 #: A component of less than this many observations is an empty one.
 _LEAST = 0.1
 #: The merges that are tried, for each component that is not empty.
@@ -95,6 +97,7 @@ class Mover:
         self.task, self.components, self.trials, self.step = task, components, trials, step
         self.program = task.program
         self._done: set[Move] = set()  # what was taken on at this step
+        self._swept: list[Point] = []  # what so many sweeps reach from the last point
         self.is_written = any(block.update is not None for block in self.program.blocks.values())
 
     def run(self, point: Point) -> Point:
@@ -106,7 +109,7 @@ class Mover:
                 self.trials.refused[move] = self.step
                 refusals += 1
             else:
-                point = found
+                point, self._swept = found, []
                 self.trials.accept(move)
                 self._done.add(move)
                 candidates, gain = self._candidates(point), self._gain(point)
@@ -121,9 +124,10 @@ class Mover:
             loss = components.losses(means, point.held)[0].tolist()
             living = [k for k, mass in enumerate(masses) if mass > _LEAST]
             pairs = sorted((min(loss[k][j], loss[j][k]), k, j) for k in living for j in living if k < j)
-            moves: list[Move] = [("merge", place, k, j) for _, k, j in pairs[: _PAIRS * len(living)]]
-            if len(living) > 1:
-                moves += [("delete", place, k) for k in sorted(living, key=masses.__getitem__)]
+            merges: list[Move] = [("merge", place, k, j) for _, k, j in pairs[: _PAIRS * len(living)]]
+            deletes: list[Move] = [("delete", place, k) for k in sorted(living, key=masses.__getitem__)]
+            turns = zip_longest(merges, deletes if len(living) > 1 else [])
+            moves = [move for pair in turns for move in pair if move is not None]
             if any(after > before + _LEAST for before, after in pairwise(masses)):
                 moves.insert(0, ("order", place))
             yield from (move for move in moves if move not in self._done and self.trials.are_open(move, self.step))
@@ -152,12 +156,39 @@ class Mover:
                 found, sweeps = self._mapped(components, point, target), 1
             else:
                 found, sweeps = self._without(components, point, numbers[0]), _SWEEPS
+            is_behind = found.elbo < point.elbo + sweeps * gain
+            last = self._caught_up(found, point, sweeps) if is_behind else found
         except _REFUSED:
             return None
         emptied = numbers[-1]
-        left = float(components.masses(found.held)[0, emptied])
-        is_empty = left < max(_LEAST, float(masses[emptied]) / 2)
-        return found if is_empty and found.elbo >= point.elbo + sweeps * gain else None
+        left = math.inf if last is None else float(components.masses(last.held)[0, emptied])
+        return last if left < max(_LEAST, float(masses[emptied]) / 2) else None
+
+    def _caught_up(self, found: Point, point: Point, sweeps: int) -> Point | None:
+        """What more sweeps after a move make of it, at the first where it is no lower than as many sweeps without it;
+        None where it stays below, or would at the rate of its last sweep.
+        """
+        behind = math.inf
+        for turn in range(1, _MOST_SWEEPS + 1):
+            found, before = self._after(found), behind
+            behind = self._sweeps_from(point, sweeps + turn).elbo - found.elbo
+            if behind <= 0:
+                return found
+            if behind > (before - behind) * (_MOST_SWEEPS - turn):
+                return None
+        return None
+
+    def _sweeps_from(self, point: Point, number: int) -> Point:
+        """What so many sweeps reach from a point without a move."""
+        while len(self._swept) < number:
+            self._swept.append(self._after(self._swept[-1] if self._swept else point))
+        return self._swept[number - 1]
+
+    def _after(self, point: Point) -> Point:
+        """What a sweep reaches."""
+        sweep = Sweep(self.program, point.state, self.task.arguments)
+        self._update(sweep)
+        return self._reached(sweep)
 
     def _mapped(self, components: Components, point: Point, target: Tensor, is_permutation: bool = False) -> Point:
         """The blocks updated from the posterior in which the value v of the discrete sites has become ``target[v]``."""
