@@ -329,6 +329,16 @@ def test_an_error_inside_a_model_says_where_and_keeps_its_type() -> None:
     assert "The model alone meets it too" in str(caught.value)
 
 
+def test_what_pyros_validation_refuses_is_refused_of_the_model_alone() -> None:
+    def model(x: Tensor) -> None:
+        a = pyro.sample("a", dist.Normal(0.0, 1.0))
+        with pyro.plate("n", len(x)), poutine.scale(scale=torch.arange(len(x))):
+            pyro.sample("x", dist.Normal(a, 1.0), obs=x)
+
+    with pytest.raises(ModelError, match=r"Expected scale > 0 .* The model alone meets it too"):
+        CAVI(model, AutoConjugate(model)).step(_X)
+
+
 def test_an_error_that_only_latents_cause_says_so() -> None:
     def model(x: Tensor) -> None:
         a: Any = pyro.sample("a", dist.Normal(0.0, 1.0))

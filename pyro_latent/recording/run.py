@@ -14,7 +14,7 @@ import pyro
 import pyro.distributions as dist
 import torch
 from pyro import poutine
-from pyro.poutine.util import site_is_subsample
+from pyro.poutine.util import is_validation_enabled, site_is_subsample
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, in_our_words
@@ -55,20 +55,20 @@ class _Model:
 
     def advice(self, like: Tensor) -> str:
         """What to do about an error inside the model: whether Pyro meets it too."""
-        if self.draw(like, {}) is None:
+        if self.draw(like, {}, is_validation_enabled()) is None:
             return "The model alone meets it too, or another error: call it with these arguments, and mend it."
         return (
             "The model alone runs: here a latent has no value, and a discrete one stands for all of its values. Write "
             "the operation with other ones, or that latent's site otherwise."
         )
 
-    def draw(self, like: Tensor, subsamples: Mapping[str, Tensor]) -> Any:
+    def draw(self, like: Tensor, subsamples: Mapping[str, Tensor], validates: bool = False) -> Any:
         """A trace of the model itself; None where it cannot be drawn from, as under an improper prior."""
         try:
             with (
                 _recording_context(like, nullcontext()),
                 warnings.catch_warnings(),
-                pyro.validation_enabled(False),
+                pyro.validation_enabled(validates),
                 _Draws(subsamples),
             ):
                 warnings.simplefilter("ignore")
