@@ -2,8 +2,8 @@
 
 The first table fits the same two models by mean field, by one full Gaussian and by flows, with the same optimizer,
 steps and particles, and scores each by 20,000 draws: the bound, the evidence that importance sampling makes of it, and
-the exact evidence. The second scores flows and Gaussian mixtures on points that no fit has seen. Writes ``flows.png``
-and ``flow_density.png``.
+the exact evidence. The second scores flows and Gaussian mixtures on points that no fit has seen. Writes ``flows.png``,
+``flow_density.png`` and ``flow-layers.png``, draws of a flow from layer to layer.
 
 python examples/flows.py --out demo-output
 """
@@ -28,7 +28,8 @@ from torch import Tensor
 from pyro_latent import EM
 from pyro_latent.criticism import Weights, importance_sampling
 from pyro_latent.criticism.pictures import looks, picture, save
-from pyro_latent.gradient.flows import FlowDensity, FlowGuide
+from pyro_latent.gradient.flows import FlowDensity, FlowGuide, Reverse
+from pyro_latent.gradient.flows.layers import layers_of
 from pyro_latent.models import datasets, gmm, two_modes
 from pyro_latent.particles import Particles
 from pyro_latent.tables import text_table
@@ -214,6 +215,38 @@ def draw_densities(shown: dict[str, tuple[FlowDensity, Tensor]], path: Path) -> 
     save(figure, path)
 
 
+def after_layers(density: FlowDensity, draws: int, after: Sequence[int], seed: int = 0) -> list[Tensor]:
+    """Standard normal draws, as they are after so many of the layers that make data of them, in which the coordinates
+    that change places do not count; ``[draws, D]`` each.
+    """
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        z = torch.randn(draws, density.dim, dtype=density.shift.dtype)
+        found = [z]
+        for layer in reversed(layers_of(density.flow)):
+            z = layer.inv(z)
+            if isinstance(layer, Reverse):
+                found[-1] = z
+            else:
+                found.append(z)
+    found[-1] = density.shift + density.spread * z
+    return [found[count] for count in after]
+
+
+def draw_layers(density: FlowDensity, path: Path) -> None:
+    """The same draws before the flow, within it, and as data; each keeps the color of where it began."""
+    count = sum(not isinstance(layer, Reverse) for layer in layers_of(density.flow))
+    shown = sorted({0, count // 3, 2 * count // 3, count})
+    stages = after_layers(density, 2000, shown)
+    angle = torch.atan2(stages[0][:, 1], stages[0][:, 0])
+    with picture(8.0, 2.3, 1, len(shown)) as (figure, (row,)):
+        for axes, number, stage in zip(row, shown, stages, strict=True):
+            axes.scatter(*stage.mT, c=angle, cmap="hsv", s=1.2, linewidths=0)
+            axes.set(title="standard normal draws" if number == 0 else f"after {number} layers")
+        row[-1].set_title(f"after all {count}: data")
+    save(figure, path, dpi=105)
+
+
 def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Posterior]]:
     """Fit, print and draw; returns the posteriors by model and guide."""
     parser = argparse.ArgumentParser(description="Normalizing flows beside Gaussians.")
@@ -224,7 +257,9 @@ def main(arguments: Sequence[str] | None = None) -> dict[str, dict[str, Posterio
     x = torch.tensor([4.0], dtype=torch.float64)
     found = compare_posteriors(x, options.steps)
     draw_posteriors(x, found, options.out / "flows.png")
-    draw_densities(compare_densities(options.steps), options.out / "flow_density.png")
+    densities = compare_densities(options.steps)
+    draw_densities(densities, options.out / "flow_density.png")
+    draw_layers(densities["half circles"][0], options.out / "flow-layers.png")
     return found
 
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from examples import document_figures as figures
+from examples import learning_curves
 from pyro_latent.models import datasets
 
 LARGEST = 120_000
@@ -75,3 +76,10 @@ def test_the_pictures_are_made_and_small(
     assert names == {"em-bound.svg", "em-mixture.png", "elbo-kl.svg", "normal-gamma.svg"}
     kept = Path(figures.__file__).parent.parent / "docs"
     assert all(path.stat().st_size < LARGEST and (kept / path.name).exists() for path in tmp_path.iterdir())
+
+
+def test_learning_curves_begin_alike_and_rise(tmp_path: Path) -> None:
+    found = learning_curves.main(["--size", "1000", "--passes", "2", "--out", str(tmp_path)])
+    assert found["structured, 10 draws"][0] == found["minibatches"][0]  # of which the first pass is
+    assert all(curve[1] > curve[0] for curve in found.values())
+    assert (tmp_path / "learning-curves.svg").stat().st_size < LARGEST
