@@ -1,7 +1,8 @@
-"""What moves between components end at, from thirty of them: ``python -m benchmarks.merges``."""
+"""What moves between components end at, from thirty of them: ``python -m benchmarks.merges``, of ``topics`` alone."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable
 from typing import Any
@@ -83,11 +84,18 @@ def compare(label: str, model: Any, count: Callable[[AutoConjugate], int], *args
 
 
 def main() -> None:
-    """Print one line for each kind of model and true number."""
+    """Print one line for each kind of model and true number, those of topics where they are asked for."""
     torch.set_num_threads(1)
+    if sys.argv[1:] == ["topics"]:
+        of_topics()
+        return
     for label, model in (("mixture", mixture), ("broken sticks", sticks)):
         for number in (5, 6, 7, 8):
             compare(f"{label}, {number} clusters", model, in_mixture, clusters(number, 1000, number))
+
+
+def of_topics() -> None:
+    """Topic models of 200 documents of 80 words, over 100."""
     for number in (4, 6, 8):
         corpus = corpus_of(0, documents=200, length=80, words=100, topics=number)
         compare(f"topics, {number}", lda.model, in_topics, corpus, LARGEST, **PRIORS)
