@@ -226,10 +226,15 @@ def test_a_constant_that_is_written_into_ends_it() -> None:
 
 @pytest.mark.parametrize(
     "function",
-    [lambda x: x[x > 0], lambda x: x + torch.rand(2), lambda x: x.unique()],
-    ids=["by a mask", "random", "unique"],
+    [
+        lambda x: x[x > 0],
+        lambda x: x + torch.rand(2),
+        lambda x: x.unique(),
+        lambda x: x * 2 if torch.complex(x, x)[0].item() != 0 else x,
+    ],
+    ids=["by a mask", "random", "unique", "of a complex number"],
 )
-def test_results_that_nothing_says_the_shape_of_are_refused(function: Callable[[Tensor], Tensor]) -> None:
+def test_results_that_a_graph_cannot_give_are_refused(function: Callable[[Tensor], Tensor]) -> None:
     with pytest.raises(NotCompiledError, match="Expected"):
         compiled(function, torch.tensor([1.0, 2.0]))
 

@@ -39,8 +39,8 @@ class Compiled:
         self._player, self._needed = player, list(needed)
         self._default = torch.get_default_dtype()
         self._kinds = [(t.shape, t.dtype, t.device) for t in given]
-        self._expected = [_number_of(read) for operation in player.operations for read in operation.reads]
         self._check()
+        self._expected = [_number_of(read) for operation in player.operations for read in operation.reads]
         example = tuple(t.clone() for t in given)
         with torch.no_grad():
             try:  # not torch.jit.trace, which keeps what it traced, and its constants, as long as Python runs
@@ -64,6 +64,7 @@ class Compiled:
         return found
 
     def _check(self) -> None:
+        """Raise at the first operation that cannot be compiled."""
         dtypes = {number: dtype for number, (_, dtype, _) in enumerate(self._kinds)}
         for operation in self._player.operations:
             tags = operation.function.tags
@@ -107,7 +108,10 @@ def _has_fixed_shape(operation: Operation, dtypes: Mapping[int, torch.dtype]) ->
 def _number_of(read: str) -> str:
     """A number that was read, as the tensor of all of them gives it back."""
     named: Mapping[str, float] = {"True": 1.0, "False": 0.0}
-    number = named[read] if read in named else float(read)
+    try:
+        number = named[read] if read in named else float(read)
+    except ValueError as error:
+        raise NotCompiledError(f"Expected reads of real numbers; got {read}.") from error
     if abs(number) > 2**53:
         raise NotCompiledError(f"Expected reads of numbers that float64 has; got {read}.")
     return repr(number)
