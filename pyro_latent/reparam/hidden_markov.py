@@ -10,7 +10,7 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ..errors import DataError
-from ..rules import RandomDistribution, raw_arguments
+from ..rules import RandomDistribution, at_step, raw_arguments
 from .base import ConjugateReparam, Site
 from .mixture import component_of, taken
 
@@ -59,13 +59,8 @@ def duration(site: Site) -> int:
     event = site.fn.event_shape
     steps = site.value.shape[site.value.ndim - len(event)]
     if event[0] not in (1, steps):  # one step stands for any number
-        raise DataError(f"Expected data at site {site.name!r} of {event[0]} steps, as its chain has; got {steps}.")
+        raise DataError(
+            f"Expected data at site {site.name!r} of {event[0]} steps, as its chain has; got {steps}. Write "
+            f"duration={steps}, and matrices and noises of as many steps."
+        )
     return steps
-
-
-def at_step(t: int, value: Tensor, own: int) -> Tensor:
-    """The argument at a step, of one that may run along the steps in the dimension before its ``own`` last ones."""
-    if value.ndim <= own:
-        return value
-    place = value.ndim - own - 1
-    return value.select(place, t if value.shape[place] > 1 else 0)

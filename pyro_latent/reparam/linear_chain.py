@@ -9,9 +9,9 @@ import pyro.distributions as dist
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..rules import RandomDistribution, family_class, in_form, parts_of, raw_arguments
+from ..rules import RandomDistribution, at_step, family_class, in_form, parts_of, raw_arguments, through
 from .base import ConjugateReparam, Site
-from .hidden_markov import at_step, duration
+from .hidden_markov import duration
 
 #: Noises that lie where their ``loc`` says; of data that are exponentials, their logarithm does.
 _MOVED = (dist.Normal, dist.MultivariateNormal, dist.LowRankMultivariateNormal, dist.StudentT, dist.Laplace)
@@ -43,9 +43,9 @@ class LinearHMMReparam(ConjugateReparam):
         place = value.ndim - len(site.fn.event_shape)
         state = self._state(site, "before", chain["initial_dist"])
         for t in range(duration(site)):
-            moved = _through(state, at_step(t, chain["transition_matrix"], 2))
+            moved = through(state, at_step(t, chain["transition_matrix"], 2))
             state = self._state(site, str(t), _moved(chain["transition_dist"], t, moved, _MOVED, site.name))
-            seen = _through(state, at_step(t, chain["observation_matrix"], 2))
+            seen = through(state, at_step(t, chain["observation_matrix"], 2))
             data = _moved(chain["observation_dist"], t, seen, _OF_DATA, site.name)
             if transforms := getattr(site.fn, "transforms", []):
                 data = dist.TransformedDistribution(data, transforms)
@@ -68,11 +68,6 @@ def _is_known(chain: Any) -> bool:
     """Whether a chain has a density without its states: its noises are normal, and nothing in it is random."""
     found = in_form(chain, family_class(chain))
     return not isinstance(found, RandomDistribution | dist.LinearHMM)
-
-
-def _through(state: Tensor, matrix: Tensor) -> Tensor:
-    """A state times a matrix from the right, ``batch + [n]`` and ``batch + [n, m]``."""
-    return (state.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
 def _moved(noise: Any, t: int, shift: Tensor, known: tuple[type, ...], name: str) -> Any:

@@ -15,7 +15,7 @@ from . import (
     wishart,
 )
 from .base import RULES, Arguments, in_form, register_rule, rule_of
-from .chains import parts_of
+from .chains import at_step, parts_of, through
 from .construction import random_arguments
 from .random_distribution import (
     BOUNDS,
@@ -35,6 +35,7 @@ __all__ = [
     "Arguments",
     "RandomDistribution",
     "arguments_of",
+    "at_step",
     "beta",
     "chains",
     "dirichlet",
@@ -53,6 +54,7 @@ __all__ = [
     "raw_arguments",
     "register_rule",
     "rule_of",
+    "through",
     "unit",
     "unwrap",
     "unwrap_masks",

@@ -82,37 +82,43 @@ class _Chain(HiddenMarkovModel):
         loc, covariance = self._moments["initial_dist"]
         density: Any = 0.0
         for t in range(value.shape[-2]):
-            a, c = _at(self._transition, t, 2), _at(self._observation, t, 2)
+            a, c = at_step(t, self._transition, 2), at_step(t, self._observation, 2)
             (shift, q), (offset, r) = (_of_step(self._moments[n], t) for n in ("transition_dist", "observation_dist"))
-            loc, covariance = _times(loc, a) + shift, a.mT @ covariance @ a + q
-            error, cross = value[..., t, :] - _times(loc, c) - offset, covariance @ c
+            loc, covariance = through(loc, a) + shift, a.mT @ covariance @ a + q
+            error, cross = value[..., t, :] - through(loc, c) - offset, covariance @ c
             factor = torch.linalg.cholesky_ex(c.mT @ cross + r).L
             root = torch.linalg.solve_triangular(factor, error.unsqueeze(-1), upper=False).squeeze(-1)
             log_det = factor.diagonal(dim1=-2, dim2=-1).log().sum(-1)
             density = density - 0.5 * (root.square() + math.log(2 * math.pi)).sum(-1) - log_det
             gain = torch.cholesky_solve(cross.mT, factor)  # transposed, [D, n]
-            loc, kept = loc + _times(error, gain), torch.eye(a.shape[-1]).to(a) - c @ gain
+            loc, kept = loc + through(error, gain), torch.eye(a.shape[-1]).to(a) - c @ gain
             covariance = kept.mT @ covariance @ kept + gain.mT @ r @ gain
         return density
 
 
-def _times(vector: Tensor, matrix: Tensor) -> Tensor:
+def through(vector: Tensor, matrix: Tensor) -> Tensor:
+    """A vector times a matrix from the right, ``batch + [n]`` and ``batch + [n, m]``."""
     return (vector.unsqueeze(-2) @ matrix).squeeze(-2)
 
 
-def _at(value: Tensor, t: int, own: int) -> Tensor:
-    """The value of a step, of one along the steps in the dimension before its ``own`` last ones."""
+def at_step(t: int, value: Tensor, own: int) -> Tensor:
+    """The argument at a step, of one that may run along the steps in the dimension before its ``own`` last ones."""
+    if value.ndim <= own:
+        return value
     place = value.ndim - own - 1
     return value.select(place, t if value.shape[place] > 1 else 0)
 
 
 def _of_step(moments: tuple[Tensor, Tensor], t: int) -> tuple[Tensor, Tensor]:
-    return _at(moments[0], t, 1), _at(moments[1], t, 2)
+    """A mean and a covariance at a step."""
+    return at_step(t, moments[0], 1), at_step(t, moments[1], 2)
 
 
 @functools.cache
 def _class_of(chain: Any, noises: tuple[_Noise, ...]) -> Any:
-    own = {f"{noise.name}.{n}": constraints.independent(constraints.real, k) for noise in noises for n, k in noise[3]}
+    """The class of chains with these noises, under the name of Pyro's."""
+    sizes = {f"{noise.name}.{n}": k for noise in noises for n, k in noise.arguments}
+    own = {name: constraints.independent(constraints.real, k) for name, k in sizes.items()}
     matrix = constraints.independent(constraints.real, _MATRIX)
     limits: dict[str, Any] = own | {"transition_matrix": matrix, "observation_matrix": matrix}
     return type(chain.__name__, (_Chain,), {"noises": noises, "arg_constraints": limits, "__module__": __name__})
