@@ -177,6 +177,11 @@ def test_data_that_are_no_counts_or_symbols_are_errors() -> None:
         hidden_markov.categorical_model(torch.zeros(2, 3), 2, 2)
     with pytest.raises(DataError, match="Expected symbols from 0 to 1; got 5"):
         hidden_markov.categorical_model(torch.tensor([[0, 5]]), 2, 2)
+    for program in (hidden_markov.poisson_model, hidden_markov.poisson_guide):
+        with pytest.raises(ArgumentError, match=r"Expected startprob_prior to be a positive number, or 2 of them; got"):
+            program(torch.ones(1, 2, 1), 2, startprob_prior=torch.ones(3))
+    with pytest.raises(ArgumentError, match="Expected num_states to be an integer of at least 1; got 0"):
+        hidden_markov.guide(torch.ones(1, 2, 1), 0)
     with pytest.raises(DataError, match="Expected lengths to be 1 integers from 1 to 2"):
         hidden_markov.poisson_model(torch.ones(1, 2, 1), 2, lengths=torch.tensor([3]))
 

@@ -251,6 +251,7 @@ def test_superfluous_components_of_a_process_end_without_points(points: Points) 
         ({"n_components": 0}, "Expected n_components to be an integer of at least 1; got 0"),
         ({"n_init": 1.5}, "Expected n_init to be an integer"),
         ({"degrees_of_freedom_prior": 0.5}, "Expected degrees_of_freedom_prior > 1 for full covariances"),
+        ({"mean_prior": ["a", "b"]}, "Expected mean_prior to be numbers; got list"),
         ({"mean_prior": [0.0]}, r"Expected mean_prior of shape \[2\]; got shape \[1\]"),
         ({"covariance_prior": [[1.0, 2.0], [2.0, 1.0]]}, "Expected covariance_prior to be symmetric and positive"),
     ],

@@ -192,11 +192,20 @@ class WideEstimator(Estimator):
 
 
 def tensors_of(values: Mapping[str, Any], dtype: torch.dtype) -> dict[str, Tensor | None]:
-    """Numbers and arrays as tensors of a dtype; None, for a default, stays."""
-    return {
-        name: None if value is None else torch.as_tensor(np.asarray(value, dtype=float)).to(dtype)
-        for name, value in values.items()
-    }
+    """Numbers and arrays as tensors of a dtype; None, for a default, stays.
+
+    Raises:
+        ArgumentError: naming the first that is neither.
+    """
+    found: dict[str, Tensor | None] = dict.fromkeys(values)
+    for name, value in values.items():
+        if value is not None:
+            try:
+                found[name] = torch.as_tensor(np.asarray(value, dtype=float)).to(dtype)
+            except (TypeError, ValueError) as error:
+                message = f"Expected {name} to be numbers; got {kind_of(value)}. Leave it out, for its default."
+                raise ArgumentError(message) from error
+    return found
 
 
 def weights_of(sample_weight: Any, rows: Tensor, least: int = 2) -> Tensor | None:

@@ -103,7 +103,7 @@ class ChainFactors(NamedTuple):
 
     initial: dist.Dirichlet
     transition: dist.Dirichlet
-    emission: Any
+    emission: Emission
 
     def after(self, data: Tensor, spans: Sequence[slice], states: Array, pairs: Any) -> ChainFactors:
         """The posteriors of these priors, given the probabilities of the states, and of pairs ``[K, K]``."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from pyro_latent.errors import ArgumentError, DataError, ElboDecreaseError, check_choice, check_count, is_count
 from pyro_latent.guide import AutoConjugate
 from pyro_latent.models import hidden_markov
+from pyro_latent.models.hidden_markov.chain import concentrations
 
 from .base import Array, Estimator, generator_of
 from .chain_factors import ChainFactors
@@ -115,14 +116,7 @@ class Chain(DensityMixin, Estimator):
 
     def _concentration(self, name: str, count: int) -> Tensor:
         """A prior of probabilities, ``[count]``."""
-        given = getattr(self, name)
-        value = np.asarray(1 / count if given is None else given, dtype=float)
-        if value.shape not in ((), (count,)) or not (np.isfinite(value) & (value > 0)).all():
-            raise ArgumentError(
-                f"Expected {name} to be a positive number, or {count} of them; got {given!r}. Leave it out for one by "
-                "their number."
-            )
-        return torch.from_numpy(np.broadcast_to(value, count).copy())
+        return concentrations(name, getattr(self, name), count, torch.zeros((), dtype=self._dtype()))
 
     def _climb(
         self, data: Tensor, spans: list[slice], prior: ChainFactors, states: Array

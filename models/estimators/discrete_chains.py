@@ -195,7 +195,7 @@ class CategoricalHMM(Chain):
         return self._chain_prior(emission), {"emissionprob_prior": prior}
 
     def _model_args(self, sequences: Tensor) -> tuple[Any, ...]:
-        return sequences, self.n_components, self._factors.emission.concentration.shape[1]
+        return sequences, self.n_components, self._size(sequences)
 
     def _first_states(self, data: Tensor, generator: torch.Generator) -> Array:
         draws = torch.rand(self._size(data), self.n_components, generator=generator, dtype=torch.float64)

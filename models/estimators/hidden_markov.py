@@ -117,8 +117,8 @@ class HiddenMarkovModel(Chain):
 
     def _prior(self, data: Tensor) -> tuple[ChainFactors, dict[str, Any]]:
         covariance = COVARIANCES[self.covariance_type]
-        given = tensors_of({theirs: getattr(self, ours) for theirs, ours in _PRIORS.items()}, data.dtype)
         try:
+            given = tensors_of({theirs: getattr(self, ours) for theirs, ours in _PRIORS.items()}, data.dtype)
             priors = complete_priors(data, self.n_components, covariance, **given)
         except (ArgumentError, DataError) as error:
             raise type(error)(_in_own_words(str(error))) from None

@@ -12,17 +12,17 @@ from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import DataError
+from pyro_latent.errors import ArgumentError, DataError, check_count
 from pyro_latent.models.arguments import Guided
 from pyro_latent.models.gmm.priors import Prior
-from pyro_latent.values import kind_of
+from pyro_latent.values import as_tensor, kind_of
 
-__all__ = ["check_lengths", "concentrations", "counted", "emit_along", "guide_chain", "sample_chain"]
+__all__ = ["check_lengths", "concentrations", "emit_along", "guide_chain", "positive", "sample_chain", "within_lengths"]
 
 
 def sample_chain(num_states: int, startprob_prior: Prior, transmat_prior: Prior, like: Tensor) -> tuple[Tensor, Tensor]:
     """Sites ``initial`` and ``transition`` of a model, of the dtype and device of ``like``."""
-    start, move = (concentrations(prior, num_states, like) for prior in (startprob_prior, transmat_prior))
+    start, move = _chain_priors(num_states, startprob_prior, transmat_prior, like)
     initial = pyro.sample("initial", dist.Dirichlet(start))
     with pyro.plate("states", num_states):
         transition = pyro.sample("transition", dist.Dirichlet(move))
@@ -52,7 +52,7 @@ def guide_chain(
     sequences: Tensor, num_states: int, startprob_prior: Prior, transmat_prior: Prior, like: Tensor
 ) -> None:
     """The factors q(initial) q(transition) of a guide, which start at the prior and the states shared out evenly."""
-    start, move = (concentrations(prior, num_states, like) for prior in (startprob_prior, transmat_prior))
+    start, move = _chain_priors(num_states, startprob_prior, transmat_prior, like)
     count, steps = sequences.shape[:2]
     rows = (move + count * (steps - 1) / num_states**2).expand(num_states, -1).clone()
     first = pyro.param("initial_concentration", start + count / num_states, constraint=constraints.positive)
@@ -62,12 +62,40 @@ def guide_chain(
         pyro.sample("transition", dist.Dirichlet(moves))
 
 
-def concentrations(prior: Prior, size: int, like: Tensor) -> Tensor:
-    """Those of a Dirichlet, ``[size]``; default 1 / size."""
-    return torch.as_tensor(1 / size if prior is None else prior).to(like).expand(size)
+def _chain_priors(
+    num_states: int, startprob_prior: Prior, transmat_prior: Prior, like: Tensor
+) -> tuple[Tensor, Tensor]:
+    """The Dirichlet concentrations of the first state, and of the state after each, ``[K]``."""
+    check_count("num_states", num_states)
+    start = concentrations("startprob_prior", startprob_prior, num_states, like)
+    return start, concentrations("transmat_prior", transmat_prior, num_states, like)
 
 
-def counted(sequences: Tensor, lengths: Tensor | None) -> Tensor:
+def concentrations(name: str, prior: Prior, size: int, like: Tensor) -> Tensor:
+    """Those of a Dirichlet, ``[size]``; default 1 / size.
+
+    Raises:
+        ArgumentError: as :func:`positive` does.
+    """
+    return positive(name, 1 / size if prior is None else prior, size, like)
+
+
+def positive(name: str, value: Any, size: int, like: Tensor) -> Tensor:
+    """A prior of ``size`` positive numbers, ``[size]``, of the dtype and device of ``like``.
+
+    Raises:
+        ArgumentError: if it is neither one positive number nor such numbers.
+    """
+    tensor = as_tensor(value, like.dtype)
+    if tensor is None or tensor.shape not in ((), (size,)) or not bool((tensor.isfinite() & (tensor > 0)).all()):
+        got = kind_of(value) if tensor is None else tensor.tolist()
+        raise ArgumentError(
+            f"Expected {name} to be a positive number, or {size} of them; got {got}. Leave it out, say."
+        )
+    return tensor.to(like.device).expand(size)
+
+
+def within_lengths(sequences: Tensor, lengths: Tensor | None) -> Tensor:
     """What counts of all sequences, ``[N, ...]``."""
     if lengths is None:
         return sequences.flatten(0, 1)
@@ -87,5 +115,5 @@ def check_lengths(lengths: Tensor | None, sequences: Tensor) -> None:
     if not fits or not bool(((lengths >= 1) & (lengths <= steps)).all()):
         raise DataError(
             f"Expected lengths to be {count} integers from 1 to {steps}; got {kind_of(lengths)}. Write how many "
-            "vectors of each sequence count."
+            "steps of each sequence count."
         )

@@ -10,13 +10,21 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from pyro_latent.errors import ArgumentError, DataError, check_count
+from pyro_latent.errors import DataError, check_count
 from pyro_latent.models.arguments import check_data
 from pyro_latent.models.gmm.densities import of_component
 from pyro_latent.models.gmm.priors import Prior
-from pyro_latent.values import as_tensor, kind_of
+from pyro_latent.values import kind_of
 
-from .chain import check_lengths, counted, emit_along, guide_chain, sample_chain
+from .chain import (
+    check_lengths,
+    concentrations,
+    emit_along,
+    guide_chain,
+    positive,
+    sample_chain,
+    within_lengths,
+)
 
 __all__ = ["categorical_guide", "categorical_model", "check_counts", "check_symbols", "poisson_guide", "poisson_model"]
 
@@ -84,7 +92,7 @@ def poisson_guide(
     """
     concentration, weight = rate_priors(sequences, num_states, lengths, lambdas_prior, lambdas_weight)
     guide_chain(sequences, num_states, startprob_prior, transmat_prior, sequences)
-    vectors = counted(sequences, lengths)
+    vectors = within_lengths(sequences, lengths)
 
     def first_rates() -> Tensor:
         levels = torch.linspace(-1, 1, num_states).exp2().to(sequences)[torch.randperm(num_states)]
@@ -105,17 +113,17 @@ def rate_priors(
     check_data("sequences", sequences, "[S, T, D]", "Write sequence.unsqueeze(0) for one sequence.")
     check_count("num_states", num_states)
     check_lengths(lengths, sequences)
-    vectors = counted(sequences, lengths)
+    vectors = within_lengths(sequences, lengths)
     check_counts(vectors)
     width = sequences.shape[-1]
-    concentration = _positive("lambdas_prior", 1.0 if lambdas_prior is None else lambdas_prior, width, sequences)
+    concentration = positive("lambdas_prior", 1.0 if lambdas_prior is None else lambdas_prior, width, sequences)
     mean = vectors.mean(0)
     if lambdas_weight is None and not bool((mean > 0).all()):
         raise DataError(
             "Expected a positive count in every column, for a prior by its mean; got a column of zeros. Drop it, or "
             "give lambdas_weight."
         )
-    weight = _positive("lambdas_weight", 1 / mean if lambdas_weight is None else lambdas_weight, width, sequences)
+    weight = positive("lambdas_weight", 1 / mean if lambdas_weight is None else lambdas_weight, width, sequences)
     return concentration, weight
 
 
@@ -131,17 +139,6 @@ def check_counts(vectors: Tensor) -> None:
             f"Expected counts, which are integers of at least 0; got {vectors[~fits][0].item():g} among the data. "
             "Write what was counted, or take the Gaussian model."
         )
-
-
-def _positive(name: str, value: Any, size: int, like: Tensor) -> Tensor:
-    """A prior of ``size`` numbers, which are positive."""
-    tensor = as_tensor(value, like.dtype)
-    if tensor is None or tensor.shape not in ((), (size,)) or not bool((tensor.isfinite() & (tensor > 0)).all()):
-        got = kind_of(value) if tensor is None else tensor.tolist()
-        raise ArgumentError(
-            f"Expected {name} to be a positive number, or {size} of them; got {got}. Leave it out, say."
-        )
-    return tensor.to(like.device).expand(size)
 
 
 # Symbols.
@@ -178,8 +175,7 @@ def categorical_model(
     Source: Bishop 2006 (13.7)-(13.10); MacKay 1997, §4.
     """
     like = _like(sequences, num_states, num_symbols, lengths, startprob_prior)
-    given = 1 / num_symbols if emissionprob_prior is None else emissionprob_prior
-    prior = _positive("emissionprob_prior", given, num_symbols, like)
+    prior = concentrations("emissionprob_prior", emissionprob_prior, num_symbols, like)
     initial, transition = sample_chain(num_states, startprob_prior, transmat_prior, like)
     with pyro.plate("components", num_states):
         emission = pyro.sample("emission", dist.Dirichlet(prior))
@@ -206,10 +202,9 @@ def categorical_guide(
     The arguments and errors are those of :func:`categorical_model`.
     """
     like = _like(sequences, num_states, num_symbols, lengths, startprob_prior)
-    given = 1 / num_symbols if emissionprob_prior is None else emissionprob_prior
-    prior = _positive("emissionprob_prior", given, num_symbols, like)
+    prior = concentrations("emissionprob_prior", emissionprob_prior, num_symbols, like)
     guide_chain(sequences, num_states, startprob_prior, transmat_prior, like)
-    counts = torch.bincount(counted(sequences, lengths), minlength=num_symbols).to(like)
+    counts = torch.bincount(within_lengths(sequences, lengths), minlength=num_symbols).to(like)
 
     def first() -> Tensor:
         shares = dist.Dirichlet(torch.ones(num_symbols, num_states)).sample().to(like)
@@ -231,7 +226,7 @@ def _like(sequences: Any, num_states: int, num_symbols: int, lengths: Tensor | N
             "sequence.long().unsqueeze(0) for one sequence."
         )
     check_lengths(lengths, sequences)
-    check_symbols(counted(sequences, lengths), num_symbols)
+    check_symbols(within_lengths(sequences, lengths), num_symbols)
     dtype = startprob_prior.dtype if isinstance(startprob_prior, Tensor) else torch.get_default_dtype()
     return torch.zeros((), dtype=dtype, device=sequences.device)
 

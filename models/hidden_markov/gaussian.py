@@ -9,7 +9,7 @@ from pyro_latent.models.gmm.bayesian import guide_components
 from pyro_latent.models.gmm.densities import normal_of_component, sample_components
 from pyro_latent.models.gmm.priors import Covariance, Prior, complete_priors
 
-from .chain import check_lengths, counted, emit_along, guide_chain, sample_chain
+from .chain import check_lengths, emit_along, guide_chain, sample_chain, within_lengths
 
 __all__ = ["guide", "model"]
 
@@ -52,7 +52,7 @@ def model(
     check_data("sequences", sequences, "[S, T, D]", "Write sequence.unsqueeze(0) for one sequence.")
     check_lengths(lengths, sequences)
     priors = complete_priors(
-        counted(sequences, lengths),
+        within_lengths(sequences, lengths),
         num_states,
         covariance,
         mean_precision_prior=mean_precision_prior,
@@ -95,4 +95,4 @@ def guide(
     check_data("sequences", sequences, "[S, T, D]", "Write sequence.unsqueeze(0) for one sequence.")
     check_lengths(lengths, sequences)
     guide_chain(sequences, num_states, startprob_prior, transmat_prior, sequences)
-    guide_components(counted(sequences, lengths), num_states, covariance=covariance, **priors)
+    guide_components(within_lengths(sequences, lengths), num_states, covariance=covariance, **priors)
