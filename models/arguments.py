@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from typing import Any, TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
+from pyro import poutine
 from pyro.poutine.block_messenger import BlockMessenger
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.replay_messenger import ReplayMessenger
@@ -23,8 +25,10 @@ __all__ = [
     "check_data",
     "check_finite",
     "check_weights",
+    "counted",
     "expected_log",
     "gamma_factor",
+    "mean_of",
     "multivariate_normal_factor",
     "normal_factor",
     "probabilities",
@@ -88,6 +92,16 @@ def check_weights(weights: Any, count: int) -> None:
             f"Expected sample_weight to be positive and finite; got {wrong:g} among it. Drop points that count for "
             "nothing."
         )
+
+
+def counted(sample_weight: Any) -> Any:
+    """Inside, each point counts as often as the weights ``[N]`` say; once without them."""
+    return nullcontext() if sample_weight is None else poutine.scale(scale=sample_weight)
+
+
+def mean_of(data: Tensor, each: Tensor | None) -> Tensor:
+    """The mean of points that count as often as ``each`` says, ``[D]``; once each without it."""
+    return data.mean(0) if each is None else data[0] + each @ (data - data[0]) / each.sum()
 
 
 def relative_scale(q: Mapping[Any, Any], site: str, own: str) -> float | Tensor:

@@ -20,7 +20,6 @@ from typing import NamedTuple
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from torch import Tensor
 from torch.distributions import constraints
 
@@ -28,6 +27,7 @@ from pyro_latent.errors import DataError, check_choice
 from pyro_latent.models.arguments import (
     check_data,
     check_weights,
+    counted,
     gamma_factor,
     multivariate_normal_factor,
     normal_factor,
@@ -87,7 +87,7 @@ def model(
     mean = (features if center is None else features - center) @ weights
     if intercept:
         mean = mean + pyro.sample("intercept", dist.ImproperUniform(constraints.real, (), ()))
-    with pyro.plate("data", len(target)), poutine.scale(scale=1.0 if sample_weight is None else sample_weight):
+    with pyro.plate("data", len(target)), counted(sample_weight):
         pyro.sample("target", dist.Normal(mean, noise.rsqrt()), obs=target)
 
 

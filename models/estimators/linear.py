@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyro_latent.errors import check_choice
 from pyro_latent.models import regression
+from pyro_latent.models.arguments import mean_of
 
 from .base import Array, WideEstimator, check_number, weights_of
 
@@ -72,7 +73,7 @@ class _Linear(RegressorMixin, WideEstimator):
         if weights is not None:
             features, target, weights = (t[weights > 0] for t in (features, target, weights))
         shape = {"relative": self.relative, "intercept": self.fit_intercept}
-        center = _mean(features, weights) if self.fit_intercept else None
+        center = mean_of(features, weights) if self.fit_intercept else None
         kwargs = {**priors, **shape, "ard": self._ard, "center": center, "sample_weight": weights}
         self._ascend(regression.model, [None], (features, target), kwargs, blocks=regression.joint_sites(**shape))
         self._set_attributes(features.new_zeros(features.shape[1]) if center is None else center)
@@ -129,11 +130,6 @@ class _Linear(RegressorMixin, WideEstimator):
             from_center = torch.cat([from_center, from_center.new_ones(len(rows), 1)], -1)
         variance = ((from_center @ self._covariance) * from_center).sum(-1) + self._noise_variance
         return mean.numpy(), variance.sqrt().numpy()
-
-
-def _mean(rows: Tensor, weights: Tensor | None) -> Tensor:
-    """The mean of rows, ``[D]``."""
-    return rows.mean(0) if weights is None else weights @ rows / weights.sum()
 
 
 class BayesianRidge(_Linear):

@@ -17,12 +17,11 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalWishart, TiedNormalWishart
-from pyro_latent.models.arguments import Guided, expected_log, probabilities, relative_scale
+from pyro_latent.models.arguments import Guided, counted, expected_log, probabilities, relative_scale
 from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
 
 from .densities import (
     Components,
-    counted,
     expected_log_density,
     inverse,
     normal,
@@ -321,10 +320,8 @@ def _first_responsibilities(data: Tensor, num_components: int, options: dict[str
     loc, scaling = value["mean_loc"], value["mean_precision_scaling"]
     block: Components
     if has_matrices(options["covariance"]):
-        tril, kind = (
-            value["precision_scale_tril"],
-            TiedNormalWishart if options["covariance"] == "tied" else NormalWishart,
-        )
+        tril = value["precision_scale_tril"]
+        kind = TiedNormalWishart if options["covariance"] == "tied" else NormalWishart
         block = kind(loc, scaling, value["precision_df"], tril @ tril.mT)
     elif options["covariance"] == "spherical":
         block = IsotropicNormalGamma(loc, scaling, value["precision_concentration"], value["precision_rate"])

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import pyro
 import pyro.distributions as dist
 import torch
-from pyro import poutine
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
@@ -32,11 +31,6 @@ def sample_components(priors: Priors, covariance: Covariance) -> tuple[Tensor, T
     with plate:
         mean = pyro.sample("mean", normal(priors.mean, priors.mean_precision * precision, covariance))
     return mean, precision
-
-
-def counted(sample_weight: Any) -> Any:
-    """Inside, each point counts as often as the weights ``[N]`` say; once without them."""
-    return nullcontext() if sample_weight is None else poutine.scale(scale=sample_weight)
 
 
 def prior_of_precision(priors: Priors, covariance: Covariance) -> dist.TorchDistribution:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
-from pyro_latent.models.arguments import check_data, check_weights
+from pyro_latent.models.arguments import check_data, check_weights, mean_of
 from pyro_latent.values import as_tensor, kind_of
 
 Covariance: TypeAlias = Literal["full", "tied", "diagonal", "spherical"]
@@ -46,8 +46,7 @@ def default_priors(
 
     Returns:
         ``weight_concentration_prior`` 1 / K ``[K]``, ``mean_precision_prior`` 1 ``[]``, ``mean_prior`` ``[D]``,
-        ``degrees_of_freedom_prior`` D ``[]``, ``covariance_prior`` ``[D, D]``, ``[D]`` or
-        ``[]``.
+        ``degrees_of_freedom_prior`` D ``[]``, ``covariance_prior`` ``[D, D]``, ``[D]`` or ``[]``.
 
     Raises:
         DataError, ValueError: as :func:`model` does.
@@ -97,7 +96,7 @@ def complete_priors(
     return Priors(
         (data.new_tensor(1 / num_components) if weights is None else weights).expand(num_components),
         data.new_ones(()) if precision is None else precision,
-        _mean(data, each) if mean is None else mean,
+        mean_of(data, each) if mean is None else mean,
         data.new_tensor(float(dim)) if degrees is None else degrees,
         empirical_covariance(data, covariance, each) if scale is None else scale,
     )
@@ -119,11 +118,6 @@ def _given(name: str, value: Prior, data: Tensor, *shapes: list[int], note: str 
     return tensor.to(data.device)
 
 
-def _mean(data: Tensor, each: Tensor | None) -> Tensor:
-    """The mean of points that count as often as ``each`` says, ``[D]``; once each without it."""
-    return data.mean(0) if each is None else data[0] + each @ (data - data[0]) / each.sum()
-
-
 def empirical_covariance(data: Tensor, covariance: Covariance, each: Tensor | None = None) -> Tensor:
     """The covariance ``[D, D]`` (full, tied), the variances ``[D]``, or their mean ``[]`` (spherical), divisor N - 1.
 
@@ -142,7 +136,7 @@ def empirical_covariance(data: Tensor, covariance: Covariance, each: Tensor | No
             f"Expected points that count as more than 1 for an empirical covariance; got a sum of {count:g}. "
             "Give covariance_prior."
         )
-    deviations = data - _mean(data, each)
+    deviations = data - mean_of(data, each)
     weighted = deviations if each is None else deviations * each.unsqueeze(-1)
     value = weighted.mT @ deviations if has_matrices(covariance) else (weighted * deviations).sum(0)
     value = value / (count - 1)

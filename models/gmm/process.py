@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from pyro_latent.models.arguments import Guided
+from pyro_latent.models.arguments import Guided, counted
 
-from .densities import counted, normal_of_component, sample_components
+from .densities import normal_of_component, sample_components
 from .priors import Covariance, Prior, complete_priors
 
 
