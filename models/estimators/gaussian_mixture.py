@@ -38,9 +38,9 @@ class GaussianMixture(DensityMixin, Estimator):
 
     The model is :func:`pyro_latent.models.gmm.model`, or with ``"dirichlet_process"``
     :func:`~pyro_latent.models.gmm.process_model`; q is q(component) q(weights) Π_k q(mean_k, precision_k), where a
-    tied precision is one for all k. The priors
-    are those of scikit-learn's ``BayesianGaussianMixture``, and with full covariances and its ``reg_covar=0`` so is
-    the posterior. The others differ where scikit-learn's updates are those of no model:
+    tied precision is one for all k. The priors are those of scikit-learn's ``BayesianGaussianMixture``, and with full
+    covariances and its ``reg_covar=0`` so is the posterior. The others differ where scikit-learn's updates are those of
+    no model:
 
     - ``"diag"`` and ``"spherical"``: it takes E log det precision from a Wishart of D dimensions; here it is that of
       Gammas with the same mean, so that fits are the same for D = 1. A spherical precision is
@@ -69,8 +69,8 @@ class GaussianMixture(DensityMixin, Estimator):
         covariances_, precisions_: (E precision_k)⁻¹ and E precision_k, ``[K, D, D]`` (full), ``[D, D]`` (tied),
             ``[K, D]`` (diag) or ``[K]`` (spherical).
         weight_concentration_: ``[K]``; of a Dirichlet process the two parameters of the sticks' Beta factors.
-        mean_precision_, degrees_of_freedom_: of q(mean_k, precision_k), ``[K]``; the latter of a
-            tied precision is one number.
+        mean_precision_, degrees_of_freedom_: of q(mean_k, precision_k), ``[K]``; the latter of a tied precision is one
+            number.
         lower_bound_: the exact ELBO in nats, all constants included (scikit-learn leaves out those of the priors).
         lower_bounds_, n_iter_, converged_: the ELBO after each sweep, the number of sweeps, whether ``tol`` was met.
         guide_: the :class:`~pyro_latent.AutoConjugate` guide; model_args_, model_kwargs_: its model's arguments.

@@ -88,7 +88,7 @@ def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
 def _is_labelled(program: Program, site: DiscreteSite) -> bool:
     """Whether some elements of a site are observed, of which ``obs_mask=`` hides the others."""
     observed = site.name.removesuffix("_unobserved") + "_observed"
-    if observed not in program.recording.observations:
+    if not site.name.endswith("_unobserved") or observed not in program.recording.observations:
         return False
     mask = program.recording.scored[observed].mask
     return mask is None or bool(mask.any())

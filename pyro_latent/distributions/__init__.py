@@ -1,12 +1,12 @@
 """Pyro distributions that Pyro lacks: joint ones of a mean and a precision, and reparameterised ones of the notes.
 
 ``joint`` has Normal-Gamma and Normal-Wishart, ``joint_vectors`` those of vectors with one number, or one matrix, as
-their precision, ``joint_normal`` that of several sites, ``joint_normal_gamma`` that with
-their precision, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and Erlang,
-``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a radius
-of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of other
-densities, ``tabulated`` a scalar by a table of its log density, ``functions`` a function of such a one or of a Gamma,
-and ``transforms`` what a flow remembers of its last draw.
+their precision, ``matrix_normal_wishart`` that of the rows of a matrix with theirs, ``joint_normal`` that of several
+sites, ``joint_normal_gamma`` that with their precision, ``inverse_cdf`` Rayleigh, LogUniform, Gompertz, Triangular and
+Erlang, ``numeric`` one of any log density by the integrals of ``quadrature``, ``elliptical`` a location, a shape and a
+radius of any law, ``polya_gamma`` the weights of a logistic function, ``truncated_normal`` and ``weights`` those of
+other densities, ``tabulated`` a scalar by a table of its log density, ``functions`` a function of such a one or of a
+Gamma, and ``transforms`` what a flow remembers of its last draw.
 """
 
 from __future__ import annotations

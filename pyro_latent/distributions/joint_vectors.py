@@ -66,9 +66,8 @@ class TiedNormalWishart(MeanPrecision):
     """precision ~ Wishart(df, covariance_matrix), mean_k | precision ~ Normal(loc_k, (scaling_k · precision)⁻¹).
 
     The scaling is ``precision_scaling``. K means share one precision, given which they are independent. Shapes: loc and
-    the means ``batch + (K, D)``,
-    precision_scaling ``batch + (K,)``, df ``batch``, covariance_matrix (the Wishart's scale matrix) and the precision
-    ``batch + (D, D)``.
+    the means ``batch + (K, D)``, precision_scaling ``batch + (K,)``, df ``batch``, covariance_matrix (the Wishart's
+    scale matrix) and the precision ``batch + (D, D)``.
 
     Source: Bishop 2006 (2.157) for each mean; its product over the means.
     """

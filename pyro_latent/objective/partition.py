@@ -189,9 +189,7 @@ def _joint(names: tuple[str, ...], recording: Recording, pairs: KnownPairs) -> B
     if of_shapes is None and is_joint_normal(sites):
         return joint_normal_block(sites, recording.device, pairs)
     of_shapes = of_shapes or _in_plates(sites)
-    if (
-        of_shapes or fitting
-    ):  # the first whose events fit the sites' shapes; else the first, whose error says what does not
+    if of_shapes or fitting:  # the first that fits the sites' shapes; else the first, whose error says what does not
         return _over(*(of_shapes or fitting[0]), recording.device)
     known = "; ".join(f"{f.name}: " + " with ".join(c.__name__ for c in cs) for cs, f in JOINT_FAMILIES.items())
     known += "; Joint Normal-Gamma: normal sites with one Gamma of a single number"

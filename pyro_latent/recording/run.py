@@ -287,9 +287,8 @@ def _structure_of(call: _Model, rescale: bool, is_first: bool, is_final: bool) -
     except RuntimeError as error:
         if "dtype" not in str(error) or guess.dtype == torch.float64 or isinstance(error, LatentValueError):
             raise
-        messenger = StructureMessenger(
-            guess.double(), rescale, is_first, is_final
-        )  # for data that the model closes over
+        guess = guess.double()  # for data that the model closes over
+        messenger = StructureMessenger(guess, rescale, is_first, is_final)
         call.run(messenger)
     _move_on(messenger)
     return messenger
