@@ -73,6 +73,21 @@ def test_the_same_on_minibatches() -> None:
     assert torch.equal(found, expected)
 
 
+def test_each_size_of_minibatches_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whole batches, and after them a smaller one, in every epoch."""
+    sizes, made = [], compiled_sweep._Sweep.__init__
+
+    def counted(self: Any, swept: Any, like: Sequence[Tensor]) -> None:
+        sizes.append(max(tensor.numel() for tensor in like))
+        made(self, swept, like)
+
+    monkeypatch.setattr(compiled_sweep._Sweep, "__init__", counted)
+    x = rows(70, 1)[:, 0] + 5 * (torch.arange(70) % 2)
+    driver = CAVI(batch_mixture, AutoConjugate(batch_mixture), step_size=RobbinsMonro(), jit_compile=True)
+    driver.run_batches([(b, 70) for b in x.split(20)], epochs=10)
+    assert len(sizes) == len(set(sizes)) == 2
+
+
 def test_few_numbers_are_compiled_after_a_while_and_many_are_not(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(compiled_sweep, "_WAIT", 5)
     for largest, is_compiled in ((100, True), (10, False)):

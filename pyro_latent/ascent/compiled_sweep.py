@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -82,38 +83,47 @@ class _Sweep:
         return [next(rest) if fixed is None else fixed for fixed in self._fixed]
 
 
+@dataclass
+class _Kind:
+    """The sweeps of one key, on tensors of these shapes and dtypes, and how they went so far.
+
+    ``obstacle``: why they are not compiled, though it was tried; None if they are, or it was not.
+    """
+
+    key: Any
+    tensors: list[tuple[torch.Size, torch.dtype]]
+    sweep: _Sweep | None = None
+    count: int = 0
+    calls: int = 0
+    failures: int = 0
+    next_comparison: int = 1
+    obstacle: str | None = None
+
+
 class CompiledSweeps:
     """The sweeps of a run, compiled where they are worth it.
 
     Args:
         wanted: whether to compile them: at once, or never; None: where they have few numbers, after a while.
-
-    Attributes:
-        obstacle: why they are not compiled, though it was tried; None if they are, or it was not.
+        most: how many kinds are known at once, such as whole batches and a smaller last one.
     """
 
-    def __init__(self, wanted: bool | None = None) -> None:
-        self.wanted = wanted
+    def __init__(self, wanted: bool | None = None, most: int = 1) -> None:
+        self.wanted, self._most = wanted, most
         self._has_warned = False
         self._taken: tuple[Program, bool] | None = None
-        self._forget(None, [])
-
-    def _forget(self, key: Any, kinds: list[tuple[torch.Size, torch.dtype]]) -> None:
-        self._key, self._kinds = key, kinds
-        self._sweep: _Sweep | None = None
-        self._count = self._calls = self._failures = 0
-        self._next_comparison = 1
+        self._known: list[_Kind] = []
+        self._kind = _Kind(None, [])  # that of the last sweep
         self._compared: list[Tensor] | None = None
-        self.obstacle: str | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         """What copies are made by: what was compiled is made anew."""
-        return type(self), (self.wanted,)
+        return type(self), (self.wanted, self._most)
 
     @property
     def is_compiled(self) -> bool:
-        """Whether there is a compiled sweep."""
-        return self._sweep is not None
+        """Whether there is a compiled sweep of the last kind."""
+        return self._kind.sweep is not None
 
     def takes(self, program: Program, state: State, obstacle: str | None = None) -> bool:
         """Whether sweeps of a program are compiled; ``obstacle``: why they cannot be, if that is known."""
@@ -124,7 +134,7 @@ class CompiledSweeps:
             numbers = program.recording.observed_numbers + sum(t.numel() for t in flat(state))
             self._taken = program, obstacle is None and bool(self.wanted or numbers <= _LARGEST)
             if obstacle is not None:
-                self._give_up(obstacle)
+                self._warn(obstacle)
         return self._taken[1]
 
     def played(self, key: Any, given: Sequence[Tensor]) -> list[Tensor] | None:
@@ -134,24 +144,30 @@ class CompiledSweeps:
             key: what the sweep is of, beside tensors: that which is compiled is of one key.
             given: the tensors.
         """
-        kinds = [(t.shape, t.dtype) for t in given]
-        if key is not self._key or kinds != self._kinds:
-            self._forget(key, kinds)
-        self._compared = None
-        if self._sweep is None:
+        kind, self._compared = self._turn_to(key, [(t.shape, t.dtype) for t in given]), None
+        if kind.sweep is None:
             return None
-        self._calls += 1
+        kind.calls += 1
         try:
-            found = self._sweep(given)
+            found = kind.sweep(given)
         except Exception:  # whatever an operation says of such numbers: so will the sweep that is not compiled
             found = None
         if found is None:
-            self._failures += 1
-            if self._failures == _PATIENCE:
+            kind.failures += 1
+            if kind.failures == _PATIENCE:
                 self._give_up("numbers that are read, and are others from sweep to sweep.")
-        elif self._calls >= self._next_comparison:
+        elif kind.calls >= kind.next_comparison:
             self._compared = found
             return None
+        return found
+
+    def _turn_to(self, key: Any, tensors: list[tuple[torch.Size, torch.dtype]]) -> _Kind:
+        """The kind of a sweep, which the next one is of; where there are too many, the oldest is forgotten."""
+        found = next((kind for kind in self._known if kind.key is key and kind.tensors == tensors), None)
+        if found is None:
+            found = _Kind(key, tensors)
+            self._known = [*self._known, found][-self._most :]
+        self._kind = found
         return found
 
     def note(self, found: list[Tensor], swept: Swept, like: list[Tensor]) -> None:
@@ -165,21 +181,26 @@ class CompiledSweeps:
         if self._compared is not None:
             if _differ(self._compared, found):
                 self._give_up("other numbers of it, once it is compiled.")
-            self._next_comparison *= _SPACING
-        elif self._sweep is None and self._is_worth_it():
+            self._kind.next_comparison *= _SPACING
+        elif self._kind.sweep is None and self._is_worth_it():
             try:
-                self._sweep = _Sweep(swept, like)
+                self._kind.sweep = _Sweep(swept, like)
             except Exception as error:  # of whatever a tape or the compiler meets; the sweep before it went well
                 self._give_up(str(error))
 
     def _is_worth_it(self) -> bool:
         """Whether to compile after this sweep."""
-        self._count += 1
-        return self.obstacle is None and self._count >= (1 if self.wanted else _WAIT)
+        kind = self._kind
+        kind.count += 1
+        return kind.obstacle is None and kind.count >= (1 if self.wanted else _WAIT)
 
     def _give_up(self, why: str) -> None:
-        """Go on without it; who asked for it is told."""
-        self._sweep, self.obstacle = None, why
+        """Go on without it in sweeps of this kind."""
+        self._kind.sweep, self._kind.obstacle = None, why
+        self._warn(why)
+
+    def _warn(self, why: str) -> None:
+        """Tell who asked for compiled sweeps that there are none, once."""
         if self.wanted and not self._has_warned:
             self._has_warned = True
             warnings.warn(

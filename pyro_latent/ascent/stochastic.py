@@ -28,6 +28,8 @@ from .sweep import ModelArguments, Sweep, check_finite, check_start
 
 #: How fast the average that ranks several starts forgets.
 _FORGETTING = 0.05
+#: Kinds of minibatches whose steps are compiled at once, such as whole ones and a smaller last one.
+_KINDS = 4
 
 
 #: The state that a step reaches, the ELBO of each start, and the averaged summary of the parameters' data.
@@ -49,7 +51,7 @@ class StochasticSteps(Steps):
         self._summary: Summary | None = None  # of the parameters' data, averaged over the minibatches
         self._average: list[float] = []
         self._last: ModelArguments | None = None
-        self.compiled = CompiledSweeps()
+        self.compiled = CompiledSweeps(most=_KINDS)
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One step; an estimate of the ELBO for each start, at the globals before the step.
