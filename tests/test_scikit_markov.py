@@ -150,7 +150,7 @@ def test_lengths_that_do_not_fit_are_errors() -> None:
     with pytest.raises(ArgumentError, match="Expected transmat_prior to be a positive number, or 2 of them"):
         HiddenMarkovModel(2, transmat_prior=0.0).fit(rows)
     with pytest.raises(ArgumentError, match="Expected dof_prior to be numbers; got str"):
-        HiddenMarkovModel(2, dof_prior="many").fit(rows)
+        HiddenMarkovModel(2).set_params(dof_prior="many").fit(rows)
     with pytest.raises(ArgumentError, match=r"Expected dof_prior > 1 for full .* Write dof_prior=2, the default"):
         HiddenMarkovModel(2, dof_prior=0.5).fit(rows)
     with pytest.raises(DataError, match="give scale_prior"):
