@@ -333,6 +333,14 @@ def location(x: Tensor) -> None:
         pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
 
+def masked_out(x: Tensor) -> None:
+    rate = pyro.sample("rate", dist.Gamma(2.0, 1.0))
+    with pyro.plate("data", len(x)):
+        pyro.sample("x", dist.Poisson(rate), obs=x)
+    with pyro.poutine.mask(mask=False):
+        pyro.sample("y", dist.Exponential(rate), obs=x.sum())
+
+
 def wide_prior(x: Tensor) -> None:
     rate = pyro.sample("rate", dist.Gamma(numbers(2.0).squeeze(), 1.0))
     with pyro.plate("data", len(x)):
@@ -350,6 +358,7 @@ def wide_data(x: Tensor) -> None:
     [
         (lambda x: loop(x, "poisson"), numbers(1.0, 0.0, 3.0), 1),
         (no_location, numbers(1.0, 0.0, 3.0), 1),
+        (masked_out, numbers(1.0, 0.0, 3.0), 1),
         (location, numbers(101.0, 99.0, 103.0), 2),
         (wide_prior, torch.tensor([1.0, 2.0], dtype=torch.float32), 2),
         (wide_data, torch.tensor([1.0, 2.0], dtype=torch.float32), 2),
@@ -373,6 +382,7 @@ def test_a_model_runs_again_only_where_the_first_run_changes_what_it_writes(
     assert identity_of(once) == identity_of(twice)
     assert (once.dtype, once.max_plate_nesting) == (twice.dtype, twice.max_plate_nesting)
     assert list(once.latents) == list(twice.latents) and list(once.discrete) == list(twice.discrete)
+    assert list(once.observations) == list(twice.observations)
 
 
 def test_the_work_of_a_first_step_grows_with_the_length_of_its_loop() -> None:

@@ -208,7 +208,7 @@ def _recorded(
         max_plate_nesting=messenger.nesting,
         dtype=messenger.like.dtype,
         device=messenger.like.device,
-        observations=messenger.observations,
+        observations={n: v for n, v in messenger.observations.items() if n in messenger.scored},  # no masked-out sites
         hidden={name: plates for name, plates in hidden.items() if name not in unknown},
         hidden_parents=hidden_parents - unknown,
         redraws=messenger.redraws,
