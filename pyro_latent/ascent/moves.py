@@ -97,7 +97,8 @@ class Mover:
         self.task, self.components, self.trials, self.step = task, components, trials, step
         self.program = task.program
         self._done: set[Move] = set()  # what was taken on at this step
-        self._swept: list[Point] = []  # what so many sweeps reach from the last point
+        self._ahead: Point | None = None  # where sweeps from the last point have led
+        self._elbos: list[float] = []  # the ELBO after each of them
         self.is_written = any(block.update is not None for block in self.program.blocks.values())
 
     def run(self, point: Point) -> Point:
@@ -109,7 +110,7 @@ class Mover:
                 self.trials.refused[move] = self.step
                 refusals += 1
             else:
-                point, self._swept = found, []
+                point, self._ahead, self._elbos = found, None, []
                 self.trials.accept(move)
                 self._done.add(move)
                 candidates, gain = self._candidates(point), self._gain(point)
@@ -171,18 +172,19 @@ class Mover:
         behind = math.inf
         for turn in range(1, _MOST_SWEEPS + 1):
             found, before = self._after(found), behind
-            behind = self._sweeps_from(point, sweeps + turn).elbo - found.elbo
+            behind = self._elbo_after(point, sweeps + turn) - found.elbo
             if behind <= 0:
                 return found
             if behind > (before - behind) * (_MOST_SWEEPS - turn):
                 return None
         return None
 
-    def _sweeps_from(self, point: Point, number: int) -> Point:
-        """What so many sweeps reach from a point without a move."""
-        while len(self._swept) < number:
-            self._swept.append(self._after(self._swept[-1] if self._swept else point))
-        return self._swept[number - 1]
+    def _elbo_after(self, point: Point, number: int) -> float:
+        """The ELBO that so many sweeps reach from a point without a move."""
+        while len(self._elbos) < number:
+            self._ahead = self._after(self._ahead or point)
+            self._elbos.append(self._ahead.elbo)
+        return self._elbos[number - 1]
 
     def _after(self, point: Point) -> Point:
         """What a sweep reaches."""
