@@ -231,6 +231,16 @@ def test_numbers_that_are_read_must_be_the_same_again() -> None:
     assert double([torch.tensor([4.0])]) is None
 
 
+def test_a_constant_with_a_gradient_is_a_constant() -> None:
+    """As those are that come of the gradients of log normalizers."""
+    constant = torch.tensor([1.0, 2.0]).requires_grad_()
+    with torch.no_grad():
+        add = compiled(lambda x: torch.stack([x + constant, constant]), torch.zeros(2))
+    found = add([torch.ones(2)])
+    assert found is not None
+    assert found[0].tolist() == [[2.0, 3.0], [1.0, 2.0]]
+
+
 def test_a_constant_that_is_written_into_ends_it() -> None:
     constant = torch.tensor([1.0, 2.0])
     add = compiled(lambda x: x + constant, torch.zeros(2))

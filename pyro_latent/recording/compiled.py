@@ -42,12 +42,14 @@ class Compiled:
         self._check()
         self._expected = [_number_of(read) for operation in player.operations for read in operation.reads]
         example = tuple(t.clone() for t in given)
+        self._arguments = [(_plain(o.args), {n: _plain(a) for n, a in o.kwargs.items()}) for o in player.operations]
         with torch.no_grad():
             try:  # not torch.jit.trace, which keeps what it traced, and its constants, as long as Python runs
                 graph = torch._C._create_graph_by_tracing(self._computed, example, _unnamed, True, False, None, [])[0]
                 self._run = torch._C._create_function_from_graph("computed", graph)
             except (AttributeError, RuntimeError, TypeError) as error:  # private, so that they may be others one day
-                raise NotCompiledError(f"Expected operations that torch compiles; got {error}") from error
+                why = (str(error).splitlines() or [type(error).__name__])[0]  # tensors may follow
+                raise NotCompiledError(f"Expected operations that torch compiles; got {why}") from error
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """The tensors that are wanted, from other ones of the same kinds; None where a number that was read is another,
@@ -81,9 +83,9 @@ class Compiled:
     def _computed(self, *given: Tensor) -> tuple[Tensor, ...]:
         """What is wanted, and after it all numbers that are read."""
         values, reads = dict(enumerate(given)), [given[0].new_zeros(0, dtype=torch.float64)]
-        for operation in self._player.operations:
-            args = [value_of(a, values) for a in operation.args]
-            kwargs = {name: value_of(a, values) for name, a in operation.kwargs.items()}
+        for operation, (plain, named) in zip(self._player.operations, self._arguments, strict=True):
+            args = [value_of(a, values) for a in plain]
+            kwargs = {name: value_of(a, values) for name, a in named.items()}
             if operation.reads:
                 reads.append(_READS[operation.function](*args).reshape(1).double())
                 continue
@@ -96,6 +98,13 @@ class Compiled:
 def _unnamed(value: Tensor) -> str:
     """The name of a tensor in a graph, which needs none."""
     return ""
+
+
+def _plain(item: Any) -> Any:
+    """An argument whose tensors are no part of a gradient, as those of a graph may not be."""
+    if isinstance(item, Tensor):
+        return item.detach()
+    return [_plain(i) for i in item] if type(item) in (list, tuple) else item
 
 
 def _has_fixed_shape(operation: Operation, dtypes: Mapping[int, torch.dtype]) -> bool:
