@@ -68,7 +68,7 @@ class _Known:
         self.obstacle: str | None = None
         self._template: Template | None = None
         self._player: Player | None = None
-        self._compiled: Compiled | None = None
+        self._graph: Compiled | None = None
 
     @property
     def is_taped(self) -> bool:
@@ -95,7 +95,7 @@ class _Known:
         else:
             self._template, self._player = template, tape.played(template.needed)
             with suppress(NotCompiledError):  # then it is played operation by operation
-                self._compiled = Compiled(self._player, sorted(template.needed), given)
+                self._graph = Compiled(self._player, sorted(template.needed), given)
         return program
 
     def program(self, given: list[Tensor]) -> tuple[Program, Binding] | None:
@@ -122,8 +122,8 @@ class _Known:
         """What the template needs, in the order of its numbers, of these tensors."""
         if self._template is None or self._player is None:
             return None
-        if self._compiled is not None:
-            return self._compiled(given)
+        if self._graph is not None:
+            return self._graph(given)
         with ALONE, torch.random.fork_rng(_cards(given), enabled=self._player.is_random), torch.no_grad():
             values = self._player.play(given)
         return None if values is None else [values[number] for number in sorted(self._template.needed)]
@@ -156,7 +156,7 @@ class _Known:
 
     def give_up(self, why: str) -> None:
         """Record calls of this kind each time."""
-        self.obstacle, self._template, self._player, self._compiled = why, None, None, None
+        self.obstacle, self._template, self._player, self._graph = why, None, None, None
 
 
 class Rebinding:
