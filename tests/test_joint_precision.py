@@ -460,6 +460,8 @@ def test_structured_inference_refuses_joined_globals() -> None:
     guide = AutoConjugate(random_effects, blocks="auto")
     with pytest.raises(ModelError, match="joint normal blocks"):
         CAVI(random_effects, guide, structured=4, step_size=0.5).step(SERIES)
+    with pytest.raises(ModelError, match="joint normal blocks"):
+        CAVI(random_effects, guide).structured_elbo(SERIES, draws=4)
 
 
 # What is joined, and what is not.

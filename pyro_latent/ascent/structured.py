@@ -7,7 +7,7 @@ gradient in β is the one with the locals held. A step goes along the natural gr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -70,24 +70,33 @@ def structured_elbo(
         arguments: the model's.
         schedule: how the local blocks z reach their optimum given a draw.
         draws: the number of draws.
+
+    Raises:
+        ModelError: for joint normal blocks of globals.
     """
     local = [key for key in program.blocks if program.is_local(key)]
+    _check_blocks(program, local)
     values = {k: draws_of(b, state[k], draws) for k, b in program.blocks.items() if k not in local}
     drawn = _at_draws(program, state, values, draws, arguments)
     schedule.settle(drawn, local, LOCAL_STEPS, LOCAL_TOL)
     return _elbo_at_draws(drawn, values)
 
 
-def _check_structured(program: Program, state: State, local: list[BlockKey]) -> None:
-    starts = starts_of(state)
-    if starts != 1:
-        raise ModelError(f"Expected one start for structured inference; got restarts={starts}.")
+def _check_blocks(program: Program, local: Sequence[BlockKey]) -> None:
+    """Raise where draws of a global block say nothing of its natural parameters."""
     joined = [b.label for b in program.blocks.values() if b.joint_normal and b.key not in local]
     if joined:
         raise ModelError(
             f"Expected globals in blocks of their own for structured inference; got the joint normal blocks {joined}, "
             "whose natural parameters have no closed form in their moments. Leave them out of blocks=."
         )
+
+
+def _check_structured(program: Program, state: State, local: list[BlockKey]) -> None:
+    starts = starts_of(state)
+    if starts != 1:
+        raise ModelError(f"Expected one start for structured inference; got restarts={starts}.")
+    _check_blocks(program, local)
     written = [b.label for b in program.blocks.values() if b.update is not None and b.key not in local]
     written += [s.name for s in program.discrete if s.update is not None]
     points = [b.label for b in program.blocks.values() if b.is_point and b.key not in local]
