@@ -163,7 +163,8 @@ def markdown_table(checks: Iterable[Check] | None = None) -> str:
         ArithmeticError: if a row is wrong: no table is printed of a row that fails.
     """
     lines = [
-        "| way | distribution | noise ε | z = g(ε) | in code | E z: draws, exact | moments | gradients | dg/dφ |",
+        r"| way | distribution | noise $\epsilon$ | $z = g(\epsilon)$ | in code | E z: draws, exact | moments | gradients | "
+        r"$dg / d\phi$ |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_line, map(check, TABLE) if checks is None else checks)])
