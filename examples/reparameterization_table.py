@@ -163,8 +163,8 @@ def markdown_table(checks: Iterable[Check] | None = None) -> str:
         ArithmeticError: if a row is wrong: no table is printed of a row that fails.
     """
     lines = [
-        r"| way | distribution | noise $\epsilon$ | $z = g(\epsilon)$ | in code | E z: draws, exact | moments | gradients | "
-        r"$dg / d\phi$ |",
+        r"| way | distribution | noise $\epsilon$ | $z = g(\epsilon)$ | in code | E z: draws, exact | moments | "
+        r"gradients | $dg / d\phi$ |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     return "\n".join([*lines, *map(_line, map(check, TABLE) if checks is None else checks)])
