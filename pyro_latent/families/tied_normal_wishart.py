@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 
 from .. import distributions
-from .base import Family, Mean, Moment, Natural, Params, multivariate_digamma
+from .base import Mean, Moment, Natural, Params, multivariate_digamma
 from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
 from .newton import inverse_log_minus_digamma
-from .quantiles import quantile, student_quantile
+from .normal_wishart import NormalWishart
 
 
-class TiedNormalWishart(Family):
+class TiedNormalWishart(NormalWishart):
     """K mean vectors μ_k (component 0, in a plate of the model) and their precision Λ (component 1, outside of it).
 
     Λ ~ Wishart(df, V), μ_k | Λ ~ Normal(loc_k, (precision_scaling_k Λ)⁻¹); params in the order loc ``(..., K, D)``,
@@ -36,12 +36,10 @@ class TiedNormalWishart(Family):
         ((1, "log_det"),): Moment("log_det", "->"),
     }
     symmetric: tuple[str, ...] = ("precision",)
-    location = ("loc", 0)
     hint = (
         "give the means a prior whose precision is proportional to the latent precision, or leave the sites in "
         "separate blocks."
     )
-    param_names = ("loc", "precision_scaling", "df", "covariance_matrix")
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         mean, precision = values
@@ -77,10 +75,6 @@ class TiedNormalWishart(Family):
         params = (loc, scaling, df, mean.precision / df[..., None, None])
         return self.from_params(dict(zip(self.param_names, params, strict=True)))
 
-    def to_params(self, natural: Natural) -> Params:
-        loc, scaling, rate, half_df = self._split(natural)
-        return dict(zip(self.param_names, (loc, scaling, 2 * half_df, inverse(2 * rate)), strict=True))
-
     def from_params(self, params: Params) -> Natural:
         loc, scaling, df, scale = (params[name] for name in self.param_names)
         weighted = scaling.unsqueeze(-1) * loc
@@ -108,18 +102,6 @@ class TiedNormalWishart(Family):
 
     def distribution(self, params: Params) -> Any:
         return distributions.TiedNormalWishart(*(params[name] for name in self.param_names))
-
-    def marginals(self, params: Params) -> tuple[Any, ...]:
-        joint = self.distribution(params)
-        return joint.mean_marginal(), joint.precision_marginal()
-
-    def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
-        mean, precision = self.marginals(params)
-        scale = self.location_scale(params)
-        return (
-            student_quantile(mean.df.unsqueeze(-1), mean.loc, scale, probability),
-            quantile(precision, probability),
-        )
 
     def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
         joint = self.distribution(params)
