@@ -316,6 +316,17 @@ def test_a_run_that_was_cut_ends_where_it_would_have_ended(name: str, tmp_path: 
         CAVI(model, AutoConjugate(model)).run(*args, tol=1e-10, checkpoint=path)
 
 
+def test_a_run_after_a_file_is_the_run_after_the_run(tmp_path: Path) -> None:
+    """What was remembered outlives a recording of the same data, in the process that made it and in another."""
+    model, args = SMALL["crossed"]
+    first, other = (CAVI(model, AutoConjugate(model), accelerate=True) for _ in range(2))
+    first.run(*args, max_steps=10, tol=0)
+    first.save(tmp_path / "run.pt")
+    other.load(tmp_path / "run.pt")
+    results = [cavi.run(*args, max_steps=10, tol=0) for cavi in (first, other)]
+    assert torch.equal(results[0].elbo, results[1].elbo) and results[0].moves == results[1].moves
+
+
 def test_annealed_sweeps_are_plain_and_come_first() -> None:
     x = clusters(3, 100)
     plain, _ = fitted(mixture, x, 4, init=0, annealing=6, accelerate=False, tol=1e-11)

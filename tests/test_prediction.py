@@ -17,6 +17,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate, ModelError
 from pyro_latent.guide import LogPredictive
+from pyro_latent.guide.new_data import NewData
 from pyro_latent.models import gmm
 
 DOUBLE = torch.float64
@@ -96,13 +97,21 @@ def test_prediction_of_a_regression_is_a_student_t(fitted: Any) -> None:
     assert alone.is_exact and alone.value.tolist() == pytest.approx(expected, rel=1e-9)
 
 
-def test_one_draw_has_a_spread_where_there_is_a_closed_form_alone(fitted: Any) -> None:
+def test_one_draw_has_a_spread_where_there_is_a_closed_form_alone(fitted: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     guide, features, _ = fitted
     one = guide.predict(features, num_samples=1)
     assert torch.equal(one.sd["y"], one.distributions["y"].variance.sqrt())
     apart = AutoConjugate(regression)
     CAVI(regression, apart).run(*fitted[1:], max_steps=3)
+    asked, draws = list[int](), NewData.draws
+
+    def counted(new: NewData, num: int) -> Any:
+        asked.append(num)
+        return draws(new, num)
+
+    monkeypatch.setattr(NewData, "draws", counted)
     drawn = apart.predict(features, num_samples=1)
+    assert asked == [1]  # no more than these
     assert not drawn.distributions and torch.equal(drawn.mean["y"], drawn["y"][0])
     with pytest.raises(ModelError, match=r"Expected two draws or more for the standard deviation of \['y'\].*; got 1"):
         _ = drawn.sd

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,7 +14,7 @@ from ..settings import check_memory
 from .extrapolation import WINDOW, Extrapolation, carried
 from .full import FullSteps, Level
 from .steps import Info, Task, joined
-from .sweep import NotFiniteError
+from .sweep import NotFiniteError, rounding_of
 
 #: What a sweep from an extrapolated point may end in, which is then refused.
 _REFUSED = (NaturalDomainError, NotFiniteError, DataError, torch.linalg.LinAlgError)
@@ -30,6 +31,7 @@ class AcceleratedSteps(FullSteps):
         self._carried: tuple[Program, list[Block]] | None = None
         self._keys: list[BlockKey] = []  # of these blocks
         self._paths: dict[int, Extrapolation] = {}  # by the number of each start
+        self._elbo: dict[int, float] = {}  # that the last step ended at, by the number of each start
         self._swept_from: tuple[State, Means] = {}, {}
         self._swept_to: tuple[State, Means] = {}, {}
         self._is_plain = self._is_next_plain = True  # whether the last step was without an extrapolation, and the next
@@ -46,19 +48,30 @@ class AcceleratedSteps(FullSteps):
             self._level = Level(task.program, bound, bound.elbo.tolist())
         found = super().step(task)
         self._is_next_plain = False
+        self._elbo = dict(enumerate(found[1].elbo))
         return found
 
     def _look_at(self, task: Task) -> None:
-        """Find the blocks that a sweep reads; what is remembered of another recording is forgotten."""
+        """Find the blocks that a sweep reads; what is remembered is forgotten, unless the last step ended at the ELBO
+        that the recording has: it is then of the same model and data, as a second run is.
+        """
         if self._carried is not None and self._carried[0] is task.program:
             return
         keys = carried(task.program, self.sequence(task))
-        if self._carried is not None or keys != self._keys:
+        if keys != self._keys or (self._carried is not None and self._paths and not self._goes_on(task)):
             self._paths = {}
         blocks = [task.program.blocks[key] for key in keys]
         numbers = 3 * WINDOW * starts_of(task.state) * sum(block.numbers for block in blocks)
         check_memory("the last sweeps, which accelerate=True remembers", numbers, "Leave accelerate=True out.", 8)
         self._carried, self._keys = (task.program, blocks), keys
+
+    def _goes_on(self, task: Task) -> bool:
+        """Whether a recording has the ELBO that the last step ended at."""
+        bound = task.program.bound(task.state, task.program.means(task.state))
+        triples = enumerate(zip(bound.elbo.tolist(), bound.magnitude.tolist(), strict=True))
+        dtype = task.program.recording.dtype
+        ends = [(elbo, self._elbo.get(self.number_of(i), math.nan), size) for i, (elbo, size) in triples]
+        return all(abs(now - before) <= rounding_of(size, dtype) for now, before, size in ends)
 
     @property
     def _blocks(self) -> list[Block]:
@@ -148,9 +161,11 @@ class AcceleratedSteps(FullSteps):
         return {} if path is None else {"point": path.kept, "refused": path.refused}
 
     def keep(self, start: int) -> None:
-        path = self._paths.get(self.number_of(start))
+        number = self.number_of(start)
+        path = self._paths.get(number)
         super().keep(start)
         self._paths = {} if path is None else {0: path}
+        self._elbo = {0: self._elbo.get(number, math.nan)}
 
     def to_state(self) -> dict[str, Any]:
         paths = {number: path.to_state(self._keys) for number, path in self._paths.items()}

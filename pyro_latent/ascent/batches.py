@@ -38,6 +38,12 @@ def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any
     return args, kwargs
 
 
+def repeated(arguments: ModelArguments, anew: bool) -> ModelArguments:
+    """The same arguments again; ``anew``: as other objects, of which a guide asks whether the model sees the same."""
+    args, kwargs = arguments
+    return args, dict(kwargs) if anew else kwargs
+
+
 #: The state of torch's generators, and of those that a loader draws its order with.
 RandomState = dict[str, Any]
 
@@ -175,6 +181,7 @@ __all__ = [
     "generators_of",
     "held_data",
     "length_of",
+    "repeated",
     "restore_state",
     "state_of",
 ]

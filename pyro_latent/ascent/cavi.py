@@ -26,7 +26,7 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
-from .batches import arguments_of, check_repeatable, check_resumable, first_of, held_data, length_of
+from .batches import arguments_of, check_repeatable, check_resumable, first_of, held_data, length_of, repeated
 from .distributed import DistributedSteps, join
 from .options import check_guide, compile_sweeps, inverse_temperatures, settings_of, steps_for
 from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
@@ -155,7 +155,7 @@ class CAVI:
         """One step, which the guide takes on once it has succeeded; the ELBO by the number of each start."""
         self._join(arguments)
         posterior, steps = self.guide.posterior_state, self._steps
-        if posterior.revision != self._revision:
+        if posterior.revision != self._revision or posterior.params_moved:
             steps.forget_level()
         prepared = self._ranks.agreed(lambda: self.guide.calls.fit(*arguments, steps.rescales, steps.redraws))
         found, about = prepared, (self._schedule, piece, is_alone, prepared.binding)
@@ -207,6 +207,7 @@ class CAVI:
             tol: the relative tolerance; 0 never stops early.
             progress: whether to show a progress bar with the ELBO.
             callback: called after each sweep with the number of sweeps and the ELBO; if it returns True the run ends.
+                The next sweep sees what it changes of what the model reads, or of parameters in Pyro's store.
             checkpoint: a file that the run is written to, and goes on from where it exists: a run that was killed ends
                 where it would have ended.
             checkpoint_every: the number of sweeps between writes.
@@ -224,9 +225,8 @@ class CAVI:
         path = checkpoint if self._ranks.is_first else None
         file = self._ranks.agreed(lambda: self._file(path, checkpoint_every, {}))
         self.guide.posterior_state.doubted = True
-        reached, converged = self._passes(
-            [(args, kwargs)], lambda batch: batch, max_steps, tol, file, max_steps, progress, callback
-        )
+        again = partial(repeated, anew=callback is not None)
+        reached, converged = self._passes([(args, kwargs)], again, max_steps, tol, file, max_steps, progress, callback)
         if self.is_annealing:
             warn_of_annealing(max_steps)
         return self._result(reached, converged and not lacks_digits(self._steps, self.guide.state, reached, tol))

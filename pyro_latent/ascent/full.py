@@ -79,6 +79,7 @@ class FullSteps(Steps):
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
         self._living: list[int] = []  # the numbers of the starts that the guide holds
         self._dropped: dict[int, str] = {}
+        self._is_moved = self._was_moved = False  # whether somebody has changed what is fitted, before this step
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep over all blocks.
@@ -96,10 +97,13 @@ class FullSteps(Steps):
             _check_same(self._seen, seen)
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(task.state, program.means(task.state))
-            before = Level(program, bound, bound.elbo.tolist())
+            again = Level(program, bound, bound.elbo.tolist())
+            self._is_moved |= fall_of(before.elbo, again.elbo, bound.magnitude.tolist(), program.recording.dtype) != 0
+            before = again
         failures, state, self._level = self._survivors(task, before)
         self._seen = seen if task.is_alone else {}
         self._count += 1
+        self._was_moved, self._is_moved = self._is_moved, False
         return state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
 
     def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], State, Level]:
@@ -229,20 +233,27 @@ class FullSteps(Steps):
         by_number = dict(zip(self._living, elbo, strict=True))
         return [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
 
+    @property
+    def can_settle(self) -> bool:
+        """Not by a step that began at another ELBO than the last one ended at."""
+        return super().can_settle and not self._was_moved
+
     # What is remembered.
 
     def forget_level(self) -> None:
-        self._level = None
+        self._level, self._is_moved = None, True
 
     def keep(self, start: int) -> None:
         self._level, self._living, self._dropped = None, [], {}
 
     def to_state(self) -> dict[str, Any]:
-        return {"living": list(self._living), "dropped": list(self._dropped.items()), "count": self._count}
+        place = {"count": self._count, "moved": self._was_moved}
+        return {"living": list(self._living), "dropped": list(self._dropped.items())} | place
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._living, self._dropped = None, list(state["living"]), dict(state["dropped"])
         self._count = state["count"]
+        self._was_moved, self._is_moved = state.get("moved", False), False  # older files do not say
 
     @property
     def is_annealing(self) -> bool:

@@ -194,7 +194,8 @@ class AutoConjugate(AutoGuide):
         It is the logarithm of a mean over draws of the globals from q, in which the discrete latents of the new data
         are summed out exactly, and the continuous ones averaged by importance weights from their posterior given each
         draw. It is exact, and no draw is made, where it is a ratio of normalizers: each term of the density of a datum
-        reads one block (so of a regression with ``blocks=[("w", "tau")]``), given its one discrete latent, if any.
+        reads one block (so of a regression with ``blocks=[("w", "tau")]``), given its one discrete latent, if any. As
+        in the fit, ``poutine.scale`` counts a datum so many times, as word counts do: score new data at a scale of 1.
 
         Args:
             args, kwargs: the model's arguments, with the new data.

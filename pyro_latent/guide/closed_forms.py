@@ -9,7 +9,7 @@ with a Gamma rate it is a Gamma-Poisson, and of data with finitely many values t
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -30,12 +30,15 @@ _COUNTS = (0.0, 1.0, 2.0, 5.0, 9.0)
 _AGREEMENT = 1e-6
 
 
-def closed_forms(new: NewData, samples: Mapping[str, Tensor]) -> dict[str, Any]:
+def closed_forms(
+    new: NewData, samples: Mapping[str, Tensor], spread: Callable[[], Mapping[str, Tensor]]
+) -> dict[str, Any]:
     """The predictive distributions that have a closed form, by site whose data is not given.
 
     Args:
         new: the new data.
         samples: draws of the sites.
+        spread: gives draws of them whose standard deviation is known, which a normal site asks for.
     """
     if new.augmented.is_used or new.local or new.summed or new.is_certain:
         return {}
@@ -45,7 +48,10 @@ def closed_forms(new: NewData, samples: Mapping[str, Tensor]) -> dict[str, Any]:
         if site["is_observed"] or site["infer"].get("_deterministic"):
             continue
         with contextlib.suppress(PyroLatentError):  # the draws stand, whatever keeps a density from a closed form
-            law = _law_of(innermost(site["fn"]), draws, _Densities(new, name))
+            fn, log_density = innermost(site["fn"]), _Densities(new, name)
+            if log_density(draws[0]) is None:
+                continue
+            law = _law_of(fn, spread()[name] if isinstance(fn, dist.Normal) else draws, log_density)
             found |= {} if law is None else {name: law}
     return found
 

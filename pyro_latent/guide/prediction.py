@@ -108,14 +108,16 @@ class LogPredictive(NamedTuple):
 
 def predict(make: Callable[[], NewData], num: int, seed: int) -> Prediction:
     """Draws of what a model predicts at the arguments of new data, which are looked at when they are asked for."""
-    enough = max(num, _FEW)  # a closed form is looked for where the draws are, at their spread
     with seeded(seed):
         new = make()
-        held = new.held(new.draws(enough))
-        samples = new.predicted(held, enough)
-        laws = closed_forms(new, samples)
-    first, beside = ({n: v[:num] for n, v in values.items()} for values in (samples, held))
-    return Prediction(first, beside, laws)
+        held = new.held(new.draws(num))
+        samples = new.predicted(held, num)
+
+        def spread() -> Values:
+            """Draws that have a spread, at which a closed form is looked for."""
+            return samples if num >= _FEW else new.predicted(new.held(new.draws(_FEW)), _FEW)
+
+        return Prediction(samples, held, closed_forms(new, samples, spread))
 
 
 def log_predictive(make: Callable[[], NewData], pointwise: bool, num: int, seed: int) -> LogPredictive:

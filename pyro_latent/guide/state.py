@@ -339,6 +339,12 @@ class PosteriorState:
                 state = state | {block.key: block.natural({"value": value.expand(starts, *value.shape)})}
         return state
 
+    @property
+    def params_moved(self) -> bool:
+        """Whether somebody else has changed parameters in Pyro's store since the last call."""
+        program = None if self._is_loaded else self.program
+        return program is not None and self._params_seen != param_versions(program)
+
     def note_params(self, program: Program) -> None:
         """Take the parameters in Pyro's store for known: what changes from here on, somebody else has changed."""
         self._params_seen = param_versions(program)

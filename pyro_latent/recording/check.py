@@ -19,6 +19,7 @@ from ..errors import RecordingError
 from ..expressions.evaluation import Values
 from ..rules import unwrap
 from ..values import broadcast_shapes
+from .data import joined_mask
 from .sites import Recording, ScoredSite
 
 #: How far two densities may be apart, relative to the sum of the absolute values of their terms.
@@ -50,13 +51,16 @@ class _Pair:
 
 
 def check_recording(recording: Recording, trace: Any) -> None:
-    """The recorded log density of every site is Pyro's own at the values in a trace of the model.
+    """The recorded log density, scale and mask of every site are Pyro's own in a trace of the model.
 
-    What is not finite in one of them says nothing, for a draw from a vague prior may overflow.
+    What is not finite in a density says nothing, for a draw from a vague prior may overflow.
 
     Raises:
-        RecordingError: naming the first site whose densities differ.
+        RecordingError: naming the first site where they differ.
     """
+    for scored in recording.scored.values():
+        if scored.name in trace.nodes:
+            _check_weights(scored, trace.nodes[scored.name], recording)
     values = _values(recording, trace)
     shared = Values(values)
     pairs = []
@@ -74,6 +78,34 @@ def check_recording(recording: Recording, trace: Any) -> None:
             "PyTorch does. Write it with other operations; if the model draws numbers that are no sites, write "
             "AutoConjugate(model, check=False)."
         )
+
+
+def _check_weights(scored: ScoredSite, node: Mapping[str, Any], recording: Recording) -> None:
+    """The scale and the mask of a site are those that the model gives it when it runs again.
+
+    Raises:
+        RecordingError: naming the site.
+    """
+    scale = node["scale"]
+    if not recording.rescaled:
+        scale = scale / math.prod(p.full_size / p.size for p in scored.plates)
+    mask = joined_mask([node["mask"], *unwrap(node["fn"])[2]], recording.device)
+    for kind, ours, theirs in (("scale", scored.scale, scale), ("mask", scored.mask, mask)):
+        if _differ(ours, theirs, 1.0 if kind == "scale" else True):
+            raise RecordingError(
+                f"Expected the {kind} of site {scored.name!r} to be the same each time that the model runs with the "
+                "same arguments; got another one when it ran again. A model that counts its runs, or draws numbers "
+                f"that are no sites, is another one each time. Pass the {kind} to it as an argument."
+            )
+
+
+def _differ(ours: Any, theirs: Any, default: float | bool) -> bool:
+    """Whether two weights of a site, where None stands for the default, are not the same numbers."""
+    a, b = (torch.as_tensor(default if weight is None else weight).cpu() for weight in (ours, theirs))
+    try:
+        return not torch.equal(*torch.broadcast_tensors(a, b.to(a.dtype)))
+    except RuntimeError:
+        return True
 
 
 def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
