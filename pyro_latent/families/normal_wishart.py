@@ -10,10 +10,12 @@ import torch
 from torch import Tensor
 
 from .. import distributions
-from .base import Family, Mean, Moment, Natural, Params, multivariate_digamma
-from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, matvec, outer, symmetrise
-from .newton import inverse_log_minus_digamma
+from .base import Family, Mean, Moment, Natural, Params
+from .matrices import expand_batch, inverse, log_determinant, matvec, outer, symmetrise
 from .quantiles import quantile, student_quantile
+from .wishart import Wishart
+
+_WISHART = Wishart()
 
 
 class NormalWishart(Family):
@@ -22,6 +24,9 @@ class NormalWishart(Family):
     Λ ~ Wishart(df, V), μ | Λ ~ Normal(loc, (precision_scaling Λ)⁻¹); params in the order loc ``(..., D)``,
     precision_scaling, df, covariance_matrix (V, ``(..., D, D)``). t = (μᵀΛμ, Λμ, Λ, log|Λ|), and with
     λ = precision_scaling, η = (−λ / 2, λ loc, −(V⁻¹ + λ loc locᵀ) / 2, (df − D) / 2).
+
+    Its subclasses, of several means in rows, say how locations and what scales their precisions enter; what Λ has from
+    its Wishart distribution is the same in all.
     """
 
     name = "Normal-Wishart"
@@ -42,50 +47,40 @@ class NormalWishart(Family):
 
     def sufficient_statistics(self, *values: Tensor) -> Mean:
         mean, precision = values
-        weighted = matvec(precision, mean)
-        quadratic = (weighted * mean).sum(-1)
-        return Mean(
-            quadratic=quadratic, precision_mean=weighted, precision=precision, log_det=log_determinant(precision)
-        )
+        weighted = self._weighted(mean, precision)
+        return self._mean(self._quadratic(mean, weighted), weighted, precision, log_determinant(precision))
 
     def log_normalizer(self, natural: Natural) -> Tensor:
-        _, scaling, rate, half_df = self._split(natural)
-        dim = rate.shape[-1]
-        log_wishart = torch.mvlgamma(half_df, dim) - half_df * log_determinant(rate)
-        return log_wishart - 0.5 * dim * (scaling.log() - math.log(2 * math.pi))
+        _, scaling, precision = self._split(natural)
+        dim = natural.precision.shape[-1]
+        return _WISHART.log_normalizer(precision) - 0.5 * dim * self._log_scaling(scaling)
 
     def mean(self, natural: Natural) -> Mean:
-        loc, scaling, rate, half_df = self._split(natural)
-        dim = rate.shape[-1]
-        precision = half_df[..., None, None] * inverse(rate)
-        weighted = matvec(precision, loc)
-        return Mean(
-            quadratic=dim / scaling + (weighted * loc).sum(-1),
-            precision_mean=weighted,
-            precision=precision,
-            log_det=multivariate_digamma(half_df, dim) - log_determinant(rate),
-        )
+        loc, scaling, precision = self._split(natural)
+        expected = _WISHART.mean(precision)
+        weighted = self._weighted(loc, expected.x)
+        quadratic = loc.shape[-1] * self._reciprocal(scaling) + self._quadratic(loc, weighted)
+        return self._mean(quadratic, weighted, expected.x, expected.log_det)
 
     def from_mean(self, mean: Mean) -> Natural:
-        dim = mean.precision.shape[-1]
-        loc = matvec(inverse(mean.precision), mean.precision_mean)
-        scaling = dim / (mean.quadratic - (loc * mean.precision_mean).sum(-1))
-        df = 2 * inverse_log_minus_digamma(log_determinant(mean.precision) - mean.log_det, dim)
-        params = (loc, scaling, df, mean.precision / df[..., None, None])
-        return self.from_params(dict(zip(self.param_names, params, strict=True)))
+        wishart = _WISHART.to_params(_WISHART.from_mean(Mean(x=mean.precision, log_det=mean.log_det)))
+        loc = self._weighted(mean.precision_mean, inverse(mean.precision))
+        dim = loc.shape[-1]
+        scaling = self._reciprocal((mean.quadratic - self._quadratic(loc, mean.precision_mean)) / dim)
+        return self.from_params(dict(zip(self.param_names, (loc, scaling, *wishart.values()), strict=True)))
 
     def to_params(self, natural: Natural) -> Params:
-        loc, scaling, rate, half_df = self._split(natural)
-        return dict(zip(self.param_names, (loc, scaling, 2 * half_df, inverse(2 * rate)), strict=True))
+        loc, scaling, precision = self._split(natural)
+        return dict(zip(self.param_names, (loc, scaling, *_WISHART.to_params(precision).values()), strict=True))
 
     def from_params(self, params: Params) -> Natural:
         loc, scaling, df, scale = (params[name] for name in self.param_names)
-        weighted = scaling[..., None] * loc
+        weighted = self._scaled(loc, scaling)
         fields = {
             "quadratic": -0.5 * scaling,
             "precision_mean": weighted,
-            "precision": -0.5 * (inverse(scale) + outer(weighted, loc)),
-            "log_det": (df - loc.shape[-1]) / 2,
+            "precision": -0.5 * (inverse(scale) + self._square(loc, weighted)),
+            "log_det": (df - loc.shape[-1] - 1 + self._count(loc)) / 2,
         }
         return Natural(**expand_batch(fields, self.statistics))
 
@@ -93,12 +88,13 @@ class NormalWishart(Family):
         mean, precision = events
         scale = torch.eye(precision[-1]).expand(*batch, -1, -1)
         df = torch.full(batch, precision[-1] + 2.0)
-        return dict(zip(self.param_names, (torch.zeros(batch + mean), torch.ones(batch), df, scale), strict=True))
+        params = (torch.zeros(batch + mean), torch.ones(batch + mean[:-1]), df, scale)
+        return dict(zip(self.param_names, params, strict=True))
 
     def in_domain(self, natural: Natural) -> Tensor:
-        loc, scaling, rate, half_df = self._split(natural)
-        finite = loc.isfinite().all(-1) & scaling.isfinite() & half_df.isfinite()
-        return finite & (scaling > 0) & (natural.log_det > -0.5) & is_positive_definite(rate)
+        loc, scaling, precision = self._split(natural)
+        finite = loc.isfinite().flatten(precision.log_det.ndim).all(-1)
+        return finite & self._is_positive(scaling) & _WISHART.in_domain(precision)
 
     def distribution(self, params: Params) -> Any:
         return distributions.NormalWishart(*(params[name] for name in self.param_names))
@@ -119,10 +115,46 @@ class NormalWishart(Family):
         joint = self.distribution(params)
         return ((1, joint.precision_marginal), (0, joint.mean_given))
 
-    @staticmethod
-    def _split(natural: Natural) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """loc, precision_scaling, V⁻¹ / 2 and df / 2."""
+    def _split(self, natural: Natural) -> tuple[Tensor, Tensor, Natural]:
+        """The location, what scales the precision, and the natural parameters of the precision's Wishart."""
         scaling = -2 * natural.quadratic
-        loc = natural.precision_mean / scaling[..., None]
-        rate = symmetrise(-natural.precision) - 0.5 * outer(loc, natural.precision_mean)
-        return loc, scaling, rate, natural.log_det + natural.precision_mean.shape[-1] / 2
+        loc = self._scaled(natural.precision_mean, self._reciprocal(scaling))
+        rate = symmetrise(-natural.precision - 0.5 * self._square(loc, natural.precision_mean))
+        return loc, scaling, Natural(log_det=natural.log_det - self._count(loc) / 2, x=-rate)
+
+    @staticmethod
+    def _mean(quadratic: Tensor, weighted: Tensor, precision: Tensor, log_det: Tensor) -> Mean:
+        return Mean(quadratic=quadratic, precision_mean=weighted, precision=precision, log_det=log_det)
+
+    # How a location enters, and what scales its precision.
+
+    def _count(self, loc: Tensor) -> int:
+        """How many means there are."""
+        return 1
+
+    def _weighted(self, loc: Tensor, precision: Tensor) -> Tensor:
+        """Λ loc."""
+        return matvec(precision, loc)
+
+    def _quadratic(self, loc: Tensor, weighted: Tensor) -> Tensor:
+        """locᵀ Λ loc, of loc and Λ loc."""
+        return (weighted * loc).sum(-1)
+
+    def _square(self, loc: Tensor, weighted: Tensor) -> Tensor:
+        """λ loc locᵀ, of loc and λ loc."""
+        return outer(loc, weighted)
+
+    def _scaled(self, loc: Tensor, scaling: Tensor) -> Tensor:
+        """λ loc."""
+        return scaling.unsqueeze(-1) * loc
+
+    def _reciprocal(self, scaling: Tensor) -> Tensor:
+        """λ⁻¹."""
+        return scaling.reciprocal()
+
+    def _log_scaling(self, scaling: Tensor) -> Tensor:
+        """log (λ / 2π)."""
+        return scaling.log() - math.log(2 * math.pi)
+
+    def _is_positive(self, scaling: Tensor) -> Tensor:
+        return scaling.isfinite() & (scaling > 0)
