@@ -72,7 +72,7 @@ def assert_same_run(monkeypatch: pytest.MonkeyPatch, model: Model, batches: list
 
 def obstacles(guide: AutoConjugate) -> list[str | None]:
     """Of each kind of call, why it is recorded each time; None where it is not."""
-    return [known.obstacle for known in guide.calls._rebinding._known.values()]
+    return [known.obstacle for _, known in guide.calls._rebinding._known]
 
 
 @pytest.mark.parametrize("options", [{"step_size": RobbinsMonro()}, {"memoised": True}], ids=["stochastic", "memoised"])

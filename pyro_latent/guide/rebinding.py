@@ -163,7 +163,7 @@ class Rebinding:
     """The programs of calls, as far as they are known."""
 
     def __init__(self) -> None:
-        self._known: dict[Kind, _Known] = {}
+        self._known: list[tuple[Kind, _Known]] = []  # few, of structures that may have no hash
         self._changes = 0  # of the model's, in calls of its own
 
     def forget(self) -> None:
@@ -190,7 +190,7 @@ class Rebinding:
             RecordingError: if the model is found to have changed, past what its arguments and its code show.
         """
         kind, given = kind_of_call(args, kwargs)
-        known = None if kind is None else self._known.get(kind)
+        known = next((known for other, known in self._known if other == kind), None)
         if kind is None or self._changes == _PATIENCE:
             return compiled(), None
         if known is not None and (known.obstacle is not None or known.settings != settings):
@@ -198,7 +198,8 @@ class Rebinding:
         if known is None:
             if len(self._known) == _KINDS:
                 return compiled(), None
-            known = self._known[kind] = _Known(settings)
+            known = _Known(settings)
+            self._known.append((kind, known))
         if known.waits:
             known.waits -= 1
             return compiled(), None
