@@ -1,4 +1,6 @@
-"""One sweep of small models, with Python between torch's operations and compiled; and what compiling costs."""
+"""One sweep of small models, or one step of EM, with Python between torch's operations and compiled; and what compiling
+costs.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +14,10 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate
-from pyro_latent.models import gmm, normal_gamma
+from pyro_latent import CAVI, EM, AutoConjugate
+from pyro_latent.models import gmm, normal_gamma, three_coins
 
+from .mixtures import clusters
 from .timing import Spread, interleaved, markdown
 
 ROUNDS, REPEAT = 11, 20
@@ -39,9 +42,19 @@ def chain(x: Tensor) -> None:
         pyro.sample(f"x_{t}", dist.Normal(mean[z], 1.0), obs=x[t])
 
 
-def row(name: str, model: Callable[..., Any], args: tuple[Any, ...]) -> list[str]:
+def sweeps(model: Callable[..., Any]) -> Callable[[bool], CAVI]:
+    """Makes a driver of a model, compiled or not."""
+    return lambda jit_compile: CAVI(model, AutoConjugate(model), jit_compile=jit_compile)
+
+
+def steps_of_em(model: Callable[..., Any], init: Any = None) -> Callable[[bool], CAVI]:
+    """Makes one of EM."""
+    return lambda jit_compile: EM(model, init=init, jit_compile=jit_compile)
+
+
+def row(name: str, make: Callable[[bool], CAVI], args: tuple[Any, ...]) -> list[str]:
     """Milliseconds a sweep, by way, and the seconds of the sweep after which one is compiled."""
-    drivers = {way: CAVI(model, AutoConjugate(model), jit_compile=way == "compiled") for way in ("plain", "compiled")}
+    drivers = {way: make(way == "compiled") for way in ("plain", "compiled")}
     for driver in drivers.values():
         driver.step(*args)
     start = time.process_time()
@@ -60,19 +73,32 @@ def rows() -> Iterator[list[str]]:
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1_000, 10, generator=generator)
     y = x.sum(-1) + torch.randn(1_000, generator=generator)
-    yield row("Normal-Gamma, N = 1,000", normal_gamma.model, (x[:, 0],))
-    yield row("regression, N = 1,000, D = 10", regression, (x, y))
-    yield row("mixture, N = 500, D = 2, K = 3", gmm.model, (x[:500, :2] + 5 * (torch.arange(500) % 3)[:, None], 3))
-    yield row("hidden Markov chain, T = 200, K = 2", chain, (y[:200],))
-    yield row("mixture, N = 10,000, D = 2, K = 3", gmm.model, (x.repeat(10, 1)[:, :2], 3))
+    three = x[:500, :2] + 5 * (torch.arange(500) % 3)[:, None]
+    yield row("Normal-Gamma, N = 1,000", sweeps(normal_gamma.model), (x[:, 0],))
+    yield row("regression, N = 1,000, D = 10", sweeps(regression), (x, y))
+    yield row("mixture, N = 500, D = 2, K = 3", sweeps(gmm.model), (three, 3))
+    yield row("hidden Markov chain, T = 200, K = 2", sweeps(chain), (y[:200],))
+    yield row("mixture, N = 10,000, D = 2, K = 3", sweeps(gmm.model), (x.repeat(10, 1)[:, :2], 3))
+
+
+def rows_of_em() -> Iterator[list[str]]:
+    """A row for each model of which EM finds the parameters."""
+    tosses = torch.tensor(three_coins.TOSSES, dtype=torch.float64)
+    yield row("three coins", steps_of_em(three_coins.model), (tosses, three_coins.STARTS[0]))
+    for count, components in ((500, 3), (10_000, 10)):
+        data = clusters(count, 2, components, torch.Generator().manual_seed(0))
+        make = steps_of_em(gmm.ml_model, gmm.ml_start(data, components))
+        yield row(f"mixture, N = {count:,}, D = 2, K = {components}", make, (data, components))
 
 
 def run() -> str:
     """The report."""
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    head = ["one sweep, ms", "with Python", "compiled", "ratio", "compiling, s"]
-    return f"## Compiled sweeps\n\nCPU time of one thread.\n\n{markdown(head, list(rows()))}"
+    head = ["with Python", "compiled", "ratio", "compiling, s"]
+    tables = [markdown(["one sweep, ms", *head], list(rows()))]
+    tables.append(markdown(["one step of EM, ms", *head], list(rows_of_em())))
+    return "\n\n".join(["## Compiled sweeps", "CPU time of one thread.", *tables])
 
 
 if __name__ == "__main__":

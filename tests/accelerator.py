@@ -81,6 +81,12 @@ class Accelerator:
         self._mark(copy)
         return copy
 
+    def fetch(self, tensor: Tensor) -> Tensor:
+        """A copy of a tensor that does not."""
+        copy = tensor.clone()
+        self._storages.pop(copy.untyped_storage()._cdata, None)
+        return copy
+
     def holds(self, tensor: Tensor) -> bool:
         """Whether a tensor lies there."""
         return tensor.layout is torch.strided and tensor.untyped_storage()._cdata in self._storages
@@ -113,6 +119,8 @@ class _Calls(TorchFunctionMode):
         if name in COPIES and first is not None and own.holds(first):
             own.reads[f"{name}: {_lines()}"] += 1
         found = self._called(func, types, args, kwargs)
+        if name == "cpu" and own.holds(found):
+            return own.fetch(found)
         return self._placed(name, args, kwargs, found) if isinstance(found, Tensor) else found
 
     def _called(self, func: Callable[..., Any], types: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:

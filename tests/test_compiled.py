@@ -15,16 +15,17 @@ import pytest
 import torch
 from random_models import RandomProgram, default_dtype, program
 from shared_models import batch_mixture
-from test_accelerator import CASES
+from test_accelerator import CASES, POINTS, maximum
+from test_em import factors
 from test_gpu import rows
 from torch import Tensor
 from wide_models import wide_program
 
-from pyro_latent import CAVI, AutoConjugate, PyroLatentError, RobbinsMonro
+from pyro_latent import CAVI, EM, AutoConjugate, NaturalDomainError, PyroLatentError, RobbinsMonro
 from pyro_latent.ascent import compiled_sweep
 from pyro_latent.ascent.compiled_sweep import CompiledSweeps
 from pyro_latent.errors import ArgumentError, ModelError
-from pyro_latent.models import normal_gamma
+from pyro_latent.models import gmm, normal_gamma, three_coins
 from pyro_latent.recording import Compiled, NotCompiledError, Tape
 
 X = rows(50, 1)[:, 0]
@@ -71,6 +72,43 @@ def test_the_same_on_minibatches() -> None:
     (found, driver), (expected, _) = ways
     assert compiled_of(driver).is_compiled
     assert torch.equal(found, expected)
+
+
+def em(model: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], jit_compile: bool) -> tuple[EM, Tensor]:
+    """A driver after some steps of EM, and what it came to, as numbers."""
+    pyro.set_rng_seed(0)
+    pyro.clear_param_store()
+    driver = EM(model, jit_compile=jit_compile, **options)
+    elbo = driver.run(*args, max_steps=8, tol=0).elbo
+    assert compiled_of(driver).is_compiled is jit_compile
+    q = torch.tensor([driver.q_function(*args), driver.free_energy(*args)])
+    return driver, torch.cat([elbo, q, *(buffer.flatten() for buffer in driver.guide.buffers())])
+
+
+COINS = three_coins.model, (torch.tensor(three_coins.TOSSES, dtype=torch.float64), three_coins.STARTS[0])
+MAXIMUM, FACTORS = (maximum, (POINTS[:, 0] / 6,)), (factors, (POINTS, 1))
+
+
+@pytest.mark.parametrize(
+    ("model", "args", "options"),
+    [(*COINS, {}), (*MAXIMUM, {}), (*MAXIMUM, {"m_step": "conditional", "restarts": 2, "init": 1}), (*FACTORS, {})],
+    ids=["coins", "mixture", "conditional", "factors"],
+)
+def test_em_is_the_same(model: Any, args: Any, options: dict[str, Any]) -> None:
+    """To the last bit, and so are Q and F under the last E-step."""
+    assert torch.equal(em(model, args, options, True)[1], em(model, args, options, False)[1])
+
+
+def test_each_compiled_step_of_em_raises_its_bound() -> None:
+    """With the last E-step it is between the likelihoods before and after the M-step (Neal and Hinton 1998)."""
+    driver = EM(maximum, jit_compile=True)
+    driver.run(*MAXIMUM[1], max_steps=3)
+    levels, bounds = [-driver.step(*MAXIMUM[1])], []
+    for _ in range(4):
+        levels.append(-driver.step(*MAXIMUM[1]))
+        bounds.append(driver.free_energy(*MAXIMUM[1]))
+    assert compiled_of(driver).is_compiled
+    assert all(low <= bound <= high for low, bound, high in zip(levels, bounds, levels[1:], strict=False))
 
 
 def test_each_size_of_minibatches_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -156,6 +194,17 @@ def test_what_goes_wrong_in_a_compiled_sweep_goes_wrong_in_the_same_words() -> N
     assert errors[0] == errors[1]
 
 
+def test_a_collapse_under_a_compiled_step_of_em_is_told_in_the_same_words() -> None:
+    x = torch.cat([rows(40, 1), torch.full((2, 1), 4.0, dtype=torch.float64)])
+    start, errors = torch.where(x > 3, 0.9, 0.1), []
+    for jit_compile in (True, False):
+        driver = EM(gmm.ml_model, init={"component": torch.cat([1 - start, start], 1)}, jit_compile=jit_compile)
+        with pytest.raises(NaturalDomainError, match=r"'covariance'.*element \[1\] at zero") as caught:
+            driver.run(x, 2, covariance="spherical", max_steps=2000, tol=0.0)
+        errors.append(str(caught.value))
+    assert errors[0] == errors[1]
+
+
 def test_a_compiled_sweep_that_gives_other_numbers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = run(normal_gamma.model, (X,), {}, jit_compile=False)
     call = compiled_sweep._Sweep.__call__
@@ -187,6 +236,11 @@ def test_what_cannot_be_compiled_is_told_once_and_goes_on() -> None:
 def test_steps_that_are_never_compiled_say_so(options: dict[str, Any]) -> None:
     with pytest.raises(ArgumentError, match=r"Expected jit_compile=True with.*Leave"):
         CAVI(batch_mixture, AutoConjugate(batch_mixture), jit_compile=True, **options)
+
+
+def test_an_optimizer_is_not_compiled() -> None:
+    with pytest.raises(ArgumentError, match=r"Expected jit_compile=True with an M-step in closed form.*Leave"):
+        EM(maximum, m_step="gradient", jit_compile=True)
 
 
 def test_data_that_are_written_into_are_seen() -> None:
@@ -229,6 +283,33 @@ def test_numbers_that_are_read_must_be_the_same_again() -> None:
     assert double([torch.tensor([-4.0, 5.0])]) is None
     assert double([torch.tensor([4.0, 4.0])]) is None
     assert double([torch.tensor([4.0])]) is None
+
+
+def test_numbers_that_stay_others_are_worth_another_tape() -> None:
+    """A few times; then it is given up."""
+    sweeps = CompiledSweeps(True)
+
+    def swept(given: list[Tensor]) -> list[Tensor]:
+        return [3 * given[0] if bool(given[0] > 0) else 2 * given[0]]
+
+    def compiled_steps(number: float) -> int:
+        steps = 0
+        for _ in range(12):
+            given = [torch.tensor(number)]
+            found = sweeps.played(sweeps, given)
+            if found is None:
+                found = swept(given)
+                sweeps.note(found, swept, given)
+            else:
+                steps += 1
+            assert found[0].item() == (3 if number > 0 else 2) * number
+        return steps
+
+    assert compiled_steps(1.0) > 6
+    assert compiled_steps(-1.0) > 3
+    assert compiled_steps(1.0) > 3
+    with pytest.warns(UserWarning, match="numbers that are read"):
+        assert compiled_steps(-1.0) == 0
 
 
 def test_a_constant_with_a_gradient_is_a_constant() -> None:

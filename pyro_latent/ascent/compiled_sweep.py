@@ -2,7 +2,8 @@
 
 A sweep is a function of tensors: of natural parameters, of the posterior of the discrete sites, of a minibatch. Once a
 model has been swept a few times, that function is compiled from a tape of one sweep. Now and then, at its first call
-first, a compiled sweep is compared with one that is not; where it reads other numbers than the tape did, it gives way.
+first, a compiled sweep is compared with one that is not; where it reads other numbers than the tape did, it gives way,
+and where that goes on, it is compiled from another tape.
 """
 
 from __future__ import annotations
@@ -25,8 +26,9 @@ _WAIT = 30
 _LARGEST = 2**18
 #: From one comparison to the next, so many times as many sweeps.
 _SPACING = 4
-#: After so many sweeps that read other numbers than the tape did, no more are tried.
-_PATIENCE = 3
+#: After so many more sweeps that read other numbers than the tape did than sweeps that did not, there is another tape;
+#: so often.
+_PATIENCE, _TAPES = 5, 3
 
 #: A sweep, from tensors to tensors.
 Swept = Callable[[list[Tensor]], list[Tensor]]
@@ -87,6 +89,8 @@ class _Sweep:
 class _Kind:
     """The sweeps of one key, on tensors of these shapes and dtypes, and how they went so far.
 
+    ``failures``: those that read other numbers than the tape did, less those that did not, of late; ``tapes``: how many
+    tapes that has cost.
     ``obstacle``: why they are not compiled, though it was tried; None if they are, or it was not.
     """
 
@@ -96,6 +100,7 @@ class _Kind:
     count: int = 0
     calls: int = 0
     failures: int = 0
+    tapes: int = 0
     next_comparison: int = 1
     obstacle: str | None = None
 
@@ -155,8 +160,12 @@ class CompiledSweeps:
         if found is None:
             kind.failures += 1
             if kind.failures == _PATIENCE:
+                kind.sweep, kind.failures, kind.tapes = None, 0, kind.tapes + 1
+            if kind.tapes == _TAPES:
                 self._give_up("numbers that are read, and are others from sweep to sweep.")
-        elif kind.calls >= kind.next_comparison:
+            return None
+        kind.failures = max(0, kind.failures - 1)
+        if kind.calls >= kind.next_comparison:
             self._compared = found
             return None
         return found

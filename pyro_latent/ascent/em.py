@@ -14,14 +14,14 @@ import torch
 
 from ..errors import ArgumentError, ModelError, check_count
 from ..guide import AutoConjugate
-from ..objective import BlockKey, DiscretePosterior, Init, Means, Program, State
+from ..objective import BlockKey, DiscretePosterior, Init, Program, State
 from .acceleration import AcceleratedSteps
 from .cavi import CAVI
 from .distributed import DistributedSteps
-from .full import FullSteps, check_whole
+from .full import FullSteps, Level, Reached, check_whole
 from .gradient_step import MakeOptimizer, Memory, described, raise_q
-from .m_step import M_STEP_PASSES, SETTLED, change_of, points_of
-from .options import inverse_temperatures
+from .m_step import M_STEP_PASSES, moved_from, points_of
+from .options import compile_sweeps, inverse_temperatures
 from .ranks import Alone, Ranks
 from .steps import Info, Task
 from .sweep import Sweep
@@ -33,34 +33,34 @@ MStep = Literal["closed_form", "conditional", "gradient"]
 
 
 class _EStep(NamedTuple):
-    """The discrete posterior that an M-step went by: as it was given, or exact at mean parameters, from which it is
-    computed anew when it is asked for. Only the parameters are kept: it is as large as the data times the values.
+    """The discrete posterior that an M-step went by: as it was given, or exact at a state, from which it is computed
+    anew when it is asked for. Only the state is kept: it is as large as the data times the values.
     """
 
     program: Program
     given: DiscretePosterior | None
-    means: Means | None
+    state: State | None
     inverse_temperature: float
 
     @classmethod
     def of(cls, sweep: Sweep) -> _EStep:
         """That of a sweep whose latents are up to date."""
-        means = sweep.exact_at
-        return cls(sweep.program, sweep.held if means is None else None, means, sweep.inverse_temperature)
+        state = sweep.exact_at
+        return cls(sweep.program, sweep.held if state is None else None, state, sweep.inverse_temperature)
 
     def posterior(self) -> DiscretePosterior | None:
         """The posterior, for each start; None where the model has no discrete sites."""
-        if self.means is None:
+        if self.state is None or not self.program.discrete:
             return self.given
-        return self.program.elimination.eliminate(self.means, self.inverse_temperature)
+        return self.program.elimination.eliminate(self.program.means(self.state), self.inverse_temperature)
 
     def of_start(self, start: int) -> _EStep:
         """Keep one start alone."""
         given = None if self.given is None else self.given.of([start])
-        means = self.means
-        if means is not None:
-            means = {key: mean.map(lambda t: t[[start]]) for key, mean in means.items()}
-        return self._replace(given=given, means=means)
+        state = self.state
+        if state is not None:
+            state = {key: natural.map(lambda t: t[[start]]) for key, natural in state.items()}
+        return self._replace(given=given, state=state)
 
 
 class EMSteps(FullSteps):
@@ -108,7 +108,13 @@ class EMSteps(FullSteps):
             self.last_e_step = self.last_e_step.of_start(start)
 
     def _is_compilable(self, task: Task) -> bool:
-        return False  # an M-step goes on until no parameter moves, and its E-step is kept
+        return self.m_step != "gradient" and super()._is_compilable(task)
+
+    def _compiled(self, task: Task, before: Level | None) -> tuple[Reached, list[float]] | None:
+        found = super()._compiled(task, before)
+        if found is not None:
+            self._new_e_step = _EStep(task.program, None, task.state, 1.0)  # whose order has latents first
+        return found
 
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The latents, then the parameters."""
@@ -142,21 +148,14 @@ class EMSteps(FullSteps):
             if not stale:
                 break
             group = list(together.get(stale[0], stale[:1]))
-            before = {key: sweep.state[key].x for key in group}
+            before = {key: sweep.state[key].x for key in group if set(coupled[key]) - set(group)}
             best = sweep.program.joint_optimum(group, sweep.means, sweep.summands) if len(group) > 1 else {}
             if best is None:  # not one maximum: in turn, from here on
                 together = {key: own for key, own in together.items() if key not in group}
                 continue
             for key in group:
                 sweep.set(key, best[key]) if best else sweep.visit(key)
-            watched = [key for key in group if set(coupled[key]) - set(group)]
-            changes = [change_of(before[key], sweep.state[key].x) for key in watched]
-            # One read, which also says whether the maxima are what they should be.
-            moved = [
-                k
-                for k, by in zip(watched, sweep.check_proper(changes) if changes else [], strict=True)
-                if not by <= SETTLED
-            ]
+            moved = moved_from(before, sweep)
             again = {other for key in moved for other in coupled[key] if other not in group}
             stale = [key for key in stale if key not in group]
             stale += [key for key in points if key in again and key not in stale]
@@ -196,6 +195,8 @@ class EM(CAVI):
         accelerate: as in :class:`~pyro_latent.CAVI`, on the unconstrained parameters; not for m_step="gradient".
         process_group: as in :class:`~pyro_latent.CAVI`: E-steps on shards, one M-step on their sum, which has a closed
             form.
+        jit_compile: as in :class:`~pyro_latent.CAVI`: a step of EM is one program of an E-step and an M-step; not for
+            m_step="gradient".
 
     The parameters are written to Pyro's store once, at the end of :meth:`run`.
 
@@ -216,6 +217,7 @@ class EM(CAVI):
         annealing: int | Sequence[float] = 0,
         accelerate: bool = False,
         process_group: Any = None,
+        jit_compile: bool | None = None,
     ) -> None:
         if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
             raise ArgumentError(f"Expected m_step to be 'closed_form', 'conditional' or 'gradient'; got {m_step!r}.")
@@ -236,6 +238,12 @@ class EM(CAVI):
             raise ArgumentError("Expected an M-step in closed form with a process_group; got m_step='gradient'.")
         else:
             self._steps = DistributedSteps(self._ranks, "joint" if m_step == "closed_form" else "conditional")
+        if jit_compile and m_step == "gradient":
+            raise ArgumentError(
+                "Expected jit_compile=True with an M-step in closed form; got m_step='gradient', whose optimizer runs "
+                "in Python. Leave jit_compile=True out."
+            )
+        compile_sweeps(self._steps, jit_compile)
 
     @torch.inference_mode(False)
     def e_step(self, *args: Any, **kwargs: Any) -> None:

@@ -40,7 +40,7 @@ class Level:
         return Level(self.program, self.bound.of(starts), [self.elbo[i] for i in starts])
 
 
-class _Reached(NamedTuple):
+class Reached(NamedTuple):
     """What a sweep reaches; in one tensor, whether each update was proper, and the ELBO and its size by start."""
 
     state: State
@@ -57,10 +57,10 @@ class _Reached(NamedTuple):
         """All of them, one after another."""
         return [*self.start, self.report]
 
-    def like(self, tensors: Sequence[Tensor]) -> _Reached:
+    def like(self, tensors: Sequence[Tensor]) -> Reached:
         """The same of other tensors in that order."""
         count = sum(len(natural) for natural in self.state.values())
-        return _Reached(restored(self.state, tensors[:count]), self.bound.like(tensors[count:-1]), tensors[-1])
+        return Reached(restored(self.state, tensors[:count]), self.bound.like(tensors[count:-1]), tensors[-1])
 
 
 class FullSteps(Steps):
@@ -146,13 +146,13 @@ class FullSteps(Steps):
             )
         return reached.state, Level(program, reached.bound, elbo)
 
-    def _compiled(self, task: Task, before: Level | None) -> tuple[_Reached, list[float]] | None:
+    def _compiled(self, task: Task, before: Level | None) -> tuple[Reached, list[float]] | None:
         """What a compiled sweep reaches, and the ELBO and its size by start as numbers; None where there is none, or it
         does not go well.
         """
         if before is None or not self._is_compilable(task):
             return None
-        start = _Reached(task.state, before.bound, before.bound.elbo)
+        start = Reached(task.state, before.bound, before.bound.elbo)
         found = self.compiled.played(task.program, start.start)
         if found is None:
             return None
@@ -164,7 +164,7 @@ class FullSteps(Steps):
         self.went(task, reached.state)
         return reached, values[flags:]
 
-    def _visited(self, task: Task, before: Level | None) -> tuple[_Reached, list[float]]:
+    def _visited(self, task: Task, before: Level | None) -> tuple[Reached, list[float]]:
         """The same by a sweep that visits block by block."""
         program, held = task.program, None if before is None or self._is_annealed else before.bound.held
         temperature = self.annealing[self._count] if self._is_annealed else 1.0
@@ -191,7 +191,7 @@ class FullSteps(Steps):
         is_free = not self._is_annealed and not task.probs
         return is_free and self.compiled.takes(task.program, task.state)
 
-    def _outcome(self, sweep: Sweep, task: Task) -> _Reached:
+    def _outcome(self, sweep: Sweep, task: Task) -> Reached:
         """Visit every block; where that leads to. What was wrong first is raised, not what came of it."""
         try:
             self.visit_all(sweep, task)
@@ -200,7 +200,7 @@ class FullSteps(Steps):
         except Exception:
             sweep.check_proper()
             raise
-        return _Reached(sweep.state, bound, torch.cat([*sweep.flags, bound.elbo, bound.magnitude]))
+        return Reached(sweep.state, bound, torch.cat([*sweep.flags, bound.elbo, bound.magnitude]))
 
     def went(self, task: Task, state: State, means: tuple[Means, Means] | None = None) -> None:
         """Know that a sweep went well, and where it led; and the mean parameters at both ends, where they are known."""
@@ -345,4 +345,4 @@ def check_whole(program: Program) -> None:
         )
 
 
-__all__ = ["FullSteps", "check_whole"]
+__all__ = ["FullSteps", "Level", "Reached", "check_whole"]

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
+import torch
 from torch import Tensor
 
 from ..errors import ModelError
 from ..objective import BlockKey
 from .steps import Task
+from .sweep import Sweep
 
 #: A joint M-step visits each parameter at most so often, and until none moves by more than this, relative to it.
 M_STEP_PASSES, SETTLED = 100, 1e-13
@@ -38,9 +42,27 @@ def change_of(before: Tensor, after: Tensor) -> Tensor:
     return ((after - before).abs() / (1 + before.abs())).max().reshape(1).double()
 
 
+def moved_from(before: Mapping[BlockKey, Tensor], sweep: Sweep) -> set[BlockKey]:
+    """The parameters that a sweep has moved from these values, by more than rounding.
+
+    One transfer from the device, of truths alone, which also says whether the maxima are what they should be.
+
+    Raises:
+        NaturalDomainError: if they are not.
+    """
+    if not before:
+        return set()
+    still = [change_of(value, sweep.state[key].x) <= SETTLED for key, value in before.items()]
+    truths = torch.cat([torch.cat(sweep.flags).all().reshape(1), *still]).cpu()
+    is_well, *are_still = map(bool, truths)
+    if not is_well:
+        sweep.check_proper()
+    return {key for key, is_still in zip(before, are_still, strict=True) if not is_still}
+
+
 def is_still(before: Tensor, after: Tensor) -> bool:
     """Whether a parameter has moved by no more than rounding."""
     return float(change_of(before, after)) <= SETTLED
 
 
-__all__ = ["M_STEP_PASSES", "SETTLED", "change_of", "is_still", "points_of"]
+__all__ = ["M_STEP_PASSES", "SETTLED", "change_of", "is_still", "moved_from", "points_of"]

@@ -138,11 +138,11 @@ class Sweep:
         return self._stale and bool(self.program.discrete)
 
     @property
-    def exact_at(self) -> Means | None:
-        """The mean parameters at which the discrete posterior that is held is the exact one; None where it is given,
-        or there is none.
+    def exact_at(self) -> State | None:
+        """The state at which the discrete posterior that is held is the exact one; None where it is given, or there is
+        none.
         """
-        return self._held_means if self.held is not None and not self._is_given else None
+        return self._held_state if self.held is not None and not self._is_given else None
 
     @property
     def starts(self) -> int:
@@ -151,7 +151,7 @@ class Sweep:
 
     def _hold(self, held: DiscretePosterior | None, probs: dict[str, Tensor]) -> None:
         written = [s for s in self.program.discrete if s.update is not None and s.name not in probs]
-        self._held_means = self.means
+        self._held_state, self._held_means = self.state, self.means
         self._is_given = self._stale = False
         self._probs = probs
         for site in written:
@@ -196,7 +196,8 @@ class Sweep:
 
         ``probs`` are its probabilities ``[starts, plates..., values]`` by site, which hand-written updates read.
         """
-        self._held_means, self._is_given, self._stale = self.means, True, False
+        self._held_state, self._held_means = self.state, self.means
+        self._is_given, self._stale = True, False
         self.held, self._probs = held, dict(probs)
         self.summands = self.program.elimination.held_summands(held)
 

@@ -12,10 +12,12 @@ from ..errors import PyroLatentError
 from .tape import Operation, Place, Player, value_of
 
 _aten = torch.ops.aten
-#: The operations that give Python a number, with what gives that number as a tensor.
+#: The operations that give Python a number, with what gives that number as a tensor: of a check that raises, zero where
+#: it does not.
 _READS: dict[Any, Callable[..., Tensor]] = {
     _aten._local_scalar_dense.default: lambda value: value,
     _aten.equal.default: lambda one, other: (one == other).all(),
+    _aten._linalg_check_errors.default: lambda info, name: (info != 0).any(),
 }
 
 
@@ -116,7 +118,7 @@ def _has_fixed_shape(operation: Operation, dtypes: Mapping[int, torch.dtype]) ->
 
 def _number_of(read: str) -> str:
     """A number that was read, as the tensor of all of them gives it back."""
-    named: Mapping[str, float] = {"True": 1.0, "False": 0.0}
+    named: Mapping[str, float] = {"True": 1.0, "False": 0.0, "None": 0.0}
     try:
         number = named[read] if read in named else float(read)
     except ValueError as error:
