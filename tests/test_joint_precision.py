@@ -546,6 +546,41 @@ def test_auto_joins_a_precision_that_every_term_is_proportional_to(model: Model,
     assert elbo[-1] == pytest.approx(again[-1], abs=1e-9)
 
 
+FORMS = {
+    "normals": lambda p: {},
+    "precision": lambda p: {"precision_matrix": p * torch.eye(3)},
+    "covariance": lambda p: {"covariance_matrix": torch.eye(3) / p},
+    "factor": lambda p: {"scale_tril": p.rsqrt() * torch.eye(3)},
+}
+
+
+@pytest.mark.usefixtures("float64")
+@pytest.mark.parametrize("form", FORMS)
+def test_auto_joins_vectors_with_a_gamma_each(form: str) -> None:
+    """The evidence is that of a multivariate t for each group: y = w + noise, of covariances I / tau."""
+
+    def vector(loc: Tensor, precision: Tensor) -> Any:
+        arguments = FORMS[form](precision.unsqueeze(-1).unsqueeze(-1))
+        normal = dist.Normal(loc, precision.unsqueeze(-1).rsqrt()).to_event(1)
+        return dist.MultivariateNormal(loc, **arguments) if arguments else normal
+
+    def model(y: Tensor) -> None:
+        with pyro.plate("groups", 2, dim=-2):
+            tau = pyro.sample("tau", dist.Gamma(2.0, 1.0))
+            w = pyro.sample("w", vector(torch.zeros(3), tau))
+            with pyro.plate("data", 4, dim=-1):
+                pyro.sample("y", vector(w, tau), obs=y)
+
+    y = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    guide, elbo = fitted(model, (y,), "auto")
+    shape = torch.block_diag(*[torch.eye(4) + 1] * 3) / 2
+    evidence = [scipy.stats.multivariate_t(None, shape, df=4).logpdf(rows.T.flatten()) for rows in y]
+    words = guide.explain(y)
+    assert {*guide.posterior(joint=True)} == {("w", "tau")}
+    assert "Isotropic Normal-Gamma" in words and "on its own" not in words
+    assert elbo[-1] == pytest.approx(sum(evidence), rel=1e-12)
+
+
 @pytest.mark.parametrize(
     "model, blocks, words",
     [

@@ -24,7 +24,7 @@ from pyro_latent.handlers import closed_form
 LIKE = torch.empty(0, dtype=torch.float64)
 DATA = torch.tensor([1.3, -0.4, 2.1, 0.7, -1.6, 0.2, 3.0, -0.9], dtype=torch.float64)
 COUNTS = torch.tensor([0.0, 3.0, 1.0, 5.0, 2.0, 0.0, 7.0, 1.0], dtype=torch.float64)
-
+POWERS = torch.linspace(-1, 1, 48, dtype=torch.float64).reshape(2, 8, 3)
 
 pytestmark = pytest.mark.usefixtures("float64")
 
@@ -68,6 +68,8 @@ LIKELIHOODS = {
     "poisson": (lambda s: dist.Poisson(torch.exp(s * torch.linspace(-1, 1, 8))), COUNTS),
     "logit": (lambda s: dist.Bernoulli(logits=s), (COUNTS > 1).double()),
     "probit": (lambda s: dist.Bernoulli(probs=0.5 * (1 + torch.erf(s / math.sqrt(2)))), (COUNTS > 1).double()),
+    "log of a sum": (lambda s: dist.Normal(torch.logsumexp(s * POWERS, (0, 2)), 1.0), DATA),
+    "mixture": (lambda s: dist.Normal(torch.stack([s, -2 * s, 0 * s]).logsumexp(0, keepdim=True), 1.0), DATA),
     "where": (lambda s: dist.Normal(torch.where(s > 0.5, s, 0.5 * s), 1.0), DATA),
     "dirichlet": (
         lambda s: dist.Dirichlet(s * torch.ones(3)),
@@ -101,6 +103,8 @@ CASES = [
     ("normal", lambda: dist.Normal(0.0, 2.0), "poisson", (-12, 12)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "logit", (-20, 20)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "probit", (-7, 7)),
+    ("normal", lambda: dist.Normal(0.0, 1.0), "log of a sum", (-8, 8)),
+    ("normal", lambda: dist.Normal(0.0, 2.0), "mixture", (-15, 15)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "where", (-15, 15)),
     ("half cauchy", lambda: dist.HalfCauchy(1.0), "dirichlet", POSITIVE),
 ]  # fmt: skip

@@ -39,6 +39,16 @@ class Constant:
         matrix = self.tensor.movedim((self.labels.index(row), self.labels.index(column)), (-2, -1))
         return torch.equal(matrix, matrix.diagonal(dim1=-2, dim2=-1).diag_embed())
 
+    def without(self, label: Label) -> Constant:
+        """The constant without a label, if it does not vary along it."""
+        if label not in self.labels:
+            return self
+        place = self.labels.index(label)
+        one = self.tensor.select(place, 0)
+        if not torch.equal(self.tensor, one.unsqueeze(place).expand_as(self.tensor)):
+            return self
+        return Constant(one, tuple(x for x in self.labels if x != label))
+
     def substitute(self, mapping: Mapping[Label, Axis]) -> Constant:
         if not any(label in mapping for label in self.labels):
             return self

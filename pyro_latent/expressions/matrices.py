@@ -98,10 +98,10 @@ class Matrices(Elementwise):
         shape = broadcast_shapes(self.shape[:-1], matrix.shape[:-2])
         if source.opacity or middle.opacity:
             return source._opaque("quadratic form", middle, shape=shape)
-        parts = [source._with([t]) for t in source.terms]
+        parts, entries = [source._with([t]) for t in source.terms], middle._diagonal()
         total = self._number(0.0).expand(shape)
         for i, right in enumerate(parts):
-            image = (middle * right.unsqueeze(-2)).sum(-1)
+            image = (middle * right.unsqueeze(-2)).sum(-1) if entries is None else entries * right
             for left in parts[: i + 1]:
                 total = total + (left * image).sum(-1) * (1.0 if left is right else 2.0)
         return total
@@ -157,6 +157,7 @@ class Matrices(Elementwise):
     def _along_diagonal(self) -> Self:
         """The entries on the diagonal, along the last dimension."""
         merged = [t.substitute({-2: -1}) for t in self.terms]
+        merged = [replace(t, constants=tuple(c.without(-1) for c in t.constants)) for t in merged]
         return self._with([t.substitute(shift(t.labels, 1, below=-3)) for t in merged], self.shape[:-1])
 
     def _map_matrices(self, function: Callable[[Self], Self]) -> Self | None:

@@ -204,6 +204,22 @@ def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
     return _index(weight, index)
 
 
+def _logsumexp(x: Expression, dim: Any = None, keepdim: bool = False) -> Expression | None:
+    """log Σ exp over some dimensions of functions of one scalar latent, an integral of it."""
+    dims = {d % x.ndim for d in ([dim] if isinstance(dim, int) else dim)} if x.ndim else set()
+    if not dims:
+        return None
+    kept = [d for d in range(x.ndim) if d not in dims]
+    shape, count = [x.shape[d] for d in kept], len(dims)
+    moved = x.permute([*kept, *sorted(dims)])
+    found = Expression.of_scalar_batch(
+        "logsumexp", lambda values: values.logsumexp(list(range(-count, 0))), [moved], [count], shape
+    )
+    if found is None or not keepdim:
+        return found
+    return found.reshape([1 if d in dims else n for d, n in enumerate(x.shape)])
+
+
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     **dict.fromkeys(words("add __add__ __radd__"), _binary(lambda a, b: a + b)),
     **dict.fromkeys(words("sub __sub__ subtract"), _binary(lambda a, b: a - b)),
@@ -224,6 +240,7 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     **dict.fromkeys(words("matmul __matmul__ mm mv bmm dot"), lambda a, b: _lift(a).matmul(_lift(b))),
     "__rmatmul__": lambda a, b: _lift(b).matmul(_lift(a)),
     "einsum": _einsum,
+    "logsumexp": _logsumexp,
     "linear": _linear,
     **dict.fromkeys(words("view reshape"), lambda x, *shape, **kw: x.reshape(_sizes(shape or (kw["shape"],)))),
     **dict.fromkeys(words("view_as reshape_as"), lambda x, y: x.reshape(y.shape)),

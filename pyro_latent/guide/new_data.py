@@ -33,6 +33,7 @@ from ..particles import (
     is_latent,
     quiet_redraws,
 )
+from ..rules import NAN_MASKED
 from .calls import CalledGuide, Calls
 from .sampling import Sampler
 from .state import PosteriorState, Prepared
@@ -255,7 +256,8 @@ class NewData:
 
 
 def _check_numbers(counted: Mapping[str, Site]) -> None:
-    wrong = [n for n, s in counted.items() if s["is_observed"] and bool(torch.as_tensor(s["value"]).isnan().any())]
+    given = [n for n, s in counted.items() if s["is_observed"] and not isinstance(innermost(s["fn"]), NAN_MASKED)]
+    wrong = [n for n in given if bool(torch.as_tensor(counted[n]["value"]).isnan().any())]
     if wrong:
         raise DataError(
             f"Expected numbers under the masks of new data; got NaN at {wrong}. Write data.nan_to_num(): what the mask "

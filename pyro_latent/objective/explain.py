@@ -54,7 +54,7 @@ def explain(recording: Recording, joint: tuple[tuple[str, ...], ...] = (), mean_
             written = "hand-written" if owners[name].update is not None else None
             own, how = owners[name], _how(name, owners[name], problems.keys())
             derived = f"{how}, by the densities of " + ", ".join([name, *children[name]])
-            derived += f"; on its own, for {apart[name]}" if name in apart else ""
+            derived += f"; on its own, for {apart[name]}" if name in apart and len(own.sites) == 1 else ""
             rows.append((name, scored.distribution, own.label, own.family.name, way or written or derived))
     widths = [max(len(row[i]) for row in rows) for i in range(4)]
     return "\n".join(

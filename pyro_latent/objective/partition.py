@@ -18,7 +18,7 @@ from ..families.point import Point
 from ..families.quadrature import Quadrature
 from ..recording import LatentSite, Recording
 from .auto_joining import weigh_alike
-from .auto_wishart import wishart_pairs
+from .auto_vectors import pairs_of_vectors
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
@@ -54,7 +54,7 @@ def find_blocks(
     """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
     is_auto = joint == AUTO
     joint = groups_of(recording, joint)
-    for pair in wishart_pairs(recording, joint) if is_auto else ():
+    for pair in pairs_of_vectors(recording, joint) if is_auto else ():
         tried = (*(names for names in joint if names != pair[:1]), pair)
         joint = tried if _has_moments(recording, tried, pair) else joint
     used = [n for names in joint for n in names]

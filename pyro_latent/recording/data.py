@@ -11,7 +11,7 @@ from torch.distributions import constraints
 
 from ..errors import DataError, NotConjugateError
 from ..expressions import RandomTensor
-from ..rules import family_class, is_checked, raw_arguments, unwrap, unwrap_masks, without_latents
+from ..rules import NAN_MASKED, family_class, is_checked, raw_arguments, unwrap, unwrap_masks, without_latents
 from ..values import all_finite, broadcast_shapes
 from .sites import Plate
 from .supports import base_constraint, feasible, is_bound_by_latent
@@ -100,6 +100,8 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
         usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
         value = torch.where(shown | usable, full, filler.to(full.dtype))
+    if issubclass(family_class(unwrap(fn)[0]), NAN_MASKED):
+        return value  # its density says that NaN counts for nothing
     if value.is_floating_point() and not all_finite(value):
         wrong = int((~value.isfinite()).sum())
         raise DataError(

@@ -16,12 +16,12 @@ from torch import Tensor
 from ..expressions import Expression, RandomTensor
 from ..expressions.axes import Axis, is_position
 from ..expressions.terms import Factor
-from ..rules import RandomDistribution, family_class, unwrap
+from ..rules import NAN_MASKED, RandomDistribution, family_class, unwrap
 from ..values import all_finite
 from .data import joined_mask, seen_data
 
 #: Distributions with an argument that moves with the data.
-LOCATED = (dist.Normal, dist.MultivariateNormal)
+LOCATED = (dist.Normal, dist.MultivariateNormal, *NAN_MASKED)
 
 
 class Origins:

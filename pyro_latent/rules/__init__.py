@@ -8,6 +8,7 @@ from . import (
     exponential,
     gamma,
     multivariate_normal,
+    nan_masked,
     normal,
     positive,
     unit,
@@ -17,6 +18,7 @@ from . import (
 from .base import RULES, Arguments, in_form, register_rule, rule_of
 from .chains import at_step, parts_of, through
 from .construction import random_arguments
+from .nan_masked import NAN_MASKED
 from .random_distribution import (
     BOUNDS,
     RandomDistribution,
@@ -31,6 +33,7 @@ from .wrappers import unwrap, unwrap_masks
 
 __all__ = [
     "BOUNDS",
+    "NAN_MASKED",
     "RULES",
     "Arguments",
     "RandomDistribution",
@@ -47,6 +50,7 @@ __all__ = [
     "in_form",
     "is_checked",
     "multivariate_normal",
+    "nan_masked",
     "normal",
     "parts_of",
     "positive",
