@@ -12,7 +12,7 @@ import pytest
 import torch
 from pyro import poutine
 
-from pyro_latent import CAVI, AutoConjugate, RecordingError
+from pyro_latent import CAVI, AutoConjugate, DataError, RecordingError
 
 _X: Any = torch.tensor([1.0, 2.5, 3.0, 1.5], dtype=torch.float64)
 
@@ -81,3 +81,22 @@ def test_weight_that_the_model_changes_by_running_is_an_error(kind):
 
     with pytest.raises(RecordingError, match=f"Expected the {kind} of site 'x' to be the same each time"):
         CAVI(model, AutoConjugate(model)).step(_X)
+
+
+def test_a_piece_whose_scale_has_changed_is_an_error():
+    """The summaries of the other pieces are of the scale before: their sum is of no model."""
+    settings = SimpleNamespace(weight=0.5)
+
+    def model(x: torch.Tensor) -> None:
+        mu = pyro.sample("mu", dist.Normal(torch.zeros((), dtype=x.dtype), 1.0))
+        with pyro.plate("data", len(_X), subsample_size=len(x)), poutine.scale(scale=settings.weight):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    guide = AutoConjugate(model)
+    cavi = CAVI(model, guide, memoised=True)
+    for name in range(2):
+        cavi.step_piece(name, _X[2 * name : 2 * name + 2])
+    assert float(guide.posterior()["mu"].loc) == pytest.approx(0.5 * float(_X.sum()) / (1 + 0.5 * len(_X)))
+    settings.weight = 1.0
+    with pytest.raises(DataError, match="piece 0 as in the pass before, with its masks and scales"):
+        cavi.step_piece(0, _X[:2])

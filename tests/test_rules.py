@@ -348,6 +348,14 @@ def low_rank() -> None:
         pyro.sample("rows", dist.LowRankMultivariateNormal(mean, ROOT, f64(1.0, 2.0)), obs=ROWS)
 
 
+def with_holes() -> None:
+    holes = torch.where(ROWS > 0.6, torch.nan, ROWS)  # in one row one element, in another both
+    tau, mean = pyro.sample("tau", dist.Gamma(TWO, ONE)), pyro.sample("mean", dist.Normal(f64(0.0, 1.0), 1).to_event(1))
+    with pyro.plate("data", 5):
+        pyro.sample("rows", dist.NanMaskedMultivariateNormal(mean, P), obs=holes)
+        pyro.sample("x", dist.NanMaskedNormal(0.0, tau.rsqrt()), obs=holes[:, 0])
+
+
 def scaled_factor() -> None:
     tau = pyro.sample("tau", dist.Gamma(TWO, ONE))
     with pyro.plate("data", 5):
@@ -449,6 +457,12 @@ CASES = {
     ),
     "shares of two": Case((dist.Bernoulli,), shares_of_two, {"shares": dist.Dirichlet(f64(3.0, 4.0))}, batches=False),
     "low rank": Case((dist.LowRankMultivariateNormal,), low_rank, {"mean": mvn(2)}),
+    "NaN": Case(
+        (dist.NanMaskedNormal, dist.NanMaskedMultivariateNormal),
+        with_holes,
+        {"tau": gamma(), "mean": mvn(2)},
+        batches=False,
+    ),
     "scaled factor": Case((dist.MultivariateNormal,), scaled_factor, {"tau": gamma()}),
     "factors": Case((dist.Unit,), factors, {"mu": normal(), "tau": gamma()}),
     "scaled and masked": Case((dist.Normal,), scaled_and_masked, {"mu": normal()}),

@@ -42,7 +42,8 @@ class CAVI:
     """Coordinate ascent, with the face of ``pyro.infer.SVI``.
 
     Args:
-        model: a Pyro model.
+        model: a Pyro model, with its handlers around it, as in ``poutine.scale(model, scale=0.5)``: a step hears none
+            that it is called in.
         guide: an :class:`~pyro_latent.AutoConjugate` of that model.
         order: the sites in the order of their updates; a discrete site's name stands for the elimination of all
             discrete sites. By default locations come first, after the discrete sites, then scales, probabilities and

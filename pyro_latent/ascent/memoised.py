@@ -18,6 +18,7 @@ from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
 from ..families import Natural
 from ..objective import BlockKey, Program, State, Summary, of_start, padded, summarize, taken
+from ..recording import ScoredSite
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_finite, check_start, fall_of
 
@@ -55,7 +56,8 @@ class MemoisedSteps(Steps):
         known = self.pieces.get(name)
         check_start(program, task.probs)
         args, kwargs = task.arguments
-        mark = fingerprint(*args, *kwargs.values(), program.recording.observations)
+        weights = [(s.scale, s.mask) for s in program.recording.scored.values() if _has_weights(s)]
+        mark = fingerprint(*args, *kwargs.values(), program.recording.observations, *weights)
         self._check(program, name, known, mark)
         state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
         sweep = settled_sweep(task, state, {} if self.pieces else task.probs)
@@ -86,9 +88,9 @@ class MemoisedSteps(Steps):
         check_pieces(program)
         if known is not None and known.mark != mark:
             raise DataError(
-                f"Expected the data of piece {name!r} as in the pass before; got other data. Give pieces in "
-                "a fixed order, as a DataLoader with shuffle=False does, and as data: a subsample that a plate draws "
-                "is another one at each pass."
+                f"Expected the data of piece {name!r} as in the pass before, with its masks and scales; got other "
+                "data. Give pieces in a fixed order, as a DataLoader with shuffle=False does, and as data: a subsample "
+                "that a plate draws is another one at each pass, and so is what a scale that is annealed weighs."
             )
 
     def forget_level(self) -> None:
@@ -119,6 +121,11 @@ class MemoisedSteps(Steps):
             self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
         self._level = state["level"]
+
+
+def _has_weights(site: ScoredSite) -> bool:
+    """Whether a site has a mask, or a scale other than 1."""
+    return site.mask is not None or isinstance(site.scale, Tensor) or site.scale != 1
 
 
 def settled_sweep(task: Task, state: State, probs: Mapping[str, Tensor]) -> Sweep:
