@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -136,6 +139,26 @@ def test_data_that_changes_in_place_is_seen(kind: str, by: str) -> None:
     cavi.step(*case.args) if by == "step" else cavi.run(*case.args)
     exact = 500 / (5 + 1e-4)
     assert float(guide.posterior(*case.args)["loc"].loc) == pytest.approx(exact, rel=1e-9)
+
+
+def test_a_module_that_a_model_imports_and_the_environment_are_seen(monkeypatch) -> None:
+    settings = ModuleType("settings_of_this_test")
+    monkeypatch.setitem(sys.modules, settings.__name__, settings)
+
+    def model(x):
+        from settings_of_this_test import offset  # type: ignore[import-not-found]
+
+        _score(x + offset + float(os.environ["SHIFT_OF_THIS_TEST"]))
+
+    vars(settings)["offset"] = 1.0
+    monkeypatch.setenv("SHIFT_OF_THIS_TEST", "0")
+    before = Snapshot(model, (), {})
+    assert before.is_of_same_model()
+    vars(settings)["offset"] = 3.0
+    assert not before.is_of_same_model()
+    before = Snapshot(model, (), {})
+    monkeypatch.setenv("SHIFT_OF_THIS_TEST", "2")
+    assert not before.is_of_same_model()
 
 
 def test_a_run_sees_what_no_snapshot_does(tmp_path) -> None:

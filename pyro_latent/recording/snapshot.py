@@ -9,6 +9,7 @@ what is another one each time that it is read (an iterator, a generator of rando
 
 from __future__ import annotations
 
+import os
 import random
 import sys
 import zlib
@@ -209,6 +210,8 @@ def _function_parts(function: FunctionType) -> list[Any]:
             cells.append(None)
     names = _names_in(function.__code__)
     used = [function.__globals__[n] for n in sorted(names) if n in function.__globals__]
+    used += _imported_inside(function, names)
+    used += [dict(os.environ)] if names & {"environ", "getenv"} else []
     modules: list[ModuleType] = []
     for item in used:  # which grows: a module may be in another one
         if isinstance(item, ModuleType) and not _is_library(item.__name__) and item not in modules:
@@ -216,6 +219,13 @@ def _function_parts(function: FunctionType) -> list[Any]:
             used += [vars(item)[n] for n in sorted(names) if n in vars(item)]
     used += [id] if "id" in names and "id" not in function.__globals__ else []  # by which a dict may know a tensor
     return [function.__code__, function.__defaults__, function.__kwdefaults__, vars(function), *cells, *used]
+
+
+def _imported_inside(function: FunctionType, names: set[str]) -> list[Any]:
+    """The modules that a function imports when it is called, which its globals do not name."""
+    package = function.__globals__.get("__package__")
+    places = [n for name in sorted(names - function.__globals__.keys()) for n in (name, f"{package}.{name}")]
+    return [sys.modules[n] for n in places if n in sys.modules]
 
 
 def _names_in(code: CodeType) -> set[str]:
