@@ -78,11 +78,11 @@ def main() -> None:
     cavi = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model))
     cavi.run(x)
     cavi.step(x)
-    found, depth = calls_of(lambda: cavi._step(((x,), {})))
+    found, depth = calls_of(lambda: cavi._step(lambda: ((x,), {})))
     lines = {code: source_lines(code) for code in found}
     for code in sorted(found, key=lambda c: (c.co_filename, c.co_firstlineno)):
         print(f"{Path(code.co_filename).relative_to(ROOT)!s:32} {lines[code]:4} {code.co_qualname}")
-    sweep, depth_of_sweep = calls_of(lambda: cavi._step(((x,), {})), FullSteps.step.__code__)
+    sweep, depth_of_sweep = calls_of(lambda: cavi._step(lambda: ((x,), {})), FullSteps.step.__code__)
     for name, codes, deepest in (("the sweep alone", sweep, depth_of_sweep), ("with driver and guide", found, depth)):
         files = {code.co_filename for code in codes}
         total = sum(lines[code] for code in codes)

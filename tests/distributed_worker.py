@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import functools
 import multiprocessing
 import os
 import sys
@@ -23,8 +24,10 @@ import pyro.distributions as dist
 import torch
 import torch.distributed as td
 from torch import Tensor
+from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data.distributed import DistributedSampler
 
-from pyro_latent import CAVI, EM, AutoConjugate
+from pyro_latent import CAVI, EM, AutoConjugate, RobbinsMonro
 from pyro_latent.errors import PyroLatentError
 from pyro_latent.models.lda import LDA
 
@@ -124,6 +127,7 @@ class Case(NamedTuple):
     init: Callable[[Any], Any] | dict[Any, Any] | None = None
     blocks: Any = None
     sweeps: int = 4
+    point: tuple[str, ...] = ()
 
 
 def design() -> Tensor:
@@ -163,6 +167,26 @@ CASES = {
         36,
     ),
 }
+#: Of minibatches and pieces; the step size of minibatches.
+BATCHED = {
+    "mixture": CASES["mixture"],
+    "regression": CASES["regression"],
+    "principal components": CASES["principal components"],
+    "maximum likelihood": CASES["maximum likelihood"],
+    "mode": CASES["mixture"]._replace(point=("weights", "mean")),
+}
+WAYS: dict[str, dict[str, Any]] = {
+    "minibatches": {"step_size": RobbinsMonro(delay=1.0, forgetting=0.7)},
+    "pieces": {"memoised": True},
+}
+#: What is fitted by how many processes in which way.
+BATCHES = [
+    ("mixture", 1, "minibatches"),
+    *(("mixture", n, way) for n in (2, 4) for way in WAYS),
+    *((name, 4, "minibatches") for name in ("regression", "principal components", "mode")),
+    ("maximum likelihood", 2, "minibatches"),
+    *((name, 2, "pieces") for name in ("principal components", "maximum likelihood")),
+]
 
 
 def shard(data: Tensor, rank: int, size: int) -> Tensor:
@@ -192,9 +216,20 @@ def fit(case: Case, data: Tensor, group: Any = None, **options: Any) -> tuple[Au
 def started(case: Case) -> AutoConjugate:
     """A guide after one sweep over all of the data."""
     pyro.clear_param_store()
-    guide = AutoConjugate(case.model, init=case.init, blocks=case.blocks)
+    guide = AutoConjugate(case.model, init=case.init, blocks=case.blocks, point=case.point)
     CAVI(case.model, guide).step(case.data, len(case.data))
     return guide
+
+
+@functools.cache
+def kept_start(name: str) -> AutoConjugate:
+    """A guide of :func:`started`, made before the processes are where these are forks."""
+    return started(BATCHED[name] if name in BATCHED else CASES[name])
+
+
+def start_of(name: str) -> AutoConjugate:
+    """A copy of it."""
+    return copy.deepcopy(kept_start(name))
 
 
 def sweeps(case: Case, guide: AutoConjugate, data: Tensor, group: Any = None) -> dict[str, Any]:
@@ -203,6 +238,18 @@ def sweeps(case: Case, guide: AutoConjugate, data: Tensor, group: Any = None) ->
     driver = CAVI(case.model, guide, local_steps=1, process_group=group)
     driver.run(data, len(case.data), max_steps=case.sweeps, tol=0)
     return {"loss": driver.evaluate_loss(data, len(case.data)), "state": content(guide)}
+
+
+def batches(
+    case: Case, guide: AutoConjugate, way: str, rank: int = 0, size: int = 1, group: Any = None, **more: Any
+) -> dict[str, Any]:
+    """What two passes over halves of the data lead to from there, of which each process has its part."""
+    pyro.clear_param_store()
+    settings = {"local_steps": 2, "local_tol": 0.0, "process_group": group} | WAYS[way]
+    own = [(shard(half, rank, size),) for half in case.data.split(len(case.data) // 2)]
+    driver = CAVI(case.model, guide, **settings)
+    result = driver.run_batches(own, epochs=2, tol=0, size=len(case.data), **more)
+    return {"elbo": result.elbo, "state": content(guide)}
 
 
 def message_of(work: Callable[[], Any]) -> tuple[str, str]:
@@ -249,13 +296,14 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
         return
     groups = {n: [td.new_group(list(range(i, i + n))) for i in range(0, size, n)][rank // n] for n in (1, 2, size)}
     found: dict[str, Any] = {}
+    mine = {n: group for n, group in groups.items() if rank < n}
     for name, case in CASES.items():
-        start = started(case)
-        for n, group in groups.items() if name == "mixture" else list(groups.items())[1:]:
-            found[f"{name}, {n}"] = sweeps(case, copy.deepcopy(start), shard(case.data, rank % n, n), group)
-    for n, group in groups.items():
+        for n, group in mine.items():
+            if name == "mixture" or n > 1:
+                found[f"{name}, {n}"] = sweeps(case, start_of(name), shard(case.data, rank, n), group)
+    for n, group in mine.items():
         pyro.clear_param_store()
-        data = shard(APART, rank % n, n)
+        data = shard(APART, rank, n)
         driver = EM(maximum, process_group=group)
         result = driver.run(data, len(APART), max_steps=15, tol=0)
         found[f"EM, {n}"] = {"loss": -float(result.elbo[-1]), "state": params()}
@@ -263,9 +311,15 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found["errors"] = {name: message_of(work) for name, work in failures(rank, size, folder, guides)}
     found["changed"] = [guide.state_dict() for guide in guides if guide.posterior_state.layout]
     found |= resumed(rank, size, folder, groups)
+    for name, n, way in BATCHES:
+        if n in mine:
+            found[f"{name}, {n}, {way}"] = batches(BATCHED[name], start_of(name), way, rank, n, mine[n])
+    found["batch errors"] = {name: message_of(work) for name, work in batch_failures(rank, size, folder)}
+    found |= resumed_batches(rank, size, folder)
     found["late"] = late(rank, size)
-    for n, group in list(groups.items())[1:]:
-        found[f"LDA, {n}"] = lda_of(shard(counts(), rank % n, n), group)
+    found["late batches"] = {way: late(rank, size, **options) for way, options in WAYS.items()}
+    for n in mine.keys() - {1}:
+        found[f"LDA, {n}"] = lda_of(shard(counts(), rank, n), mine[n])
     found["LDA errors"] = lda_failures(rank, size)
     torch.save(found, folder / f"{rank}.pt")
 
@@ -302,8 +356,77 @@ def lda_failures(rank: int, size: int) -> dict[str, tuple[str, str]]:
     return {name: message_of(work) for name, work in other.items()}
 
 
-def late(rank: int, size: int) -> dict[str, Any]:
-    """Sweeps that go well, with what they exchange, one for which one process has data that is no number, and another
+class Loader:
+    """Batches of one process that end early, or in an error."""
+
+    def __init__(self, own: list[Any], length: int | None, end: Exception | None = None) -> None:
+        self.own, self.length, self.end = own, length, end
+
+    def __len__(self) -> int:
+        if self.length is None:
+            raise TypeError
+        return self.length
+
+    def __iter__(self) -> Iterator[Any]:
+        yield from self.own
+        if self.end is not None:
+            raise self.end
+
+
+def batch_failures(rank: int, size: int, folder: Path) -> Iterator[tuple[str, Callable[[], Any]]]:
+    """What one process does otherwise with its batches, which all must say."""
+    case, last = CASES["mixture"], rank == size - 1
+    own = [(shard(part, rank, size),) for part in case.data.split(45)]
+
+    def driver(**options: Any) -> CAVI:
+        return CAVI(mixture, AutoConjugate(mixture, init=case.init), process_group=td.group.WORLD, **options)
+
+    drivers = {way: driver(**options) for way, options in WAYS.items()}
+
+    def run(own: Any, way: str = "minibatches", **more: Any) -> Any:
+        return drivers[way].run_batches(own, size=len(case.data), **more)
+
+    holed = [own[0], (own[1][0] * torch.nan,)]
+    sized = [{"x": x, "size": 90 + (last and i)} for i, (x,) in enumerate(own)]
+    yield "data", lambda: run(holed if last else own)
+    yield "lengths", lambda: run(own[:1] if last else own)
+    yield "passes", lambda: run(own, epochs=2 if last else 3)
+    yield "no length", lambda: run(Loader(own, None) if last else own)
+    yield "short", lambda: run(Loader(own[:1], 2) if last else own)
+    yield "long", lambda: run(Loader(own * 2, 2) if last else own)
+    yield "loader", lambda: run(Loader(own[:1], 2, OSError("no such disk")) if last else own)
+    yield "arguments", lambda: run([own[0], (1, 2, 3, 4, 5)] if last else own)
+    yield "size", lambda: driver(step_size=0.5).run_batches(sized)
+    yield "pieces", lambda: run(own * 2 if last else [*own, (own[0][0][:1],), (own[0][0][:1],)], "pieces")
+    yield "file", lambda: run(own, "pieces", checkpoint=folder / "pieces.pt")
+    yield "whole", lambda: run([(case.data,)])
+
+
+def resumed_batches(rank: int, size: int, folder: Path) -> dict[str, Any]:
+    """Minibatches of a new guide: a run that is cut and goes on, one that is not, and one over what a sampler deals."""
+    case = CASES["mixture"]
+
+    def run(**more: Any) -> Any:
+        guide = AutoConjugate(mixture, init=case.init)
+        return batches(case, guide, "minibatches", rank, size, td.group.WORLD, **more)
+
+    def cut(step: int, elbo: float) -> bool:
+        return step == 3
+
+    found = {"minibatches": run(), "cut": run(checkpoint=folder / "batches.pt", callback=cut)}
+    found["resumed minibatches"] = run(checkpoint=folder / "batches.pt")
+    data = TensorDataset(case.data)
+    sampler: Any = DistributedSampler(data, size, rank)
+    guide = AutoConjugate(mixture, init=case.init)
+    driver = CAVI(mixture, guide, step_size=0.5, process_group=td.group.WORLD)
+    dealt = driver.run_batches(DataLoader(data, 10, sampler=sampler), size=len(data))
+    found["dealt"] = {"elbo": dealt.elbo, "state": content(guide)}
+    found["loss"], alone = driver.evaluate_loss(shard(case.data, rank, size), 90), guide.elbo(case.data, 90)
+    return {"of minibatches": found | {"alone": -alone}}
+
+
+def late(rank: int, size: int, **options: Any) -> dict[str, Any]:
+    """Steps that go well, with what they exchange, one for which one process has data that is no number, and another
     for which it has its own again.
     """
     case = CASES["mixture"]
@@ -315,17 +438,24 @@ def late(rank: int, size: int) -> dict[str, Any]:
         count += 1
         return reduce(*args, **kwargs)
 
-    driver = CAVI(mixture, AutoConjugate(mixture, init=case.init), process_group=td.group.WORLD)
-    driver.run(own, len(case.data), max_steps=2, tol=0)
+    driver = CAVI(mixture, AutoConjugate(mixture, init=case.init), process_group=td.group.WORLD, **options)
+
+    def step() -> float:
+        if "memoised" in options:
+            return driver.step_piece("own", own, len(case.data))
+        return driver.step(own, len(case.data))
+
+    for _ in range(2):
+        step()
     td.all_reduce = counted
-    losses = [driver.step(own, len(case.data)) for _ in range(3)]
+    losses = [step() for _ in range(3)]
     td.all_reduce = reduce
     kept, state = own[0].clone(), content(driver.guide)
     own[0] = torch.nan if rank == size - 1 else own[0]
-    error = message_of(lambda: driver.step(own, len(case.data)))
+    error = message_of(step)
     same = all(torch.equal(t, state[n]) for n, t in content(driver.guide).items())
     own[0] = kept
-    losses.append(driver.step(own, len(case.data)))
+    losses.append(step())
     return {"count": count, "losses": losses, "error": error, "same": same}
 
 
@@ -373,6 +503,10 @@ def vanish(rank: int, size: int, folder: Path, how: str) -> None:
 def launch(size: int, folder: Path, scenario: str = "all") -> None:
     """Run the processes to their end, but for the last of a scenario in which it vanishes, and may hang."""
     context: Any = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
+    if scenario == "all" and sys.platform == "linux":
+        torch.set_num_threads(1)
+        for name in CASES | BATCHED:
+            kept_start(name)
     processes = [context.Process(target=main, args=(rank, size, folder, scenario)) for rank in range(size)]
     for process in processes:
         process.start()

@@ -16,7 +16,22 @@ import pyro
 import pytest
 import torch
 import torch.distributed as td
-from distributed_worker import APART, CASES, SHORT, counts, fit, lda_of, maximum, params, started, sweeps
+from distributed_worker import (
+    APART,
+    BATCHED,
+    BATCHES,
+    CASES,
+    SHORT,
+    WAYS,
+    batches,
+    counts,
+    fit,
+    lda_of,
+    maximum,
+    params,
+    start_of,
+    sweeps,
+)
 
 from pyro_latent import CAVI, EM, ArgumentError, AutoConjugate
 from pyro_latent.checkpoint import read_checkpoint
@@ -52,12 +67,63 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
 def test_shards_give_what_all_of_the_data_does(name: str, size: int, found: list[Any]) -> None:
     """The same natural parameters of the globals and the same ELBO, and to the last bit the same in all processes."""
     case = CASES[name]
-    expected = sweeps(case, started(case), case.data)
-    for rank in range(SIZE):
-        own, first = found[rank][f"{name}, {size}"], found[rank // size * size][f"{name}, {size}"]
+    expected = sweeps(case, start_of(name), case.data)
+    first = found[0][f"{name}, {size}"]
+    for own in (found[rank][f"{name}, {size}"] for rank in range(size)):
         assert own["loss"] == first["loss"]
         assert all(torch.equal(own["state"][n], tensor) for n, tensor in first["state"].items())
         assert_same(own, expected)
+
+
+@pytest.mark.parametrize(("name", "size", "way"), BATCHES)
+def test_minibatches_and_pieces_are_those_of_all_processes_in_one(
+    name: str, size: int, way: str, found: list[Any]
+) -> None:
+    """Two passes reach the globals and the ELBOs of one process whose batches are theirs together, and to the last bit
+    the same in all processes."""
+    expected = batches(BATCHED[name], start_of(name), way)
+    first = found[0][f"{name}, {size}, {way}"]
+    for own in (found[rank][f"{name}, {size}, {way}"] for rank in range(size)):
+        assert torch.equal(own["elbo"], first["elbo"])
+        assert all(torch.equal(own["state"][n], tensor) for n, tensor in first["state"].items())
+        torch.testing.assert_close(own["elbo"], expected["elbo"], rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(own["state"], expected["state"], rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("what", "kind", "words"),
+    [
+        ("data", "DataError", "Expected finite data at site 'x'"),
+        ("lengths", "DataError", "Expected as many batches in all processes; got 2 in each of 1 passes"),
+        ("passes", "DataError", "2 in each of 2 passes"),
+        ("no length", "DataError", "an unknown number in each"),
+        ("short", "DataError", "Expected 2 batches, as the loader says that it has; got 1"),
+        ("long", "DataError", "Expected 2 batches, as the loader says that it has; got more"),
+        ("loader", "ProcessError", "no such disk"),
+        ("arguments", "ArgumentTypeError", "to be the model's arguments"),
+        ("size", "ModelError", "Expected the same size of plate 'data' in all processes; got 90.0"),
+        ("pieces", "DataError", "Expected pieces that are all of the data, 90, at most"),
+        ("file", "ArgumentError", "each process has pieces of its own"),
+        ("whole", "ModelError", "Expected one plate of which each process has a part"),
+    ],
+)
+def test_batches_that_one_process_has_otherwise_are_an_error_in_all(
+    what: str, kind: str, words: str, found: list[Any]
+) -> None:
+    for own in found:
+        name, message = own["batch errors"][what]
+        assert name == kind
+        assert words in message
+
+
+def test_minibatches_go_on_from_a_file(found: list[Any]) -> None:
+    """As a run that was not cut does, and the same in all processes; those that a sampler deals out, too."""
+    for own in (one["of minibatches"] for one in found):
+        assert len(own["cut"]["elbo"]) == 3
+        for name in ("elbo", "state"):
+            torch.testing.assert_close(own["resumed minibatches"][name], own["minibatches"][name], rtol=0, atol=0)
+            torch.testing.assert_close(own["dealt"][name], found[0]["of minibatches"]["dealt"][name], rtol=0, atol=0)
+        assert own["loss"] == pytest.approx(own["alone"], rel=1e-10)
 
 
 @pytest.mark.parametrize("size", [1, 2, SIZE])
@@ -153,16 +219,18 @@ def test_documents_that_one_process_has_otherwise_are_an_error_in_all(
         assert words in message
 
 
-def test_a_sweep_is_one_all_reduce(found: list[Any]) -> None:
+@pytest.mark.parametrize("way", ["sweeps", *WAYS])
+def test_a_step_is_one_all_reduce(way: str, found: list[Any]) -> None:
     """What processes have to ask each other goes with the sum; where something is wrong, they ask, and go on after."""
-    for own in found:
-        late = own["late"]
+    each = [own["late"] if way == "sweeps" else own["late batches"][way] for own in found]
+    for late in each:
         assert late["count"] == 3
         assert late["error"][0] == "DataError"
         assert f"It came up in process {SIZE - 1} of {SIZE}." in late["error"][1]
         assert late["same"]
-        assert late["losses"] == found[0]["late"]["losses"]
-        assert all(b <= a + 1e-9 * abs(a) for a, b in itertools.pairwise(late["losses"]))
+        assert late["losses"] == each[0]["losses"]
+        if way != "minibatches":
+            assert all(b <= a + 1e-9 * abs(a) for a, b in itertools.pairwise(late["losses"]))
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])

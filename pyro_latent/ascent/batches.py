@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..checkpoint import fingerprint, random_state, restore_random_state
 from ..errors import ArgumentTypeError, ModelError
@@ -99,8 +99,10 @@ def check_repeatable(batches: Any) -> None:
         )
 
 
-def check_resumable(batches: Iterable[Any]) -> None:
-    """Warn at the start of a run with a checkpoint whose batches a resumed run cannot repeat."""
+def check_resumable(batches: Iterable[Any], in_processes: bool = False) -> None:
+    """Warn at the start of a run with a checkpoint whose batches a resumed run cannot repeat, alone or in several
+    processes, of which the file has the random state of the first.
+    """
     obstacle = None
     if isinstance(batches, DataLoader):
         samplers = (batches.sampler, batches.batch_sampler)
@@ -109,6 +111,8 @@ def check_resumable(batches: Iterable[Any]) -> None:
             obstacle = "a DataLoader over a stream"
         elif foreign:
             obstacle = f"a DataLoader with {type(foreign[0]).__name__}, which may draw with a generator of its own"
+        elif in_processes and isinstance(batches.sampler, RandomSampler):
+            obstacle = "a DataLoader that shuffles by itself, without DistributedSampler, in several processes"
         elif batches.persistent_workers:
             obstacle = "a DataLoader with persistent workers, whose random states stay with them"
     elif not isinstance(batches, Sequence):

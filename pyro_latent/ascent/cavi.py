@@ -26,8 +26,9 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
-from .batches import arguments_of, check_repeatable, check_resumable, first_of, held_data, length_of, repeated
-from .distributed import DistributedSteps, join
+from .batches import arguments_of, check_resumable, first_of, held_data, repeated
+from .distributed import SharedSteps, join
+from .distributed_batches import Delivery, agreed_length, delivered, given, own_random
 from .options import check_guide, compile_sweeps, inverse_temperatures, settings_of, steps_for
 from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
 from .ranks import Alone, Ranks
@@ -66,9 +67,9 @@ class CAVI:
             values of discrete sites that choose among elements of latents, ``mu[z]``: of mixtures, topics, states of a
             chain. There may be too many of them at the start: those that are not needed end empty.
         accelerate: whether sweeps begin where the last ones are going, where that does not lower the ELBO.
-        process_group: processes of ``torch.distributed`` that fit the model together, such as ``group.WORLD`` after
-            ``init_process_group``: each is given a shard of the data, in a plate that says how much there is in all,
-            and each ends with the same globals and the ELBO of all of it. Local latents stay with their shard.
+        process_group: processes of ``torch.distributed`` that fit the model together, such as ``group.WORLD``: each is
+            given its shard of the data (with ``step_size`` a minibatch, with ``memoised`` a piece) in a plate that says
+            how much there is in all; each ends with the same globals and ELBO. Local latents stay with their data.
         jit_compile: whether sweeps, and steps on minibatches, are compiled by ``torch.jit``: the same numbers, without
             Python between two operations. By default, those of few numbers are after a while; True: at once, with a
             warning where that cannot be.
@@ -132,7 +133,7 @@ class CAVI:
         """
         if not self._steps.takes_all:
             raise ModelError("Expected a named piece of data with memoised=True; got step. Use step_piece(name, ...).")
-        return -max(self._step((args, kwargs), is_alone=True))
+        return -max(self._step(lambda: (args, kwargs), is_alone=True))
 
     @torch.inference_mode(False)
     def step_piece(self, piece: int | str, *args: Any, **kwargs: Any) -> float:
@@ -146,10 +147,10 @@ class CAVI:
             raise ArgumentTypeError(f"Expected a piece to be known by an integer or a string; got {piece!r}.")
         if self._steps.takes_all:
             raise ModelError("Expected CAVI(model, guide, memoised=True) for pieces of data; got another driver.")
-        return -max(self._step((args, kwargs), piece))
+        return -max(self._step(lambda: (args, kwargs), piece))
 
-    def _step(self, arguments: ModelArguments, piece: int | str | None = None, is_alone: bool = False) -> list[float]:
-        return self._ranks.hoped(lambda: self._stepped(arguments, piece, is_alone))
+    def _step(self, give: Delivery, piece: int | str | None = None, is_alone: bool = False) -> list[float]:
+        return self._ranks.hoped(lambda: self._stepped(self._ranks.agreed(give), piece, is_alone))
 
     @leaving_random_state()
     def _stepped(self, arguments: ModelArguments, piece: int | str | None, is_alone: bool) -> list[float]:
@@ -175,13 +176,13 @@ class CAVI:
         """Bring the guides of all processes to one state, where one of them is not where the last step left it."""
         ranks = self._ranks
         if isinstance(ranks, Ranks) and ranks.any(self.guide.posterior_state.revision != self._revision):
-            join(ranks, self.guide, arguments, self._schedule, self._settings)
+            join(ranks, self.guide, arguments, self._schedule, self._settings, self._steps)
             self._steps.forget_level()
             self._revision = self.guide.posterior_state.revision
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The exact −ELBO of the current posterior, without a step; with a ``process_group``, of all shards."""
-        if not isinstance(self._steps, DistributedSteps):
+        if not isinstance(self._steps, SharedSteps):
             return -self.guide.elbo(*args, **kwargs)
         self._join((args, kwargs))
         return -self._steps.evaluate(self.guide, (args, kwargs), self._schedule)[self.guide.posterior_state.best]
@@ -227,7 +228,7 @@ class CAVI:
         file = self._ranks.agreed(lambda: self._file(path, checkpoint_every, {}))
         self.guide.posterior_state.doubted = True
         again = partial(repeated, anew=callback is not None)
-        reached, converged = self._passes([(args, kwargs)], again, max_steps, tol, file, max_steps, progress, callback)
+        reached, converged = self._passes([(args, kwargs)], again, max_steps, tol, file, 1, progress, callback)
         if self.is_annealing:
             warn_of_annealing(max_steps)
         return self._result(reached, converged and not lacks_digits(self._steps, self.guide.state, reached, tol))
@@ -270,14 +271,13 @@ class CAVI:
                 "Expected a driver for batches; got one for all of the data. Write CAVI(model, guide, "
                 "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True)."
             )
-        check_repeatable(batches)
+        length = agreed_length(batches, epochs, tol, checkpoint is not None, self._steps, self._ranks)
         if checkpoint is not None:
-            check_resumable(batches)
-        length = length_of(batches)
-        file = self._file(checkpoint, checkpoint_every, {"data": (length, held_data(batches), kwargs)})
-        total = None if length is None else epochs * length
+            check_resumable(batches, isinstance(self._ranks, Ranks))
+        path, data = checkpoint if self._ranks.is_first else None, {"data": (length, held_data(batches), kwargs)}
+        file = self._ranks.agreed(lambda: self._file(path, checkpoint_every, data))
         arguments = partial(arguments_of, shared=kwargs, model=self.model)
-        end = self._passes(batches, arguments, epochs, tol, file, total, progress, callback, naming_batches)
+        end = self._passes(batches, arguments, epochs, tol, file, length, progress, callback, naming_batches)
         return self._result(*end)
 
     def _passes(
@@ -287,7 +287,7 @@ class CAVI:
         passes: int,
         tol: float,
         file: Run,
-        total: int | None,
+        length: int | None,
         bar: bool,
         callback: Callable[[int, float], Any] | None,
         placed: Callable[[Progress], AbstractContextManager[Any]] = nullcontext,
@@ -298,7 +298,7 @@ class CAVI:
         check_callback(callback)
         steps, progress = self._steps, Progress(resumes=file.path is not None)
         identity, held = self._ranks.agreed(lambda: read(file, lambda: self._identity(batches, arguments)))
-        if (found := self._ranks.shared(held)) is not None:
+        if (found := own_random(self._ranks.shared(held), self._ranks)) is not None:
             self._ranks.agreed(lambda: restore(self.guide, self._steps, found, progress))
             self._revision = self.guide.posterior_state.revision if isinstance(self._ranks, Alone) else -1
 
@@ -306,12 +306,13 @@ class CAVI:
             return content_of(self.guide, steps) | progress.to_state() | {"identity": identity}
 
         converged = steps.can_settle and progress.has_settled(tol)
-        bar, callback = bar and self._ranks.is_first, self._ranks.ending(callback)
+        total, bar = None if length is None else passes * length, bar and self._ranks.is_first
+        callback = self._ranks.ending(callback)
         with recording(progress, lambda last: file.keep(len(progress), state, last), total, bar, callback) as record:
             while len(progress.ends) < passes and not converged:
-                for number, batch in progress.rest(batches):
+                for number, batch in delivered(progress, batches, length, self._ranks):
                     with placed(progress):
-                        elbo = self._step(arguments(batch), number)
+                        elbo = self._step(partial(given, batch, arguments), number)
                     record(elbo)
                 progress.end_pass()
                 if progress.has_settled(tol):
@@ -374,7 +375,7 @@ class CAVI:
             CheckpointError: if it is of another driver or of other settings.
             ModelError: if it is of another model.
         """
-        found = self._file(path).read()
+        found = own_random(self._file(path).read(), self._ranks)
         if found is None:
             raise MissingFileError(f"Expected a checkpoint in {str(path)!r}; got no such file.")
         restore(self.guide, self._steps, found)

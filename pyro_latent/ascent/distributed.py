@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
+from torch import Tensor
 
 from ..checkpoint import fingerprint
 from ..errors import DataError, ElboDecreaseError, ModelError
@@ -34,80 +35,61 @@ class _Entry(NamedTuple):
     shape: torch.Size
 
 
-class DistributedSteps(Steps):
-    """Steps on a shard of the data, with the processes that have the others.
+class Exchange:
+    """What the processes say to each other about the globals: summaries, added up by one all-reduce.
 
     Args:
         ranks: the processes.
-        m_step: of EM, how often its parameters are visited: once, or until none moves.
     """
 
-    takes_batches = False
-    rescales = False
-    redraws = False
-
-    def __init__(self, ranks: Ranks, m_step: MStep | None = None) -> None:
+    def __init__(self, ranks: Ranks) -> None:
         self.ranks = ranks
-        self.m_step = m_step
-        self._entries: list[_Entry] = []
-        self._program: Program | None = None
-        self._level: list[float] | None = None
+        self._entries: list[_Entry] | None = None
+        self._alike: Mapping[str, Any] = {}
 
-    def step(self, task: Task) -> tuple[State, Info]:
-        """One sweep; the exact ELBO of all shards, for each start.
+    def total(
+        self, found: Summary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
+    ) -> tuple[Summary, list[float]]:
+        """The sums, over all processes, of their summaries and of more numbers.
+
+        Args:
+            found: what the data here say.
+            more: numbers that are added up besides.
+            alike: what must be the same in all processes, by the name that an error gives it.
 
         Raises:
-            PyroLatentError: in all processes, if the updates of one shard fail.
-            ElboDecreaseError: if the ELBO fell by more than rounding explains.
+            ModelError: in all processes, if that is not the same, or the summaries differ in shape.
         """
-        program = task.program
-        sweep, found = self.ranks.agreed(lambda: _settled(task))
-        total = self._sum(program, found)
-        others = _globals(task)
-        set_globals(program, sweep, total, others)
-        self._settle_points(task, sweep, total)
-        elbo, sizes = reached(program, sweep, total, others)
-        if self._level is not None and (fall := fall_of(self._level, elbo, sizes, program.recording.dtype)):
-            raise ElboDecreaseError(
-                f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
-            )
-        self._level = elbo
-        return sweep.state, Info(elbo, best_of(elbo))
-
-    def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:
-        """Visit parameters, again, until none moves, where an M-step is to be joint."""
-        points = points_of(task) if self.m_step is not None else []
-        for _ in range(M_STEP_PASSES if self.m_step == "joint" and len(points) > 1 else 0):
-            before = [sweep.state[key].x for key in points]
-            set_globals(task.program, sweep, total, points)
-            if all(is_still(x, sweep.state[key].x) for x, key in zip(before, points, strict=True)):
-                break
-
-    def evaluate(self, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> list[float]:
-        """The exact ELBO of all shards for each start, without a step."""
-
-        def found() -> tuple[Task, Sweep, Summary]:
-            prepared = guide.calls.fit(*arguments, rescale=False, redraws=False)
-            sweep = Sweep(prepared.program, prepared.state, arguments)
-            own = summarize(prepared.program, sweep.state, sweep.means, sweep.held)
-            return Task(prepared.program, arguments, prepared.state, {}, schedule), sweep, own
-
-        task, sweep, own = self.ranks.agreed(found)
-        program = task.program
-        return reached(program, sweep, self._sum(program, own), _globals(task))[0]
-
-    def _sum(self, program: Program, found: Summary) -> Summary:
-        """The sum of the summaries of all shards, by one all-reduce."""
-        if self.ranks.any(self._program is not program):
-            self._entries, self._program = self._agreed_entries(found), program
+        if self.ranks.any(not self._is_known(found, alike or {})):
+            self._check_alike(alike or {})
+            self._entries, self._alike = self._agreed_entries(found), alike or {}
+        assert self._entries is not None
         own = found.constants
         parts = [own[e.key] if e.key in own else found.number.new_zeros(e.shape) for e in self._entries]
-        flat = torch.cat([p.reshape(-1) for p in (*parts, found.number, found.magnitude)])
-        *constants, number, magnitude = self.ranks.total(flat).split(
-            [e.shape.numel() for e in self._entries] + [len(found.number)] * 2
-        )
-        pairs = zip(self._entries, constants, strict=True)
-        return Summary({e.key: c.reshape(e.shape) for e, c in pairs}, number, magnitude)
+        parts += [found.number, found.magnitude, found.number.new_tensor(list(more))]
+        flat = torch.cat([p.reshape(-1) for p in parts])
+        sums: tuple[Tensor, ...] = self.ranks.total(flat).split([p.numel() for p in parts])
+        pairs = zip(self._entries, sums, strict=False)
+        constants = {e.key: c.reshape(e.shape) for e, c in pairs}
+        return Summary(constants, sums[-3], sums[-2]), sums[-1].tolist()
+
+    def _is_known(self, found: Summary, alike: Mapping[str, Any]) -> bool:
+        """Whether all processes know what this one would tell, as far as it can say."""
+        if self._entries is None or alike != self._alike:
+            return False
+        shapes = {e.key: e.shape for e in self._entries}
+        return all(shapes.get(key) == constant.shape for key, constant in found.constants.items())
+
+    def _check_alike(self, alike: Mapping[str, Any]) -> None:
+        """Raise in all processes where something is not the same in all of them."""
+        by_rank = self.ranks.gathered(dict(alike))
+        for rank, own in enumerate(by_rank):
+            for name, first in by_rank[0].items():
+                if own.get(name) != first:
+                    raise ModelError(
+                        f"Expected the same {name} in all processes; got {first} in process 0 and {own.get(name)} in "
+                        f"process {rank}."
+                    )
 
     def _agreed_entries(self, found: Summary) -> list[_Entry]:
         """The constants that the summary of some shard has, in an order that all processes share.
@@ -127,6 +109,93 @@ class DistributedSteps(Steps):
                     )
         return [entry for _, entry in entries.values()]
 
+    def forget(self) -> None:
+        """Forget what the processes have told each other: another model, or other starts, come."""
+        self._entries = None
+
+
+class SharedSteps(Steps):
+    """Steps on data that lie in several processes.
+
+    Args:
+        ranks: the processes.
+    """
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.ranks = ranks
+        self.exchange = Exchange(ranks)
+
+    def evaluate(self, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> list[float]:
+        """The exact ELBO of all shards for each start, without a step."""
+
+        def found() -> tuple[Task, Sweep, Summary]:
+            prepared = guide.calls.fit(*arguments, rescale=False, redraws=False)
+            task = Task(prepared.program, arguments, prepared.state, {}, schedule)
+            return task, *self.read(task)
+
+        task, sweep, own = self.ranks.agreed(found)
+        check_shards(self.ranks, task.program)
+        total, _ = Exchange(self.ranks).total(own)
+        return reached(task.program, sweep, total, globals_of(task))[0]
+
+    def read(self, task: Task) -> tuple[Sweep, Summary]:
+        """What a shard says about the globals, with its local blocks at their optimum given these."""
+        return settled(task)
+
+
+class DistributedSteps(SharedSteps):
+    """Steps on a shard of the data, with the processes that have the others.
+
+    Args:
+        ranks: the processes.
+        m_step: of EM, how often its parameters are visited: once, or until none moves.
+    """
+
+    takes_batches = False
+    rescales = False
+    redraws = False
+
+    def __init__(self, ranks: Ranks, m_step: MStep | None = None) -> None:
+        super().__init__(ranks)
+        self.m_step = m_step
+        self._program: Program | None = None
+        self._level: list[float] | None = None
+
+    def step(self, task: Task) -> tuple[State, Info]:
+        """One sweep; the exact ELBO of all shards, for each start.
+
+        Raises:
+            PyroLatentError: in all processes, if the updates of one shard fail.
+            ElboDecreaseError: if the ELBO fell by more than rounding explains.
+        """
+        program = task.program
+        sweep, found = self.ranks.agreed(lambda: settled(task))
+        if self.ranks.any(self._program is not program):
+            self.exchange.forget()
+            self._program = program
+        total, _ = self.exchange.total(found)
+        others = globals_of(task)
+        set_globals(program, sweep, total, others)
+        self._settle_points(task, sweep, total)
+        elbo, sizes = reached(program, sweep, total, others)
+        check_risen(self._level or elbo, elbo, sizes, program)
+        self._level = elbo
+        return sweep.state, Info(elbo, best_of(elbo))
+
+    def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:
+        """Visit parameters, again, until none moves, where an M-step is to be joint."""
+        points = points_of(task) if self.m_step is not None else []
+        for _ in range(M_STEP_PASSES if self.m_step == "joint" and len(points) > 1 else 0):
+            before = [sweep.state[key].x for key in points]
+            set_globals(task.program, sweep, total, points)
+            if all(is_still(x, sweep.state[key].x) for x, key in zip(before, points, strict=True)):
+                break
+
+    def read(self, task: Task) -> tuple[Sweep, Summary]:
+        """What the shard says, with its local blocks as the last sweep left them."""
+        sweep = Sweep(task.program, task.state, task.arguments)
+        return sweep, summarize(task.program, sweep.state, sweep.means, sweep.held)
+
     def forget_level(self) -> None:
         self._level = None
 
@@ -140,12 +209,24 @@ class DistributedSteps(Steps):
         self._level, self._program = None, None
 
 
-def _globals(task: Task) -> list[BlockKey]:
+def check_risen(before: Sequence[float], elbo: Sequence[float], sizes: Sequence[float], program: Program) -> None:
+    """Raise where the ELBO of a start has fallen; ``sizes`` are those of what it sums.
+
+    Raises:
+        ElboDecreaseError: if it fell by more than rounding explains.
+    """
+    if fall := fall_of(before, elbo, sizes, program.recording.dtype):
+        raise ElboDecreaseError(
+            f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
+        )
+
+
+def globals_of(task: Task) -> list[BlockKey]:
     """The blocks that all processes have, in the order of their updates."""
     return [key for key in task.schedule.blocks(task.program) if not task.program.in_subsample(key)]
 
 
-def _settled(task: Task) -> tuple[Sweep, Summary]:
+def settled(task: Task) -> tuple[Sweep, Summary]:
     """A sweep whose local blocks are up to date, and what its shard says about the globals."""
     check_pieces(task.program)
     sweep = settled_sweep(task, task.state, task.probs)
@@ -155,25 +236,29 @@ def _settled(task: Task) -> tuple[Sweep, Summary]:
     return sweep, found
 
 
-def join(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: Any) -> None:
+def join(
+    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: Any, steps: Steps
+) -> None:
     """Bring the guides of all processes to one state: that of the first one, which, if it is new, takes a step on its
-    shard for a start.
+    shard, or its first batch, for a start.
 
     Raises:
         ModelError: in all processes, if their models, arguments that are no data, or settings differ.
         DataError: in all processes, if the shards are not the whole of the data.
     """
     _check_alike(ranks, guide, arguments, settings)
-    prepared = ranks.agreed(lambda: guide.prepare(*arguments, rescale=False))
-    _check_shards(ranks, prepared.program)
-    ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program))
+    rescale = steps.rescales
+    prepared = ranks.agreed(lambda: guide.prepare(*arguments, rescale=rescale))
+    if not steps.takes_batches:
+        check_shards(ranks, prepared.program)
+        ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program))
     ranks.agreed(lambda: _start(guide, arguments, schedule, prepared) if ranks.is_first else None)
-    _take_on(ranks, guide, arguments, 0, range(1, ranks.size))
+    _take_on(ranks, guide, arguments, 0, range(1, ranks.size), rescale)
     pairs = ranks.gathered(guide.posterior_state.pairs)
     if any(own != pairs[0] for own in pairs):  # each adds those of its joint normal blocks
         for rank in range(1, ranks.size):
-            _take_on(ranks, guide, arguments, rank - 1, [rank])
-        _take_on(ranks, guide, arguments, ranks.size - 1, range(ranks.size - 1))
+            _take_on(ranks, guide, arguments, rank - 1, [rank], rescale)
+        _take_on(ranks, guide, arguments, ranks.size - 1, range(ranks.size - 1), rescale)
 
 
 def _check_fixed(guide: AutoConjugate, arguments: ModelArguments, program: Program) -> None:
@@ -224,7 +309,7 @@ def _start(guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, 
 
 
 def _take_on(
-    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, source: int, targets: Sequence[int]
+    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, source: int, targets: Sequence[int], rescale: bool
 ) -> None:
     """Bring the guides of some processes to the state of another one's."""
     content = ranks.shared(guide.state_dict() if ranks.rank == source else None, source)
@@ -233,12 +318,12 @@ def _take_on(
         if ranks.rank in targets:
             assert content is not None
             guide.load_state_dict(content)
-            guide.posterior_state.commit(guide.prepare(*arguments, rescale=False))
+            guide.posterior_state.commit(guide.prepare(*arguments, rescale=rescale))
 
     ranks.agreed(take_on)
 
 
-def _check_shards(ranks: Ranks, program: Program) -> None:
+def check_shards(ranks: Ranks, program: Program) -> None:
     """The shards of each subsampled plate are all of it.
 
     Raises:
@@ -265,4 +350,13 @@ def _check_shards(ranks: Ranks, program: Program) -> None:
             )
 
 
-__all__ = ["DistributedSteps", "join"]
+__all__ = [
+    "DistributedSteps",
+    "Exchange",
+    "SharedSteps",
+    "check_risen",
+    "check_shards",
+    "globals_of",
+    "join",
+    "settled",
+]

@@ -13,6 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError, as_real, check_choice
 from ..guide import AutoConjugate
 from .acceleration import AcceleratedSteps
 from .distributed import DistributedSteps
+from .distributed_batches import SharedMemoisedSteps, SharedStochasticSteps
 from .full import FullSteps
 from .memoised import MemoisedSteps
 from .merging import MergingSteps
@@ -85,14 +86,13 @@ def steps_for(
     for name, value in (("memoised", memoised), ("merges", merges), ("accelerate", accelerate)):
         check_choice(name, value, [False, True])
     if isinstance(ranks, Ranks):
-        others: dict[str, Any] = {"memoised": memoised, "step_size": step_size, "structured": structured}
-        others |= {"annealing": annealing, "merges": merges, "accelerate": accelerate}
+        others = {"structured": structured, "annealing": annealing, "merges": merges, "accelerate": accelerate}
         besides = [name for name, value in others.items() if value]
         if besides:
             raise ArgumentError(
-                f"Expected exact sweeps with a process_group; got {', '.join(besides)} besides. Leave one of them out."
+                "Expected sweeps, steps on minibatches or memoised steps with a process_group; got "
+                f"{', '.join(besides)} besides. Leave one of them out."
             )
-        return DistributedSteps(ranks)
     if memoised and step_size is not None:
         raise ArgumentError("Expected step_size or memoised=True; got both. Memoised inference has no step size.")
     if structured and step_size is None:
@@ -102,6 +102,8 @@ def steps_for(
             "Expected merges=True or accelerate=True; got both. Run with merges=True first; a driver with "
             "accelerate=True goes on from its guide."
         )
+    if isinstance(ranks, Ranks) and step_size is None and not memoised:
+        return DistributedSteps(ranks)
     if step_size is None and not memoised:
         return (MergingSteps if merges else AcceleratedSteps if accelerate else FullSteps)(annealing)
     asked = {"annealing": (annealing, "anneal"), "merges": (merges, "merge"), "accelerate": (accelerate, "accelerate")}
@@ -111,10 +113,13 @@ def steps_for(
                 f"Expected {what} on all of the data; got {'memoised=True' if memoised else 'a step_size'}. Leave one "
                 f"of them out: {verb} on a part of the data, and give its posterior as init=."
             )
+    shared = ranks if isinstance(ranks, Ranks) and ranks.size > 1 else None
     if memoised:
-        return MemoisedSteps()
+        return MemoisedSteps() if shared is None else SharedMemoisedSteps(shared)
     assert step_size is not None
     size = as_step_size(step_size)
+    if shared is not None:
+        return SharedStochasticSteps(shared, size)
     return StructuredSteps(size, structured) if structured else StochasticSteps(size)
 
 
@@ -125,7 +130,9 @@ def compile_sweeps(steps: Steps, jit_compile: bool | None) -> None:
         ArgumentTypeError, ArgumentError: for what is no such choice, or steps that cannot be.
     """
     check_choice("jit_compile", jit_compile, [None, False, True])
-    if isinstance(steps, FullSteps | StochasticSteps) and not isinstance(steps, StructuredSteps):
+    if isinstance(steps, FullSteps | StochasticSteps) and not isinstance(
+        steps, StructuredSteps | SharedStochasticSteps
+    ):
         steps.compiled.wanted = jit_compile
     elif jit_compile:
         raise ArgumentError(

@@ -99,6 +99,11 @@ class Progress:
         """The number of steps."""
         return len(self._elbo) // self._starts
 
+    @property
+    def in_pass(self) -> int:
+        """The number of steps of the pass that is under way."""
+        return len(self) - (self.ends[-1] if self.ends else 0)
+
     def after(self, step: int) -> list[float]:
         """The ELBO of every start after a step; −1 is the last one."""
         step %= len(self)
@@ -134,7 +139,7 @@ class Progress:
         A pass that was cut is begun again from the random state that it was begun with; where it was cut, before its
         next batch is asked for, the random state is that of the cut.
         """
-        done = len(self) - (self.ends[-1] if self.ends else 0)
+        done = self.in_pass
         self._generators = generators_of(batches)
         resumed, self._resumed = self._resumed, None
         if resumed is not None:
@@ -175,8 +180,9 @@ def naming_batches(progress: Progress) -> Iterator[None]:
     try:
         yield
     except PyroLatentError as error:
-        number = len(progress) - (progress.ends[-1] if progress.ends else 0)
-        error.args = (f"{error} It came up at batch {number} of pass {len(progress.ends)}, both counted from 0.",)
+        error.args = (
+            f"{error} It came up at batch {progress.in_pass} of pass {len(progress.ends)}, both counted from 0.",
+        )
         raise
 
 

@@ -67,17 +67,30 @@ class StochasticSteps(Steps):
         order = task.schedule.blocks(program)
         local = [key for key in order if program.is_local(key)]
         others = [key for key in order if key not in local]
-        step_size = self.step_size(self.count)
-        if not 0 < step_size <= 1:
-            raise ArgumentError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
+        step_size = self._next_size()
         state, values, summary = self._compiled(task, local, others, step_size) or self._visited(
             task, local, others, step_size
         )
+        return state, self._took(task, values, summary)
+
+    def _next_size(self) -> float:
+        """ρ of the step at hand.
+
+        Raises:
+            ArgumentError: if it is outside (0, 1].
+        """
+        step_size = self.step_size(self.count)
+        if not 0 < step_size <= 1:
+            raise ArgumentError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
+        return step_size
+
+    def _took(self, task: Task, values: list[float], summary: Summary | None) -> Info:
+        """Remember a step that has gone well, and say what it reached."""
         self.count += 1
         self._summary, self._last = summary, task.arguments
         pairs = zip(self._average or values, values, strict=True)
         self._average = [old + _FORGETTING * (new - old) for old, new in pairs]
-        return state, Info(values, best_of(self._average))
+        return Info(values, best_of(self._average))
 
     def _compiled(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached | None:
         """What a compiled step reaches; None where there is none, or it does not go well."""
@@ -141,7 +154,7 @@ class StochasticSteps(Steps):
         averaged: list[Summand] = []
         if points and program.recording.is_subsample:
             seen = summarize(program, sweep.state, sweep.means, sweep.held)
-            summary = seen if summary is None else summary.times(1 - step_size).plus(seen, step_size)
+            summary = self._averaged(seen, step_size)
             averaged = summary.summands(program, program.recording.dtype)
         for key in keys:
             block = program.blocks[key]
@@ -152,6 +165,10 @@ class StochasticSteps(Steps):
             else:
                 sweep.blend(key, sweep.optimum_of(block), step_size)
         return summary
+
+    def _averaged(self, seen: Summary, step_size: float) -> Summary:
+        """What the minibatches so far say of the parameters, with one more."""
+        return seen if self._summary is None else self._summary.times(1 - step_size).plus(seen, step_size)
 
     def _check(self, program: Program, arguments: ModelArguments) -> None:
         is_whole = not program.recording.is_subsample and not program.recording.declares_size
