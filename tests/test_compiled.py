@@ -74,6 +74,48 @@ def test_the_same_on_minibatches() -> None:
     assert torch.equal(found, expected)
 
 
+def effects(y: Tensor) -> None:
+    """Random effects of a minibatch of a hundred groups."""
+    mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 10.0))
+    between = pyro.sample("between", dist.Gamma(y.new_ones(()), 1.0))
+    with pyro.plate("groups", 100, subsample=torch.arange(len(y)), dim=-2):
+        effect = pyro.sample("effect", dist.Normal(mean, between.rsqrt()))
+        slope = pyro.sample("slope", dist.Normal(y.new_zeros(()), 1.0))
+        with pyro.plate("members", y.shape[1], dim=-1):
+            pyro.sample("y", dist.Normal(effect + slope * torch.arange(y.shape[1]), 1.0), obs=y)
+
+
+def shares(y: Tensor) -> None:
+    """Mixtures of one pair of components, each group of a minibatch by shares of its own."""
+    with pyro.plate("components", 2):
+        mean = pyro.sample("mean", dist.Normal(y.new_zeros(()), 3.0))
+    with pyro.plate("groups", 100, subsample=torch.arange(len(y)), dim=-2):
+        own = pyro.sample("own", dist.Dirichlet(y.new_ones(2)))
+        with pyro.plate("members", y.shape[1], dim=-1):
+            z = pyro.sample("z", dist.Categorical(own), infer={"enumerate": "parallel"})
+            pyro.sample("y", dist.Normal(mean[z], 1.0), obs=y)
+
+
+@pytest.mark.parametrize(("model", "options"), [(effects, {}), (shares, {"local_steps": 3, "local_tol": 0.0})])
+@pytest.mark.filterwarnings("ignore:Expected sweeps that can be compiled")
+def test_the_same_with_latents_of_the_minibatch(model: Callable[..., Any], options: dict[str, Any]) -> None:
+    """Whose rounds go on until they settle, or so many times, and are compiled apart from the rest of a step; also
+    where the rounds alone are given up.
+    """
+    batches, ends = [(b,) for b in (rows(40, 4) + 3 * (torch.arange(40) % 2)[:, None]).split(20)], []
+    for jit_compile in (True, False):
+        pyro.set_rng_seed(0)
+        driver = CAVI(model, AutoConjugate(model), step_size=RobbinsMonro(), jit_compile=jit_compile, **options)
+        first = driver.run_batches(batches, epochs=4).elbo
+        known = compiled_of(driver)._known
+        assert len([kind for kind in known if kind.sweep is not None]) == (2 if jit_compile else 0)
+        if jit_compile:
+            known[0].sweep, known[0].obstacle = None, "a test"
+        elbo = torch.cat([first, driver.run_batches(batches, epochs=2).elbo])
+        ends.append(torch.cat([elbo, *(buffer.flatten() for buffer in driver.guide.buffers())]))
+    assert torch.equal(*ends)
+
+
 def em(model: Callable[..., Any], args: Sequence[Any], options: dict[str, Any], jit_compile: bool) -> tuple[EM, Tensor]:
     """A driver after some steps of EM, and what it came to, as numbers."""
     pyro.set_rng_seed(0)
@@ -172,13 +214,18 @@ def assert_same(written: RandomProgram) -> None:
 # What may go wrong.
 
 
-def test_what_goes_wrong_in_a_compiled_sweep_goes_wrong_in_the_same_words() -> None:
-    """The squares of one batch overflow."""
+@pytest.mark.parametrize("is_measured", [False, True])
+def test_what_goes_wrong_in_a_compiled_sweep_goes_wrong_in_the_same_words(is_measured: bool) -> None:
+    """The squares of one batch overflow, or of latents that it measures."""
 
     def model(x: Tensor) -> None:
         precision = pyro.sample("precision", dist.Gamma(1.0, 1.0))
         with pyro.plate("data", 100, subsample=torch.arange(len(x))):
-            pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x)
+            if not is_measured:
+                pyro.sample("x", dist.Normal(0.0, precision.rsqrt()), obs=x)
+                return
+            y = pyro.sample("y", dist.Normal(0.0, precision.rsqrt()))
+            pyro.sample("x", dist.Normal(y, 1.0), obs=x)
 
     errors = []
     for jit_compile in (True, False):

@@ -142,6 +142,20 @@ class CompiledSweeps:
                 self._warn(obstacle)
         return self._taken[1]
 
+    def called(self, key: Any, given: list[Tensor], swept: Swept) -> list[Tensor] | None:
+        """What a sweep reaches, compiled or not; None where it was given up to compile it.
+
+        Args:
+            key: as in :meth:`played`.
+            given: the tensors.
+            swept: the sweep, as a function.
+        """
+        found = self.played(key, given)
+        if found is None and self._kind.obstacle is None:
+            found = swept(given)
+            self.note(found, swept, given)
+        return found
+
     def played(self, key: Any, given: Sequence[Tensor]) -> list[Tensor] | None:
         """What a compiled sweep reaches; None where there is none, it fails, or it is to be compared with another.
 
@@ -172,7 +186,7 @@ class CompiledSweeps:
 
     def _turn_to(self, key: Any, tensors: list[tuple[torch.Size, torch.dtype]]) -> _Kind:
         """The kind of a sweep, which the next one is of; where there are too many, the oldest is forgotten."""
-        found = next((kind for kind in self._known if kind.key is key and kind.tensors == tensors), None)
+        found = next((kind for kind in self._known if kind.key == key and kind.tensors == tensors), None)
         if found is None:
             found = _Kind(key, tensors)
             self._known = [*self._known, found][-self._most :]
@@ -220,11 +234,11 @@ class CompiledSweeps:
 
 
 def _differ(ours: Sequence[Tensor], others: Sequence[Tensor]) -> bool:
-    """Whether tensors differ; on a CPU, by a bit."""
+    """Whether tensors differ; on a CPU, by a bit. What is no number in both is the same."""
     return any(
         a.shape != b.shape
         or a.dtype is not b.dtype
-        or not (torch.equal(a, b) if a.device.type == "cpu" else torch.allclose(a, b, rtol=1e-4, atol=0))
+        or not torch.allclose(a, b, rtol=0 if a.device.type == "cpu" else 1e-4, atol=0, equal_nan=True)
         for a, b in zip(ours, others, strict=True)
     )
 

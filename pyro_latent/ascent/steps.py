@@ -73,16 +73,22 @@ class Schedule:
         ``steps`` and ``tol`` stand in where the schedule does not say.
         """
         part = sweep.program.recording.is_subsample
+        sweep.rounds(local, *self.rounds(part, steps, tol))
+        for key in local:
+            sweep.visit(key)
+        if part:
+            sweep.visit(None)
+
+    def rounds(self, part: bool, steps: int | None = None, tol: float | None = None) -> tuple[int, float | None]:
+        """The rounds over the local blocks, of a part of the data or of all, before the visits that end in the optimum:
+        at most how many, and the change that ends them.
+        """
         steps = self.local_steps or steps or (LOCAL_STEPS if part else 1)
         if self.local_tol is not None:
             tol = self.local_tol
         elif part:
             tol = LOCAL_TOL
-        sweep.rounds(local, steps - 1, tol)
-        for key in local:
-            sweep.visit(key)
-        if part:
-            sweep.visit(None)
+        return steps - 1, tol
 
 
 class Task(NamedTuple):

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -24,12 +25,12 @@ from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, s
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
-from .sweep import ModelArguments, Sweep, check_finite, check_start
+from .sweep import ModelArguments, Sweep, change_of_means, check_finite, check_start
 
 #: How fast the average that ranks several starts forgets.
 _FORGETTING = 0.05
-#: Kinds of minibatches whose steps are compiled at once, such as whole ones and a smaller last one.
-_KINDS = 4
+#: Kinds of minibatches whose rounds and steps are compiled at once, such as whole ones and a smaller last one.
+_KINDS = 8
 
 
 #: The state that a step reaches, the ELBO of each start, and the averaged summary of the parameters' data.
@@ -68,9 +69,9 @@ class StochasticSteps(Steps):
         local = [key for key in order if program.is_local(key)]
         others = [key for key in order if key not in local]
         step_size = self._next_size()
-        state, values, summary = self._compiled(task, local, others, step_size) or self._visited(
-            task, local, others, step_size
-        )
+        task = self._nearly_settled(task, local)
+        found = self._compiled(task, local, others, step_size) or self._visited(task, local, others, step_size)
+        state, values, summary = found
         return state, self._took(task, values, summary)
 
     def _next_size(self) -> float:
@@ -92,11 +93,38 @@ class StochasticSteps(Steps):
         self._average = [old + _FORGETTING * (new - old) for old, new in pairs]
         return Info(values, best_of(self._average))
 
+    def _nearly_settled(self, task: Task, local: list[BlockKey]) -> Task:
+        """The task after the rounds over its local blocks, where those are compiled: one visit to each is left."""
+        binding, (count, tol) = task.binding, task.schedule.rounds(task.program.recording.is_subsample)
+        if not local or not count or binding is None or not self._is_compilable(task):
+            return task
+
+        def swept(tensors: list[Tensor]) -> list[Tensor]:
+            sweep = Sweep(binding.program_of(tensors[size:]), restored(task.state, tensors), task.arguments)
+            before = sweep.means
+            for key in local:
+                sweep.visit(key)
+            change = change_of_means(before, sweep.means, local).reshape(1).double()
+            return [*flat(sweep.state), torch.cat([*sweep.flags, change])]
+
+        state, size = task.state, len(flat(task.state))
+        for _ in range(count):
+            found = self.compiled.called((binding.template, "round"), [*flat(state), *binding.tensors], swept)
+            *tensors, report = found or [torch.zeros(1)]
+            *flags, change = report.tolist()  # one transfer from the device
+            if found is None or not all(flags):
+                return task
+            state = restored(state, tensors)
+            if tol is not None and change <= tol:
+                break
+        return task._replace(state=state, schedule=replace(task.schedule, local_steps=1))
+
     def _compiled(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached | None:
         """What a compiled step reaches; None where there is none, or it does not go well."""
-        if task.binding is None or not self._is_compilable(task, local):
+        if task.binding is None or not self._is_compilable(task):
             return None
-        found = self.compiled.played(task.binding.template, _given(task.state, task.binding.tensors, step_size))
+        key = task.binding.template, task.schedule  # by which rounds are in it, or behind it
+        found = self.compiled.played(key, _given(task.state, task.binding.tensors, step_size))
         if found is None:
             return None
         *tensors, report = found
@@ -111,7 +139,7 @@ class StochasticSteps(Steps):
         values = sweep.check_proper([elbo])
         check_finite(values, task.program, sweep.means)
         binding, count = task.binding, len(flat(task.state))
-        if binding is not None and self._is_compilable(task, local):
+        if binding is not None and self._is_compilable(task):
 
             def swept(tensors: list[Tensor]) -> list[Tensor]:
                 program, state = binding.program_of(tensors[count:-1]), restored(task.state, tensors)
@@ -123,13 +151,10 @@ class StochasticSteps(Steps):
             self.compiled.note(found, swept, _given(sweep.state, binding.tensors, step_size))
         return sweep.state, values, summary
 
-    def _is_compilable(self, task: Task, local: list[BlockKey]) -> bool:
+    def _is_compilable(self, task: Task) -> bool:
         """Whether a step is a function of natural parameters, the minibatch and the step size alone."""
-        obstacle = None
-        if local:
-            obstacle = "local latents, which are updated until they no longer move."
-        elif any(block.is_point for block in task.program.blocks.values()):
-            obstacle = "parameters, whose summaries are averaged."
+        points = any(block.is_point for block in task.program.blocks.values())
+        obstacle = "parameters, whose summaries are averaged." if points else None
         return not task.probs and self.compiled.takes(task.program, task.state, obstacle)
 
     def _moved(

@@ -40,7 +40,7 @@ class StructuredSteps(StochasticSteps):
         super().__init__(step_size)
         self.draws = draws
 
-    def _is_compilable(self, task: Task, local: list[BlockKey]) -> bool:
+    def _is_compilable(self, task: Task) -> bool:
         return False  # it draws
 
     def _moved(

@@ -269,7 +269,7 @@ class Sweep:
             for key in local:
                 self.visit(key)
             self.visit(None)
-            if tol is not None and _change(before, self.means, local) <= tol:
+            if tol is not None and float(change_of_means(before, self.means, local)) <= tol:
                 break
 
     def blend(self, key: BlockKey, natural: Natural, step_size: float) -> None:
@@ -319,10 +319,18 @@ def _is_finite(held: DiscretePosterior) -> bool:
     return bool(held.log_normalizer.isfinite().all())
 
 
-def _change(before: Means, after: Means, keys: Sequence[BlockKey]) -> float:
-    """The largest absolute change of a mean parameter."""
-    changes = [(after[k][n] - before[k][n]).abs().max() for k in keys for n in after[k]]
-    return float(torch.stack(changes).max())
+def change_of_means(before: Means, after: Means, keys: Sequence[BlockKey]) -> Tensor:
+    """The largest absolute change of a mean parameter; 0-dimensional."""
+    return torch.stack([(after[k][n] - before[k][n]).abs().max() for k in keys for n in after[k]]).max()
 
 
-__all__ = ["ModelArguments", "NotFiniteError", "Sweep", "check_finite", "check_start", "fall_of", "rounding_of"]
+__all__ = [
+    "ModelArguments",
+    "NotFiniteError",
+    "Sweep",
+    "change_of_means",
+    "check_finite",
+    "check_start",
+    "fall_of",
+    "rounding_of",
+]
