@@ -12,7 +12,7 @@ from ..values import all_finite
 from .axes import Axis, Gather, Label, Labelled, Labels, contract, is_free, laid, read, substitute
 from .constants import Constant
 from .terms import Factor, LogOfSum, Term
-from .variables import Variable
+from .variables import ScalarFunction, Variable
 
 #: The functions of a factor, by name. Those of a point keep the logarithm of zero finite; here it is infinite.
 FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -20,6 +20,17 @@ FUNCTIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "log": torch.log,
     "log1m": lambda x: torch.log1p(-x),
 }
+
+
+def applied(function: str, values: Tensor, scalar: ScalarFunction | None = None) -> Tensor:
+    """A function by its name, of values; or of what the model made of them, where they are those of a scalar's root,
+    with a leading dimension.
+    """
+    if scalar is None:
+        return FUNCTIONS[function](values)
+    if function in scalar.logarithms:
+        return scalar.logarithms[function](values).double()
+    return FUNCTIONS[function](scalar.evaluate(values).double())
 
 
 class Values:
@@ -50,9 +61,7 @@ class Values:
         else:
             name = variable.root.site
             raise KeyError(f"Expected a value for the latent {name!r}; got values of {sorted(self._values)}.")
-        if variable.scalar is not None:
-            value = variable.scalar.evaluate(value.double().unsqueeze(0)).squeeze(0)
-        value = FUNCTIONS[factor.function](value.double())
+        value = applied(factor.function, value.double().unsqueeze(0), variable.scalar).squeeze(0)
         return value if factor.power == 1 else value**factor.power
 
     @property

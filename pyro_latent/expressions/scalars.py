@@ -8,10 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import ClassVar
 
 import torch
 from torch import Tensor
+from torch.nn.functional import logsigmoid
 
 from ..values import broadcast_shapes
 from .axes import (
@@ -31,17 +33,23 @@ from .axes import (
     substitute,
     unique_labels,
 )
-from .evaluation import FUNCTIONS
+from .evaluation import applied
 from .numbering import fresh_number
 from .symbolic import Symbolic
 from .terms import Choice, Factor, Term, check_combinations
 from .variables import ScalarFunction, Variable
 
 
+#: By function, log f and log(1 − f) where f rounds to 0 or 1.
+_LOGARITHMS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
+    **dict.fromkeys(("sigmoid", "special_expit"), {"log": logsigmoid, "log1m": lambda x: logsigmoid(-x)}),
+    "special_ndtr": {"log": torch.special.log_ndtr, "log1m": lambda x: torch.special.log_ndtr(-x)},
+}
+
+
 def factor_values(factor: Factor, values: Tensor) -> Tensor:
     """The values of a factor over its variable's whole shape, at values of its root; both ``[L] + shape``."""
-    scalar = factor.variable.scalar
-    found = FUNCTIONS[factor.function](values if scalar is None else scalar.evaluate(values).double())
+    found = applied(factor.function, values, factor.variable.scalar)
     return found if factor.power == 1 else found**factor.power
 
 
@@ -96,8 +104,8 @@ def of_scalar(
     orders = [tuple(own.get(c.label, c.label) for c in choices) for own in places_in]
     if _is_plain(polynomials, events, root, axes):
         moved = [p._with([_plain(t, root) for t in p.terms], root.shape) for p in polynomials]
-        evaluate = _evaluator(function, moved, events, [()] * len(moved), root.shape)
-        variable = _variable(name, root, evaluate, None, root.shape, nonnegative)
+        make = partial(_evaluator, arguments=moved, events=events, orders=[()] * len(moved), shape=root.shape)
+        variable = _variable(name, root, make, function, None, root.shape, nonnegative)
         return Term(1.0, (), (Factor(variable, axes),), choices)
     if only_plain:
         return None
@@ -106,8 +114,8 @@ def of_scalar(
     own = torch.Size((*(c.size for c in choices), *sizes))
     check_combinations(choices, own.numel())
     places: dict[Label, Axis] = {c.label: i - len(own) for i, c in enumerate(choices)}
-    evaluate = _evaluator(function, polynomials, events, orders, own)
-    variable = _variable(name, root, evaluate, tuple(substitute(a, places) for a in axes), own, nonnegative)
+    make = partial(_evaluator, arguments=polynomials, events=events, orders=orders, shape=own)
+    variable = _variable(name, root, make, function, tuple(substitute(a, places) for a in axes), own, nonnegative)
     own_axes = (*(c.label for c in choices), *position_axes(sizes))
     return Term(1.0, (), (Factor(variable, own_axes),), choices)
 
@@ -115,13 +123,16 @@ def of_scalar(
 def _variable(
     name: str,
     root: Variable,
-    evaluate: Callable[[Tensor], Tensor],
+    make: Callable[[Callable[..., Tensor]], Callable[[Tensor], Tensor]],
+    function: Callable[..., Tensor],
     axes: tuple[Axis, ...] | None,
     shape: torch.Size,
     nonnegative: bool,
 ) -> Variable:
+    """The variable that a function of arguments is, of which ``make`` makes one of the root."""
     site = f"{name.replace(' ', '_')}({root.site}) {fresh_number()}"
-    scalar = ScalarFunction(root, _Once(evaluate), axes)
+    logarithms = {n: _Once(make(f)) for n, f in _LOGARITHMS.get(name, {}).items()}
+    scalar = ScalarFunction(root, _Once(make(function)), axes, logarithms)
     return Variable(site, shape, nonnegative=nonnegative, is_scalar=True, scalar=scalar)
 
 

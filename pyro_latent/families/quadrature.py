@@ -316,7 +316,7 @@ class Quadrature(Family):
         return Mean(**{name: f.evaluate(value.double()).to(value.dtype) for name, f in self.functions.items()})
 
     def mean(self, natural: Natural) -> Mean:
-        """E f_j, ``[starts, *shape]`` each; infinite where the integral does not settle."""
+        """E f_j, ``[starts, *shape]`` each; where the integral does not settle infinite, or NaN of both signs."""
         table = self._table(natural)
         known = self._means if self._means is not None and self._means[0] is table else None
         if known is not None and known[1].keys() == self.functions.keys():
@@ -326,9 +326,7 @@ class Quadrature(Family):
         starts, found = values.shape[1], {}
         at_once = self._at_once(starts)
         for name, function in self.functions.items():
-            total: Tensor | None = None
-            size: Tensor | None = None
-            ends = []
+            total, size, ends = None, None, list[Tensor]()
             for places, masses in zip(values.split(at_once), weights.split(at_once), strict=True):
                 value = _evaluated(function, places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
                 if function.element is not None:
@@ -339,8 +337,10 @@ class Quadrature(Family):
                 total = part.sum(0) if total is None else total + part.sum(0)
                 size = part.abs().sum(0) if size is None else size + part.abs().sum(0)
             assert total is not None and size is not None
-            settles = torch.maximum(ends[0].abs(), ends[-1].abs()) <= _SETTLED * size.clamp(min=_NOTHING)
-            found[name] = torch.where(settles, total, torch.inf).to(natural.left.dtype)
+            outer = torch.stack([ends[0], ends[-1]])
+            is_loose = ~(outer.abs() <= _SETTLED * size.clamp(min=_NOTHING))
+            infinity = torch.where(is_loose, outer.sign(), 0.0).sum(0) * torch.inf
+            found[name] = torch.where(is_loose.any(0), infinity, total).to(natural.left.dtype)
         self._means = (table, Mean(**found))
         return self._means[1]
 

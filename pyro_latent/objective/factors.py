@@ -26,13 +26,18 @@ from ..expressions.axes import (
     read,
     substitute,
 )
+from ..families import Mean
 from ..recording import Recording
-from .blocks import Block, Means, starts_of
+from ..values import all_finite
+from .blocks import Block, BlockKey, Means, starts_of
 from .expectation import expect
 from .features import FactorTerm, Features
 from .layouts import Layout, Reading, same_element
 from .stacks import Row, Stack
 from .summands import Summand, labels_of, sum_of
+
+#: In place of an infinite moment, to see the sign of what multiplies it.
+_LARGE = 1e15
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +86,31 @@ class DiscreteFactor:
         return DiscreteFactor((self.rows[number],), shape, pieces, Features.of(pieces))
 
     def value(self, means: Means) -> Tensor:
-        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary."""
+        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary; infinite where
+        it has an infinite moment, as E σ⁻² of a scale that no datum bounds away from 0.
+        """
+        found = self._value(means)
+        return found if not self._scalars or all_finite(found) else self._with_infinite(means)
+
+    @cached_property
+    def _scalars(self) -> dict[tuple[BlockKey, str], None]:
+        """The moments by quadrature, each by its block and statistic."""
+        return {(m.block.key, m.statistic): None for p in self.pieces for m in p.moments if m.block.is_scalar}
+
+    def _with_infinite(self, means: Means) -> Tensor:
+        """The value where moments are infinite: that without them, and for each an infinity of the sign of what
+        multiplies it, where that is not 0.
+        """
+        infinite = [(k, n) for k, n in self._scalars if bool(means[k][n].isinf().any())]
+        total = self._value(_with_sizes(means, dict.fromkeys(infinite, 0.0)))
+        for one in infinite:
+            sizes = dict.fromkeys(infinite, 1.0)
+            without, large = (self._value(_with_sizes(means, sizes | {one: size})) for size in (0.0, _LARGE))
+            slope = large - without
+            total = total + torch.where(slope == 0, slope, slope * torch.inf)
+        return total
+
+    def _value(self, means: Means) -> Tensor:
         if self.features is None:
             return sum_of(laid(*p.value(means), (START,), len(self.shape)) for p in self.pieces)
         labels = (START, *self.columns, *self.features.rows)
@@ -140,6 +169,16 @@ class DiscreteFactor:
         arranged = arranged.flatten(1 + len(columns)) if rows else arranged.unsqueeze(-1)
         totals = self.features.summed(arranged).split([p.width for p in self.pieces], -1)
         return [_linked(p, t, columns) for p, t in zip(self.pieces, totals, strict=True) if p.moments]
+
+
+def _with_sizes(means: Means, sizes: Mapping[tuple[BlockKey, str], float]) -> Means:
+    """Mean parameters with a size in place of infinity, of either sign, in some statistics."""
+    found = dict(means)
+    for (key, name), size in sizes.items():
+        moment = found[key][name]
+        finite = torch.where(moment.isinf(), moment.sign() * size, moment)
+        found[key] = Mean(**{**found[key], name: finite})
+    return found
 
 
 def _linked(piece: FactorTerm, total: Tensor, columns: Labels) -> Summand:
