@@ -1,4 +1,4 @@
-"""Expectations of scalars that are infinite, or are of functions that round: against scipy, and against what is exact."""
+"""Expectations of scalars that are infinite, or of functions that round: against scipy, and what is exact."""
 
 import math
 
@@ -7,6 +7,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from scipy.integrate import quad
+from scipy.stats import truncnorm
 
 from pyro_latent import CAVI, AutoConjugate
 
@@ -79,3 +80,19 @@ def test_probability_that_rounds_to_one_keeps_its_complement(cdf):
     assert float(q.mean) == pytest.approx(expected(lambda x: x) / total, rel=1e-7)
     odds = expected(lambda x: logs(x)[0] - logs(x)[1]) / total - 0.5 * (datum - 1) ** 2 + 0.5 * datum**2
     assert share == pytest.approx(1 / (1 + math.exp(-odds)), rel=1e-5)
+
+
+def test_densities_that_comparisons_cut_have_their_means_and_the_evidence():
+    """Truncated normals, whose tables end where they are highest: scipy has their means, and log Φ is the evidence."""
+    loc = torch.tensor([0.0, 1.0, 3.0])
+
+    def model():
+        with pyro.plate("games", 3):
+            gap = pyro.sample("gap", dist.Normal(loc, 5.0))
+            pyro.sample("won", dist.Bernoulli((gap > 0).double()), obs=torch.ones(3))
+
+    guide = AutoConjugate(model)
+    result = CAVI(model, guide).run(max_steps=3)
+    assert result.elbo[-1].item() == pytest.approx(torch.special.log_ndtr(loc / 5).sum().item(), abs=3e-9)
+    expected = truncnorm.mean((-loc / 5).numpy(), float("inf"), loc.numpy(), 5.0)
+    torch.testing.assert_close(guide.posterior()["gap"].mean, torch.as_tensor(expected), rtol=1e-8, atol=0.0)

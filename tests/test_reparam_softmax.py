@@ -280,22 +280,14 @@ def test_what_is_made_of_a_softmax_is_none(change: Any) -> None:
         fit(model, LABELS, SLOPES)
 
 
-def test_what_is_no_softmax_and_what_has_no_data_is_refused() -> None:
+def test_what_is_no_softmax_and_what_is_no_label_is_refused() -> None:
     def other(labels: Tensor, slopes: Tensor) -> None:
         rates = logits_of(slopes).exp() + 1.0
         with pyro.plate("n", len(slopes)):
             pyro.sample("y", dist.Categorical(rates), obs=labels)
 
-    def latent(labels: Tensor, slopes: Tensor) -> None:
-        logits = logits_of(slopes)
-        with pyro.plate("n", len(slopes)):
-            z = pyro.sample("z", dist.Categorical(logits=logits))
-            pyro.sample("y", dist.Normal(z * 1.0, 1.0), obs=slopes)
-
     with pytest.raises(NotConjugateError, match="Site 'y'"):
         fit(other, LABELS, SLOPES)
-    with pytest.raises(NotConjugateError, match=r"'z'.*softmax"):
-        fit(latent, LABELS, SLOPES)
     with pytest.raises(DataError, match=r"'y' in IntegerInterval.*got 1 of 10 values outside"):
         fit(labelled, LABELS.index_fill(0, torch.tensor([3]), 3), SLOPES)
 

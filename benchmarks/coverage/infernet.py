@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from .bayespy import grid, infernet
-from .entry import AUXILIARY, QUADRATURE
+from .entry import AUXILIARY, BOTH, QUADRATURE
 
 
 @infernet.model("two coins", tuple)
@@ -65,14 +65,14 @@ def comparisons() -> tuple[Tensor, Tensor]:
     return winner, (winner + torch.randint(1, 5, (20,))) % 5
 
 
-@infernet.model("chess, TrueSkill", comparisons, "elements of a plate that one term ties")
+@infernet.model("chess, TrueSkill", comparisons, BOTH)
 def skills(winner: Tensor, loser: Tensor) -> None:
-    """Performances are sites, and the difference of two a site with a sign that is seen."""
+    """The performances are summed out: the winner's is above the loser's with the probability of a probit."""
     with pyro.plate("players", 5):
         skill = pyro.sample("skill", dist.Normal(25.0, 8.3))
     with pyro.plate("games", len(winner)):
-        gap = pyro.sample("gap", dist.Normal(skill[winner] - skill[loser], 5.0))
-        pyro.sample("won", dist.Bernoulli((gap > 0).to(torch.get_default_dtype())), obs=torch.ones(len(winner)))
+        better = torch.special.ndtr((skill[winner] - skill[loser]) / 5.0)
+        pyro.sample("won", dist.Bernoulli(better), obs=torch.ones(len(winner)))
 
 
 @infernet.model("difficulty and ability", lambda: (torch.randint(0, 3, (10, 6)),), AUXILIARY)

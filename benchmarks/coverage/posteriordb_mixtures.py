@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .entry import CLOSED, QUADRATURE, Gallery
+from .entry import BOTH, CLOSED, QUADRATURE, Gallery
 
 gallery = Gallery("posteriordb")
 
@@ -239,7 +239,7 @@ def hmm_example(y: Tensor) -> None:
     chain(2, theta, torch.ones(2) / 2, y, lambda t, z: dist.Normal(mu[z], 1.0))
 
 
-@gallery.model("hmm_gaussian", switching, "no finite bound: ours to mend")
+@gallery.model("hmm_gaussian", switching, QUADRATURE)
 def hmm_gaussian(y: Tensor) -> None:
     """Flat priors over the means and the scales make its posterior improper; these are wide ones."""
     first = pyro.sample("pi1", dist.Dirichlet(torch.ones(3)))
@@ -276,7 +276,7 @@ def hmm_drive_1(uv: Tensor) -> None:
     chain(2, theta, torch.ones(2) / 2, uv.log(), lambda t, z: dist.Normal(means[z], 0.5).to_event(1))
 
 
-@gallery.model("iohmm_reg", lambda: (*switching(), torch.randn(30, 2)), "transitions by a softmax of products")
+@gallery.model("iohmm_reg", lambda: (*switching(), torch.randn(30, 2)), BOTH)
 def iohmm(y: Tensor, u: Tensor) -> None:
     first = pyro.sample("pi1", dist.Dirichlet(torch.ones(2)))
     with pyro.plate("states", 2):

@@ -239,7 +239,7 @@ def cjs_2(captures: Tensor, sex: Tensor) -> None:
     history(captures, rho, lambda t: pyro.sample(f"phi_{t}", dist.Uniform(0.0, 1.0)) if t else 1.0)
 
 
-@gallery.model("cjs: model 3, random years", dippers, "no finite bound: ours to mend")
+@gallery.model("cjs: model 3, random years", dippers, QUADRATURE)
 def cjs_3(captures: Tensor, sex: Tensor) -> None:
     mean = pyro.sample("phi_mean", dist.Uniform(0.0, 1.0))
     scale = pyro.sample("phi_sigma", dist.Uniform(0.0, 10.0))

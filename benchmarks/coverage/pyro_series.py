@@ -10,11 +10,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .entry import QUADRATURE, Gallery
+from .entry import BOTH, JOINT, QUADRATURE, Gallery
 
 gallery = Gallery("Pyro")
 #: Why models are refused whose latents meet in one term as elements of a plate: they are updated all at once.
-TIED = "elements of a plate that one term ties"
+TIED = "the elements of a vector of scales that one term ties"
 
 
 # ---------------------------------------------------------------------------------------------------------- a few sites
@@ -43,7 +43,7 @@ def scale_about_location(data: Tensor) -> None:
         pyro.sample("obs", dist.Normal(m, sd), obs=data)
 
 
-@gallery.model("model_rendering: a sum over a plate", tuple, TIED)
+@gallery.model("model_rendering: a sum over a plate", tuple, JOINT)
 def sum_over_plate() -> None:
     first, second = pyro.plate("plate1", 2, dim=-2), pyro.plate("plate2", 3, dim=-1)
     with first:
@@ -128,7 +128,7 @@ def walk(length: int = 25) -> tuple[Tensor]:
     return (0.3 * torch.randn(length).cumsum(0) + 0.2 * torch.randn(length),)
 
 
-@gallery.model("forecasting_i: a local level", walk, TIED)
+@gallery.model("forecasting_i: a local level", walk, JOINT)
 def local_level(data: Tensor) -> None:
     bias = pyro.sample("bias", dist.Normal(0.0, 10.0))
     trend = pyro.sample("weight", dist.Normal(0.0, 0.1))
@@ -163,7 +163,7 @@ def gaussian_chain(data: Tensor) -> None:
         pyro.sample(f"y_{t}", dist.Normal(state, obs_scale), obs=data[t])
 
 
-@gallery.model("prior_predictive: a heavy-tailed walk", walk, "a Student-t with latent degrees of freedom and scale")
+@gallery.model("prior_predictive: a heavy-tailed walk", walk, BOTH)
 def heavy_walk(data: Tensor) -> None:
     df = pyro.sample("df", dist.LogNormal(0.0, 1.0))
     p_scale = pyro.sample("p_scale", dist.LogNormal(0.0, 1.0))

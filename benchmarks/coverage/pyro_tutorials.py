@@ -12,7 +12,7 @@ from pyro.nn import PyroModule, PyroSample
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-from .entry import AUXILIARY, BY_EM, CLOSED, QUADRATURE, Gallery
+from .entry import AUXILIARY, BOTH, BY_EM, CLOSED, QUADRATURE, Gallery
 
 gallery = Gallery("Pyro")
 
@@ -214,7 +214,7 @@ def lineages() -> tuple[Tensor]:
     return (torch.distributions.Multinomial(50, torch.ones(4, 3, 3) / 3).sample(),)
 
 
-@gallery.model("logistic-growth: basic", lambda: (lineages()[0][:, 0],), "elements of plates that a softmax ties")
+@gallery.model("logistic-growth: basic", lambda: (lineages()[0][:, 0],), BOTH)
 def basic_growth(counts: Tensor) -> None:
     with pyro.plate("lineages", 3, dim=-1):
         rate = pyro.sample("rate", dist.Normal(0.0, 1.0))
@@ -224,7 +224,7 @@ def basic_growth(counts: Tensor) -> None:
         pyro.sample("obs", dist.Multinomial(probs=probs[:, None], validate_args=False), obs=counts[:, None])
 
 
-@gallery.model("logistic-growth: regional", lineages, "elements of plates that a softmax ties")
+@gallery.model("logistic-growth: regional", lineages, BOTH)
 def regional_growth(counts: Tensor) -> None:
     lineage, region = pyro.plate("lineages", 3, dim=-1), pyro.plate("region", 3, dim=-2)
     with lineage:

@@ -18,6 +18,8 @@ from .panels import line_of, log_weights_of, nodes_of, rule_of_panels, to_coeffi
 from .quadrature import NUM_NODES
 
 _MOST_STEPS = 100
+#: By how much less than its maximum a log density is where it has fallen, and not just ends.
+_FALLEN = 20.0
 
 
 @lru_cache
@@ -104,14 +106,22 @@ class Tabulated(TorchDistribution):
         """The log probability of each node as the integrals weigh it, float64 ``batch + [P * n]``."""
         return (self.log_density.double() + self._log_weights).log_softmax(-1)
 
+    @cached_property
+    def falls(self) -> Tensor:
+        """Whether the density has fallen where the table ends, left and right, ``[2, *batch]``: where it has not, it is
+        cut, and beyond it there is nothing.
+        """
+        return self.log_density[..., [0, -1]].movedim(-1, 0) < self.log_density.amax(-1) - _FALLEN
+
     def expectation(self, values: Tensor) -> Tensor:
         """E f from values of f at the nodes, ``[..., *batch, P * n]``; NaN where the integral does not settle."""
         parts = torch.where(self.log_masses > -80, self.log_masses.exp() * values, 0.0)
         total, magnitude = parts.sum(-1), parts.abs().sum(-1)
-        ends = torch.maximum(parts[..., :NUM_NODES].abs().sum(-1), parts[..., -NUM_NODES:].abs().sum(-1))
-        edge = torch.maximum(parts[..., :1].abs().amax(-1), parts[..., -1:].abs().amax(-1))
-        settled = (edge <= 1e-9 * magnitude) | (ends <= 1e-9 * magnitude)
-        return torch.where(settled, total, torch.nan)
+        panels = torch.stack([parts[..., :NUM_NODES].abs().sum(-1), parts[..., -NUM_NODES:].abs().sum(-1)])
+        edges = torch.stack([parts[..., 0].abs(), parts[..., -1].abs()])
+        is_cut = ~self.falls.reshape(2, *[1] * (total.ndim - len(self.batch_shape)), *self.batch_shape)
+        settled = (edges <= 1e-9 * magnitude) | (panels <= 1e-9 * magnitude) | is_cut
+        return torch.where(settled.all(0), total, torch.nan)
 
     @property
     def mean(self) -> Tensor:

@@ -39,10 +39,11 @@ from .symbolic import Symbolic
 from .terms import Choice, Factor, Term, check_combinations
 from .variables import ScalarFunction, Variable
 
-
 #: By function, log f and log(1 − f) where f rounds to 0 or 1.
-_LOGARITHMS: dict[str, dict[str, Callable[[Tensor], Tensor]]] = {
-    **dict.fromkeys(("sigmoid", "special_expit"), {"log": logsigmoid, "log1m": lambda x: logsigmoid(-x)}),
+_OF_SIGMOID: Mapping[str, Callable[[Tensor], Tensor]] = {"log": logsigmoid, "log1m": lambda x: logsigmoid(-x)}
+_LOGARITHMS: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
+    "sigmoid": _OF_SIGMOID,
+    "special_expit": _OF_SIGMOID,
     "special_ndtr": {"log": torch.special.log_ndtr, "log1m": lambda x: torch.special.log_ndtr(-x)},
 }
 

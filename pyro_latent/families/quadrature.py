@@ -9,7 +9,7 @@ which needs no functions to be read: it stays what it is for other data, in a fi
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -20,6 +20,7 @@ from ..distributions.panels import NoTableError, integrated, line_of, resolved_b
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
 from .base import Family, Mean, Natural, Params
+from .scalar_function import Function
 
 #: So many numbers of a function are computed in one pass.
 _AT_ONCE = 2**17
@@ -27,29 +28,6 @@ _AT_ONCE = 2**17
 _UNRESOLVED = 1e-9
 #: The most that the outermost nodes may add to a mean, as a share of it, or of this where it is less.
 _SETTLED, _NOTHING = 1e-9, 1e-20
-
-
-class Function(NamedTuple):
-    """A function of the elements of a batch of scalars, of any ``shape``: ``evaluate`` takes values ``[L, *batch]`` and
-    gives ``[L, *shape]``. ``element`` says which element of the batch, counted in order, each of its own is a function
-    of; None: it has the batch's shape, element by element.
-    """
-
-    shape: torch.Size
-    evaluate: Callable[[Tensor], Tensor]
-    element: Tensor | None = None
-
-
-def _evaluated(function: Function, values: Tensor) -> Tensor:
-    """The function at values ``[L, *batch]``; NaN at those that torch cannot compute it at, such as a matrix without a
-    Cholesky factor, or an argument that has become 0.
-    """
-    try:
-        return function.evaluate(values)
-    except (torch.linalg.LinAlgError, ValueError):
-        if len(values) == 1:
-            return torch.full((1, *function.shape), torch.nan, dtype=torch.float64, device=values.device)
-        return torch.cat([_evaluated(function, part) for part in values.split((len(values) + 1) // 2)])
 
 
 def _alone(log_density: Callable[[Tensor], Tensor]) -> Integrand:
@@ -133,7 +111,7 @@ class Quadrature(Family):
             values, total = transform(flat), torch.zeros_like(places)
             functions: list[tuple[Tensor, Tensor | None]] = []
             for (function, slope), zeros in zip(used.values(), numbers_of_zeros, strict=True):
-                found = _evaluated(function, values).reshape(-1, starts, *function.shape)
+                found = function.at(values).reshape(-1, starts, *function.shape)
                 functions.append((found, function.element))
                 if zeros == slope.numel():
                     continue
@@ -328,9 +306,8 @@ class Quadrature(Family):
         for name, function in self.functions.items():
             total, size, ends = None, None, list[Tensor]()
             for places, masses in zip(values.split(at_once), weights.split(at_once), strict=True):
-                value = _evaluated(function, places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
-                if function.element is not None:
-                    masses = masses.reshape(*masses.shape[:2], -1)[..., function.element]
+                value = function.at(places.reshape(-1, *self.batch_shape)).reshape(-1, starts, *function.shape)
+                masses = function.read(masses)
                 part = masses * value
                 part = torch.where((masses > 1e-35) | part.isfinite().all(), part, 0.0)  # infinite at no mass
                 ends += [part[0], part[-1]]
@@ -338,7 +315,7 @@ class Quadrature(Family):
                 size = part.abs().sum(0) if size is None else size + part.abs().sum(0)
             assert total is not None and size is not None
             outer = torch.stack([ends[0], ends[-1]])
-            is_loose = ~(outer.abs() <= _SETTLED * size.clamp(min=_NOTHING))
+            is_loose = ~(outer.abs() <= _SETTLED * size.clamp(min=_NOTHING)) & function.read(table.falls)
             infinity = torch.where(is_loose, outer.sign(), 0.0).sum(0) * torch.inf
             found[name] = torch.where(is_loose.any(0), infinity, total).to(natural.left.dtype)
         self._means = (table, Mean(**found))
@@ -397,4 +374,4 @@ class Quadrature(Family):
         return {n: t.expand(*batch, t.shape[-1]).clone() for n, t in zip(self.param_names, table, strict=True)}
 
 
-__all__ = ["Function", "Quadrature"]
+__all__ = ["Quadrature"]

@@ -86,8 +86,8 @@ class DiscreteFactor:
         return DiscreteFactor((self.rows[number],), shape, pieces, Features.of(pieces))
 
     def value(self, means: Means) -> Tensor:
-        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary; infinite where
-        it has an infinite moment, as E σ⁻² of a scale that no datum bounds away from 0.
+        """The factor for each start, laid out in ``[starts] + shape``, with size 1 where it does not vary. It is
+        infinite where a moment is, as E σ⁻² of a scale that no datum keeps from 0.
         """
         found = self._value(means)
         return found if not self._scalars or all_finite(found) else self._with_infinite(means)

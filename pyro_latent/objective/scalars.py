@@ -12,7 +12,8 @@ from torch import Tensor
 from ..expressions.axes import Axis, Label, Labels, axis_key, read, same_axes, spread, substitute, unique_labels
 from ..expressions.scalars import factor_values, root_axes
 from ..expressions.terms import Factor, Term
-from ..families.quadrature import Function, Quadrature
+from ..families.quadrature import Quadrature
+from ..families.scalar_function import Function
 
 
 def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[str, tuple[Axis, ...]] | None:

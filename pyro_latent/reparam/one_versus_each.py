@@ -40,6 +40,33 @@ class BoundedCategorical(GivenWeight, dist.Categorical):
         return factors - differences.shape[-1] * math.log(2)
 
 
+class BoundedLabel(GivenWeight, dist.Categorical):
+    """Σ_{j≠k} log σ(ψ_k − ψ_j) of a latent label k, given ω_p ~ PG(1, 0) for each pair p of ``differences`` of logits,
+    which are, as ``weight``, of shape ``batch + [pairs]``; the pairs without k do not count.
+    """
+
+    is_bound = True
+    arg_constraints = dict.fromkeys(("logits", "differences", "weight"), constraints.real_vector)
+
+    def __init__(self, logits: Tensor, differences: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
+        self.differences, self.weight = differences, weight
+        super().__init__(logits=logits, validate_args=validate_args)
+
+    @staticmethod
+    def log_factor(arguments: Any, value: Any) -> Any:
+        logits, size = arguments.logits, arguments.logits.shape[-1]
+        linear = logits * size - logits.sum(-1).unsqueeze(-1)
+        squares = arguments.weight * arguments.differences**2
+        device = getattr(logits, "like", logits).device
+        first, second = torch.triu_indices(size, size, 1, device=device)
+        label = torch.arange(size, device=device).unsqueeze(-1)
+        squares = (squares.unsqueeze(-2) * (1.0 * ((first == label) | (second == label)))).sum(-1)
+        factors = (linear - squares) * 0.5 - (size - 1) * math.log(2)
+        if isinstance(factors, Tensor):
+            return factors.gather(-1, value.long().unsqueeze(-1)).squeeze(-1)
+        return factors.take_last(value)
+
+
 class BoundedMultinomial(GivenWeight, dist.Multinomial):
     """Σ_i n_i Σ_{j≠i} log σ(ψ_i − ψ_j), and the number of ways, given ω_p ~ PG(n_i + n_j, 0) for each pair p of
     ``differences``, which are, as ``weight``, of shape ``batch + [pairs]``.
@@ -70,8 +97,8 @@ class BoundedMultinomial(GivenWeight, dist.Multinomial):
 
 
 class OneVersusEachReparam(ConjugateReparam):
-    """A Categorical or Multinomial of data by ``logits``, or by ``probs`` that are their softmax, in place of which is
-    its one-versus-each bound, with a Pólya-gamma weight for each difference of two logits.
+    """A Categorical, or a Multinomial of data, by ``logits``, or by ``probs`` that are their softmax, in place of which
+    is its one-versus-each bound, with a Pólya-gamma weight for each difference of two logits.
 
     The bound needs no point to be expanded at, is exact for two values, and does not change when a number is added to
     all logits. Titsias (2016), §2; each of its logistic functions has the bound of Jaakkola and Jordan (2000).
@@ -80,13 +107,14 @@ class OneVersusEachReparam(ConjugateReparam):
 
     densities = (dist.Categorical, dist.Multinomial)
     suffixes = ("weight",)
-    condition = " by `logits`, or by `probs` that are their softmax; with data"
+    condition = " by `logits`, or by `probs` that are their softmax; the last with data"
     form = "normal factors of the differences of logits, each with a Pólya-gamma weight"
     source = "Titsias (2016), one-versus-each; Polson, Scott and Windle (2013)"
     cost = "a bound, exact for two values; its optimum is that of Jaakkola and Jordan (2000)"
 
     def applies(self, site: Site) -> bool:
-        if site.is_latent or isinstance(site.value, RandomTensor) or isinstance(site.fn, GivenWeight):
+        is_count = site.is_latent and isinstance(site.fn, dist.Multinomial)
+        if is_count or isinstance(site.value, RandomTensor) or isinstance(site.fn, GivenWeight):
             return False
         logits = _logits(site.fn)
         if logits is None or logits.expression.opacity is not None:
@@ -99,6 +127,10 @@ class OneVersusEachReparam(ConjugateReparam):
         value = _inside(site, logits.shape[-1])
         logits = logits.expand(*site.fn.batch_shape, logits.shape[-1])
         size, one = logits.shape[-1], torch.ones((), dtype=logits.dtype, device=logits.device)
+        first, second = torch.triu_indices(size, size, 1, device=logits.device)
+        if site.is_latent:
+            weight = site.auxiliary("weight", PolyaGamma(one.expand(*site.fn.batch_shape, len(first))).to_event(1))
+            return BoundedLabel(logits, logits[..., first] - logits[..., second], weight)
         if isinstance(site.fn, dist.Categorical):
             label = value.long().unsqueeze(-1).expand(*site.fn.batch_shape, 1)
             others = torch.arange(size - 1, device=logits.device)
@@ -106,7 +138,6 @@ class OneVersusEachReparam(ConjugateReparam):
             differences = logits.gather(-1, label) - logits.gather(-1, others)
             weight = site.auxiliary("weight", PolyaGamma(one.expand(others.shape)).to_event(1))
             return BoundedCategorical(logits, differences, weight)
-        first, second = torch.triu_indices(size, size, 1, device=logits.device)
         count = value.to(one)
         both = (count[..., first] + count[..., second]).expand(*site.fn.batch_shape, len(first))
         weight = site.auxiliary("weight", PolyaGamma(both).to_event(1))
@@ -142,7 +173,10 @@ def _is_softmax(like: Tensor, function: Any, softmax: Any, shape: torch.Size) ->
 
 
 def _inside(site: Site, size: int) -> Tensor:
-    """The data of a site, with labels below ``size`` and counts from 0, whatever is hidden: another check names it."""
-    assert site.value is not None
+    """The data of a site, with labels below ``size`` and counts from 0, whatever is hidden: another check names it. Of
+    a latent site they are labels of 0.
+    """
+    if site.value is None:
+        return torch.zeros(site.fn.batch_shape, dtype=torch.long)
     value = torch.nan_to_num(site.value).clamp(min=0)
     return value.clamp(max=size - 1) if isinstance(site.fn, dist.Categorical) else value
