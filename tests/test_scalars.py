@@ -467,8 +467,15 @@ def test_elements_tied_by_a_product_are_refused():
         with pyro.plate("data", 3):
             pyro.sample("y", dist.Normal(design @ w, 1.0), obs=DATA[:3])
 
-    with pytest.raises(NotConjugateError, match="independent within its plates"):
+    with pytest.raises(NotConjugateError, match=r"independent within its plates.*elements as a site of its own"):
         fit(model)
+
+    def apart():
+        w = torch.stack([pyro.sample(f"w_{i}", dist.Laplace(0.0, 1.0)) for i in range(3)])
+        with pyro.plate("data", 3):
+            pyro.sample("y", dist.Normal(design @ w, 1.0), obs=DATA[:3])
+
+    assert bool(fit(apart)[1].converged)
 
 
 @pytest.mark.parametrize("datum", [0.0, 1.0])

@@ -36,6 +36,8 @@ from ..expressions.terms import Choice, Factor, LogOfSum, Term
 from ..families.base import Monomial
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
+from ..families.multivariate_normal import MultivariateNormal
+from ..families.normal import Normal
 from ..families.quadrature import Quadrature
 from .blocks import Block, BlockKey, Means
 from .scalars import quadrature_moment
@@ -325,12 +327,14 @@ class CoupledElementsError(NotConjugateError):
 
 
 def _coupled(block: Block, site: str) -> CoupledElementsError:
-    declare = f"eclare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
-    advice = f"D{declare}"
-    if len(block.sites) == 1:
-        advice = f"Write blocks=[({block.key!r},)], one factor of all of them. Or d{declare}"
-    if block.family.event_class is None:
-        advice = f"Give {block.label!r} a Normal prior with .to_event(1), whose elements become one multivariate block."
+    advice = f"Declare {block.label!r} with .to_event(1) and without the plate: it becomes one multivariate block."
+    if isinstance(block.family, Normal | MultivariateNormal):
+        advice = f"Write blocks=[({block.key!r},)], one factor of all of them. Or d{advice[1:]}"
+    elif block.family.event_class is None:
+        advice = (
+            f"Give {block.label!r} a Normal prior with .to_event(1), whose elements become one multivariate block; or "
+            "write each of its elements as a site of its own, in a loop."
+        )
     error = CoupledElementsError(
         f"Expected the elements of {block.label!r} to be independent within its plates; got site {site!r}, whose log "
         "density couples them (it multiplies different elements, as X @ w does). Updating them all at once would not "
