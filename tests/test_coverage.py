@@ -26,6 +26,8 @@ SAMPLE = (
     "bayesian_regression_ii, intro_long",
     "boosting_bbvi: two modes",
     "lake disasters: a switch",
+    "logistic-growth: basic",
+    "model_rendering: a sum over a plate",
     "hmm: model 1",
     "earn_height",
     "wells_dist",
