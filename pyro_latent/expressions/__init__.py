@@ -1,5 +1,6 @@
 """Latents as symbols: tensors that record what the model computes, and the algebra that expectations are taken in."""
 
+from .derivations import Derivations, Question, question, renamed, taken_apart
 from .expression import Expression
 from .numbering import fresh_number, numbers_in
 from .recorded import derived_from_points, placeholders
@@ -9,8 +10,10 @@ from .tables import over_batch
 from .tensor import RandomTensor
 
 __all__ = [
+    "Derivations",
     "Expression",
     "Opacity",
+    "Question",
     "RandomTensor",
     "StandIns",
     "derived_from_points",
@@ -18,4 +21,7 @@ __all__ = [
     "numbers_in",
     "over_batch",
     "placeholders",
+    "question",
+    "renamed",
+    "taken_apart",
 ]

@@ -131,6 +131,8 @@ def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> Labelled:
 
     The first ``lead`` dimensions of the tensor have no axis and stay in front.
     """
+    if not axes:
+        return tensor, ()
     if None in axes:
         for i in reversed(range(len(axes))):
             if axes[i] is None:
@@ -210,13 +212,17 @@ def widened(tensor: Tensor, like: Tensor) -> Tensor:
 
 def contract(operands: list[Labelled], out: Labels) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
+    if len(operands) == 1 and operands[0][1] == out:
+        return operands[0][0]
     if len({tensor.dtype for tensor, _ in operands}) > 1:
         dtype = reduce(torch.promote_types, (tensor.dtype for tensor, _ in operands))
         operands = [(tensor.to(dtype), labels) for tensor, labels in operands]
     if any(labels == out for _, labels in operands) and all(labels in ((), out) for _, labels in operands):
         return math.prod((tensor for tensor, _ in operands[1:]), start=operands[0][0])  # no sum: einsum would cost more
-    waiting = list(operands)
-    for places in _order(tuple((labels, tensor.shape) for tensor, labels in operands), out)[:-1]:
+    numbers: dict[Label, Label] = {}  # fresh labels are other ones at each step of a loop; the order is known by these
+    waiting = [(tensor, tuple([numbers.setdefault(x, len(numbers)) for x in labels])) for tensor, labels in operands]
+    out = tuple([numbers.setdefault(x, len(numbers)) for x in out])
+    for places in _order(tuple([(labels, tensor.shape) for tensor, labels in waiting]), out)[:-1]:
         taken = [waiting.pop(i) for i in sorted(places, reverse=True)]
         needed = {*out, *(label for _, labels in waiting for label in labels)}
         kept = tuple(dict.fromkeys(label for _, labels in taken for label in labels if label in needed))
@@ -244,4 +250,4 @@ def _equation(inputs: tuple[Labels, ...], out: Labels) -> str:
 
 def _einsum(operands: Sequence[Labelled], out: Labels) -> Tensor:
     """Contract all operands in one call of torch."""
-    return torch.einsum(_equation(tuple(labels for _, labels in operands), out), *(tensor for tensor, _ in operands))
+    return torch.einsum(_equation(tuple([labels for _, labels in operands]), out), *[tensor for tensor, _ in operands])

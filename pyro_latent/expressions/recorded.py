@@ -38,7 +38,8 @@ class Recorded(Tensor):
 
     ``is_own``: the model computed it, so that it may write into it. ``alias``: what it shares its elements with;
     ``views``: by number, the tensors in use that share its own. ``function_of``: of a result of operations without a
-    rule, the last tensor before them, and the function of it that it is.
+    rule, the last tensor before them, and the function of it that it is. ``pattern``: how it was made, of which
+    latents, where that is known.
     """
 
     expression: Expression
@@ -46,8 +47,9 @@ class Recorded(Tensor):
     replay: Replay | None
     is_own: bool
     alias: Alias | None
-    views: WeakValueDictionary[int, Recorded]
+    views: WeakValueDictionary[int, Recorded] | None
     function_of: tuple[Recorded, Callable[[Tensor], Tensor]] | None
+    pattern: Any
 
     @staticmethod
     def __new__(cls, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> Self:
@@ -57,12 +59,16 @@ class Recorded(Tensor):
         wrapper.expression = expression
         wrapper._placeholder = placeholder
         wrapper.replay = replay
-        wrapper.is_own, wrapper.alias, wrapper.views = False, None, WeakValueDictionary()
-        wrapper.function_of = None
+        wrapper.is_own, wrapper.alias, wrapper.views = False, None, None
+        wrapper.function_of, wrapper.pattern = None, None
         return wrapper
 
     def __init__(self, placeholder: Tensor, expression: Expression, replay: Replay | None = None) -> None:
         pass
+
+    def as_it_is(self) -> Self:
+        """The tensor, one that no later write changes."""
+        return type(self)(self._placeholder, self.expression, self.replay)
 
     @property
     def points(self) -> frozenset[str]:

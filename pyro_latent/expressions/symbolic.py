@@ -147,6 +147,8 @@ class Symbolic:
 
     def as_dtype_of(self, like: Tensor) -> Self:
         """The expression with the dtype and device of another tensor."""
+        if like.dtype == self.like.dtype and like.device == self.like.device:
+            return self
         found = type(self)(
             self.shape,
             like.new_empty(0),
@@ -173,6 +175,23 @@ class Symbolic:
     def of_terms(self, terms: Sequence[Term]) -> Self:
         """Some of the terms of a polynomial."""
         return self._with(terms)
+
+    def become(self, other: Self) -> None:
+        """Take all that another expression of the shape is; who has this one has that."""
+        for name in Symbolic.__slots__:
+            setattr(self, name, getattr(other, name))
+
+    def with_logarithm(self, logarithm: Self) -> Self:
+        """The expression, with what is known of its logarithm where it does not say it itself."""
+        return type(self)(
+            self.shape,
+            self.like,
+            self.terms,
+            pieces=self.pieces,
+            opacity=self.opacity,
+            cholesky_of=self.cholesky_of,
+            logarithm=logarithm,
+        )
 
     @property
     def ndim(self) -> int:

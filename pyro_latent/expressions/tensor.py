@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ..errors import LatentValueError
+from .derivations import Question, question
 from .expression import Expression
 from .linear import COMPOSED, LINEAR, PLACING, placed, weighted
 from .operations import IN_PLACE, LIKE_ANOTHER, METHODS, NUMPY_OPERATIONS, OPERATIONS, SHAPE_ONLY, SHAPE_QUERIES
@@ -46,6 +47,11 @@ from .writes import track, write
 
 #: Products of more elements than this, whose logarithm is known, are not written out as polynomials.
 _LONGEST_PRODUCT = 6
+#: Functions of one tensor that read its shape, dtype and device alone, which the engine asks for at each step.
+_OF_SHAPE: frozenset[Any] = frozenset(
+    [getattr(Tensor, name).__get__ for name in ("shape", "dtype", "device", "ndim", "requires_grad")]
+    + [Tensor.dim, Tensor.size, Tensor.numel, Tensor.is_floating_point, Tensor.__len__]
+)
 #: Operations without a rule that mix elements, and are known as functions of the whole tensor.
 _SOFTMAXES = frozenset(("softmax", "log_softmax"))
 
@@ -77,6 +83,8 @@ class RandomTensor(Recorded):
     def __torch_function__(
         cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
+        if func in _OF_SHAPE:
+            return func(args[0]._placeholder, *args[1:])
         kwargs = kwargs or {}
         name = _name(func)
         if name in ("to", "type_as") and len(args) > 1 and isinstance(args[1], Tensor):
@@ -90,15 +98,20 @@ class RandomTensor(Recorded):
             return True
         if name == "__index__":
             raise _number_error(name, parents_in(args))
-        if name == "__getitem__" and not kwargs and recorded_in(args[1]):
-            found = _read_at(args[0], args[1], func)
-            if found is not None:
-                return found
+        asked = question(func, args, kwargs)
+        known = None if asked is None else asked.answer()
+        is_read = name == "__getitem__" and not kwargs and bool(recorded_in(args[1]))
+        if is_read:
+            expression = known or _by_rule(name, func, args, {})
+            if expression is not None and not expression.opacity:
+                return _read_at(args[0], args[1], func, expression, asked)
         result = func(*placeholders(args), **placeholders(kwargs))
+        if asked is not None and known is not None:
+            return _known(name, result, known, asked, func, args, kwargs)
         if isinstance(result, Tensor) and _reads_shapes_only(name, args, kwargs):
             return result
         if isinstance(result, Tensor):
-            return _wrap(name, result, args, kwargs, func)
+            return _kept(asked, _wrap(name, result, args, kwargs, func))
         if isinstance(result, tuple | list) and result and all(isinstance(r, Tensor) for r in result):
             return _wrap_all(name, result, args, kwargs, func)
         if name in SHAPE_QUERIES or getattr(func, "__name__", "") == "__get__" or result is None:
@@ -147,16 +160,33 @@ def writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
     return written or kwargs.get("out") is not None
 
 
-def _read_at(source: Any, index: Any, func: Callable[..., Any]) -> RandomTensor | None:
+def _read_at(
+    source: Any, index: Any, func: Callable[..., Any], expression: Expression, asked: Question | None
+) -> RandomTensor:
     """``source[index]`` by discrete latents, whose placeholder is one element, expanded, for a matrix for each datum
-    would take much memory to say nothing; None where it is no such reading.
+    would take much memory to say nothing.
     """
-    expression = _by_rule("__getitem__", func, (source, index), {})
-    if expression is None or expression.opacity:
-        return None
     small = mapped(index, lambda t: _collapsed(t._placeholder))
     value = func(placeholders(source), small).expand(expression.shape)
-    return RandomTensor(value, expression.as_dtype_of(value), replay_of_call(func, (source, index), {}))
+    replay = replay_of_call(func, (source, index), {})
+    return _kept(asked, RandomTensor(value, expression.as_dtype_of(value), replay))
+
+
+def _kept(asked: Question | None, found: RandomTensor) -> RandomTensor:
+    """A result, known the next time that the same is asked for of other latents."""
+    if asked is not None and found.replay is None and found.function_of is None:
+        found.pattern = asked.kept(found.expression)
+    return found
+
+
+def _known(
+    name: str, value: Tensor, expression: Expression, asked: Question, func: Any, args: Any, kwargs: Any
+) -> RandomTensor:
+    """A result whose expression is known."""
+    found = RandomTensor(value, expression.as_dtype_of(value))
+    found.pattern = asked.kept(found.expression)
+    track(name, func, args, kwargs, found)
+    return found
 
 
 def _collapsed(tensor: Tensor) -> Tensor:
@@ -179,7 +209,7 @@ def _wrap(
         expression = _of_scalar(name, func, result, args, kwargs) or expression
     found = _finished(name, result, expression, replay_of_call(func, args, kwargs), sources)
     if logarithm is not None and found.expression.log().opacity:
-        found.expression.logarithm = logarithm
+        found.expression = found.expression.with_logarithm(logarithm)
     if is_unary or (found.expression.opacity and (name in _SOFTMAXES or all(s.function_of for s in sources))):
         found.function_of = _function_of(func, args, kwargs, sources)
     track(name, func, args, kwargs, found)
@@ -190,16 +220,11 @@ def _function_of(
     func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Sequence[Recorded]
 ) -> tuple[Recorded, Callable[[Tensor], Tensor]] | None:
     """What a result is a function of, and the function; None where it is one of several tensors."""
-    inner = [s.function_of or (_as_it_is(s), lambda value: value) for s in sources]
+    inner = [s.function_of or (s.as_it_is(), lambda value: value) for s in sources]
     before = inner[0][0]
     if any(other.expression is not before.expression for other, _ in inner):
         return None
     return before, lambda value: called(func, args, kwargs, [function(value) for _, function in inner])
-
-
-def _as_it_is(tensor: Recorded) -> Recorded:
-    """A tensor that no later write changes."""
-    return type(tensor)(tensor._placeholder, tensor.expression, tensor.replay)
 
 
 def _finished(

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor
@@ -43,7 +44,9 @@ def track(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
     known = name in _VIEWS or (name == "__getitem__" and _is_basic(args[1]))
     if known or name in _PERHAPS:
         result.alias = Alias(source, (lambda t: func(t, *args[1:], **kwargs)) if known else None)
-        _base(result).views[id(result)] = result
+        base = _base(result)
+        base.views = WeakValueDictionary() if base.views is None else base.views
+        base.views[id(result)] = result
 
 
 def write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -70,7 +73,7 @@ def write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
 
 def _put(base: Recorded, places: Tensor, value: Any) -> bool:
     """Write a value to the elements of these numbers, for every view to see."""
-    views = list(base.views.values())
+    views = list(base.views.values()) if base.views is not None else []
     seen = [_places(v) for v in views]
     flat = places.reshape(-1)
     if any(s is None for s in seen) or len(flat.unique()) != len(flat):
@@ -87,6 +90,7 @@ def _put(base: Recorded, places: Tensor, value: Any) -> bool:
     for tensor, numbers in ((base, _numbers(base)), *zip(views, seen, strict=True)):
         found = after[numbers]
         tensor.expression, tensor.replay, tensor.function_of = found.expression, found.replay, found.function_of
+        tensor.pattern = found.pattern
     return True
 
 

@@ -60,9 +60,11 @@ def summed_terms(scored: ScoredSite) -> list[Term]:
 def _without_simplexes(term: Term, weighted: set[Label]) -> Term:
     """A term with the mean over a plate, or the sum, of simplexes in their place."""
     for factor in term.factors if not term.choices else ():
-        rest = replace(term, factors=tuple(f for f in term.factors if f is not factor))
         own, plain = factor.variable, factor.power == 1 and factor.function == "x"
         label = factor.axes[-1] if plain and own.simplex else None
+        if label is None:
+            continue
+        rest = replace(term, factors=tuple(f for f in term.factors if f is not factor))
         alone = isinstance(label, int) and label not in rest.labels | weighted and factor.axes.count(label) == 1
         if alone and not any(isinstance(a, Gather) and label in a.labels for a in factor.axes):
             assert isinstance(label, int)

@@ -12,7 +12,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from ..expressions.axes import (
     Axis,
     Gather,
     Label,
+    Labelled,
     Labels,
     is_summed,
     read,
@@ -142,7 +143,8 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
         if block.is_discrete:
             moments += [BlockMoment(block, "x", f.axes) for f in factors]
             continue
-        if isinstance(block.family, Quadrature):
+        if block.is_scalar:
+            assert isinstance(block.family, Quadrature)
             found = quadrature_moment(block.family, factors)
             if found is None:
                 raise _coupled(block, site)
@@ -151,9 +153,9 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
         if block.joint_normal:
             moments.append(_joint_moment(block.joint_normal, block, factors, owners, site))
             continue
-        others = Counter(label for c in term.constants for label in set(c.labels))
-        others.update(label for f in term.factors if f not in factors for label in set(f.labels))
-        moments.append(_moment(factors, owners, set(others), site))
+        outside = {label for c in term.constants for label in c.labels}
+        outside.update([label for f in term.factors if f not in factors for label in f.labels])
+        moments.append(_moment(factors, owners, outside, site))
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
 
 
@@ -183,21 +185,26 @@ def _pair_moment(
     family: Gaussian, block: Block, factors: list[Factor], owners: Mapping[str, tuple[Block, int]]
 ) -> BlockMoment | None:
     """The moment of one or two elements; None for other functions."""
-    if any(f.function != "x" or f.power not in (1, 2) for f in factors):
+    if any([f.function != "x" or f.power not in (1, 2) for f in factors]):
         return None
-    found = []
+    found: list[Labelled] = []
     for factor in factors:
         part = family.parts[owners[factor.variable.site][1]]
+        if not part.shape:
+            found += [(torch.tensor(part.offset, device=block.device), ())] * int(factor.power)
+            continue
         grid = torch.arange(part.offset, part.elements.stop, device=block.device).reshape(part.shape)
-        axes = tuple(None if n == 1 else axis for axis, n in zip(factor.axes, part.shape, strict=True))
+        axes = tuple([None if n == 1 else axis for axis, n in zip(factor.axes, part.shape, strict=True)])
         found += [read(grid, axes)] * int(factor.power)
     if len(found) == 1:
         return BlockMoment(block, "x", (Gather(*found[0]),))
     if len(found) > 2:
         return None
-    labels = tuple(dict.fromkeys(x for _, own in found for x in own))
-    where = {label: i for i, label in enumerate(labels)}
-    first, second = torch.broadcast_tensors(*(spread(index, own, where) for index, own in found))
+    (first, own), (second, its) = found
+    labels = tuple(dict.fromkeys((*own, *its)))
+    if labels:
+        where = {label: i for i, label in enumerate(labels)}
+        first, second = torch.broadcast_tensors(spread(first, own, where), spread(second, its, where))
     return BlockMoment(block, "xx", (Gather(family.places(first, second), labels),))
 
 
@@ -218,10 +225,10 @@ def _moment(
             raise _no_moment(block, factors, site)
         component = owners[factor.variable.site][1]
         readings += [_reading(block, component, factor)] * abs(int(factor.power))
-    if not all(same_axes(readings[0].batch, r.batch) for r in readings[1:]):
+    if not all([same_axes(readings[0].batch, r.batch) for r in readings[1:]]):
         raise _coupled(block, site)
     readings.sort(key=lambda r: (r.component, r.function))
-    monomial: Monomial = tuple((r.component, r.function) for r in readings)
+    monomial: Monomial = tuple([(r.component, r.function) for r in readings])
     rule = block.family.moments.get(monomial)
     if rule is None:
         raise _no_moment(block, factors, site)
@@ -250,6 +257,8 @@ def _reading(block: Block, component: int, factor: Factor) -> _Reading:
 
 def _orders(readings: list[_Reading]) -> list[tuple[_Reading, ...]]:
     """The orders that a pattern may be tried in: equal functions swapped, and (symmetric) matrices transposed."""
+    if len(readings) == 1:
+        return [(r,) for r in _transposes(readings[0])]
     choices: list[list[tuple[_Reading, ...]]] = []
     for _, group in itertools.groupby(readings, key=lambda r: (r.component, r.function)):
         choices.append(list(itertools.permutations(group)))
@@ -268,10 +277,9 @@ def _transposes(reading: _Reading) -> tuple[_Reading, ...]:
 
 def _match(pattern: str, order: tuple[_Reading, ...], outside: set[Label]) -> tuple[Axis, ...] | None:
     """The axes of the statistic, if the readings fit the pattern."""
-    left, right = pattern.split("->")
+    left, right, uses = _letters(pattern)
     found: dict[str, Axis] = {}
-    uses: Counter[str] = Counter(left.replace(",", ""))
-    for letters, reading in zip(left.split(","), order, strict=True):
+    for letters, reading in zip(left, order, strict=True):
         if len(letters) != len(reading.event):
             return None
         for letter, axis in zip(letters, reading.event, strict=True):
@@ -282,7 +290,14 @@ def _match(pattern: str, order: tuple[_Reading, ...], outside: set[Label]) -> tu
         contracted = letter not in right
         if contracted and not _summed_here(axis, uses[letter], found, outside):
             return None
-    return tuple(found[letter] for letter in right)
+    return tuple([found[letter] for letter in right])
+
+
+@lru_cache
+def _letters(pattern: str) -> tuple[list[str], str, Mapping[str, int]]:
+    """The letters of each reading and of the statistic, and how often each is read."""
+    left, right = pattern.split("->")
+    return left.split(","), right, Counter(left.replace(",", ""))
 
 
 def _summed_here(axis: Axis, uses: int, found: Mapping[str, Axis], outside: set[Label]) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import replace
 from types import MappingProxyType
 from typing import Any
@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
+from ..expressions.axes import Gather, Label, Labels, is_position
+from ..expressions.terms import Factor, Term
 from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, WIDER_FAMILIES, Family, family_of
 from ..families.point import Point
 from ..families.quadrature import Quadrature
@@ -95,13 +97,18 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
     """The blocks with factors by quadrature for scalars that a density has functions of that their families lack."""
     owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived_variables(recording)}
+    fitting: set[Hashable] = set()
     for name, scored in recording.scored.items():
         for term in (part for whole in scored.known_terms for part in whole.opened):
-            while all(f.variable.root.site in owners for f in term.factors):
+            while all([f.variable.root.site in owners for f in term.factors]):
+                kind = _kind(term, owners)
+                if kind is not None and kind in fitting:
+                    break
                 try:
                     expect(term, owners, name)
                 except NoMomentError as problem:
                     block = blocks[problem.key]
+                    fitting.clear()
                     wider = WIDER_FAMILIES.get(type(block.family))
                     if wider is not None:
                         blocks = blocks | {block.key: replace(block, family=wider)}
@@ -116,8 +123,30 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
                 except NotConjugateError:
                     break
                 else:
+                    fitting.add(kind)
                     break
     return blocks
+
+
+def _kind(term: Term, owners: Mapping[str, tuple[Block, int]]) -> Hashable | None:
+    """What terms have in common that have an expectation if one of them has: all but names, numbers and constants; None
+    where that is not known.
+    """
+    numbers: dict[Label, Label] = {}
+    factors = []
+    for factor in term.factors:
+        if type(factor) is not Factor or factor.variable.scalar is not None:
+            return None
+        block, component = owners[factor.variable.site]
+        place = -1 if block.joint_normal and component < len(block.joint_normal.parts) else component
+        axes = [a if isinstance(a, Gather | None) else _numbered((a,), numbers) for a in factor.axes]
+        factors.append((id(block), place, factor.function, factor.power, tuple(axes)))
+    return tuple(factors), tuple([_numbered(c.labels, numbers) for c in term.constants])
+
+
+def _numbered(labels: Labels, numbers: dict[Label, Label]) -> Labels:
+    """Labels, with numbers by first use for those that are no positions."""
+    return tuple([x if is_position(x) else numbers.setdefault(x, len(numbers)) for x in labels])
 
 
 def _by_quadrature(site: LatentSite, device: torch.device, why: str) -> Block:

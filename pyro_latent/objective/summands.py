@@ -77,6 +77,10 @@ class Summand:
         labels = tuple(x for x in (START, *labels_of(own)) if x in known)
         return Summand(self._contract(operands, labels), labels, own)
 
+    def with_constant(self, constant: Tensor) -> Summand:
+        """The same moments times another constant."""
+        return Summand(constant, self.labels, self.moments)
+
     def linear(self, means: Means) -> list[Summand]:
         """Sums that are linear in the moments, of the same value and slopes at these mean parameters: itself."""
         return [self]
@@ -152,6 +156,8 @@ def summand_of(scored: ScoredSite, term: ExpectedTerm, recording: Recording) -> 
             repeats *= n
     out = tuple(x for x in moment_labels if x in constant_labels)
     coefficient = torch.tensor(term.coefficient * repeats, dtype=torch.float64, device=like.device)
+    if not constants:
+        return canonical(Summand(coefficient, (), term.moments))
     operands = [(c.tensor.to(coefficient), c.labels) for c in constants]
     return canonical(Summand(contract([(coefficient, ()), *operands], out), out, term.moments))
 
@@ -165,19 +171,25 @@ def canonical(summand: Summand) -> Summand:
     moments, numbers = _numbered(summand.moments)
     labels = tuple(numbers[x] for x in summand.labels)
     target = tuple(sorted(labels))
-    constant = summand.constant.permute([labels.index(x) for x in target]) if labels else summand.constant
+    ordered = labels == target
+    constant = summand.constant if ordered else summand.constant.permute([labels.index(x) for x in target])
     return Summand(constant, target, moments)
 
 
 def _numbered(moments: Sequence[BlockMoment]) -> tuple[tuple[BlockMoment, ...], dict[Label, Label]]:
     """Moments in a fixed order with numbered labels, and the numbers."""
-    order = sorted(moments, key=lambda m: (m.block.label, m.statistic, len(m.axes)))
+    order = list(moments)
+    if len(order) > 1:
+        order.sort(key=lambda m: (m.block.label, m.statistic, len(m.axes)))
     numbers = {START: START}
     for moment in order:
         for axis in moment.axes:
             for label in axis_labels(axis):
                 numbers.setdefault(label, len(numbers))
-    return tuple(replace(m, axes=tuple(substitute(a, numbers) for a in m.axes)) for m in order), numbers
+    if len(numbers) == 1:
+        return tuple(order), numbers
+    moved = [BlockMoment(m.block, m.statistic, tuple([substitute(a, numbers) for a in m.axes])) for m in order]
+    return tuple(moved), numbers
 
 
 def merged(summands: Iterable[Summand]) -> list[Summand]:
@@ -186,7 +198,7 @@ def merged(summands: Iterable[Summand]) -> list[Summand]:
     for summand in _gathered(summands):
         key = summand.key
         found = groups.get(key)
-        groups[key] = summand if found is None else replace(found, constant=found.constant + summand.constant)
+        groups[key] = summand if found is None else found.with_constant(found.constant + summand.constant)
     return list(groups.values())
 
 

@@ -34,6 +34,8 @@ def undeclared_plates(fn: Any, value: Any, plates: tuple[Plate, ...]) -> tuple[P
     plate is declared. Where both have dimensions that the other lacks there is none, for nobody means that.
     """
     own = fn.batch_shape
+    if not own and isinstance(value, Tensor) and value.ndim == len(fn.event_shape):
+        return ()
     given = value.shape[: value.ndim - len(fn.event_shape)] if isinstance(value, Tensor) else own
     try:
         shape = broadcast_shapes(own, given)

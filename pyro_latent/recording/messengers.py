@@ -20,9 +20,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 
 from ..errors import DataError, ModelError, NotConjugateError
-from ..expressions import Expression, RandomTensor, StandIns
+from ..expressions import Derivations, Expression, RandomTensor, StandIns
 from ..families import family_with_constants
-from ..rules import RandomDistribution, expected_log_density, family_class, unwrap, without_latents
+from ..rules import RandomDistribution, Repeats, family_class, unwrap, without_latents
 from ..values import broadcast_shapes
 from .data import check_plates, check_shape, checked_data, joined_mask, undeclared_plates
 from .hearing import OwnThreadMessenger
@@ -67,6 +67,7 @@ class SymbolMessenger(OwnThreadMessenger):
         self._plates: dict[str, tuple[int, int]] = {}  # so far, with their dimensions and sizes
         self._symbols: dict[str, Tensor] = {}  # by parameter so far, what its statement returns
         self.stand_ins = StandIns()
+        self.derivations = Derivations()
         self.refused: dict[str, NotConjugateError] = {}  # what is in the way of sites, raised once all are recorded
         self.redraws = False
         self.declares_size = False
@@ -84,6 +85,9 @@ class SymbolMessenger(OwnThreadMessenger):
 
     def _parameter(self, site: LatentSite) -> None:
         raise NotImplementedError
+
+    def finish(self) -> None:
+        """Do what has waited for the end of the run."""
 
     def _observe(self, name: str, value: Tensor) -> None:
         """Keep data; a site at what the model computes of latents has none."""
@@ -153,16 +157,19 @@ class SymbolMessenger(OwnThreadMessenger):
         value = feasible(fn.support, shape, self._latent_like(fn))
         if self._is_point(msg):
             return _point_symbol(name, value, fn.support, None)
-        symbol = _latent(name, value, fn.support, False, is_scalar(fn))
-        return RandomTensor(value, _measured(symbol, self._origin(name, shape)))
+        symbol, origin = _latent(name, value, fn.support, False, is_scalar(fn)), self._origin(name, shape)
+        found = RandomTensor(value, _measured(symbol, origin))
+        found.pattern = self.derivations.start(symbol) if origin is None else None
+        return found
 
     def _discrete_symbol(self, msg: Any) -> RandomTensor:
         """A discrete latent as a random tensor of the shape that its draws have, at its first value."""
         name, fn = msg["name"], msg["fn"]
         support = self._support(name, fn)
-        return RandomTensor(
-            support[0].expand(fn.batch_shape + fn.event_shape), Expression.discrete(name, support, fn.batch_shape)
-        )
+        symbol = Expression.discrete(name, support, fn.batch_shape)
+        found = RandomTensor(support[0].expand(fn.batch_shape + fn.event_shape), symbol)
+        found.pattern = self.derivations.start(symbol)
+        return found
 
     def _support(self, name: str, fn: Any) -> Tensor:
         """The values of a discrete latent; two stand in for those that cannot be listed, so that the run goes on."""
@@ -271,6 +278,7 @@ class RecordMessenger(SymbolMessenger):
         self.latents: dict[str, LatentSite] = {}
         self.discrete: dict[str, DiscreteSite] = {}
         self.scored: dict[str, ScoredSite] = {}
+        self.repeats = Repeats(like)
         self.numbers = 0  # how many the distributions of a run would hold
 
     def _origin(self, name: str, shape: torch.Size) -> Tensor | None:
@@ -303,6 +311,10 @@ class RecordMessenger(SymbolMessenger):
         else:
             self._latent(msg, plates, mask)
         self._score(msg, value, plates, mask)
+
+    def finish(self) -> None:
+        for name, error in self.repeats.finish().items():
+            self.scored[name] = replace(self.scored[name], density=None, error=error)
 
     def _check_update(self, msg: Any) -> None:
         """A hand-written update is of a site that is still there.
@@ -377,11 +389,11 @@ class RecordMessenger(SymbolMessenger):
         name, fn, event = msg["name"], msg["fn"], len(msg["fn"].event_shape)
         base = unwrap(fn)[0]
         arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
-        random = [a for a in arguments if isinstance(a, RandomTensor)]
-        self.numbers += sum(a.numel() for a in random) + msg["value"].numel()
+        random = [a.expression for a in arguments if isinstance(a, RandomTensor)]
+        self.numbers += sum([a.shape.numel() for a in random]) + msg["value"].numel()
         density, error = None, self.refused.get(name)
         try:
-            density = expected_log_density(fn, value, self.like) if error is None else None
+            density = self.repeats.density(name, fn, value) if error is None else None
         except (NotConjugateError, NotImplementedError) as problem:
             kind_of_error = type(problem) if isinstance(problem, NotConjugateError) else NotConjugateError
             error = kind_of_error(f"Site {name!r}: {problem}")
@@ -400,7 +412,7 @@ class RecordMessenger(SymbolMessenger):
             error,
             family_class(base).__name__,
             event,
-            frozenset() if name in self.refused else frozenset().union(*(a.expression.sites for a in random)),
+            frozenset() if name in self.refused else frozenset().union(*(a.sites for a in random)),
             getattr(family_class(base), "is_bound", False),
         )
 
@@ -444,6 +456,13 @@ class StructureMessenger(RecordMessenger):
         if self.is_final:
             try:
                 super()._site(msg, plates)
+            except Exception:  # the next run says what is wrong
+                self.is_final = False
+
+    def finish(self) -> None:
+        if self.is_final:
+            try:
+                super().finish()
             except Exception:  # the next run says what is wrong
                 self.is_final = False
 

@@ -48,6 +48,8 @@ class _Model:
         with _recording_context(messenger.like, random_arguments(messenger.stand_ins)), messenger:
             try:
                 self.function(*self.args, **self.kwargs)
+                with messenger.stand_ins.resting():
+                    messenger.finish()
             except Exception as error:
                 for problem in messenger.refused.values():
                     raise problem from error

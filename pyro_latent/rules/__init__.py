@@ -29,6 +29,7 @@ from .random_distribution import (
     raw_arguments,
     without_latents,
 )
+from .repeats import Repeats
 from .wrappers import unwrap, unwrap_masks
 
 __all__ = [
@@ -37,6 +38,7 @@ __all__ = [
     "RULES",
     "Arguments",
     "RandomDistribution",
+    "Repeats",
     "arguments_of",
     "at_step",
     "beta",

@@ -7,7 +7,7 @@ pairs: that a Gamma is conjugate to the precision of a normal follows from the r
 
 To implement a rule: a function of the arguments (an :class:`Arguments`, with the constructor's names) and the value,
 which returns the log density with one element for each element of the batch shape; then ``register_rule(distribution,
-rule)``.
+rule)``. A value may have batch dimensions that the arguments have not: the data of the steps of a loop come together.
 """
 
 from __future__ import annotations

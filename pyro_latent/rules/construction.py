@@ -20,10 +20,11 @@ from .random_distribution import (
     BOUNDS,
     RandomDistribution,
     family_class,
+    has_latents,
     random_distribution,
     without_latents,
 )
-from .wrappers import made, signature_of, unwrap
+from .wrappers import made, named_arguments, unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.
@@ -33,17 +34,21 @@ _COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution, dist.Masked
 
 def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     args, kwargs = stand_ins.of((args, kwargs))
-    if issubclass(cls, RandomDistribution):
-        return cls.family(*args, **kwargs)
+    if _has_latents(cls):
+        return cls.family(*args, **kwargs)  # type: ignore[attr-defined]
     if cls is dist.LinearHMM:  # which keeps its arguments, and computes nothing of them
         return None
     given = (*args, *kwargs.values())
-    inside = [a for a in given if isinstance(a, RandomDistribution)]
-    if inside and not issubclass(cls, (*_WRAPPERS, *_COMPOUNDS, dist.TransformedDistribution)):
-        raise around_latents(cls, family_class(inside[0]))
-    is_compound = issubclass(cls, _COMPOUNDS) and any(isinstance(unwrap(a)[0], RandomDistribution) for a in given)
-    is_compound |= cls in _CHAINS and any(isinstance(a, RandomTensor) for a in given)
-    if not is_compound and not any(isinstance(a, RandomTensor) for a in given):
+    is_random = any([isinstance(a, RandomTensor) for a in given])
+    inside = [a for a in given if hasattr(a, "log_prob")]
+    if not is_random and not inside:
+        return None
+    random = [a for a in inside if has_latents(a)]
+    if random and not issubclass(cls, (*_WRAPPERS, *_COMPOUNDS, dist.TransformedDistribution)):
+        raise around_latents(cls, family_class(random[0]))
+    is_compound = bool(inside) and issubclass(cls, _COMPOUNDS) and any(has_latents(unwrap(a)[0]) for a in inside)
+    is_compound |= cls in _CHAINS and is_random
+    if not is_compound and not is_random:
         return None
     if issubclass(cls, _WRAPPERS):
         sites = sorted(
@@ -53,12 +58,16 @@ def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[
             f"Expected a constant mask of a distribution; got one that depends on the latents {sites}. Write "
             "torch.where(condition, a, b) in the arguments of the distribution."
         )
-    bound = signature_of(cls).bind(*args, **kwargs)
-    bound.apply_defaults()
-    named = {k: v for k, v in bound.arguments.items() if v is not None and k != "validate_args"}
+    bound = named_arguments(cls, args, kwargs)
+    named = {k: v for k, v in bound.items() if v is not None and k != "validate_args"}
     _check_numbers(cls, named)
     with stand_ins.resting():
-        return _random(cls, named, is_compound, bound.arguments.get("validate_args") is not False)
+        return _random(cls, named, is_compound, bound.get("validate_args") is not False)
+
+
+@functools.cache
+def _has_latents(cls: type) -> bool:
+    return issubclass(cls, RandomDistribution)
 
 
 def _random(cls: type, named: dict[str, Any], is_compound: bool, is_checked: bool) -> RandomDistribution:

@@ -19,7 +19,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
 from ..errors import LatentValueError, MissingRuleError
-from ..expressions import Expression, RandomTensor, derived_from_points, over_batch
+from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, question
 from ..values import broadcast_shapes
 from .base import Arguments, around_latents, as_expression, in_form, rule_of
 from .wrappers import made, signature_of, unchecked, unwrap, unwrap_masks
@@ -34,6 +34,8 @@ class RandomDistribution(TorchDistribution):
 
     arg_constraints: dict[str, Any] = {}
     family: Any
+    #: Told by this, and not by ``isinstance``, which asks the class that it passes for, too, at each step of a loop.
+    has_latents: bool = True
     #: Whether the model leaves it to its constructor to check values, and does not forbid it by ``validate_args``.
     is_checked: bool = True
 
@@ -169,16 +171,21 @@ _ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_ma
 #: Arguments that say which values there are.
 BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
-_FEW = 2**16
+FEW = 2**16
 
 
 def without_latents(distribution: Any) -> Any:
     """A distribution with its latent arguments at their placeholders, without masks; anything else as it is."""
     base, reinterpreted, _ = unwrap(distribution)
-    plain = base.placeholder if isinstance(base, RandomDistribution) else base
+    plain = base.placeholder if has_latents(base) else base
     if plain is not base and plain.batch_shape != base.batch_shape:
         plain = plain.expand(base.batch_shape)
     return plain.to_event(reinterpreted) if reinterpreted else plain
+
+
+def has_latents(distribution: Any) -> bool:
+    """Whether a base distribution has random arguments."""
+    return getattr(type(distribution), "has_latents", False)
 
 
 def _check_plain(base: Any) -> None:
@@ -187,15 +194,15 @@ def _check_plain(base: Any) -> None:
     Raises:
         NotConjugateError: if they are.
     """
-    arguments = base.arguments.values() if isinstance(base, RandomDistribution) else ()
-    for argument in arguments:
+    for argument in base.arguments.values() if has_latents(base) else ():
         if hasattr(argument, "log_prob"):
             raise around_latents(family_class(base), family_class(unwrap(argument)[0]))
 
 
 def family_class(distribution: Any) -> type:
     """The class of a base distribution, random arguments or not."""
-    return distribution.family if isinstance(distribution, RandomDistribution) else type(distribution)
+    found: type = distribution.family if has_latents(distribution) else type(distribution)
+    return found
 
 
 def is_checked(distribution: Any) -> bool:
@@ -206,8 +213,9 @@ def is_checked(distribution: Any) -> bool:
 
 def raw_arguments(distribution: Any) -> dict[str, Any]:
     """The arguments of a base distribution that there are, by name, as they were given or as a plain one keeps them."""
-    if isinstance(distribution, RandomDistribution):
-        return distribution.arguments
+    if has_latents(distribution):
+        known: dict[str, Any] = distribution.arguments
+        return known
     raw = {n: _attribute(distribution, n) for n in signature_of(type(distribution)).parameters if n != "validate_args"}
     return {n: v for n, v in raw.items() if v is not None}
 
@@ -244,17 +252,26 @@ def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Express
 
 
 def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
-    small = not isinstance(value, Tensor) or value.numel() <= _FEW
+    small = not isinstance(value, Tensor) or value.numel() <= FEW
+    rule = rule_of(family_class(base))
+    is_random = isinstance(value, RandomTensor) and has_latents(base)
+    asked = question(rule, base.arguments, value, small, like.dtype) if is_random else None
+    known = None if asked is None else asked.answer()
+    if known is not None:
+        return known
     symbol = as_expression(value, like.double() if small else like)  # squares of data lose digits, and cancel
     assert symbol is not None
-    return rule_of(family_class(base))(arguments_of(base, like), symbol).polynomial()
+    density = rule(arguments_of(base, like), symbol).polynomial()
+    if asked is not None:
+        asked.kept(density)
+    return density
 
 
 def _density(base: Any, value: Any, like: Tensor) -> Expression:
     """The density by the rule; without one, or an expectation, or of a network, whose squares would cancel, as a
     function of discrete latents or points, if nothing else is random.
     """
-    if isinstance(base, RandomDistribution) and base.family is dist.MaskedMixture:
+    if has_latents(base) and base.family is dist.MaskedMixture:
         return _masked_mixture(base, value, like)
     base = in_form(base, family_class(base))
     _check_plain(base)
@@ -281,10 +298,10 @@ def _by_pyro(base: Any, value: Any, like: Tensor) -> Expression | None:
     """The density by Pyro's own code, recorded: of transformed distributions, flat priors, and a point where it is."""
     family = family_class(base)
     is_transformed = type(base) is dist.TransformedDistribution
-    has_latents = isinstance(base, RandomDistribution) or isinstance(value, RandomTensor)
-    if is_transformed or (family in _TRANSFORMED and has_latents):  # data has been checked
+    is_random = isinstance(value, RandomTensor) or has_latents(base)
+    if is_transformed or (family in _TRANSFORMED and is_random):  # data has been checked
         base = dist.TransformedDistribution(base.base_dist, base.transforms, validate_args=False)
-    if not isinstance(value, RandomTensor) and value.is_floating_point() and value.numel() <= _FEW:
+    if not isinstance(value, RandomTensor) and value.is_floating_point() and value.numel() <= FEW:
         value = value.to(like.double())
     if type(base) is dist.TransformedDistribution or family is dist.ImproperUniform:
         density = base.log_prob(value)
@@ -392,6 +409,7 @@ __all__ = [
     "arguments_of",
     "expected_log_density",
     "family_class",
+    "has_latents",
     "is_checked",
     "made",
     "random_distribution",

@@ -16,6 +16,29 @@ from torch import Tensor
 signature_of: Callable[[Any], inspect.Signature] = functools.cache(inspect.signature)
 
 
+def named_arguments(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    """The arguments of a constructor by name, with the defaults of the others.
+
+    Raises:
+        TypeError: if it does not take them.
+    """
+    names, defaults = _parameters(cls)
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if len(given) == len(args) + len(kwargs) and given.keys() | defaults.keys() == set(names):
+        return defaults | given
+    bound = signature_of(cls).bind(*args, **kwargs)
+    bound.apply_defaults()
+    return dict(bound.arguments)
+
+
+@functools.cache
+def _parameters(cls: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+    """The names of the arguments of a constructor, and the defaults; no names where it takes them otherwise."""
+    own = signature_of(cls).parameters
+    plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in own.values())
+    return tuple(own) if plain else (), {n: p.default for n, p in own.items() if p.default is not p.empty}
+
+
 def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
     """The base distribution, the number of its batch dimensions that are events, and the masks over its plates."""
     base, reinterpreted, masks, _ = unwrap_masks(distribution)
@@ -61,4 +84,4 @@ def unchecked(distribution: Any) -> Any:
     return found
 
 
-__all__ = ["made", "signature_of", "unchecked", "unwrap", "unwrap_masks"]
+__all__ = ["made", "named_arguments", "signature_of", "unchecked", "unwrap", "unwrap_masks"]
