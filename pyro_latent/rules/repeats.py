@@ -73,6 +73,7 @@ class Repeats:
             size = max(1, FEW // max(1, first.value.numel()))
             for start in range(0, len(others), size):
                 sites = others[start : start + size]
+                found: Sequence[Expression | NotConjugateError]
                 found = self._together(first, sites) or [self._alone(first, site) for site in sites]
                 for site, density in zip(sites, found, strict=True):
                     if isinstance(density, Expression):
