@@ -15,6 +15,7 @@ from . import (
     weight,
     wishart,
 )
+from .arguments import arguments_of, raw_arguments
 from .base import RULES, Arguments, in_form, register_rule, rule_of
 from .chains import at_step, parts_of, through
 from .construction import random_arguments
@@ -22,11 +23,9 @@ from .nan_masked import NAN_MASKED
 from .random_distribution import (
     BOUNDS,
     RandomDistribution,
-    arguments_of,
     expected_log_density,
     family_class,
     is_checked,
-    raw_arguments,
     without_latents,
 )
 from .repeats import Repeats

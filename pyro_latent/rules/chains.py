@@ -18,8 +18,9 @@ from pyro.distributions.hmm import HiddenMarkovModel
 from torch import Tensor
 
 from ..expressions import RandomTensor
+from .arguments import raw_arguments
 from .base import FORMS
-from .random_distribution import family_class, random_distribution, raw_arguments
+from .random_distribution import family_class, random_distribution
 from .wrappers import made
 
 #: Arguments of which a constructor takes one.

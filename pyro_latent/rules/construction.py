@@ -20,11 +20,10 @@ from .random_distribution import (
     BOUNDS,
     RandomDistribution,
     family_class,
-    has_latents,
     random_distribution,
     without_latents,
 )
-from .wrappers import made, named_arguments, unwrap
+from .wrappers import has_latents, made, named_arguments, unwrap
 
 _WRAPPERS = (dist.Independent, dist.MaskedDistribution, dist.ExpandedDistribution)
 #: Distributions around others that a reparameterizer takes apart, or that have a density.

@@ -21,8 +21,9 @@ from torch import Tensor
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, question
 from ..values import broadcast_shapes
-from .base import Arguments, around_latents, as_expression, in_form, rule_of
-from .wrappers import made, signature_of, unchecked, unwrap, unwrap_masks
+from .arguments import arguments_of
+from .base import around_latents, as_expression, in_form, rule_of
+from .wrappers import has_latents, made, unchecked, unwrap, unwrap_masks
 
 
 class RandomDistribution(TorchDistribution):
@@ -166,8 +167,6 @@ def random_distribution(
 
 #: Classes of transformed distributions: that of the base, which has the same arguments, and the transforms.
 _TRANSFORMED: dict[type, tuple[Any, list[Any]]] = {dist.LogNormal: (dist.Normal, [transforms.ExpTransform()])}
-#: Arguments of which a constructor takes one, and derives the others when asked.
-_ALTERNATIVES = frozenset(("probs", "logits", "covariance_matrix", "precision_matrix", "scale_tril"))
 #: Arguments that say which values there are.
 BOUNDS = frozenset(("total_count", "low", "high"))
 #: Data of at most so many numbers are squared in float64.
@@ -181,11 +180,6 @@ def without_latents(distribution: Any) -> Any:
     if plain is not base and plain.batch_shape != base.batch_shape:
         plain = plain.expand(base.batch_shape)
     return plain.to_event(reinterpreted) if reinterpreted else plain
-
-
-def has_latents(distribution: Any) -> bool:
-    """Whether a base distribution has random arguments."""
-    return getattr(type(distribution), "has_latents", False)
 
 
 def _check_plain(base: Any) -> None:
@@ -209,30 +203,6 @@ def is_checked(distribution: Any) -> bool:
     """Whether the values of a base distribution are to be checked."""
     known = isinstance(distribution, RandomDistribution)
     return distribution.is_checked if known else distribution._validate_args is not False
-
-
-def raw_arguments(distribution: Any) -> dict[str, Any]:
-    """The arguments of a base distribution that there are, by name, as they were given or as a plain one keeps them."""
-    if has_latents(distribution):
-        known: dict[str, Any] = distribution.arguments
-        return known
-    raw = {n: _attribute(distribution, n) for n in signature_of(type(distribution)).parameters if n != "validate_args"}
-    return {n: v for n, v in raw.items() if v is not None}
-
-
-def arguments_of(distribution: Any, like: Tensor) -> Arguments:
-    """The arguments of a base distribution as expressions."""
-    like = like.double()  # log-normalizers of constant arguments are large, and cancel
-    found = {n: as_expression(v, like) for n, v in raw_arguments(distribution).items()}
-    return Arguments({n: e for n, e in found.items() if e is not None})
-
-
-def _attribute(distribution: Any, name: str) -> Any:
-    """An argument of a plain distribution; of the alternative forms (probs or logits, …) only one that was computed."""
-    if name not in _ALTERNATIVES:
-        return getattr(distribution, name, None)
-    holder = vars(distribution).get("_categorical", distribution)
-    return vars(holder).get(name)
 
 
 def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Expression:
@@ -406,13 +376,10 @@ def _of_points(base: Any, value: Any, like: Tensor, name: str) -> Expression | N
 __all__ = [
     "BOUNDS",
     "RandomDistribution",
-    "arguments_of",
     "expected_log_density",
     "family_class",
-    "has_latents",
     "is_checked",
     "made",
     "random_distribution",
-    "raw_arguments",
     "without_latents",
 ]

@@ -16,6 +16,11 @@ from torch import Tensor
 signature_of: Callable[[Any], inspect.Signature] = functools.cache(inspect.signature)
 
 
+def has_latents(distribution: Any) -> bool:
+    """Whether a base distribution has random arguments."""
+    return getattr(type(distribution), "has_latents", False)
+
+
 def named_arguments(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     """The arguments of a constructor by name, with the defaults of the others.
 
@@ -84,4 +89,4 @@ def unchecked(distribution: Any) -> Any:
     return found
 
 
-__all__ = ["made", "named_arguments", "signature_of", "unchecked", "unwrap", "unwrap_masks"]
+__all__ = ["has_latents", "made", "named_arguments", "signature_of", "unchecked", "unwrap", "unwrap_masks"]
