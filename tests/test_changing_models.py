@@ -100,3 +100,19 @@ def test_a_piece_whose_scale_has_changed_is_an_error():
     settings.weight = 1.0
     with pytest.raises(DataError, match="piece 0 as in the pass before, with its masks and scales"):
         cavi.step_piece(0, _X[:2])
+
+
+def test_a_pass_in_which_a_parameter_is_moved_does_not_end_a_run():
+    def model(x: torch.Tensor) -> None:
+        offset = pyro.param("offset", torch.tensor(0.0, dtype=x.dtype))
+        mu = pyro.sample("mu", dist.Normal(offset, 1.0))
+        with pyro.plate("data", len(_X), subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(mu, 1.0), obs=x)
+
+    def disturb(step: int, elbo: float) -> None:
+        if step == 5:
+            pyro.get_param_store()["offset"] = torch.tensor(40.0, dtype=torch.float64)
+
+    cavi = CAVI(model, AutoConjugate(model), memoised=True)
+    result = cavi.run_batches([_X[:2], _X[2:]], epochs=100, tol=1e-12, callback=disturb)
+    assert result.converged and pyro.param("offset").item() == pytest.approx(float(_X.mean()), abs=1e-4)

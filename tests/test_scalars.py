@@ -69,6 +69,7 @@ LIKELIHOODS = {
     "logit": (lambda s: dist.Bernoulli(logits=s), (COUNTS > 1).double()),
     "probit": (lambda s: dist.Bernoulli(probs=0.5 * (1 + torch.erf(s / math.sqrt(2)))), (COUNTS > 1).double()),
     "log of a sum": (lambda s: dist.Normal(torch.logsumexp(s * POWERS, (0, 2)), 1.0), DATA),
+    "softmax": (lambda s: dist.Categorical(torch.softmax(s * POWERS[0], -1)), COUNTS.clamp(max=2)),
     "mixture": (lambda s: dist.Normal(torch.stack([s, -2 * s, 0 * s]).logsumexp(0, keepdim=True), 1.0), DATA),
     "where": (lambda s: dist.Normal(torch.where(s > 0.5, s, 0.5 * s), 1.0), DATA),
     "dirichlet": (
@@ -104,6 +105,7 @@ CASES = [
     ("normal", lambda: dist.Normal(0.0, 2.0), "logit", (-20, 20)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "probit", (-7, 7)),
     ("normal", lambda: dist.Normal(0.0, 1.0), "log of a sum", (-8, 8)),
+    ("normal", lambda: dist.Normal(0.0, 2.0), "softmax", (-15, 15)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "mixture", (-15, 15)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "where", (-15, 15)),
     ("half cauchy", lambda: dist.HalfCauchy(1.0), "dirichlet", POSITIVE),

@@ -42,6 +42,7 @@ class MemoisedSteps(Steps):
         self.pieces: dict[int | str, Piece] = {}
         self._total: Summary | None = None
         self._level: list[float] | None = None
+        self._is_moved = False  # whether somebody has changed what is fitted, in this pass
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One step on the named piece; the exact ELBO, for each start, of all pieces seen so far.
@@ -94,7 +95,15 @@ class MemoisedSteps(Steps):
             )
 
     def forget_level(self) -> None:
-        self._level = None
+        self._level, self._is_moved = None, True
+
+    def settled(self) -> None:
+        self._is_moved = False
+
+    @property
+    def can_settle(self) -> bool:
+        """Not by a pass in which the ELBO was not that of the one before."""
+        return super().can_settle and not self._is_moved
 
     def keep(self, start: int) -> None:
         """Forget all starts but one."""
@@ -120,7 +129,7 @@ class MemoisedSteps(Steps):
             local = dict(zip(keys, naturals, strict=True))
             self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
-        self._level = state["level"]
+        self._level, self._is_moved = state["level"], False
 
 
 def _has_weights(site: ScoredSite) -> bool:

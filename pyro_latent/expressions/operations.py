@@ -220,6 +220,17 @@ def _logsumexp(x: Expression, dim: Any = None, keepdim: bool = False) -> Express
     return found.reshape([1 if d in dims else n for d, n in enumerate(x.shape)])
 
 
+def _log_softmax(x: Expression, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Expression | None:
+    """x − log Σ exp x of functions of one scalar latent."""
+    total = _logsumexp(x, dim, keepdim=True) if isinstance(dim, int) and dtype is None else None
+    return None if total is None else x - total
+
+
+def _softmax(x: Expression, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Expression | None:
+    shares = _log_softmax(x, dim, _stacklevel, dtype)
+    return None if shares is None else shares.exp()
+
+
 OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     **dict.fromkeys(words("add __add__ __radd__"), _binary(lambda a, b: a + b)),
     **dict.fromkeys(words("sub __sub__ subtract"), _binary(lambda a, b: a - b)),
@@ -241,6 +252,8 @@ OPERATIONS: dict[str, Callable[..., Expression | None]] = {
     "__rmatmul__": lambda a, b: _lift(b).matmul(_lift(a)),
     "einsum": _einsum,
     "logsumexp": _logsumexp,
+    "softmax": _softmax,
+    "log_softmax": _log_softmax,
     "linear": _linear,
     **dict.fromkeys(words("view reshape"), lambda x, *shape, **kw: x.reshape(_sizes(shape or (kw["shape"],)))),
     **dict.fromkeys(words("view_as reshape_as"), lambda x, y: x.reshape(y.shape)),

@@ -101,7 +101,10 @@ def _check_weights(scored: ScoredSite, node: Mapping[str, Any], recording: Recor
 
 def _differ(ours: Any, theirs: Any, default: float | bool) -> bool:
     """Whether two weights of a site, where None stands for the default, are not the same numbers."""
-    a, b = (torch.as_tensor(default if weight is None else weight).cpu() for weight in (ours, theirs))
+    ours, theirs = (default if weight is None else weight for weight in (ours, theirs))
+    if not isinstance(ours, Tensor) and not isinstance(theirs, Tensor):  # as at each step of a long loop
+        return bool(ours != theirs)
+    a, b = (torch.as_tensor(weight).cpu() for weight in (ours, theirs))
     try:
         return not torch.equal(*torch.broadcast_tensors(a, b.to(a.dtype)))
     except RuntimeError:
