@@ -73,7 +73,26 @@ def noisy_or_by_hand(x: Tensor = X) -> None:
         pyro.sample("x", dist.Bernoulli(z * q), obs=1 - x)
 
 
-@pytest.mark.parametrize(("model", "by_hand"), [(both, both_by_hand), (noisy_or, noisy_or_by_hand)])
+TIMES = tensor([1.0, 0.0, 2.0, 1.0, 3.0, 0.0, 2.0, 1.0]), tensor([1.0, 1.0, 0.0, 2.0, 0.0, 2.0, 1.0, 0.0])
+
+
+def powers(x: Tensor = X) -> None:
+    """All of so many trials of each kind have to succeed; some are of one kind alone."""
+    p, q = beta("p", 2.0, 1.0), beta("q", 3.0, 1.5)
+    with pyro.plate("n", len(x)):
+        pyro.sample("x", dist.Bernoulli(p ** TIMES[0] * q ** TIMES[1]), obs=x)
+
+
+def powers_by_hand(x: Tensor = X) -> None:
+    p, q = beta("p", 2.0, 1.0), beta("q", 3.0, 1.5)
+    with pyro.plate("n", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(p ** TIMES[0]))
+        pyro.sample("x", dist.Bernoulli(z * q ** TIMES[1]), obs=x)
+
+
+@pytest.mark.parametrize(
+    ("model", "by_hand"), [(both, both_by_hand), (noisy_or, noisy_or_by_hand), (powers, powers_by_hand)]
+)
 def test_the_elbo_is_that_of_the_model_with_a_gate_by_hand(model: Model, by_hand: Model) -> None:
     guide, hand = fit(model), fit(by_hand, reparam=False)
     assert guide.elbo() == pytest.approx(hand.elbo(), abs=1e-8)
@@ -97,6 +116,15 @@ def evidence_of_two(success: Callable[[np.ndarray, np.ndarray], np.ndarray]) -> 
 def test_the_elbo_is_below_the_evidence() -> None:
     assert 0 < evidence_of_two(lambda p, q: 0.9 * p * q) - fit(both).elbo() < 0.5
     assert 0 < evidence_of_two(lambda p, q: 1 - p * q) - fit(noisy_or).elbo() < 1.0
+
+
+def test_the_elbo_of_powers_is_below_the_evidence() -> None:
+    mesh = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    prior = dist.Beta(tensor(2.0), 1.0).log_prob(mesh)[:, None] + dist.Beta(tensor(3.0), 1.5).log_prob(mesh)
+    rows = zip(X, *TIMES, strict=True)
+    data = (dist.Bernoulli(mesh[:, None] ** n * mesh**m, validate_args=False).log_prob(x) for x, n, m in rows)
+    evidence = float((prior + sum(data)).flatten().logsumexp(0)) - 2 * math.log(1000)
+    assert 0 < evidence - fit(powers).elbo() < 1.0
 
 
 @pytest.mark.parametrize("model", [both, noisy_or])

@@ -216,7 +216,7 @@ def dogs_log(avoided: Tensor, shocked: Tensor, y: Tensor) -> None:
         pyro.sample("y", dist.Bernoulli(torch.sigmoid(beta1 * avoided + beta2 * shocked)), obs=y)
 
 
-@gallery.model("dogs_hierarchical", dogs, "log(1 - a^n b^m): one function of two scalars")
+@gallery.model("dogs_hierarchical", dogs, AUXILIARY)
 def dogs_hierarchical(avoided: Tensor, shocked: Tensor, y: Tensor) -> None:
     a = pyro.sample("a", dist.Uniform(0.0, 1.0))
     b = pyro.sample("b", dist.Uniform(0.0, 1.0))

@@ -111,7 +111,7 @@ class Arithmetic(Symbolic):
             if self.is_table and exponent.is_table:
                 return self.apply(torch.pow, self, exponent)
             if not exponent.is_constant or exponent.shape.numel() != 1:
-                found = self.of_scalar("pow", torch.pow, exponent)
+                found = self.of_scalar("pow", torch.pow, exponent, nonnegative=self.is_nonnegative)
                 return found or self._opaque("pow", exponent, shape=broadcast_shapes(self.shape, exponent.shape))
             exponent = float(exponent.value())
         if self.opacity or not math.isfinite(exponent):
@@ -143,13 +143,26 @@ class Arithmetic(Symbolic):
             f"pow({exponent:g})"
         )
 
+    @property
+    def is_nonnegative(self) -> bool:
+        """Whether it is provably nowhere negative: one product of powers of latents that are not."""
+        if not self._is_monomial or self.opacity or self.terms[0].coefficient < 0:
+            return False
+        (term,) = self.terms
+        known = all(f.function == "x" and f.variable.nonnegative for f in term.factors)
+        return known and all(bool((c.tensor >= 0).all()) for c in term.constants)
+
     def of_scalar(
-        self, name: str, function: Callable[..., Tensor], *others: Self, only_plain: bool = False
+        self,
+        name: str,
+        function: Callable[..., Tensor],
+        *others: Self,
+        only_plain: bool = False,
+        nonnegative: bool = False,
     ) -> Self | None:
         """An elementwise function of expressions in one scalar latent; None where they are in something else."""
-        term = of_scalar(
-            name, function, (self, *others), self.like, nonnegative=name in NONNEGATIVE, only_plain=only_plain
-        )
+        nonnegative = nonnegative or name in NONNEGATIVE
+        term = of_scalar(name, function, (self, *others), self.like, nonnegative=nonnegative, only_plain=only_plain)
         shape = broadcast_shapes(self.shape, *(o.shape for o in others))
         return None if term is None else self._with([term], shape)
 

@@ -106,8 +106,8 @@ class DiscreteFactor:
         for one in infinite:
             sizes = dict.fromkeys(infinite, 1.0)
             without, large = (self._value(_with_sizes(means, sizes | {one: size})) for size in (0.0, _LARGE))
-            slope = large - without
-            total = total + torch.where(slope == 0, slope, slope * torch.inf)
+            slope = torch.where(large == without, 0.0, large - without)  # both are −∞ where a constant is
+            total = total + torch.where(slope == 0, 0.0, slope * torch.inf)
         return total
 
     def _value(self, means: Means) -> Tensor:

@@ -16,12 +16,13 @@ class GateReparam(ConjugateReparam):
     """x ~ Bernoulli(p q) is x ~ Bernoulli(z q) with z ~ Bernoulli(p), where p may be a product again; 1 − x has the law
     of x for 1 − p q, which is a noisy or of two causes that fail with probabilities p and q.
 
-    A probability with one latent alone, such as ``0.5 * p``, has a factor by quadrature, which is exact.
+    The factors may be powers, such as ``p**n``. A probability with one latent alone, such as ``0.5 * p``, has a factor
+    by quadrature, which is exact.
     """
 
     densities = (dist.Bernoulli,)
     suffixes = ("gate",)
-    condition = " whose probability is a product of latents, as `p * q`, or `1 - p * q`"
+    condition = " whose probability is a product of latents, as `p * q` and `p**n * q`, or `1 - p * q`"
     form = "Bernoulli, whose probability a Bernoulli site sets to 0, or to 1"
     source = "Pearl (1988), §4.3"
 
