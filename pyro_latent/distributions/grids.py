@@ -82,7 +82,7 @@ def on_grid(
     table = like.new_empty(count, *left.shape)
     numbers = torch.arange(count, dtype=torch.float64, device=left.device)
     waves = torch.stack([(7 / 8 * math.pi * numbers).cos(), (7 / 8 * math.pi * numbers).sin()])
-    spectrum = waves.new_zeros(2, left.numel())
+    spectrum, heights = waves.new_zeros(2, left.numel()), torch.zeros_like(low)
     density_sum, square_sum, sums = _Sum(low), _Sum(low), list[_Sum]()
     level: Tensor | None = None
     for first in sorted(range(0, count, rows), key=lambda i: abs(2 * i + rows - count)):  # from the middle
@@ -92,6 +92,7 @@ def on_grid(
         level = log_density.amax(0) if level is None else level
         log_density -= level
         table[first : taken.stop] = log_density
+        heights += table[first : taken.stop].sum(0)  # while they are in the cache
         root = log_density.mul_(0.5).exp_()
         spectrum.addmm_(waves[:, first : taken.stop], root.reshape(len(taken), -1))
         density = root.square_()
@@ -111,7 +112,7 @@ def on_grid(
     total, settled = density_sum.halves[0], [square_sum, *sums]
     resolved = spectrum.square().sum(0).reshape(total.shape) <= _RESOLVED**2 * total
     resolved &= density_sum.ends <= math.exp(-_ENOUGH) / count * total
-    is_known = (resolved & total.isfinite() & table.sum(0).isfinite()).all()
+    is_known = (resolved & total.isfinite() & heights.isfinite()).all()
     if not bool(torch.stack([is_known, *(s.is_settled for s in settled)]).all()):  # one read
         return None
     log_total = (total * step).log()

@@ -19,6 +19,7 @@ from ..distributions.grids import GRIDS, Integrals, Integrand
 from ..distributions.panels import NoTableError, integrated, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
+from ..values import is_at_hand
 from .base import Family, Mean, Natural, Params
 from .scalar_function import Function
 
@@ -33,6 +34,14 @@ _SETTLED, _NOTHING = 1e-9, 1e-20
 def _alone(log_density: Callable[[Tensor], Tensor]) -> Integrand:
     """A log density without functions."""
     return lambda places: (log_density(places), places, [])
+
+
+def _where_it_counts(values: Tensor, slope: Tensor) -> Tensor:
+    """Values of a function, with zero where its slope is zero if some are infinite."""
+    total = values.sum()
+    if is_at_hand(total) and bool(total.isfinite()):  # so that none is
+        return values
+    return torch.where((slope == 0) & ~total.isfinite(), 0.0, values)
 
 
 def _is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
@@ -116,7 +125,7 @@ class Quadrature(Family):
                 if zeros == slope.numel():
                     continue
                 if zeros:
-                    found = torch.where((slope == 0) & ~found.sum().isfinite(), 0.0, found)
+                    found = _where_it_counts(found, slope)
                 if function.element is None:
                     total.addcmul_(found, slope)
                 else:
