@@ -318,10 +318,47 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found |= resumed_batches(rank, size, folder)
     found["late"] = late(rank, size)
     found["late batches"] = {way: late(rank, size, **options) for way, options in WAYS.items()}
+    found["moved"] = dict(moved(rank, size))
     for n in mine.keys() - {1}:
         found[f"LDA, {n}"] = lda_of(shard(counts(), rank, n), mine[n])
     found["LDA errors"] = lda_failures(rank, size)
     torch.save(found, folder / f"{rank}.pt")
+
+
+class Weighted:
+    """A mean of data that count so many times as somebody says."""
+
+    weight = 1.0
+
+    def __call__(self, x: Tensor, size: int) -> None:
+        mean = pyro.sample("mean", dist.Normal(number(0.0), 3.0))
+        with pyro.plate("data", size, subsample_size=len(x)), pyro.poutine.scale(scale=self.weight):
+            pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
+
+
+def moved(rank: int, size: int, group: Any = None) -> Iterator[tuple[str, Any]]:
+    """What steps come to after somebody has changed the model, or a parameter: in one process, and in all."""
+    own, group = shard(CLUSTERS, rank, size), group or td.group.WORLD
+    pieces = Weighted()
+    driver = CAVI(pieces, AutoConjugate(pieces), memoised=True, process_group=group)
+    driver.step_piece("own", own, len(CLUSTERS))
+    pieces.weight = 2.0 if rank == size - 1 else 1.0
+    yield "a piece's scale", message_of(lambda: driver.step_piece("own", own, len(CLUSTERS)))
+    annealed = Weighted()
+    driver = CAVI(annealed, AutoConjugate(annealed), process_group=group)
+    result = driver.run(own, len(CLUSTERS), callback=lambda step, _: setattr(annealed, "weight", min(step, 3) + 1.0))
+    annealed.weight = 1.0
+    yield "a scale", (len(result.elbo), driver.run(own, len(CLUSTERS)).elbo[-1].item())
+    pyro.clear_param_store()
+    driver = EM(maximum, process_group=group)
+    driver.step(own, len(CLUSTERS))
+    driver.guide.write_params()
+    store: Any = pyro.get_param_store()
+    store["mean"] = number([3.0, 0.0, 1.0]) if rank == size - 1 else store["mean"]
+    yield "a parameter", message_of(lambda: driver.step(own, len(CLUSTERS)))
+    store["mean"], store["weights"] = number([3.0, 0.0, 1.0]), number([0.5, 0.3, 0.2])
+    driver.step(own, len(CLUSTERS))
+    yield "parameters", driver.guide.params()
 
 
 def counts() -> Tensor:

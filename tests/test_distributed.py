@@ -21,8 +21,10 @@ from distributed_worker import (
     BATCHED,
     BATCHES,
     CASES,
+    CLUSTERS,
     SHORT,
     WAYS,
+    Weighted,
     batches,
     counts,
     fit,
@@ -231,6 +233,30 @@ def test_a_step_is_one_all_reduce(way: str, found: list[Any]) -> None:
         assert late["losses"] == each[0]["losses"]
         if way != "minibatches":
             assert all(b <= a + 1e-9 * abs(a) for a, b in itertools.pairwise(late["losses"]))
+
+
+def test_what_is_changed_between_steps_is_seen_in_all_processes_or_is_an_error_in_all(found: list[Any]) -> None:
+    """A scale that a callback raises, and a parameter in Pyro's store, lead where they lead in one process."""
+    model, size = Weighted(), len(CLUSTERS)
+    evidence = float(CAVI(model, AutoConjugate(model)).run(CLUSTERS, size).elbo[-1])
+    pyro.clear_param_store()
+    alone = EM(maximum)
+    alone.step(CLUSTERS, size)
+    alone.guide.write_params()
+    for name, values in ("mean", [3.0, 0.0, 1.0]), ("weights", [0.5, 0.3, 0.2]):
+        pyro.get_param_store()[name] = torch.tensor(values, dtype=torch.float64)
+    alone.step(CLUSTERS, size)
+    for own in found:
+        changed = own["moved"]
+        assert changed["a scale"] == (5, pytest.approx(evidence, rel=1e-12))
+        torch.testing.assert_close(changed["parameters"], alone.guide.params(), rtol=1e-10, atol=1e-10)
+        for what, kind, words in (
+            ("a piece's scale", "DataError", "with its masks and scales"),
+            ("a parameter", "ModelError", f"none, in process {SIZE - 1} than in process 0"),
+        ):
+            name, message = changed[what]
+            assert name == kind
+            assert words in message
 
 
 @pytest.mark.parametrize("how", ["dies", "hangs"])

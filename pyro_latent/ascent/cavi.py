@@ -174,11 +174,11 @@ class CAVI:
 
     def _join(self, arguments: ModelArguments) -> None:
         """Bring the guides of all processes to one state, where one of them is not where the last step left it."""
-        ranks = self._ranks
-        if isinstance(ranks, Ranks) and ranks.any(self.guide.posterior_state.revision != self._revision):
+        ranks, posterior = self._ranks, self.guide.posterior_state
+        if isinstance(ranks, Ranks) and ranks.any(posterior.revision != self._revision or posterior.params_moved):
             join(ranks, self.guide, arguments, self._schedule, self._settings, self._steps)
             self._steps.forget_level()
-            self._revision = self.guide.posterior_state.revision
+            self._revision = posterior.revision
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The exact −ELBO of the current posterior, without a step; with a ``process_group``, of all shards."""

@@ -160,6 +160,7 @@ class DistributedSteps(SharedSteps):
         self.m_step = m_step
         self._program: Program | None = None
         self._level: list[float] | None = None
+        self._was_moved = False  # whether the last step began and ended lower, for the model or its data had changed
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep; the exact ELBO of all shards, for each start.
@@ -170,17 +171,25 @@ class DistributedSteps(SharedSteps):
         """
         program = task.program
         sweep, found = self.ranks.agreed(lambda: settled(task))
-        if self.ranks.any(self._program is not program):
+        before, is_new = self._level, self.ranks.any(self._program is not program)
+        if is_new:
             self.exchange.forget()
-            self._program = program
+            before = None if self.ranks.any(before is None) else self._start_of(task)
         total, _ = self.exchange.total(found)
         others = globals_of(task)
         set_globals(program, sweep, total, others)
         self._settle_points(task, sweep, total)
         elbo, sizes = reached(program, sweep, total, others)
-        check_risen(self._level or elbo, elbo, sizes, program)
-        self._level = elbo
+        check_risen(before or elbo, elbo, sizes, program)
+        self._was_moved = is_new and fall_of(self._level or elbo, elbo, sizes, program.recording.dtype) != 0
+        self._program, self._level = program, elbo
         return sweep.state, Info(elbo, best_of(elbo))
+
+    def _start_of(self, task: Task) -> list[float]:
+        """The ELBO of all shards where a step begins, of a model or of data that have changed since the last one."""
+        sweep, own = self.ranks.agreed(lambda: self.read(task))
+        total, _ = self.exchange.total(own)
+        return reached(task.program, sweep, total, globals_of(task))[0]
 
     def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:
         """Visit parameters, again, until none moves, where an M-step is to be joint."""
@@ -196,6 +205,11 @@ class DistributedSteps(SharedSteps):
         sweep = Sweep(task.program, task.state, task.arguments)
         return sweep, summarize(task.program, sweep.state, sweep.means, sweep.held)
 
+    @property
+    def can_settle(self) -> bool:
+        """Not by a step that ended lower than the last one."""
+        return super().can_settle and not self._was_moved
+
     def forget_level(self) -> None:
         self._level = None
 
@@ -203,10 +217,11 @@ class DistributedSteps(SharedSteps):
         self._level, self._program = None, None
 
     def to_state(self) -> dict[str, Any]:
-        return {}
+        return {"moved": self._was_moved}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._program = None, None
+        self._was_moved = state.get("moved", False)  # older files do not say
 
 
 def check_risen(before: Sequence[float], elbo: Sequence[float], sizes: Sequence[float], program: Program) -> None:
@@ -243,10 +258,12 @@ def join(
     shard, or its first batch, for a start.
 
     Raises:
-        ModelError: in all processes, if their models, arguments that are no data, or settings differ.
+        ModelError: in all processes, if their models, arguments that are no data, settings, or what has been changed in
+            Pyro's store differ.
         DataError: in all processes, if the shards are not the whole of the data.
     """
     _check_alike(ranks, guide, arguments, settings)
+    _check_moved(ranks, guide)
     rescale = steps.rescales
     prepared = ranks.agreed(lambda: guide.prepare(*arguments, rescale=rescale))
     if not steps.takes_batches:
@@ -295,6 +312,24 @@ def _check_alike(ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, 
             )
 
     ranks.agreed(check)
+
+
+def _check_moved(ranks: Ranks, guide: AutoConjugate) -> None:
+    """What somebody has changed in Pyro's store since the last step is the same in all processes.
+
+    Raises:
+        ModelError: in all processes, naming a parameter that is not.
+    """
+    program = guide.posterior_state.program
+    moved = {} if program is None else guide.posterior_state.moved_params(program)
+    by_rank = ranks.gathered({name: fingerprint(value) for name, value in moved.items()})
+    for rank, own in enumerate(by_rank):
+        for name in sorted(own.keys() | by_rank[0].keys()):
+            if own.get(name) != by_rank[0].get(name):
+                raise ModelError(
+                    f"Expected parameter {name!r} to be changed in Pyro's store in all processes alike, before the "
+                    f"same step; got another change, or none, in process {rank} than in process 0. Set it in all."
+                )
 
 
 def _start(guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, prepared: Prepared) -> None:

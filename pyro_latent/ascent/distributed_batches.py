@@ -21,7 +21,7 @@ from ..errors import ArgumentError, DataError, ModelError
 from ..objective import Program, State, Summary, padded
 from .batches import check_repeatable, length_of, state_of
 from .distributed import SharedSteps, check_risen, globals_of, settled
-from .memoised import MemoisedSteps, Piece, reached, set_globals
+from .memoised import MemoisedSteps, Piece, mark_of, reached, set_globals
 from .progress import Progress
 from .ranks import Alone, Ranks
 from .step_size import StepSize
@@ -148,9 +148,8 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         Raises:
             DataError, ModelError: if it is not the piece that it was.
         """
-        program, (args, kwargs) = task.program, task.arguments
+        program, mark = task.program, mark_of(task)
         part = _part_of(program)
-        mark = fingerprint(*args, *kwargs.values(), program.recording.observations)
         self._check(program, name, known, mark)
         state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
         return part, *settled(task._replace(state=state)), mark

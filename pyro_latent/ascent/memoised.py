@@ -56,9 +56,7 @@ class MemoisedSteps(Steps):
         assert name is not None
         known = self.pieces.get(name)
         check_start(program, task.probs)
-        args, kwargs = task.arguments
-        weights = [(s.scale, s.mask) for s in program.recording.scored.values() if _has_weights(s)]
-        mark = fingerprint(*args, *kwargs.values(), program.recording.observations, *weights)
+        mark = mark_of(task)
         self._check(program, name, known, mark)
         state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
         sweep = settled_sweep(task, state, {} if self.pieces else task.probs)
@@ -130,6 +128,13 @@ class MemoisedSteps(Steps):
             self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
         self._level, self._is_moved = state["level"], False
+
+
+def mark_of(task: Task) -> str:
+    """What the data of a piece are known by, with their masks and scales."""
+    (args, kwargs), recording = task.arguments, task.program.recording
+    weights = [(s.scale, s.mask) for s in recording.scored.values() if _has_weights(s)]
+    return fingerprint(*args, *kwargs.values(), recording.observations, *weights)
 
 
 def _has_weights(site: ScoredSite) -> bool:
@@ -204,4 +209,4 @@ def _check_apart(program: Program) -> None:
         )
 
 
-__all__ = ["MemoisedSteps", "Piece", "check_pieces", "reached", "set_globals", "settled_sweep"]
+__all__ = ["MemoisedSteps", "Piece", "check_pieces", "mark_of", "reached", "set_globals", "settled_sweep"]

@@ -22,6 +22,12 @@ def param_versions(program: Program) -> dict[str, tuple[int, int]]:
     return {n: (id(t), version_of(t)) for n, t in found.items()}
 
 
+def changed_params(program: Program, seen: Mapping[str, tuple[int, int]]) -> dict[str, Tensor]:
+    """The program's parameters in Pyro's store that have changed since :func:`param_versions` gave ``seen``."""
+    store = pyro.get_param_store()
+    return {n: store[n].detach() for n, version in param_versions(program).items() if version != seen.get(n)}
+
+
 def write_params(program: Program, values: Mapping[str, Tensor]) -> None:
     """Put constrained values into Pyro's store; entries that exist keep their identity, and so their optimizers."""
     store = pyro.get_param_store()
@@ -53,4 +59,4 @@ def _unconstrained(name: str) -> Tensor:
     return unconstrained
 
 
-__all__ = ["param_versions", "write_params"]
+__all__ = ["changed_params", "param_versions", "write_params"]

@@ -10,7 +10,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
-import pyro
 import torch
 from torch import Tensor, nn
 
@@ -20,7 +19,7 @@ from ..families import Natural
 from ..families.quadrature import Quadrature
 from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
 from ..recording import Recording, Snapshot
-from .param_store import param_versions
+from .param_store import changed_params, param_versions
 from .rebinding import Binding
 from .refusals import check_told
 
@@ -326,18 +325,19 @@ class PosteriorState:
         """The state with the parameters that somebody else (SVI, say) has changed in Pyro's store since the last
         call.
         """
-        now = param_versions(program)
         if self._is_loaded:  # what was loaded goes before what the store happens to hold
-            self._is_loaded, self._params_seen = False, now
+            self._is_loaded, self._params_seen = False, param_versions(program)
             return state
-        store = pyro.get_param_store()
+        moved = self.moved_params(program)
         for block in program.params:
-            name = block.sites[0].name
-            if name in now and now[name] != self._params_seen.get(name):
-                value = store[name].detach().to(program.recording.like)
-                starts = len(state[block.key].x)
-                state = state | {block.key: block.natural({"value": value.expand(starts, *value.shape)})}
+            if (value := moved.get(block.sites[0].name)) is not None:
+                values = value.to(program.recording.like).expand(len(state[block.key].x), *value.shape)
+                state = state | {block.key: block.natural({"value": values})}
         return state
+
+    def moved_params(self, program: Program) -> dict[str, Tensor]:
+        """The parameters that somebody else has changed in Pyro's store since the last call."""
+        return changed_params(program, self._params_seen)
 
     @property
     def params_moved(self) -> bool:
