@@ -89,6 +89,18 @@ def plates(x: Tensor) -> None:
                 pyro.sample(f"y_{t}", dist.Normal(level, 0.5), obs=y)
 
 
+def numbers_in_plates(x: Tensor) -> None:
+    """A number observed at each place of a plate, of two, and of none."""
+    level = pyro.sample("level", dist.Normal(0.0, 1.0))
+    with pyro.plate("wide", 3):
+        pyro.sample("first", dist.Normal(level, 1.0), obs=x[0, 0])
+        with pyro.plate("high", 2):
+            pyro.sample("second", dist.Normal(level, 1.0), obs=x[1, 0])
+    with pyro.plate("narrow", 2):
+        pyro.sample("third", dist.Normal(level, 1.0), obs=x[2, 0])
+    pyro.sample("last", dist.Normal(level, 1.0), obs=x[3, 0])
+
+
 def values_of(recording: Any) -> dict[str, Tensor]:
     """Numbers for every latent."""
     generator = torch.Generator().manual_seed(1)
@@ -103,7 +115,7 @@ def alone(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setattr(module, "question", lambda *items: None)
 
 
-@pytest.mark.parametrize("model", [chain, second_order, vectors, plates])
+@pytest.mark.parametrize("model", [chain, second_order, vectors, plates, numbers_in_plates])
 def test_densities_of_a_loop_are_those_of_its_steps(
     model: Callable[[Tensor], None], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -126,7 +126,8 @@ def _question(distribution: Any, value: Any) -> Question | None:
     plain = isinstance(base, RandomDistribution) and base.family in RULES and base.family not in FORMS and not inner
     if not plain or any(n > 1 and step == 0 for n, step in zip(value.shape, value.stride(), strict=True)):
         return None
-    return question(RULES[base.family], base.arguments, reinterpreted, value.shape, value.dtype, value.device)
+    shapes = base.batch_shape, reinterpreted, value.shape
+    return question(RULES[base.family], base.arguments, *shapes, value.dtype, value.device)
 
 
 __all__ = ["Repeats"]
