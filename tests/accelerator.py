@@ -22,7 +22,9 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_latent.families import quadrature
 from pyro_latent.objective import summands
+from pyro_latent.recording import snapshot
 
 ROOT = Path(__file__).resolve().parents[1]
 #: Operations that need values, or the number of them, on the host.
@@ -100,7 +102,8 @@ class Accelerator:
     def entered(self) -> Iterator[None]:
         """Play the accelerator for what is run inside."""
         with pytest.MonkeyPatch.context() as patch, _Calls(self), _Operations(self):
-            patch.setattr(summands, "is_at_hand", lambda tensor: not self.holds(tensor))
+            for module in (quadrature, snapshot, summands):
+                patch.setattr(module, "is_at_hand", lambda tensor: not self.holds(tensor))
             yield
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 
 from ..checkpoint import fingerprint, random_state, restore_random_state
 from ..errors import ArgumentTypeError, ModelError
+from ..recording import AskedAgain
 from .sweep import ModelArguments
 
 
@@ -39,9 +40,9 @@ def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any
 
 
 def repeated(arguments: ModelArguments, anew: bool) -> ModelArguments:
-    """The same arguments again; ``anew``: as other objects, of which a guide asks whether the model sees the same."""
+    """The same arguments again; ``anew``: as others, of which a guide asks whether the model sees the same."""
     args, kwargs = arguments
-    return args, dict(kwargs) if anew else kwargs
+    return args, AskedAgain(kwargs) if anew else kwargs
 
 
 #: The state of torch's generators, and of those that a loader draws its order with.

@@ -5,13 +5,14 @@ from .data import seen_data
 from .identity import check_identity, difference_of, identity_of_call
 from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
-from .snapshot import Snapshot, literals, version_of
+from .snapshot import AskedAgain, Snapshot, literals, version_of
 from .supports import base_constraint, ends_in_simplex
 from .tape import Player, Tape
 from .template import Template, difference
 
 __all__ = [
     "ALONE",
+    "AskedAgain",
     "Compiled",
     "DiscreteSite",
     "LatentSite",

@@ -20,12 +20,14 @@ from copy import copy
 from functools import lru_cache, partial
 from itertools import zip_longest
 from types import CodeType, FunctionType, MethodType, ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
+
+from ..values import is_at_hand
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, np.generic)
 #: Code that a model calls and that does not change: it is not looked into.
@@ -60,6 +62,12 @@ _MOVES = object()
 _Mark = tuple[Any, Any]
 
 
+class AskedAgain(dict[str, Any]):
+    """The keyword arguments of the last sweep of a run, of which it asks whether the model still sees the same. It does
+    not wait for an accelerator: tensors there are known by their versions, which a write by ``t.data`` leaves.
+    """
+
+
 class Snapshot:
     """The state of a model and its arguments at one moment.
 
@@ -75,11 +83,12 @@ class Snapshot:
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of the model now would see the same."""
-        return _alike(_walk((args, kwargs), {}), self._of_call) and self.is_of_same_model()
+        waits = not isinstance(kwargs, AskedAgain)
+        return _alike(_walk((args, kwargs), {}, None, waits), self._of_call) and self.is_of_same_model(waits)
 
-    def is_of_same_model(self) -> bool:
+    def is_of_same_model(self, waits: bool = True) -> bool:
         """Whether a call of the model now would see the same beside its arguments."""
-        return _alike(_walk(self._model, {}, self._model), self._of_model)
+        return _alike(_walk(self._model, {}, self._model, waits), self._of_model)
 
     @property
     def is_of_moving(self) -> bool:
@@ -129,9 +138,10 @@ def _same(a: _Mark | None, b: _Mark | None) -> bool:
     return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
 
 
-def _walk(value: Any, seen: dict[int, Any], model: Any = None) -> Iterator[_Mark]:
+def _walk(value: Any, seen: dict[int, Any], model: Any = None, waits: bool = True) -> Iterator[_Mark]:
     """A mark for everything that can be reached from a value; what is ``seen`` stays alive, so that no other object
-    takes its number. Guides of another model than this one move.
+    takes its number. Guides of another model than this one move. The bytes of a tensor on an accelerator are read if
+    one ``waits`` for it.
     """
     if isinstance(value, _PLAIN):
         yield None, value
@@ -140,7 +150,7 @@ def _walk(value: Any, seen: dict[int, Any], model: Any = None) -> Iterator[_Mark
         return
     seen[id(value)] = value
     if isinstance(value, Tensor):
-        yield value, _tensor_mark(value)
+        yield value, _tensor_mark(value, waits or is_at_hand(value))
     elif isinstance(value, np.ndarray) and value.dtype != object:
         yield value, (value.shape, value.dtype, zlib.crc32(np.ascontiguousarray(value).data))
     elif isinstance(value, list | tuple) and all(type(v) in _PLAIN for v in value):
@@ -151,7 +161,7 @@ def _walk(value: Any, seen: dict[int, Any], model: Any = None) -> Iterator[_Mark
         parts = _parts(value)
         yield (value, None) if parts is None else (None, (type(value), len(parts)))
         for part in parts or ():
-            yield from _walk(part, seen, model)
+            yield from _walk(part, seen, model, waits)
 
 
 def _parts(value: Any) -> list[Any] | None:
@@ -234,11 +244,23 @@ def _names_in(code: CodeType) -> set[str]:
     return set(code.co_names).union(*inner)
 
 
-def _tensor_mark(tensor: Tensor) -> tuple[Any, ...]:
-    version = version_of(tensor)
-    if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta:
-        return (version,)
-    return version, tensor.shape, tensor.dtype, tensor.device, checksum(tensor)
+class _TensorMark(NamedTuple):
+    """What a tensor is known by; its bytes by a sum of them, where they were read."""
+
+    version: int
+    about: tuple[Any, ...]
+    checksum: int | None
+
+    def __eq__(self, other: object) -> bool:
+        assert isinstance(other, _TensorMark)
+        is_same = self[:2] == other[:2]
+        return is_same and (self.checksum == other.checksum or self.checksum is None or other.checksum is None)
+
+
+def _tensor_mark(tensor: Tensor, reads_bytes: bool) -> _TensorMark:
+    is_dense = not (tensor.layout is not torch.strided or tensor.is_nested or tensor.is_quantized or tensor.is_meta)
+    about = (tensor.shape, tensor.dtype, tensor.device) if is_dense else ()
+    return _TensorMark(version_of(tensor), about, checksum(tensor) if is_dense and reads_bytes else None)
 
 
 def version_of(tensor: Tensor) -> int:
@@ -260,4 +282,4 @@ def checksum(tensor: Tensor) -> int:
     return int(total)
 
 
-__all__ = ["CACHED", "Snapshot", "checksum", "literals", "slots_of", "version_of"]
+__all__ = ["CACHED", "AskedAgain", "Snapshot", "checksum", "literals", "slots_of", "version_of"]
