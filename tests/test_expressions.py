@@ -806,6 +806,7 @@ def test_a_size_is_opaque_or_an_error_that_names_the_latent(symbols: Names) -> N
     except LatentValueError as error:
         assert "'tau'" in str(error)
     else:
+        assert isinstance(found, RandomTensor)
         assert found.expression.opacity is not None and found.expression.sites == {"tau"}
 
 

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.errors import RecordingError
-from pyro_latent.expressions import Expression, tensor
+from pyro_latent.expressions import Expression, taken_apart, tensor
 from pyro_latent.recording import record
 from pyro_latent.rules import random_distribution, repeats
+from pyro_latent.rules.base import rule_of
 
 STEPS = 12
 
@@ -133,9 +134,16 @@ def test_densities_of_a_loop_are_those_of_its_steps(
 
 
 def test_most_steps_are_derived_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
-    rule = random_distribution.rule_of
-    monkeypatch.setattr(random_distribution, "rule_of", lambda c: lambda *a: calls.append(c) or rule(c)(*a))
+    calls: list[type] = []
+
+    def counted(family: type) -> Any:
+        def rule(*arguments: Any) -> Expression:
+            calls.append(family)
+            return rule_of(family)(*arguments)
+
+        return rule
+
+    monkeypatch.setattr(random_distribution, "rule_of", counted)
     record(chain, series())
     assert len(calls) < 3 * STEPS
 
@@ -164,10 +172,10 @@ def test_data_is_what_it_was_when_it_was_observed() -> None:
 
 def test_another_density_at_one_step_is_found_by_the_check(monkeypatch: pytest.MonkeyPatch) -> None:
     """The check is of every site, and not of one of those that are alike."""
-    apart = repeats.taken_apart
 
     def wrong(*args: Any) -> Any:
-        found = apart(*args)
+        found = taken_apart(*args)
+        assert found is not None
         found[5] = found[5] + 0.1
         return found
 
