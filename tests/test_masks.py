@@ -231,3 +231,16 @@ def test_a_masked_site_with_its_precision_is_an_error_that_says_what_to_write():
     ):
         CAVI(model, AutoConjugate(model, blocks=[("z", "tau")])).run(x)
     assert "z" in AutoConjugate(model, blocks="auto").explain(x)
+
+
+@pytest.mark.usefixtures("float64")
+def test_a_masked_factor_in_a_plate_counts_where_it_is_seen():
+    """The evidence is that of the data whose density the factor is."""
+
+    def model(x):
+        mean = pyro.sample("mean", dist.Normal(0.0, 1.0))
+        with pyro.plate("d", 2), poutine.mask(mask=_MASK):
+            pyro.factor("x", dist.Normal(mean, 1.0).log_prob(x))
+
+    found = CAVI(model, AutoConjugate(model)).run(torch.tensor([0.7, 50.0])).elbo[-1].item()
+    assert found == pytest.approx(scipy.stats.norm(0, math.sqrt(2)).logpdf(0.7), rel=1e-12)

@@ -87,6 +87,8 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
             f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
         )
     event = fn.event_shape
+    if 0 in event:
+        return value  # of a factor, which has no data
     value = value.detach()
     for cells in unwrap_masks(fn)[3]:
         shape = broadcast_shapes(cells.shape, value.shape)
