@@ -360,6 +360,14 @@ def moved(rank: int, size: int, group: Any = None) -> Iterator[tuple[str, Any]]:
     driver.step(own, len(CLUSTERS))
     yield "parameters", driver.guide.params()
 
+    def away(step: int, _: float) -> None:
+        if step == 4:
+            driver.guide.write_params()
+            store["mean"] = store["mean"].detach() / 2
+
+    result = driver.run(own, len(CLUSTERS), callback=away)
+    yield "a parameter in a run", (result.converged, result.elbo[-1].item())
+
 
 def counts() -> Tensor:
     """How often each word is in each of the documents."""

@@ -246,10 +246,12 @@ def test_what_is_changed_between_steps_is_seen_in_all_processes_or_is_an_error_i
     for name, values in ("mean", [3.0, 0.0, 1.0]), ("weights", [0.5, 0.3, 0.2]):
         pyro.get_param_store()[name] = torch.tensor(values, dtype=torch.float64)
     alone.step(CLUSTERS, size)
+    params_then, optimum = alone.guide.params(), float(alone.run(CLUSTERS, size).elbo[-1])
     for own in found:
         changed = own["moved"]
         assert changed["a scale"] == (5, pytest.approx(evidence, rel=1e-12))
-        torch.testing.assert_close(changed["parameters"], alone.guide.params(), rtol=1e-10, atol=1e-10)
+        torch.testing.assert_close(changed["parameters"], params_then, rtol=1e-10, atol=1e-10)
+        assert changed["a parameter in a run"] == (True, pytest.approx(optimum, rel=1e-6))
         for what, kind, words in (
             ("a piece's scale", "DataError", "with its masks and scales"),
             ("a parameter", "ModelError", f"none, in process {SIZE - 1} than in process 0"),

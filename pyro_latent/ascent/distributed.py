@@ -160,7 +160,8 @@ class DistributedSteps(SharedSteps):
         self.m_step = m_step
         self._program: Program | None = None
         self._level: list[float] | None = None
-        self._was_moved = False  # whether the last step began and ended lower, for the model or its data had changed
+        self._last: list[float] = []  # the level after the last step, also where that is forgotten
+        self._was_moved = False  # whether the last step ended lower than that, for somebody had changed something
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep; the exact ELBO of all shards, for each start.
@@ -181,8 +182,9 @@ class DistributedSteps(SharedSteps):
         self._settle_points(task, sweep, total)
         elbo, sizes = reached(program, sweep, total, others)
         check_risen(before or elbo, elbo, sizes, program)
-        self._was_moved = is_new and fall_of(self._level or elbo, elbo, sizes, program.recording.dtype) != 0
-        self._program, self._level = program, elbo
+        last = self._last if len(self._last) == len(elbo) else elbo
+        self._was_moved = fall_of(last, elbo, sizes, program.recording.dtype) != 0
+        self._program, self._level, self._last = program, elbo, elbo
         return sweep.state, Info(elbo, best_of(elbo))
 
     def _start_of(self, task: Task) -> list[float]:
@@ -214,13 +216,13 @@ class DistributedSteps(SharedSteps):
         self._level = None
 
     def keep(self, start: int) -> None:
-        self._level, self._program = None, None
+        self._level, self._program, self._last = None, None, []
 
     def to_state(self) -> dict[str, Any]:
         return {"moved": self._was_moved}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._level, self._program = None, None
+        self._level, self._program, self._last = None, None, []
         self._was_moved = state.get("moved", False)  # older files do not say
 
 
