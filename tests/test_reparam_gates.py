@@ -90,8 +90,23 @@ def powers_by_hand(x: Tensor = X) -> None:
         pyro.sample("x", dist.Bernoulli(z * q ** TIMES[1]), obs=x)
 
 
+def squares(x: Tensor = X) -> None:
+    """Powers by a number."""
+    p, q = beta("p", 2.0, 1.0), beta("q", 3.0, 1.5)
+    with pyro.plate("n", len(x)):
+        pyro.sample("x", dist.Bernoulli(p**2 * q.sqrt()), obs=x)
+
+
+def squares_by_hand(x: Tensor = X) -> None:
+    p, q = beta("p", 2.0, 1.0), beta("q", 3.0, 1.5)
+    with pyro.plate("n", len(x)):
+        z = pyro.sample("z", dist.Bernoulli(p**2))
+        pyro.sample("x", dist.Bernoulli(z * q.sqrt()), obs=x)
+
+
 @pytest.mark.parametrize(
-    ("model", "by_hand"), [(both, both_by_hand), (noisy_or, noisy_or_by_hand), (powers, powers_by_hand)]
+    ("model", "by_hand"),
+    [(both, both_by_hand), (noisy_or, noisy_or_by_hand), (powers, powers_by_hand), (squares, squares_by_hand)],
 )
 def test_the_elbo_is_that_of_the_model_with_a_gate_by_hand(model: Model, by_hand: Model) -> None:
     guide, hand = fit(model), fit(by_hand, reparam=False)

@@ -55,7 +55,7 @@ def _is_product(probs: Expression) -> bool:
     if probs.opacity or probs.pieces or len(probs.terms) != 1 or probs.terms[0].summed:
         return False
     (term,) = probs.terms
-    known = all(f.function == "x" and f.power == 1 and f.variable.nonnegative for f in term.factors)
+    known = all(f.function == "x" and f.power > 0 and f.variable.nonnegative for f in term.factors)
     table = probs.of_terms([replace(term, factors=())])
     numbers = table.table(table.choices)
     return known and len(term.factors) > 1 and bool(((numbers >= 0) & (numbers <= 1)).all())
