@@ -93,8 +93,10 @@ class Derivations:
         self._count = 0
 
     def start(self, latent: Expression) -> Pattern | None:
-        """The pattern of a latent site; None of a discrete one with many values."""
+        """The pattern of a latent site; None of a discrete one with many values, or with one, which is a number."""
         (term,) = latent.terms
+        if not term.choices and not term.factors:
+            return None
         leaf: Leaf
         about: Hashable
         if term.choices:
