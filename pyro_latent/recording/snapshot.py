@@ -79,12 +79,12 @@ class Snapshot:
     def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
         self._model = model
         self._of_model = list(_walk(model, {}, model))
-        self._of_call = list(_walk((args, kwargs), {}))
+        self._of_call = list(_walk((args, dict(kwargs)), {}))
 
     def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
         """Whether a call of the model now would see the same."""
         waits = not isinstance(kwargs, AskedAgain)
-        return _alike(_walk((args, kwargs), {}, None, waits), self._of_call) and self.is_of_same_model(waits)
+        return _alike(_walk((args, dict(kwargs)), {}, None, waits), self._of_call) and self.is_of_same_model(waits)
 
     def is_of_same_model(self, waits: bool = True) -> bool:
         """Whether a call of the model now would see the same beside its arguments."""
@@ -98,7 +98,7 @@ class Snapshot:
     def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Snapshot:
         """The state of the same model and of other arguments."""
         other = copy(self)
-        other._of_call = list(_walk((args, kwargs), {}))
+        other._of_call = list(_walk((args, dict(kwargs)), {}))
         return other
 
 
