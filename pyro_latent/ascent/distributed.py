@@ -14,15 +14,15 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import fingerprint
-from ..errors import DataError, ElboDecreaseError, ModelError
+from ..errors import DataError, ModelError
 from ..guide import AutoConjugate, Prepared
 from ..objective import BlockKey, Program, State, Summary, summarize
 from ..recording import difference_of, identity_of_call
-from .m_step import M_STEP_PASSES, is_still, points_of
+from .m_step import M_STEP_PASSES, moved_from, points_of
 from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
 from .ranks import Ranks
 from .steps import Info, Schedule, Steps, Task, best_of
-from .sweep import ModelArguments, Sweep, check_finite, fall_of
+from .sweep import ModelArguments, Sweep, check_finite, check_risen, fall_of
 
 #: Of EM: one visit to each parameter, or visits until none moves.
 MStep = Literal["conditional", "joint"]
@@ -197,9 +197,9 @@ class DistributedSteps(SharedSteps):
         """Visit parameters, again, until none moves, where an M-step is to be joint."""
         points = points_of(task) if self.m_step is not None else []
         for _ in range(M_STEP_PASSES if self.m_step == "joint" and len(points) > 1 else 0):
-            before = [sweep.state[key].x for key in points]
+            before = {key: sweep.state[key].x for key in points}
             set_globals(task.program, sweep, total, points)
-            if all(is_still(x, sweep.state[key].x) for x, key in zip(before, points, strict=True)):
+            if not moved_from(before, sweep):
                 break
 
     def read(self, task: Task) -> tuple[Sweep, Summary]:
@@ -224,18 +224,6 @@ class DistributedSteps(SharedSteps):
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._program, self._last = None, None, []
         self._was_moved = state.get("moved", False)  # older files do not say
-
-
-def check_risen(before: Sequence[float], elbo: Sequence[float], sizes: Sequence[float], program: Program) -> None:
-    """Raise where the ELBO of a start has fallen; ``sizes`` are those of what it sums.
-
-    Raises:
-        ElboDecreaseError: if it fell by more than rounding explains.
-    """
-    if fall := fall_of(before, elbo, sizes, program.recording.dtype):
-        raise ElboDecreaseError(
-            f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
-        )
 
 
 def globals_of(task: Task) -> list[BlockKey]:
@@ -391,7 +379,6 @@ __all__ = [
     "DistributedSteps",
     "Exchange",
     "SharedSteps",
-    "check_risen",
     "check_shards",
     "globals_of",
     "join",

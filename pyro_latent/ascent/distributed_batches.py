@@ -20,14 +20,14 @@ from ..checkpoint import fingerprint
 from ..errors import ArgumentError, DataError, ModelError
 from ..objective import Program, State, Summary, padded
 from .batches import check_repeatable, length_of, state_of
-from .distributed import SharedSteps, check_risen, globals_of, settled
+from .distributed import SharedSteps, globals_of, settled
 from .memoised import MemoisedSteps, Piece, mark_of, reached, set_globals
 from .progress import Progress
 from .ranks import Alone, Ranks
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
 from .stochastic import StochasticSteps
-from .sweep import ModelArguments, Sweep
+from .sweep import ModelArguments, Sweep, check_risen
 
 #: What gives the arguments of a step, or raises what was wrong with them.
 Delivery = Callable[[], ModelArguments]

@@ -37,7 +37,7 @@ def points_of(task: Task) -> list[BlockKey]:
     return points
 
 
-def change_of(before: Tensor, after: Tensor) -> Tensor:
+def _change_of(before: Tensor, after: Tensor) -> Tensor:
     """How far a parameter has moved, relative to its size: one number, float64 ``[1]``."""
     return ((after - before).abs() / (1 + before.abs())).max().reshape(1).double()
 
@@ -52,7 +52,7 @@ def moved_from(before: Mapping[BlockKey, Tensor], sweep: Sweep) -> set[BlockKey]
     """
     if not before:
         return set()
-    still = [change_of(value, sweep.state[key].x) <= SETTLED for key, value in before.items()]
+    still = [_change_of(value, sweep.state[key].x) <= SETTLED for key, value in before.items()]
     truths = torch.cat([torch.cat(sweep.flags).all().reshape(1), *still]).cpu()
     is_well, *are_still = map(bool, truths)
     if not is_well:
@@ -60,9 +60,4 @@ def moved_from(before: Mapping[BlockKey, Tensor], sweep: Sweep) -> set[BlockKey]
     return {key for key, is_still in zip(before, are_still, strict=True) if not is_still}
 
 
-def is_still(before: Tensor, after: Tensor) -> bool:
-    """Whether a parameter has moved by no more than rounding."""
-    return float(change_of(before, after)) <= SETTLED
-
-
-__all__ = ["M_STEP_PASSES", "SETTLED", "change_of", "is_still", "moved_from", "points_of"]
+__all__ = ["M_STEP_PASSES", "moved_from", "points_of"]

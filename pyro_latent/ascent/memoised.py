@@ -15,12 +15,12 @@ import torch
 from torch import Tensor
 
 from ..checkpoint import fingerprint
-from ..errors import DataError, ElboDecreaseError, ModelError
+from ..errors import DataError, ModelError
 from ..families import Natural
 from ..objective import BlockKey, Program, State, Summary, of_start, padded, summarize, taken
 from ..recording import ScoredSite
 from .steps import Info, Steps, Task, best_of
-from .sweep import Sweep, check_finite, check_start, fall_of
+from .sweep import Sweep, check_finite, check_risen, check_start
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,10 +69,7 @@ class MemoisedSteps(Steps):
         set_globals(program, sweep, total, others)
         elbo, sizes = reached(program, sweep, total, others)
         before = elbo if self._level is None or known is None else self._level
-        if fall := fall_of(before, elbo, sizes, program.recording.dtype):
-            raise ElboDecreaseError(
-                f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
-            )
+        check_risen(before, elbo, sizes, program)
         self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
         self._total, self._level = total, elbo
         return sweep.state, Info(elbo, best_of(elbo))

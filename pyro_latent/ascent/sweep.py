@@ -47,6 +47,18 @@ def fall_of(before: Sequence[float], elbo: Sequence[float], magnitude: Sequence[
     return max((old - new for old, new, size in triples if old - new > rounding_of(size, dtype)), default=0.0)
 
 
+def check_risen(before: Sequence[float], elbo: Sequence[float], sizes: Sequence[float], program: Program) -> None:
+    """Raise where the ELBO of a start has fallen; ``sizes`` are those of what it sums.
+
+    Raises:
+        ElboDecreaseError: if it fell by more than rounding explains.
+    """
+    if fall := fall_of(before, elbo, sizes, program.recording.dtype):
+        raise ElboDecreaseError(
+            f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats. The guide is as before the step."
+        )
+
+
 class NotFiniteError(ElboDecreaseError):
     """The ELBO of a start is no number."""
 

@@ -40,17 +40,10 @@ class BoundedCategorical(GivenWeight, dist.Categorical):
         return factors - differences.shape[-1] * math.log(2)
 
 
-class BoundedLabel(GivenWeight, dist.Categorical):
+class BoundedLabel(BoundedCategorical):
     """Σ_{j≠k} log σ(ψ_k − ψ_j) of a latent label k, given ω_p ~ PG(1, 0) for each pair p of ``differences`` of logits,
     which are, as ``weight``, of shape ``batch + [pairs]``; the pairs without k do not count.
     """
-
-    is_bound = True
-    arg_constraints = dict.fromkeys(("logits", "differences", "weight"), constraints.real_vector)
-
-    def __init__(self, logits: Tensor, differences: Tensor, weight: Tensor, validate_args: bool | None = None) -> None:
-        self.differences, self.weight = differences, weight
-        super().__init__(logits=logits, validate_args=validate_args)
 
     @staticmethod
     def log_factor(arguments: Any, value: Any) -> Any:
