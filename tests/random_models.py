@@ -17,8 +17,8 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -410,30 +410,45 @@ def _scores(
         return torch.vmap(lambda z: score(theta, z))(configs) if configs else score(theta, {})[None]
 
     try:
-        with multinomials_without_writes():
+        with multinomials_without_writes(), bernoullis_of_integers():
             return torch.vmap(over_z)(given) if given else over_z({}).expand(draws, count)
     except (RuntimeError, ValueError, NotImplementedError):  # an operation that vmap lacks, or control flow
         draws = max(10, min(draws, ONE_BY_ONE // count)) if given else 2
         thetas = [{n: v[i] for n, v in given.items()} for i in range(draws if given else 1)]
         zs = [{n: v[i] for n, v in configs.items()} for i in range(count)]
-        return torch.stack([torch.stack([score(t, z) for z in zs]) for t in thetas]).expand(draws, count)
+        with bernoullis_of_integers():
+            return torch.stack([torch.stack([score(t, z) for z in zs]) for t in thetas]).expand(draws, count)
 
 
 @contextmanager
-def multinomials_without_writes() -> Any:
+def _scored_by(kind: Any, log_prob: Callable[[Any, Tensor], Tensor]) -> Iterator[None]:
+    """A distribution of torch with another way to compute its log density."""
+    before = kind.log_prob
+    kind.log_prob = log_prob
+    try:
+        yield
+    finally:
+        kind.log_prob = before
+
+
+def multinomials_without_writes() -> AbstractContextManager[None]:
     """The log density of torch's Multinomial without the write in place that vmap refuses."""
 
     def log_prob(self: Any, value: Tensor) -> Tensor:
         logits = torch.where((value == 0) & (self.logits == -torch.inf), 0.0, self.logits)
         return (1 + value.sum(-1)).lgamma() - (1 + value).lgamma().sum(-1) + (logits * value).sum(-1)
 
-    multinomial: Any = torch.distributions.Multinomial
-    before = multinomial.log_prob
-    multinomial.log_prob = log_prob
-    try:
-        yield
-    finally:
-        multinomial.log_prob = before
+    return _scored_by(torch.distributions.Multinomial, log_prob)
+
+
+def bernoullis_of_integers() -> AbstractContextManager[None]:
+    """The log density of torch's Bernoulli of integers too, which older torch refuses."""
+    before = torch.distributions.Bernoulli.log_prob
+
+    def log_prob(self: Any, value: Tensor) -> Tensor:
+        return before(self, value.to(self.logits))
+
+    return _scored_by(torch.distributions.Bernoulli, log_prob)
 
 
 def _live(log_p: Tensor, discrete: dict[str, Any], numbers: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from random_models import (
     RandomProgram,
     Table,
     assert_right,
+    bernoullis_of_integers,
     check,
     chunks,
     default_dtype,
@@ -131,6 +132,14 @@ def test_multinomial_of_the_judge_is_that_of_torch() -> None:
     expected = multinomial.log_prob(value)
     with multinomials_without_writes():
         torch.testing.assert_close(multinomial.log_prob(value), expected)
+
+
+def test_bernoulli_of_the_judge_is_that_of_torch() -> None:
+    """The log density that older torch has of floats alone, of integers too."""
+    bernoulli, value = torch.distributions.Bernoulli(torch.tensor([0.2, 0.7])), torch.tensor([1, 0])
+    with bernoullis_of_integers():
+        torch.testing.assert_close(bernoulli.log_prob(value), bernoulli.log_prob(value.float()))
+    torch.testing.assert_close(bernoulli.log_prob(value.float()).exp(), torch.tensor([0.2, 0.3]))
 
 
 # The judge is judged: each of these breaks one thing, and is caught.

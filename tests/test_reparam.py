@@ -447,7 +447,7 @@ def test_a_variance_is_conjugate_by_itself_and_as_the_reciprocal_of_a_precision(
 
 
 def logistic(kind: str) -> None:
-    w = pyro.sample("w", dist.Normal(torch.zeros(2), 2.0).to_event(1))
+    w = pyro.sample("w", dist.Normal(torch.zeros(2).double(), 2.0).to_event(1))
     with pyro.plate("n", 8):
         logits = INPUTS @ w
         if kind == "Bernoulli":
