@@ -282,6 +282,21 @@ def test_explain_tells_the_obstacles_of_each_site() -> None:
     assert "StudentT" not in rows["fine"]
 
 
+def test_an_obstacle_is_told_at_each_latent_that_its_site_reads() -> None:
+    """A density without an expectation is none of those that the update of its other latents is derived from."""
+
+    def model(x: Tensor) -> None:
+        w, v = (pyro.sample(n, dist.Normal(torch.zeros(2), 1.0).to_event(1)) for n in ("w", "v"))
+        rate = pyro.sample("rate", dist.Gamma(1.0, 1.0))
+        loc = torch.where(x > 0, w.sum().sin() + v.sum().cos(), v.sum())
+        with pyro.plate("n", len(x)):
+            pyro.sample("y", dist.Normal(loc, rate.rsqrt()), obs=x)
+
+    rows = {r.split()[0]: r for r in AutoConjugate(model).explain(_X).splitlines()}
+    for name in ("w", "v", "rate"):
+        assert "none: Site 'y' (Normal) is not conditionally conjugate in 'w': sin of 'w'" in rows[name]
+
+
 def twice_latent(x: Tensor) -> None:
     pyro.sample("a", dist.Normal(0.0, 1.0))
     normal(x)

@@ -161,9 +161,8 @@ class Elementwise(Dimensions):
         condition = condition if isinstance(condition, Symbolic) else cls.constant(condition)
         shape = broadcast_shapes(condition.shape, a.shape, b.shape)
         like = common_like(a, b)
-        blocked = a.opacity or b.opacity
-        if blocked:
-            return cls(shape, like, opacity=blocked)
+        if a.opacity or b.opacity:
+            return cls.opaque(shape, like, "where", (condition, a, b))
         if a.is_table and b.is_table and count_combinations((condition, a, b)) <= MOST_CASES**2:
             return cls.apply(torch.where, condition, a, b).as_dtype_of(like)
         pieces: list[tuple[Self, Self]] = []

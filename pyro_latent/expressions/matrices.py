@@ -168,10 +168,9 @@ class Matrices(Elementwise):
         if any(mask is None for mask in masks):
             return None
         mapped = [function(piece.expand(self.shape)) for _, piece in self.pieces]
-        blocked = next((piece.opacity for piece in mapped if piece.opacity), None)
         shape = mapped[0].shape
-        if blocked is not None:
-            return type(self)(shape, self.like, opacity=blocked)
+        if any(piece.opacity for piece in mapped):
+            return self.opaque(shape, self.like, "where", [*mapped, self])
         kept = mapped[0].ndim == self.ndim
         whole = [mask if kept else mask.reshape(mask.shape[:-2]) for mask in masks if mask is not None]
         return type(self)(shape, self.like, pieces=tuple(zip(whole, mapped, strict=True)))

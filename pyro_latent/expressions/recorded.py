@@ -76,7 +76,7 @@ class Recorded(Tensor):
         terms = [t for e in (self.expression, *(p for _, p in self.expression.pieces)) for t in e.terms]
         variables = [f.variable for t in terms for f in t.factors]
         found = frozenset(p for v in variables for p in (v.parents or {v.site}))
-        return found | (self.expression.opacity.sites if self.expression.opacity else frozenset())
+        return found | (self.expression.opacity.reads if self.expression.opacity else frozenset())
 
 
 def placeholders(item: Any) -> Any:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Self
 
 import torch
@@ -22,11 +22,15 @@ from .variables import Replay, Variable
 
 @dataclass(frozen=True)
 class Opacity:
-    """Why an expression has no expectation: the operation, the latents behind it, and what to write instead."""
+    """Why an expression has no expectation: the operation, the latents behind it, and what to write instead.
+
+    ``reads``: all latents that the expression depends on, those of later operations too.
+    """
 
     operation: str
     sites: frozenset[str]
     hint: str = ""
+    reads: frozenset[str] = frozenset()
 
 
 class Symbolic:
@@ -132,7 +136,8 @@ class Symbolic:
         """The result of an operation that has no rule."""
         first = next((p.opacity for p in parents if p.opacity), None)
         sites = frozenset().union(*(p.sites for p in parents))
-        return cls(shape, like, opacity=first or Opacity(operation, sites, hint))
+        found = replace(first, reads=sites) if first else Opacity(operation, sites, hint, sites)
+        return cls(shape, like, opacity=found)
 
     def _opaque(self, operation: str, *others: Self, shape: Sequence[int] | None = None) -> Self:
         return self.opaque(self.shape if shape is None else shape, self.like, operation, (self, *others))
@@ -202,7 +207,7 @@ class Symbolic:
     def sites(self) -> frozenset[str]:
         """The latents that the expression depends on."""
         if self.opacity:
-            return self.opacity.sites
+            return self.opacity.reads
         found = {c.site for t in self.terms for c in t.choices}
         factors = (f.sites for t in self.terms for f in t.factors)
         return frozenset(found).union(*factors, *(e.sites for pair in self.pieces for e in pair))
@@ -348,10 +353,9 @@ class Symbolic:
 
     def _map_pieces(self, function: Callable[[Self], Self], shape: Sequence[int] | None = None) -> Self:
         pieces: tuple[tuple[Self, Self], ...] = tuple((mask, function(piece)) for mask, piece in self.pieces)
-        blocked = next((p for _, p in pieces if p.opacity), None)
         shape = pieces[0][1].shape if shape is None else shape
-        if blocked is not None:
-            return type(self)(shape, self.like, opacity=blocked.opacity)
+        if any(piece.opacity for _, piece in pieces):
+            return self.opaque(shape, self.like, "where", [*(piece for _, piece in pieces), self])
         shape = broadcast_shapes(shape, *(mask.shape for mask, _ in pieces), *(p.shape for _, p in pieces))
         return type(self)(shape, self.like, pieces=pieces)
 
