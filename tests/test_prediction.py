@@ -234,6 +234,42 @@ def test_clusters_in_joint_blocks_have_mixtures_of_student_ts() -> None:
     assert found.is_exact and torch.allclose(found.value, expected, rtol=1e-9)
 
 
+def kinds_of_counts(size: int, counts: Tensor | None = None, x: Tensor | None = None) -> None:
+    weights = pyro.sample("weights", dist.Dirichlet(torch.tensor([1.0, 2.0], dtype=DOUBLE)))
+    with pyro.plate("kinds", 2):
+        rate = pyro.sample("rate", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 0.5))
+        tau = pyro.sample("tau", dist.Gamma(torch.tensor(2.0, dtype=DOUBLE), 1.0))
+        mu = pyro.sample("mu", dist.Normal(0.0, (0.1 * tau).rsqrt()))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Categorical(weights))
+        pyro.sample("counts", dist.Poisson(rate[z]), obs=counts)
+        pyro.sample("x", dist.Normal(mu[z], tau[z].rsqrt()), obs=x)
+
+
+def test_new_points_of_a_mixture_have_mixtures_of_the_laws_of_its_components() -> None:
+    """Of Student's t and of Gamma-Poissons, with the expected weights; not where other data tells of the label."""
+    torch.manual_seed(6)
+    counts = torch.tensor([0.0, 1.0, 0.0, 2.0, 9.0, 11.0, 8.0, 12.0, 1.0], dtype=DOUBLE)
+    x = 2.0 * (counts > 5) + torch.randn(9, dtype=DOUBLE) / 2
+    guide = fit(kinds_of_counts, 9, counts, x, blocks=[("mu", "tau")])
+    q = guide.posterior(joint=True)
+    found, places = guide.predict(2, num_samples=1), torch.tensor([0.0, 3.0], dtype=DOUBLE)
+    block, rate, weights = q["mu", "tau"], q["rate"], q["weights"].mean.numpy()
+    a, b, scaling = (getattr(block, n).numpy() for n in ("concentration", "rate", "precision_scaling"))
+    student = scipy.stats.t(2 * a, block.loc.numpy(), np.sqrt(b / a * (1 + 1 / scaling)))
+    negative = scipy.stats.nbinom(rate.concentration.numpy(), (rate.rate / (1 + rate.rate)).numpy())
+    for site, each in (("x", student.pdf), ("counts", negative.pmf)):
+        expected = np.log((weights * each(places.numpy()[:, None])).sum(1))
+        law = found.distributions[site]
+        assert isinstance(law, dist.MixtureSameFamily)
+        np.testing.assert_allclose(law.log_prob(places).numpy(), expected, rtol=1e-6)
+    mean = (weights * student.mean()).sum()
+    assert found.mean["x"].tolist() == pytest.approx([mean, mean], rel=1e-6)
+    second = (weights * (student.var() + student.mean() ** 2)).sum()
+    assert float(found.sd["x"][0]) == pytest.approx((second - mean**2) ** 0.5, rel=1e-6)
+    assert not guide.predict(9, counts, num_samples=2).distributions  # whose x the counts tell of
+
+
 # Clusters: labels are summed out.
 
 
@@ -331,8 +367,47 @@ def test_steps_after_the_fit_are_kalmans_forecast(local: bool | None) -> None:
         draws = torch.stack([found[f"y_{t}"] for t in (5, 6, 7)], -1).numpy()
         law = forecast(series, 8)
         spread = np.sqrt(np.diag(law.cov))
+        for step, mean, sd in zip((5, 6, 7), law.mean, spread, strict=True):
+            exact = found.distributions[f"y_{step}"]
+            assert isinstance(exact, dist.Normal)
+            assert (float(exact.loc), float(exact.scale)) == pytest.approx((mean, sd), rel=1e-9)
         assert np.abs(draws.mean(0) - law.mean).max() < 4 * spread.max() / 20_000**0.5
         np.testing.assert_allclose(np.cov(draws.T), law.cov, atol=5 * law.cov.max() * (2 / 20_000) ** 0.5)
+
+
+def seasons(y: Tensor, steps: int, kind: str = "known") -> None:
+    """A level, a slope and an effect of two seasons, in factors of their own, and data at the first steps."""
+    one = y.new_tensor(1.0)
+    slope = pyro.sample("slope", dist.Normal(0.0 * one, 0.5))
+    effect = pyro.sample("effect", dist.Normal(y.new_zeros(2), 1.0).to_event(1))
+    noise = pyro.sample("precision", dist.Gamma(one, one)).rsqrt() if kind == "precision" else 0.3
+    state = 0.0 * one
+    for t in range(steps):
+        after = state.sin() if kind == "sine" and t >= len(y) else slope * state if kind == "product" else state + slope
+        state = pyro.sample(f"level_{t}", dist.Normal(after, 0.7))
+        pyro.sample(f"y_{t}", dist.Normal(state + effect[t % 2], noise), obs=y[t] if t < len(y) else None)
+
+
+def test_linear_predictions_add_the_variances_of_all_factors() -> None:
+    """y = level + slopes + effect + noise, whose means and variances under q are those of its factors."""
+    y = torch.tensor([0.3, 1.1, 0.8, 1.9], dtype=DOUBLE)
+    guide = fit(seasons, y, 4, blocks=["level_*"])
+    q = guide.posterior()
+    for ahead, law in enumerate(guide.predict(y, 7, num_samples=2).distributions[f"y_{t}"] for t in (4, 5, 6)):
+        effect = q["effect"].base_dist if hasattr(q["effect"], "base_dist") else q["effect"]
+        mean = q["level_3"].mean + (ahead + 1) * q["slope"].mean + effect.mean[ahead % 2]
+        variance = q["level_3"].variance + (ahead + 1) ** 2 * q["slope"].variance + effect.variance[ahead % 2]
+        assert float(law.loc) == pytest.approx(float(mean), rel=1e-9)
+        assert float(law.variance) == pytest.approx(float(variance) + (ahead + 1) * 0.49 + 0.09, rel=1e-9)
+
+
+@pytest.mark.parametrize("kind", ["precision", "sine", "product"])
+def test_what_is_not_linear_has_no_normal_prediction(kind: str) -> None:
+    """A precision that is not known, a state that goes on by its sine, and one that a latent multiplies."""
+    y = torch.tensor([0.3, 1.1, 0.8, 1.9], dtype=DOUBLE)
+    guide = fit(seasons, y, 4, kind, blocks=["level_*"])
+    found = guide.predict(y, 6, kind, num_samples=2).distributions
+    assert found.keys() == ({"level_4", "level_5"} if kind == "precision" else set())  # the level's own scale is known
 
 
 def test_states_of_steps_after_the_fit_follow_the_chain() -> None:

@@ -3,13 +3,14 @@
 The density of a value is a ratio of normalizers (:mod:`pyro_latent.objective.predictive`). Of data that is normal given
 the globals it is Student's t with 2a degrees of freedom, where the precision is a Gamma(a, b) of the same block, or
 normal where the precision is known; location and scale follow from three values, and two others must agree. Of counts
-with a Gamma rate it is a Gamma-Poisson, and of data with finitely many values the probability of each.
+with a Gamma rate it is a Gamma-Poisson, and of data with finitely many values the probability of each. Where each
+datum has a label, these are read for each of its values, and the law is their mixture.
 """
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any
 
 import pyro.distributions as dist
@@ -19,8 +20,9 @@ from torch import Tensor
 
 from ..errors import PyroLatentError
 from ..objective import Program, blocks_read, compile_program, exact_log_predictive, padded
-from ..particles import innermost
-from ..recording import record
+from ..particles import innermost, is_latent
+from ..recording import Recording, record
+from .linear_laws import linear_laws, recorded_whole
 from .new_data import NewData
 
 #: Where densities are read, in standard deviations from the mean: the first three for the parameters, all to check.
@@ -28,40 +30,65 @@ _PLACES = (-1.0, 0.0, 1.0, 2.5, -1.7)
 #: Of counts, as they are.
 _COUNTS = (0.0, 1.0, 2.0, 5.0, 9.0)
 _AGREEMENT = 1e-6
+#: The parameters of what a law is made of, in the order of its constructor.
+_PARAMETERS: dict[Any, tuple[str, ...]] = {
+    dist.Normal: ("loc", "scale"),
+    dist.StudentT: ("df", "loc", "scale"),
+    dist.GammaPoisson: ("concentration", "rate"),
+}
 
 
 def closed_forms(
-    new: NewData, samples: Mapping[str, Tensor], spread: Callable[[], Mapping[str, Tensor]]
+    new: NewData,
+    held: Mapping[str, Tensor],
+    samples: Mapping[str, Tensor],
+    spread: Callable[[], Mapping[str, Tensor]],
 ) -> dict[str, Any]:
     """The predictive distributions that have a closed form, by site whose data is not given.
 
     Args:
         new: the new data.
+        held: draws of the latents.
         samples: draws of the sites.
         spread: gives draws of them whose standard deviation is known, which a normal site asks for.
     """
-    if new.augmented.is_used or new.local or new.summed or new.is_certain:
+    absent = [n for n in samples if is_latent(new.target.sites[n])]
+    if new.augmented.is_used or not absent or len(new.summed) > 1 or (new.summed and new.has_data):
         return {}
-    found: dict[str, Any] = {}
-    for name, draws in samples.items():
-        site = new.target.sites[name]
-        if site["is_observed"] or site["infer"].get("_deterministic"):
+    whole = None if new.summed else recorded_whole(new)
+    found: dict[str, Any] = {} if whole is None else linear_laws(new, whole, held)
+    if new.local or new.is_certain:
+        return found
+    for name in absent:
+        if name in found or (whole is not None and _reads_others(whole, name, new.own)):
             continue
         with contextlib.suppress(PyroLatentError):  # the draws stand, whatever keeps a density from a closed form
-            fn, log_density = innermost(site["fn"]), _Densities(new, name)
-            if log_density(draws[0]) is None:
+            fn, log_density = innermost(new.target.sites[name]["fn"]), _Densities(new, name)
+            if log_density(samples[name][0]) is None:
                 continue
-            law = _law_of(fn, spread()[name] if isinstance(fn, dist.Normal) else draws, log_density)
+            law = _law_of(fn, spread()[name] if isinstance(fn, dist.Normal) else samples[name], log_density)
             found |= {} if law is None else {name: law}
     return found
 
 
+def _reads_others(whole: Recording, name: str, own: Collection[str]) -> bool:
+    """Whether a site depends on others that are not given, such as the states of later steps."""
+    scored = whole.scored.get(name)
+    return scored is not None and not scored.parents - {name} <= set(own)
+
+
 class _Densities:
-    """The exact log predictive density of each element of a site, as a function of its data."""
+    """The exact log predictive density of each element of a site, as a function of its data.
+
+    Args:
+        new: the new data, with one discrete latent at most, a label of each element of the site.
+        name: the site.
+    """
 
     def __init__(self, new: NewData, name: str) -> None:
         self._guide, self._state, self._own, self._name = new.guide, new.prepared.state, tuple(new.own), name
         self._args, self._kwargs = new.arguments
+        self._names = [name, *new.summed]
 
     def program(self, value: Tensor) -> Program | None:
         """The model with this data; None where its blocks are others."""
@@ -73,13 +100,20 @@ class _Densities:
         program = compile_program(found, guide.joint, (), 1, posterior.pairs)
         return program if program.blocks.keys() == self._state.keys() else None
 
-    def __call__(self, value: Tensor) -> Tensor | None:
-        """The density of each element of some data; None where it has no closed form."""
+    def by_label(self, value: Tensor) -> Tensor | None:
+        """The density of each element of some data and of each value of its label, ``[K] + shape``, of one without
+        labels; None where it has no closed form.
+        """
         program = self.program(value)
         if program is None:
             return None
-        found = exact_log_predictive(program, padded(program.blocks, self._state), [self._name], True)
-        return found if found is not None and found.shape == value.shape else None
+        found = exact_log_predictive(program, padded(program.blocks, self._state), self._names, True, by_value=True)
+        return found if found is not None and found.shape[1:] == value.shape else None
+
+    def __call__(self, value: Tensor) -> Tensor | None:
+        """The density of each element of some data; None where it has no closed form."""
+        found = self.by_label(value)
+        return None if found is None else found.logsumexp(0)
 
     def concentrations(self, value: Tensor) -> list[Tensor]:
         """The concentrations of the Gamma variables that the site reads."""
@@ -106,35 +140,54 @@ def _law_of(fn: Any, draws: Tensor, log_density: _Densities) -> Any:
 
 
 def _read(values: Sequence[Tensor], log_density: _Densities) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The densities of some values, and the concentration of the Gamma variable that they are relative to, if any; None
-    without a closed form, or where elements have several.
+    """The densities of some values, ``[K] + shape``, and the concentration of the Gamma variable that they are relative
+    to, if any, one for each of K; None without a closed form, or where elements have several.
     """
-    rows = [row for row in map(log_density, values) if row is not None]
+    rows = [row for row in map(log_density.by_label, values) if row is not None]
     concentrations = log_density.concentrations(values[0])
-    if len(rows) < len(values) or len(concentrations) > 1 or any(len(c.unique()) > 1 for c in concentrations):
+    if len(rows) < len(values) or len(concentrations) > 1:
         return None
-    return rows, [c.reshape(-1)[0].double() for c in concentrations]
+    found = []
+    for own in concentrations:
+        each = own.reshape(-1) if own.numel() == len(rows[0]) else own.unique()
+        if len(each) not in (1, len(rows[0])):
+            return None
+        found.append(each.double().reshape(-1, *(1 for _ in values[0].shape)))
+    return rows, found
 
 
-def _checked(law: Any, values: Sequence[Tensor], rows: Sequence[Tensor]) -> Any:
-    """The law, if it has the densities of all values."""
-    read = law.log_prob(torch.stack(list(values)).double())
-    return law if torch.allclose(read, torch.stack(list(rows)), rtol=_AGREEMENT, atol=_AGREEMENT) else None
+def _mixed(components: Any, values: Sequence[Tensor], rows: Sequence[Tensor]) -> Any:
+    """The mixture of laws ``[K] + shape``, or the law itself where there is one, if it has the densities of all values.
+
+    Its weights are what the density of one value has more than that of a component.
+    """
+    kind = type(components)
+    params = [getattr(components, name) for name in _PARAMETERS[kind]]
+    if len(rows[0]) == 1:
+        law = kind(*(p[0] for p in params))
+    else:
+        weights = (rows[1] - components.log_prob(values[1].double())).movedim(0, -1).exp()
+        if not bool(weights.isfinite().all()):
+            return None
+        law = dist.MixtureSameFamily(dist.Categorical(weights), kind(*(p.movedim(0, -1) for p in params)))
+    read, exact = law.log_prob(torch.stack(list(values)).double()), torch.stack(list(rows)).logsumexp(1)
+    return law if torch.allclose(read, exact, rtol=_AGREEMENT, atol=_AGREEMENT) else None
 
 
 def _normal(draws: Tensor, log_density: _Densities) -> Any:
-    """A normal, or Student's t."""
+    """A normal, or Student's t, or a mixture of them."""
     center, unit = draws.double().mean(0), draws.double().std(0)
     values = [(center + place * unit).to(draws) for place in _PLACES]
     found = _read(values, log_density)
     if found is None:
         return None
     rows, concentrations = found
-    return _checked(_of_three(rows, center, unit, [2 * c for c in concentrations]), values, rows)
+    components = _of_three(rows, center, unit, [2 * c for c in concentrations])
+    return None if components is None else _mixed(components, values, rows)
 
 
 def _counts(draws: Tensor, log_density: _Densities) -> Any:
-    """A Gamma-Poisson: p(1) / p(0) = a / (1 + b)."""
+    """A Gamma-Poisson, or a mixture of them: p(1) / p(0) = a / (1 + b)."""
     values = [torch.full_like(draws[0], count) for count in _COUNTS]
     found = _read(values, log_density)
     if found is None or not found[1]:
@@ -143,22 +196,23 @@ def _counts(draws: Tensor, log_density: _Densities) -> Any:
     rate = concentration / (rows[1] - rows[0]).exp() - 1
     if not bool((rate > 0).all()):
         return None
-    return _checked(dist.GammaPoisson(concentration.expand(rate.shape), rate), values, rows)
+    return _mixed(dist.GammaPoisson(concentration.expand(rate.shape), rate), values, rows)
 
 
 def _of_three(rows: Sequence[Tensor], center: Tensor, unit: Tensor, df: Sequence[Tensor]) -> Any:
-    """The law whose log density is given at −1, 0 and 1 units from a center: a quadratic, or of Student's t its power
-    −2 / (df + 1) is one.
+    """The law whose log density, but for a constant, is given at −1, 0 and 1 units from a center: a quadratic, or of
+    Student's t its power −2 / (df + 1) is one. None where no law has it.
     """
     low, middle, high = ((row - rows[1]) * (-2 / (df[0] + 1)) if df else row - rows[1] for row in rows[:3])
     if df:
         low, middle, high = low.exp(), middle.exp(), high.exp()
     square, slope = (high + low) / 2 - middle, (high - low) / 2
     loc = center - unit * slope / (2 * square)
-    if not df:
-        return dist.Normal(loc, unit * (-0.5 / square).sqrt())
     least = middle - slope.square() / (4 * square)
-    return dist.StudentT(df[0], loc, unit * (least / square / df[0]).sqrt())
+    scale = unit * ((least / square / df[0]) if df else -0.5 / square).sqrt()
+    if not bool((scale > 0).all()):
+        return None
+    return dist.StudentT(df[0].expand(loc.shape), loc, scale) if df else dist.Normal(loc, scale)
 
 
 __all__ = ["closed_forms"]

@@ -109,6 +109,11 @@ class NewData:
         """Whether all draws would be the same: every continuous latent is a point."""
         return self.points >= self.own - self.summed
 
+    @property
+    def has_data(self) -> bool:
+        """Whether any data is given."""
+        return any(map(self._is_given, self.target.sites))
+
     # Draws.
 
     def draws(self, num: int) -> ScoredRun:
@@ -132,7 +137,7 @@ class NewData:
         found = self._run(poutine.uncondition(program), held, num)
         new = [n for n in sites if is_latent(self.target.sites[n])]
         later = [n for n in sites[sites.index(new[0]) :] if not self._is_given(n)] if new else []
-        if later and any(map(self._is_given, self.target.sites)):
+        if later and self.has_data:
             given = self._run(program, held, num)
             found |= {n: given[n] for n in later if n in given}
         return {n: found[n] for n in sites if n in found}

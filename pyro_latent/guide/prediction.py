@@ -117,7 +117,7 @@ def predict(make: Callable[[], NewData], num: int, seed: int) -> Prediction:
             """Draws that have a spread, at which a closed form is looked for."""
             return samples if num >= _FEW else new.predicted(new.held(new.draws(_FEW)), _FEW)
 
-        return Prediction(samples, held, closed_forms(new, samples, spread))
+        return Prediction(samples, held, closed_forms(new, held, samples, spread))
 
 
 def log_predictive(make: Callable[[], NewData], pointwise: bool, num: int, seed: int) -> LogPredictive:

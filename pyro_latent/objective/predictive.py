@@ -28,7 +28,9 @@ from .program import Program
 _MOST = 2**23
 
 
-def exact_log_predictive(program: Program, state: State, names: Sequence[str], pointwise: bool) -> Tensor | None:
+def exact_log_predictive(
+    program: Program, state: State, names: Sequence[str], pointwise: bool, *, by_value: bool = False
+) -> Tensor | None:
     """The log predictive density of some sites, in nats, float64, or None where it has no closed form.
 
     Args:
@@ -36,6 +38,8 @@ def exact_log_predictive(program: Program, state: State, names: Sequence[str], p
         state: one start, ``[1, ...]``.
         names: the sites: observations, and the discrete latent that they may have, which is summed out.
         pointwise: whether to give that of each element of the sites' batch, which they have in common, alone.
+        by_value: whether to leave the values of the discrete latent apart, in the first dimension, which is there in
+            any case.
     """
     sites = [program.recording.scored[name] for name in names]
     if not _has_closed_form(program, sites, pointwise):
@@ -61,7 +65,10 @@ def exact_log_predictive(program: Program, state: State, names: Sequence[str], p
         rows = rows + gained
     shape = total.shape if pointwise else torch.Size()
     rows = rows.reshape(shape)
-    return rows.logsumexp(0) if pointwise and rows.ndim > len(sites[0].shape) else rows
+    has_values = pointwise and rows.ndim > len(sites[0].shape)
+    if by_value:
+        return rows if has_values else rows.unsqueeze(0)
+    return rows.logsumexp(0) if has_values else rows
 
 
 def _jacobian(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
