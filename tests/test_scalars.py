@@ -71,6 +71,7 @@ LIKELIHOODS = {
     "log of a sum": (lambda s: dist.Normal(torch.logsumexp(s * POWERS, (0, 2)), 1.0), DATA),
     "softmax": (lambda s: dist.Categorical(torch.softmax(s * POWERS[0], -1)), COUNTS.clamp(max=2)),
     "mixture": (lambda s: dist.Normal(torch.stack([s, -2 * s, 0 * s]).logsumexp(0, keepdim=True), 1.0), DATA),
+    "weak kink": (lambda s: dist.Normal(torch.relu(s - 0.3), 50.0), DATA),
     "where": (lambda s: dist.Normal(torch.where(s > 0.5, s, 0.5 * s), 1.0), DATA),
     "dirichlet": (
         lambda s: dist.Dirichlet(s * torch.ones(3)),
@@ -107,6 +108,7 @@ CASES = [
     ("normal", lambda: dist.Normal(0.0, 1.0), "log of a sum", (-8, 8)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "softmax", (-15, 15)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "mixture", (-15, 15)),
+    ("normal", lambda: dist.Normal(0.0, 1.0), "weak kink", (-10, 10)),
     ("normal", lambda: dist.Normal(0.0, 2.0), "where", (-15, 15)),
     ("half cauchy", lambda: dist.HalfCauchy(1.0), "dirichlet", POSITIVE),
 ]  # fmt: skip

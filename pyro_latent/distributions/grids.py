@@ -3,8 +3,9 @@
 A sum over nodes of equal steps h integrates a density over the line, which falls to nothing at both ends, up to its
 Fourier transform at 2π / h: for what is analytic that is exponentially small, and a grid takes a third of the nodes
 that panels do. It is right where the square root of the density has nothing at frequencies near π / h, for then its
-square has nothing near twice that; the root is also where a kink in a tail shows. A density with a kink, or narrow
-beside its tails, is not resolved, and :mod:`.panels` takes it.
+square has nothing near twice that; the root is also where a kink in a tail shows. How little is nothing depends on what
+is known of the density (:class:`Demands`): under a smooth one a weak kink is as high as the root may be. A density with
+a kink, or narrow beside its tails, is not resolved, and :mod:`.panels` takes it.
 
 Source: Trefethen and Weideman 2014, The Exponentially Convergent Trapezoidal Rule.
 """
@@ -12,21 +13,15 @@ Source: Trefethen and Weideman 2014, The Exponentially Convergent Trapezoidal Ru
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-#: Numbers of nodes, of which the first that resolves the density is taken.
-GRIDS = (36, 48)
-#: The density is cut where its logarithm has fallen by the first from its maximum; a grid is taken where the outermost
-#: nodes are by the second below its average.
-GRID_DEPTH, _ENOUGH = 38.0, 27.0
-#: What the root of a density may have at 7/8 of the highest frequency of the grid, as a share of the root of the sum of
-#: the density, which is a third of the sum of the root; what a function times the density may have at the highest one,
-#: and at the outermost nodes, as shares of the sum of its size.
-_RESOLVED, _RESOLVED_FUNCTION, _SETTLED = 5e-6, 1e-4, 1e-9
+#: What a function times the density may have at the highest frequency of the grid, and at the outermost nodes, as
+#: shares of the sum of its size.
+_RESOLVED_FUNCTION, _SETTLED = 1e-4, 1e-9
 #: So many nodes, half of them on either side, are about the middle.
 _MIDDLE = 7
 #: A log density is kept down to this below its maximum.
@@ -37,6 +32,30 @@ Table = tuple[Tensor, Tensor, Tensor]
 #: places stand for, and functions: each with values ``[L, starts, *own]``, and which element of ``shape[1:]``, counted
 #: in order, each of its own is of, if not its own.
 Integrand = Callable[[Tensor], tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]]
+
+
+class Demands(NamedTuple):
+    """What is asked of a grid.
+
+    Attributes:
+        counts: numbers of nodes, of which the first that resolves the density is taken.
+        depth: by how much the logarithm of the density has fallen from its maximum where it is cut.
+        enough: by how much the outermost nodes are below its average, at least.
+        resolved: what the root of the density may have at 7/8 of the highest frequency of the grid, as a share of the
+            root of the sum of the density, which is a third of the sum of the root.
+    """
+
+    counts: Sequence[int]
+    depth: float
+    enough: float
+    resolved: float
+
+
+#: Of a density whose logarithm is a sum of powers and exponentials of the place: what its root has at high frequencies
+#: falls on, and that of its square is the square of it.
+SMOOTH = Demands((36, 48), 38.0, 27.0, 5e-6)
+#: Of any density: a kink has in its square about what it has in its root, and has to be below 1e-9 itself.
+ANY = Demands((36, 48, 60, 72, 96), 42.0, 37.0, 2e-9)
 
 
 class Integrals(NamedTuple):
@@ -71,7 +90,7 @@ class _Sum:
 
 
 def on_grid(
-    integrand: Integrand, left: Tensor, right: Tensor, count: int, rows: int, like: Tensor
+    integrand: Integrand, left: Tensor, right: Tensor, count: int, rows: int, like: Tensor, demands: Demands
 ) -> tuple[Table, Integrals] | None:
     """Tables on ``count`` nodes between ends ``[*shape]``, of which ``rows`` are taken at a time, with the integrals;
     None where these do not resolve a density, or a function under it, or the square of its value.
@@ -110,8 +129,8 @@ def on_grid(
                 for found, (value, weight) in zip(sums, weighed, strict=True):
                     found.add_size((value[i] * weight[i]).abs(), is_end)
     total, settled = density_sum.halves[0], [square_sum, *sums]
-    resolved = spectrum.square().sum(0).reshape(total.shape) <= _RESOLVED**2 * total
-    resolved &= density_sum.ends <= math.exp(-_ENOUGH) / count * total
+    resolved = spectrum.square().sum(0).reshape(total.shape) <= demands.resolved**2 * total
+    resolved &= density_sum.ends <= math.exp(-demands.enough) / count * total
     is_known = (resolved & total.isfinite() & heights.isfinite()).all()
     if not bool(torch.stack([is_known, *(s.is_settled for s in settled)]).all()):  # one read
         return None
@@ -125,11 +144,11 @@ def on_grid(
     return (left.unsqueeze(-1), right.unsqueeze(-1), table.movedim(0, -1)), Integrals(level + log_total, expectations)
 
 
-def cut(places: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
-    """Where log densities known at places ``[K, *shape]`` in ascending order have fallen to the depth of a grid, left
-    and right ``[*shape]``; None where one does not by the ends.
+def cut(places: Tensor, values: Tensor, depth: float) -> tuple[Tensor, Tensor] | None:
+    """Where log densities known at places ``[K, *shape]`` in ascending order have fallen by a depth, left and right
+    ``[*shape]``; None where one does not by the ends.
     """
-    drop = values - values.amax(0) + GRID_DEPTH
+    drop = values - values.amax(0) + depth
     above = drop > 0
     if not bool((values.amax(0).isfinite() & ~(above[0] | above[-1])).all()):
         return None
@@ -137,11 +156,11 @@ def cut(places: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
     first, last = above.argmax(0)[None], (len(above) - 1 - above.flip(0).argmax(0))[None]
 
     def crossing(inside: Tensor, outside: Tensor) -> Tensor:
-        near, far = drop.gather(0, inside), drop.gather(0, outside).clamp(min=-10 * GRID_DEPTH)
+        near, far = drop.gather(0, inside), drop.gather(0, outside).clamp(min=-10 * depth)
         start = places.gather(0, inside)
         return (start + (places.gather(0, outside) - start) * near / (near - far))[0]
 
     return crossing(first, first - 1), crossing(last, last + 1)
 
 
-__all__ = ["GRIDS", "GRID_DEPTH", "LOWEST", "Integrals", "Integrand", "Table", "cut", "on_grid"]
+__all__ = ["ANY", "LOWEST", "SMOOTH", "Demands", "Integrals", "Integrand", "Table", "cut", "on_grid"]

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import ExpTransform, biject_to, constraints
 
 from ..errors import ArgumentError
-from .grids import GRIDS, LOWEST, Integrals, Integrand, Table, cut, on_grid
+from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, Table, cut, on_grid
 from .quadrature import EPS, NUM_NODES, integrate, rule
 
 #: The density is cut where its logarithm has fallen by this much from its maximum; a start is taken if by the second.
@@ -35,8 +35,9 @@ _LEFT_OVER = 23.0
 #: everywhere. The numbers are by trial on some twenty densities.
 _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
 #: The last Legendre coefficients of a density on its panels are at most this much of its integral. An integral by n
-#: nodes is exact up to degree 2n - 1: what they fall to until then is its error, at most the second.
-_RESOLVED, _NEGLIGIBLE = 1e-5, 1e-10
+#: nodes is exact up to degree 2n - 1: what those of a smooth one fall to until then is its error. They may be the
+#: second, if what they fall to is the third.
+_RESOLVED, _RESOLVED_SMOOTH, _NEGLIGIBLE = 2e-9, 1e-5, 1e-10
 _ZOOM_POINTS, _MOST_ZOOMS = 13, 40
 _DOUBLINGS = 8
 #: So many numbers of a log density are computed in one pass: they stay in the cache.
@@ -104,7 +105,7 @@ class NoTableError(ArgumentError):
 
 
 def tabulate(
-    log_density: LogDensity, shape: Sequence[int], limit: float, like: Tensor, start: Table | None = None
+    log_density: LogDensity, shape: Sequence[int], limit: float, like: Tensor, is_smooth: bool = False
 ) -> Table:
     """Tables of a batch of log densities on the line.
 
@@ -114,7 +115,7 @@ def tabulate(
         shape: the batch shape.
         limit: how far from 0 to look for a mode.
         like: an empty tensor of the dtype that tables are kept in.
-        start: an earlier table, whose nodes are taken again if they resolve the density.
+        is_smooth: whether the log densities are known to have no kink.
 
     Returns:
         The ends of the panels, left and right ``[*shape, P]``, and the normalized log density at their nodes ``[*shape,
@@ -123,7 +124,10 @@ def tabulate(
     Raises:
         NoTableError: if a density has no finite integral, or its integral does not settle.
     """
-    return integrated(lambda places: (log_density(places), places, []), shape, limit, like, start, grids=())[0]
+    found = integrated(
+        lambda places: (log_density(places), places, []), shape, limit, like, with_grids=False, is_smooth=is_smooth
+    )
+    return found[0]
 
 
 @torch.no_grad()
@@ -134,17 +138,21 @@ def integrated(
     like: Tensor,
     start: Table | None = None,
     rows: int | None = None,
-    grids: Sequence[int] = GRIDS,
+    with_grids: bool = True,
     is_rough: bool = False,
+    is_smooth: bool = False,
 ) -> tuple[Table, Integrals | None]:
     """The tables of :func:`tabulate`, and the integrals of functions where the pass that made the tables found them.
 
     Args:
         integrand: the log densities with the functions, in float64.
+        start: an earlier table, whose nodes are taken again if they resolve the density.
         rows: how many places it is given at a time.
-        grids: the numbers of nodes of the grids that are tried before panels.
+        with_grids: whether grids are tried before panels.
         is_rough: whether the panels of the start are tried before grids.
+        is_smooth: whether the log densities are known to have no kink.
     """
+    demands = SMOOTH if is_smooth else ANY
     rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
 
     def known(places: Tensor) -> Tensor:
@@ -152,34 +160,50 @@ def integrated(
         return values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     def by_grids(ends: tuple[Tensor, Tensor] | None, counts: Sequence[int]) -> tuple[Table, Integrals] | None:
-        found = (on_grid(integrand, *ends, count, rows, like) for count in counts if ends is not None)
+        if ends is None or not with_grids:
+            return None
+        found = (on_grid(integrand, *ends, count, rows, like, demands) for count in counts)
         return next((f for f in found if f is not None), None)
+
+    def by_cut(places: Tensor, values: Tensor) -> tuple[Table, Integrals] | None:
+        return by_grids(cut(places, values, demands.depth), demands.counts)
 
     if start is not None:
         left, right = start[0][..., 0], start[1][..., -1]
         is_grid, found = start[0].shape[-1] == 1, None
-        if is_grid and grids:
+        if is_grid:
             found = by_grids((left, right), start[2].shape[-1:])
         if (
-            found is None and grids and not (is_rough and not is_grid)
+            found is None and with_grids and not (is_rough and not is_grid)
         ):  # where the density has moved to, by less than its width
             width = (right - left).double() / 2
-            found = by_grids(cut(*_scanned(known, left - width, right + width)), grids)
+            found = by_cut(*_scanned(known, left - width, right + width))
         if found is not None:
             return found
-        table = _on_panels(known, *start[:2], like) if not is_grid and start[0].shape[-1] <= _PANELS[-1] else None
+        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1]
+        table = _on_panels(known, *start[:2], like, is_smooth) if is_few else None
         if table is not None:
             return table, None
     places, values = _scanned(known, *_window(known, torch.Size(shape), limit, like))
-    found = by_grids(cut(places, values), grids)
+    found = by_cut(places, values)
     if found is not None:
         return found
-    for count in _PANELS:
-        edges = _edges(places, values, count)
-        table = _on_panels(known, edges[..., :-1], edges[..., 1:], like)
-        if table is not None:
-            return table, None
-    return _adaptive(known, edges, like), None
+
+    def by_panels(is_smooth: bool) -> Table | None:
+        each = (_edges(places, values, count) for count in _PANELS)
+        tables = (_on_panels(known, edges[..., :-1], edges[..., 1:], like, is_smooth) for edges in each)
+        return next((t for t in tables if t is not None), None)
+
+    table = by_panels(is_smooth)
+    if table is not None:
+        return table, None
+    try:
+        return _adaptive(known, _edges(places, values, _PANELS[-1]), like), None
+    except NoTableError:  # also of rounding, as in differences of lgamma of large arguments
+        table = None if is_smooth else by_panels(True)
+        if table is None:
+            raise
+        return table, None
 
 
 def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -209,7 +233,7 @@ def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
     return places[0].unsqueeze(-1) + step.unsqueeze(-1) * share
 
 
-def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor) -> Table | None:
+def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor, is_smooth: bool) -> Table | None:
     """The table on these panels; None where they do not resolve a density."""
     left, right = left.to(like.dtype), right.to(like.dtype)
     nodes, edges = nodes_of(left, right), torch.cat([left[..., :1], right], -1).double()
@@ -234,7 +258,8 @@ def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tenso
     error = ((tail + missed / 4) * width.squeeze(-1)).sum(-1)
     left_over = (tail * falls * width.squeeze(-1)).sum(-1)
     total = total[..., 0, 0]
-    if not bool(((error <= _RESOLVED * total) & (left_over <= _NEGLIGIBLE * total)).all()):
+    resolved, negligible = (_RESOLVED_SMOOTH, _NEGLIGIBLE) if is_smooth else (_RESOLVED, _RESOLVED)
+    if not bool(((error <= resolved * total) & (left_over <= negligible * total)).all()):
         return None
     values = (values - most).clamp(min=LOWEST) - total.log()[..., None, None]
     return left, right, values.flatten(-2).to(like.dtype)

@@ -1,8 +1,9 @@
 """Integrals of a batch of densities of a scalar, with an estimate of their error: adaptive Gauss-Legendre.
 
 Panels start as a mesh whose widths are a share of the distance from 0, or from the ends of an interval. One is split in
-halves until the sum of the halves is the whole to 1e-13 of the integral, and also where the log density has a
-maximum that its nodes jump over. The nodes are linear in z, so that a peak of width 1e-3 at 1e4 keeps its digits.
+halves until the sum of the halves is the whole to 1e-13 of the integral, and the polynomial through the nodes meets
+the density at the ends of the panel, which no node is near; also where the log density has a maximum that its nodes
+jump over. The nodes are linear in z, so that a peak of width 1e-3 at 1e4 keeps its digits.
 
 No rule sees what lies between its nodes: beside a wide mode, a narrow one whose summit rises above the wide one's log
 density only within 2% of its distance from the start of the mesh is not seen.
@@ -26,6 +27,9 @@ TOLERANCE = 1e-10
 EPS = torch.finfo(torch.double).eps
 NUM_NODES = 12
 MOST_PANELS, MOST_ROUNDS = 4096, 300
+#: How far inside a panel its ends are looked at, and how far from an end the first node is, as shares of its width; how
+#: many roundings of a place are in the polynomial there.
+_INSIDE, _EDGE, _ROUNDINGS = 1e-9, 0.01, 64
 # Powers of 2 of the distance: a quarter apart from 2^-12 to 2^28, and 4 apart out to where a square still has a float.
 EXPONENTS = np.concatenate([np.arange(-1020, -12, 4), np.arange(-12, 28, 0.25), np.arange(28, 501, 4)])
 
@@ -198,7 +202,8 @@ def _halve(log_density: Callable[[Tensor], Tensor], state: _State, split: Tensor
     halves = torch.logaddexp(lower, upper)
     difference = torch.maximum(whole, halves) + (-torch.expm1(-(whole - halves).abs())).log() - np.log(2)
     difference = torch.where(torch.maximum(whole, halves) > -torch.inf, difference, -torch.inf)
-    errors = torch.cat([torch.where(split, difference, error), torch.where(split, difference, -torch.inf)])
+    below, above = torch.maximum(_log_missed(log_density, new), difference.repeat(2, *[1] * (whole.dim() - 1))).chunk(2)
+    errors = torch.cat([torch.where(split, below, error), torch.where(split, above, -torch.inf)])
     # The empty ones stand at the upper end, where nodes in order do not meet them.
     aside = torch.where(split, middle, state.right[-1]), torch.where(split, right, state.right[-1])
     new = new._replace(left=torch.cat([left, aside[0]]), right=torch.cat([middle, aside[1]]))
@@ -207,6 +212,35 @@ def _halve(log_density: Callable[[Tensor], Tensor], state: _State, split: Tensor
     merged = _State(*(torch.cat(pair) for pair in zip(_select(state, kept), new, strict=True)))
     order = merged.right.argsort(dim=0)
     return _select(merged, order.gather(0, merged.left.gather(0, order).argsort(dim=0, stable=True)))
+
+
+def _log_missed(log_density: Callable[[Tensor], Tensor], state: _State) -> Tensor:
+    """The log of the mass that panels may lack at their ends, where a kink or a jump is between no two nodes: how far
+    the polynomial through the nodes is from the density there, by more than the rounding of places accounts for, times
+    the width next to the last node, ``[P, *batch]``.
+    """
+    width = state.right - state.left
+    ends = torch.stack([state.left + _INSIDE * width, state.right - _INSIDE * width], 1)
+    values = log_density(ends.flatten(0, 1)).double().reshape(ends.shape)
+    most = torch.maximum(state.values.amax(1), values.amax(1)).unsqueeze(1)
+    density, there = (torch.where(v > -torch.inf, v - most, -torch.inf).exp() for v in (state.values, values))
+    ahead = torch.as_tensor(_extrapolation(), dtype=torch.float64, device=density.device)
+    missed = (torch.einsum("en,pn...->pe...", ahead, density) - there).abs().sum(1)
+    slope = (density.amax(1) - density.amin(1)) / width
+    missed = (missed - _ROUNDINGS * EPS * (slope * torch.maximum(-state.left, state.right) + 1)) * (width * _EDGE)
+    known = missed.isfinite() & (missed > 0)  # next to a pole the halves tell
+    return torch.where(known, missed.log() + most.squeeze(1), -torch.inf)
+
+
+@lru_cache
+def _extrapolation() -> np.ndarray:
+    """The matrix that takes values at the nodes to the polynomial through them next to both ends, ``[2, n]``."""
+    points, weights = _gauss(NUM_NODES)
+    degrees = np.arange(NUM_NODES)
+    to_legendre = (2 * degrees[:, None] + 1) / 2 * np.polynomial.legendre.legvander(points, NUM_NODES - 1).T * weights
+    ends = np.array([2 * _INSIDE - 1, 1 - 2 * _INSIDE])
+    found: np.ndarray = np.polynomial.legendre.legvander(ends, NUM_NODES - 1) @ to_legendre
+    return found
 
 
 def _jumps_over_a_maximum(state: _State) -> Tensor:

@@ -54,6 +54,25 @@ def factor_values(factor: Factor, values: Tensor) -> Tensor:
     return found if factor.power == 1 else found**factor.power
 
 
+def is_smooth(factor: Factor) -> bool:
+    """Whether a factor is known to have no kink and no pole: it is a power or a logarithm of its root, or of an
+    exponential of multiples of it.
+    """
+    scalar, power = factor.variable.scalar, factor.power
+    if factor.function not in ("x", "log"):
+        return False
+    if scalar is not None:
+        return scalar.is_smooth
+    return factor.variable.nonnegative or (power > 0 and power == round(power))
+
+
+def _is_smooth(name: str, arguments: Sequence[Symbolic]) -> bool:
+    """Whether a function is the exponential of a sum of constants times one root each."""
+    terms = [t for a in arguments for t in a.terms]
+    plain = all(f.variable.scalar is None and f.function == "x" and f.power == 1 for t in terms for f in t.factors)
+    return name == "exp" and plain and all(len(t.factors) <= 1 for t in terms)
+
+
 def root_axes(factor: Factor) -> tuple[Axis, ...]:
     """The axes that a factor reads the elements of its root along."""
     scalar = factor.variable.scalar
@@ -100,13 +119,14 @@ def of_scalar(
     if found is None:
         return None
     root, axes = found
+    smooth = _is_smooth(name, polynomials)
     choices = tuple({c.label: c for own in beside for c in own.values()}.values())
     places_in = [{c.label: label for label, c in own.items()} for own in beside]
     orders = [tuple(own.get(c.label, c.label) for c in choices) for own in places_in]
     if _is_plain(polynomials, events, root, axes):
         moved = [p._with([_plain(t, root) for t in p.terms], root.shape) for p in polynomials]
         make = partial(_evaluator, arguments=moved, events=events, orders=[()] * len(moved), shape=root.shape)
-        variable = _variable(name, root, make, function, None, root.shape, nonnegative)
+        variable = _variable(name, root, make, function, None, root.shape, nonnegative, smooth)
         return Term(1.0, (), (Factor(variable, axes),), choices)
     if only_plain:
         return None
@@ -116,7 +136,8 @@ def of_scalar(
     check_combinations(choices, own.numel())
     places: dict[Label, Axis] = {c.label: i - len(own) for i, c in enumerate(choices)}
     make = partial(_evaluator, arguments=polynomials, events=events, orders=orders, shape=own)
-    variable = _variable(name, root, make, function, tuple(substitute(a, places) for a in axes), own, nonnegative)
+    own_reading = tuple(substitute(a, places) for a in axes)
+    variable = _variable(name, root, make, function, own_reading, own, nonnegative, smooth)
     own_axes = (*(c.label for c in choices), *position_axes(sizes))
     return Term(1.0, (), (Factor(variable, own_axes),), choices)
 
@@ -129,11 +150,12 @@ def _variable(
     axes: tuple[Axis, ...] | None,
     shape: torch.Size,
     nonnegative: bool,
+    smooth: bool,
 ) -> Variable:
     """The variable that a function of arguments is, of which ``make`` makes one of the root."""
     site = f"{name.replace(' ', '_')}({root.site}) {fresh_number()}"
     logarithms = {n: _Once(make(f)) for n, f in _LOGARITHMS.get(name, {}).items()}
-    scalar = ScalarFunction(root, _Once(make(function)), axes, logarithms)
+    scalar = ScalarFunction(root, _Once(make(function)), axes, smooth, logarithms)
     return Variable(site, shape, nonnegative=nonnegative, is_scalar=True, scalar=scalar)
 
 
@@ -237,4 +259,4 @@ def _value(expression: Symbolic, values: Tensor, order: Labels, ndim: int) -> Te
     return total != 0 if expression.like.dtype == torch.bool else total
 
 
-__all__ = ["factor_values", "of_scalar", "root_axes"]
+__all__ = ["factor_values", "is_smooth", "of_scalar", "root_axes"]

@@ -23,12 +23,14 @@ class ScalarFunction:
 
     ``axes`` tell which element of the parent each of its own elements is a function of: axes of the parent whose labels
     are places of its own dimensions, counted from the right. None: it has the parent's shape, element by element.
-    ``logarithms`` are log f, "log", and log(1 − f), "log1m", where these are known beyond where f rounds to 0 or 1.
+    ``is_smooth``: it is known to have no kink. ``logarithms`` are log f, "log", and log(1 − f), "log1m", where these
+    are known beyond where f rounds to 0 or 1.
     """
 
     parent: Variable
     evaluate: Callable[[Tensor], Tensor]
     axes: tuple[Axis, ...] | None
+    is_smooth: bool
     logarithms: Mapping[str, Callable[[Tensor], Tensor]] = field(default_factory=dict)
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..distributions.grids import GRIDS, Integrals, Integrand
+from ..distributions.grids import Integrals, Integrand
 from ..distributions.panels import NoTableError, integrated, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
@@ -139,7 +139,13 @@ class Quadrature(Family):
             )
 
         found, integrals = self._tabulated(
-            integrand, (starts, *self.batch_shape), like.new_empty(0), start, self._at_once(starts), GRIDS
+            integrand,
+            (starts, *self.batch_shape),
+            like.new_empty(0),
+            start,
+            self._at_once(starts),
+            True,
+            all(f.is_smooth for f, _ in used.values()),
         )
         self._is_rough = integrals is None
         self._check_resolved(found)
@@ -206,7 +212,9 @@ class Quadrature(Family):
             return torch.stack([w * t.log_density_at(places) for w, t in zip(weights, tables, strict=True)]).sum(0)
 
         last = naturals[-1]
-        return self._tabulated(_alone(log_density), tables[-1].batch_shape, last.left.new_empty(0), last)[0]
+        return self._tabulated(
+            _alone(log_density), tables[-1].batch_shape, last.left.new_empty(0), last, is_smooth=True
+        )[0]
 
     def joined(self, naturals: Sequence[Natural]) -> Natural:
         if len({tuple(t.shape[1:] for t in natural.values()) for natural in naturals}) == 1:
@@ -217,7 +225,7 @@ class Quadrature(Family):
             return torch.cat([t.log_density_at(x) for t, x in zip(tables, places.split(sizes, 1), strict=True)], 1)
 
         shape, like = (sum(sizes), *tables[0].batch_shape[1:]), naturals[0].left.new_empty(0)
-        return self._tabulated(_alone(log_density), shape, like)[0]
+        return self._tabulated(_alone(log_density), shape, like, is_smooth=True)[0]
 
     def log_ratio(self, before: Natural, after: Natural, places: Natural) -> Tensor | None:
         return self._read(places).log_ratio(self._read(before), self._read(after))
@@ -228,7 +236,8 @@ class Quadrature(Family):
         def log_density(places: Tensor) -> Tensor:
             return inverse_temperature * table.log_density_at(places)
 
-        return self._tabulated(_alone(log_density), table.batch_shape, natural.left.new_empty(0))[0]
+        like = natural.left.new_empty(0)
+        return self._tabulated(_alone(log_density), table.batch_shape, like, is_smooth=True)[0]
 
     def _tabulated(
         self,
@@ -237,7 +246,8 @@ class Quadrature(Family):
         like: Tensor,
         start: Natural | None = None,
         rows: int | None = None,
-        grids: Sequence[int] = (),
+        with_grids: bool = False,
+        is_smooth: bool = False,
     ) -> tuple[Natural, Integrals | None]:
         """The table of log densities on the line, ``[*shape]`` of them, and their integrals as far as they are known.
 
@@ -247,7 +257,7 @@ class Quadrature(Family):
         old = None if start is None else (start.left, start.right, start.log_density)
         try:
             table, integrals = integrated(
-                integrand, shape, line_of(self.support)[1], like, old, rows, grids, self._is_rough
+                integrand, shape, line_of(self.support)[1], like, old, rows, with_grids, self._is_rough, is_smooth
             )
         except NoTableError as problem:
             raise NaturalDomainError(
@@ -379,7 +389,7 @@ class Quadrature(Family):
     def example(self, batch: torch.Size, *events: torch.Size) -> Params:
         """A standard normal on the line."""
         like = torch.empty(0, device=self.device)
-        table = tabulate(lambda places: -0.5 * places.square(), (), 1e3, like)
+        table = tabulate(lambda places: -0.5 * places.square(), (), 1e3, like, is_smooth=True)
         return {n: t.expand(*batch, t.shape[-1]).clone() for n, t in zip(self.param_names, table, strict=True)}
 
 

@@ -12,12 +12,14 @@ from torch import Tensor
 class Function(NamedTuple):
     """A function of the elements of a batch of scalars, of any ``shape``: ``evaluate`` takes values ``[L, *batch]`` and
     gives ``[L, *shape]``. ``element`` says which element of the batch, counted in order, each of its own is a function
-    of; None: it has the batch's shape, element by element.
+    of; None: it has the batch's shape, element by element. ``is_smooth`` says that it is a product of powers,
+    logarithms and exponentials, which has no kink.
     """
 
     shape: torch.Size
     evaluate: Callable[[Tensor], Tensor]
     element: Tensor | None = None
+    is_smooth: bool = False
 
     def at(self, values: Tensor) -> Tensor:
         """The function at values ``[L, *batch]``; NaN where torch cannot compute it, as of a matrix without a Cholesky

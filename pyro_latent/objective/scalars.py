@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..expressions.axes import Axis, Label, Labels, axis_key, read, same_axes, spread, substitute, unique_labels
-from ..expressions.scalars import factor_values, root_axes
+from ..expressions.scalars import factor_values, is_smooth, root_axes
 from ..expressions.terms import Factor, Term
 from ..families.quadrature import Quadrature
 from ..families.scalar_function import Function
@@ -23,10 +23,11 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
     axes = root_axes(factors[0])
     if not all(same_axes(axes, root_axes(f)) for f in factors[1:]):
         return None
+    smooth = all(is_smooth(f) for f in factors)
     words = " ".join(sorted(f"{f.variable.site}.{f.function}^{f.power:g}" for f in factors))
     if all(f.variable.scalar is None or f.variable.scalar.axes is None for f in factors):
         if words not in family.functions:
-            family.functions[words] = Function(family.batch_shape, _product(factors, None))
+            family.functions[words] = Function(family.batch_shape, _product(factors, None), None, smooth)
         return words, axes
     labels = unique_labels(a for f in factors for a in f.axes)
     numbers: dict[Label, Axis] = {x: i + 1 for i, x in enumerate(labels)}
@@ -39,7 +40,7 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
         shape = torch.Size(sizes[x] for x in labels)
         element = _elements(family, tuple(substitute(a, numbers) for a in axes), own, shape)
         relabelled = [replace(f, axes=a) for f, a in zip(factors, moved, strict=True)]
-        family.functions[name] = Function(shape, _product(relabelled, own), element)
+        family.functions[name] = Function(shape, _product(relabelled, own), element, smooth)
     return name, labels
 
 
