@@ -192,6 +192,10 @@ def test_the_fast_document_step_reads_topics_that_are_known() -> None:
     assert fast.elbo[-1] == pytest.approx(CAVI(plain, AutoConjugate(plain)).run(CORPUS, 2).elbo[-1].item(), abs=1e-5)
 
 
+def by_scales(q: Any, x: Tensor) -> Any:
+    return dist.Gamma(1.0 + len(x) / 2 * q.scales["mean"], 1.0)
+
+
 @pytest.mark.parametrize(
     ("model", "words"),
     [
@@ -220,11 +224,18 @@ def test_the_fast_document_step_reads_topics_that_are_known() -> None:
             r"updates for \['mean'\], which it lacks. \['mean'\] are observed, or replaced by a reparametrization",
         ),
         (
+            poutine.reparam(
+                handlers.closed_form(normal_gamma.model, {"precision": by_scales}),
+                config={"mean": LocScaleReparam(0.0)},
+            ),
+            r"Expected one of \['precision', 'mean_decentered', 'obs'\]; got 'mean', which the update reads",
+        ),
+        (
             poutine.block(handlers.closed_form(two_modes.model, two_modes.updates), hide=["first"]),
             r"Expected one of \['second'\]; got 'first'.*the engine derives one",
         ),
     ],
-    ids=["updates outside", "half of a block", "reparam outside", "reparam inside", "block"],
+    ids=["updates outside", "half of a block", "reparam outside", "reparam inside", "a scale", "block"],
 )
 def test_what_cannot_work_says_what_to_write(model: Model, words: str) -> None:
     guide = AutoConjugate(model, check=False)  # a blocked site is drawn at random

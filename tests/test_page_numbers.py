@@ -10,6 +10,10 @@ import pytest
 from benchmarks.page_numbers import PAGES, ROOT, Source, missing, sources
 
 FENCE = re.compile(r"^```text\n", re.MULTILINE)
+CODE = re.compile(r"^```.*?^```\n", re.MULTILINE | re.DOTALL)
+TABLE = re.compile(r"(?:^\|.*\n)+", re.MULTILINE)
+#: What is not a result: formulas, code, links, sections of books, and the thresholds of k̂ that its authors give.
+GIVEN = re.compile(r"\$[^$]*\$|`[^`]*`|\]\([^)]*\)|§[\d.]+|^\| up to .*$", re.MULTILINE)
 ALL = [source for page in PAGES for source in sources(page)]
 
 
@@ -27,6 +31,14 @@ def test_what_is_printed_is_what_the_kept_output_has(page: Path) -> None:
 def test_every_printed_table_says_where_it_comes_from(page: Path) -> None:
     named = [source for source in sources(page) if source.kind == "fenced"]
     assert len(named) == len(FENCE.findall(page.read_text(encoding="utf-8")))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda p: p.name)
+def test_every_table_of_results_says_where_it_comes_from(page: Path) -> None:
+    """A result has a decimal point."""
+    named = [source.block for source in sources(page)]
+    tables = TABLE.findall(CODE.sub("", page.read_text(encoding="utf-8")))
+    assert [t for t in tables if re.search(r"\d\.\d", GIVEN.sub("", t)) and not any(t in x for x in named)] == []
 
 
 def test_an_output_comes_from_one_command_and_is_used() -> None:

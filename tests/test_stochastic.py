@@ -785,6 +785,19 @@ def test_structured_inference_finds_an_exact_posterior_and_its_evidence(draws: i
     assert plain.elbo(x) < bound == pytest.approx(evidence, abs=0.02)
 
 
+@pytest.mark.parametrize("seed", [7, 13, 46])
+def test_the_noise_of_one_draw_leads_to_no_posterior_that_is_far_too_narrow(seed: int) -> None:
+    """Steps as long as their draws said ended some thirty standard deviations off, at a quarter of the right one."""
+    x = 0.8 + torch.randn(10, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    variance = 1 / (1 / 9 + 10 / 1.04)
+    torch.manual_seed(seed)
+    guide = AutoConjugate(shrunk)
+    CAVI(shrunk, guide, step_size=RobbinsMonro(), structured=1).run(x, max_steps=60)
+    found = guide.posterior()["mu"]
+    assert abs(float(found.mean) - variance * float(x.sum()) / 1.04) < 0.2 * math.sqrt(variance)
+    assert float(found.stddev) == pytest.approx(math.sqrt(variance), rel=0.1)
+
+
 def test_structured_inference_with_continuous_locals() -> None:
     data = rows(60)
     torch.manual_seed(0)

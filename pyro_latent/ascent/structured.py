@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..families import Natural
+from ..families import Family, Mean, Natural
 from ..gradient.natural_gradient import BlockDraws, draws_of, natural_gradient
 from ..objective import Block, BlockKey, Means, Program, State, Summary, starts_of
 from .step_size import StepSize
@@ -22,8 +22,10 @@ from .steps import LOCAL_STEPS, LOCAL_TOL, Schedule, Task
 from .stochastic import StochasticSteps
 from .sweep import ModelArguments, Sweep
 
-#: How often a step out of a family's domain is halved.
+#: How often a step that goes too far is halved.
 _HALVINGS = 60
+#: How far a step may go: KL(q_new ‖ q_old) + KL(q_old ‖ q_new), in nats for each number that q is given by.
+_REACH = 1.0
 
 
 class StructuredSteps(StochasticSteps):
@@ -124,7 +126,7 @@ def _at_draws(
 
 
 def _step_towards(block: Block, old: Natural, found: Natural, draws: BlockDraws, step_size: float) -> Natural:
-    """Where the natural gradient of the draws leads, and at most half the way to the edge of the family's domain.
+    """Where the natural gradient of the draws leads, as far as it can be trusted.
 
     ``found`` has the slopes of log p(β) + L(β) in t(β) at each draw, with L the ELBO of the locals at their optimum.
     Those of −log q(β) are added to them: where q(β) is exact, every draw gives zero (the total pathwise gradient of
@@ -134,15 +136,34 @@ def _step_towards(block: Block, old: Natural, found: Natural, draws: BlockDraws,
     if direction is None:
         return found.map(lambda t: t.mean(0, keepdim=True))
     for _ in range(_HALVINGS):
-        proper = block.family.in_domain(Natural(**{n: old[n] + 2 * step_size * direction[n] for n in old}))
-        if bool(proper.all()):
+        near = _is_near(block.family, old, direction.map(lambda t: step_size * t))
+        if bool(near.all()):
             break
-        fields = {}
-        for name, event in block.family.statistics.items():
-            is_proper = proper.reshape(proper.shape + (1,) * event)
-            fields[name] = torch.where(is_proper, direction[name], direction[name] / 2)
-        direction = Natural(**fields)
+        direction = _where(block.family, near, direction, direction.map(lambda t: t / 2))
     return Natural(**{n: old[n] + direction[n] for n in old})
+
+
+def _is_near(family: Family, old: Natural, step: Natural) -> Tensor:
+    """Where a step goes at most half the way to the edge of the family's domain, and q stays near what it was.
+
+    Few draws may say, by their noise, that q is a hundred times narrower: from there the way back is long.
+    """
+    is_proper = family.in_domain(Natural(**{n: old[n] + 2 * step[n] for n in old}))
+    step = _where(family, is_proper, step, step.map(torch.zeros_like))
+    before, after = family.mean(old), family.mean(Natural(**{n: old[n] + step[n] for n in old}))
+    divergence = family.inner(step, Mean(**{n: after[n] - before[n] for n in before}))  # both ways
+    size = sum(old[n].shape[old[n].ndim - event :].numel() for n, event in family.statistics.items())
+    return is_proper & (divergence <= _REACH * size)
+
+
+def _where(family: Family, condition: Tensor, yes: Natural, no: Natural) -> Natural:
+    """Natural parameters by a condition of batch shape."""
+    return Natural(
+        **{
+            name: torch.where(condition.reshape(condition.shape + (1,) * event), yes[name], no[name])
+            for name, event in family.statistics.items()
+        }
+    )
 
 
 def _elbo_at_draws(drawn: Sweep, draws: Mapping[BlockKey, BlockDraws]) -> Tensor:

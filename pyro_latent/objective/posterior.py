@@ -57,6 +57,14 @@ def marginals(block: Block, params: Params) -> dict[str, Any]:
     return {site.name: shaped(block, i, found[i]) for i, site in enumerate(block.sites)}
 
 
+class _BySite(dict[Any, Any]):
+    def __missing__(self, key: Any) -> Any:
+        raise MissingPosteriorError(
+            f"Expected one of {list(self)}; got {key!r}, which the update reads and which is no latent or observed "
+            "site, or block of sites, here. Write an update that reads others, or leave it out: the engine derives one."
+        )
+
+
 class Posteriors(Mapping[Any, Any]):
     """The current posteriors, as a hand-written update sees them.
 
@@ -67,16 +75,14 @@ class Posteriors(Mapping[Any, Any]):
     def __init__(
         self, program: Program, params: Mapping[BlockKey, Params], responsibilities: Mapping[str, Tensor]
     ) -> None:
-        self._entries: dict[Any, Any] = {}
-        self._recording = program.recording
+        self._entries, self._recording = _BySite(), program.recording
         self.joints: dict[BlockKey, Any] = {}
-        self.scales: dict[str, Tensor | float] = {}
         for key, block in program.blocks.items():
             self._entries |= marginals(block, params[key])
             if isinstance(key, tuple) or block.joint_normal:
                 self.joints[key] = block.family.distribution(params[key])
         self._entries |= {key: joint for key, joint in self.joints.items() if isinstance(key, tuple)}
-        self.scales |= {scored.name: scored.scale for scored in program.recording.scored.values()}
+        self.scales = _BySite({scored.name: scored.scale for scored in program.recording.scored.values()})
         for site in program.discrete:
             if site.name in responsibilities:
                 self._entries[site.name] = discrete_distribution(site, responsibilities[site.name])
@@ -85,12 +91,6 @@ class Posteriors(Mapping[Any, Any]):
         if key in self._recording.observations:
             site = self._recording.scored[key]
             return dist.Delta(self._recording.observations[key], event_dim=site.event_dim)
-        if key not in self._entries:
-            raise MissingPosteriorError(
-                f"Expected one of {list(self._entries)}; got {key!r}, which the update reads and which is no latent or "
-                "observed site, or block of sites, here. Write an update that reads others, or leave it out: the "
-                "engine derives one."
-            )
         return self._entries[key]
 
     def __iter__(self) -> Iterator[Any]:
