@@ -13,7 +13,9 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.errors import RecordingError
-from pyro_latent.expressions import Expression, taken_apart, tensor
+from pyro_latent.expressions import Expression, alike, taken_apart, tensor
+from pyro_latent.expressions.evaluation import Values
+from pyro_latent.objective import repeated_sums
 from pyro_latent.recording import record
 from pyro_latent.rules import random_distribution, repeats
 from pyro_latent.rules.base import rule_of
@@ -182,3 +184,41 @@ def test_another_density_at_one_step_is_found_by_the_check(monkeypatch: pytest.M
     monkeypatch.setattr(repeats, "taken_apart", wrong)
     with pytest.raises(RecordingError, match="x_6"):
         CAVI(chain, AutoConjugate(chain)).step(series())
+
+
+@pytest.mark.parametrize("model", [chain, second_order, vectors, plates, numbers_in_plates])
+def test_densities_evaluated_at_once_are_those_evaluated_alone(model: Callable[[Tensor], None]) -> None:
+    recording = record(model, series())
+    values = values_of(recording)
+    densities = [s.density for s in recording.scored.values() if s.density is not None]
+    for density, (value, size) in zip(densities, alike.evaluated(densities, Values(values)), strict=True):
+        terms = density.summands(Values(values))
+        torch.testing.assert_close(value.expand(density.shape), density.evaluate(values), rtol=1e-13, atol=1e-13)
+        expected = sum((t.abs() for t in terms), torch.zeros(())).expand(density.shape)
+        torch.testing.assert_close(size.expand(density.shape), expected, rtol=1e-13, atol=1e-13)
+
+
+@pytest.mark.parametrize(
+    ("model", "blocks"),
+    [(second_order, ["a_*"]), (second_order, None), (vectors, ["u_*"]), (plates, ["b_*"])],
+)
+def test_sums_that_are_taken_together_are_those_of_each_site(
+    model: Callable[[Tensor], None], blocks: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def prepared() -> tuple[list[float], dict[str, list[float]], Any]:
+        guide = AutoConjugate(model, blocks=blocks, init=0, check=False)
+        elbo = CAVI(model, guide).run(series(), max_steps=3).elbo
+        program = guide.prepare((series(),), {}).program
+        means = program.means(guide.state)
+        by_site = {n: [float(sum(s.value(means) for s in own))] for n, own in program.site_summands.items() if own}
+        return [float(e) for e in elbo], by_site, program
+
+    elbo, by_site, program = prepared()
+    assert any(len(group.sites) > STEPS // 2 for group in program.site_summands.groups)
+    monkeypatch.setattr(repeated_sums, "_kind", lambda *args: None)
+    expected, each, alone = prepared()
+    assert all(len(group.sites) == 1 for group in alone.site_summands.groups)
+    assert elbo == pytest.approx(expected, rel=1e-12)
+    assert by_site.keys() == each.keys()
+    for name, numbers in each.items():
+        assert by_site[name] == pytest.approx(numbers, rel=1e-10, abs=1e-10), name

@@ -33,12 +33,12 @@ from .joining import KnownPairs
 from .joints import Joint, TooLargeError, is_nested
 from .layouts import Layout
 from .locality import is_in_subsample, locality
-from .log_sums import sum_over_plates
 from .obstacles import all_at_once
 from .partition import make_blocks
 from .program import Program
+from .repeated_sums import sums_over_plates
 from .stacks import Repeat, stacks_of
-from .summands import Summand, cast, gradients, merged
+from .summands import cast, gradients, merged
 
 _SMALLER_BLOCK = (
     "If its elements may be independent, declare them with pyro.plate and without .to_event(); or give it fewer."
@@ -106,15 +106,12 @@ def _compiled(
     owners: Owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
 
-    site_summands: dict[str, list[Summand]] = {}
-    repeats: list[Repeat] = []
-    for name, (plain, parts) in divided.items():
-        site_summands[name] = [sum_over_plates(scored[name], t, owners, recording) for t in plain]
-        repeats += [Repeat.of(scored[name], p, recording) for p in parts]
+    sums = sums_over_plates({name: plain for name, (plain, _) in divided.items()}, scored, owners, recording)
+    repeats = [Repeat.of(scored[name], p, recording) for name, (_, parts) in divided.items() for p in parts]
     factors = [make_factor(stack, owners, recording) for stack in stacks_of(repeats)]
     inside = {name for name, s in scored.items() if is_in_subsample(s.plates)}
-    whole = merged(s for name, own in site_summands.items() if name not in inside for s in own)
-    part = merged(s for name, own in site_summands.items() if name in inside for s in own)
+    whole = merged(group.total for group in sums.groups if group.sites[0] not in inside)
+    part = merged(group.total for group in sums.groups if group.sites[0] in inside)
 
     sites = [s for s in recording.discrete.values() if s.name not in why]
     elimination = DiscreteElimination(recording, sites, factors, _joints(factors, sites), live)
@@ -127,7 +124,7 @@ def _compiled(
         derived=derived,
         mean_field=why,
         elimination=elimination,
-        site_summands=site_summands,
+        site_summands=sums,
         exact_summands=[s if s.constant.numel() <= _LARGE else cast([s], recording.dtype)[0] for s in whole + part],
         whole_summands=cast(whole, recording.dtype),
         part_summands=cast(part, recording.dtype),

@@ -23,7 +23,6 @@ from ..expressions.axes import (
     Axis,
     Gather,
     Label,
-    Labelled,
     Labels,
     is_summed,
     read,
@@ -41,6 +40,7 @@ from ..families.multivariate_normal import MultivariateNormal
 from ..families.normal import Normal
 from ..families.quadrature import Quadrature
 from .blocks import Block, BlockKey, Means
+from .elements import elements_read, family_of_elements
 from .scalars import quadrature_moment
 
 
@@ -169,7 +169,7 @@ def _joint_moment(
     if not isinstance(family, GaussianGamma):
         found = _pair_moment(family, block, factors, owners) if is_plain else None
     else:
-        normal = [f for f in factors if owners[f.variable.root.site][1] < len(family.parts)]
+        normal = [f for f in factors if family_of_elements(f, owners) is family]
         own = [(f.function, f.power) for f in factors if f not in normal]
         found = None
         if is_plain and own == [("x", 1)]:
@@ -187,25 +187,10 @@ def _pair_moment(
     """The moment of one or two elements; None for other functions."""
     if any([f.function != "x" or f.power not in (1, 2) for f in factors]):
         return None
-    found: list[Labelled] = []
-    for factor in factors:
-        part = family.parts[owners[factor.variable.site][1]]
-        if not part.shape:
-            found += [(torch.tensor(part.offset, device=block.device), ())] * int(factor.power)
-            continue
-        grid = torch.arange(part.offset, part.elements.stop, device=block.device).reshape(part.shape)
-        axes = tuple([None if n == 1 else axis for axis, n in zip(factor.axes, part.shape, strict=True)])
-        found += [read(grid, axes)] * int(factor.power)
-    if len(found) == 1:
-        return BlockMoment(block, "x", (Gather(*found[0]),))
-    if len(found) > 2:
+    if sum(f.power for f in factors) > 2:
         return None
-    (first, own), (second, its) = found
-    labels = tuple(dict.fromkeys((*own, *its)))
-    if labels:
-        where = {label: i for i, label in enumerate(labels)}
-        first, second = torch.broadcast_tensors(spread(first, own, where), spread(second, its, where))
-    return BlockMoment(block, "xx", (Gather(family.places(first, second), labels),))
+    statistic, axis = elements_read(family, [factors], owners, START)
+    return BlockMoment(block, statistic, (Gather(axis.index[0], axis.labels[1:]),))
 
 
 def _point_moment(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> BlockMoment:

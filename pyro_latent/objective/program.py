@@ -33,6 +33,7 @@ from .factors import DiscreteFactor
 from .joints import Joint
 from .log_sums import LogSum
 from .modes import DEGREES, Doubt, degree_of, joint_mode, mode
+from .repeated_sums import SiteSums
 from .summands import Summand, cast, gradients, merged, sum_of, summand_of
 
 #: New data's local blocks are set to their optimum in at most so many rounds, or until they move less than this.
@@ -68,7 +69,7 @@ class Program:
     derived: Sequence[Variable]
     mean_field: Mapping[str, str]
     elimination: DiscreteElimination
-    site_summands: Mapping[str, list[Summand]]
+    site_summands: SiteSums
     exact_summands: list[Summand]
     whole_summands: list[Summand]
     part_summands: list[Summand]
@@ -371,15 +372,14 @@ class Program:
 
     def prior_summands(self, sites: set[str]) -> list[Summand]:
         """The log densities of some latent sites alone; over discrete sites they depend on, the average."""
-        found = []
+        plain, found = set(sites), []
         for scored in (s for s in self.recording.scored.values() if s.name in sites):
             terms = with_indicators(usable_terms(scored), self.recording.discrete, self.mean_field)
             if any(term.choices for term in terms):
                 shares = (expect(term, self.owners, scored.name).averaged for term in terms)
                 found += [summand_of(scored, share, self.recording) for share in shares]
-            else:
-                found += self.site_summands[scored.name]
-        return cast(merged(found), self.recording.dtype)
+                plain.remove(scored.name)
+        return cast(merged([*found, *self.site_summands.of(plain)]), self.recording.dtype)
 
     @cached_property
     def unused_params(self) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -150,16 +151,19 @@ def summand_of(scored: ScoredSite, term: ExpectedTerm, recording: Recording) -> 
     like = recording.like
     constants = (*term.constants, *weights_of(scored, scored.scale, like))
     constant_labels, moment_labels = {x for c in constants for x in c.labels}, labels_of(term.moments)
-    repeats = 1.0
-    for i, n in enumerate(scored.shape):
-        if i - len(scored.shape) not in constant_labels and i - len(scored.shape) not in moment_labels:
-            repeats *= n
+    repeats = repeats_of(scored, constant_labels, moment_labels)
     out = tuple(x for x in moment_labels if x in constant_labels)
     coefficient = torch.tensor(term.coefficient * repeats, dtype=torch.float64, device=like.device)
     if not constants:
         return canonical(Summand(coefficient, (), term.moments))
     operands = [(c.tensor.to(coefficient), c.labels) for c in constants]
     return canonical(Summand(contract([(coefficient, ()), *operands], out), out, term.moments))
+
+
+def repeats_of(scored: ScoredSite, *varying: Collection[Label]) -> float:
+    """How many elements of a density are the same, for they are along none of some labels."""
+    own = {i - len(scored.shape): n for i, n in enumerate(scored.shape)}
+    return math.prod((n for label, n in own.items() if not any(label in labels for labels in varying)), start=1.0)
 
 
 def labels_of(moments: Sequence[BlockMoment]) -> Labels:

@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import RecordingError
+from ..expressions import Expression
+from ..expressions.alike import evaluated
 from ..expressions.evaluation import Values
 from ..rules import unwrap
 from ..values import broadcast_shapes
@@ -61,14 +63,8 @@ def check_recording(recording: Recording, trace: Any) -> None:
     for scored in recording.scored.values():
         if scored.name in trace.nodes:
             _check_weights(scored, trace.nodes[scored.name], recording)
-    values = _values(recording, trace)
-    shared = Values(values)
-    pairs = []
-    for scored in recording.scored.values():
-        node = trace.nodes.get(scored.name)
-        usable = scored.density is not None and not scored.density.opacity and scored.density.sites <= values.keys()
-        pairs += [_pair(scored, node, shared, recording)] if node is not None and usable else []
-    found = _difference([pair for pair in pairs if pair is not None], _TOLERANCE[recording.dtype])
+    pairs = _pairs(recording, trace)
+    found = _difference(pairs, _TOLERANCE[recording.dtype])
     if found is not None:
         scored, recorded, actual = found
         parents = sorted(scored.density.sites - {scored.name})  # type: ignore[union-attr]
@@ -134,27 +130,53 @@ def _values(recording: Recording, trace: Any) -> dict[str, Tensor]:
     return found
 
 
-def _pair(scored: ScoredSite, node: Mapping[str, Any], values: Values, recording: Recording) -> _Pair | None:
-    """The two densities of a site; None where the data is outside of the support at this draw."""
-    density, device = scored.density, recording.device
-    assert density is not None
+def _pairs(recording: Recording, trace: Any) -> list[_Pair]:
+    """The two densities of each site; of none whose data is outside of the support at this draw."""
+    values, found = _values(recording, trace), []
+    for scored in recording.scored.values():
+        node, density = trace.nodes.get(scored.name), scored.density
+        usable = density is not None and not density.opacity and density.sites <= values.keys()
+        actual = _log_prob(node) if node is not None and usable else None
+        if actual is not None:
+            assert density is not None
+            found.append((scored, node, actual.to(recording.device), _shown(density, actual.shape)))
+    both = evaluated([density for *_, density in found], Values(values))
+    return [
+        _pair(scored, node, actual, *each, recording.device)
+        for (scored, node, actual, _), each in zip(found, both, strict=True)
+    ]
+
+
+def _log_prob(node: Mapping[str, Any]) -> Tensor | None:
+    """Pyro's own density of a site; None where the data is outside of the support."""
     try:
-        actual = node["fn"].log_prob(node["value"]).detach().to(device)
+        found: Tensor = node["fn"].log_prob(node["value"]).detach()
     except (ValueError, NotImplementedError, RuntimeError):
         return None
-    least = math.log(torch.finfo(actual.dtype).eps)
-    shape = broadcast_shapes(actual.shape, density.shape)
-    thin = _thinned(shape)
+    return found
+
+
+def _shown(density: Expression, shape: torch.Size) -> Expression:
+    """The elements of a density that are compared, at the shape of both."""
+    shape = broadcast_shapes(shape, density.shape)
     density = density if density.shape == shape else density.expand(shape)
-    density = density.take(thin) if thin else density
+    return density.take(_thinned(shape)) if shape.numel() > _LARGEST else density
+
+
+def _pair(
+    scored: ScoredSite, node: Mapping[str, Any], actual: Tensor, recorded: Tensor, size: Tensor, device: torch.device
+) -> _Pair:
+    """The two densities of a site, where they are compared."""
+    least = math.log(torch.finfo(actual.dtype).eps)
+    assert scored.density is not None
+    shape = broadcast_shapes(actual.shape, scored.density.shape)
+    thin = _thinned(shape)
     actual = actual.double().expand(shape)[thin]
-    terms = [term.to(device) for term in density.summands(values)]
-    recorded = density.evaluate(values).to(device) if density.pieces else sum(terms, torch.zeros_like(actual))
-    size = sum((t.abs() for t in terms), 1 + actual.abs())
     masks = [m for m in (_settled(node["fn"]), scored.mask) if m is not None]
     shown = [m.to(device).expand(shape)[thin].flatten() for m in masks]
     seen = None if not shown else shown[0] & shown[-1]
-    return _Pair(scored, recorded.flatten(), actual.flatten(), size.flatten(), seen, least)
+    recorded, size = (t.to(device).expand(actual.shape).flatten() for t in (recorded, size + 1 + actual.abs()))
+    return _Pair(scored, recorded, actual.flatten(), size, seen, least)
 
 
 def _difference(pairs: Sequence[_Pair], tolerance: float) -> tuple[ScoredSite, float, float] | None:
