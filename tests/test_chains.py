@@ -216,7 +216,23 @@ def scaled() -> None:
             pyro.sample(f"x_{t}", dist.Normal(levels[z], 1.0), obs=X[t])
 
 
+def switching() -> None:
+    """States of two dimensions and of one, whose moves are those of a discrete chain: they are joint normal factors."""
+    moves, _ = parameters()
+    rates = torch.tensor([[[1.0, 0.5], [0.0, 0.9]], [[0.3, -0.2], [0.4, 0.5]], [[0.9, 0.0], [0.0, 0.1]]])
+    noise = pyro.sample("noise", dist.Gamma(2.0, 1.0))
+    z: Any = 0
+    state, other = torch.zeros(2), torch.tensor(0.0)
+    for t in range(14):
+        z = pyro.sample(f"z_{t}", dist.Categorical(moves[z]))
+        loc = (rates[z] @ state.unsqueeze(-1)).squeeze(-1)
+        state = pyro.sample(f"u_{t}", dist.MultivariateNormal(loc, 0.5 * torch.eye(2)))
+        other = pyro.sample(f"v_{t}", dist.Normal(rates[z][..., 0, 0] * other, 1.0))
+        pyro.sample(f"x_{t}", dist.Normal(state[..., 0] + other, noise.rsqrt()), obs=X[t])
+
+
 MODELS = [
+    switching,
     missing_steps,
     unread_steps,
     second_order,
@@ -232,11 +248,14 @@ MODELS = [
 
 
 def results(model: Callable[[], None]) -> tuple[Tensor, dict[str, Tensor], dict[str, float]]:
-    """The bounds of three sweeps, the probabilities of the discrete sites, and what each site gives to the bound."""
-    guide = AutoConjugate(model, init=0)
+    """The bounds of three sweeps, the probabilities of the discrete sites and means of normal ones, and what each site
+    gives to the bound.
+    """
+    guide = AutoConjugate(model, init=0, blocks=["u_*", "v_*"] if model is switching else None)
     elbo = CAVI(model, guide).run(max_steps=3, tol=0).elbo
     found = guide.posterior()
     probs = {n: d.probs for n, d in found.items() if hasattr(d, "probs") and n not in ("moves", "levels")}
+    probs |= {n: d.mean for n, d in found.items() if n.startswith(("u_", "v_"))}
     return elbo, probs, guide.elbo_terms().log_densities
 
 

@@ -107,7 +107,7 @@ def _compiled(
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
 
     sums = sums_over_plates({name: plain for name, (plain, _) in divided.items()}, scored, owners, recording)
-    repeats = [Repeat.of(scored[name], p, recording) for name, (_, parts) in divided.items() for p in parts]
+    repeats = [Repeat.of(scored[name], p, owners, recording) for name, (_, parts) in divided.items() for p in parts]
     factors = [make_factor(stack, owners, recording) for stack in stacks_of(repeats)]
     inside = {name for name, s in scored.items() if is_in_subsample(s.plates)}
     whole = merged(group.total for group in sums.groups if group.sites[0] not in inside)

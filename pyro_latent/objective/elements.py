@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
@@ -17,6 +17,12 @@ def family_of_elements(factor: Factor, owners: Mapping[str, tuple[Block, int]]) 
     block, component = owners[factor.variable.root.site]
     family = block.joint_normal
     return family if family and component < len(family.parts) else None
+
+
+def elements_of(factor: Factor, owners: Mapping[str, tuple[Block, int]]) -> Hashable | None:
+    """What factors have in common that read elements of one joint normal block alike; None of others."""
+    family = family_of_elements(factor, owners)
+    return None if family is None else (id(family), factor.variable.shape)
 
 
 def elements_read(
@@ -53,4 +59,4 @@ def _places(
     return [(index + offsets.reshape(-1, *[1] * index.ndim), (label, *labels))] * int(factors[0].power)
 
 
-__all__ = ["elements_read", "family_of_elements"]
+__all__ = ["elements_of", "elements_read", "family_of_elements"]

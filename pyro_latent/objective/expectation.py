@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
@@ -157,6 +157,31 @@ def expect(term: Term, owners: Mapping[str, tuple[Block, int]], site: str) -> Ex
         outside.update([label for f in term.factors if f not in factors for label in f.labels])
         moments.append(_moment(factors, owners, outside, site))
     return ExpectedTerm(term.coefficient, term.constants, tuple(moments), term.choices)
+
+
+def expect_together(
+    terms: Sequence[Term], owners: Mapping[str, tuple[Block, int]], site: str, label: Label
+) -> ExpectedTerm:
+    """The expectation of the first of some terms that are alike, with the moments of joint normal blocks, of which each
+    reads elements of its own, along a label.
+
+    Raises:
+        NotConjugateError: as :func:`expect` does of the first, in the density of ``site``.
+    """
+    found = expect(terms[0], owners, site)
+    return found if len(terms) == 1 else replace(found, moments=tuple(_along(found.moments, terms, owners, label)))
+
+
+def _along(
+    moments: Sequence[BlockMoment], terms: Sequence[Term], owners: Mapping[str, tuple[Block, int]], label: Label
+) -> Iterator[BlockMoment]:
+    for moment in moments:
+        family = moment.block.joint_normal
+        if family and moment.axes:
+            rows = [[f for f in term.factors if family_of_elements(f, owners) is family] for term in terms]
+            yield replace(moment, axes=(elements_read(family, rows, owners, label)[1],))
+        else:
+            yield moment
 
 
 def _joint_moment(

@@ -30,7 +30,7 @@ from ..families import Mean
 from ..recording import Recording
 from ..values import all_finite
 from .blocks import Block, BlockKey, Means, starts_of
-from .expectation import expect
+from .expectation import expect_together
 from .features import FactorTerm, Features
 from .layouts import Layout, Reading, same_element
 from .stacks import Row, Stack
@@ -267,8 +267,9 @@ def make_factor(stack: Stack, owners: Mapping[str, tuple[Block, int]], recording
     summed = {label: n for label, n in places.items() if n > 1 and label not in part.places}
     terms, weights = stack.together()
     pieces = []
-    for term in terms:
-        expected = expect(term, owners, scored.name)
+    for place, term in enumerate(terms):
+        alike = [term, *(repeat.part.terms[place] for repeat in stack.repeats[1:])]
+        expected = expect_together(alike, owners, scored.name, stack.label)
         rename = {label: i - ndim for i, label in enumerate(part.choices)} | dict(part.places)
         constants = [(c.tensor.to(like), c.labels) for c in (*expected.constants, *weights)]
         present = {x for _, c in constants for x in c} | set(labels_of(expected.moments))

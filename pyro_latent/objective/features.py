@@ -88,7 +88,7 @@ class FactorTerm:
         moved: dict[Label, Axis] = {x: x + 1 for x in (*self.sizes, *self.read) if is_free(x) and x < label}
         mapping = moved | {label: Gather(torch.tensor(number, device=self.constants[0][0].device), ())}
         there = [Constant(*own).substitute(mapping) for own in self.constants]
-        moments = tuple(replace(m, axes=tuple(substitute(a, moved) for a in m.axes)) for m in self.moments)
+        moments = tuple(replace(m, axes=tuple(substitute(a, mapping) for a in m.axes)) for m in self.moments)
         return FactorTerm([(c.tensor, c.labels) for c in there], moments)
 
     def part(self, label: Label, start: int, size: int) -> FactorTerm:

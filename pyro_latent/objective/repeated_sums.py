@@ -9,11 +9,11 @@ from dataclasses import dataclass, replace
 from ..expressions.alike import coefficients_of, groups_of, kind_of, side_by_side
 from ..expressions.axes import Gather, Label, contract, fresh_label
 from ..expressions.constants import Constant
-from ..expressions.terms import Factor, Term
+from ..expressions.terms import Term
 from ..recording import Recording, ScoredSite
 from .blocks import Block
-from .elements import elements_read, family_of_elements
-from .expectation import BlockMoment, expect
+from .elements import elements_of
+from .expectation import BlockMoment, expect_together
 from .locality import is_in_subsample
 from .log_sums import sum_over_plates
 from .summands import Summand, canonical, labels_of, repeats_of, weights_of
@@ -109,12 +109,8 @@ def _kind(scored: ScoredSite, term: Term, weights: Sequence[Constant], owners: O
     blocks that they read; None where nothing is like one.
     """
 
-    def about(factor: Factor) -> Hashable:
-        family = family_of_elements(factor, owners)
-        return id(factor.variable) if family is None else (id(family), factor.variable.shape)
-
     whole = replace(term, constants=(*term.constants, *weights)) if weights else term
-    kind = kind_of(whole, about)
+    kind = kind_of(whole, lambda factor: elements_of(factor, owners) or id(factor.variable))
     return None if kind is None else (kind, scored.shape, is_in_subsample(scored.plates))
 
 
@@ -133,7 +129,7 @@ def _together(
     """The sums of terms that are alike."""
     names, terms = [name for name, _ in own], [term for _, term in own]
     label, first = fresh_label(), scored[names[0]]
-    moments = tuple([_along(m, terms, owners, label) for m in expect(terms[0], owners, names[0]).moments])
+    moments = expect_together(terms, owners, names[0], label).moments
     columns = zip(*[(*term.constants, *weights[name]) for name, term in own], strict=True)
     constants = [side_by_side(column, label) for column in columns]
     read, varying = labels_of(moments), {x for c in constants for x in c.labels}
@@ -146,15 +142,6 @@ def _together(
     out = tuple([x for x in dict.fromkeys((label, *read)) if x in known])
     each = Summand(contract(operands, out), out, moments)
     return Repeated(tuple(names), each, label, _total(each, label, len(own)))
-
-
-def _along(moment: BlockMoment, terms: Sequence[Term], owners: Owners, label: Label) -> BlockMoment:
-    """The moment of a joint normal block that each term reads, along a label; one of another block, as it is."""
-    family = moment.block.joint_normal
-    if not family or not moment.axes:
-        return moment
-    rows = [[f for f in term.factors if family_of_elements(f, owners) is family] for term in terms]
-    return replace(moment, axes=(elements_read(family, rows, owners, label)[1],))
 
 
 def _total(each: Summand, label: Label, count: int) -> Summand:

@@ -7,7 +7,7 @@ rest of the engine sees one more place.
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import NamedTuple
@@ -20,7 +20,9 @@ from ..expressions.constants import Constant
 from ..expressions.terms import LogOfSum, Term
 from ..recording import Recording, ScoredSite
 from ..settings import settings
+from .blocks import Block
 from .densities import DensityPart
+from .elements import elements_of
 from .layouts import Layout
 from .order import relative_scale
 from .summands import weights_of
@@ -45,11 +47,14 @@ class Repeat:
     scored: ScoredSite
     part: DensityPart
     weights: tuple[Constant, ...]
+    owners: Mapping[str, tuple[Block, int]]
 
     @staticmethod
-    def of(scored: ScoredSite, part: DensityPart, recording: Recording) -> Repeat:
+    def of(
+        scored: ScoredSite, part: DensityPart, owners: Mapping[str, tuple[Block, int]], recording: Recording
+    ) -> Repeat:
         scale = relative_scale(scored.scale, part.layout.innermost(scored.name).scale)
-        return Repeat(scored, part, tuple(weights_of(scored, scale, recording.like)))
+        return Repeat(scored, part, tuple(weights_of(scored, scale, recording.like)), owners)
 
     @property
     def constants(self) -> list[Constant]:
@@ -68,7 +73,7 @@ class Repeat:
             (s.cardinality, s.batch_shape, tuple(p.dim for p in s.plates), _identity(s.scale), s.name == self.part.site)
             for s in (r.site for r in layout.readings)
         )
-        terms = tuple(_kind(term, numbers) for term in self.part.terms)
+        terms = tuple(_kind(term, numbers, self.owners) for term in self.part.terms)
         weights = tuple((c.tensor.shape, c.labels) for c in self.weights)
         return layout.sizes, read, tuple(self.scored.shape), weights, terms
 
@@ -85,13 +90,18 @@ class Stack:
         """Those of all parts."""
         return [Row(r.part.site, r.part.layout) for r in self.repeats]
 
+    @property
+    def label(self) -> Label:
+        """The place that the parts are along, to the left of those of the layout."""
+        return -1 - len(self.layout.sizes)
+
     def together(self) -> tuple[list[Term], list[Constant]]:
-        """The terms and weights of all parts, the constants along a place to the left of those of the layout."""
+        """The terms and weights of all parts, the constants along their place."""
         first = self.repeats[0]
         terms, weights = list(first.part.terms), list(first.weights)
         if len(self.repeats) == 1:
             return terms, weights
-        label = -1 - len(self.layout.sizes)
+        label = self.label
         each = zip(*(r.constants for r in self.repeats), strict=True)
         constants = iter([Constant(torch.stack([c.tensor for c in own]), (label, *own[0].labels)) for own in each])
         found = []
@@ -125,8 +135,10 @@ def _identity(scale: Tensor | float) -> Hashable:
     return (scale.shape, tuple(scale.flatten().tolist())) if scale.numel() <= _FEW else id(scale)
 
 
-def _kind(term: Term, numbers: dict[Label, int]) -> Hashable:
-    """What terms of parts have in common, up to their constants and the names of their labels."""
+def _kind(term: Term, numbers: dict[Label, int], owners: Mapping[str, tuple[Block, int]]) -> Hashable:
+    """What terms of parts have in common, up to their constants, the names of their labels, and the elements of joint
+    normal blocks that they read.
+    """
     known = dict(numbers)
 
     def named(labels: Labels) -> Hashable:
@@ -141,7 +153,8 @@ def _kind(term: Term, numbers: dict[Label, int]) -> Hashable:
     factors = []
     for factor in term.factors:
         variable = factor.variable
-        of = variable.site if variable.replay is None and variable.scalar is None else id(variable)
+        of: Hashable = variable.site if variable.replay is None and variable.scalar is None else id(variable)
+        of = elements_of(factor, owners) or of if variable.scalar is None else of
         factors.append((of, factor.function, factor.power, tuple(map(plain, factor.axes))))
     return constants, tuple(factors), tuple(named((c.label,)) for c in term.choices)
 
