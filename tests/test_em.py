@@ -886,6 +886,28 @@ def test_ecm_takes_one_parameter_after_the_other_with_continuous_latents_updated
     assert (found["conditional"] - found["closed_form"]).abs().max() > 1e-3
 
 
+def test_one_step_is_the_joint_maximum_of_parameters_that_are_not_quadratic_together() -> None:
+    """Two samples of one location and scales of their own: each is where the others leave it. ECM visits each once."""
+    samples = torch.tensor([[0.5, 3.0, 1.0, 4.5], [2.0, 2.4, 2.1, 2.9]], dtype=torch.float64)
+
+    def model(samples: Tensor) -> None:
+        loc = pyro.param("loc", samples.new_tensor(0.0))
+        scale = pyro.param("scale", samples.new_tensor([1.0, 2.0]), constraint=constraints.positive)
+        with pyro.plate("sample", 2, dim=-2), pyro.plate("point", 4, dim=-1):
+            pyro.sample("x", dist.Normal(loc, scale.unsqueeze(-1)), obs=samples)
+
+    off = {}
+    for m_step in ("closed_form", "conditional"):
+        pyro.clear_param_store()
+        em = EM(model, m_step=m_step)
+        em.step(samples)
+        loc, scale = (em.guide.params()[name] for name in ("loc", "scale"))
+        precision = scale.square().reciprocal()
+        off[m_step] = float((loc - (precision * samples.mean(1)).sum() / precision.sum()).abs())
+        torch.testing.assert_close(scale.square(), (samples - loc).square().mean(1), rtol=1e-9, atol=0)
+    assert off["closed_form"] < 1e-9 and off["conditional"] > 1e-2
+
+
 def test_a_step_that_fails_leaves_the_posterior_of_the_last_one() -> None:
     """A component that shrinks on one point ends the second step; Q is as it was before it."""
     torch.manual_seed(0)

@@ -164,6 +164,39 @@ def test_updates_are_the_derived_ones_under_a_handler_of_the_whole_model(
     assert_agree(name, handler, sites_of(name), order)
 
 
+def repeated(x: Tensor, size: int, weight: float) -> None:
+    """Points of which each stands for several: by the plate, by ``poutine.scale``, or both."""
+    mean = pyro.sample("mean", dist.Normal(x.new_tensor(0.0), 2.0))
+    tau = pyro.sample("tau", dist.Gamma(x.new_tensor(2.0), 1.0))
+    with pyro.plate("data", size, subsample_size=len(x)), poutine.scale(scale=weight):
+        pyro.sample("x", dist.Normal(mean, tau.rsqrt()), obs=x)
+
+
+def repeated_mean(q: Any, x: Tensor, size: int, weight: float) -> dist.Normal:
+    count = q.scales["x"] / q.scales["mean"]
+    precision = 0.25 + count * len(x) * q["tau"].mean
+    return dist.Normal(count * q["tau"].mean * x.sum() / precision, precision.rsqrt())
+
+
+def repeated_tau(q: Any, x: Tensor, size: int, weight: float) -> dist.Gamma:
+    half = q.scales["x"] / q.scales["tau"] / 2
+    squares = (x - q["mean"].mean) ** 2 + q["mean"].variance
+    return dist.Gamma(2.0 + half * len(x), 1.0 + half * squares.sum())
+
+
+@pytest.mark.parametrize(("size", "weight"), [(5, 3.0), (20, 1.0), (20, 0.5)])
+@pytest.mark.parametrize("around", [1.0, 0.3])
+def test_updates_read_the_scales_of_plates_and_handlers(size: int, weight: float, around: float) -> None:
+    written = handlers.closed_form(repeated, {"mean": repeated_mean, "tau": repeated_tau})
+    by_hand, by_engine = (poutine.scale(model, scale=around) for model in (written, repeated))
+    more: Any = {} if size == len(POINTS) else {"step_size": 0.5}
+    drivers = [CAVI(model, AutoConjugate(model), **more) for model in (by_hand, by_engine)]
+    for _ in range(3):
+        found, expected = (driver.step(POINTS, size, weight) for driver in drivers)
+        assert found == pytest.approx(expected, rel=1e-10)
+    assert check_updates(by_hand, drivers[0].guide, POINTS, size, weight).ok
+
+
 def test_updates_of_what_is_masked_altogether_are_not_wrong() -> None:
     """No density reads the sites: any posterior is as good as another."""
     model = poutine.mask(handlers.closed_form(normal_gamma.model, normal_gamma.updates), mask=NOWHERE)
