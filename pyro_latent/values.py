@@ -18,6 +18,7 @@ __all__ = [
     "broadcast_shapes",
     "is_at_hand",
     "is_floating",
+    "is_same",
     "kind_of",
     "leaving_random_state",
     "without_collecting",
@@ -65,6 +66,13 @@ def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:
         return None
     usable = given.layout is torch.strided and not (given.is_nested or given.is_meta or given.is_quantized)
     return torch.as_tensor(value, dtype=dtype) if usable and not given.is_complex() else None
+
+
+def is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
+    """Whether a tensor holds what a known one held."""
+    old, version = known
+    same = old.data_ptr() == tensor.data_ptr() and old.shape == tensor.shape and old.stride() == tensor.stride()
+    return same and old.dtype == tensor.dtype and old._version == version == tensor._version
 
 
 def kind_of(value: Any) -> str:

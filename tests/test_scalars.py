@@ -1,6 +1,7 @@
 """Factors of scalars by quadrature, against scipy, Pyro's own densities, and the laws of coordinate ascent."""
 
 import io
+import itertools
 import math
 
 import numpy as np
@@ -447,6 +448,38 @@ def test_start_and_written_update_of_any_density():
     assert abs(float(guide.posterior()["scale"].mean) - math.exp(1.02)) < 1e-8
     with pytest.raises(ModelError, match="distribution of shape"):
         fit(regression, init={"scale": dist.LogNormal(torch.zeros(3), 1.0)})
+
+
+SEVERAL = {  # a function, what is seen of it and its sd, and the places about which it is that
+    "absolute value": (torch.abs, 12.78, 0.01, (-12.78, 12.78)),
+    "narrow absolute value": (torch.abs, 3.0, 2e-3, (-3.0, 3.0)),
+    "square": (torch.square, 9.0, 0.05, (-3.0, 3.0)),
+    "three roots": (lambda s: s**3 - 4 * s, 0.0, 2e-2, (-2.0, 0.0, 2.0)),
+}
+
+
+@pytest.mark.parametrize("name", SEVERAL)
+@pytest.mark.parametrize("steps", [1, 5])
+def test_modes_far_apart_are_all_seen(name, steps):
+    """Each narrow, at places that no mesh has: by the slopes of the density on both sides."""
+    function, value, scale, places = SEVERAL[name]
+    seen = torch.tensor(value, dtype=torch.float64)
+
+    def model():
+        s = pyro.sample("s", dist.Normal(0.5, 4.0))
+        pyro.sample("x", dist.Normal(function(s), scale), obs=seen)
+
+    def density(s):
+        s = torch.tensor(s, dtype=torch.float64)
+        return math.exp(float(dist.Normal(0.5, 4.0).log_prob(s) + dist.Normal(function(s), scale).log_prob(seen)))
+
+    guide, result = fit(model, max_steps=steps)
+    ends = [(p - 12 * scale, p + 12 * scale) for p in places]
+    masses = [scipy.integrate.quad(density, *both, epsabs=0, epsrel=1e-11)[0] for both in ends]
+    assert float(result.elbo[-1]) == pytest.approx(math.log(sum(masses)), abs=1e-8)
+    between = [torch.tensor((a + b) / 2) for a, b in itertools.pairwise(places)]
+    shares = np.cumsum(masses)[:-1] / sum(masses)
+    assert np.allclose([float(guide.posterior()["s"].cdf(p)) for p in between], shares, atol=1e-8)
 
 
 # What is refused.

@@ -1,10 +1,10 @@
 """Tables of a batch of log densities on the line, at the nodes of the integrals that normalize them.
 
 The line that the support is mapped onto is cut into panels; on each, the log density is the polynomial through the
-nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the mode
-from a mesh over all numbers, then out until the density has fallen to 1e-20 of its maximum, and takes few panels that
-are finest at the mode. Where these do not resolve the density, adaptive panels do (:mod:`.quadrature`). A mode that the
-mesh jumps over is not seen. :func:`integrated` tries a grid (:mod:`.grids`) before, for a density with functions.
+nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the modes
+from a mesh over all numbers, then out until the density has fallen to 1e-20 of its maximum (:mod:`.windows`), and takes
+few panels that are finest at the mode. Where these do not resolve the density, adaptive panels do (:mod:`.quadrature`).
+:func:`integrated` tries a grid (:mod:`.grids`) before, for a density with functions.
 
 Source: Davis and Rabinowitz 1984, §2.7; Trefethen 2013, Approximation Theory and Approximation Practice, chapter 19.
 """
@@ -12,7 +12,7 @@ Source: Davis and Rabinowitz 1984, §2.7; Trefethen 2013, Approximation Theory a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
@@ -24,13 +24,12 @@ from torch.distributions import ExpTransform, biject_to, constraints
 from ..errors import ArgumentError
 from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, Table, cut, on_grid
 from .quadrature import EPS, NUM_NODES, integrate, rule
+from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, window
 
-#: The density is cut where its logarithm has fallen by this much from its maximum; a start is taken if by the second.
-_DEPTH, _ENOUGH = 46.0, 37.0
+#: Panels are taken if the log density has fallen by this much at their ends.
+_ENOUGH = 37.0
 #: Numbers of panels, of which the first that resolves the density is taken; adaptive ones start at the last.
 _PANELS = (8, 12, 16, 24, 32)
-#: Where float64 ends a density has fallen by this much: what is beyond is then less than what an integral may err by.
-_LEFT_OVER = 23.0
 #: How densely panels lie: by the curvature and the slope of the log density, less where the density is low, and some
 #: everywhere. The numbers are by trial on some twenty densities.
 _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
@@ -38,12 +37,8 @@ _BY_SLOPE, _FADING, _EVERYWHERE, _SCAN = 0.25, 12.0, 0.3, 65
 #: nodes is exact up to degree 2n - 1: what those of a smooth one fall to until then is its error. They may be the
 #: second, if what they fall to is the third.
 _RESOLVED, _RESOLVED_SMOOTH, _NEGLIGIBLE = 2e-9, 1e-5, 1e-10
-_ZOOM_POINTS, _MOST_ZOOMS = 13, 40
-_DOUBLINGS = 8
 #: So many numbers of a log density are computed in one pass: they stay in the cache.
 _AT_ONCE = 2**17
-
-LogDensity = Callable[[Tensor], Tensor]
 
 
 @lru_cache
@@ -100,10 +95,6 @@ def log_weights_of(left: Tensor, right: Tensor, count: int = NUM_NODES) -> Tenso
     return (right.double() - left.double()).log().unsqueeze(-1) + rule_of_panels(left, count)[1].log()
 
 
-class NoTableError(ArgumentError):
-    """A log density has no table: its integral is infinite, or does not settle."""
-
-
 def tabulate(
     log_density: LogDensity, shape: Sequence[int], limit: float, like: Tensor, is_smooth: bool = False
 ) -> Table:
@@ -141,6 +132,7 @@ def integrated(
     with_grids: bool = True,
     is_rough: bool = False,
     is_smooth: bool = False,
+    is_new: bool = False,
 ) -> tuple[Table, Integrals | None]:
     """The tables of :func:`tabulate`, and the integrals of functions where the pass that made the tables found them.
 
@@ -151,6 +143,7 @@ def integrated(
         with_grids: whether grids are tried before panels.
         is_rough: whether the panels of the start are tried before grids.
         is_smooth: whether the log densities are known to have no kink.
+        is_new: whether the start is no table of densities such as these, so that it may lack one of their modes.
     """
     demands = SMOOTH if is_smooth else ANY
     rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
@@ -165,27 +158,31 @@ def integrated(
         found = (on_grid(integrand, *ends, count, rows, like, demands) for count in counts)
         return next((f for f in found if f is not None), None)
 
-    def by_cut(places: Tensor, values: Tensor) -> tuple[Table, Integrals] | None:
-        return by_grids(cut(places, values, demands.depth), demands.counts)
+    def by_cut(places: Tensor, values: Tensor, modes: Modes) -> tuple[Table, Integrals] | None:
+        ends = cut(places, values, demands.depth)
+        return None if ends is None or not modes.are_in(*ends) else by_grids(ends, demands.counts)
 
+    modes: Modes | None = None
     if start is not None:
         left, right = start[0][..., 0], start[1][..., -1]
         is_grid, found = start[0].shape[-1] == 1, None
-        if is_grid:
+        if is_new:
+            modes = modes_of(known, torch.Size(shape), limit, like)
+        if is_grid and (modes is None or modes.are_in(left, right)):
             found = by_grids((left, right), start[2].shape[-1:])
-        if (
-            found is None and with_grids and not (is_rough and not is_grid)
-        ):  # where the density has moved to, by less than its width
-            width = (right - left).double() / 2
-            found = by_cut(*_scanned(known, left - width, right + width))
+        if found is None and with_grids and (is_grid or not is_rough):
+            modes = modes or modes_of(known, torch.Size(shape), limit, like)
+            width = (right - left).double() / 2  # the density has moved, by less than its width
+            found = by_cut(*_scanned(known, left - width, right + width), modes)
         if found is not None:
             return found
-        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1]
+        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1] and (modes is None or modes.are_in(left, right))
         table = _on_panels(known, *start[:2], like, is_smooth) if is_few else None
         if table is not None:
             return table, None
-    places, values = _scanned(known, *_window(known, torch.Size(shape), limit, like))
-    found = by_cut(places, values)
+    modes = modes or modes_of(known, torch.Size(shape), limit, like)
+    places, values = _scanned(known, *window(known, modes, limit))
+    found = by_cut(places, values, modes)
     if found is not None:
         return found
 
@@ -216,7 +213,7 @@ def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tens
 def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
     """The ends of panels, ``[*shape, count + 1]``, denser where the log density at places ``[_SCAN, *shape]`` bends."""
     step = places[1] - places[0]
-    heights = (values - values.amax(0)).clamp(min=-2 * _DEPTH)
+    heights = (values - values.amax(0)).clamp(min=-2 * DEPTH)
     slope = torch.gradient(heights, dim=0)[0]
     bend = torch.gradient(slope, dim=0)[0].abs().sqrt()
     dense = (bend + _BY_SLOPE * slope.abs()) * (heights / _FADING).exp()
@@ -285,82 +282,6 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> Table:
     values = values.clamp(min=values.amax((-2, -1), keepdim=True) + LOWEST)
     total = (values + log_weights_of(left, right)).flatten(-2).logsumexp(-1)
     return left, right, (values - total[..., None, None]).flatten(-2).to(like.dtype)
-
-
-def _window(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Where each density has fallen on the left of its mode, and where it has on the right, ``[*shape]``.
-
-    Raises:
-        NoTableError: if it is highest at an end of the line, or zero everywhere.
-    """
-    far = math.asinh(10 * limit)
-    steps = torch.linspace(-far, far, 2 * round(5 * math.sqrt(far)) * 3 + 1, dtype=torch.float64, device=like.device)
-    mesh = 0.1 * torch.sinh(steps)
-    ones = [1] * len(shape)
-    values = log_density(mesh.reshape(-1, *ones).expand(-1, *shape))
-    most, best = values.max(0)
-    at_end = (best == 0) | (best == len(mesh) - 1) | ~most.isfinite()
-    if bool(at_end.any()):
-        raise NoTableError(
-            "Expected a density with a finite integral; got one that is highest at an end of its support, infinite, or "
-            "zero everywhere."
-        )
-    low, high = mesh[best - 1], mesh[best + 1]
-    shares = torch.linspace(0, 1, _ZOOM_POINTS, dtype=torch.float64, device=like.device).reshape(-1, *ones)
-    for _ in range(_MOST_ZOOMS):
-        places = low + (high - low) * shares
-        near = log_density(places)
-        most, best = near.max(0)
-        before, after = (best - 1).clamp(min=0), (best + 1).clamp(max=_ZOOM_POINTS - 1)
-        mode, low, high = (places.gather(0, i[None])[0] for i in (best, before, after))
-        drop = most - torch.minimum(near.gather(0, before[None])[0], near.gather(0, after[None])[0])
-        if bool(((drop < 1) | (high - low <= 1e-12 * (1e-3 + mode.abs()))).all()):
-            break
-    step = torch.maximum(mode - low, high - mode)
-    if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
-        raise NoTableError(
-            f"Expected a density whose tails fall; got one that is not below e^-{_LEFT_OVER:g} of its maximum where "
-            "the line ends that float64 reaches."
-        )
-    floor = most - _DEPTH
-    left = mode - _distance(lambda d: log_density(mode - d), step, floor, limit, "below")
-    right = mode + _distance(lambda d: log_density(mode + d), step, floor, limit, "above")
-    beside = (mesh.reshape(-1, *ones) < left) | (mesh.reshape(-1, *ones) > right)
-    above = (values > floor) & beside  # another mode, as far as the mesh sees it
-    first = above.int().argmax(0)
-    last = len(mesh) - 1 - above.flip(0).int().argmax(0)
-    any_above = above.any(0)
-    left = torch.where(any_above, torch.minimum(left, mesh[(first - 1).clamp(min=0)].clamp(min=-limit)), left)
-    right = torch.where(any_above, torch.maximum(right, mesh[(last + 1).clamp(max=len(mesh) - 1)]), right)
-    return left, right
-
-
-def _distance(log_density: LogDensity, step: Tensor, floor: Tensor, limit: float, side: str) -> Tensor:
-    """How far from the mode each density is below its floor, to a tenth.
-
-    Raises:
-        NoTableError: if one never is.
-    """
-    ones = [1] * step.ndim
-    powers = torch.arange(1, _DOUBLINGS + 1, dtype=torch.float64, device=step.device).reshape(-1, *ones)
-    found, done = step, torch.zeros_like(step, dtype=torch.bool)
-    while True:
-        offsets = step * 2**powers
-        below = log_density(offsets) < floor
-        which = below.int().argmax(0)
-        found = torch.where(below.any(0) & ~done, offsets.gather(0, which[None])[0], found)
-        done = done | below.any(0)
-        if bool(done.all()):
-            break
-        step = offsets[-1]
-        if bool((step > 4 * limit)[~done].any()):
-            raise NoTableError(
-                f"Expected a density whose tails fall; got one that is not below e^-{_DEPTH:g} of its maximum {side} "
-                "the mode anywhere that float64 reaches."
-            )
-    offsets = found / 2 * 2 ** (powers / _DOUBLINGS)
-    below = log_density(offsets) < floor
-    return offsets.gather(0, torch.where(below.any(0), below.int().argmax(0), _DOUBLINGS - 1)[None])[0]
 
 
 __all__ = [

@@ -19,7 +19,7 @@ from ..distributions.grids import Integrals, Integrand
 from ..distributions.panels import NoTableError, integrated, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
-from ..values import is_at_hand
+from ..values import is_at_hand, is_same
 from .base import Family, Mean, Natural, Params
 from .scalar_function import Function
 
@@ -44,13 +44,6 @@ def _where_it_counts(values: Tensor, slope: Tensor) -> Tensor:
     return torch.where((slope == 0) & ~total.isfinite(), 0.0, values)
 
 
-def _is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
-    """Whether a tensor holds what a known one held."""
-    old, version = known
-    same = old.data_ptr() == tensor.data_ptr() and old.shape == tensor.shape and old.stride() == tensor.stride()
-    return same and old.dtype == tensor.dtype and old._version == version == tensor._version
-
-
 class Quadrature(Family):
     """One factor by quadrature: the family of a block, with the functions that its model uses.
 
@@ -67,7 +60,7 @@ class Quadrature(Family):
     moments = {}
     param_names = ("left", "right", "log_density")
     hint = "functions of one element of it at a time."
-    remembered = ("_known", "_means", "_entropy", "_is_rough")  # of the last optimum
+    remembered = ("_known", "_means", "_entropy", "_is_rough", "_last")  # of the last optimum
 
     def __init__(
         self, label: str, support: constraints.Constraint, batch_shape: torch.Size, why: str, device: torch.device
@@ -77,6 +70,7 @@ class Quadrature(Family):
         self._known: tuple[list[tuple[Tensor, int]], Tabulated] | None = None
         self._means: tuple[Tabulated, Mean] | None = None
         self._entropy: tuple[Tabulated, Tensor] | None = None
+        self._last: tuple[Tensor, int] | None = None  # the left ends of its panels
         self._is_rough = False  # whether the last optimum was too rough for a grid
 
     # From η to a table.
@@ -147,7 +141,7 @@ class Quadrature(Family):
             True,
             all(f.is_smooth for f, _ in used.values()),
         )
-        self._is_rough = integrals is None
+        self._is_rough, self._last = integrals is None, (found.left, found.left._version)
         self._check_resolved(found)
         if integrals is not None:
             self._keep(found, integrals, used)
@@ -255,9 +249,19 @@ class Quadrature(Family):
             NaturalDomainError: if the integral of one does not settle.
         """
         old = None if start is None else (start.left, start.right, start.log_density)
+        is_new = old is not None and (self._last is None or not is_same(self._last, old[0]))
         try:
             table, integrals = integrated(
-                integrand, shape, line_of(self.support)[1], like, old, rows, with_grids, self._is_rough, is_smooth
+                integrand,
+                shape,
+                line_of(self.support)[1],
+                like,
+                old,
+                rows,
+                with_grids,
+                self._is_rough,
+                is_smooth,
+                is_new,
             )
         except NoTableError as problem:
             raise NaturalDomainError(
@@ -301,7 +305,7 @@ class Quadrature(Family):
 
     def _table(self, natural: Mapping[str, Tensor]) -> Tabulated:
         tensors, known = [natural[n] for n in self.statistics], self._known
-        if known is not None and all(_is_same(a, b) for a, b in zip(known[0], tensors, strict=True)):
+        if known is not None and all(is_same(a, b) for a, b in zip(known[0], tensors, strict=True)):
             return known[1]
         table = self._read(natural)
         if tensors[0].ndim > len(self.batch_shape) + 1:  # with starts: a state, whose means and entropy are asked for

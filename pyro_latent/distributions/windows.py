@@ -1,0 +1,169 @@
+"""Where the densities of a batch on the line have their mass: from a mesh over all numbers to their modes, and out.
+
+A density may have several modes. Each maximum on the mesh is a hill on which one is looked for, so that modes narrower
+than the steps of the mesh are found by their slopes; of two on one hill, as the mesh sees it, the lower is found only
+if it is within what the higher one takes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from ..errors import ArgumentError
+
+#: The density is cut where its logarithm has fallen by this much from its maximum.
+DEPTH = 46.0
+#: Where float64 ends a density has fallen by this much: what is beyond is then less than what an integral may err by.
+_LEFT_OVER = 23.0
+_ZOOM_POINTS, _MOST_ZOOMS = 13, 40
+_DOUBLINGS = 8
+#: Of more hills, the highest on the mesh are looked at.
+_MOST_HILLS = 16
+
+LogDensity = Callable[[Tensor], Tensor]
+
+
+class NoTableError(ArgumentError):
+    """A log density has no table: its integral is infinite, or does not settle."""
+
+
+class Modes(NamedTuple):
+    """The modes of a batch of densities, as many for each; one that has fewer has its highest again.
+
+    Attributes:
+        mesh: places over all numbers ``[M]``.
+        values: the log densities there, ``[M, *shape]``.
+        places: the modes ``[K, *shape]``; one that is lower than the highest by :data:`DEPTH` does not count.
+        steps: the width of each, roughly, ``[K, *shape]``.
+        most: the log density at the highest one, ``[*shape]``.
+    """
+
+    mesh: Tensor
+    values: Tensor
+    places: Tensor
+    steps: Tensor
+    most: Tensor
+
+    def are_in(self, left: Tensor, right: Tensor) -> bool:
+        """Whether all of them are between two ends ``[*shape]``."""
+        return bool(((left < self.places) & (self.places < right)).all())
+
+
+def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor) -> Modes:
+    """The modes of log densities, which take places ``[L, *shape]``, no further than a limit from 0.
+
+    Raises:
+        NoTableError: if one is highest at an end of the line, zero everywhere, or has not fallen where the line ends.
+    """
+    far = math.asinh(10 * limit)
+    steps = torch.linspace(-far, far, 2 * round(5 * math.sqrt(far)) * 3 + 1, dtype=torch.float64, device=like.device)
+    mesh = 0.1 * torch.sinh(steps)
+    values = log_density(mesh.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
+    most, best = values.max(0)
+    at_end = (best == 0) | (best == len(mesh) - 1) | ~most.isfinite()
+    if bool(at_end.any()):
+        raise NoTableError(
+            "Expected a density with a finite integral; got one that is highest at an end of its support, infinite, or "
+            "zero everywhere."
+        )
+    places, steps, heights = _climbed(log_density, mesh, _hills(values, best))
+    most, highest = heights.max(0)
+    if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
+        raise NoTableError(
+            f"Expected a density whose tails fall; got one that is not below e^-{_LEFT_OVER:g} of its maximum where "
+            "the line ends that float64 reaches."
+        )
+    counts = heights > most - DEPTH
+    places, steps = (torch.where(counts, t, t.gather(0, highest[None])) for t in (places, steps))
+    return Modes(mesh, values, places, steps, most)
+
+
+def _hills(values: Tensor, best: Tensor) -> Tensor:
+    """The maxima of values ``[M, *shape]`` along the mesh, ``[K, *shape]``; the highest again where there are fewer."""
+    inner = values[1:-1]
+    is_top = (inner > values[:-2]) & (inner >= values[2:]) & inner.isfinite()
+    count = min(max(1, int(is_top.sum(0).max())), _MOST_HILLS)
+    if count == 1:
+        return best[None]
+    heights, found = torch.where(is_top, inner, -torch.inf).topk(count, 0)
+    return torch.where(heights > -torch.inf, found + 1, best)
+
+
+def _climbed(log_density: LogDensity, mesh: Tensor, hills: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The maximum between the neighbors on the mesh of each hill ``[K, *shape]``: its place, a step on which the log
+    density falls by about one, and its height, ``[K, *shape]`` each.
+    """
+    low, high = mesh[hills - 1], mesh[hills + 1]
+    shares = torch.linspace(0, 1, _ZOOM_POINTS, dtype=torch.float64, device=mesh.device).reshape(-1, *[1] * hills.ndim)
+    for _ in range(_MOST_ZOOMS):
+        places = low + (high - low) * shares
+        near = _each(log_density, places)
+        most, best = near.max(0)
+        before, after = (best - 1).clamp(min=0), (best + 1).clamp(max=_ZOOM_POINTS - 1)
+        mode, low, high = (places.gather(0, i[None])[0] for i in (best, before, after))
+        drop = most - torch.minimum(near.gather(0, before[None])[0], near.gather(0, after[None])[0])
+        if bool(((drop < 1) | (high - low <= 1e-12 * (1e-3 + mode.abs()))).all()):
+            break
+    return mode, torch.maximum(mode - low, high - mode), most
+
+
+def _each(log_density: LogDensity, places: Tensor) -> Tensor:
+    """The log density at places ``[L, K, *shape]``."""
+    return log_density(places.flatten(0, 1)).reshape(places.shape)
+
+
+def window(log_density: LogDensity, modes: Modes, limit: float) -> tuple[Tensor, Tensor]:
+    """Where each density has fallen on the left of its modes, and where it has on the right, ``[*shape]``.
+
+    Raises:
+        NoTableError: if it does not fall.
+    """
+    mesh, values, places, steps, most = modes
+    floor = (most - DEPTH).expand(places.shape)
+    left = places - _distance(lambda d: _each(log_density, places - d), steps, floor, limit, "below")
+    right = places + _distance(lambda d: _each(log_density, places + d), steps, floor, limit, "above")
+    left, right = left.amin(0), right.amax(0)
+    along = mesh.reshape(-1, *[1] * most.ndim)
+    above = (values > floor[0]) & ((along < left) | (along > right))  # still more, as far as the mesh sees it
+    first = above.int().argmax(0)
+    last = len(mesh) - 1 - above.flip(0).int().argmax(0)
+    any_above = above.any(0)
+    left = torch.where(any_above, torch.minimum(left, mesh[(first - 1).clamp(min=0)].clamp(min=-limit)), left)
+    right = torch.where(any_above, torch.maximum(right, mesh[(last + 1).clamp(max=len(mesh) - 1)]), right)
+    return left, right
+
+
+def _distance(log_density: LogDensity, step: Tensor, floor: Tensor, limit: float, side: str) -> Tensor:
+    """How far from the mode each density is below its floor, to a tenth.
+
+    Raises:
+        NoTableError: if one never is.
+    """
+    ones = [1] * step.ndim
+    powers = torch.arange(1, _DOUBLINGS + 1, dtype=torch.float64, device=step.device).reshape(-1, *ones)
+    found, done = step, torch.zeros_like(step, dtype=torch.bool)
+    while True:
+        offsets = step * 2**powers
+        below = log_density(offsets) < floor
+        which = below.int().argmax(0)
+        found = torch.where(below.any(0) & ~done, offsets.gather(0, which[None])[0], found)
+        done = done | below.any(0)
+        if bool(done.all()):
+            break
+        step = offsets[-1]
+        if bool((step > 4 * limit)[~done].any()):
+            raise NoTableError(
+                f"Expected a density whose tails fall; got one that is not below e^-{DEPTH:g} of its maximum {side} "
+                "the mode anywhere that float64 reaches."
+            )
+    offsets = found / 2 * 2 ** (powers / _DOUBLINGS)
+    below = log_density(offsets) < floor
+    return offsets.gather(0, torch.where(below.any(0), below.int().argmax(0), _DOUBLINGS - 1)[None])[0]
+
+
+__all__ = ["DEPTH", "LogDensity", "Modes", "NoTableError", "modes_of", "window"]
