@@ -13,6 +13,7 @@ import pytest
 import scipy.optimize
 import scipy.stats
 import torch
+from pyro import poutine
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 from torch import Tensor
 from torch.distributions import constraints
@@ -906,6 +907,28 @@ def test_one_step_is_the_joint_maximum_of_parameters_that_are_not_quadratic_toge
         off[m_step] = float((loc - (precision * samples.mean(1)).sum() / precision.sum()).abs())
         torch.testing.assert_close(scale.square(), (samples - loc).square().mean(1), rtol=1e-9, atol=0)
     assert off["closed_form"] < 1e-9 and off["conditional"] > 1e-2
+
+
+def test_counted_data_has_the_steps_of_repeated_data() -> None:
+    """A scale is outside of the sum over components: it leaves responsibilities, and counts in every M-step."""
+    x = torch.tensor([-2.0, -1.5, 0.3, 1.0, 2.5], dtype=torch.float64)
+    counts = torch.tensor([3, 1, 2, 4, 1])
+
+    def model(x: Tensor, counts: Tensor) -> None:
+        weights = pyro.param("weights", x.new_tensor([0.5, 0.5]), constraint=constraints.simplex)
+        loc = pyro.param("loc", x.new_tensor([-1.0, 1.0]))
+        scale = pyro.param("scale", x.new_ones(2), constraint=constraints.positive)
+        with pyro.plate("data", len(x)), poutine.scale(scale=counts):
+            z = pyro.sample("z", dist.Categorical(weights), infer={"enumerate": "parallel"})
+            pyro.sample("x", dist.Normal(loc[z], scale[z]), obs=x)
+
+    found = []
+    for data, times in ((x, counts), (x.repeat_interleave(counts), torch.ones(11))):
+        pyro.clear_param_store()
+        em = EM(model)
+        rise = em.run(data, times, max_steps=4, tol=0).elbo
+        found.append(torch.cat([rise, *(value.flatten() for value in em.guide.params().values())]))
+    torch.testing.assert_close(*found, rtol=1e-10, atol=1e-10)
 
 
 def test_a_step_that_fails_leaves_the_posterior_of_the_last_one() -> None:
