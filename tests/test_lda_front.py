@@ -184,8 +184,8 @@ def test_fit_starts_its_guide_anew(counts: Any) -> None:
     assert fitted.guide_ is not first and fitted.guide_.elbo() == pytest.approx(fitted.bound_, rel=1e-10)
 
 
-@pytest.mark.parametrize("learn_priors", [False, True])
-def test_the_bound_never_falls_from_previous_starts(counts: Any, learn_priors: bool) -> None:
+@pytest.mark.parametrize("learn_priors", [False, True, "by_word"])
+def test_the_bound_never_falls_from_previous_starts(counts: Any, learn_priors: Any) -> None:
     options: dict[str, Any] = {
         "document_start": "previous",
         "evaluate_every": 1,
@@ -227,6 +227,20 @@ def test_learned_priors_never_lower_the_bound(counts: Any) -> None:
         assert lda.dirichlet_bound(fitted.doc_topic_, alpha * factor) < best
     assert lda.dirichlet_bound(fitted.doc_topic_, fitted.doc_topic_prior_) <= best + 1e-9 * abs(best)
     assert len(set(fitted.topic_word_prior_.tolist())) == 1
+
+
+def test_a_prior_of_each_word_is_at_the_maximum_of_the_bound(counts: Any) -> None:
+    """There the gradient in ξ is zero; and the bound is above that of one number for all words."""
+    shared, own = (
+        LDA(4, random_state=0, max_iter=15, learn_priors=kind, tol=0, **PRIORS).fit(counts)
+        for kind in (True, "by_word")
+    )
+    xi = own.topic_word_prior_
+    mean_log = lda.expected_log(own.components_).mean(0)
+    assert len(set(xi.tolist())) > 10
+    torch.testing.assert_close(lda.dirichlet_gradient(mean_log, xi), torch.zeros_like(xi), rtol=0, atol=1e-8)
+    assert own.bound_ > shared.bound_
+    assert own.guide_.elbo() == pytest.approx(own.bound_, rel=1e-10)
 
 
 def test_a_converged_fit_neither_rose_nor_fell_by_more_than_its_tolerance() -> None:

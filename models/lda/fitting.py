@@ -210,7 +210,7 @@ def finished(parameters: Parameters, corpus: Corpus, state: State, shards: Whole
     step = shards.agreed(lambda: documents(parameters, corpus, state, state.gamma, statistics=False))
     after = replace(state, gamma=step.gamma, counts=())
     if parameters.learn_priors and state.passes > _PASSES_BEFORE_PRIORS:
-        after = _with_learned_priors(after, shards)
+        after = _with_learned_priors(after, shards, parameters.learn_priors == "by_word")
     return after, bound(step, after, shards)
 
 
@@ -238,7 +238,7 @@ def _batch_pass(
         bounds=bounds,
     )
     learns = parameters.learn_priors and number > _PASSES_BEFORE_PRIORS
-    return _with_learned_priors(after, shards) if learns else after
+    return _with_learned_priors(after, shards, parameters.learn_priors == "by_word") if learns else after
 
 
 def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
@@ -314,8 +314,8 @@ def bound(step: DocumentStep, state: State, shards: Whole = WHOLE) -> float:
     return float(shards.total(own) + dirichlet_bound(state.topic_word, state.xi))
 
 
-def _with_learned_priors(state: State, shards: Whole) -> State:
-    """α and ξ at the maximum of the ELBO, given the documents and the topics.
+def _with_learned_priors(state: State, shards: Whole, by_word: bool) -> State:
+    """α and ξ at the maximum of the ELBO, given the documents and the topics; ξ one number, or one for each word.
 
     Where there is one topic, or one word, its share is always 1: the ELBO does not depend on its concentration, which
     stays.
@@ -325,5 +325,6 @@ def _with_learned_priors(state: State, shards: Whole) -> State:
     if len(alpha) > 1:
         alpha = dirichlet_concentration(shards.mean(expected_log(state.gamma)))
     if len(xi) > 1:
-        xi = symmetric_concentration(expected_log(state.topic_word).mean(0)).repeat(len(xi))
+        mean_log = expected_log(state.topic_word).mean(0)
+        xi = dirichlet_concentration(mean_log) if by_word else symmetric_concentration(mean_log).repeat(len(xi))
     return replace(state, alpha=alpha, xi=xi)

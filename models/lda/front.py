@@ -62,8 +62,8 @@ class LDA(Results):
         total_samples: for :meth:`partial_fit`, how many documents the minibatches are taken from.
         mean_change_tol: a document is done when the mean of \\|change of its concentrations\\| is below this.
         max_doc_update_iter: or after so many updates.
-        learn_priors: batch only: fit α (each topic its own) and ξ (one for all words) by Newton's method, after ten
-            passes.
+        learn_priors: batch only: fit α (each topic its own) and ξ (one for all words; with ``"by_word"`` each its own)
+            by Newton's method, after ten passes.
         topic_start: where the topics start. ``"collapsed"``: what at most 50 passes of CVB0 find with half as many
             topics again, merged to K; at 100 passes a fit takes a third more time so, and ends at a much better bound
             and at more coherent topics. ``"random"``: drawn from Gamma(100, rate 100), as in scikit-learn. None:

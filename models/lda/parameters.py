@@ -96,7 +96,7 @@ class Parameters:
     total_samples: Count = 1_000_000
     mean_change_tol: NotNegative = 1e-3
     max_doc_update_iter: Count = 100
-    learn_priors: bool = False
+    learn_priors: Literal[False, True, "by_word"] = False
     topic_start: Literal["collapsed", "random", None] = None
     document_start: Literal["random", "previous"] = "random"
     random_state: Annotated[int | torch.Generator | None, _check_seed] = None
