@@ -395,6 +395,23 @@ def test_minibatches():
     assert 0.8 < float(ratio) < 1.25
 
 
+def test_a_prior_that_says_real_and_ends_starts_inside():
+    """The support of a shifted Beta is the line to Pyro; about its ends the logarithm of a scale is NaN."""
+
+    def model(x, size):
+        scale = pyro.sample("scale", dist.TransformedDistribution(dist.Beta(2.0, 2.0), FIVE_TIMES))
+        with pyro.plate("data", size, subsample_size=len(x)):
+            pyro.sample("x", dist.Normal(0.0, scale), obs=x)
+
+    for seed in range(3):
+        pyro.set_rng_seed(seed)
+        cavi = CAVI(model, AutoConjugate(model), step_size=1.0)
+        assert math.isfinite(cavi.step(DATA, 80))
+    full, _ = fit(model, DATA.repeat(10), 80)
+    difference = cavi.guide.posterior()["scale"].mean - full.posterior()["scale"].mean
+    assert abs(float(difference)) < 1e-6
+
+
 def test_restarts_annealing_and_float32_agree():
     _, reference = fit(subsampled, DATA)
     several, best = fit(subsampled, DATA, restarts=3)

@@ -274,10 +274,9 @@ class Quadrature(Family):
     def narrowed(self, natural: Natural, noise: Tensor) -> Natural:
         """A normal on the line about the median of a distribution, of at most half a unit's standard deviation: all
         moments of it are finite, which those of a prior need not be. That of a real number is moved by ``noise``
-        ``[starts, *batch]`` times its spread, or one unit.
+        ``[starts, *batch]`` times its spread, or one unit, and stays where the distribution has a density.
         """
-        table = self._table(natural)
-        masses = table.log_masses.exp()
+        masses = (table := self._table(natural)).log_masses.exp()
         below = masses.cumsum(-1) - masses / 2
 
         def quantile(level: float) -> Tensor:
@@ -288,15 +287,16 @@ class Quadrature(Family):
 
         low, center, high = map(quantile, (0.25, 0.5, 0.75))
         spread = (high - low) / 1.35
+        first, last = table.left.double()[..., 0], table.right.double()[..., -1]  # a density may end there
         if self.support is constraints.real:
             center = center + spread.clamp(max=1.0) * noise
-        scale = spread.clamp(max=0.5)
-        normal = self.example(self.batch_shape)
-        like = natural.left
-        left, right, log_density = (t.double() for t in normal.values())
+            center = center.maximum(first.lerp(last, 0.05)).minimum(first.lerp(last, 0.95))
+        scale, room = spread.clamp(max=0.5), (center - first).minimum(last - center)
+        scale = torch.where(room < 9 * scale, room / 10, scale)
+        left, right, log_density = (t.double() for t in self.example(self.batch_shape).values())
         center, scale = center.unsqueeze(-1), scale.unsqueeze(-1)
         found = (center + scale * left, center + scale * right, log_density - scale.log())
-        return Natural(**{n: t.to(like) for n, t in zip(self.statistics, found, strict=True)})
+        return Natural(**{n: t.to(natural.left) for n, t in zip(self.statistics, found, strict=True)})
 
     # The family.
 
