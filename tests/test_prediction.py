@@ -383,6 +383,7 @@ def seasons(y: Tensor, steps: int, kind: str = "known") -> None:
     noise = pyro.sample("precision", dist.Gamma(one, one)).rsqrt() if kind == "precision" else 0.3
     state = 0.0 * one
     for t in range(steps):
+        state = state.detach() if kind == "detached" and t >= len(y) else state
         after = state.sin() if kind == "sine" and t >= len(y) else slope * state if kind == "product" else state + slope
         state = pyro.sample(f"level_{t}", dist.Normal(after, 0.7))
         pyro.sample(f"y_{t}", dist.Normal(state + effect[t % 2], noise), obs=y[t] if t < len(y) else None)
@@ -401,9 +402,9 @@ def test_linear_predictions_add_the_variances_of_all_factors() -> None:
         assert float(law.variance) == pytest.approx(float(variance) + (ahead + 1) * 0.49 + 0.09, rel=1e-9)
 
 
-@pytest.mark.parametrize("kind", ["precision", "sine", "product"])
+@pytest.mark.parametrize("kind", ["precision", "sine", "product", "detached"])
 def test_what_is_not_linear_has_no_normal_prediction(kind: str) -> None:
-    """A precision that is not known, a state that goes on by its sine, and one that a latent multiplies."""
+    """A precision that is not known, and states: of a sine, multiplied by a latent, or detached, without a slope."""
     y = torch.tensor([0.3, 1.1, 0.8, 1.9], dtype=DOUBLE)
     guide = fit(seasons, y, 4, kind, blocks=["level_*"])
     found = guide.predict(y, 6, kind, num_samples=2).distributions

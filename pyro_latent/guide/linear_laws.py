@@ -6,7 +6,8 @@ and with a known scale. So one that is predicted is
 .. math:: y = c + J (x - E x) + K ε, \quad x \sim q, \quad ε \sim N(0, I),
 
 of mean c and covariance :math:`J\, \mathrm{Cov}(x)\, J^T + K K^T`. That it is linear is read off the recording: its log
-density is a polynomial of degree two in all of them. J and K are derivatives of the program itself.
+density is a polynomial of degree two in all of them. J and K are derivatives of the program itself; that y has no part
+which torch was told to hold fixed is checked at other x and ε.
 """
 
 from __future__ import annotations
@@ -55,13 +56,22 @@ def linear_laws(new: NewData, recording: Recording, held: Mapping[str, Tensor]) 
     linear = _linear_sites(recording, factors.means.keys(), new)
     if not linear:
         return {}
+    fixed = {n: v[0] for n, v in held.items()}
     leaves = {name: mean.detach().clone().requires_grad_() for name, mean in factors.means.items()}
-    noisy = _Noisy({n: v[0] for n, v in held.items()} | leaves, linear)
+    moved = {name: (mean + torch.randn_like(mean)).detach() for name, mean in leaves.items()}
+    here, there = _Noisy(fixed | leaves, linear, 0.0), _Noisy(fixed | moved, linear, 1.0)
     with contextlib.suppress(PyroLatentError, RuntimeError), torch.enable_grad(), quiet_redraws():
-        nodes: Mapping[str, Any] = new.target.call.with_program(noisy(new.target.call.program)).trace().nodes
-        found = {n: _law(nodes[n]["value"], leaves, noisy.noise, factors) for n in linear if n in nodes}
+        values, others = (_values(new, noisy) for noisy in (here, there))
+        steps = {n: (t - leaves[n]).detach() for n, t in moved.items()} | there.noise
+        found = {n: _law(values[n], others[n], leaves, here.noise, steps, factors) for n in linear if n in values}
         return {name: law for name, law in found.items() if law is not None}
     return {}  # of a program that torch does not differentiate
+
+
+def _values(new: NewData, noisy: Messenger) -> dict[str, Tensor]:
+    """The values of the sites of the program under a handler."""
+    nodes: Mapping[str, Any] = new.target.call.with_program(noisy(new.target.call.program)).trace().nodes
+    return {name: node["value"] for name, node in nodes.items() if node["type"] == "sample"}
 
 
 @dataclass(init=False)
@@ -104,13 +114,13 @@ class _NormalFactors:
 
 
 class _Noisy(Messenger):
-    """Gives latents their values, and a site that is not given the mean of its density plus its scale times a noise,
-    zero, in which it can be differentiated.
+    """Gives latents their values, and a site that is not given the mean of its density plus its scale times a noise of
+    some size, in which it can be differentiated.
     """
 
-    def __init__(self, held: Mapping[str, Tensor], sites: Collection[str]) -> None:
+    def __init__(self, held: Mapping[str, Tensor], sites: Collection[str], size: float) -> None:
         super().__init__()
-        self._held, self._sites, self.noise = held, sites, dict[str, Tensor]()
+        self._held, self._sites, self._size, self.noise = held, sites, size, dict[str, Tensor]()
 
     def _pyro_sample(self, msg: Any) -> None:
         name, fn = msg["name"], msg["fn"]
@@ -120,7 +130,8 @@ class _Noisy(Messenger):
         msg["value"] = self._held[name] if name in self._held else self._drawn(name, innermost(fn), fn.shape())
 
     def _drawn(self, name: str, base: Any, shape: torch.Size) -> Tensor:
-        noise = self.noise[name] = base.loc.new_zeros(shape).requires_grad_()
+        noise = self._size * torch.randn(shape, dtype=base.loc.dtype, device=base.loc.device)
+        noise = self.noise[name] = noise.requires_grad_()
         if isinstance(base, dist.Normal):
             return base.loc + base.scale * noise
         return base.loc + (base.scale_tril @ noise.unsqueeze(-1)).squeeze(-1)
@@ -151,16 +162,32 @@ def _is_linear(scored: ScoredSite, normal: Collection[str]) -> bool:
 
 
 def _law(
-    value: Tensor, leaves: Mapping[str, Tensor], noise: Mapping[str, Tensor], factors: _NormalFactors
+    value: Tensor,
+    other: Tensor,
+    leaves: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    steps: Mapping[str, Tensor],
+    factors: _NormalFactors,
 ) -> dist.Normal | None:
-    """The normal distribution of each element; None where the derivatives would be too many numbers."""
+    """The normal distribution of each element; None where the derivatives would be too many numbers, or do not lead to
+    the ``other`` value, which is some ``steps`` away.
+    """
     inputs = {**leaves, **noise}
     if value.numel() * sum(t.numel() for t in inputs.values()) > _MOST:
         return None
     slopes = dict(_slopes(value.reshape(-1), inputs))
+    if not _lead_to(other, value, slopes, steps):
+        return None
     variance = factors.variance({n: s for n, s in slopes.items() if n in leaves})
     variance = variance + sum(s.square().sum(1) for n, s in slopes.items() if n in noise)
     return dist.Normal(value.detach().double(), variance.sqrt().reshape(value.shape))
+
+
+def _lead_to(other: Tensor, value: Tensor, slopes: Mapping[str, Tensor], steps: Mapping[str, Tensor]) -> bool:
+    """Whether slopes lead from one value to another, up to rounding."""
+    parts = torch.stack([value.reshape(-1).double(), *(s @ steps[n].reshape(-1).double() for n, s in slopes.items())])
+    error, size = (parts.sum(0) - other.reshape(-1)).abs(), parts.abs().sum(0) + other.reshape(-1).abs()
+    return bool((error <= torch.finfo(value.dtype).eps ** 0.5 * size).all())
 
 
 def _slopes(flat: Tensor, inputs: Mapping[str, Tensor]) -> Iterator[tuple[str, Tensor]]:
