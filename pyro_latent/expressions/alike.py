@@ -6,17 +6,30 @@ by side along a label of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 import torch
 from torch import Tensor
 
 from ..values import all_finite
-from .axes import Axis, Gather, Label, Labelled, Labels, contract, fresh_label, is_free, is_position, laid, read
+from .axes import (
+    Axis,
+    Gather,
+    Label,
+    Labelled,
+    Labels,
+    contract,
+    fresh_label,
+    is_free,
+    is_position,
+    laid,
+    read,
+    substitute,
+)
 from .constants import Constant
 from .evaluation import Values
 from .expression import Expression
-from .terms import Factor, Term
+from .terms import Choice, Factor, Term
 
 #: Terms whose constants hold more numbers are each on their own.
 _FEW = 1000
@@ -34,7 +47,7 @@ def kind_of(term: Term, of: Callable[[Factor], Hashable | None]) -> Hashable | N
     Returns:
         The key; None where nothing is like the term.
     """
-    if term.choices or any([c.tensor.numel() > _FEW for c in term.constants]):
+    if any([c.tensor.numel() > _FEW for c in term.constants]):
         return None
     numbers: dict[Label, Label] = {}
     factors = []
@@ -45,7 +58,8 @@ def kind_of(term: Term, of: Callable[[Factor], Hashable | None]) -> Hashable | N
         axes = tuple([_read_as(axis, numbers) for axis in factor.axes])
         factors.append((own, factor.function, factor.power, axes))
     constants = [(c.tensor.shape, c.tensor.dtype, _named(c.labels, numbers)) for c in term.constants]
-    return tuple(factors), tuple(constants)
+    choices = [(_named((c.label,), numbers), c.size, *[_read_as(a, numbers) for a in c.axes]) for c in term.choices]
+    return tuple(factors), tuple(constants), tuple(choices)
 
 
 def _named(labels: Labels, numbers: dict[Label, Label]) -> Labels:
@@ -139,9 +153,10 @@ def _evaluated_together(expressions: Sequence[Expression], values: Values) -> li
 
 def _product(terms: Sequence[Term], values: Values, label: Label) -> Labelled:
     """The values of terms that are alike, in float64, along a label of their own where they differ."""
+    chosen = dict([_chosen(own, values, label) for own in zip(*[t.choices for t in terms], strict=True)])
     constants = [side_by_side(own, label) for own in zip(*[t.constants for t in terms], strict=True)]
-    operands = [(c.tensor.double(), c.labels) for c in constants]
-    operands += [_values_of(own, values, label) for own in zip(*[t.factors for t in terms], strict=True)]
+    operands = [(c.tensor.double(), c.labels) for c in [c.substitute(chosen) for c in constants]]
+    operands += [_values_of(own, values, label, chosen) for own in zip(*[t.factors for t in terms], strict=True)]
     coefficient = coefficients_of(terms, values.device)
     if coefficient.ndim:
         operands.append((coefficient, (label,)))
@@ -151,11 +166,21 @@ def _product(terms: Sequence[Term], values: Values, label: Label) -> Labelled:
     return total if coefficient.ndim else total * coefficient, labels
 
 
-def _values_of(factors: Sequence[Factor], values: Values, label: Label) -> Labelled:
+def _chosen(choices: Sequence[Choice], values: Values, label: Label) -> tuple[Label, Axis]:
+    """The label of the first of some choices that are alike, and the values that they take."""
+    first = choices[0]
+    if all([c.site == first.site for c in choices]):
+        return first.label, Gather(*read(values.numbers(first.site), first.axes))
+    numbers = torch.stack([values.numbers(c.site) for c in choices])
+    return first.label, Gather(*read(numbers, (label, *first.axes)))
+
+
+def _values_of(factors: Sequence[Factor], values: Values, label: Label, chosen: Mapping[Label, Axis]) -> Labelled:
     first = factors[0]
+    axes = tuple([substitute(axis, chosen) for axis in first.axes])
     if all([f.variable is first.variable for f in factors]):
-        return read(values[first], first.axes)
-    return read(torch.stack([values[f] for f in factors]), (label, *first.axes))
+        return read(values[first], axes)
+    return read(torch.stack([values[f] for f in factors]), (label, *axes))
 
 
 __all__ = ["coefficients_of", "evaluated", "groups_of", "kind_of", "side_by_side"]

@@ -111,7 +111,7 @@ def _kind(scored: ScoredSite, term: Term, weights: Sequence[Constant], owners: O
 
     whole = replace(term, constants=(*term.constants, *weights)) if weights else term
     kind = kind_of(whole, lambda factor: elements_of(factor, owners) or id(factor.variable))
-    return None if kind is None else (kind, scored.shape, is_in_subsample(scored.plates))
+    return None if kind is None or term.choices else (kind, scored.shape, is_in_subsample(scored.plates))
 
 
 def _numbers(term: Term) -> int:
