@@ -206,7 +206,7 @@ def test_sums_that_are_taken_together_are_those_of_each_site(
     model: Callable[[Tensor], None], blocks: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def prepared() -> tuple[list[float], dict[str, list[float]], Any]:
-        guide = AutoConjugate(model, blocks=blocks, init=0, check=False)
+        guide = AutoConjugate(model, blocks=blocks, init=0)
         elbo = CAVI(model, guide).run(series(), max_steps=3).elbo
         program = guide.prepare((series(),), {}).program
         means = program.means(guide.state)
@@ -222,3 +222,21 @@ def test_sums_that_are_taken_together_are_those_of_each_site(
     assert by_site.keys() == each.keys()
     for name, numbers in each.items():
         assert by_site[name] == pytest.approx(numbers, rel=1e-10, abs=1e-10), name
+
+
+def test_a_matrix_that_the_loop_writes_into_is_what_it_was_at_each_step() -> None:
+    y = series()[:, 0]
+
+    def model(is_new: bool) -> None:
+        step = torch.eye(2)
+        state = pyro.sample("u_0", dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+        for t in range(1, STEPS):
+            step = step.clone() if is_new else step
+            step[0, 1] = 0.1 * t
+            state = pyro.sample(f"u_{t}", dist.MultivariateNormal(step @ state, 0.1 * torch.eye(2)))
+            pyro.sample(f"y_{t}", dist.Normal(state[0], 0.5), obs=y[t])
+
+    found, expected = (
+        CAVI(model, AutoConjugate(model, blocks=["u_*"])).run(is_new, max_steps=1).elbo[0] for is_new in (False, True)
+    )
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)

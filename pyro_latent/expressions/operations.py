@@ -38,8 +38,14 @@ NUMPY_OPERATIONS: dict[str, Callable[..., Any]] = {
 IN_PLACE = frozenset(f"__i{name}__" for name in words("add sub mul div truediv floordiv mod pow and or xor matmul"))
 
 
+#: A tensor of so many numbers is kept as it is when it is used, for the model may write into it later.
+_FEW = 1000
+
+
 def _lift(x: Any) -> Any:
-    return Expression.constant(x) if isinstance(x, Tensor) else x
+    if not isinstance(x, Tensor):
+        return x
+    return Expression.constant(x.clone() if x.numel() <= _FEW else x)
 
 
 def _binary(function: Callable[[Any, Any], Expression], reverse: bool = False) -> Callable[..., Expression | None]:

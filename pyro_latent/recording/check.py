@@ -71,8 +71,8 @@ def check_recording(recording: Recording, trace: Any) -> None:
         raise RecordingError(
             f"Expected the recorded log density of site {scored.name!r} to be that of Pyro; got {recorded:.6g} for "
             f"{actual:.6g} at a draw of the latents. What the model computes from {parents} is read otherwise than "
-            "PyTorch does. Write it with other operations; if the model draws numbers that are no sites, write "
-            "AutoConjugate(model, check=False)."
+            "PyTorch does. Write it with other operations; if it writes into a tensor that a density has read, write "
+            "into a new one; if the model draws numbers that are no sites, write AutoConjugate(model, check=False)."
         )
 
 
