@@ -544,3 +544,25 @@ def test_auto_leaves_out_a_site_that_another_density_has_a_function_of(steep: bo
     elbo = CAVI(model, guide).run(max_steps=20).elbo
     assert bool((elbo.diff() > -1e-9).all())
     assert any(isinstance(key, tuple) for key in guide.posterior(joint=True)) is not steep
+
+
+def test_explain_says_what_an_update_of_a_block_costs_and_names_few_of_many() -> None:
+    """The tables of a walk grow with its length; one dense block has the square of its numbers."""
+
+    def walk(steps: int) -> None:
+        x = torch.tensor(0.0).double()
+        for t in range(steps):
+            x = pyro.sample(f"x_{t}", dist.Normal(x, 1.0))
+            pyro.sample(f"y_{t}", dist.Normal(x, 1.0), obs=torch.tensor(1.0).double())
+
+    def line(model: Model, *args: Any) -> tuple[str, int]:
+        words = AutoConjugate(model, blocks="auto", check=False).explain(*args).splitlines()[-1]
+        return words, int(words.rsplit(": ", 1)[1].replace(",", ""))
+
+    (short, few), (_, many) = line(walk, 100), line(walk, 200)
+    assert "x_5, and 94 more: numbers: 100, pairs of them that meet: 99, rounds" in short
+    assert few < many < 2.5 * few
+    words, dense = line(regression, X, Y)
+    elements = X.shape[1] + 1
+    assert f"pairs of them that meet: {elements * (elements - 1) // 2}, rounds of elimination: 1," in words
+    assert dense == elements**2

@@ -87,6 +87,7 @@ class Elimination:
         known = np.unique(np.concatenate(codes))
         known = known[known // width < size]
         self.num_pairs = len(known)
+        self.numbers = numbers  #: that the tables of all steps hold
         device = rows.device
 
         def places(a: np.ndarray, b: np.ndarray) -> Tensor:
