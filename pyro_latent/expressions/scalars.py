@@ -39,6 +39,8 @@ from .symbolic import Symbolic
 from .terms import Choice, Factor, Term, check_combinations
 from .variables import ScalarFunction, Variable
 
+#: Functions of a sum of constants times a root each that are known to have no kink.
+_SMOOTH = ("exp", "log_prob of HalfCauchy")
 #: By function, log f and log(1 − f) where f rounds to 0 or 1.
 _OF_SIGMOID: Mapping[str, Callable[[Tensor], Tensor]] = {"log": logsigmoid, "log1m": lambda x: logsigmoid(-x)}
 _LOGARITHMS: Mapping[str, Mapping[str, Callable[[Tensor], Tensor]]] = {
@@ -56,7 +58,7 @@ def factor_values(factor: Factor, values: Tensor) -> Tensor:
 
 def is_smooth(factor: Factor) -> bool:
     """Whether a factor is known to have no kink and no pole: it is a power or a logarithm of its root, or of an
-    exponential of multiples of it.
+    exponential of multiples of it, or the prior is half-Cauchy.
     """
     scalar, power = factor.variable.scalar, factor.power
     if factor.function not in ("x", "log"):
@@ -67,10 +69,10 @@ def is_smooth(factor: Factor) -> bool:
 
 
 def _is_smooth(name: str, arguments: Sequence[Symbolic]) -> bool:
-    """Whether a function is the exponential of a sum of constants times one root each."""
+    """Whether a function has no kink: it is one of a list, of sums of constants times one root each."""
     terms = [t for a in arguments for t in a.terms]
     plain = all(f.variable.scalar is None and f.function == "x" and f.power == 1 for t in terms for f in t.factors)
-    return name == "exp" and plain and all(len(t.factors) <= 1 for t in terms)
+    return name in _SMOOTH and plain and all(len(t.factors) <= 1 for t in terms)
 
 
 def root_axes(factor: Factor) -> tuple[Axis, ...]:
