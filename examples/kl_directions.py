@@ -118,7 +118,7 @@ def draw_plane(axes: Axes, plane: Plane, fits: dict[str, Any], title: str) -> No
 
 
 def draw_directions(cases: dict[str, tuple[Plane, dict[str, Any], float]], path: Path) -> None:
-    with picture(6.4, 3.6, 1, 2) as (figure, (panels,)):
+    with picture(6.4, 4.0, 1, 2) as (figure, (panels,)):
         for axes, (title, (plane, fits, half)) in zip(panels, cases.items(), strict=True):
             draw_plane(axes, plane, fits, title)
             axes.set(xlim=(-half, half), ylim=(-half, half), title=f"{title}\n(outlines: 1 and 2 s.d.)")
