@@ -270,6 +270,35 @@ def test_new_points_of_a_mixture_have_mixtures_of_the_laws_of_its_components() -
     assert not guide.predict(9, counts, num_samples=2).distributions  # whose x the counts tell of
 
 
+def clusters_of_vectors(size: int, x: Tensor | None = None, kinds: int = 2) -> None:
+    with pyro.plate("kinds", kinds):
+        tau = pyro.sample("tau", dist.Wishart(torch.tensor(4.0, dtype=DOUBLE), torch.eye(2, dtype=DOUBLE)))
+        mu = pyro.sample("mu", dist.MultivariateNormal(torch.zeros(2, dtype=DOUBLE), precision_matrix=0.1 * tau))
+    with pyro.plate("data", size):
+        z = pyro.sample("z", dist.Categorical(torch.ones(kinds, dtype=DOUBLE))) if kinds > 1 else 0
+        pyro.sample("x", dist.MultivariateNormal(mu[z], precision_matrix=tau[z]), obs=x)
+
+
+@pytest.mark.parametrize("kinds", [1, 2])
+def test_new_vectors_have_mixtures_of_student_ts(kinds: int) -> None:
+    """Bishop 2006 (10.81) and (10.82); of one component the law itself."""
+    torch.manual_seed(7)
+    x = torch.randn(20, 2, dtype=DOUBLE) @ torch.tensor([[1.0, 0.7], [0.0, 0.5]], dtype=DOUBLE)
+    x = x + 5.0 * (torch.arange(20) % kinds)[:, None]
+    guide = fit(clusters_of_vectors, 20, x, kinds, blocks=[("mu", "tau")])
+    block = guide.posterior(joint=True)["mu", "tau"]
+    law = guide.predict(3, None, kinds, num_samples=1).distributions["x"]
+    assert isinstance(law, dist.MixtureSameFamily if kinds > 1 else dist.MultivariateStudentT)
+    places = torch.randn(3, 2, dtype=DOUBLE) * 3
+    each = []
+    for loc, scaling, df, scale in zip(
+        block.loc, block.precision_scaling, block.df, block.covariance_matrix, strict=True
+    ):
+        own, shape = float(df) - 1, torch.linalg.inv(scale) * (1 + scaling) / scaling / (df - 1)
+        each.append(scipy.stats.multivariate_t(loc.numpy(), shape.numpy(), own).pdf(places.numpy()))
+    np.testing.assert_allclose(law.log_prob(places).numpy(), np.log(np.mean(each, 0)), rtol=1e-6)
+
+
 # Clusters: labels are summed out.
 
 

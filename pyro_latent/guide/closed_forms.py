@@ -30,12 +30,18 @@ _PLACES = (-1.0, 0.0, 1.0, 2.5, -1.7)
 #: Of counts, as they are.
 _COUNTS = (0.0, 1.0, 2.0, 5.0, 9.0)
 _AGREEMENT = 1e-6
-#: The parameters of what a law is made of, in the order of its constructor.
-_PARAMETERS: dict[Any, tuple[str, ...]] = {
-    dist.Normal: ("loc", "scale"),
-    dist.StudentT: ("df", "loc", "scale"),
-    dist.GammaPoisson: ("concentration", "rate"),
+#: Read at draws whose spread is known.
+_NORMAL = (dist.Normal, dist.MultivariateNormal)
+#: The parameters of what a law is made of, in the order of its constructor, with the dimensions of their events.
+_PARAMETERS: dict[Any, dict[str, int]] = {
+    dist.Normal: {"loc": 0, "scale": 0},
+    dist.StudentT: {"df": 0, "loc": 0, "scale": 0},
+    dist.GammaPoisson: {"concentration": 0, "rate": 0},
+    dist.MultivariateNormal: {"loc": 1, "covariance_matrix": 2},
+    dist.MultivariateStudentT: {"df": 0, "loc": 1, "scale_tril": 2},
 }
+#: The longest vector whose density is read: its places are some D² / 2.
+_LONGEST = 8
 
 
 def closed_forms(
@@ -66,7 +72,7 @@ def closed_forms(
             fn, log_density = innermost(new.target.sites[name]["fn"]), _Densities(new, name)
             if log_density(samples[name][0]) is None:
                 continue
-            law = _law_of(fn, spread()[name] if isinstance(fn, dist.Normal) else samples[name], log_density)
+            law = _law_of(fn, spread()[name] if isinstance(fn, _NORMAL) else samples[name], log_density)
             found |= {} if law is None else {name: law}
     return found
 
@@ -89,6 +95,7 @@ class _Densities:
         self._guide, self._state, self._own, self._name = new.guide, new.prepared.state, tuple(new.own), name
         self._args, self._kwargs = new.arguments
         self._names = [name, *new.summed]
+        self._event = len(new.target.sites[name]["fn"].event_shape)
 
     def program(self, value: Tensor) -> Program | None:
         """The model with this data; None where its blocks are others."""
@@ -108,25 +115,30 @@ class _Densities:
         if program is None:
             return None
         found = exact_log_predictive(program, padded(program.blocks, self._state), self._names, True, by_value=True)
-        return found if found is not None and found.shape[1:] == value.shape else None
+        batch = value.shape[: value.ndim - self._event]
+        return found if found is not None and found.shape[1:] == batch else None
 
     def __call__(self, value: Tensor) -> Tensor | None:
         """The density of each element of some data; None where it has no closed form."""
         found = self.by_label(value)
         return None if found is None else found.logsumexp(0)
 
-    def concentrations(self, value: Tensor) -> list[Tensor]:
-        """The concentrations of the Gamma variables that the site reads."""
+    def parameters(self, value: Tensor, name: str) -> list[Tensor]:
+        """A parameter of the blocks that the site reads, of those that have it: "concentration" of a Gamma, "df" of a
+        Wishart.
+        """
         program = self.program(value)
         keys = [] if program is None else blocks_read(program, [program.recording.scored[self._name]])
         params = [program.blocks[k].params(self._state[k]) for k in keys] if program is not None else []
-        return [p["concentration"] for p in params if "concentration" in p]
+        return [p[name] for p in params if name in p]
 
 
 def _law_of(fn: Any, draws: Tensor, log_density: _Densities) -> Any:
     """The law of a site by the class of its distribution given the globals."""
     if isinstance(fn, dist.Normal):
         return _normal(draws, log_density)
+    if isinstance(fn, dist.MultivariateNormal):
+        return _vector(draws, log_density) if draws.shape[-1] <= _LONGEST else None
     if isinstance(fn, dist.Poisson):
         return _counts(draws, log_density)
     if isinstance(fn, dist.Bernoulli):
@@ -139,20 +151,22 @@ def _law_of(fn: Any, draws: Tensor, log_density: _Densities) -> Any:
     return None
 
 
-def _read(values: Sequence[Tensor], log_density: _Densities) -> tuple[list[Tensor], list[Tensor]] | None:
-    """The densities of some values, ``[K] + shape``, and the concentration of the Gamma variable that they are relative
-    to, if any, one for each of K; None without a closed form, or where elements have several.
+def _read(
+    values: Sequence[Tensor], log_density: _Densities, name: str = "concentration"
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """The densities of some values, ``[K] + shape``, and the parameter of the Gamma variable, or Wishart, that they are
+    relative to, if any, one for each of K; None without a closed form, or where elements have several.
     """
     rows = [row for row in map(log_density.by_label, values) if row is not None]
-    concentrations = log_density.concentrations(values[0])
-    if len(rows) < len(values) or len(concentrations) > 1:
+    parameters = log_density.parameters(values[0], name)
+    if len(rows) < len(values) or len(parameters) > 1:
         return None
     found = []
-    for own in concentrations:
+    for own in parameters:
         each = own.reshape(-1) if own.numel() == len(rows[0]) else own.unique()
         if len(each) not in (1, len(rows[0])):
             return None
-        found.append(each.double().reshape(-1, *(1 for _ in values[0].shape)))
+        found.append(each.double().reshape(-1, *(1 for _ in rows[0].shape[1:])))
     return rows, found
 
 
@@ -162,14 +176,15 @@ def _mixed(components: Any, values: Sequence[Tensor], rows: Sequence[Tensor]) ->
     Its weights are what the density of one value has more than that of a component.
     """
     kind = type(components)
-    params = [getattr(components, name) for name in _PARAMETERS[kind]]
+    params = {name: getattr(components, name) for name in _PARAMETERS[kind]}
     if len(rows[0]) == 1:
-        law = kind(*(p[0] for p in params))
+        law = kind(*(p[0] for p in params.values()))
     else:
         weights = (rows[1] - components.log_prob(values[1].double())).movedim(0, -1).exp()
         if not bool(weights.isfinite().all()):
             return None
-        law = dist.MixtureSameFamily(dist.Categorical(weights), kind(*(p.movedim(0, -1) for p in params)))
+        moved = (p.movedim(0, -1 - event) for p, event in zip(params.values(), _PARAMETERS[kind].values(), strict=True))
+        law = dist.MixtureSameFamily(dist.Categorical(weights), kind(*moved))
     read, exact = law.log_prob(torch.stack(list(values)).double()), torch.stack(list(rows)).logsumexp(1)
     return law if torch.allclose(read, exact, rtol=_AGREEMENT, atol=_AGREEMENT) else None
 
@@ -184,6 +199,48 @@ def _normal(draws: Tensor, log_density: _Densities) -> Any:
     rows, concentrations = found
     components = _of_three(rows, center, unit, [2 * c for c in concentrations])
     return None if components is None else _mixed(components, values, rows)
+
+
+def _vector(draws: Tensor, log_density: _Densities) -> Any:
+    """A normal of vectors, or Student's t, or a mixture of them."""
+    center, unit, size = draws.double().mean(0), draws.double().std(0), draws.shape[-1]
+    axes = torch.eye(size, dtype=torch.float64, device=draws.device)
+    pairs = [axes[i] + axes[j] for i in range(size) for j in range(i)]
+    places = [0 * axes[0], *axes, *-axes, *pairs, axes.sum(0) * 1.5, axes[0] * -2.5 + 0.3]
+    values = [(center + place * unit).to(draws) for place in places]
+    found = _read(values, log_density, "df")
+    if found is None:
+        return None
+    components = _of_quadratic(found[0], center, unit, [df + 1 for df in found[1]])
+    return None if components is None else _mixed(components, values, found[0])
+
+
+def _of_quadratic(rows: Sequence[Tensor], center: Tensor, unit: Tensor, powers: Sequence[Tensor]) -> Any:
+    """The law of vectors whose log density, but for a constant, is given at a center, one unit of each axis from it
+    to either side, and of each two axes: a quadratic, or of Student's t its power −2 / (df + D) is one.
+    """
+    size, scale = center.shape[-1], -2 / powers[0] if powers else -1.0
+    read = [(row - rows[0]) * scale for row in rows[: 1 + 2 * size + size * (size - 1) // 2]]
+    values = torch.stack([r.exp() - 1 if powers else r for r in read], -1)
+    up, down, both = values[..., 1 : 1 + size], values[..., 1 + size : 1 + 2 * size], values[..., 1 + 2 * size :]
+    curvature = torch.diag_embed(up + down)
+    pairs = [(i, j) for i in range(size) for j in range(i)]
+    for at, (i, j) in enumerate(pairs):
+        curvature[..., i, j] = curvature[..., j, i] = both[..., at] - up[..., i] - up[..., j]
+    slope = (up - down) / 2
+    factor, info = torch.linalg.cholesky_ex(curvature)
+    if bool(info.any()):
+        return None
+    step = torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1)
+    covariance = torch.cholesky_inverse(factor) * unit.unsqueeze(-1) * unit.unsqueeze(-2)
+    loc = center - unit * step
+    if not powers:
+        return dist.MultivariateNormal(loc, covariance)
+    df = (powers[0] - size).expand(loc.shape[:-1])
+    least = 1 - (slope * step).sum(-1) / 2
+    if not bool((least > 0).all() and (df > 0).all()):
+        return None
+    return dist.MultivariateStudentT(df, loc, torch.linalg.cholesky((2 * least / df)[..., None, None] * covariance))
 
 
 def _counts(draws: Tensor, log_density: _Densities) -> Any:
