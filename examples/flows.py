@@ -239,10 +239,11 @@ def draw_layers(density: FlowDensity, path: Path) -> None:
     shown = sorted({0, count // 3, 2 * count // 3, count})
     stages = after_layers(density, 2000, shown)
     angle = torch.atan2(stages[0][:, 1], stages[0][:, 0])
-    with picture(8.0, 2.3, 1, len(shown)) as (figure, (row,)):
+    with picture(8.0, 2.5, 1, len(shown)) as (figure, (row,)):
         for axes, number, stage in zip(row, shown, stages, strict=True):
             axes.scatter(*stage.mT, c=angle, cmap="hsv", s=1.2, linewidths=0)
-            axes.set(title="standard normal draws" if number == 0 else f"after {number} layers")
+            axes.set(title="standard normal draws" if number == 0 else f"after {number} layers", xlabel="first column")
+        row[0].set_ylabel("second column")
         row[-1].set_title(f"after all {count}: data")
     save(figure, path, dpi=105)
 
