@@ -174,7 +174,8 @@ def _read_at(
 
 def _kept(asked: Question | None, found: RandomTensor) -> RandomTensor:
     """A result, known the next time that the same is asked for of other latents."""
-    if asked is not None and found.replay is None and found.function_of is None:
+    is_known_by_values = found.replay is None or found.expression.is_table  # what replays a table is made of it
+    if asked is not None and is_known_by_values and found.function_of is None:
         found.pattern = asked.kept(found.expression)
     return found
 
@@ -183,7 +184,8 @@ def _known(
     name: str, value: Tensor, expression: Expression, asked: Question, func: Any, args: Any, kwargs: Any
 ) -> RandomTensor:
     """A result whose expression is known."""
-    found = RandomTensor(value, expression.as_dtype_of(value))
+    replay = replay_of_call(func, args, kwargs) if expression.is_table else None
+    found = RandomTensor(value, expression.as_dtype_of(value), replay)
     found.pattern = asked.kept(found.expression)
     track(name, func, args, kwargs, found)
     return found
