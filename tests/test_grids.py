@@ -87,3 +87,16 @@ def test_a_function_with_a_kink_is_not_for_grids() -> None:
     """Though its slope is zero, so that the density has none."""
     _, integrals = integrated(lambda u: (-0.5 * u.square(), u, [((u - 0.3).abs(), None)]), (1,), 1e30, LIKE)
     assert integrals is None
+
+
+@pytest.mark.parametrize("frequency", [25.0, 32.5, 50.5, 62.5])
+@pytest.mark.parametrize("size", [1e-3, 0.5, 2.0])
+def test_a_wave_of_the_period_of_the_nodes_is_no_error(frequency: float, size: float) -> None:
+    """At nodes of equal steps it is a slow one, or none: it shows between them. Against a sum of 400,000 places."""
+
+    def wave(places: torch.Tensor) -> torch.Tensor:
+        return -0.5 * places.square() + size * (frequency * places).sin()
+
+    places = torch.linspace(-12, 12, 400_001, dtype=torch.float64)
+    expected = float(wave(places).logsumexp(0)) + math.log(24 / 400_000)
+    assert log_normalizer_of(wave) == pytest.approx(expected, abs=1e-9)

@@ -4,8 +4,10 @@ A sum over nodes of equal steps h integrates a density over the line, which fall
 Fourier transform at 2π / h: for what is analytic that is exponentially small, and a grid takes a third of the nodes
 that panels do. It is right where the square root of the density has nothing at frequencies near π / h, for then its
 square has nothing near twice that; the root is also where a kink in a tail shows. How little is nothing depends on what
-is known of the density (:class:`Demands`): under a smooth one a weak kink is as high as the root may be. A density with
-a kink, or narrow beside its tails, is not resolved, and :mod:`.panels` takes it.
+is known of the density (:class:`Demands`): under a smooth one a weak kink is as high as the root may be. What nodes
+cannot tell from something slower, such as a wave of period h, is seen between them: there the root is the sum of sincs
+through those at the nodes. A density with a kink, or narrow beside its tails, is not resolved, and :mod:`.panels` takes
+it.
 
 Source: Trefethen and Weideman 2014, The Exponentially Convergent Trapezoidal Rule.
 """
@@ -22,6 +24,9 @@ from torch import Tensor
 #: What a function times the density may have at the highest frequency of the grid, and at the outermost nodes, as
 #: shares of the sum of its size.
 _RESOLVED_FUNCTION, _SETTLED = 1e-4, 1e-9
+#: How far the root of a density may be between nodes from what it is by those at the nodes, as that share.
+_BETWEEN = 1e-7
+_GOLDEN = (math.sqrt(5) - 1) / 2
 #: So many nodes, half of them on either side, are about the middle.
 _MIDDLE = 7
 #: A log density is kept down to this below its maximum.
@@ -43,19 +48,25 @@ class Demands(NamedTuple):
         enough: by how much the outermost nodes are below its average, at least.
         resolved: what the root of the density may have at 7/8 of the highest frequency of the grid, as a share of the
             root of the sum of the density, which is a third of the sum of the root.
+        between: where the root is looked at between nodes too, as shares of the grid, from its middle.
     """
 
     counts: Sequence[int]
     depth: float
     enough: float
     resolved: float
+    between: Sequence[float]
+
+    def probes(self, count: int) -> list[float]:
+        """The numbers of nodes, with a fraction of its own each, that stand for places between the nodes."""
+        return [math.floor(count * (0.5 + share)) + (i + 1) * _GOLDEN % 1 for i, share in enumerate(self.between)]
 
 
 #: Of a density whose logarithm is a sum of powers and exponentials of the place: what its root has at high frequencies
 #: falls on, and that of its square is the square of it.
-SMOOTH = Demands((36, 48), 38.0, 27.0, 5e-6)
+SMOOTH = Demands((36, 48), 38.0, 27.0, 5e-6, ())
 #: Of any density: a kink has in its square about what it has in its root, and has to be below 1e-9 itself.
-ANY = Demands((36, 48, 60, 72, 96), 42.0, 37.0, 2e-9)
+ANY = Demands((36, 48, 60, 72, 96), 42.0, 37.0, 2e-9, (-0.15, -0.06, 0.0, 0.08, 0.17))
 
 
 class Integrals(NamedTuple):
@@ -100,15 +111,23 @@ def on_grid(
     step = (right.double() - low) / count
     table = like.new_empty(count, *left.shape)
     numbers = torch.arange(count, dtype=torch.float64, device=left.device)
+    probes = numbers.new_tensor(demands.probes(count)).reshape(-1, 1)
     waves = torch.stack([(7 / 8 * math.pi * numbers).cos(), (7 / 8 * math.pi * numbers).sin()])
-    spectrum, heights = waves.new_zeros(2, left.numel()), torch.zeros_like(low)
+    waves = torch.cat([waves, (probes - numbers).sinc()])
+    spectrum, heights = waves.new_zeros(len(waves), left.numel()), torch.zeros_like(low)
     density_sum, square_sum, sums = _Sum(low), _Sum(low), list[_Sum]()
     level: Tensor | None = None
     for first in sorted(range(0, count, rows), key=lambda i: abs(2 * i + rows - count)):  # from the middle
         taken = range(first, min(first + rows, count))
-        places = torch.addcmul(low, step, (numbers[first : taken.stop] + 0.5).reshape(-1, *[1] * low.ndim))
+        own = (
+            numbers[first : taken.stop] if level is not None else torch.cat([numbers[first : taken.stop], probes[:, 0]])
+        )
+        places = torch.addcmul(low, step, (own + 0.5).reshape(-1, *[1] * low.ndim))
         log_density, values, functions = integrand(places)
-        level = log_density.amax(0) if level is None else level
+        if level is None:
+            log_density, beside = log_density[: len(taken)], log_density[len(taken) :]
+            level = log_density.amax(0)
+            spectrum[2:] -= ((beside - level) / 2).exp().reshape(len(probes), left.numel())
         log_density -= level
         table[first : taken.stop] = log_density
         heights += table[first : taken.stop].sum(0)  # while they are in the cache
@@ -129,7 +148,8 @@ def on_grid(
                 for found, (value, weight) in zip(sums, weighed, strict=True):
                     found.add_size((value[i] * weight[i]).abs(), is_end)
     total, settled = density_sum.halves[0], [square_sum, *sums]
-    resolved = spectrum.square().sum(0).reshape(total.shape) <= demands.resolved**2 * total
+    resolved = spectrum[:2].square().sum(0).reshape(total.shape) <= demands.resolved**2 * total
+    resolved &= (spectrum[2:].square() <= _BETWEEN**2 * total.reshape(1, -1)).all(0).reshape(total.shape)
     resolved &= density_sum.ends <= math.exp(-demands.enough) / count * total
     is_known = (resolved & total.isfinite() & heights.isfinite()).all()
     if not bool(torch.stack([is_known, *(s.is_settled for s in settled)]).all()):  # one read
