@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from pyro_latent.distributions.quadrature import kept_on
 from pyro_latent.families import quadrature
 from pyro_latent.objective import summands
 from pyro_latent.recording import snapshot
@@ -104,7 +105,11 @@ class Accelerator:
         with pytest.MonkeyPatch.context() as patch, _Calls(self), _Operations(self):
             for module in (quadrature, snapshot, summands):
                 patch.setattr(module, "is_at_hand", lambda tensor: not self.holds(tensor))
-            yield
+            kept_on.cache_clear()  # what is there for the CPU is not there
+            try:
+                yield
+            finally:
+                kept_on.cache_clear()
 
 
 class _Calls(TorchFunctionMode):

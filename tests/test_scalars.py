@@ -499,6 +499,34 @@ def test_modes_far_apart_are_all_seen(name, steps):
     assert np.allclose([float(guide.posterior()["s"].cdf(p)) for p in between], shares, atol=1e-8)
 
 
+MIXED = {  # where a narrow component is beside a standard normal one, and its standard deviation
+    "far": (20.0, 0.3),
+    "on the slope": (5.0, 0.003),
+    "inside": (0.4, 1e-3),
+}
+
+
+@pytest.mark.parametrize("count", [1, 12])
+@pytest.mark.parametrize("name", MIXED)
+def test_a_prior_that_is_a_mixture_of_a_wide_and_a_narrow_component(name, count):
+    """Which hides the narrow one from a mesh: against the closed form of each component."""
+    locs, scales = (torch.tensor([wide, narrow]) for wide, narrow in zip((0.0, 1.0), MIXED[name], strict=True))
+    seen, noise = torch.linspace(-3.0, 3.0, count), 20.0
+
+    def model():
+        with pyro.plate("sites", count):
+            components = dist.Normal(locs, scales)
+            s = pyro.sample("s", dist.MixtureSameFamily(dist.Categorical(torch.tensor([0.7, 0.3])), components))
+            pyro.sample("x", dist.Normal(s, noise), obs=seen)
+
+    guide, result = fit(model)
+    weights = torch.tensor([0.7, 0.3]).log() + dist.Normal(locs, (scales**2 + noise**2).sqrt()).log_prob(seen[:, None])
+    assert float(result.elbo[-1]) == pytest.approx(float(weights.logsumexp(-1).sum()), abs=1e-9)
+    precisions = scales**-2 + noise**-2
+    means = (locs * scales**-2 + seen[:, None] * noise**-2) / precisions
+    assert torch.allclose(guide.posterior()["s"].mean, (weights.softmax(-1) * means).sum(-1), atol=1e-9)
+
+
 # What is refused.
 
 

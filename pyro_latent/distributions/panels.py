@@ -23,7 +23,7 @@ from torch.distributions import ExpTransform, biject_to, constraints
 
 from ..errors import ArgumentError
 from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, Table, cut, on_grid
-from .quadrature import EPS, NUM_NODES, integrate, rule
+from .quadrature import EPS, NUM_NODES, integrate, kept_on, rule
 from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, window
 
 #: Panels are taken if the log density has fallen by this much at their ends.
@@ -62,7 +62,7 @@ def rule_of_panels(like: Tensor, count: int = NUM_NODES) -> tuple[Tensor, Tensor
 
 def to_coefficients(like: Tensor) -> Tensor:
     """The matrix that takes values at the nodes to Legendre coefficients, float64."""
-    return torch.as_tensor(_legendre(), device=like.device)
+    return kept_on(_legendre, like.device)
 
 
 def line_of(support: constraints.Constraint) -> tuple[Any, float]:
@@ -160,7 +160,10 @@ def integrated(
 
     def by_cut(places: Tensor, values: Tensor, modes: Modes) -> tuple[Table, Integrals] | None:
         ends = cut(places, values, demands.depth)
-        return None if ends is None or not modes.are_in(*ends) else by_grids(ends, demands.counts)
+        return by_grids(ends, demands.counts) if ends is not None and are_seen(modes, *ends) else None
+
+    def are_seen(modes: Modes | None, left: Tensor, right: Tensor) -> bool:
+        return modes is None or (modes.are_in(left, right) and not modes.are_narrow_in(left, right))
 
     modes: Modes | None = None
     if start is not None:
@@ -168,7 +171,7 @@ def integrated(
         is_grid, found = start[0].shape[-1] == 1, None
         if is_new:
             modes = modes_of(known, torch.Size(shape), limit, like)
-        if is_grid and (modes is None or modes.are_in(left, right)):
+        if is_grid and are_seen(modes, left, right):
             found = by_grids((left, right), start[2].shape[-1:])
         if found is None and with_grids and (is_grid or not is_rough):
             modes = modes or modes_of(known, torch.Size(shape), limit, like)
@@ -176,12 +179,16 @@ def integrated(
             found = by_cut(*_scanned(known, left - width, right + width), modes)
         if found is not None:
             return found
-        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1] and (modes is None or modes.are_in(left, right))
+        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1] and are_seen(modes, left, right)
         table = _on_panels(known, *start[:2], like, is_smooth) if is_few else None
         if table is not None:
             return table, None
     modes = modes or modes_of(known, torch.Size(shape), limit, like)
-    places, values = _scanned(known, *window(known, modes, limit))
+    ends = window(known, modes, limit)
+    places, values = _scanned(known, *ends)
+    if modes.are_narrow_in(*ends):
+        edges = torch.cat([_edges(places, values, _PANELS[-1]), modes.edges(*ends).movedim(0, -1)], -1)
+        return _adaptive(known, edges.sort(-1).values, like), None
     found = by_cut(places, values, modes)
     if found is not None:
         return found

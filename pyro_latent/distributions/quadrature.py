@@ -37,10 +37,22 @@ EXPONENTS = np.concatenate([np.arange(-1020, -12, 4), np.arange(-12, 28, 0.25), 
 _gauss = lru_cache(np.polynomial.legendre.leggauss)
 
 
+@lru_cache
+def kept_on(numbers: Callable[[], np.ndarray], device: torch.device) -> Tensor:
+    """A constant array on a device, float64, which is copied there once: each copy waits for an accelerator."""
+    with torch.inference_mode(False):
+        return torch.as_tensor(numbers(), dtype=torch.float64, device=device)
+
+
+def _rule() -> np.ndarray:
+    points, weights = _gauss(NUM_NODES)
+    return np.stack([(points + 1) / 2, weights / 2])
+
+
 def rule(like: Tensor) -> tuple[Tensor, Tensor]:
     """Nodes and weights on [0, 1], ``[NUM_NODES]`` both."""
-    points, weights = _gauss(NUM_NODES)
-    return like.new_tensor((points + 1) / 2), like.new_tensor(weights / 2)
+    points, weights = kept_on(_rule, like.device).to(like.dtype)
+    return points, weights
 
 
 def mesh(lower: Tensor, upper: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """Where the densities of a batch on the line have their mass: from a mesh over all numbers to their modes, and out.
 
 A density may have several modes. Each maximum on the mesh is a hill on which one is looked for, so that modes narrower
-than the steps of the mesh are found by their slopes; of two on one hill, as the mesh sees it, the lower is found only
-if it is within what the higher one takes.
+than the steps of the mesh are found by their slopes. Of two on one hill, as the mesh sees it, the lower is found only
+if it is within what the higher one takes; few densities are looked at on a finer mesh, too.
 """
 
 from __future__ import annotations
@@ -24,6 +24,11 @@ _ZOOM_POINTS, _MOST_ZOOMS = 13, 40
 _DOUBLINGS = 8
 #: Of more hills, the highest on the mesh are looked at.
 _MOST_HILLS = 16
+#: A second mesh goes so far, with places for each of a batch in all so many, for each at most so many: a wide mode
+#: hides a narrow one from the first mesh, whose places are a factor of three apart.
+_NEAR, _FINE, _FINEST, _LEAST_FINE = 1e6, 2**19, 2**14 + 1, 2**9
+#: Of two ends that are further apart, in widths of a mode, 36 places may all be where it is e^-2 of its summit.
+_WIDTHS_SEEN = 60.0
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -53,6 +58,22 @@ class Modes(NamedTuple):
         """Whether all of them are between two ends ``[*shape]``."""
         return bool(((left < self.places) & (self.places < right)).all())
 
+    def are_narrow_in(self, left: Tensor, right: Tensor) -> bool:
+        """Whether one of several is so narrow that some tens of places between two ends ``[*shape]`` may miss it."""
+        several = self.places.amax(0) - self.places.amin(0) > 2 * self.steps.amin(0)
+        return bool((several & (right - left > _WIDTHS_SEEN * self.steps.amin(0))).any())
+
+    def edges(self, left: Tensor, right: Tensor) -> Tensor:
+        """Ends of panels about each mode, at a few of its widths, between two ends ``[*shape]``: ``[E, *shape]``."""
+        ones = [1] * self.steps.ndim
+        widths = self.steps.new_tensor([-16.0, -4.0, -1.0, 1.0, 4.0, 16.0]).reshape(-1, *ones)
+        apart = 1 + torch.arange(len(self.places), device=left.device).reshape(-1, *ones[1:]) / 64  # of the same mode
+        found = (self.places + widths * apart * self.steps).flatten(0, 1)
+        shares = torch.linspace(0.05, 0.95, len(found), dtype=found.dtype, device=left.device).reshape(-1, *ones[1:])
+        margin = (right - left) / 50
+        is_inside = (found > left + margin) & (found < right - margin)
+        return torch.where(is_inside, found, left + (right - left) * shares)
+
 
 def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor) -> Modes:
     """The modes of log densities, which take places ``[L, *shape]``, no further than a limit from 0.
@@ -60,10 +81,8 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
     Raises:
         NoTableError: if one is highest at an end of the line, zero everywhere, or has not fallen where the line ends.
     """
-    far = math.asinh(10 * limit)
-    steps = torch.linspace(-far, far, 2 * round(5 * math.sqrt(far)) * 3 + 1, dtype=torch.float64, device=like.device)
-    mesh = 0.1 * torch.sinh(steps)
-    values = log_density(mesh.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
+    mesh = _mesh(limit, 2 * round(5 * math.sqrt(math.asinh(10 * limit))) * 3 + 1, like)
+    values = _along(log_density, mesh, shape)
     most, best = values.max(0)
     at_end = (best == 0) | (best == len(mesh) - 1) | ~most.isfinite()
     if bool(at_end.any()):
@@ -71,7 +90,11 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
             "Expected a density with a finite integral; got one that is highest at an end of its support, infinite, or "
             "zero everywhere."
         )
-    places, steps, heights = _climbed(log_density, mesh, _hills(values, best))
+    climbed = [_climbed(log_density, mesh, _hills(values))]
+    if (count := _FINE // max(1, shape.numel())) >= _LEAST_FINE:
+        fine = _mesh(min(limit, _NEAR), min(count, _FINEST), like)
+        climbed.append(_climbed(log_density, fine, _hills(_along(log_density, fine, shape))))
+    places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
     most, highest = heights.max(0)
     if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
         raise NoTableError(
@@ -83,9 +106,20 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
     return Modes(mesh, values, places, steps, most)
 
 
-def _hills(values: Tensor, best: Tensor) -> Tensor:
+def _mesh(limit: float, count: int, like: Tensor) -> Tensor:
+    """Places ``[count]`` from minus a limit to the limit, dense about 0, far from it a factor apart."""
+    far = math.asinh(10 * limit)
+    return 0.1 * torch.sinh(torch.linspace(-far, far, count, dtype=torch.float64, device=like.device))
+
+
+def _along(log_density: LogDensity, mesh: Tensor, shape: torch.Size) -> Tensor:
+    """The log densities at places ``[M]``, ``[M, *shape]``."""
+    return log_density(mesh.reshape(-1, *[1] * len(shape)).expand(-1, *shape))
+
+
+def _hills(values: Tensor) -> Tensor:
     """The maxima of values ``[M, *shape]`` along the mesh, ``[K, *shape]``; the highest again where there are fewer."""
-    inner = values[1:-1]
+    inner, best = values[1:-1], values.argmax(0).clamp(1, len(values) - 2)
     is_top = (inner > values[:-2]) & (inner >= values[2:]) & inner.isfinite()
     count = min(max(1, int(is_top.sum(0).max())), _MOST_HILLS)
     if count == 1:
@@ -109,7 +143,18 @@ def _climbed(log_density: LogDensity, mesh: Tensor, hills: Tensor) -> tuple[Tens
         drop = most - torch.minimum(near.gather(0, before[None])[0], near.gather(0, after[None])[0])
         if bool(((drop < 1) | (high - low <= 1e-12 * (1e-3 + mode.abs()))).all()):
             break
-    return mode, torch.maximum(mode - low, high - mode), most
+    return mode, _widened(log_density, mode, torch.maximum(mode - low, high - mode), most), most
+
+
+def _widened(log_density: LogDensity, modes: Tensor, steps: Tensor, heights: Tensor) -> Tensor:
+    """Steps on which the log density falls by one from each mode, on one side at least: those given, or twice, ..."""
+    for _ in range(_MOST_ZOOMS):
+        beside = _each(log_density, torch.stack([modes - steps, modes + steps])).amin(0)
+        is_short = heights - beside < 1
+        if not bool(is_short.any()):
+            break
+        steps = torch.where(is_short, 2 * steps, steps)
+    return steps
 
 
 def _each(log_density: LogDensity, places: Tensor) -> Tensor:

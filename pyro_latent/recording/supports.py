@@ -123,16 +123,19 @@ def is_scalar(fn: Any) -> bool:
     depends = isinstance(base, RandomDistribution) and constraints.is_dependent(getattr(family, "support", None))
     if depends or (reinterpreted and joined is not None and joined.event_class is not None):
         return False
+    support = base_constraint(fn.support)
+    if isinstance(base, dist.MixtureSameFamily) and any(getattr(x, "ndim", 0) for x in vars(support).values()):
+        return False  # its components end at places of their own
     try:
-        biject_to(base_constraint(fn.support))
+        biject_to(support)
     except NotImplementedError:
         return False
     return True
 
 
 def base_constraint(support: Any) -> Any:
-    """The constraint of one event inside of independent ones."""
-    while isinstance(support, constraints.independent):
+    """The constraint of one event inside of independent ones, and of one component of a mixture."""
+    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
         support = support.base_constraint
     return support
 
