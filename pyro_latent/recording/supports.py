@@ -16,6 +16,9 @@ from ..families import family_of
 from ..rules import BOUNDS, RandomDistribution, family_class, unwrap, without_latents
 from ..settings import check_memory
 
+#: Constraints of several events, or of several components; those of a mixture are a class of newer releases of torch.
+_AROUND_OTHERS = (constraints.independent, getattr(constraints, "MixtureSameFamilyConstraint", constraints.independent))
+
 
 def dtypes_of(distribution: Any) -> set[torch.dtype]:
     """The floating dtypes of a distribution's parameters."""
@@ -135,7 +138,7 @@ def is_scalar(fn: Any) -> bool:
 
 def base_constraint(support: Any) -> Any:
     """The constraint of one event inside of independent ones, and of one component of a mixture."""
-    while isinstance(support, constraints.independent | constraints.MixtureSameFamilyConstraint):
+    while isinstance(support, _AROUND_OTHERS):
         support = support.base_constraint
     return support
 
