@@ -24,8 +24,9 @@ from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
 from .hearing import Apart, OwnThreadMessenger
 from .hidden import hidden_sites, reached_from
-from .messengers import RecordMessenger, StructureMessenger, SymbolMessenger
+from .messengers import RecordMessenger, StructureMessenger
 from .sites import Recording
+from .symbols import SymbolMessenger
 
 #: Pyro's stack of handlers, its store and torch's default dtype are shared by all threads: one of them records at once.
 ALONE = threading.RLock()
