@@ -27,6 +27,8 @@ _MOST_HILLS = 16
 #: A second mesh goes so far, with places for each of a batch in all so many, for each at most so many: a wide mode
 #: hides a narrow one from the first mesh, whose places are a factor of three apart.
 _NEAR, _FINE, _FINEST, _LEAST_FINE = 1e6, 2**19, 2**14 + 1, 2**9
+#: What is narrower than this share of its place, and seen on the second mesh alone, is rounding, as of lgamma far out.
+_NOISE = 1e-9
 #: Of two ends that are further apart, in widths of a mode, 36 places may all be where it is e^-2 of its summit.
 _WIDTHS_SEEN = 60.0
 
@@ -46,6 +48,7 @@ class Modes(NamedTuple):
         places: the modes ``[K, *shape]``; one that is lower than the highest by :data:`DEPTH` does not count.
         steps: the width of each, roughly, ``[K, *shape]``.
         most: the log density at the highest one, ``[*shape]``.
+        masses: roughly the log of the mass of each, ``[K, *shape]``.
     """
 
     mesh: Tensor
@@ -53,6 +56,7 @@ class Modes(NamedTuple):
     places: Tensor
     steps: Tensor
     most: Tensor
+    masses: Tensor
 
     def are_in(self, left: Tensor, right: Tensor) -> bool:
         """Whether all of them are between two ends ``[*shape]``."""
@@ -60,8 +64,11 @@ class Modes(NamedTuple):
 
     def are_narrow_in(self, left: Tensor, right: Tensor) -> bool:
         """Whether one of several is so narrow that some tens of places between two ends ``[*shape]`` may miss it."""
-        several = self.places.amax(0) - self.places.amin(0) > 2 * self.steps.amin(0)
-        return bool((several & (right - left > _WIDTHS_SEEN * self.steps.amin(0))).any())
+        most, largest = self.masses.max(0, keepdim=True)
+        counts = self.masses > most - _LEFT_OVER  # rounding, as of lgamma far out, has modes of no mass
+        places, steps = (torch.where(counts, t, t.gather(0, largest)) for t in (self.places, self.steps))
+        several = places.amax(0) - places.amin(0) > 2 * steps.amin(0)
+        return bool((several & (right - left > _WIDTHS_SEEN * steps.amin(0))).any())
 
     def edges(self, left: Tensor, right: Tensor) -> Tensor:
         """Ends of panels about each mode, at a few of its widths, between two ends ``[*shape]``: ``[E, *shape]``."""
@@ -93,7 +100,9 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
     climbed = [_climbed(log_density, mesh, _hills(values))]
     if (count := _FINE // max(1, shape.numel())) >= _LEAST_FINE:
         fine = _mesh(min(limit, _NEAR), min(count, _FINEST), like)
-        climbed.append(_climbed(log_density, fine, _hills(_along(log_density, fine, shape))))
+        found = _climbed(log_density, fine, _hills(_along(log_density, fine, shape)))
+        is_noise = found[1] < _NOISE * (1e-3 + found[0].abs())
+        climbed.append((*found[:2], torch.where(is_noise, -torch.inf, found[2])))
     places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
     most, highest = heights.max(0)
     if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
@@ -102,8 +111,9 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
             "the line ends that float64 reaches."
         )
     counts = heights > most - DEPTH
-    places, steps = (torch.where(counts, t, t.gather(0, highest[None])) for t in (places, steps))
-    return Modes(mesh, values, places, steps, most)
+    masses = heights + steps.log()
+    places, steps, masses = (torch.where(counts, t, t.gather(0, highest[None])) for t in (places, steps, masses))
+    return Modes(mesh, values, places, steps, most, masses)
 
 
 def _mesh(limit: float, count: int, like: Tensor) -> Tensor:
@@ -168,7 +178,7 @@ def window(log_density: LogDensity, modes: Modes, limit: float) -> tuple[Tensor,
     Raises:
         NoTableError: if it does not fall.
     """
-    mesh, values, places, steps, most = modes
+    mesh, values, places, steps, most, _ = modes
     floor = (most - DEPTH).expand(places.shape)
     left = places - _distance(lambda d: _each(log_density, places - d), steps, floor, limit, "below")
     right = places + _distance(lambda d: _each(log_density, places + d), steps, floor, limit, "above")
