@@ -527,6 +527,23 @@ def test_a_prior_that_is_a_mixture_of_a_wide_and_a_narrow_component(name, count)
     assert torch.allclose(guide.posterior()["s"].mean, (weights.softmax(-1) * means).sum(-1), atol=1e-9)
 
 
+def test_rounding_of_lgamma_far_out_is_no_mode():
+    """A sum of 3,000 differences of lgamma at 1e15 is off by thousands: more than the log density at the mode."""
+    data = dist.Gamma(2.5, 1.5).sample((3000,))
+
+    def model():
+        df = pyro.sample("df", dist.LogNormal(0.0, 1.0))
+        with pyro.plate("data", len(data)):
+            pyro.sample("x", dist.StudentT(df, 1.0, 0.7), obs=data)
+
+    _, result = fit(model)
+    places = torch.linspace(-3.0, 6.0, 9001)
+    log_joint = dist.Normal(0.0, 1.0).log_prob(places) + dist.StudentT(places.exp()[:, None], 1.0, 0.7).log_prob(
+        data
+    ).sum(1)
+    assert float(result.elbo[-1]) == pytest.approx(float(log_joint.logsumexp(0)) + math.log(1e-3), abs=1e-8)
+
+
 # What is refused.
 
 

@@ -170,11 +170,11 @@ def integrated(
         left, right = start[0][..., 0], start[1][..., -1]
         is_grid, found = start[0].shape[-1] == 1, None
         if is_new:
-            modes = modes_of(known, torch.Size(shape), limit, like)
+            modes = modes_of(known, torch.Size(shape), limit, like, rows)
         if is_grid and are_seen(modes, left, right):
             found = by_grids((left, right), start[2].shape[-1:])
         if found is None and with_grids and (is_grid or not is_rough):
-            modes = modes or modes_of(known, torch.Size(shape), limit, like)
+            modes = modes or modes_of(known, torch.Size(shape), limit, like, rows)
             width = (right - left).double() / 2  # the density has moved, by less than its width
             found = by_cut(*_scanned(known, left - width, right + width), modes)
         if found is not None:
@@ -183,7 +183,7 @@ def integrated(
         table = _on_panels(known, *start[:2], like, is_smooth) if is_few else None
         if table is not None:
             return table, None
-    modes = modes or modes_of(known, torch.Size(shape), limit, like)
+    modes = modes or modes_of(known, torch.Size(shape), limit, like, rows)
     ends = window(known, modes, limit)
     places, values = _scanned(known, *ends)
     if modes.are_narrow_in(*ends):

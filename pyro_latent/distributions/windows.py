@@ -24,10 +24,10 @@ _ZOOM_POINTS, _MOST_ZOOMS = 13, 40
 _DOUBLINGS = 8
 #: Of more hills, the highest on the mesh are looked at.
 _MOST_HILLS = 16
-#: A second mesh goes so far, with places for each of a batch in all so many, for each at most so many: a wide mode
+#: A second mesh goes so far, with so many times the places that are computed at a time, at most so many: a wide mode
 #: hides a narrow one from the first mesh, whose places are a factor of three apart.
-_NEAR, _FINE, _FINEST, _LEAST_FINE = 1e6, 2**19, 2**14 + 1, 2**9
-#: What is narrower than this share of its place, and seen on the second mesh alone, is rounding, as of lgamma far out.
+_NEAR, _FINE, _FINEST, _LEAST_FINE = 1e6, 4, 2**14 + 1, 2**9
+#: What is narrower than this share of its place is rounding, as of lgamma far out, where other modes are not.
 _NOISE = 1e-9
 #: Of two ends that are further apart, in widths of a mode, 36 places may all be where it is e^-2 of its summit.
 _WIDTHS_SEEN = 60.0
@@ -82,8 +82,9 @@ class Modes(NamedTuple):
         return torch.where(is_inside, found, left + (right - left) * shares)
 
 
-def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor) -> Modes:
-    """The modes of log densities, which take places ``[L, *shape]``, no further than a limit from 0.
+def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor, rows: int) -> Modes:
+    """The modes of log densities, which take places ``[L, *shape]``, no further than a limit from 0; ``rows`` of them
+    at a time are what is cheap.
 
     Raises:
         NoTableError: if one is highest at an end of the line, zero everywhere, or has not fallen where the line ends.
@@ -98,12 +99,12 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
             "zero everywhere."
         )
     climbed = [_climbed(log_density, mesh, _hills(values))]
-    if (count := _FINE // max(1, shape.numel())) >= _LEAST_FINE:
+    if (count := _FINE * rows) >= _LEAST_FINE:
         fine = _mesh(min(limit, _NEAR), min(count, _FINEST), like)
-        found = _climbed(log_density, fine, _hills(_along(log_density, fine, shape)))
-        is_noise = found[1] < _NOISE * (1e-3 + found[0].abs())
-        climbed.append((*found[:2], torch.where(is_noise, -torch.inf, found[2])))
+        climbed.append(_climbed(log_density, fine, _hills(_along(log_density, fine, shape))))
     places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
+    is_noise = steps < _NOISE * (1e-3 + places.abs())
+    heights = torch.where(is_noise & ~is_noise.all(0), -torch.inf, heights)
     most, highest = heights.max(0)
     if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
         raise NoTableError(
