@@ -1,9 +1,9 @@
 """What one sweep of Normal-Gamma passes through: distinct functions, their source lines, files, and depth of calls.
 
-Run ``python -m benchmarks.sweep_path``. The step that is counted is one of a fitted guide on the data that it knows, so
-that nothing is recorded or compiled. It is counted twice: the sweep alone (``FullSteps.step``), and each step of a run
-(``CAVI._step``), where driver and guide compare the data with what was recorded and take the new state on. Lines are
-counted without docstrings, comments and blank lines.
+Run ``python -m benchmarks.sweep_path``. Nothing is recorded in the steps that are counted. A step of a run
+(``CAVI._step``) is counted, and the sweep in it alone (``FullSteps.step``); the same once torch has compiled the sweep,
+as it does for sweeps of few numbers after a while; and a step by itself (``CAVI.step``), where the guide looks whether
+the model still sees the data that it was recorded with. Lines are counted without docstrings, comments and blank lines.
 """
 
 from __future__ import annotations
@@ -72,20 +72,49 @@ def calls_of(run: Any, within: CodeType | None = None) -> tuple[set[CodeType], i
     return found, deepest
 
 
+def steps_of_a_run(jit_compile: bool | None, within: CodeType | None = None) -> tuple[set[CodeType], int]:
+    """What a step of a run passes through that neither records the model nor compiles the sweep."""
+    counted: list[tuple[set[CodeType], int]] = []
+
+    class Counted(CAVI):
+        def _step(self, *args: Any, **kwargs: Any) -> list[float]:
+            found: list[float] = []
+            counted.append(calls_of(lambda: found.extend(CAVI._step(self, *args, **kwargs)), within))
+            return found
+
+    driver = Counted(normal_gamma.model, AutoConjugate(normal_gamma.model), jit_compile=jit_compile)
+    driver.run(data(), max_steps=7, tol=0)  # the second sweep is compiled, the third and the sixth are compared with it
+    return counted[-1]
+
+
+def a_step_by_itself() -> tuple[set[CodeType], int]:
+    """What a step on known data passes through."""
+    x = data()
+    driver = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model))
+    driver.run(x, max_steps=5, tol=0)
+    driver.step(x)
+    return calls_of(lambda: driver.step(x))
+
+
+def data() -> torch.Tensor:
+    """A hundred numbers."""
+    return torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
+
+
 def main() -> None:
-    """Print the functions with their lines, by file, and the totals."""
-    x = torch.randn(100, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) + 3
-    cavi = CAVI(normal_gamma.model, AutoConjugate(normal_gamma.model))
-    cavi.run(x)
-    cavi.step(x)
-    found, depth = calls_of(lambda: cavi._step(lambda: ((x,), {})))
-    lines = {code: source_lines(code) for code in found}
-    for code in sorted(found, key=lambda c: (c.co_filename, c.co_firstlineno)):
-        print(f"{Path(code.co_filename).relative_to(ROOT)!s:32} {lines[code]:4} {code.co_qualname}")
-    sweep, depth_of_sweep = calls_of(lambda: cavi._step(lambda: ((x,), {})), FullSteps.step.__code__)
-    for name, codes, deepest in (("the sweep alone", sweep, depth_of_sweep), ("with driver and guide", found, depth)):
+    """Print the functions of a step of a run with their lines, by file, and the totals."""
+    rows = {
+        "the sweep alone": steps_of_a_run(None, FullSteps.step.__code__),
+        "a step of a run": steps_of_a_run(None),
+        "the sweep alone, compiled": steps_of_a_run(True, FullSteps.step.__code__),
+        "a step of a run, compiled": steps_of_a_run(True),
+        "a step by itself": a_step_by_itself(),
+    }
+    for code in sorted(rows["a step of a run"][0], key=lambda c: (c.co_filename, c.co_firstlineno)):
+        print(f"{Path(code.co_filename).relative_to(ROOT)!s:32} {source_lines(code):4} {code.co_qualname}")
+    for name, (codes, deepest) in rows.items():
         files = {code.co_filename for code in codes}
-        total = sum(lines[code] for code in codes)
+        total = sum(map(source_lines, codes))
         print(f"{name}: {len(codes)} functions, {total} lines, {len(files)} files, depth {deepest}")
 
 

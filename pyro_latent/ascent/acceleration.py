@@ -12,7 +12,7 @@ from ..errors import DataError, NaturalDomainError
 from ..objective import Block, BlockKey, Means, Program, State, of_start, starts_of
 from ..settings import check_memory
 from .extrapolation import WINDOW, Extrapolation, carried
-from .full import FullSteps, Level
+from .full import FullSteps, Level, Reached
 from .steps import Info, Task, joined
 from .sweep import NotFiniteError, rounding_of
 
@@ -109,11 +109,11 @@ class AcceleratedSteps(FullSteps):
         """
         before.bound = before.bound._replace(held=None)
         try:
-            found = self._swept(_moved_to(task, points), None)
-            lower = {i for i, (old, new) in enumerate(zip(before.elbo, found[1].elbo, strict=True)) if not new >= old}
+            reached, level = self._swept(_moved_to(task, points), None)
+            lower = {i for i, (old, new) in enumerate(zip(before.elbo, level.elbo, strict=True)) if not new >= old}
             kept = {start: point for start, point in points.items() if start not in lower}
             if lower and kept:
-                found = self._swept(_moved_to(task, kept), before)
+                reached, level = self._swept(_moved_to(task, kept), before)
         except _REFUSED:
             kept = {}
         for start in points:
@@ -123,11 +123,13 @@ class AcceleratedSteps(FullSteps):
             return None
         for start in range(starts_of(task.state)):
             self._note(self.number_of(start), start)
-        return found
+        return reached.state, level
 
-    def went(self, task: Task, state: State, means: tuple[Means, Means] | None = None) -> None:
-        begin, end = means or (task.program.means(task.state), task.program.means(state))
-        self._swept_from, self._swept_to = (task.state, begin), (state, end)
+    def _swept(self, task: Task, before: Level | None) -> tuple[Reached, Level]:
+        reached, level = super()._swept(task, before)
+        begin, end = reached.ends or (task.program.means(task.state), task.program.means(reached.state))
+        self._swept_from, self._swept_to = (task.state, begin), (reached.state, end)
+        return reached, level
 
     def _note(self, number: int, place: int) -> None:
         """Remember the last sweep of a start, which is at this place in it."""

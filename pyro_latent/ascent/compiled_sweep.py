@@ -72,13 +72,14 @@ class _Sweep:
             obstacle = obstacle or "a result in the memory of another"
         if obstacle is not None:
             raise NotCompiledError(f"Expected operations of torch alone; got {obstacle}.")
+        self._kinds = [(t.shape, t.dtype) for t in given]
         self._fixed = [t if place is None else None for place, t in zip(places, wanted, strict=True)]
         needed = [place for place in places if place is not None]
         self._compiled = Compiled(tape.played(needed), needed, given)
 
     def __call__(self, given: Sequence[Tensor]) -> list[Tensor] | None:
-        """What it reaches; None where it reads other numbers than the tape."""
-        found = self._compiled(given)
+        """What it reaches; None where it reads other numbers than the tape, or is given tensors of other kinds."""
+        found = self._compiled(given) if [(t.shape, t.dtype) for t in given] == self._kinds else None
         if found is None:
             return None
         rest = iter(found)
@@ -87,15 +88,15 @@ class _Sweep:
 
 @dataclass
 class _Kind:
-    """The sweeps of one key, on tensors of these shapes and dtypes, and how they went so far.
+    """The sweeps of one key, and how they went so far.
 
+    ``count``: how many there were, compiled or not. ``calls``: how often the compiled one was called.
     ``failures``: those that read other numbers than the tape did, less those that did not, of late; ``tapes``: how many
     tapes that has cost.
     ``obstacle``: why they are not compiled, though it was tried; None if they are, or it was not.
     """
 
     key: Any
-    tensors: list[tuple[torch.Size, torch.dtype]]
     sweep: _Sweep | None = None
     count: int = 0
     calls: int = 0
@@ -118,7 +119,7 @@ class CompiledSweeps:
         self._has_warned = False
         self._taken: tuple[Program, bool] | None = None
         self._known: list[_Kind] = []
-        self._kind = _Kind(None, [])  # that of the last sweep
+        self._kind = _Kind(None)  # that of the last sweep
         self._compared: list[Tensor] | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -131,7 +132,9 @@ class CompiledSweeps:
         return self._kind.sweep is not None
 
     def takes(self, program: Program, state: State, obstacle: str | None = None) -> bool:
-        """Whether sweeps of a program are compiled; ``obstacle``: why they cannot be, if that is known."""
+        """Whether sweeps of a program can be compiled, and are worth it; ``obstacle``: why they cannot be, if that is
+        known.
+        """
         if self.wanted is False:
             return False
         if self._taken is None or self._taken[0] is not program:
@@ -142,28 +145,45 @@ class CompiledSweeps:
                 self._warn(obstacle)
         return self._taken[1]
 
+    def is_due(self, key: Any) -> bool:
+        """Whether the next sweep is one to compile, or compiled: at once where that is asked for, or after a while.
+
+        Args:
+            key: what the sweep is of, beside tensors, and of what kinds these are: that which is compiled is of one
+                key. Where there are too many of them, the oldest is forgotten.
+        """
+        if self.wanted is False:
+            return False
+        if self._kind.key != key:
+            found = next((kind for kind in self._known if kind.key == key), None)
+            self._kind = found or _Kind(key)
+            self._known = self._known if found else [*self._known, self._kind][-self._most :]
+        self._kind.count += 1
+        return self._kind.obstacle is None and self._kind.count >= (1 if self.wanted else _WAIT)
+
     def called(self, key: Any, given: list[Tensor], swept: Swept) -> list[Tensor] | None:
         """What a sweep reaches, compiled or not; None where it was given up to compile it.
 
         Args:
-            key: as in :meth:`played`.
+            key: as in :meth:`is_due`.
             given: the tensors.
             swept: the sweep, as a function.
         """
-        found = self.played(key, given)
+        is_due = self.is_due(key)
+        found = self.played(given) if is_due else None
         if found is None and self._kind.obstacle is None:
             found = swept(given)
-            self.note(found, swept, given)
+            if is_due:
+                self.note(found, swept, given)
         return found
 
-    def played(self, key: Any, given: Sequence[Tensor]) -> list[Tensor] | None:
+    def played(self, given: Sequence[Tensor]) -> list[Tensor] | None:
         """What a compiled sweep reaches; None where there is none, it fails, or it is to be compared with another.
 
         Args:
-            key: what the sweep is of, beside tensors: that which is compiled is of one key.
             given: the tensors.
         """
-        kind, self._compared = self._turn_to(key, [(t.shape, t.dtype) for t in given]), None
+        kind, self._compared = self._kind, None
         if kind.sweep is None:
             return None
         kind.calls += 1
@@ -184,17 +204,8 @@ class CompiledSweeps:
             return None
         return found
 
-    def _turn_to(self, key: Any, tensors: list[tuple[torch.Size, torch.dtype]]) -> _Kind:
-        """The kind of a sweep, which the next one is of; where there are too many, the oldest is forgotten."""
-        found = next((kind for kind in self._known if kind.key == key and kind.tensors == tensors), None)
-        if found is None:
-            found = _Kind(key, tensors)
-            self._known = [*self._known, found][-self._most :]
-        self._kind = found
-        return found
-
     def note(self, found: list[Tensor], swept: Swept, like: list[Tensor]) -> None:
-        """Know what a sweep reached that was not compiled: to compare it, or to compile the next.
+        """Know what a sweep reached that was due, and not compiled: to compare it, or to compile the next.
 
         Args:
             found: what it reached.
@@ -205,17 +216,11 @@ class CompiledSweeps:
             if _differ(self._compared, found):
                 self._give_up("other numbers of it, once it is compiled.")
             self._kind.next_comparison *= _SPACING
-        elif self._kind.sweep is None and self._is_worth_it():
+        elif self._kind.sweep is None and self._kind.obstacle is None:
             try:
                 self._kind.sweep = _Sweep(swept, like)
             except Exception as error:  # of whatever a tape or the compiler meets; the sweep before it went well
                 self._give_up(str(error))
-
-    def _is_worth_it(self) -> bool:
-        """Whether to compile after this sweep."""
-        kind = self._kind
-        kind.count += 1
-        return kind.obstacle is None and kind.count >= (1 if self.wanted else _WAIT)
 
     def _give_up(self, why: str) -> None:
         """Go on without it in sweeps of this kind."""

@@ -22,7 +22,7 @@ from .m_step import M_STEP_PASSES, moved_from, points_of
 from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
 from .ranks import Ranks
 from .steps import Info, Schedule, Steps, Task, best_of
-from .sweep import ModelArguments, Sweep, check_finite, check_risen, fall_of
+from .sweep import ModelArguments, Sweep, check_risen, fall_of
 
 #: Of EM: one visit to each parameter, or visits until none moves.
 MStep = Literal["conditional", "joint"]
@@ -236,8 +236,7 @@ def settled(task: Task) -> tuple[Sweep, Summary]:
     check_pieces(task.program)
     sweep = settled_sweep(task, task.state, task.probs)
     found = summarize(task.program, sweep.state, sweep.means, sweep.held)
-    values = sweep.check_proper([found.number])
-    check_finite(values, task.program, sweep.means)
+    sweep.check_proper([found.number])
     return sweep, found
 
 

@@ -110,7 +110,7 @@ class EMSteps(FullSteps):
     def _is_compilable(self, task: Task) -> bool:
         return self.m_step != "gradient" and super()._is_compilable(task)
 
-    def _compiled(self, task: Task, before: Level | None) -> tuple[Reached, list[float]] | None:
+    def _compiled(self, task: Task, before: Level) -> tuple[Reached, list[float], list[float]] | None:
         found = super()._compiled(task, before)
         if found is not None:
             self._new_e_step = _EStep(task.program, None, task.state, 1.0)  # whose order has latents first
@@ -123,8 +123,8 @@ class EMSteps(FullSteps):
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """The E-step and the M-step."""
-        order, points = task.schedule.sites(sweep.program), points_of(task)
-        for key in order:
+        points = points_of(task)
+        for key in self._order:
             if key not in points:
                 sweep.visit(key)
         self._new_e_step = _EStep.of(sweep)

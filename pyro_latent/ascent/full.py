@@ -13,10 +13,10 @@ from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
 from ..objective import BlockKey, Bound, Means, Program, State, starts_of
-from ..recording import version_of
+from ..recording import Recording, version_of
 from .compiled_sweep import CompiledSweeps, flat, restored
-from .steps import Info, Steps, Task, best_of
-from .sweep import NotFiniteError, Sweep, check_finite, fall_of
+from .steps import Info, Steps, Task
+from .sweep import NotFiniteError, Sweep, fall_of
 
 #: What the sweep of one start may end in while the others are right; a fall of the ELBO is no such thing.
 _OF_ONE_START = (NaturalDomainError, NotFiniteError, torch.linalg.LinAlgError)
@@ -41,11 +41,14 @@ class Level:
 
 
 class Reached(NamedTuple):
-    """What a sweep reaches; in one tensor, whether each update was proper, and the ELBO and its size by start."""
+    """What a sweep reaches; in one tensor, whether each update was proper, and the ELBO and its size by start; and the
+    mean parameters at both ends of a sweep that is not compiled.
+    """
 
     state: State
     bound: Bound
     report: Tensor
+    ends: tuple[Means, Means] | None = None
 
     @property
     def start(self) -> list[Tensor]:
@@ -76,9 +79,12 @@ class FullSteps(Steps):
         self.compiled = CompiledSweeps()
         self._count = 0  # the steps so far
         self._level: Level | None = None
+        self._program: Program | None = None  # of the last step, and the order of its updates
+        self._order: list[BlockKey | None] = []
         self._seen: dict[str, tuple[Tensor, int]] = {}  # the data of the last step alone, with its versions
         self._living: list[int] = []  # the numbers of the starts that the guide holds
         self._dropped: dict[int, str] = {}
+        self._is_annealed = False  # whether the step in progress is at a temperature
         self._is_moved = self._was_moved = False  # whether somebody has changed what is fitted, before this step
 
     def step(self, task: Task) -> tuple[State, Info]:
@@ -90,10 +96,12 @@ class FullSteps(Steps):
             ElboDecreaseError: if the ELBO fell by more than rounding explains.
         """
         program, before = task.program, self._level
-        if before is None or before.program is not program:
+        if self._program is not program:
             check_whole(program)
-        seen = {name: (value, version_of(value)) for name, value in program.recording.observations.items()}
-        if task.is_alone and not program.recording.declares_size:
+            self._program, self._order = program, task.schedule.sites(program)
+        self._is_annealed = self._count < len(self.annealing)
+        seen = _versions_of(program.recording) if task.is_alone else {}
+        if seen and not program.recording.declares_size:
             _check_same(self._seen, seen)
         if before is not None and before.program is not program:  # recorded anew: where the sweep starts from now
             bound = program.bound(task.state, program.means(task.state))
@@ -101,42 +109,44 @@ class FullSteps(Steps):
             self._is_moved |= fall_of(before.elbo, again.elbo, bound.magnitude.tolist(), program.recording.dtype) != 0
             before = again
         failures, state, self._level = self._survivors(task, before)
-        self._seen = seen if task.is_alone else {}
+        self._seen = seen
         self._count += 1
         self._was_moved, self._is_moved = self._is_moved, False
-        return state, Info(self._numbered(self._level.elbo, failures), best_of(self._level.elbo))
+        return state, self._info(self._level.elbo, failures)
 
     def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], State, Level]:
         """The errors of the starts that a sweep fails for, and what a sweep over the others reaches."""
         try:
-            return {}, *self._swept(task, before)
+            reached, level = self._swept(task, before)
+            return {}, reached.state, level
         except _OF_ONE_START:
-            failures: dict[int, str] = {}
-            count = starts_of(task.state)
-
-            def alone(starts: list[int]) -> tuple[State, Level]:
-                return self._swept(task.of(starts), None if before is None else before.of(starts))
-
-            for start in range(count if count > 1 else 0):
-                try:
-                    alone([start])
-                except _OF_ONE_START as error:
-                    failures[start] = str(error)
-            living = [start for start in range(count) if start not in failures]
+            failures = self._failures(task, before)
+            living = [start for start in range(starts_of(task.state)) if start not in failures]
             if not failures or not living:
                 raise
-        return failures, *alone(living)
+        reached, level = self._swept_alone(task, before, living)
+        return failures, reached.state, level
 
-    @property
-    def _is_annealed(self) -> bool:
-        """Whether the next sweep is at a temperature."""
-        return self._count < len(self.annealing)
+    def _failures(self, task: Task, before: Level | None) -> dict[int, str]:
+        """The errors of the starts that a sweep fails for, where there are several of them."""
+        failures, count = {}, starts_of(task.state)
+        for start in range(count if count > 1 else 0):
+            try:
+                self._swept_alone(task, before, [start])
+            except _OF_ONE_START as error:
+                failures[start] = str(error)
+        return failures
 
-    def _swept(self, task: Task, before: Level | None) -> tuple[State, Level]:
+    def _swept_alone(self, task: Task, before: Level | None, starts: list[int]) -> tuple[Reached, Level]:
+        """A sweep over some of the starts."""
+        return self._swept(task.of(starts), None if before is None else before.of(starts))
+
+    def _swept(self, task: Task, before: Level | None) -> tuple[Reached, Level]:
         """A sweep over every start, if every update was proper and none lowered the ELBO that it reaches."""
         program, is_annealed = task.program, self._is_annealed
-        reached, values = self._compiled(task, before) or self._visited(task, before)
-        elbo, magnitude = values[: len(values) // 2], values[len(values) // 2 :]
+        is_due = before is not None and self.compiled.is_due((program, len(before.elbo))) and self._is_compilable(task)
+        found = self._compiled(task, before) if before is not None and is_due else None
+        reached, elbo, magnitude = found or self._visited(task, before, is_due)
         fall = 0.0 if before is None or is_annealed else fall_of(before.elbo, elbo, magnitude, program.recording.dtype)
         if before is not None and fall:
             culprit = _culprit(task, before)
@@ -144,28 +154,30 @@ class FullSteps(Steps):
                 f"Expected the ELBO not to fall; got a fall of {fall:.6g} nats, by the update of "
                 f"{_label_of(program, culprit)}. {_advice(program, culprit)} The guide is as before the step."
             )
-        return reached.state, Level(program, reached.bound, elbo)
+        return reached, Level(program, reached.bound, elbo)
 
-    def _compiled(self, task: Task, before: Level | None) -> tuple[Reached, list[float]] | None:
-        """What a compiled sweep reaches, and the ELBO and its size by start as numbers; None where there is none, or it
-        does not go well.
+    def _is_compilable(self, task: Task) -> bool:
+        """Whether a sweep is a function of natural parameters and the posterior of the discrete sites alone."""
+        is_free = not self._is_annealed and not task.probs
+        return is_free and self.compiled.takes(task.program, task.state)
+
+    def _compiled(self, task: Task, before: Level) -> tuple[Reached, list[float], list[float]] | None:
+        """What a compiled sweep reaches, with the ELBO and its size by start as numbers; None where there is none, or
+        it does not go well.
         """
-        if before is None or not self._is_compilable(task):
-            return None
         start = Reached(task.state, before.bound, before.bound.elbo)
-        found = self.compiled.played(task.program, start.start)
+        found = self.compiled.played(start.start)
         if found is None:
             return None
         reached = start.like(found)
         values = reached.report.tolist()  # one transfer from the device
-        flags = len(values) - 2 * len(before.elbo)
-        if not all(values[:flags]) or not all(map(math.isfinite, values)):
+        count = len(before.elbo)
+        if not all(values[: -2 * count]) or not all(map(math.isfinite, values)):
             return None
-        self.went(task, reached.state)
-        return reached, values[flags:]
+        return reached, values[-2 * count : -count], values[-count:]
 
-    def _visited(self, task: Task, before: Level | None) -> tuple[Reached, list[float]]:
-        """The same by a sweep that visits block by block."""
+    def _visited(self, task: Task, before: Level | None, is_due: bool) -> tuple[Reached, list[float], list[float]]:
+        """The same by a sweep that visits block by block; it is compiled for the next where that ``is_due``."""
         program, held = task.program, None if before is None or self._is_annealed else before.bound.held
         temperature = self.annealing[self._count] if self._is_annealed else 1.0
         sweep = Sweep(program, task.state, task.arguments, held, task.probs, inverse_temperature=temperature)
@@ -175,21 +187,14 @@ class FullSteps(Steps):
         begin = sweep.means
         reached = self._outcome(sweep, task)
         values = sweep.checked(reached.report)  # one transfer from the device
-        check_finite(values[: sweep.starts], program, sweep.means)
-        self.went(task, sweep.state, (begin, sweep.means))
-        if before is not None and self._is_compilable(task):
+        if is_due:
 
             def swept(tensors: list[Tensor]) -> list[Tensor]:
                 start = reached.like([*tensors, reached.report])
                 return self._outcome(Sweep(program, start.state, task.arguments, start.bound.held), task).tensors
 
             self.compiled.note(reached.tensors, swept, reached.start)
-        return reached, values
-
-    def _is_compilable(self, task: Task) -> bool:
-        """Whether a sweep is a function of natural parameters and the posterior of the discrete sites alone."""
-        is_free = not self._is_annealed and not task.probs
-        return is_free and self.compiled.takes(task.program, task.state)
+        return reached._replace(ends=(begin, sweep.means)), values[: len(values) // 2], values[len(values) // 2 :]
 
     def _outcome(self, sweep: Sweep, task: Task) -> Reached:
         """Visit every block; where that leads to. What was wrong first is raised, not what came of it."""
@@ -202,9 +207,6 @@ class FullSteps(Steps):
             raise
         return Reached(sweep.state, bound, torch.cat([*sweep.flags, bound.elbo, bound.magnitude]))
 
-    def went(self, task: Task, state: State, means: tuple[Means, Means] | None = None) -> None:
-        """Know that a sweep went well, and where it led; and the mean parameters at both ends, where they are known."""
-
     def sequence(self, task: Task) -> list[BlockKey | None]:
         """The blocks in the order that a sweep visits them; those of the data's plates come first where there are
         rounds over them.
@@ -216,22 +218,23 @@ class FullSteps(Steps):
 
     def visit_all(self, sweep: Sweep, task: Task) -> None:
         """Visit every block once, after further rounds over the blocks in the data's plates."""
-        order, schedule = task.schedule.sites(sweep.program), task.schedule
+        schedule = task.schedule
         if schedule.local_steps is not None:
-            local = [key for key in order if key is not None and sweep.program.is_local(key)]
+            local = [key for key in self._order if key is not None and sweep.program.is_local(key)]
             sweep.rounds(local, schedule.local_steps - 1, schedule.local_tol)
-        for key in order:
+        for key in self._order:
             sweep.visit(key)
 
-    def _numbered(self, elbo: list[float], failures: Mapping[int, str]) -> list[float]:
-        """The ELBO by the number of each start, −∞ for those that were dropped, now or before."""
+    def _info(self, elbo: list[float], failures: Mapping[int, str]) -> Info:
+        """What a step reached, by the number of each start."""
         living = self._living
         if len(living) != len(elbo) + len(failures):
             living, self._dropped = list(range(len(elbo) + len(failures))), {}
         self._dropped = self._dropped | {living[i]: failures[i] for i in failures}
         self._living = [number for i, number in enumerate(living) if i not in failures]
         by_number = dict(zip(self._living, elbo, strict=True))
-        return [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
+        numbered = [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
+        return Info(numbered, elbo.index(max(elbo)))
 
     @property
     def can_settle(self) -> bool:
@@ -320,6 +323,11 @@ def _check_same(before: Mapping[str, tuple[Tensor, int]], now: Mapping[str, tupl
             "step_size=RobbinsMonro()) or CAVI(model, guide, memoised=True). To fit the guide to this data instead, "
             "use run, or a new CAVI(model, guide)."
         )
+
+
+def _versions_of(recording: Recording) -> dict[str, tuple[Tensor, int]]:
+    """The data of a recording, with what tells whether torch has written into them."""
+    return {name: (value, version_of(value)) for name, value in recording.observations.items()}
 
 
 def _equal(before: tuple[Tensor, int], now: tuple[Tensor, int]) -> bool:

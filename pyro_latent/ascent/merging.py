@@ -11,7 +11,7 @@ import torch
 from ..objective import Components, Program, State, components_of, of_start
 from .full import FullSteps, Level
 from .moves import Mover, Point, Trials
-from .steps import Info, Task, best_of, joined
+from .steps import Info, Task, joined
 
 #: Moves wait until a sweep raises the ELBO by no more than this, in nats: components that are still on their way look
 #: alike, and what is one by then stays one.
@@ -52,7 +52,7 @@ class MergingSteps(FullSteps):
         state = joined(task.program, [point.state for point in after])
         bound = task.program.bound(state, task.program.means(state)) if len(after) > 1 else after[0].bound
         self._level = Level(task.program, bound, [point.elbo for point in after])
-        return state, Info(self._numbered(self._level.elbo, {}), best_of(self._level.elbo))
+        return state, self._info(self._level.elbo, {})
 
     def _point(self, task: Task, state: State, level: Level, start: int) -> Point:
         """One start after a sweep."""

@@ -24,7 +24,7 @@ from torch import Tensor
 from ..errors import DataError, NaturalDomainError
 from ..objective import Bound, Components, DiscretePosterior, State
 from .steps import Task
-from .sweep import NotFiniteError, Sweep, check_finite, rounding_of
+from .sweep import NotFiniteError, Sweep, rounding_of
 
 #: What the updates after a move may end in, which is then refused.
 _REFUSED = (NaturalDomainError, NotFiniteError, DataError, torch.linalg.LinAlgError)
@@ -226,7 +226,6 @@ class Mover:
         """
         bound = self.program.bound(sweep.state, sweep.means)
         (elbo,) = sweep.check_proper([bound.elbo])
-        check_finite([elbo], self.program, sweep.means)
         return Point(sweep.state, bound, elbo)
 
 

@@ -25,7 +25,7 @@ from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, s
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
-from .sweep import ModelArguments, Sweep, change_of_means, check_finite, check_start
+from .sweep import ModelArguments, Sweep, change_of_means, check_start
 
 #: How fast the average that ranks several starts forgets.
 _FORGETTING = 0.05
@@ -70,8 +70,9 @@ class StochasticSteps(Steps):
         others = [key for key in order if key not in local]
         step_size = self._next_size()
         task = self._nearly_settled(task, local)
-        found = self._compiled(task, local, others, step_size) or self._visited(task, local, others, step_size)
-        state, values, summary = found
+        is_due = self._is_due(task)
+        found = self._compiled(task, step_size) if is_due else None
+        state, values, summary = found or self._visited(task, local, others, step_size, is_due)
         return state, self._took(task, values, summary)
 
     def _next_size(self) -> float:
@@ -119,12 +120,16 @@ class StochasticSteps(Steps):
                 break
         return task._replace(state=state, schedule=replace(task.schedule, local_steps=1))
 
-    def _compiled(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached | None:
-        """What a compiled step reaches; None where there is none, or it does not go well."""
+    def _is_due(self, task: Task) -> bool:
+        """Whether a step is one to compile, or compiled."""
         if task.binding is None or not self._is_compilable(task):
-            return None
-        key = task.binding.template, task.schedule  # by which rounds are in it, or behind it
-        found = self.compiled.played(key, _given(task.state, task.binding.tensors, step_size))
+            return False
+        return self.compiled.is_due((task.binding.template, task.schedule))  # by which rounds are in it, or behind it
+
+    def _compiled(self, task: Task, step_size: float) -> _Reached | None:
+        """What a compiled step reaches; None where there is none, or it does not go well."""
+        assert task.binding is not None
+        found = self.compiled.played(_given(task.state, task.binding.tensors, step_size))
         if found is None:
             return None
         *tensors, report = found
@@ -133,13 +138,14 @@ class StochasticSteps(Steps):
         is_well = all(values[:flags]) and all(map(math.isfinite, values))
         return (restored(task.state, tensors), values[flags:], self._summary) if is_well else None
 
-    def _visited(self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float) -> _Reached:
-        """What a step reaches that visits block by block."""
+    def _visited(
+        self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float, is_due: bool
+    ) -> _Reached:
+        """What a step reaches that visits block by block; it is compiled for the next where that ``is_due``."""
         sweep, elbo, summary = self._moved(task, local, others, step_size)
         values = sweep.check_proper([elbo])
-        check_finite(values, task.program, sweep.means)
         binding, count = task.binding, len(flat(task.state))
-        if binding is not None and self._is_compilable(task):
+        if binding is not None and is_due:
 
             def swept(tensors: list[Tensor]) -> list[Tensor]:
                 program, state = binding.program_of(tensors[count:-1]), restored(task.state, tensors)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..errors import DataError, ElboDecreaseError, NaturalDomainError
+from ..errors import DataError, ElboDecreaseError, NaturalDomainError, PyroLatentError
 from ..families import Natural
 from ..objective import (
     Block,
@@ -63,22 +63,15 @@ class NotFiniteError(ElboDecreaseError):
     """The ELBO of a start is no number."""
 
 
-def check_finite(elbo: Sequence[float], program: Program, means: Means) -> None:
-    """Raise where the ELBO of a start is no number.
-
-    Raises:
-        DataError: if data have density zero whatever the latents are, with their sites.
-        NotFiniteError: if it is not finite otherwise.
-    """
-    if all(math.isfinite(value) for value in elbo):
-        return
+def _not_finite(elbo: Sequence[float], program: Program, means: Means) -> PyroLatentError:
+    """The error of an ELBO, by start, that is no number: data of density zero whatever the latents are are named."""
     sites = program.impossible(means)
     if sites:
-        raise DataError(
+        return DataError(
             f"Expected data that the model can have made; got a density of zero at {', '.join(map(repr, sites))}, "
             "whatever the latents are. Check probabilities of zero, and supports. The guide is as before the step."
         )
-    raise NotFiniteError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
+    return NotFiniteError(f"Expected a finite ELBO; got {elbo}. The guide is as before the step.")
 
 
 def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
@@ -233,14 +226,19 @@ class Sweep:
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
             natural = self.optimum_of(block)  # η ← ∂L̄/∂μ / s
-            self.set(key, taken(turn, natural, self.state[key]))  # μ ← ∇A(η)
+            natural = natural if turn is None else taken(turn, natural, self.state[key])
+            self.set(key, natural)  # μ ← ∇A(η)
 
     def optimum_of(self, block: Block) -> Natural:
         """The natural parameters of the block's optimum: by its hand-written update if it has one, else derived."""
-        if block.update is None:
-            at, start = self.inverse_temperature, self.state[block.key]
-            doubts = self.doubts.setdefault(block.key, []) if block.is_point else None
-            return self.program.optimum(block.key, self.means, self.summands, None, at, start, doubts)
+        if block.update is not None:
+            return self._written(block)
+        at, start = self.inverse_temperature, self.state[block.key]
+        doubts = self.doubts.setdefault(block.key, []) if block.is_point else None
+        return self.program.optimum(block.key, self.means, self.summands, None, at, start, doubts)
+
+    def _written(self, block: Block) -> Natural:
+        """The natural parameters of the optimum that a hand-written update gives."""
         where, like = f"the update of {block.label!r}", self.program.recording.like
         names, update = block.update
         given = [name for name in names if name in self.program.recording.observations]
@@ -290,40 +288,50 @@ class Sweep:
             natural = self.program.blocks[key].family.blend(self.state[key], natural, step_size)
         self.set(key, natural)
 
-    def _is_well(self, key: BlockKey) -> Tensor:
-        """Whether every update of a block was proper, and inside its constraint: one flag."""
-        doubts = [doubt.is_well for doubt in self.doubts.get(key, ())]
-        return torch.stack([self.proper[key], *doubts]).all() if doubts else self.proper[key]
-
     def check_proper(self, more: Sequence[Tensor] = ()) -> list[float]:
-        """Raise where an update was improper; one transfer from the device, which brings ``more`` along.
+        """Raise where an update was improper; one transfer from the device, which brings ``more`` along: the ELBO of
+        each start, and further numbers of it.
 
         Raises:
             NaturalDomainError: naming the first block outside its domain.
+            DataError: if the ELBO is not finite, for data have density zero whatever the latents are, with their sites.
+            NotFiniteError: if it is not finite otherwise.
         """
         tensors = [*self.flags, *more]
         return self.checked(torch.cat(tensors)) if tensors else []
 
     @property
     def flags(self) -> list[Tensor]:
-        """Whether every update of a block was proper, by block; float64 ``[1]`` each."""
-        return [self._is_well(key).reshape(1).to(torch.float64) for key in self.proper]
+        """Whether every update of a block was proper, and inside its constraint, by block; float64 ``[1]`` each."""
+        found = []
+        for key, is_well in self.proper.items():
+            for doubt in self.doubts.get(key, ()):
+                is_well = is_well & doubt.is_well
+            found.append(is_well.reshape(1).double())
+        return found
 
     def checked(self, report: Tensor) -> list[float]:
         """The numbers after the :attr:`flags` in one tensor of both; raises as :meth:`check_proper` does."""
         values: list[float] = report.tolist()
         for key, flag in zip(self.proper, values, strict=False):
             if not flag:
-                for doubt in self.doubts.get(key, ()):
-                    doubt.check()
-                block = self.program.blocks[key]
-                raise NaturalDomainError(
-                    f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural "
-                    "parameters outside its domain. A prior may be improper, columns of a design may depend on each "
-                    "other, or the data be too extreme for its precision: center and scale the data and the columns, "
-                    "or use float64. The guide is as before the step."
-                )
-        return values[len(self.proper) :]
+                raise self._improper(key)
+        numbers = values[len(self.proper) :]
+        if not all(map(math.isfinite, numbers)):
+            raise _not_finite(numbers[: self.starts], self.program, self.means)
+        return numbers
+
+    def _improper(self, key: BlockKey) -> NaturalDomainError:
+        """The error of a block whose update was improper; that of a constraint is raised."""
+        for doubt in self.doubts.get(key, ()):
+            doubt.check()
+        block = self.program.blocks[key]
+        return NaturalDomainError(
+            f"Expected the update of {block.label!r} to be a proper {block.family.name}; got natural parameters "
+            "outside its domain. A prior may be improper, columns of a design may depend on each other, or the data be "
+            "too extreme for its precision: center and scale the data and the columns, or use float64. The guide is as "
+            "before the step."
+        )
 
 
 def _is_finite(held: DiscretePosterior) -> bool:
@@ -341,7 +349,6 @@ __all__ = [
     "NotFiniteError",
     "Sweep",
     "change_of_means",
-    "check_finite",
     "check_start",
     "fall_of",
     "rounding_of",

@@ -252,7 +252,7 @@ class PosteriorState:
             self.starts = prepared.starts if state is None else {}
             self.fit = fit or self.fit
             self.doubted = False
-            self.note_params(program)
+            self._params_seen = param_versions(program)
         return program
 
     def adopted(self, program: Program, predict: bool) -> tuple[State, dict[str, Any]]:
@@ -328,7 +328,7 @@ class PosteriorState:
         if self._is_loaded:  # what was loaded goes before what the store happens to hold
             self._is_loaded, self._params_seen = False, param_versions(program)
             return state
-        moved = self.moved_params(program)
+        moved = self.moved_params(program) if program.params else {}
         for block in program.params:
             if (value := moved.get(block.sites[0].name)) is not None:
                 values = value.to(program.recording.like).expand(len(state[block.key].x), *value.shape)

@@ -29,9 +29,7 @@ def elbo_terms_of(program: Program, state: State) -> ElboTerms:
     densities = {n: float(v) for n, v in expected_log_joint(program, state, held).items()}
     exact = program.exactly(state)
     entropies = {
-        key: float(program.entropy_terms(*exact, [key])[0])
-        for key, block in program.blocks.items()
-        if not block.is_point
+        key: float(program.terms(*exact, [key])[0]) for key, block in program.blocks.items() if not block.is_point
     }
     if held is not None:
         names = tuple(site.name for site in program.discrete)

@@ -83,6 +83,11 @@ class Block:
         return self.family if isinstance(self.family, Gaussian) else None
 
     @cached_property
+    def symmetric(self) -> tuple[str, ...]:
+        """The statistics that are symmetric matrices."""
+        return self.family.symmetric
+
+    @cached_property
     def is_discrete(self) -> bool:
         """Whether the block is a discrete site, whose elements are independent in q."""
         return isinstance(self.family, Finite)

@@ -254,22 +254,11 @@ class Program:
         return Bound(total, magnitude, held)
 
     def terms(
-        self, state: State, means: Means, keys: Iterable[BlockKey], summands: Iterable[Summand]
+        self, state: State, means: Means, keys: Iterable[BlockKey], summands: Iterable[Summand] = ()
     ) -> tuple[Tensor, Tensor]:
-        """The entropy of some blocks and some sums over parameters, for each start, and the size of what it sums."""
-        total, magnitude = self.entropy_terms(state, means, keys)
-        for summand in summands:
-            value = summand.value(means).double()
-            total, magnitude = total + value, magnitude + value.abs()
-        return total, magnitude
-
-    def entropy(self, state: State, held: DiscretePosterior | None) -> Tensor:
-        """H(q) for each start, float64."""
-        total = self.entropy_terms(*self.exactly(state), self.blocks)[0]
-        return total if held is None else total + held.entropy
-
-    def entropy_terms(self, state: State, means: Means, keys: Iterable[BlockKey]) -> tuple[Tensor, Tensor]:
-        """The entropy of some blocks for each start, A(η) − ⟨η, μ⟩, and the size of what it sums; float64."""
+        """The entropy of some blocks, A(η) − ⟨η, μ⟩, and some sums over parameters, for each start, and the size of
+        what it sums; float64.
+        """
         starts = starts_of(state)
         total = torch.zeros(starts, dtype=torch.float64, device=self.recording.device)
         magnitude = torch.zeros_like(total)
@@ -279,7 +268,15 @@ class Program:
                 weighted = block.weight(part).reshape(starts, -1)
                 total = total + weighted.sum(1, dtype=torch.float64)
                 magnitude = magnitude + weighted.abs().sum(1, dtype=torch.float64)
+        for summand in summands:
+            value = summand.value(means).double()
+            total, magnitude = total + value, magnitude + value.abs()
         return total, magnitude
+
+    def entropy(self, state: State, held: DiscretePosterior | None) -> Tensor:
+        """H(q) for each start, float64."""
+        total = self.terms(*self.exactly(state), self.blocks)[0]
+        return total if held is None else total + held.entropy
 
     def unrounded(self, held: DiscretePosterior, means: Means, exact: Means) -> Tensor | float:
         """What log Z of the discrete sites, computed at mean parameters that are rounded, lacks to that at exact ones.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Hashable, Iterable, Sequence
+from collections.abc import Callable, Collection, Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -51,21 +51,10 @@ class Summand:
         dtype = dtype or read[0][0].dtype
         return self._contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
-    def _contract(self, operands: list[Labelled], out: Labels) -> Tensor:
-        """The product of the constant, which comes first, and moments. Where the constant is 0 so is the product, also
-        of the infinite moments that logarithms of functions of a scalar may have.
-        """
-        found = contract(operands, out)
-        if not any(m.block.is_scalar for m in self.moments):
-            return found
-        if is_at_hand(found) and bool(found.isfinite().all()):
-            return found
-        (constant, labels), *moments = operands
-        lowered = contract([operands[0], *((torch.where(t.isfinite(), t, 0.0), own) for t, own in moments)], out)
-        counted = ((constant != 0).to(constant), labels)
-        all_of_them = contract([counted, *((torch.ones_like(t), own) for t, own in moments)], out)
-        finite = contract([counted, *((t.isfinite().to(t), own) for t, own in moments)], out)
-        return torch.where((finite < all_of_them) | found.isfinite().all(), found, lowered)
+    @cached_property
+    def _contract(self) -> Callable[[list[Labelled], Labels], Tensor]:
+        """How the constant, which comes first, and moments are multiplied."""
+        return _contract_finite if any(m.block.is_scalar for m in self.moments) else contract
 
     def given(self, means: Means, keys: Collection[BlockKey]) -> Summand:
         """The sum with the moments of other blocks than these made constants."""
@@ -106,6 +95,21 @@ class Summand:
         return moment.unread(self._contract(operands, labels), labels, means)
 
 
+def _contract_finite(operands: list[Labelled], out: Labels) -> Tensor:
+    """The product of a constant, which comes first, and moments. Where the constant is 0 so is the product, also of the
+    infinite moments that logarithms of functions of a scalar may have.
+    """
+    found = contract(operands, out)
+    if is_at_hand(found) and bool(found.isfinite().all()):
+        return found
+    (constant, labels), *moments = operands
+    lowered = contract([operands[0], *((torch.where(t.isfinite(), t, 0.0), own) for t, own in moments)], out)
+    counted = ((constant != 0).to(constant), labels)
+    all_of_them = contract([counted, *((torch.ones_like(t), own) for t, own in moments)], out)
+    finite = contract([counted, *((t.isfinite().to(t), own) for t, own in moments)], out)
+    return torch.where((finite < all_of_them) | found.isfinite().all(), found, lowered)
+
+
 def sum_of(tensors: Iterable[Tensor]) -> Tensor:
     """The sum of tensors, of which there is one at least."""
     first, *others = tensors
@@ -115,8 +119,8 @@ def sum_of(tensors: Iterable[Tensor]) -> Tensor:
 def gradients(block: Block, means: Means, summands: Sequence[Summand]) -> dict[str, Tensor]:
     """By statistic, the gradient of a sum of summands in a block's mean parameters; that in a matrix is symmetric."""
     fields = {name: torch.zeros_like(t) for name, t in means[block.key].items()}
-    fields |= {name: sum_of(each) for name, each in slopes(block, means, summands).items()}
-    matrices = {name: fields[name] for name in block.family.symmetric}
+    fields |= {name: sum(rest, first) for name, (first, *rest) in slopes(block, means, summands).items()}
+    matrices = {name: fields[name] for name in block.symmetric}
     return fields | {name: (matrix + matrix.mT) / 2 for name, matrix in matrices.items()}
 
 

@@ -123,7 +123,7 @@ def summarize(program: Program, state: State, means: Means, held: DiscretePoster
             "together. Fit all of the data at once, or move them into the plate."
         )
     exact_state, exact = program.exactly(state)
-    number, magnitude = program.entropy_terms(exact_state, exact, local)
+    number, magnitude = program.terms(exact_state, exact, local)
     discrete = program.elimination.held_summands(held)
     if held is not None:
         values = [s.value(means, torch.float64) for s in discrete]
