@@ -127,7 +127,7 @@ def log_evidence(x: Tensor, **prior: float | Tensor) -> Tensor:
     Source: Murphy 2007 §3.5, the ratio of the normalizers of [4] (78) and (79).
     """
     before = _double(_check(x, **prior))
-    summary = _summarise(x)
+    summary = _summarize(x)
     after = _double(conjugate_parameters(before, summary))
     return (
         torch.lgamma(after.concentration)
@@ -167,7 +167,7 @@ def update_mean(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> dis
 
     Source: [4] (82)-(84), whose N takes a precision second; Bishop 2006 (10.25)-(10.27).
     """
-    given, summary = _check(x, **prior), _summarise(x, relative_scale(q, "obs", "mean"))
+    given, summary = _check(x, **prior), _summarize(x, relative_scale(q, "obs", "mean"))
     after = conjugate_parameters(_double(given), summary)
     variance = 1 / (after.precision_scaling * q["precision"].mean.double())
     return dist.Normal(after.loc.to(x.dtype), variance.sqrt().to(x.dtype))
@@ -183,7 +183,7 @@ def update_precision(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -
 
     Source: [4] (86)-(87) with the shape corrected, Bishop 2006 (10.28)-(10.30).
     """
-    given, summary = _double(_check(x, **prior)), _summarise(x, relative_scale(q, "obs", "precision"))
+    given, summary = _double(_check(x, **prior)), _summarize(x, relative_scale(q, "obs", "precision"))
     loc, variance = q["mean"].mean.double(), q["mean"].variance.double()
     from_data = summary.squared_deviations + summary.num_points * ((summary.mean - loc) ** 2 + variance)
     of_mean = relative_scale(q, "mean", "precision")
@@ -203,7 +203,7 @@ def update_joint(q: Mapping[Any, Any], x: Tensor, **prior: float | Tensor) -> No
 
     Source: [4] (79)-(80), Murphy 2007 §3.3.
     """
-    after = conjugate_parameters(_double(_check(x, **prior)), _summarise(x, relative_scale(q, "obs", "mean")))
+    after = conjugate_parameters(_double(_check(x, **prior)), _summarize(x, relative_scale(q, "obs", "mean")))
     return NormalGamma(*(value.to(x.dtype) for value in after))
 
 
@@ -265,7 +265,7 @@ class _Start(NamedTuple):
 
 
 def _start(x: Tensor) -> _Start:
-    summary = _summarise(x)
+    summary = _summarize(x)
     variance = summary.squared_deviations / summary.num_points
     variance = torch.where(variance > 0, variance, torch.ones_like(variance))
     return _Start(summary.mean.to(x.dtype), variance.to(x.dtype), (summary.num_points / 2).to(x.dtype))
@@ -275,7 +275,7 @@ def _sample_precision(start: Callable[[], _Start]) -> Tensor:
     return gamma_factor("precision", lambda: start().half, lambda: start().half * start().variance)
 
 
-def _summarise(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
+def _summarize(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
     """Count, mean and squared deviations of observations that count ``scale`` times each.
 
     Deviations are taken from the first point, then from their mean, in float64: an offset far larger than the spread

@@ -174,7 +174,7 @@ def plain(value: Any, where: str = "") -> Any:
     if isinstance(value, os.PathLike):
         return os.fspath(value)
     raise CheckpointError(
-        f"Expected tensors, numbers, strings, and lists and dictionaries of these in a checkpoint; got "
+        "Expected tensors, numbers, strings, and lists and dictionaries of these in a checkpoint; got "
         f"{type(value).__name__} at {where or 'its top'}."
     )
 

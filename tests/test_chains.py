@@ -23,7 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.objective.elimination import Plan
-from pyro_latent.objective.order import Order, Scope, Variable
+from pyro_latent.objective.order import DiscreteVariable, Order, Scope
 from pyro_latent.objective.stacks import Stack, stacks_of
 from pyro_latent.recording import record
 from pyro_latent.recording.identity import identity_of
@@ -286,7 +286,7 @@ def test_draws_of_a_long_loop_are_joint() -> None:
 
 def test_a_sweep_of_a_long_loop_is_few_operations() -> None:
     """A chain goes in rounds of every other site: about log T of them, and as many buffers as densities differ."""
-    variables: dict[Any, Variable] = {t: Variable(t, 3, {}, 1.0) for t in range(1000)}
+    variables: dict[Any, DiscreteVariable] = {t: DiscreteVariable(t, 3, {}, 1.0) for t in range(1000)}
     pairs = [Scope((t, t + 1), frozenset()) for t in range(999)]
     wide = Order([pairs], variables, is_wide=True).rounds
     narrow = Order([pairs], variables, is_wide=False).rounds
@@ -313,7 +313,7 @@ def test_the_work_of_a_chain_grows_with_its_length(is_wide: bool, monkeypatch: p
     monkeypatch.setattr("pyro_latent.objective.elimination._FEW_ROUNDS", 1 if is_wide else math.inf)
 
     def work(length: int) -> int:
-        variables = [Variable(t, 3, {}, 1.0) for t in range(length)]
+        variables = [DiscreteVariable(t, 3, {}, 1.0) for t in range(length)]
         scopes = [
             [Scope((t, t + 1), frozenset()) for t in range(length - 1)],
             [Scope((t,), frozenset()) for t in range(length)],

@@ -45,7 +45,7 @@ from pyro_latent.criticism import (
 )
 from pyro_latent.criticism.calibration import simulated, with_data
 from pyro_latent.criticism.evidence import Estimate
-from pyro_latent.criticism.moments import features_of, relabelled
+from pyro_latent.criticism.moments import features_of, relabeled
 from pyro_latent.errors import DataError, ModelError
 from pyro_latent.models import gmm, normal_gamma
 from pyro_latent.particles import ProgramCall, ProgramRunner, log_joint, run, seeded
@@ -594,7 +594,7 @@ def test_relabelling_leaves_every_density_as_it_is(old_faithful: Tensor) -> None
         labels = torch.randint(3, (5, 272))
         order = torch.stack([torch.randperm(3) for _ in range(5)])
         values = found.values | {"component": labels}
-        moved = relabelled(values, plate, order)
+        moved = relabeled(values, plate, order)
         torch.testing.assert_close(log_joint(target, moved), log_joint(target, values), rtol=1e-12, atol=0.0)
         torch.testing.assert_close(moved["weights"], values["weights"].gather(1, order))
 
@@ -607,7 +607,7 @@ def test_a_chain_that_swaps_labels_is_aligned_draw_by_draw(old_faithful: Tensor)
         assert plate is not None
         found = draw(target, guide, 200)
         order = torch.stack([torch.randperm(2) for _ in range(200)])
-    chain = type(found)(relabelled(found.values, plate, order), found.log_p, None)
+    chain = type(found)(relabeled(found.values, plate, order), found.log_p, None)
     once = align({"guide": found, "chain": chain}, plate)["chain"]
     torch.testing.assert_close(features_of(once.values, plate), features_of(found.values, plate))
     alone = align({"chain": chain}, plate)["chain"]

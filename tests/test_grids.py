@@ -8,7 +8,7 @@ import scipy.integrate
 import scipy.stats
 import torch
 
-from pyro_latent.distributions.panels import integrated, tabulate
+from pyro_latent.distributions.panels import TableSearch, tabulate
 from pyro_latent.distributions.tabulated import Tabulated
 
 LIKE = torch.empty(0, dtype=torch.float64)
@@ -21,7 +21,7 @@ def of_counts(places: torch.Tensor) -> torch.Tensor:
 
 
 def test_integrals_on_a_grid_are_those_on_panels() -> None:
-    table, integrals = integrated(lambda u: (of_counts(u), u, [(u.exp(), None)]), (1, 3), 1e30, LIKE)
+    table, integrals = TableSearch(lambda u: (of_counts(u), u, [(u.exp(), None)]), (1, 3), 1e30, LIKE).anew()
     by_panels = Tabulated(*tabulate(of_counts, (1, 3), 1e30, LIKE))
     assert integrals is not None and table[0].shape[-1] == 1 < by_panels.left.shape[-1]
     places = by_panels.places.movedim(-1, 0)
@@ -32,7 +32,7 @@ def test_integrals_on_a_grid_are_those_on_panels() -> None:
 
 
 def test_a_grid_is_read_as_the_same_distribution() -> None:
-    grid = Tabulated(*integrated(lambda u: (of_counts(u), u, []), (1, 3), 1e30, LIKE)[0])
+    grid = Tabulated(*TableSearch(lambda u: (of_counts(u), u, []), (1, 3), 1e30, LIKE).anew()[0])
     by_panels = Tabulated(*tabulate(of_counts, (1, 3), 1e30, LIKE))
     levels = torch.tensor([1e-4, 0.1, 0.5, 0.9, 0.9999]).to(LIKE)[:, None, None]
     quantiles = by_panels.icdf(levels)
@@ -46,7 +46,7 @@ def test_a_grid_is_read_as_the_same_distribution() -> None:
 
 def log_normalizer_of(log_density: Callable[[torch.Tensor], torch.Tensor], limit: float = 1e30) -> float:
     """Of the table that is found, on a grid or not."""
-    table, integrals = integrated(lambda u: (log_density(u), u, []), (), limit, LIKE)
+    table, integrals = TableSearch(lambda u: (log_density(u), u, []), (), limit, LIKE).anew()
     if integrals is not None:
         return float(integrals.log_normalizer)
     found = Tabulated(*table)
@@ -85,7 +85,7 @@ def test_a_kink_between_the_last_node_and_the_end_of_a_panel_is_seen() -> None:
 
 def test_a_function_with_a_kink_is_not_for_grids() -> None:
     """Though its slope is zero, so that the density has none."""
-    _, integrals = integrated(lambda u: (-0.5 * u.square(), u, [((u - 0.3).abs(), None)]), (1,), 1e30, LIKE)
+    _, integrals = TableSearch(lambda u: (-0.5 * u.square(), u, [((u - 0.3).abs(), None)]), (1,), 1e30, LIKE).anew()
     assert integrals is None
 
 

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate, Gibbs
 from pyro_latent.distributions.elimination import Elimination
-from pyro_latent.distributions.joint_normal import Part
+from pyro_latent.distributions.joint_normal import SiteSlice
 from pyro_latent.errors import ArgumentTypeError, ModelError, NaturalDomainError, NotConjugateError, PyroLatentError
 from pyro_latent.families import Natural
 from pyro_latent.families.joint_normal import Gaussian
@@ -475,7 +475,7 @@ def test_a_latent_given_a_discrete_one_starts_at_its_prior() -> None:
 
 
 def test_moments_are_the_gradient_of_the_log_normalizer() -> None:
-    part = Part("x", 0, torch.Size([5]), torch.Size())
+    part = SiteSlice("x", 0, torch.Size([5]), torch.Size())
     family = Gaussian([part], torch.device("cpu"))
     family.places(torch.tensor([1, 2, 3, 4, 4]), torch.tensor([0, 1, 2, 3, 0]))
     xx = torch.cat([-torch.ones(5), 0.3 * torch.ones(5)]).double()[None].requires_grad_()

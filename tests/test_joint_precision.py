@@ -19,7 +19,7 @@ from test_joint_normal import GROUP, ITEM, SERIES, Model, X, Y, fitted, whole_an
 from torch import Tensor
 
 from pyro_latent import CAVI, EM, AutoConjugate, Gibbs, check_updates
-from pyro_latent.distributions.joint_normal import Part
+from pyro_latent.distributions.joint_normal import SiteSlice
 from pyro_latent.errors import ModelError, NaturalDomainError, NotConjugateError
 from pyro_latent.families import Natural
 from pyro_latent.families.joint_normal_gamma import GaussianGamma
@@ -301,7 +301,7 @@ def test_the_evidence_of_a_walk_is_an_integral_over_the_precision_of_that_of_kal
 
 
 def test_moments_are_the_gradient_of_the_log_normalizer() -> None:
-    family = GaussianGamma([Part("x", 0, torch.Size([5]), torch.Size())], torch.device("cpu"), (), "tau")
+    family = GaussianGamma([SiteSlice("x", 0, torch.Size([5]), torch.Size())], torch.device("cpu"), (), "tau")
     family.places(torch.tensor([1, 2, 3, 4, 4]), torch.tensor([0, 1, 2, 3, 0]))
     fields = {
         "x": torch.linspace(-1, 1, 5).double()[None],

@@ -95,7 +95,7 @@ def test_moves_that_would_lower_the_elbo_are_refused(monkeypatch: pytest.MonkeyP
 def test_deletes_alone_reach_the_right_number(monkeypatch: pytest.MonkeyPatch) -> None:
     proposed = moves.Mover._candidates
 
-    def deletes(self: moves.Mover, point: moves.Point) -> Iterator[moves.Move]:
+    def deletes(self: moves.Mover, point: moves.Candidate) -> Iterator[moves.Move]:
         return (move for move in proposed(self, point) if move[0] == "delete")
 
     monkeypatch.setattr(moves.Mover, "_candidates", deletes)

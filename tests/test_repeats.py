@@ -215,7 +215,7 @@ def test_sums_that_are_taken_together_are_those_of_each_site(
 
     elbo, by_site, program = prepared()
     assert any(len(group.sites) > STEPS // 2 for group in program.site_summands.groups)
-    monkeypatch.setattr(repeated_sums, "_kind", lambda *args: None)
+    monkeypatch.setattr(repeated_sums, "_likeness", lambda *args: None)
     expected, each, alone = prepared()
     assert all(len(group.sites) == 1 for group in alone.site_summands.groups)
     assert elbo == pytest.approx(expected, rel=1e-12)

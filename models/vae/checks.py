@@ -71,7 +71,7 @@ def check_images(images: Any, input_shape: tuple[int, ...], likelihood: str, lik
         )
 
 
-def check_grey_values(images: Tensor, likelihood: str, levels: int | None) -> None:
+def check_gray_values(images: Tensor, likelihood: str, levels: int | None) -> None:
     """Every value is one that the likelihood allows; all of them are read once.
 
     Raises:

@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from pyro_latent.errors import ArgumentError, DataError, check_choice, check_count
 
-from .checks import check_grey_values, check_images, check_sizes
+from .checks import check_gray_values, check_images, check_sizes
 from .model import BernoulliImages
 from .network import layers
 from .quantizer import (
@@ -164,7 +164,7 @@ class _CodeAutoencoder(StoredModule):
     def _check(self, images: Tensor) -> None:
         check_images(images, (self.num_pixels,), "bernoulli", next(self.parameters()))
         if is_validation_enabled():
-            check_grey_values(images, "bernoulli", None)
+            check_gray_values(images, "bernoulli", None)
 
     def _plate(self, images: Tensor, num_data: int | None) -> Any:
         """A plate over the images of a minibatch of ``num_data``, all of them if None."""

@@ -34,7 +34,7 @@ from pyro_latent.distributions import forget_last_draw
 from pyro_latent.errors import ArgumentError, ModelError, as_real, check_choice, check_count
 from pyro_latent.gradient.flows import FlowPosterior
 
-from .checks import check_flow, check_grey_values, check_images, check_levels, check_sizes
+from .checks import check_flow, check_gray_values, check_images, check_levels, check_sizes
 from .network import DEFAULT_HIDDEN, Decoder, Encoder, Network
 from .store import StoredModule
 
@@ -332,4 +332,4 @@ class Autoencoder(StoredModule):
             DataError: naming what was expected and what came.
         """
         self.check_images(images)
-        check_grey_values(images, self.likelihood, self.levels)
+        check_gray_values(images, self.likelihood, self.levels)

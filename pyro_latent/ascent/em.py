@@ -19,7 +19,7 @@ from .acceleration import AcceleratedSteps
 from .cavi import CAVI
 from .distributed import DistributedSteps
 from .full import FullSteps, Level, Reached, check_whole
-from .gradient_step import MakeOptimizer, Memory, described, raise_q
+from .gradient_step import MakeOptimizer, Memory, described_optimizer, raise_q
 from .m_step import M_STEP_PASSES, moved_from, points_of
 from .options import compile_sweeps, inverse_temperatures
 from .ranks import Alone, Ranks
@@ -228,7 +228,11 @@ class EM(CAVI):
                 "Expected m_step='closed_form' or 'conditional' with accelerate=True; got 'gradient', whose optimizer "
                 "goes on from its own last steps. Leave one of them out."
             )
-        self._settings |= {"m_step": m_step, "gradient_steps": gradient_steps, "optimizer": described(optimizer)}
+        self._settings |= {
+            "m_step": m_step,
+            "gradient_steps": gradient_steps,
+            "optimizer": described_optimizer(optimizer),
+        }
         count = check_count("gradient_steps", gradient_steps)
         kind = AcceleratedEMSteps if accelerate else EMSteps
         self._em = kind(m_step, optimizer, count, inverse_temperatures(annealing))

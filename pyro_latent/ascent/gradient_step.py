@@ -100,7 +100,7 @@ def _optimized(
         if make is None:
             optimizer: torch.optim.Optimizer = torch.optim.LBFGS(leaves, max_iter=count, line_search_fn="strong_wolfe")
         else:
-            optimizer = made(make, leaves)
+            optimizer = optimizer_of(make, leaves)
         goes_on = not isinstance(optimizer, torch.optim.LBFGS)
         shapes = [list(leaf.shape) for leaf in leaves]
         if memory is None or memory.shapes != shapes or not goes_on:
@@ -122,7 +122,7 @@ def _optimized(
     return found, memory._replace(state=optimizer.state_dict()["state"]) if goes_on else None
 
 
-def made(make: MakeOptimizer, leaves: list[Tensor]) -> torch.optim.Optimizer:
+def optimizer_of(make: MakeOptimizer, leaves: list[Tensor]) -> torch.optim.Optimizer:
     """The optimizer of some leaves.
 
     Raises:
@@ -137,14 +137,14 @@ def made(make: MakeOptimizer, leaves: list[Tensor]) -> torch.optim.Optimizer:
     return optimizer
 
 
-def described(make: MakeOptimizer | None) -> str | None:
+def described_optimizer(make: MakeOptimizer | None) -> str | None:
     """What an optimizer is known by in a checkpoint: its class and its options; its maker's type where that needs to
     see the parameters.
     """
     if make is None:
         return None
     try:
-        return " ".join(repr(made(make, [torch.zeros(1, requires_grad=True)])).split())
+        return " ".join(repr(optimizer_of(make, [torch.zeros(1, requires_grad=True)])).split())
     except ArgumentTypeError:
         raise
     except Exception:  # whatever a function of the parameters looks for among them
@@ -155,4 +155,4 @@ def _spread(flags: Tensor, like: Tensor) -> Tensor:
     return flags.reshape(-1, *[1] * (like.ndim - 1))
 
 
-__all__ = ["MakeOptimizer", "Memory", "described", "made", "raise_q"]
+__all__ = ["MakeOptimizer", "Memory", "described_optimizer", "optimizer_of", "raise_q"]

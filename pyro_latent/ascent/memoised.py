@@ -17,7 +17,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import DataError, ModelError
 from ..families import Natural
-from ..objective import BlockKey, Program, State, Summary, of_start, padded, summarize, taken
+from ..objective import BlockKey, Program, State, Summary, in_turn, of_start, padded, summarize
 from ..recording import ScoredSite
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_risen, check_start
@@ -154,7 +154,7 @@ def set_globals(program: Program, sweep: Sweep, total: Summary, keys: Sequence[B
     for key in keys:
         for turn in program.turns.get(key, (None,)):
             natural = program.optimum(key, sweep.means, (), summands, start=sweep.state[key])
-            sweep.set(key, taken(turn, natural, sweep.state[key]))
+            sweep.set(key, in_turn(turn, natural, sweep.state[key]))
 
 
 def reached(

@@ -8,9 +8,9 @@ from typing import Any
 
 import torch
 
-from ..objective import Components, Program, State, components_of, of_start
+from ..objective import ComponentSites, Program, State, components_of, of_start
 from .full import FullSteps, Level
-from .moves import Mover, Point, Trials
+from .moves import Candidate, Mover, Trials
 from .steps import Info, Task, joined
 
 #: Moves wait until a sweep raises the ELBO by no more than this, in nats: components that are still on their way look
@@ -25,7 +25,7 @@ class MergingSteps(FullSteps):
 
     def __init__(self, annealing: Sequence[float] = ()) -> None:
         super().__init__(annealing)
-        self._components: tuple[Program, list[Components]] | None = None
+        self._components: tuple[Program, list[ComponentSites]] | None = None
         self._trials: dict[int, Trials] = {}  # by the number of each start
         self._reached: dict[int, float] = {}  # the ELBO after the last step, by the number of each start
         self._is_last_round = False
@@ -54,11 +54,11 @@ class MergingSteps(FullSteps):
         self._level = Level(task.program, bound, [point.elbo for point in after])
         return state, self._info(self._level.elbo, {})
 
-    def _point(self, task: Task, state: State, level: Level, start: int) -> Point:
+    def _point(self, task: Task, state: State, level: Level, start: int) -> Candidate:
         """One start after a sweep."""
-        return Point(of_start(state, start), level.bound.of([start]), level.elbo[start])
+        return Candidate(of_start(state, start), level.bound.of([start]), level.elbo[start])
 
-    def _moved(self, task: Task, components: list[Components], point: Point, number: int) -> Point:
+    def _moved(self, task: Task, components: list[ComponentSites], point: Candidate, number: int) -> Candidate:
         """A start after moves; as it was where it has not nearly settled, or they are all refused."""
         rise = point.elbo - self._reached.get(number, -math.inf)
         trials = self._trials.setdefault(number, Trials())
@@ -67,7 +67,7 @@ class MergingSteps(FullSteps):
         one = task._replace(state=point.state, probs={})
         return Mover(one, components, trials, self._count).run(point)
 
-    def _components_of(self, program: Program) -> list[Components]:
+    def _components_of(self, program: Program) -> list[ComponentSites]:
         """The components of a model, which are found once."""
         if self._components is None or self._components[0] is not program:
             self._components = program, components_of(program)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, NaturalDomainError
-from ..objective import Bound, Components, DiscretePosterior, State
+from ..objective import Bound, ComponentSites, DiscretePosterior, State
 from .steps import Task
 from .sweep import NotFiniteError, Sweep, rounding_of
 
@@ -46,7 +46,7 @@ Move = tuple[Any, ...]
 
 
 @dataclass(frozen=True)
-class Point:
+class Candidate:
     """A state of one start, with the discrete sites at their exact posterior there, and its ELBO."""
 
     state: State
@@ -93,15 +93,15 @@ class Mover:
         step: the number of the step.
     """
 
-    def __init__(self, task: Task, components: list[Components], trials: Trials, step: int) -> None:
+    def __init__(self, task: Task, components: list[ComponentSites], trials: Trials, step: int) -> None:
         self.task, self.components, self.trials, self.step = task, components, trials, step
         self.program = task.program
         self._done: set[Move] = set()  # what was taken on at this step
-        self._ahead: Point | None = None  # where sweeps from the last point have led
+        self._ahead: Candidate | None = None  # where sweeps from the last point have led
         self._elbos: list[float] = []  # the ELBO after each of them
         self.is_written = any(block.update is not None for block in self.program.blocks.values())
 
-    def run(self, point: Point) -> Point:
+    def run(self, point: Candidate) -> Candidate:
         """Try moves, the most promising first, until so many are refused or none is left."""
         candidates, gain, refusals = self._candidates(point), self._gain(point), 0
         while (move := next(candidates, None)) is not None and refusals < _MOST_REFUSALS:
@@ -117,7 +117,7 @@ class Mover:
         self.trials.is_exhausted = move is None
         return point
 
-    def _candidates(self, point: Point) -> Iterator[Move]:
+    def _candidates(self, point: Candidate) -> Iterator[Move]:
         """The moves that may be tried, the most promising first."""
         means = self.program.means(point.state)
         for place, components in enumerate(self.components):
@@ -133,7 +133,7 @@ class Mover:
                 moves.insert(0, ("order", place))
             yield from (move for move in moves if move not in self._done and self.trials.are_open(move, self.step))
 
-    def _gain(self, point: Point) -> float:
+    def _gain(self, point: Candidate) -> float:
         """What the updates after a move gain without one, in nats: it is no merit of the move."""
         same = torch.arange(self.components[0].count, device=self.program.recording.device)
         try:
@@ -141,7 +141,7 @@ class Mover:
         except _REFUSED:
             return math.inf  # the next step says why
 
-    def _tried(self, move: Move, point: Point, gain: float) -> Point | None:
+    def _tried(self, move: Move, point: Candidate, gain: float) -> Candidate | None:
         """What a move reaches; None where it is refused."""
         kind, place, *numbers = move
         components = self.components[place]
@@ -165,7 +165,7 @@ class Mover:
         left = math.inf if last is None else float(components.masses(last.held)[0, emptied])
         return last if left < max(_LEAST, float(masses[emptied]) / 2) else None
 
-    def _caught_up(self, found: Point, point: Point, sweeps: int) -> Point | None:
+    def _caught_up(self, found: Candidate, point: Candidate, sweeps: int) -> Candidate | None:
         """What more sweeps after a move make of it, at the first where it is no lower than as many sweeps without it;
         None where it stays below, or would at the rate of its last sweep.
         """
@@ -179,20 +179,22 @@ class Mover:
                 return None
         return None
 
-    def _elbo_after(self, point: Point, number: int) -> float:
+    def _elbo_after(self, point: Candidate, number: int) -> float:
         """The ELBO that so many sweeps reach from a point without a move."""
         while len(self._elbos) < number:
             self._ahead = self._after(self._ahead or point)
             self._elbos.append(self._ahead.elbo)
         return self._elbos[number - 1]
 
-    def _after(self, point: Point) -> Point:
+    def _after(self, point: Candidate) -> Candidate:
         """What a sweep reaches."""
         sweep = Sweep(self.program, point.state, self.task.arguments)
         self._update(sweep)
         return self._reached(sweep)
 
-    def _mapped(self, components: Components, point: Point, target: Tensor, is_permutation: bool = False) -> Point:
+    def _mapped(
+        self, components: ComponentSites, point: Candidate, target: Tensor, is_permutation: bool = False
+    ) -> Candidate:
         """The blocks updated from the posterior in which the value v of the discrete sites has become ``target[v]``."""
         state = components.permuted(point.state, target) if is_permutation else point.state
         probs = components.probabilities(self.program.means(point.state), target) if self.is_written else {}
@@ -202,7 +204,7 @@ class Mover:
             self._update(sweep)
         return self._reached(sweep)
 
-    def _without(self, components: Components, point: Point, component: int) -> Point:
+    def _without(self, components: ComponentSites, point: Candidate, component: int) -> Candidate:
         """Some sweeps in which no discrete site has a value."""
         state, arguments = point.state, self.task.arguments
         for _ in range(_SWEEPS):
@@ -217,7 +219,7 @@ class Mover:
         for key in self.task.schedule.blocks(self.program):
             sweep.visit(key)
 
-    def _reached(self, sweep: Sweep) -> Point:
+    def _reached(self, sweep: Sweep) -> Candidate:
         """The state of a sweep, with the discrete sites eliminated anew.
 
         Raises:
@@ -226,7 +228,7 @@ class Mover:
         """
         bound = self.program.bound(sweep.state, sweep.means)
         (elbo,) = sweep.check_proper([bound.elbo])
-        return Point(sweep.state, bound, elbo)
+        return Candidate(sweep.state, bound, elbo)
 
 
-__all__ = ["Move", "Mover", "Point", "Trials"]
+__all__ = ["Candidate", "Move", "Mover", "Trials"]

@@ -22,11 +22,11 @@ from ..objective import (
     State,
     Summand,
     as_probabilities,
+    in_turn,
     natural_of,
     probabilities_of,
     responsibilities,
     starts_of,
-    taken,
 )
 from ..recording import DiscreteSite
 
@@ -81,7 +81,7 @@ def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
         DataError: if every element of these sites is masked, and none has its value given by ``obs_mask=``.
     """
     sites = (site for site in program.discrete if site.name in starts)
-    masks = {site.name: site.mask for site in sites if not _is_labelled(program, site)}
+    masks = {site.name: site.mask for site in sites if not _is_labeled(program, site)}
     if masks and not any(mask is None or bool(mask.any()) for mask in masks.values()):
         raise DataError(
             f"Expected data in the first batch, which the start of {', '.join(map(repr, masks))} is made for; got a "
@@ -90,7 +90,7 @@ def check_start(program: Program, starts: Mapping[str, Tensor]) -> None:
         )
 
 
-def _is_labelled(program: Program, site: DiscreteSite) -> bool:
+def _is_labeled(program: Program, site: DiscreteSite) -> bool:
     """Whether some elements of a site are observed, of which ``obs_mask=`` hides the others."""
     observed = site.name.removesuffix("_unobserved") + "_observed"
     if not site.name.endswith("_unobserved") or observed not in program.recording.observations:
@@ -226,7 +226,7 @@ class Sweep:
         block = self.program.blocks[key]
         for turn in self.program.turns.get(key, (None,)):
             natural = self.optimum_of(block)  # η ← ∂L̄/∂μ / s
-            natural = natural if turn is None else taken(turn, natural, self.state[key])
+            natural = natural if turn is None else in_turn(turn, natural, self.state[key])
             self.set(key, natural)  # μ ← ∇A(η)
 
     def optimum_of(self, block: Block) -> Natural:

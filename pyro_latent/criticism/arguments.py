@@ -49,7 +49,7 @@ def _check_arguments(call: ProgramCall, args: tuple[Any, ...], kwargs: Mapping[s
             f"Expected the arguments that {name} was fitted with, {list(there)}; got {list(here)}. Fit it to these."
         )
     for key, value in here.items():
-        found = difference_of(there[key], value)
+        found = where_different(there[key], value)
         if found:
             raise ModelError(
                 f"Expected the data that {name} was fitted to; got another argument {key!r}: {found}. Fit it to this "
@@ -67,7 +67,7 @@ def _named(call: ProgramCall) -> dict[Any, Any]:
     return dict(found.arguments)
 
 
-def difference_of(before: Any, now: Any) -> str:
+def where_different(before: Any, now: Any) -> str:
     """The words for how two arguments differ, also inside lists, tuples, dicts and dataclasses; empty if they do not.
 
     Arrays are compared by their values, whatever holds them. What is no array, container or plain value is taken as
@@ -88,7 +88,7 @@ def difference_of(before: Any, now: Any) -> str:
         if _kind(now) is list:
             return f"{len(here)} items in place of {len(there)}"
         return f"keys {list(now)} in place of {list(before)}"
-    found = ((where, difference_of(part, here[where])) for where, part in there.items())
+    found = ((where, where_different(part, here[where])) for where, part in there.items())
     return next((f"{where}: {words}" for where, words in found if words), "")
 
 

@@ -23,7 +23,7 @@ from ..guide import AutoConjugate
 from ..particles import LEAST_DRAWS, PyroProgram, Target, Weights, name_of, seeded
 from .arguments import check_same_data
 from .comparison import Comparison, Entry
-from .draws import check_same_model, draw
+from .draws import check_same_densities, draw
 from .methods import Method, Stopwatch, check_methods
 from .moments import Components, align, difference, find_components, moments, r_hat
 from .parameters import Parameters
@@ -208,7 +208,7 @@ class _Job:
                 check_same_data(self.target.call, done.guide, repr(name))
             with seeded(self.seed):
                 draws = draw(self.target, done.guide, self.num_samples, repr(name))
-                check_same_model(self.target, done.model, {n: v[0] for n, v in draws.values.items()}, repr(name))
+                check_same_densities(self.target, done.model, {n: v[0] for n, v in draws.values.items()}, repr(name))
             exact = None
             if isinstance(done.guide, AutoConjugate) and not done.guide.augmented.names:
                 exact = done.guide.elbo(*self.target.call.args, **self.target.call.kwargs)

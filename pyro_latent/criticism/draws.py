@@ -166,7 +166,7 @@ def with_discrete(target: Target, values: Values) -> Values:
 # ----------------------------------------------------------------------------------------------------- what it is of
 
 
-def check_same_model(target: Target, model: PyroProgram | None, values: Values, name: str) -> None:
+def check_same_densities(target: Target, model: PyroProgram | None, values: Values, name: str) -> None:
     """The model that a method was made with has to have this one's densities, at the same values.
 
     One that hides sites of this model (``poutine.block``) is not looked at.

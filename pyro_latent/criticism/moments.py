@@ -159,7 +159,7 @@ def _of_mixtures(target: Target, sizes: Mapping[str, int]) -> Components | None:
 def _is_exchangeable(target: Target, components: Components) -> bool:
     """Whether another order of the components leaves the joint density as it is, at a draw from the prior."""
     one = {n: s["value"][None] for n, s in target.latents.items()}
-    moved = relabelled(one, components, torch.arange(components.size).roll(1))
+    moved = relabeled(one, components, torch.arange(components.size).roll(1))
     here, there = log_joint(target, {n: torch.cat([v, moved[n]]) for n, v in one.items()})
     return bool(here.isfinite()) and close(here, there)
 
@@ -194,12 +194,12 @@ def features_of(values: Values, components: Components) -> Tensor:
     return torch.cat(parts, -1)
 
 
-def relabelled(values: Values, components: Components, order: Tensor) -> Values:
+def relabeled(values: Values, components: Components, order: Tensor) -> Values:
     """Draws whose component k is the one that had the number ``order[..., k]``; ``order`` is ``[K]`` or ``[S, K]``."""
-    return {n: _relabelled(n, v, components, order.to(v.device)) for n, v in values.items()}
+    return {n: _relabeled(n, v, components, order.to(v.device)) for n, v in values.items()}
 
 
-def _relabelled(name: str, value: Tensor, components: Components, order: Tensor) -> Tensor:
+def _relabeled(name: str, value: Tensor, components: Components, order: Tensor) -> Tensor:
     each = order.expand(len(value), components.size)
     if name in components.labels:
         place = each.argsort(-1)  # the new number of each old one
@@ -223,7 +223,7 @@ def aligned(draws: Draws, components: Components, pivot: Tensor, unit: Tensor) -
     found = features_of(draws.values, components)
     found = found.mean(0, keepdim=True) if draws.log_q is not None else found
     order = torch.stack([assignment(f / unit, pivot / unit) for f in found])
-    values = relabelled(draws.values, components, order[0] if len(order) == 1 else order)
+    values = relabeled(draws.values, components, order[0] if len(order) == 1 else order)
     return Draws(values, draws.log_p, draws.log_q, draws.summed, draws.chains)
 
 

@@ -19,7 +19,7 @@ from ..values import broadcast_shapes
 from .elimination import Elimination, Factorization
 
 
-class Part(NamedTuple):
+class SiteSlice(NamedTuple):
     """A site in a joint distribution: where its elements begin, and its shapes. All pairs of elements of an event are
     among those that are known, so that its marginals have covariances.
     """
@@ -49,7 +49,7 @@ class Pairs(NamedTuple):
 
     rows: Tensor
     columns: Tensor
-    parts: tuple[Part, ...]
+    parts: tuple[SiteSlice, ...]
     order: tuple[int, ...]
 
     @property
@@ -143,7 +143,7 @@ class JointNormal(TorchDistribution):
         """Those of the pairs, ``batch + (P,)``."""
         return self._factor.covariances.reshape(self.precision.shape).to(self.loc)
 
-    def part(self, site: str) -> Part:
+    def part(self, site: str) -> SiteSlice:
         """Where a site is.
 
         Raises:
@@ -259,7 +259,7 @@ class SiteGiven(TorchDistribution):
         lead = self.joint.loc.shape[:-1]
         return [beside(lead, 0, len(self.site.batch_shape)), *(outer for _, _, outer in self._drawn())]
 
-    def _drawn(self) -> Iterator[tuple[Part, Tensor, Size]]:
+    def _drawn(self) -> Iterator[tuple[SiteSlice, Tensor, Size]]:
         """The sites drawn before with their values, and the dimensions of these on the left of this site's own."""
         pairs, own = self.joint.plans.pairs, len(self.site.batch_shape)
         for i, value in zip(pairs.order, self.drawn, strict=False):
@@ -319,4 +319,4 @@ def beside(shape: Size, had: int, own: int) -> Size:
     return shape[: len(shape) - gap]
 
 
-__all__ = ["JointNormal", "Pairs", "Part", "Plans", "SiteGiven", "times"]
+__all__ = ["JointNormal", "Pairs", "Plans", "SiteGiven", "SiteSlice", "times"]

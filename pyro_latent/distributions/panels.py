@@ -4,7 +4,7 @@ The line that the support is mapped onto is cut into panels; on each, the log de
 nodes of Gauss and Legendre's rule. :func:`tabulate` finds the panels of a batch of log densities: it goes to the modes
 from a mesh over all numbers, then out until the density has fallen to 1e-20 of its maximum (:mod:`.windows`), and takes
 few panels that are finest at the mode. Where these do not resolve the density, adaptive panels do (:mod:`.quadrature`).
-:func:`integrated` tries a grid (:mod:`.grids`) before, for a density with functions.
+:class:`TableSearch` tries a grid (:mod:`.grids`) before, for a density with functions.
 
 Source: Davis and Rabinowitz 1984, §2.7; Trefethen 2013, Approximation Theory and Approximation Practice, chapter 19.
 """
@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Any
 
 import numpy as np
@@ -115,99 +115,125 @@ def tabulate(
     Raises:
         NoTableError: if a density has no finite integral, or its integral does not settle.
     """
-    found = integrated(
+    search = TableSearch(
         lambda places: (log_density(places), places, []), shape, limit, like, with_grids=False, is_smooth=is_smooth
     )
-    return found[0]
+    return search.anew()[0]
 
 
-@torch.no_grad()
-def integrated(
-    integrand: Integrand,
-    shape: Sequence[int],
-    limit: float,
-    like: Tensor,
-    start: Table | None = None,
-    rows: int | None = None,
-    with_grids: bool = True,
-    is_rough: bool = False,
-    is_smooth: bool = False,
-    is_new: bool = False,
-) -> tuple[Table, Integrals | None]:
-    """The tables of :func:`tabulate`, and the integrals of functions where the pass that made the tables found them.
+class TableSearch:
+    """A search for the tables of :func:`tabulate`, and for the integrals of functions where the pass that makes the
+    tables finds them.
 
     Args:
         integrand: the log densities with the functions, in float64.
-        start: an earlier table, whose nodes are taken again if they resolve the density.
+        shape, limit, like: as of :func:`tabulate`.
         rows: how many places it is given at a time.
         with_grids: whether grids are tried before panels.
-        is_rough: whether the panels of the start are tried before grids.
         is_smooth: whether the log densities are known to have no kink.
-        is_new: whether the start is no table of densities such as these, so that it may lack one of their modes.
     """
-    demands = SMOOTH if is_smooth else ANY
-    rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
 
-    def known(places: Tensor) -> Tensor:
-        values = torch.cat([integrand(part)[0] for part in places.split(rows)])
+    def __init__(
+        self,
+        integrand: Integrand,
+        shape: Sequence[int],
+        limit: float,
+        like: Tensor,
+        rows: int | None = None,
+        with_grids: bool = True,
+        is_smooth: bool = False,
+    ) -> None:
+        self._integrand, self._shape, self._limit, self._like = integrand, torch.Size(shape), limit, like
+        self._rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
+        self._with_grids, self._is_smooth = with_grids, is_smooth
+        self._demands = SMOOTH if is_smooth else ANY
+
+    @cached_property
+    def _modes(self) -> Modes:
+        return modes_of(self._known, self._shape, self._limit, self._like, self._rows)
+
+    def _known(self, places: Tensor) -> Tensor:
+        """The log densities at places ``[K, *shape]``."""
+        values = torch.cat([self._integrand(part)[0] for part in places.split(self._rows)])
         return values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
-    def by_grids(ends: tuple[Tensor, Tensor] | None, counts: Sequence[int]) -> tuple[Table, Integrals] | None:
-        if ends is None or not with_grids:
-            return None
-        found = (on_grid(integrand, *ends, count, rows, like, demands) for count in counts)
-        return next((f for f in found if f is not None), None)
+    @torch.no_grad()
+    def near(self, start: Table, is_rough: bool, is_new: bool) -> tuple[Table, Integrals | None]:
+        """The tables near those of earlier densities, whose nodes are taken again if they resolve the density.
 
-    def by_cut(places: Tensor, values: Tensor, modes: Modes) -> tuple[Table, Integrals] | None:
-        ends = cut(places, values, demands.depth)
-        return by_grids(ends, demands.counts) if ends is not None and are_seen(modes, *ends) else None
+        Args:
+            start: the earlier table.
+            is_rough: whether its panels are tried before grids.
+            is_new: whether it is no table of densities such as these, so that it may lack one of their modes.
 
-    def are_seen(modes: Modes | None, left: Tensor, right: Tensor) -> bool:
-        return modes is None or (modes.are_in(left, right) and not modes.are_narrow_in(left, right))
-
-    modes: Modes | None = None
-    if start is not None:
+        Raises:
+            NoTableError: as by :func:`tabulate`.
+        """
         left, right = start[0][..., 0], start[1][..., -1]
-        is_grid, found = start[0].shape[-1] == 1, None
-        if is_new:
-            modes = modes_of(known, torch.Size(shape), limit, like, rows)
-        if is_grid and are_seen(modes, left, right):
-            found = by_grids((left, right), start[2].shape[-1:])
-        if found is None and with_grids and (is_grid or not is_rough):
-            modes = modes or modes_of(known, torch.Size(shape), limit, like, rows)
+        is_grid, is_few = start[0].shape[-1] == 1, start[0].shape[-1] <= _PANELS[-1]
+        has_all = not is_new or self._are_seen(left, right)
+        found = self._by_grids((left, right), start[2].shape[-1:]) if is_grid and has_all else None
+        if found is None and self._with_grids and (is_grid or not is_rough):
             width = (right - left).double() / 2  # the density has moved, by less than its width
-            found = by_cut(*_scanned(known, left - width, right + width), modes)
+            found = self._by_cut(*_scanned(self._known, left - width, right + width))
+            has_all = found is None and self._are_seen(left, right)
         if found is not None:
             return found
-        is_few = not is_grid and start[0].shape[-1] <= _PANELS[-1] and are_seen(modes, left, right)
-        table = _on_panels(known, *start[:2], like, is_smooth) if is_few else None
-        if table is not None:
-            return table, None
-    modes = modes or modes_of(known, torch.Size(shape), limit, like, rows)
-    ends = window(known, modes, limit)
-    places, values = _scanned(known, *ends)
-    if modes.are_narrow_in(*ends):
-        edges = torch.cat([_edges(places, values, _PANELS[-1]), modes.edges(*ends).movedim(0, -1)], -1)
-        return _adaptive(known, edges.sort(-1).values, like), None
-    found = by_cut(places, values, modes)
-    if found is not None:
-        return found
+        table = self._on_panels(*start[:2], self._is_smooth) if is_few and not is_grid and has_all else None
+        return self.anew() if table is None else (table, None)
 
-    def by_panels(is_smooth: bool) -> Table | None:
+    @torch.no_grad()
+    def anew(self) -> tuple[Table, Integrals | None]:
+        """The tables about the modes of the densities.
+
+        Raises:
+            NoTableError: as by :func:`tabulate`.
+        """
+        ends = window(self._known, self._modes, self._limit)
+        places, values = _scanned(self._known, *ends)
+        if self._modes.are_narrow_in(*ends):
+            edges = torch.cat([_edges(places, values, _PANELS[-1]), self._modes.edges(*ends).movedim(0, -1)], -1)
+            return _adaptive(self._known, edges.sort(-1).values, self._like), None
+        found = self._by_cut(places, values)
+        return (self._by_panels(places, values), None) if found is None else found
+
+    def _are_seen(self, left: Tensor, right: Tensor) -> bool:
+        """Whether all modes are between two ends, and none is too narrow there."""
+        return self._modes.are_in(left, right) and not self._modes.are_narrow_in(left, right)
+
+    def _by_cut(self, places: Tensor, values: Tensor) -> tuple[Table, Integrals] | None:
+        """The tables on grids between the ends where the log densities at places ``[_SCAN, *shape]`` have fallen."""
+        ends = cut(places, values, self._demands.depth)
+        return self._by_grids(ends, self._demands.counts) if ends is not None and self._are_seen(*ends) else None
+
+    def _by_grids(self, ends: tuple[Tensor, Tensor], counts: Sequence[int]) -> tuple[Table, Integrals] | None:
+        """The tables on the first grid between two ends that resolves the densities; None where none does."""
+        if not self._with_grids:
+            return None
+        found = (on_grid(self._integrand, *ends, n, self._rows, self._like, self._demands) for n in counts)
+        return next((f for f in found if f is not None), None)
+
+    def _by_panels(self, places: Tensor, values: Tensor) -> Table:
+        """The tables on panels that are denser where the log densities bend."""
+        table = self._on_few_panels(places, values, self._is_smooth)
+        if table is not None:
+            return table
+        try:
+            return _adaptive(self._known, _edges(places, values, _PANELS[-1]), self._like)
+        except NoTableError:  # also of rounding, as in differences of lgamma of large arguments
+            table = None if self._is_smooth else self._on_few_panels(places, values, True)
+            if table is None:
+                raise
+            return table
+
+    def _on_few_panels(self, places: Tensor, values: Tensor, is_smooth: bool) -> Table | None:
+        """The tables on the fewest panels that resolve the densities; None where none of these numbers does."""
         each = (_edges(places, values, count) for count in _PANELS)
-        tables = (_on_panels(known, edges[..., :-1], edges[..., 1:], like, is_smooth) for edges in each)
+        tables = (self._on_panels(edges[..., :-1], edges[..., 1:], is_smooth) for edges in each)
         return next((t for t in tables if t is not None), None)
 
-    table = by_panels(is_smooth)
-    if table is not None:
-        return table, None
-    try:
-        return _adaptive(known, _edges(places, values, _PANELS[-1]), like), None
-    except NoTableError:  # also of rounding, as in differences of lgamma of large arguments
-        table = None if is_smooth else by_panels(True)
-        if table is None:
-            raise
-        return table, None
+    def _on_panels(self, left: Tensor, right: Tensor, is_smooth: bool) -> Table | None:
+        return _on_panels(self._known, left, right, self._like, is_smooth)
 
 
 def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -293,7 +319,7 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> Table:
 
 __all__ = [
     "NoTableError",
-    "integrated",
+    "TableSearch",
     "line_of",
     "log_weights_of",
     "nodes_of",

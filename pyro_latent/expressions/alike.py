@@ -16,7 +16,7 @@ from .axes import (
     Axis,
     Gather,
     Label,
-    Labelled,
+    Labeled,
     Labels,
     contract,
     fresh_label,
@@ -37,7 +37,7 @@ _FEW = 1000
 _MOST = 2**18
 
 
-def kind_of(term: Term, of: Callable[[Factor], Hashable | None]) -> Hashable | None:
+def likeness_of(term: Term, of: Callable[[Factor], Hashable | None]) -> Hashable | None:
     """What a term has in common with those that differ from it in numbers, and in what ``of`` leaves out of factors.
 
     Args:
@@ -50,27 +50,40 @@ def kind_of(term: Term, of: Callable[[Factor], Hashable | None]) -> Hashable | N
     if any([c.tensor.numel() > _FEW for c in term.constants]):
         return None
     numbers: dict[Label, Label] = {}
-    factors = []
-    for factor in term.factors:
+    factors = likeness_of_factors(term.factors, of, numbers)
+    if factors is None:
+        return None
+    constants = [(c.tensor.shape, c.tensor.dtype, named(c.labels, numbers)) for c in term.constants]
+    choices = [(named((c.label,), numbers), c.size, *[_read_as(a, numbers) for a in c.axes]) for c in term.choices]
+    return factors, tuple(constants), tuple(choices)
+
+
+def likeness_of_factors(
+    factors: Iterable[Factor], of: Callable[[Factor], Hashable | None], numbers: dict[Label, Label]
+) -> Hashable | None:
+    """What the factors of a term have in common with those of others, as in :func:`likeness_of`.
+
+    ``numbers`` are those of labels, by first use, which this adds to.
+    """
+    found = []
+    for factor in factors:
         own = of(factor) if type(factor) is Factor and factor.variable.scalar is None else None
         if own is None:
             return None
         axes = tuple([_read_as(axis, numbers) for axis in factor.axes])
-        factors.append((own, factor.function, factor.power, axes))
-    constants = [(c.tensor.shape, c.tensor.dtype, _named(c.labels, numbers)) for c in term.constants]
-    choices = [(_named((c.label,), numbers), c.size, *[_read_as(a, numbers) for a in c.axes]) for c in term.choices]
-    return tuple(factors), tuple(constants), tuple(choices)
+        found.append((own, factor.function, factor.power, axes))
+    return tuple(found)
 
 
-def _named(labels: Labels, numbers: dict[Label, Label]) -> Labels:
+def named(labels: Labels, numbers: dict[Label, Label]) -> Labels:
     """Labels, with numbers by first use for those that are no positions."""
     return tuple([x if is_position(x) else numbers.setdefault(x, len(numbers)) for x in labels])
 
 
 def _read_as(axis: Axis, numbers: dict[Label, Label]) -> Hashable:
     if isinstance(axis, Gather):
-        return id(axis.index), _named(axis.labels, numbers)
-    return axis if axis is None else _named((axis,), numbers)
+        return id(axis.index), named(axis.labels, numbers)
+    return axis if axis is None else named((axis,), numbers)
 
 
 def groups_of(kinds: Iterable[Hashable | None], numbers: Callable[[int], int]) -> list[list[int]]:
@@ -119,7 +132,7 @@ def evaluated(expressions: Sequence[Expression], values: Values) -> list[tuple[T
 def _expression_kind(expression: Expression) -> Hashable | None:
     if expression.pieces or expression.opacity:
         return None
-    terms = [kind_of(term, _shape_of) for term in expression.terms]
+    terms = [likeness_of(term, _shape_of) for term in expression.terms]
     return None if None in terms else (expression.shape, tuple(terms))
 
 
@@ -151,7 +164,7 @@ def _evaluated_together(expressions: Sequence[Expression], values: Values) -> li
     return list(zip(value.expand(shape).unbind(), size.expand(shape).unbind(), strict=True))
 
 
-def _product(terms: Sequence[Term], values: Values, label: Label) -> Labelled:
+def _product(terms: Sequence[Term], values: Values, label: Label) -> Labeled:
     """The values of terms that are alike, in float64, along a label of their own where they differ."""
     chosen = dict([_chosen(own, values, label) for own in zip(*[t.choices for t in terms], strict=True)])
     constants = [side_by_side(own, label) for own in zip(*[t.constants for t in terms], strict=True)]
@@ -175,7 +188,7 @@ def _chosen(choices: Sequence[Choice], values: Values, label: Label) -> tuple[La
     return first.label, Gather(*read(numbers, (label, *first.axes)))
 
 
-def _values_of(factors: Sequence[Factor], values: Values, label: Label, chosen: Mapping[Label, Axis]) -> Labelled:
+def _values_of(factors: Sequence[Factor], values: Values, label: Label, chosen: Mapping[Label, Axis]) -> Labeled:
     first = factors[0]
     axes = tuple([substitute(axis, chosen) for axis in first.axes])
     if all([f.variable is first.variable for f in factors]):
@@ -183,4 +196,12 @@ def _values_of(factors: Sequence[Factor], values: Values, label: Label, chosen: 
     return read(torch.stack([values[f] for f in factors]), (label, *axes))
 
 
-__all__ = ["coefficients_of", "evaluated", "groups_of", "kind_of", "side_by_side"]
+__all__ = [
+    "coefficients_of",
+    "evaluated",
+    "groups_of",
+    "likeness_of",
+    "likeness_of_factors",
+    "named",
+    "side_by_side",
+]

@@ -35,7 +35,7 @@ Label = int
 #: The labels of the dimensions of a tensor, in order.
 Labels = tuple[Label, ...]
 #: A tensor and the labels of its dimensions.
-Labelled = tuple[Tensor, Labels]
+Labeled = tuple[Tensor, Labels]
 
 
 def fresh_label() -> Label:
@@ -126,7 +126,7 @@ def unique_labels(axes: Iterable[Axis]) -> Labels:
     return tuple(found)
 
 
-def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> Labelled:
+def read(tensor: Tensor, axes: tuple[Axis, ...], lead: int = 0) -> Labeled:
     """Read ``tensor`` through ``axes``: a tensor with one dimension for each label, and those labels.
 
     The first ``lead`` dimensions of the tensor have no axis and stay in front.
@@ -210,7 +210,7 @@ def widened(tensor: Tensor, like: Tensor) -> Tensor:
     return tensor.to(torch.promote_types(tensor.dtype, like.dtype))
 
 
-def contract(operands: list[Labelled], out: Labels) -> Tensor:
+def contract(operands: list[Labeled], out: Labels) -> Tensor:
     """Multiply labelled tensors and sum over every label that is not in ``out``, in the widest of their dtypes."""
     if len(operands) == 1 and operands[0][1] == out:
         return operands[0][0]
@@ -248,6 +248,6 @@ def _equation(inputs: tuple[Labels, ...], out: Labels) -> str:
     return f"{','.join(given)}->{wanted}"
 
 
-def _einsum(operands: Sequence[Labelled], out: Labels) -> Tensor:
+def _einsum(operands: Sequence[Labeled], out: Labels) -> Tensor:
     """Contract all operands in one call of torch."""
     return torch.einsum(_equation(tuple([labels for _, labels in operands]), out), *[tensor for tensor, _ in operands])

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ..values import all_finite
-from .axes import Axis, Label, Labelled, Labels, is_free, read, spread, unique_labels
+from .axes import Axis, Label, Labeled, Labels, is_free, read, spread, unique_labels
 
 
 @dataclass(frozen=True, eq=False)
@@ -24,7 +24,7 @@ class Constant:
     def is_finite(self) -> bool:
         return all_finite(self.tensor)
 
-    def unrepeated(self) -> Labelled:
+    def unrepeated(self) -> Labeled:
         """The tensor with one of the numbers that ``expand`` repeats along a free label, and the labels."""
         tensor = self.tensor
         for i, label in enumerate(self.labels):

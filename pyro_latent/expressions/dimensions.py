@@ -24,7 +24,7 @@ class Dimensions(Arithmetic):
 
     __slots__ = ()
 
-    def _relabelled(self, mapping: dict[Label, Axis], shape: Sequence[int], choices: Sequence[Choice] = ()) -> Self:
+    def _relabeled(self, mapping: dict[Label, Axis], shape: Sequence[int], choices: Sequence[Choice] = ()) -> Self:
         """The view through other axes, which may read at the values of ``choices``."""
         if self.opacity:
             return type(self)(shape, self.like, opacity=self.opacity)
@@ -50,7 +50,7 @@ class Dimensions(Arithmetic):
         """Keep the dimensions of ``order``, in that order."""
         n, m = self.ndim, len(order)
         mapping: dict[Label, Axis] = {old - n: new - m for new, old in enumerate(order)}
-        return self._relabelled(mapping, [self.shape[i] for i in order])
+        return self._relabeled(mapping, [self.shape[i] for i in order])
 
     def permute(self, order: Sequence[int]) -> Self:
         """Reorder the dimensions."""
@@ -75,7 +75,7 @@ class Dimensions(Arithmetic):
             shape[shape.index(-1)] = self.shape.numel() // max(known, 1)
         if self.pieces:
             return self._view(lambda e: e.reshape(shape))
-        return self._relabelled(reshape_axes(self.shape, shape, self.like.device), shape)
+        return self._relabeled(reshape_axes(self.shape, shape, self.like.device), shape)
 
     def unsqueeze(self, dim: int) -> Self:
         """Insert a dimension of size 1."""
@@ -92,7 +92,7 @@ class Dimensions(Arithmetic):
         """``self[index]``, with torch's indexing by integers, slices, None, Ellipsis, constant tensors and tables."""
         if self.pieces:
             return self._view(lambda e: e.take(index))
-        return self._relabelled(*index_axes(index, self.shape, self.like.device))
+        return self._relabeled(*index_axes(index, self.shape, self.like.device))
 
     def take_last(self, index: Self | Tensor) -> Self:
         """Read the last dimension at ``index``, whose shape broadcasts with the other dimensions."""
@@ -100,7 +100,7 @@ class Dimensions(Arithmetic):
         mapping: dict[Label, Axis] = {d: d + 1 for d in range(-self.ndim, -1)}
         mapping[-1] = places.axis(self.shape[-1])
         shape = broadcast_shapes(self.shape[:-1], places.shape)
-        return self.polynomial()._relabelled(mapping, shape, places.choices)
+        return self.polynomial()._relabeled(mapping, shape, places.choices)
 
     def sum(self, dim: int | Sequence[int], keepdim: bool = False) -> Self:
         """The sum over dimensions."""

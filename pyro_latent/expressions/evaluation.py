@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..families import point
 from ..values import all_finite
-from .axes import Axis, Gather, Label, Labelled, Labels, contract, is_free, laid, read, substitute
+from .axes import Axis, Gather, Label, Labeled, Labels, contract, is_free, laid, read, substitute
 from .constants import Constant
 from .terms import Factor, LogOfSum, Term
 from .variables import ScalarFunction, Variable
@@ -74,7 +74,7 @@ class Values:
         return self._values[site].long()
 
 
-def evaluate_term(term: Term, values: Values) -> Labelled:
+def evaluate_term(term: Term, values: Values) -> Labeled:
     """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
     chosen: dict[Label, Axis] = {c.label: Gather(*read(values.numbers(c.site), c.axes)) for c in term.choices}
     constants = [c.substitute(chosen) for c in term.constants]
@@ -90,7 +90,7 @@ def evaluate_term(term: Term, values: Values) -> Labelled:
     return total * term.coefficient, labels
 
 
-def _unmasked(tensor: Tensor, labels: Labels, constants: Sequence[Constant]) -> Labelled:
+def _unmasked(tensor: Tensor, labels: Labels, constants: Sequence[Constant]) -> Labeled:
     """A factor that is 0 where a constant is, even if it is not finite there: the constant may be a mask."""
     found = Constant(tensor, labels)
     if not found.is_finite:

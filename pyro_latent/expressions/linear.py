@@ -103,7 +103,7 @@ def _taken(source: Expression, places: Tensor) -> Expression:
             else:
                 labels.insert(0, i - len(shape))
         axes[dim] = as_axis(at, tuple(labels), source.shape[dim])
-    return source._relabelled(axes, shape)
+    return source._relabeled(axes, shape)
 
 
 def weighted(name: str, sources: Sequence[Expression], call: Call) -> Expression | None:

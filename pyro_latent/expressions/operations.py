@@ -140,7 +140,7 @@ def _einsum(equation: Any, *operands: Any) -> Expression | None:
     product: Expression | None = None
     for group, part in parts:
         mapping: dict[int, Any] = {i - part.ndim: letters.index(c) - len(letters) for i, c in enumerate(group)}
-        placed = part._relabelled(mapping, shape)
+        placed = part._relabeled(mapping, shape)
         product = placed if product is None else product * placed
     assert product is not None
     summed = range(len(out), len(letters))

@@ -31,7 +31,7 @@ from .axes import (
     Axis,
     Gather,
     Label,
-    Labelled,
+    Labeled,
     Labels,
     axis_key,
     contract,
@@ -323,7 +323,7 @@ class Term:
     def is_finite(self) -> bool:
         return math.isfinite(self.coefficient) and all(c.is_finite for c in self.constants)
 
-    def dense(self, like: Tensor) -> Labelled:
+    def dense(self, like: Tensor) -> Labeled:
         """The value of a term without factors: a tensor and the labels of its dimensions, in ascending order, so that
         those of choices come first.
         """

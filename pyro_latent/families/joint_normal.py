@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..distributions.elimination import FEWER, Factorization
-from ..distributions.joint_normal import JointNormal, Pairs, Part, Plans, times
+from ..distributions.joint_normal import JointNormal, Pairs, Plans, SiteSlice, times
 from ..errors import ArgumentError
 from ..settings import check_memory
 from ..values import broadcast_shapes
@@ -42,7 +42,7 @@ class Gaussian(Family):
 
     remembered = ("_factor", "_plans")  # of the last natural parameters
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, pairs: Sequence[int] = ()) -> None:
+    def __init__(self, parts: Sequence[SiteSlice], device: torch.device, pairs: Sequence[int] = ()) -> None:
         self.parts, self.device = tuple(parts), device
         self.size = sum(part.shape.numel() for part in parts)
         self.event_dims = (1,) * len(self.parts)  # type: ignore[misc]

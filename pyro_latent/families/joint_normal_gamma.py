@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..distributions.joint_normal import Part
+from ..distributions.joint_normal import SiteSlice
 from ..distributions.joint_normal_gamma import JointNormalGamma
 from .base import Mean, Natural, Params
 from .joint_normal import Gaussian
@@ -33,7 +33,7 @@ class GaussianGamma(Gaussian):
     statistics = {"x": 1, "xx": 1, "precision": 0, "log_precision": 0}
     param_names = ("loc", "precision", "concentration", "rate")
 
-    def __init__(self, parts: Sequence[Part], device: torch.device, pairs: Sequence[int], precision: str) -> None:
+    def __init__(self, parts: Sequence[SiteSlice], device: torch.device, pairs: Sequence[int], precision: str) -> None:
         super().__init__(parts, device, pairs)
         self.event_dims = (*self.event_dims, 0)  # type: ignore[misc]
         self.precision_site = precision

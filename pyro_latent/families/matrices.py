@@ -10,14 +10,14 @@ from torch import Tensor
 from ..values import broadcast_shapes
 
 
-def symmetrise(matrix: Tensor) -> Tensor:
+def symmetrize(matrix: Tensor) -> Tensor:
     """The symmetric part of ``matrix``."""
     return (matrix + matrix.mT) / 2
 
 
 def is_positive_definite(matrix: Tensor) -> Tensor:
     """A boolean tensor of batch shape; False where an entry is not finite."""
-    _, info = torch.linalg.cholesky_ex(symmetrise(matrix))
+    _, info = torch.linalg.cholesky_ex(symmetrize(matrix))
     return (info == 0) & matrix.isfinite().flatten(-2).all(-1)
 
 
@@ -27,7 +27,7 @@ def is_well_conditioned(matrix: Tensor) -> Tensor:
     A squared pivot of its Cholesky factor over its diagonal entry is the share of a coordinate's precision that the
     coordinates before it leave; the log determinant is off by about eps over the smallest.
     """
-    factor, _ = torch.linalg.cholesky_ex(symmetrise(matrix))
+    factor, _ = torch.linalg.cholesky_ex(symmetrize(matrix))
     share = factor.diagonal(dim1=-2, dim2=-1) ** 2 / matrix.diagonal(dim1=-2, dim2=-1)
     return (share > torch.finfo(matrix.dtype).eps ** 0.75).all(-1)
 
@@ -41,7 +41,7 @@ def solve(matrix: Tensor, vector: Tensor) -> Tensor:
 
 def cholesky(matrix: Tensor) -> Tensor:
     """The lower factor of the symmetric part."""
-    factor, info = torch.linalg.cholesky_ex(symmetrise(matrix))
+    factor, info = torch.linalg.cholesky_ex(symmetrize(matrix))
     return torch.where((info == 0)[..., None, None], factor, torch.nan)
 
 
@@ -55,7 +55,7 @@ def inverse(matrix: Tensor) -> Tensor:
     factor = cholesky(matrix)
     identity = torch.eye(matrix.shape[-1], dtype=matrix.dtype, device=matrix.device)
     root = torch.linalg.solve_triangular(factor, identity, upper=False)
-    return symmetrise(root.mT @ root)
+    return symmetrize(root.mT @ root)
 
 
 def outer(x: Tensor, y: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import distributions
 from .base import Moment, Natural, Params
-from .matrices import inverse, is_positive_definite, log_determinant, symmetrise
+from .matrices import inverse, is_positive_definite, log_determinant, symmetrize
 from .tied_normal_wishart import TiedNormalWishart
 
 
@@ -42,7 +42,7 @@ class MatrixNormalWishart(TiedNormalWishart):
 
     def _split(self, natural: Natural) -> tuple[Tensor, Tensor, Natural]:
         loc, rows, precision = super()._split(natural)
-        return loc, symmetrise(rows), precision
+        return loc, symmetrize(rows), precision
 
     def _quadratic(self, loc: Tensor, weighted: Tensor) -> Tensor:
         return weighted @ loc.mT

@@ -19,7 +19,7 @@ from .matrices import (
     matvec,
     outer,
     solve,
-    symmetrise,
+    symmetrize,
 )
 from .quantiles import quantile
 
@@ -54,7 +54,7 @@ class MultivariateNormal(Family):
         return Mean(x=loc, xx=outer(loc, loc) + inverse(precision))
 
     def from_mean(self, mean: Mean) -> Natural:
-        return self.from_params({"loc": mean.x, "covariance_matrix": symmetrise(mean.xx) - outer(mean.x, mean.x)})
+        return self.from_params({"loc": mean.x, "covariance_matrix": symmetrize(mean.xx) - outer(mean.x, mean.x)})
 
     def to_params(self, natural: Natural) -> Params:
         precision = -2 * natural.xx

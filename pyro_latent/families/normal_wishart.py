@@ -11,7 +11,7 @@ from torch import Tensor
 
 from .. import distributions
 from .base import Family, Mean, Moment, Natural, Params
-from .matrices import expand_batch, inverse, log_determinant, matvec, outer, symmetrise
+from .matrices import expand_batch, inverse, log_determinant, matvec, outer, symmetrize
 from .quantiles import quantile, student_quantile
 from .wishart import Wishart
 
@@ -119,7 +119,7 @@ class NormalWishart(Family):
         """The location, what scales the precision, and the natural parameters of the precision's Wishart."""
         scaling = -2 * natural.quadratic
         loc = self._scaled(natural.precision_mean, self._reciprocal(scaling))
-        rate = symmetrise(-natural.precision - 0.5 * self._square(loc, natural.precision_mean))
+        rate = symmetrize(-natural.precision - 0.5 * self._square(loc, natural.precision_mean))
         return loc, scaling, Natural(log_det=natural.log_det - self._count(loc) / 2, x=-rate)
 
     @staticmethod

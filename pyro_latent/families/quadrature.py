@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..distributions.grids import Integrals, Integrand
-from ..distributions.panels import NoTableError, integrated, line_of, resolved_by, tabulate
+from ..distributions.panels import NoTableError, TableSearch, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
 from ..values import is_at_hand, is_same
@@ -251,18 +251,9 @@ class Quadrature(Family):
         old = None if start is None else (start.left, start.right, start.log_density)
         is_new = old is not None and (self._last is None or not is_same(self._last, old[0]))
         try:
-            table, integrals = integrated(
-                integrand,
-                shape,
-                line_of(self.support)[1],
-                like,
-                old,
-                rows,
-                with_grids,
-                self._is_rough,
-                is_smooth,
-                is_new,
-            )
+            limit = line_of(self.support)[1]
+            search = TableSearch(integrand, shape, limit, like, rows, with_grids, is_smooth)
+            table, integrals = search.anew() if old is None else search.near(old, self._is_rough, is_new)
         except NoTableError as problem:
             raise NaturalDomainError(
                 f"Expected a density of {self.label!r} that an integral can be taken of, given the other sites; got "

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from .. import distributions
 from .base import Family, Mean, Moment, Natural, Params, multivariate_digamma
-from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, symmetrise
+from .matrices import expand_batch, inverse, is_positive_definite, log_determinant, symmetrize
 from .newton import inverse_log_minus_digamma
 
 
@@ -51,7 +51,7 @@ class Wishart(Family):
         return {"df": 2 * half_df, "covariance_matrix": inverse(-2 * natural.x)}
 
     def from_params(self, params: Params) -> Natural:
-        scale = symmetrise(params["covariance_matrix"])
+        scale = symmetrize(params["covariance_matrix"])
         fields = {"log_det": (params["df"] - scale.shape[-1] - 1) / 2, "x": -0.5 * inverse(scale)}
         return Natural(**expand_batch(fields, self.statistics))
 

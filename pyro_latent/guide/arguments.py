@@ -80,7 +80,7 @@ def joint_blocks(blocks: Sequence[str | Sequence[str]] | str | None) -> tuple[tu
         block = (block,) if isinstance(block, str) and set(block) & set("*?[") else block
         if not isinstance(block, list | tuple) or not block or not all(isinstance(name, str) for name in block):
             raise ArgumentTypeError(
-                f"Expected blocks to be tuples of site names, such as [('mean', 'precision')], or patterns of them, "
+                "Expected blocks to be tuples of site names, such as [('mean', 'precision')], or patterns of them, "
                 f"such as ['x_*'], or 'auto'; got {block!r}."
             )
         found.append(tuple(block))

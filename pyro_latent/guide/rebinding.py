@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_flatten
 from ..checkpoint import fingerprint, random_state
 from ..errors import RecordingError
 from ..objective import Program
-from ..recording import ALONE, Compiled, NotCompiledError, Player, Tape, Template, difference
+from ..recording import ALONE, Compiled, NotCompiledError, Player, Tape, Template, first_difference
 
 #: Kinds of calls that are known at once, such as whole batches and a smaller last one.
 _KINDS = 4
@@ -142,7 +142,7 @@ class _Known:
         with torch.random.fork_rng(_cards(given)):
             found = self.program(given)
         program = compiled()
-        why = None if found is None else difference(found[0], program)
+        why = None if found is None else first_difference(found[0], program)
         if why is not None:
             self.give_up(why)
         elif found is not None:

@@ -24,7 +24,7 @@ def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
     mixed = [program.blocks[key].label for key in keys if program.blocks[key].joint_normal]
     if mixed:
         raise ModelError(
-            f"Expected new data for a guide whose blocks are of all data, or of the data at hand alone; got the joint "
+            "Expected new data for a guide whose blocks are of all data, or of the data at hand alone; got the joint "
             f"block of {', '.join(map(repr, mixed))}, of which some sites have an element for each observation. Put "
             "these in another block than the others, or fit a guide to the new data."
         )

@@ -28,7 +28,7 @@ from ..families import Mean
 from ..objective import Block, Means, Program, State
 from ..objective.summands import cast
 from ..settings import check_memory
-from .whitening import Reading, Whitened, gradients, whitened
+from .whitening import Whitened, WhitenedReading, slopes_in, whitened
 
 #: The most that a Newton step may raise the ELBO of a fixed point, in nats.
 _GAP = 1e-3
@@ -63,7 +63,7 @@ class LinearResponse:
         self._state, self._means = program.exactly(state)
         blocks = [block for block in program.blocks.values() if not block.is_point]
         self.conditional_on = tuple(s.name for b in program.blocks.values() if b.is_point for s in b.sites)
-        self._known: dict[str, Reading] = {}
+        self._known: dict[str, WhitenedReading] = {}
         self._check_size(blocks)
         self._whitened: list[Whitened] = []
         first = 0
@@ -174,10 +174,10 @@ class LinearResponse:
             total = _expected_log_joint(program, program.with_derived(leaves | points))
             own = leaves[along.block.key]
             names = [n for n in along.names if n in own]
-            slopes = gradients(total, [own[n] for n in names], create_graph=True)
+            slopes = slopes_in(total, [own[n] for n in names], create_graph=True)
             slope = Mean(**dict(zip(names, slopes, strict=True)))
             inner = (along.packed(slope) * direction).sum()
-            curved = iter(gradients(inner, flat))
+            curved = iter(slopes_in(inner, flat))
         found = []
         for w in self._whitened:
             mean = Mean(**{n: next(curved) for n in leaves[w.block.key]})
@@ -214,7 +214,7 @@ class LinearResponse:
         found, left, right = self.covariance(site, other), self.sd(site), self.sd(other or site)
         return found / left.reshape(left.shape + (1,) * right.ndim) / right
 
-    def _reading(self, name: str) -> Reading:
+    def _reading(self, name: str) -> WhitenedReading:
         """What is read of a site."""
         if name not in self._known:
             is_log = name not in self.sites and name.startswith("log ")
@@ -223,7 +223,7 @@ class LinearResponse:
                 why = " It is a point: the covariances are given its value." if site in self.conditional_on else ""
                 raise ArgumentError(f"Expected one of the sites {list(self.sites)}; got {name!r}.{why}")
             w, i = next((w, i) for w in self._whitened for i, s in enumerate(w.block.sites) if s.name == site)
-            self._known[name] = Reading.of(w, i, is_log, self._state[w.block.key])
+            self._known[name] = WhitenedReading.of(w, i, is_log, self._state[w.block.key])
         return self._known[name]
 
     def __repr__(self) -> str:

@@ -50,7 +50,7 @@ class Whitened(NamedTuple):
         return torch.cat([fields[n].reshape(len(fields[n]), len(like), -1) for n in self.names], -1)
 
 
-def gradients(total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
+def slopes_in(total: Tensor, leaves: Sequence[Tensor], create_graph: bool = False) -> list[Tensor]:
     """The gradient in each leaf; zeros where there is none."""
     if not total.requires_grad:
         return [torch.zeros_like(leaf) for leaf in leaves]
@@ -91,7 +91,7 @@ def _slopes_of(block: Block, natural: Natural, function: Callable[[Natural], Ten
         leaves = Natural(**{n: natural[n].detach().expand(size, *natural[n].shape[1:]).clone() for n in names})
         flat = [leaves[n].requires_grad_() for n in names]
         chosen = function(leaves).diagonal(dim1=0, dim2=2)  # [elements, size]
-        slopes = gradients(chosen.sum(), flat)
+        slopes = slopes_in(chosen.sum(), flat)
     fields = zip(names, slopes, strict=True)
     found = [(g + g.mT) / 2 if name in block.family.symmetric else g for name, g in fields]
     return torch.cat([g.reshape(size, _elements(block), -1) for g in found], -1).movedim(0, 1)
@@ -110,7 +110,7 @@ def _variance(block: Block, natural: Natural, names: tuple[str, ...]) -> Tensor:
     return (found + found.mT) / 2
 
 
-class Reading(NamedTuple):
+class WhitenedReading(NamedTuple):
     """What is read of a site of a block: its values, or their logarithms.
 
     ``loadings [elements, values, d]`` are its covariances under q with the uncorrelated statistics, and ``statistic``
@@ -125,7 +125,7 @@ class Reading(NamedTuple):
     statistic: str | None
 
     @classmethod
-    def of(cls, whitened: Whitened, component: int, is_log: bool, natural: Natural) -> Reading:
+    def of(cls, whitened: Whitened, component: int, is_log: bool, natural: Natural) -> WhitenedReading:
         """The values of a component, or their logarithms.
 
         Raises:
@@ -142,7 +142,7 @@ class Reading(NamedTuple):
     def shape(self) -> torch.Size:
         return self.whitened.block.sites[self.component].shape
 
-    def unexplained(self, other: Reading) -> Tensor | None:
+    def unexplained(self, other: WhitenedReading) -> Tensor | None:
         """Their covariance under q beyond that of their projections on the statistics ``[n, m]``; None for zero.
 
         Raises:
@@ -153,7 +153,7 @@ class Reading(NamedTuple):
         explained = torch.einsum("evd,ewd->evw", self.loadings, other.loadings)
         return self._under_q(other) - torch.block_diag(*explained)
 
-    def _under_q(self, other: Reading) -> Tensor:
+    def _under_q(self, other: WhitenedReading) -> Tensor:
         """The covariance under q of what is no statistic ``[n, m]``."""
         block = self.whitened.block
         if isinstance(block.family, Quadrature):
@@ -254,4 +254,4 @@ def _covariance_at_nodes(values: Tensor, element: Tensor, others: Tensor, places
     return torch.where(element.unsqueeze(-1) == places, found, 0.0)
 
 
-__all__ = ["Reading", "Whitened", "gradients", "whitened"]
+__all__ = ["Whitened", "WhitenedReading", "slopes_in", "whitened"]

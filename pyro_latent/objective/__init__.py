@@ -3,7 +3,7 @@
 from .blocks import Block, BlockKey, Means, State, of_start, padded, starts_of
 from .by_site import expected_log_densities, expected_log_joint
 from .compilation import compile_program
-from .components import Components, components_of
+from .components import ComponentSites, components_of
 from .discrete import DiscreteElimination, DiscretePosterior, as_probabilities
 from .elimination import Table
 from .explain import explain
@@ -25,7 +25,7 @@ from .posterior import (
     shaped,
 )
 from .predictive import blocks_read, exact_log_predictive
-from .program import Bound, Program, taken
+from .program import Bound, Program, in_turn
 from .starts import Init, fresh_blocks, initial_state
 from .stored import block_of, of_data, stored_blocks
 from .summands import Summand
@@ -36,7 +36,7 @@ __all__ = [
     "Block",
     "BlockKey",
     "Bound",
-    "Components",
+    "ComponentSites",
     "DependentElements",
     "DiscreteElimination",
     "DiscretePosterior",
@@ -61,6 +61,7 @@ __all__ = [
     "expected_log_joint",
     "explain",
     "fresh_blocks",
+    "in_turn",
     "initial_state",
     "make_blocks",
     "marginals",
@@ -77,5 +78,4 @@ __all__ = [
     "starts_of",
     "stored_blocks",
     "summarize",
-    "taken",
 ]

@@ -32,7 +32,7 @@ class Joining(NamedTuple):
 
 
 @dataclass
-class Reading:
+class TermReading:
     """What a term of the density of ``site`` reads: the powers of normal sites and of precisions, and their axes."""
 
     site: str
@@ -99,12 +99,12 @@ def joined_by_themselves(recording: Recording) -> Joining:
     return Joining(tuple(in_order), apart)
 
 
-def _couple(name: str, readings: Sequence[Reading]) -> bool:
+def _couple(name: str, readings: Sequence[TermReading]) -> bool:
     """Whether two elements of a normal site meet in a term, as in the square of a sum over its plate."""
     return any(name in r.axes and r.degree({name}) == 2 and not r.is_elementwise(name, name) for r in readings)
 
 
-def readings_of(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[Reading]:
+def readings_of(recording: Recording, normal: set[str], precisions: set[str]) -> Iterator[TermReading]:
     """What each term that reads some of these normal sites reads of them and of the precisions."""
     for name, scored in recording.scored.items():
         for term in scored.known_terms:
@@ -113,8 +113,8 @@ def readings_of(recording: Recording, normal: set[str], precisions: set[str]) ->
                 yield reading
 
 
-def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> Reading:
-    found = Reading(site)
+def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> TermReading:
+    found = TermReading(site)
     for factor in term.factors:
         name = factor.variable.root.site
         powers = found.normal if name in normal else found.precisions
@@ -125,7 +125,7 @@ def _read(site: str, term: Term, normal: set[str], precisions: set[str]) -> Read
     return found
 
 
-def _connected(recording: Recording, normal: set[str], readings: Sequence[Reading]) -> list[set[str]]:
+def _connected(recording: Recording, normal: set[str], readings: Sequence[TermReading]) -> list[set[str]]:
     """The largest sets of normal sites that meet in some term, and of which every term is at most quadratic."""
     group = {name: {name} for name in recording.latents if name in normal}
     reads: dict[str, set[int]] = {name: set() for name in group}  # by the first of a set, the readings of any of it
@@ -163,7 +163,7 @@ def _read_alone(recording: Recording, precisions: set[str]) -> dict[str, str]:
 
 
 def _in_the_way(
-    recording: Recording, group: set[str], precision: str, readings: Sequence[Reading], alone: Mapping[str, str]
+    recording: Recording, group: set[str], precision: str, readings: Sequence[TermReading], alone: Mapping[str, str]
 ) -> str | None:
     """Why a precision does not join a group; None where it does."""
     if precision in alone:
@@ -188,7 +188,7 @@ def _in_the_way(
 
 __all__ = [
     "Joining",
-    "Reading",
+    "TermReading",
     "is_common_precision",
     "is_normal",
     "joined_by_themselves",

@@ -11,7 +11,7 @@ import pyro.distributions as dist
 from ..families import family_of
 from ..families.wishart import Wishart
 from ..recording import LatentSite, Recording
-from .auto_joining import Reading, is_normal, readings_of, weigh_alike
+from .auto_joining import TermReading, is_normal, readings_of, weigh_alike
 
 
 def pairs_of_vectors(recording: Recording, groups: Sequence[tuple[str, ...]]) -> list[tuple[str, str]]:
@@ -43,7 +43,7 @@ def _is_gamma_for_each(site: LatentSite) -> bool:
     return issubclass(site.distribution, dist.Gamma) and bool(site.batch_shape) and not site.event_shape
 
 
-def _are_proportional(vector: LatentSite, precision: LatentSite, readings: Sequence[Reading]) -> bool:
+def _are_proportional(vector: LatentSite, precision: LatentSite, readings: Sequence[TermReading]) -> bool:
     """Whether every term with the vectors has the precision once, and no other one."""
     own = [r for r in readings if vector.name in r.normal]
     if any(r.precisions != {precision.name: 1} or r.degree({vector.name}) > 2 for r in own):

@@ -23,7 +23,7 @@ from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording, ScoredSite
 from ..settings import check_memory
 from .blocks import Block, BlockKey, Means, discrete_block
-from .densities import DensityPart, conflicts, parts_of, summed_terms, with_indicators, without_masks
+from .densities import DensityPart, conflicts, density_parts, summed_terms, with_indicators, without_masks
 from .derived import derived_block, derived_variables
 from .discrete import DiscreteElimination
 from .expectation import CoupledElementsError
@@ -143,7 +143,7 @@ def _divided(
 ) -> dict[str, tuple[list[Term], list[DensityPart]]]:
     """By site the terms that depend on no discrete site, and the others, by what they read."""
     sites, nesting = recording.discrete, recording.max_plate_nesting
-    return {name: parts_of(scored[name], own, sites, nesting) for name, own in terms.items()}
+    return {name: density_parts(scored[name], own, sites, nesting) for name, own in terms.items()}
 
 
 def _in_mean_field(recording: Recording, read: Sequence[Layout], asked: Collection[str]) -> dict[str, str]:

@@ -29,7 +29,7 @@ _Place = tuple[BlockKey, int]
 
 
 @dataclass(frozen=True, eq=False)
-class Components:
+class ComponentSites:
     """The values of discrete sites that choose among the same elements.
 
     Attributes:
@@ -123,7 +123,7 @@ class Components:
         return total.diagonal(dim1=1, dim2=2).unsqueeze(-1) - total
 
 
-def components_of(program: Program) -> list[Components]:
+def components_of(program: Program) -> list[ComponentSites]:
     """The components of a model, those of one kind together.
 
     Raises:
@@ -142,7 +142,7 @@ def components_of(program: Program) -> list[Components]:
         places = {place: chosen for place, chosen in choosing.items() if names & chosen[0][0]}
         dims = {key: dim for (key, dim), chosen in places.items() if all(direct for _, direct in chosen)}
         if len(counts) == 1:
-            found.append(Components(program, own, counts.pop(), dims))
+            found.append(ComponentSites(program, own, counts.pop(), dims))
     if not found:
         raise ModelError(_nothing(program))
     return found
@@ -184,4 +184,4 @@ def _nothing(program: Program) -> str:
     )
 
 
-__all__ = ["Components", "components_of"]
+__all__ = ["ComponentSites", "components_of"]

@@ -12,12 +12,12 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import Expression
-from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, fresh_label, is_free, is_summed, spread
+from ..expressions.axes import Axis, Gather, Label, Labeled, Labels, fresh_label, is_free, is_summed, spread
 from ..expressions.constants import Constant
 from ..expressions.terms import Choice, Factor, Term
 from ..expressions.variables import Variable
 from ..recording import DiscreteSite, Recording, ScoredSite
-from .layouts import Layout, Reading, both_elements, elements_of, same_element
+from .layouts import Layout, Reading, both_elements, element_numbers, same_element
 
 #: log 0 in a density of a mean-field discrete site, whose probability of such a value is exactly zero with it.
 _LOG_ZERO = -1e30
@@ -87,7 +87,7 @@ class DensityPart:
     places: Mapping[Label, Label]
 
 
-def parts_of(
+def density_parts(
     scored: ScoredSite, terms: Sequence[Term], sites: Mapping[str, DiscreteSite], nesting: int
 ) -> tuple[list[Term], list[DensityPart]]:
     """The terms that depend on no discrete site, and the others: together where every one reads its own elements,
@@ -189,7 +189,7 @@ def _live_elements(
 
 def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | None, shape: Sequence[int]) -> Tensor:
     """The elements of a site that a term varies with, where it is shown."""
-    varies: list[Labelled] = []
+    varies: list[Labeled] = []
     for tensor, labels in _indexed(term):
         if choice.label in labels:
             at = labels.index(choice.label)
@@ -205,13 +205,13 @@ def _reached(term: Term, choice: Choice, site: DiscreteSite, shown: Tensor | Non
     if shown is not None:
         total = total & _onto(shown, tuple(i - shown.ndim for i in range(shown.ndim)), labels)
     where = {label: i for i, label in enumerate(labels)}
-    element = spread(*elements_of(site, choice.axes), where).expand(total.shape)
+    element = spread(*element_numbers(site, choice.axes), where).expand(total.shape)
     reached = torch.zeros(site.batch_shape.numel(), dtype=torch.bool, device=site.support.device)
     reached[element[total]] = True
     return reached.reshape(site.batch_shape)
 
 
-def _indexed(term: Term) -> list[Labelled]:
+def _indexed(term: Term) -> list[Labeled]:
     found = [(c.tensor, c.labels) for c in term.constants]
     return found + [(a.index, a.labels) for f in term.factors for a in f.axes if isinstance(a, Gather)]
 
@@ -295,4 +295,12 @@ def _finite(constant: Constant) -> Constant:
     return replace(constant, tensor=tensor.clamp(min=_LOG_ZERO)) if tensor.is_floating_point() else constant
 
 
-__all__ = ["DensityPart", "conflicts", "parts_of", "summed_terms", "usable_terms", "with_indicators", "without_masks"]
+__all__ = [
+    "DensityPart",
+    "conflicts",
+    "density_parts",
+    "summed_terms",
+    "usable_terms",
+    "with_indicators",
+    "without_masks",
+]

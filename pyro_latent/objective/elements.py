@@ -6,7 +6,7 @@ from collections.abc import Hashable, Mapping, Sequence
 
 import torch
 
-from ..expressions.axes import Gather, Label, Labelled, read, spread
+from ..expressions.axes import Gather, Label, Labeled, read, spread
 from ..expressions.terms import Factor
 from ..families.joint_normal import Gaussian
 from .blocks import Block
@@ -48,7 +48,7 @@ def elements_read(
 
 def _places(
     family: Gaussian, factors: Sequence[Factor], owners: Mapping[str, tuple[Block, int]], label: Label
-) -> list[Labelled]:
+) -> list[Labeled]:
     """The elements that factors at one place of each row read, once for each of the power."""
     parts = [family.parts[owners[f.variable.site][1]] for f in factors]
     shape = parts[0].shape

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from ..values import broadcast_shapes
-from .order import Order, Scope, Step, Variable, result_of
+from .order import DiscreteVariable, Order, Scope, SumStep, result_of
 
 
 class Table(NamedTuple):
@@ -86,7 +86,7 @@ class _Uses:
 class _Group:
     """Steps that are done at once."""
 
-    def __init__(self, steps: Sequence[Step], uses: _Uses) -> None:
+    def __init__(self, steps: Sequence[SumStep], uses: _Uses) -> None:
         first = steps[0]
         self.steps, self.variable, self.at = steps, first.variable, first.names.index(first.variable.name)
         self.ndim, self.gone, self.weight = len(first.names), first.gone, first.weight
@@ -111,7 +111,7 @@ class _Group:
 class _Round:
     """Groups of steps that do not meet, and the buffers that their results go to."""
 
-    def __init__(self, groups: Sequence[Sequence[Step]], uses: _Uses) -> None:
+    def __init__(self, groups: Sequence[Sequence[SumStep]], uses: _Uses) -> None:
         self.groups = [_Group(steps, uses) for steps in groups]
         found: dict[Hashable, list[int]] = {}
         for i, steps in enumerate(groups):
@@ -150,7 +150,7 @@ class _Work(NamedTuple):
     groups: int
 
     @staticmethod
-    def of(rounds: Sequence[Sequence[Sequence[Step]]]) -> _Work:
+    def of(rounds: Sequence[Sequence[Sequence[SumStep]]]) -> _Work:
         groups = [steps for each in rounds for steps in each]
         sizes = [math.prod(steps[0].sizes) for steps in groups]
         work = [len(steps) * size for steps, size in zip(groups, sizes, strict=True)]
@@ -186,7 +186,7 @@ class Plan:
     def __init__(
         self,
         buffers: Sequence[Sequence[Scope]],
-        variables: Sequence[Variable],
+        variables: Sequence[DiscreteVariable],
         device: torch.device,
         most: tuple[float, float] = (math.inf, math.inf),
     ) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from ..expressions.axes import (
     START,
     Label,
-    Labelled,
+    Labeled,
     Labels,
     contract,
     fresh_label,
@@ -236,7 +236,7 @@ def _equal(i: int, j: int, reading: Reading, ndim: int, like: Tensor) -> Tensor:
     return laid(eye.unsqueeze(0), (START, i - ndim, j - ndim), (START,), ndim)
 
 
-def _squeezed(weights: Tensor) -> Labelled:
+def _squeezed(weights: Tensor) -> Labeled:
     """Weights ``[starts] + shape`` without dimensions of size 1, but for the first, and the labels of the others."""
     labels = (START, *range(1 - weights.ndim, 0))
     keep = [i for i in range(weights.ndim) if i == 0 or weights.shape[i] != 1]

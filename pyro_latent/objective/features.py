@@ -16,7 +16,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from ..expressions.axes import START, Axis, Gather, Label, Labelled, Labels, contract, is_free, is_summed, substitute
+from ..expressions.axes import START, Axis, Gather, Label, Labeled, Labels, contract, is_free, is_summed, substitute
 from ..expressions.constants import Constant
 from ..settings import settings
 from .blocks import Means
@@ -33,7 +33,7 @@ _SHARE = 8
 class FactorTerm:
     """A term of a discrete factor: a product of constants and of moments."""
 
-    constants: list[Labelled]
+    constants: list[Labeled]
     moments: tuple[BlockMoment, ...]
 
     @cached_property
@@ -71,11 +71,11 @@ class FactorTerm:
         sizes = [self.sizes[label] for label in self.links]
         return sizes[0] * (sizes[0] + 1) // 2 if self.symmetric else math.prod(sizes)
 
-    def moments_at(self, means: Means) -> list[Labelled]:
+    def moments_at(self, means: Means) -> list[Labeled]:
         """The moments at these mean parameters, with their labels."""
         return [(m.read(means), m.labels) for m in self.moments]
 
-    def value(self, means: Means) -> Labelled:
+    def value(self, means: Means) -> Labeled:
         """The product, summed over all that is summed over, for each start."""
         operands = [*self.constants, *self.moments_at(means)]
         free = tuple(dict.fromkeys(x for _, labels in operands for x in labels if is_free(x)))

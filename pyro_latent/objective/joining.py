@@ -8,7 +8,7 @@ from types import MappingProxyType
 
 import torch
 
-from ..distributions.joint_normal import Part
+from ..distributions.joint_normal import SiteSlice
 from ..errors import NotConjugateError
 from ..families.joint_normal import Gaussian
 from ..families.joint_normal_gamma import GaussianGamma
@@ -63,7 +63,7 @@ def joint_normal_block(
     precisions = [site for site in sites if site not in normal]
     parts, offset = [], 0
     for site in normal:
-        parts.append(Part(site.name, offset, site.batch_shape, site.event_shape))
+        parts.append(SiteSlice(site.name, offset, site.batch_shape, site.event_shape))
         offset += site.shape.numel()
     names = tuple(site.name for site in (*normal, *precisions))
     pairs = known.get(names if len(names) > 1 else names[0], ())
@@ -73,7 +73,7 @@ def joint_normal_block(
     return Block((*normal, *precisions), family, torch.Size(), events, float(sites[0].scale), mask, device)
 
 
-def groups_of(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+def joint_groups(recording: Recording, joint: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
     """The blocks by the names of their sites, for names that may be patterns. A block of one site is one where the site
     is normal, so that its elements may meet; one of another single site says nothing.
 
@@ -108,4 +108,4 @@ def _asked_by_sites(recording: Recording, used: Collection[str]) -> list[tuple[s
     return [tuple(names) for names in blocks.values()]
 
 
-__all__ = ["AUTO", "KnownPairs", "groups_of", "is_joint_normal", "joint_normal_block"]
+__all__ = ["AUTO", "KnownPairs", "is_joint_normal", "joint_groups", "joint_normal_block"]

@@ -23,7 +23,7 @@ from ..recording import DiscreteSite
 from .elimination import Plan, Table
 from .groups import connected
 from .layouts import Cut, Layout, Reading, Sum, rows_first
-from .order import NotNestedError, Scope, Variable
+from .order import DiscreteVariable, NotNestedError, Scope
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
 #: the elements meet in at most so many places.
@@ -66,7 +66,8 @@ class Joint:
         if all(x.is_aligned and x.is_of_different_sites for rows in self._layouts for x in rows):
             scopes = [[Scope(x.names, frozenset().union(*(own[n] for n in x.names))) for x in r] for r in self._layouts]
             variables = [
-                Variable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale) for s in sites
+                DiscreteVariable(s.name, s.cardinality, {p.dim: p.size for p in s.plates if p.size > 1}, s.scale)
+                for s in sites
             ]
             try:
                 self.plan = Plan(scopes, variables, self._device)
@@ -92,7 +93,7 @@ class Joint:
         scopes = [group for rows in self._cuts for cut in rows for group in cut.names]
         names = dict.fromkeys(name for group in scopes for own in group for name in own)
         kept = {p.dim: p.size for s in self.sites for p in s.plates if p.dim in whole}
-        variables = [Variable(name, cardinality[name[0]], kept, _number(self.sites[0].scale)) for name in names]
+        variables = [DiscreteVariable(name, cardinality[name[0]], kept, _number(self.sites[0].scale)) for name in names]
         buffers = [[Scope(own, frozenset(kept)) for own in group] for group in scopes]
         self.plan = Plan(buffers, variables, self._device, (_LARGEST_TABLE, _MOST_WORK))
         if self.plan.largest > _LARGEST_TABLE or self.plan.work > _MOST_WORK:

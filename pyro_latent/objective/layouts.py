@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..expressions.axes import Axis, Gather, Label, Labelled, Labels, axis_labels, position_axes, read, spread
+from ..expressions.axes import Axis, Gather, Label, Labeled, Labels, axis_labels, position_axes, read, spread
 from ..recording import DiscreteSite
 
 
-def elements_of(site: DiscreteSite, axes: tuple[Axis, ...]) -> Labelled:
+def element_numbers(site: DiscreteSite, axes: tuple[Axis, ...]) -> Labeled:
     """The number of the element of a site that is read at each place, over the labels that its axes run along."""
     numbers = torch.arange(site.batch_shape.numel(), device=site.support.device).reshape(site.batch_shape)
     return read(numbers, axes)
@@ -23,13 +23,13 @@ def elements_of(site: DiscreteSite, axes: tuple[Axis, ...]) -> Labelled:
 
 def both_elements(site: DiscreteSite, a: tuple[Axis, ...], b: tuple[Axis, ...]) -> tuple[Tensor, Tensor, Labels]:
     """The numbers of the elements that two readings of a site read, over the labels that they run along."""
-    (first, left), (second, right) = elements_of(site, a), elements_of(site, b)
+    (first, left), (second, right) = element_numbers(site, a), element_numbers(site, b)
     labels = tuple(dict.fromkeys((*left, *right)))
     where = {label: i for i, label in enumerate(labels)}
     return spread(first, left, where), spread(second, right, where), labels
 
 
-def same_element(site: DiscreteSite, a: tuple[Axis, ...], b: tuple[Axis, ...]) -> Labelled:
+def same_element(site: DiscreteSite, a: tuple[Axis, ...], b: tuple[Axis, ...]) -> Labeled:
     """Where two readings of a site read one element, over the labels that they run along."""
     first, second, labels = both_elements(site, a, b)
     return first == second, labels
@@ -127,7 +127,7 @@ class Sum:
             return None
         (reading,) = layout.readings
         count, shape = len(layout.sizes), reading.site.batch_shape
-        found = spread(*elements_of(reading.site, reading.axes), {i - count: i for i in range(count)})
+        found = spread(*element_numbers(reading.site, reading.axes), {i - count: i for i in range(count)})
         elements = found.expand(layout.sizes).reshape(-1)
         own = Layout((reading.own,), (*[1] * (depth - len(shape)), *shape))
         return Sum(own, layout.sizes, elements)
@@ -190,4 +190,4 @@ def _merged(tensor: Tensor, equal: tuple[int, ...]) -> Tensor:
     return torch.einsum(tensor, [numbers[x] for x in (*letters, *tail)], [numbers[x] for x in out])
 
 
-__all__ = ["Cut", "Layout", "Reading", "Sum", "both_elements", "elements_of", "rows_first", "same_element"]
+__all__ = ["Cut", "Layout", "Reading", "Sum", "both_elements", "element_numbers", "rows_first", "same_element"]

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import START, Gather, Labelled, Labels, contract, is_summed, read, spread, unique_labels
+from ..expressions.axes import START, Gather, Labeled, Labels, contract, is_summed, read, spread, unique_labels
 from ..expressions.constants import Constant
 from ..expressions.terms import LogOfSum, Term
 from ..recording import Recording, ScoredSite
@@ -45,7 +45,7 @@ class LogSum(Summand):
         repeats: how often the sum is counted, for plates that nothing varies along.
     """
 
-    products: tuple[tuple[Labelled, tuple[tuple[int, float], ...]], ...]
+    products: tuple[tuple[Labeled, tuple[tuple[int, float], ...]], ...]
     outer: Labels
     repeats: float
 
@@ -76,7 +76,7 @@ class LogSum(Summand):
             (found,) = torch.autograd.grad(self._total(logs).sum(), leaf)
         return found
 
-    def each(self, means: Means) -> Labelled:
+    def each(self, means: Means) -> Labeled:
         """The constants times the logarithm along the outer labels, before it is summed over plates."""
         found = self._each([m.read(means).double() for m in self.moments])
         inner = [i + 1 for i, x in enumerate(self.outer) if is_summed(x)]
@@ -108,7 +108,7 @@ class LogSum(Summand):
         return parts[0] if len(parts) == 1 else torch.stack(torch.broadcast_tensors(*parts)).logsumexp(0)
 
 
-def _log_contracted(operands: list[Labelled], out: Labels) -> Tensor:
+def _log_contracted(operands: list[Labeled], out: Labels) -> Tensor:
     """log of the sum of products, by the logarithms of the factors, over all labels but ``out``."""
     where = {label: i for i, label in enumerate(out)}
     scaled, total_top = [], torch.zeros((), dtype=torch.float64, device=operands[0][0].device)
@@ -180,7 +180,7 @@ def log_sum_of(
     return LogSum(weight, labels, tuple(moments), tuple(products), outer, float(repeats))
 
 
-def _log_constant(product: Term, device: torch.device) -> Labelled:
+def _log_constant(product: Term, device: torch.device) -> Labeled:
     """The logarithm of what multiplies the latents of a product."""
     labels = unique_labels(x for c in product.constants for x in c.labels)
     operands = [(c.tensor.double(), c.labels) for c in product.constants]

@@ -19,7 +19,7 @@ from ..errors import ModelError
 
 
 @dataclass(frozen=True, eq=False)
-class Variable:
+class DiscreteVariable:
     """A discrete variable: its number of values, the sizes of its plates by their (negative) dimensions, its scale."""
 
     name: Hashable
@@ -35,7 +35,7 @@ class Scope(NamedTuple):
     plates: frozenset[int]
 
 
-class Step(NamedTuple):
+class SumStep(NamedTuple):
     """Multiply some factors, given by their buffers and rows, and sum a variable out; then, where it leaves plates,
     weight and multiply over them.
     """
@@ -44,7 +44,7 @@ class Step(NamedTuple):
     scopes: tuple[tuple[Hashable, ...], ...]
     names: tuple[Hashable, ...]
     sizes: tuple[int, ...]
-    variable: Variable
+    variable: DiscreteVariable
     kept: frozenset[int]
     outer: Tensor | float
 
@@ -70,7 +70,9 @@ class Order:
     those of the smallest alone: a chain goes in log T rounds in place of T / 2.
     """
 
-    def __init__(self, buffers: Sequence[Sequence[Scope]], variables: Mapping[Hashable, Variable], is_wide: bool):
+    def __init__(
+        self, buffers: Sequence[Sequence[Scope]], variables: Mapping[Hashable, DiscreteVariable], is_wide: bool
+    ):
         self._variables, self._is_wide = variables, is_wide
         self._place = {name: i for i, name in enumerate(variables)}
         self._pool = {(i, row): scope for i, rows in enumerate(buffers) for row, scope in enumerate(rows)}
@@ -81,12 +83,12 @@ class Order:
         self._costs = {name: self._cost(name) for name in variables}
         self._heap = [(cost, -self._place[name], name) for name, cost in self._costs.items()]
         heapq.heapify(self._heap)
-        self.rounds: list[list[list[Step]]] = []  # by round, the steps that are alike together
+        self.rounds: list[list[list[SumStep]]] = []  # by round, the steps that are alike together
         self._count = len(buffers)
         while self._costs:
             self.rounds.append(self._round())
 
-    def _round(self) -> list[list[Step]]:
+    def _round(self) -> list[list[SumStep]]:
         taken: list[Hashable] = []
         beside: set[Hashable] = set()
         left: list[Any] = []
@@ -107,7 +109,7 @@ class Order:
             beside.update(self._names(name))
         for entry in left:
             heapq.heappush(self._heap, entry)
-        groups: dict[Hashable, list[Step]] = {}
+        groups: dict[Hashable, list[SumStep]] = {}
         for name in taken:
             del self._costs[name]
             step = self._step(name)
@@ -115,7 +117,7 @@ class Order:
         self._put_back([step for group in groups.values() for step in group])
         return list(groups.values())
 
-    def _step(self, name: Hashable) -> Step:
+    def _step(self, name: Hashable) -> SumStep:
         """Take a variable and its factors out."""
         variable, names, factors = self._variables[name], self._names(name), tuple(sorted(self._of[name]))
         rest = tuple(n for n in names if n != name)
@@ -126,9 +128,9 @@ class Order:
             for n in own:
                 del self._of[n][key]
         sizes = tuple(self._variables[n].size for n in names)
-        return Step(factors, scopes, names, sizes, variable, kept, outer)
+        return SumStep(factors, scopes, names, sizes, variable, kept, outer)
 
-    def _put_back(self, steps: Sequence[Step]) -> None:
+    def _put_back(self, steps: Sequence[SumStep]) -> None:
         """Add the results of a round, of one shape in one buffer, and what they cost their variables."""
         changed: dict[Hashable, None] = {}
         counts: dict[Hashable, list[int]] = {}  # by shape of a result its buffer, and its rows so far
@@ -157,7 +159,7 @@ class Order:
     def _names(self, name: Hashable) -> tuple[Hashable, ...]:
         return tuple(dict.fromkeys(n for key in sorted(self._of[name]) for n in self._pool[key].names))
 
-    def _outer(self, variable: Variable, rest: Sequence[Hashable], gone: Collection[int]) -> Tensor | float:
+    def _outer(self, variable: DiscreteVariable, rest: Sequence[Hashable], gone: Collection[int]) -> Tensor | float:
         """The scale of what the result goes to, which the weight is relative to."""
         if not rest:
             return 1.0
@@ -171,14 +173,14 @@ class Order:
         return scales[0]
 
 
-def result_of(step: Step) -> Hashable:
+def result_of(step: SumStep) -> Hashable:
     """The sizes of the variables of what is left of a step, and the plates that it lies in."""
     return tuple(
         size for name, size in zip(step.names, step.sizes, strict=True) if name != step.variable.name
     ), step.kept
 
 
-def _kind_of(step: Step) -> Hashable:
+def _kind_of(step: SumStep) -> Hashable:
     """What steps have in common that are done at once."""
     scales = (step.variable.scale, step.outer)
     return (
@@ -213,11 +215,11 @@ def relative_scale(inner: Tensor | float, outer: Tensor | float) -> Tensor | flo
 
 
 __all__ = [
+    "DiscreteVariable",
     "NotNestedError",
     "Order",
     "Scope",
-    "Step",
-    "Variable",
+    "SumStep",
     "relative_scale",
     "result_of",
     "same_scale",

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from ..errors import NotConjugateError
-from ..expressions.axes import Gather, Label, Labels, is_position
+from ..expressions.alike import likeness_of_factors, named
+from ..expressions.axes import Label
 from ..expressions.terms import Factor, Term
 from ..families import FAMILIES, JOINT_FAMILIES, PLATE_FAMILIES, WIDER_FAMILIES, Family, family_of
 from ..families.point import Point
@@ -24,7 +25,7 @@ from .auto_vectors import pairs_of_vectors
 from .blocks import Block, BlockKey
 from .derived import derived_block, derived_variables
 from .expectation import NoMomentError, expect
-from .joining import AUTO, KnownPairs, groups_of, is_joint_normal, joint_normal_block
+from .joining import AUTO, KnownPairs, is_joint_normal, joint_groups, joint_normal_block
 
 #: What to write for priors that people use often and that are not conjugate.
 _INSTEAD = {
@@ -55,7 +56,7 @@ def find_blocks(
 ) -> tuple[dict[BlockKey, Block], dict[str, NotConjugateError]]:
     """The blocks of :func:`make_blocks` that there are, and by site without one what is in the way."""
     is_auto = joint == AUTO
-    joint = groups_of(recording, joint)
+    joint = joint_groups(recording, joint)
     for pair in pairs_of_vectors(recording, joint) if is_auto else ():
         tried = (*(names for names in joint if names != pair[:1]), pair)
         joint = tried if _has_moments(recording, tried, pair) else joint
@@ -97,11 +98,11 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
     """The blocks with factors by quadrature for scalars that a density has functions of that their families lack."""
     owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived_variables(recording)}
-    fitting: set[Hashable] = set()
+    fitting: dict[Hashable, Term] = {}  # which keeps the tensors that a likeness knows by their numbers
     for name, scored in recording.scored.items():
         for term in (part for whole in scored.known_terms for part in whole.opened):
             while all([f.variable.root.site in owners for f in term.factors]):
-                kind = _kind(term, owners)
+                kind = _likeness(term, owners)
                 if kind is not None and kind in fitting:
                     break
                 try:
@@ -123,30 +124,24 @@ def _with_integrals(recording: Recording, blocks: dict[BlockKey, Block]) -> dict
                 except NotConjugateError:
                     break
                 else:
-                    fitting.add(kind)
+                    fitting[kind] = term
                     break
     return blocks
 
 
-def _kind(term: Term, owners: Mapping[str, tuple[Block, int]]) -> Hashable | None:
+def _likeness(term: Term, owners: Mapping[str, tuple[Block, int]]) -> Hashable | None:
     """What terms have in common that have an expectation if one of them has: all but names, numbers and constants; None
     where that is not known.
     """
-    numbers: dict[Label, Label] = {}
-    factors = []
-    for factor in term.factors:
-        if type(factor) is not Factor or factor.variable.scalar is not None:
-            return None
+
+    def of(factor: Factor) -> Hashable:
         block, component = owners[factor.variable.site]
-        place = -1 if block.joint_normal and component < len(block.joint_normal.parts) else component
-        axes = [a if isinstance(a, Gather | None) else _numbered((a,), numbers) for a in factor.axes]
-        factors.append((id(block), place, factor.function, factor.power, tuple(axes)))
-    return tuple(factors), tuple([_numbered(c.labels, numbers) for c in term.constants])
+        is_location = block.joint_normal is not None and component < len(block.joint_normal.parts)
+        return id(block), -1 if is_location else component
 
-
-def _numbered(labels: Labels, numbers: dict[Label, Label]) -> Labels:
-    """Labels, with numbers by first use for those that are no positions."""
-    return tuple([x if is_position(x) else numbers.setdefault(x, len(numbers)) for x in labels])
+    numbers: dict[Label, Label] = {}
+    factors = likeness_of_factors(term.factors, of, numbers)
+    return None if factors is None else (factors, tuple([named(c.labels, numbers) for c in term.constants]))
 
 
 def _by_quadrature(site: LatentSite, device: torch.device, why: str) -> Block:

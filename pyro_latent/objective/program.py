@@ -357,7 +357,7 @@ class Program:
             summands = self.elimination.held_summands(self.elimination.eliminate(means))
             for key in local:
                 for turn in self.turns.get(key, (None,)):
-                    natural = taken(turn, self.optimum(key, means, summands, start=state[key]), state[key])
+                    natural = in_turn(turn, self.optimum(key, means, summands, start=state[key]), state[key])
                     state = state | {key: natural}
                     means = self.means_after(means, key, natural)
             moved = [
@@ -387,11 +387,11 @@ class Program:
         return [block.label for block in self.params if block.key not in used]
 
 
-def taken(turn: Tensor | None, natural: Natural, old: Natural) -> Natural:
+def in_turn(turn: Tensor | None, natural: Natural, old: Natural) -> Natural:
     """New natural parameters of the elements whose turn it is, those of a discrete block; None: of all."""
     if turn is None:
         return natural
     return Natural(**{n: torch.where(turn.unsqueeze(-1), natural[n], old[n]) for n in natural})
 
 
-__all__ = ["Bound", "Program", "taken"]
+__all__ = ["Bound", "Program", "in_turn"]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Collection, Hashable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from ..expressions.alike import coefficients_of, groups_of, kind_of, side_by_side
+from ..expressions.alike import coefficients_of, groups_of, likeness_of, side_by_side
 from ..expressions.axes import Gather, Label, contract, fresh_label
 from ..expressions.constants import Constant
 from ..expressions.terms import Term
@@ -91,7 +91,7 @@ def sums_over_plates(
     """
     weights = {name: weights_of(scored[name], scored[name].scale, recording.like) for name in terms}
     pairs = [(name, term) for name, own in terms.items() for term in own]
-    kinds = [_kind(scored[name], term, weights[name], owners) for name, term in pairs]
+    kinds = [_likeness(scored[name], term, weights[name], owners) for name, term in pairs]
     found = []
     for places in groups_of(kinds, lambda i: _numbers(pairs[i][1])):
         own = [pairs[i] for i in places]
@@ -104,13 +104,12 @@ def sums_over_plates(
     return SiteSums(terms, found)
 
 
-def _kind(scored: ScoredSite, term: Term, weights: Sequence[Constant], owners: Owners) -> Hashable | None:
+def _likeness(scored: ScoredSite, term: Term, weights: Sequence[Constant], owners: Owners) -> Hashable | None:
     """What terms have in common that have the same expectation but for numbers and for the elements of joint normal
     blocks that they read; None where nothing is like one.
     """
-
     whole = replace(term, constants=(*term.constants, *weights)) if weights else term
-    kind = kind_of(whole, lambda factor: elements_of(factor, owners) or id(factor.variable))
+    kind = likeness_of(whole, lambda factor: elements_of(factor, owners) or id(factor.variable))
     return None if kind is None or term.choices else (kind, scored.shape, is_in_subsample(scored.plates))
 
 

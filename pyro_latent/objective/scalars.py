@@ -39,8 +39,8 @@ def quadrature_moment(family: Quadrature, factors: Sequence[Factor]) -> tuple[st
         sizes = Term(1.0, (), tuple(factors)).sizes
         shape = torch.Size(sizes[x] for x in labels)
         element = _elements(family, tuple(substitute(a, numbers) for a in axes), own, shape)
-        relabelled = [replace(f, axes=a) for f, a in zip(factors, moved, strict=True)]
-        family.functions[name] = Function(shape, _product(relabelled, own), element, smooth)
+        relabeled = [replace(f, axes=a) for f, a in zip(factors, moved, strict=True)]
+        family.functions[name] = Function(shape, _product(relabeled, own), element, smooth)
     return name, labels
 
 

@@ -15,7 +15,7 @@ import torch
 from pyro.distributions import constraints
 from torch import Tensor
 
-from ..distributions.joint_normal import Part
+from ..distributions.joint_normal import SiteSlice
 from ..families import Family, families_by_name
 from ..families.finite import Finite
 from ..families.joint_normal import Gaussian
@@ -143,7 +143,7 @@ def _joint_of(stored: Mapping[str, Any], pairs: Sequence[int], like: Tensor) -> 
     has_precision = stored["family"] == GaussianGamma.name
     parts, offset = [], 0
     for name, batch, event in sites[: len(sites) - has_precision]:
-        parts.append(Part(name, offset, batch, event))
+        parts.append(SiteSlice(name, offset, batch, event))
         offset += (batch + event).numel()
     if has_precision:
         return GaussianGamma(parts, like.device, pairs, sites[-1][0])

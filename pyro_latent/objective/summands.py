@@ -15,7 +15,7 @@ from ..expressions.axes import (
     Axis,
     Gather,
     Label,
-    Labelled,
+    Labeled,
     Labels,
     axis_labels,
     contract,
@@ -52,7 +52,7 @@ class Summand:
         return self._contract([(t.to(dtype), labels) for t, labels in ((self.constant, self.labels), *read)], (START,))
 
     @cached_property
-    def _contract(self) -> Callable[[list[Labelled], Labels], Tensor]:
+    def _contract(self) -> Callable[[list[Labeled], Labels], Tensor]:
         """How the constant, which comes first, and moments are multiplied."""
         return _contract_finite if any(m.block.is_scalar for m in self.moments) else contract
 
@@ -95,7 +95,7 @@ class Summand:
         return moment.unread(self._contract(operands, labels), labels, means)
 
 
-def _contract_finite(operands: list[Labelled], out: Labels) -> Tensor:
+def _contract_finite(operands: list[Labeled], out: Labels) -> Tensor:
     """The product of a constant, which comes first, and moments. Where the constant is 0 so is the product, also of the
     infinite moments that logarithms of functions of a scalar may have.
     """

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..expressions.axes import START, Gather, Labelled, Labels, contract, spread
+from ..expressions.axes import START, Gather, Labeled, Labels, contract, spread
 from .blocks import BlockKey, Means, State
 from .discrete import DiscretePosterior
 from .expectation import BlockMoment
@@ -24,8 +24,8 @@ from .program import Program
 from .summands import Summand, canonical, labels_of
 
 #: A moment without its block: the block's key, the statistic, and its axes.
-Reading = tuple[BlockKey, str, tuple[int | None, ...]]
-Key = tuple[tuple[Reading, ...], Labels]
+MomentKey = tuple[BlockKey, str, tuple[int | None, ...]]
+Key = tuple[tuple[MomentKey, ...], Labels]
 
 #: A summary of more numbers than this is refused.
 _LARGEST = 10**8
@@ -187,7 +187,7 @@ def _scattered(
         )
     place = torch.zeros((), dtype=torch.long, device=tensor.device)
     inner = labels[1:]
-    axes: list[Labelled] = [
+    axes: list[Labeled] = [
         (torch.arange(n, device=tensor.device), (label,)) for n, label in zip(shape, inner[:kept], strict=False)
     ]
     axes += [(g.index, g.labels) for g in gathers.values()]

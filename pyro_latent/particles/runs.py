@@ -141,10 +141,10 @@ def _joined(runs: Sequence[ScoredRun], join: Callable[[list[Tensor]], Tensor]) -
 
 def run(call: ProgramCall, held: Mapping[str, Tensor]) -> ScoredRun:
     """One run with the sites ``held`` at their values, and the others drawn."""
-    return read(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
+    return scored_run(call.with_program(poutine.condition(call.program, data=dict(held))).trace())
 
 
-def read(trace: Trace) -> ScoredRun:
+def scored_run(trace: Trace) -> ScoredRun:
     """Values and densities of a trace."""
     with in_our_words("values that the sites can score", lambda: "Give data of the shapes of the sites."):
         trace.compute_log_prob()
@@ -302,7 +302,7 @@ class ProgramRunner:
         return self.call.with_program(program).trace()
 
     def _read(self, trace: Trace) -> ScoredRun:
-        return ScoredRun({}, {"": self._factors(trace).total()}, {}) if self.marginal else read(trace)
+        return ScoredRun({}, {"": self._factors(trace).total()}, {}) if self.marginal else scored_run(trace)
 
     def _factors(self, trace: Trace) -> Factors:
         return Factors.of(trace, self.without, self.kept)

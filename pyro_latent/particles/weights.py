@@ -154,7 +154,7 @@ class Weights:
         Raises:
             ModelError: if they are of MCMC, which has no density.
         """
-        return Weights(draws.log_weights, draws.values if keep_samples else {}, draws.summed, rounding_of(draws))
+        return Weights(draws.log_weights, draws.values if keep_samples else {}, draws.summed, rounding_of_draws(draws))
 
     @property
     def num_samples(self) -> int:
@@ -227,7 +227,7 @@ class Weights:
         )
 
 
-def rounding_of(draws: Draws) -> float:
+def rounding_of_draws(draws: Draws) -> float:
     """The differences between log weights that rounding explains, in nats."""
     floating = [v.dtype for v in draws.values.values() if v.is_floating_point()]
     relative = max((ROUNDING.get(d, 1e-2) for d in floating), default=ROUNDING[torch.float64])

@@ -97,7 +97,7 @@ def _law(name: str, fit: Any, site: str) -> Any:
     guide = getattr(fit, "guide_", fit)
     if not callable(getattr(guide, "posterior", None)):
         raise ArgumentTypeError(
-            f"Expected a guide with posterior(), an estimator that has one, a distribution, or draws"
+            "Expected a guide with posterior(), an estimator that has one, a distribution, or draws"
             f"{f' of {name!r}' if name else ''}; got {type(fit).__name__}. Of another guide, give its draws: "
             f'{{"SVI": Predictive(model, guide=guide, num_samples=1000)(data)["{site}"]}}.'
         )

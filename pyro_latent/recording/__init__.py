@@ -8,7 +8,7 @@ from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import AskedAgain, Snapshot, literals, version_of
 from .supports import base_constraint, ends_in_simplex
 from .tape import Player, Tape
-from .template import Template, difference
+from .template import Template, first_difference
 
 __all__ = [
     "ALONE",
@@ -27,9 +27,9 @@ __all__ = [
     "base_constraint",
     "check_arguments",
     "check_identity",
-    "difference",
     "difference_of",
     "ends_in_simplex",
+    "first_difference",
     "identity_of_call",
     "literals",
     "record",

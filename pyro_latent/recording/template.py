@@ -238,7 +238,7 @@ def _function_like(like: FunctionType, closure: Any, defaults: Any, kwdefaults: 
     return made
 
 
-def difference(ours: Any, other: Any) -> str | None:
+def first_difference(ours: Any, other: Any) -> str | None:
     """The first thing in which an object differs from another one that was made anew, in words; None if there is none.
 
     What one of them has computed of itself, in cached properties or in attributes that its class calls ``remembered``,
@@ -292,4 +292,4 @@ def _same(a: Tensor, b: Tensor) -> bool:
     return is_random or torch.equal(a, b) or bool(((a == b) | ((a != a) & (b != b))).all())
 
 
-__all__ = ["Template", "difference"]
+__all__ = ["Template", "first_difference"]

@@ -15,7 +15,7 @@ from . import (
     weight,
     wishart,
 )
-from .arguments import arguments_of, raw_arguments
+from .arguments import distribution_arguments, raw_arguments
 from .base import RULES, Arguments, in_form, register_rule, rule_of
 from .chains import at_step, parts_of, through
 from .construction import random_arguments
@@ -38,12 +38,12 @@ __all__ = [
     "Arguments",
     "RandomDistribution",
     "Repeats",
-    "arguments_of",
     "at_step",
     "beta",
     "chains",
     "dirichlet",
     "discrete",
+    "distribution_arguments",
     "expected_log_density",
     "exponential",
     "family_class",

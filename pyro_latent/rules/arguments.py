@@ -22,7 +22,7 @@ def raw_arguments(distribution: Any) -> dict[str, Any]:
     return {n: v for n, v in raw.items() if v is not None}
 
 
-def arguments_of(distribution: Any, like: Tensor) -> Arguments:
+def distribution_arguments(distribution: Any, like: Tensor) -> Arguments:
     """The arguments of a base distribution as expressions."""
     like = like.double()  # log-normalizers of constant arguments are large, and cancel
     found = {n: as_expression(v, like) for n, v in raw_arguments(distribution).items()}
@@ -37,4 +37,4 @@ def _attribute(distribution: Any, name: str) -> Any:
     return vars(holder).get(name)
 
 
-__all__ = ["arguments_of", "raw_arguments"]
+__all__ = ["distribution_arguments", "raw_arguments"]

@@ -21,7 +21,7 @@ from torch import Tensor
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, question
 from ..values import broadcast_shapes
-from .arguments import arguments_of
+from .arguments import distribution_arguments
 from .base import around_latents, as_expression, in_form, rule_of
 from .wrappers import has_latents, made, unchecked, unwrap, unwrap_masks
 
@@ -231,7 +231,7 @@ def _by_rule(base: Any, value: Any, like: Tensor) -> Expression:
         return known
     symbol = as_expression(value, like.double() if small else like)  # squares of data lose digits, and cancel
     assert symbol is not None
-    density = rule(arguments_of(base, like), symbol).polynomial()
+    density = rule(distribution_arguments(base, like), symbol).polynomial()
     if asked is not None:
         asked.kept(density)
     return density

@@ -144,7 +144,7 @@ def durations() -> Tensor:
 
 
 def durations_mixture() -> Problem:
-    """Two normals on the durations, the assignments summed out; relabelled by location.
+    """Two normals on the durations, the assignments summed out; relabeled by location.
 
     weights ~ Dirichlet(1, 1), loc_k ~ N(0, 10²), precision_k ~ Gamma(1, 1). Coordinates: the logit of the first weight,
     the locations, the logs of the precisions.
@@ -168,7 +168,7 @@ def durations_mixture() -> Problem:
 
 
 def mixture() -> Problem:
-    """Two components with full covariances, the assignments summed out; relabelled by duration, short eruptions first.
+    """Two components with full covariances, the assignments summed out; relabeled by duration, short eruptions first.
 
     weights ~ Dirichlet(1, 1), precision_k ~ Wishart(2, I), mean_k | precision_k ~ N(0, precision_k⁻¹). Coordinates: the
     logit of the first weight, the means, and of each precision L Lᵀ the entries (log L_11, L_21, log L_22).

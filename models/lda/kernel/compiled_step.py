@@ -171,7 +171,7 @@ def _empty(size: int, like: Any) -> Any:
 
 
 @_piece
-def _normalise(rows: Any, place: int, num_topics: int, theta: Any, count: Any, word: int, ratio: Any) -> None:
+def _normalize(rows: Any, place: int, num_topics: int, theta: Any, count: Any, word: int, ratio: Any) -> None:
     """For a block of two vectors of words: ratio_w = n_w / Σ_k t_k B_kw.
 
     Topics are taken by two, since a sum waits for its last term; ``rows`` has an even number of them.
@@ -247,7 +247,7 @@ def _sweep(rows: Any, num_topics: int, theta: Any, count: Any, ratio: Any, sums:
     sums[:] = 0.0
     for word in range(0, len(ratio), width):
         at = len(ratio) - width - word if backward else word
-        _normalise(rows, at * height, num_topics, theta, count, at, ratio)
+        _normalize(rows, at * height, num_topics, theta, count, at, ratio)
         _weigh(rows, at * height, num_topics, ratio, at, sums)
 
 
@@ -266,7 +266,7 @@ def _settle(
         taken += 1
     height = num_topics + num_topics % 2
     for word in range(0, len(ratio), 2 * lanes(ratio)):
-        _normalise(rows, word * height, num_topics, theta, count, word, ratio)
+        _normalize(rows, word * height, num_topics, theta, count, word, ratio)
     return taken
 
 

@@ -46,7 +46,7 @@ class FlowFit:
 
 
 @dataclass(frozen=True)
-class Settings:
+class FitSettings:
     """The arguments of :meth:`FlowDensity.fit` that its result depends on, beside the data."""
 
     max_steps: int
@@ -190,9 +190,9 @@ class FlowDensity(PyroModule):
         for name, x, least in (("data", data, 2), ("held_out", held_out, 1)):
             if x is not None and len(x) < least:
                 raise DataError(f"Expected {name} of at least {least} points; got {len(x)}. Give more points.")
-        settings = Settings(max_steps, learning_rate, batch_size, check_every)
+        settings = FitSettings(max_steps, learning_rate, batch_size, check_every)
         before = self.state_dict()
-        self._standardise(data)
+        self._standardize(data)
         training = FlowTraining(self, data, held_out, settings)
         try:
             file = training.start(checkpoint, checkpoint_every)
@@ -202,7 +202,7 @@ class FlowDensity(PyroModule):
             raise
         return training.run(file, progress)
 
-    def _standardise(self, data: Tensor) -> None:
+    def _standardize(self, data: Tensor) -> None:
         """Take the dtype, device, mean and standard deviation of the data."""
         spread = data.std(0, correction=0)
         if not bool((spread > 0).all()):
@@ -244,7 +244,7 @@ class FlowTraining:
         settings: the rest of the arguments of :meth:`FlowDensity.fit` that the result depends on.
     """
 
-    def __init__(self, density: FlowDensity, data: Tensor, held_out: Tensor | None, settings: Settings) -> None:
+    def __init__(self, density: FlowDensity, data: Tensor, held_out: Tensor | None, settings: FitSettings) -> None:
         self.density, self.data, self.held_out, self.settings = density, data, held_out, settings
         optimizer = torch.optim.Adam(density.parameters(), lr=settings.learning_rate)
         schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, settings.max_steps)
