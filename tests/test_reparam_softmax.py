@@ -295,7 +295,7 @@ def test_what_is_no_softmax_and_what_is_no_label_is_refused() -> None:
 def test_gibbs_does_not_draw_from_a_bound() -> None:
     """Its draws would be of another posterior without a word."""
     alone = poutine.reparam(labelled, config={"y": OneVersusEachReparam()})
-    with pytest.raises(ModelError, match=r"got those of \['y'\], which are bounds of a softmax"):
+    with pytest.raises(ModelError, match=r"got those of \['y'\], which are bounds of logistic functions"):
         Gibbs(alone, 10).run(LABELS, SLOPES)
 
 

@@ -10,7 +10,7 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from .entry import BOTH, CLOSED, QUADRATURE, Gallery
+from .entry import AUXILIARY, BOTH, CLOSED, QUADRATURE, Gallery
 
 gallery = Gallery("posteriordb")
 
@@ -131,9 +131,8 @@ def with_heterogeneity(kind: str) -> Callable[[Tensor], None]:
     return model
 
 
-WHY_HETEROGENEITY = "a logistic function of a probability's logit and an effect"
 for kind in ("h", "th", "tbh"):
-    gallery.add(f"M{kind}_model", with_heterogeneity(kind), captures, WHY_HETEROGENEITY)
+    gallery.add(f"M{kind}_model", with_heterogeneity(kind), captures, AUXILIARY)
 
 
 # ------------------------------------------------------------------------------------------------------------- mixtures

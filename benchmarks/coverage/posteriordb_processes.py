@@ -168,7 +168,7 @@ gallery.add("gpcm_latent_reg_irt", graded("item"), graded_answers, AUXILIARY)
 gallery.add("grsm_latent_reg_irt", graded("all"), graded_answers, AUXILIARY)
 
 
-@gallery.model("multi_occupancy", lambda: (torch.randint(0, 6, (12, 8)),), "logistic functions under a mixture")
+@gallery.model("multi_occupancy", lambda: (torch.randint(0, 6, (12, 8)),), AUXILIARY)
 def multi_occupancy(x: Tensor) -> None:
     """How often species [12] were seen at sites [8] in five visits."""
     alpha = pyro.sample("alpha", dist.Cauchy(0.0, 2.5))

@@ -13,7 +13,7 @@ from pyro.distributions import constraints
 from pyro.ops.indexing import Vindex
 from torch import Tensor
 
-from .entry import BY_EM, QUADRATURE, Gallery
+from .entry import AUXILIARY, BY_EM, QUADRATURE, Gallery
 
 gallery = Gallery("Pyro")
 EACH: Any = {"enumerate": "parallel"}
@@ -261,7 +261,7 @@ def cjs_4(captures: Tensor, sex: Tensor) -> None:
     history(captures, rho, lambda t: phi)
 
 
-@gallery.model("cjs: model 5, by sex and year", dippers, "a logistic function of two scalars in a probability")
+@gallery.model("cjs: model 5, by sex and year", dippers, AUXILIARY)
 def cjs_5(captures: Tensor, sex: Tensor) -> None:
     beta = pyro.sample("phi_beta", dist.Normal(0.0, 10.0))
     rho = pyro.sample("rho", dist.Uniform(0.0, 1.0))

@@ -266,8 +266,8 @@ def _check_drawn(program: Program) -> None:
     bounds = [s.name for s in program.recording.scored.values() if s.is_bound]
     if bounds:
         raise ModelError(
-            f"Expected densities with full conditionals; got those of {bounds}, which are bounds of a softmax. Write "
-            "NUTS of the model as it is written."
+            f"Expected densities with full conditionals; got those of {bounds}, which are bounds of logistic "
+            "functions. Write NUTS of the model as it is written."
         )
     sites: list[Any] = [*(s for b in program.blocks.values() for s in b.sites), *program.discrete]
     scaled = [s.name for s in sites if isinstance(s.scale, Tensor) or s.scale != 1]

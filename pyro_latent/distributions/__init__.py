@@ -21,7 +21,7 @@ from .joint_vectors import IsotropicNormalGamma, TiedNormalWishart
 from .matrix_normal_wishart import MatrixNormalWishart, RowsGivenPrecision
 from .numeric import NumericInverseCDF
 from .panels import tabulate
-from .polya_gamma import PolyaGamma
+from .polya_gamma import LogisticBound, PolyaGamma
 from .quadrature import Panels, integrate, mesh
 from .tabulated import Tabulated
 from .transforms import forget_last_draw
@@ -39,6 +39,7 @@ __all__ = [
     "JointNormal",
     "JointNormalGamma",
     "LogUniform",
+    "LogisticBound",
     "MatrixNormalWishart",
     "MeanPrecision",
     "NormalGamma",

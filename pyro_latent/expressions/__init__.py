@@ -3,7 +3,7 @@
 from .derivations import Derivations, Question, question, renamed, taken_apart
 from .expression import Expression
 from .numbering import fresh_number, numbers_in
-from .recorded import derived_from_points, placeholders
+from .recorded import FunctionOf, derived_from_points, placeholders
 from .stand_ins import StandIns
 from .symbolic import Opacity
 from .tables import over_batch
@@ -12,6 +12,7 @@ from .tensor import RandomTensor
 __all__ = [
     "Derivations",
     "Expression",
+    "FunctionOf",
     "Opacity",
     "Question",
     "RandomTensor",

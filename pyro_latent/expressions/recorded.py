@@ -14,8 +14,12 @@ from torch import Tensor
 
 from .expression import Expression
 from .numbering import fresh_number
+from .tables import ELEMENTWISE
 from .terms import Choice, check_combinations
 from .variables import Replay
+
+#: Operations whose result has at each place what its arguments have there.
+_KEEPING_PLACES = ELEMENTWISE | {"expand", "expand_as", "broadcast_to"}
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,17 @@ class Alias:
 
     source: Recorded
     view: Callable[[Tensor], Tensor] | None
+
+
+@dataclass(frozen=True, eq=False)
+class FunctionOf:
+    """What a tensor is of another one, ``argument``: a function of its values, and of those of discrete latents
+    ``beside`` it, in order.
+    """
+
+    argument: Recorded
+    function: Callable[..., Tensor]
+    beside: tuple[Recorded, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -38,8 +53,8 @@ class Recorded(Tensor):
 
     ``is_own``: the model computed it, so that it may write into it. ``alias``: what it shares its elements with;
     ``views``: by number, the tensors in use that share its own. ``function_of``: of a result of operations without a
-    rule, the last tensor before them, and the function of it that it is. ``pattern``: how it was made, of which
-    latents, where that is known.
+    rule, what it is of the last tensor before them. ``pattern``: how it was made, of which latents, where that is
+    known.
     """
 
     expression: Expression
@@ -48,7 +63,7 @@ class Recorded(Tensor):
     is_own: bool
     alias: Alias | None
     views: WeakValueDictionary[int, Recorded] | None
-    function_of: tuple[Recorded, Callable[[Tensor], Tensor]] | None
+    function_of: FunctionOf | None
     pattern: Any
 
     @staticmethod
@@ -131,6 +146,40 @@ def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
     rest = iter(tensors)
     plain = mapped((args, kwargs), lambda tensor: next(rest))
     return func(*plain[0], **plain[1])
+
+
+def function_of_call(
+    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> FunctionOf | None:
+    """What the result of an operation is a function of; None where it is one of several tensors that are no tables, or
+    moves the elements of tables beside one.
+    """
+    inner = [_function(s) for s in recorded_in(args, kwargs)]
+    arguments = [f.argument for f in inner if not any(t is f.argument for t in f.beside)] or [inner[0].argument]
+    if any(other.expression is not arguments[0].expression for other in arguments):
+        return None
+    beside = tuple(t for f in inner for t in f.beside)
+    if beside and name not in _KEEPING_PLACES:
+        return None
+    kept, named = mapped((args, kwargs), lambda t: t if isinstance(t, Recorded) else t.clone(), Tensor)
+
+    def function(value: Tensor, *tables: Tensor) -> Tensor:
+        rest = iter(tables)
+        found = [f.function(value, *(next(rest) for _ in f.beside)) for f in inner]
+        result: Tensor = called(func, kept, named, found)
+        return result
+
+    return FunctionOf(arguments[0], function, beside)
+
+
+def _function(source: Recorded) -> FunctionOf:
+    """What a tensor is a function of: itself, where nothing else is known; a table is one beside itself."""
+    if source.function_of is not None:
+        return source.function_of
+    own = source.as_it_is()
+    if source.expression.is_table:
+        return FunctionOf(own, lambda value, table: table, (own,))
+    return FunctionOf(own, lambda value: value)
 
 
 def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:

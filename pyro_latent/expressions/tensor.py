@@ -34,6 +34,7 @@ from .recorded import (
     each_site_once,
     element,
     expressions,
+    function_of_call,
     mapped,
     parents_in,
     placeholders,
@@ -213,20 +214,9 @@ def _wrap(
     if logarithm is not None and found.expression.log().opacity:
         found.expression = found.expression.with_logarithm(logarithm)
     if is_unary or (found.expression.opacity and (name in _SOFTMAXES or all(s.function_of for s in sources))):
-        found.function_of = _function_of(func, args, kwargs, sources)
+        found.function_of = function_of_call(name, func, args, kwargs)
     track(name, func, args, kwargs, found)
     return found
-
-
-def _function_of(
-    func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], sources: Sequence[Recorded]
-) -> tuple[Recorded, Callable[[Tensor], Tensor]] | None:
-    """What a result is a function of, and the function; None where it is one of several tensors."""
-    inner = [s.function_of or (s.as_it_is(), lambda value: value) for s in sources]
-    before = inner[0][0]
-    if any(other.expression is not before.expression for other, _ in inner):
-        return None
-    return before, lambda value: called(func, args, kwargs, [function(value) for _, function in inner])
 
 
 def _finished(

@@ -22,6 +22,7 @@ from .dirichlet import Dirichlet
 from .gamma import Gamma
 from .inverse_gamma import InverseGamma
 from .isotropic_normal_gamma import IsotropicNormalGamma
+from .logistic_bound import LogisticBound
 from .matrix_normal_wishart import MatrixNormalWishart
 from .multivariate_normal import MultivariateNormal
 from .normal import Normal
@@ -67,6 +68,7 @@ WIDER_FAMILIES: dict[type[Family], Family] = {TiedNormalWishart: MatrixNormalWis
 #: Families that hold constants of a site's prior, by its class, each made from that prior.
 _WITH_CONSTANTS: dict[type, Callable[[Any], Family]] = {
     distributions.PolyaGamma: lambda prior: PolyaGamma(prior.count),
+    distributions.LogisticBound: lambda prior: LogisticBound(prior.count),
     distributions.InverseGaussian: Weight,
     distributions.PositiveNormal: Weight,
     distributions.TruncatedNormal: Weight,
@@ -127,6 +129,7 @@ __all__ = [
     "Gamma",
     "InverseGamma",
     "IsotropicNormalGamma",
+    "LogisticBound",
     "MatrixNormalWishart",
     "Mean",
     "Moment",

@@ -7,6 +7,7 @@ from .base import ConjugateReparam, MovedReparam, Site
 from .conjugate import ENTRIES, Conjugate
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .gate import GateReparam
+from .gated_logistic import GatedLogisticReparam
 from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
@@ -31,6 +32,7 @@ __all__ = [
     "DiscreteHMMReparam",
     "GammaPoissonReparam",
     "GateReparam",
+    "GatedLogisticReparam",
     "GaussianHMMReparam",
     "HalfCauchyReparam",
     "LaplaceReparam",

@@ -8,6 +8,7 @@ from ..rules import family_class
 from .base import ConjugateReparam, Site
 from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoissonReparam
 from .gate import GateReparam
+from .gated_logistic import GatedLogisticReparam
 from .laplace import LaplaceReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
@@ -22,6 +23,7 @@ OF_DENSITIES: tuple[type[ConjugateReparam], ...] = (
     StudentTReparam,
     LaplaceReparam,
     PolyaGammaReparam,
+    GatedLogisticReparam,
     ProbitReparam,
     OrderedProbitReparam,
     OneVersusEachReparam,

@@ -146,8 +146,9 @@ def _logits(fn: Any) -> Any:
         found = given.get(name)
         if not isinstance(found, RandomTensor):
             continue
-        if found.function_of is not None and _is_softmax(*found.function_of, function, found.shape):
-            return found.function_of[0].reshape(found.shape)
+        of = found.function_of
+        if of is not None and not of.beside and _is_softmax(of.argument, of.function, function, found.shape):
+            return of.argument.reshape(found.shape)
         return found if name == "logits" else None
     return None
 

@@ -80,9 +80,11 @@ def _places(fn: Any) -> tuple[Tensor, Tensor] | None:
     None where probabilities are something else.
     """
     recorded = getattr(raw_arguments(fn).get("probs"), "function_of", None)
-    if recorded is None or recorded[0].ndim == 0 or recorded[0].expression.opacity or recorded[0].expression.choices:
+    if recorded is None or recorded.beside:
         return None
-    before, function = recorded
+    before, function = recorded.argument, recorded.function
+    if before.ndim == 0 or before.expression.opacity or before.expression.choices:
+        return None
     slope = next((s for s in SLOPES if _is_differences(function, s, before)), None)
     if slope is None:
         return None

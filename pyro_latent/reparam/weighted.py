@@ -12,7 +12,7 @@ from torch import Tensor
 from ..rules import raw_arguments, register_rule
 
 #: Where a function is compared with a cdf.
-_PLACES = (-9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0)
+PLACES = (-9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0)
 #: How many times its argument the cdf may be of: as it is, as erf has it, and of the other outcome.
 SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
 
@@ -58,9 +58,9 @@ def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
     None where they are something else, or functions of points alone.
     """
     recorded = getattr(raw_arguments(distribution).get("probs"), "function_of", None)
-    if recorded is None or recorded[0].replay is not None:
+    if recorded is None or recorded.beside or recorded.argument.replay is not None:
         return None
-    argument, function = recorded
+    argument, function = recorded.argument, recorded.function
     slope = next((s for s in SLOPES if _is_cdf(function, cdf, s, argument)), None)
     found: Tensor | None = None if slope is None else argument * slope
     return found
@@ -69,7 +69,7 @@ def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
 def _is_cdf(function: Callable[[Tensor], Tensor], cdf: Callable[[Tensor], Tensor], slope: float, like: Tensor) -> bool:
     """Whether a function of elements is the cdf of so many times each."""
     count = torch.arange(like.numel(), dtype=torch.float64, device=like.device).reshape(like.shape)
-    for place in _PLACES:
+    for place in PLACES:
         places = place + 0.1 * count.sin()  # no two alike, so that what moves or mixes elements is seen
         value = function(places)
         if value.shape != like.shape or bool(

@@ -4,7 +4,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..distributions import InverseGaussian, PolyaGamma, PositiveNormal, TruncatedNormal
+from ..distributions import InverseGaussian, LogisticBound, PolyaGamma, PositiveNormal, TruncatedNormal
 from ..expressions import Expression
 from .base import Arguments, register_rule
 
@@ -28,3 +28,12 @@ def _register(law: Any) -> None:
 
 for _law in (InverseGaussian, PolyaGamma, PositiveNormal, TruncatedNormal):
     _register(_law)
+
+
+@register_rule(LogisticBound)
+def logistic_bound(arguments: Arguments, value: Expression) -> Expression:
+    """0 of known arguments: it is a point at its optimum, which the density that takes the bound says."""
+    if not all(a.is_constant for a in arguments.values()):
+        what = "count of a LogisticBound site"
+        return Expression.opaque(value.shape[:-1], value.like, what, tuple(arguments.values()))
+    return Expression.constant(value.like.new_zeros(value.shape[:-1]))
