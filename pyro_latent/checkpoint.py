@@ -344,7 +344,8 @@ def _feed(digest: Any, value: Any) -> None:
     if isinstance(value, Tensor):
         plain = value.detach().to_dense() if value.layout is not torch.strided else value.detach()
         digest.update(f"{list(value.shape)} {value.dtype} ".encode())
-        digest.update(plain.cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+        flat = plain.cpu().contiguous().as_strided((plain.numel(),), (1,))  # of one element any stride is contiguous
+        digest.update(flat.view(torch.uint8).numpy())
         return
     parts: list[Any] | None = None
     if isinstance(value, Mapping):

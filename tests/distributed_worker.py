@@ -12,8 +12,10 @@ import datetime
 import functools
 import multiprocessing
 import os
+import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -179,6 +181,16 @@ WAYS: dict[str, dict[str, Any]] = {
     "minibatches": {"step_size": RobbinsMonro(delay=1.0, forgetting=0.7)},
     "pieces": {"memoised": True},
 }
+#: Which process has no data, of how many.
+WITHOUT: dict[tuple[str, int], int] = {
+    **{(name, 4): 1 for name in CASES},
+    ("hidden Markov", 2): 0,
+    ("principal components", 2): 1,
+    ("EM", 4): 0,
+    ("LDA", 4): 0,
+    ("minibatches", 4): 0,
+    ("pieces", 4): 2,
+}
 #: What is fitted by how many processes in which way.
 BATCHES = [
     ("mixture", 1, "minibatches"),
@@ -189,10 +201,19 @@ BATCHES = [
 ]
 
 
-def shard(data: Tensor, rank: int, size: int) -> Tensor:
-    """Shards of different sizes, which together are the data."""
-    cuts = [int(len(data) * (i / size) ** 1.4) for i in range(size + 1)]
-    return data[cuts[rank] : cuts[rank + 1]]
+def shard(data: Tensor, rank: int, size: int, without: int | None = None) -> Tensor:
+    """Shards of different sizes, which together are the data; one process may be without any."""
+    parts = size if without is None else size - 1
+    cuts = [int(len(data) * (i / parts) ** 1.4) for i in range(parts + 1)]
+    place = rank if without is None else rank - (rank > without)
+    return data[:0] if rank == without else data[cuts[place] : cuts[place + 1]]
+
+
+def listed(rows: list[Tensor], size: int, count: int) -> None:
+    """A mean of data in a list, with their number."""
+    mean = pyro.sample("mean", dist.Normal(number(0.0), 3.0))
+    with pyro.plate("data", size, subsample_size=count):
+        pyro.sample("x", dist.Normal(mean, 1.0), obs=torch.stack(rows) if rows else number([]))
 
 
 def content(guide: AutoConjugate) -> dict[str, Tensor]:
@@ -241,12 +262,22 @@ def sweeps(case: Case, guide: AutoConjugate, data: Tensor, group: Any = None) ->
 
 
 def batches(
-    case: Case, guide: AutoConjugate, way: str, rank: int = 0, size: int = 1, group: Any = None, **more: Any
+    case: Case,
+    guide: AutoConjugate,
+    way: str,
+    rank: int = 0,
+    size: int = 1,
+    group: Any = None,
+    without: int | None = None,
+    **more: Any,
 ) -> dict[str, Any]:
-    """What two passes over halves of the data lead to from there, of which each process has its part."""
+    """What two passes over halves of the data lead to from there, of which each process has its part; one without data
+    has empty pieces, or no minibatches.
+    """
     pyro.clear_param_store()
     settings = {"local_steps": 2, "local_tol": 0.0, "process_group": group} | WAYS[way]
-    own = [(shard(half, rank, size),) for half in case.data.split(len(case.data) // 2)]
+    own = [(shard(half, rank, size, without),) for half in case.data.split(len(case.data) // 2)]
+    own = [] if rank == without and way == "minibatches" else own
     driver = CAVI(case.model, guide, **settings)
     result = driver.run_batches(own, epochs=2, tol=0, size=len(case.data), **more)
     return {"elbo": result.elbo, "state": content(guide)}
@@ -280,7 +311,9 @@ def failures(
     yield "dtype", lambda: run(own.float() if last else own)
     yield "size", lambda: run(own[1:] if last else own)
     yield "data and a file", lambda: run(holed if rank == 0 else own, checkpoint=folder / "none.pt")
-    yield "empty", lambda: run(own[:0] if last else own)
+    yield "no data", lambda: run(own[:0])
+    yield "prior without data", lambda: run(own[:0] if last else own, prior=4.0 if last else 5.0)
+    yield "data beside none", lambda: run(own[:0] if rank == 0 else holed if last else own)
     order = ["mean", "precision", "weights", "z"][:: -1 if last else 1]
     guides.append(AutoConjugate(mixture))
     driver = CAVI(mixture, guides[-1], process_group=group, order=order)
@@ -297,13 +330,18 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     groups = {n: [td.new_group(list(range(i, i + n))) for i in range(0, size, n)][rank // n] for n in (1, 2, size)}
     found: dict[str, Any] = {}
     mine = {n: group for n, group in groups.items() if rank < n}
-    for name, case in CASES.items():
-        for n, group in mine.items():
-            if name == "mixture" or n > 1:
-                found[f"{name}, {n}"] = sweeps(case, start_of(name), shard(case.data, rank, n), group)
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        for name, case in CASES.items():
+            for n, group in mine.items():
+                if name == "mixture" or n > 1:
+                    data = shard(case.data, rank, n, WITHOUT.get((name, n)))
+                    found[f"{name}, {n}"] = sweeps(case, start_of(name), data, group)
+    found["told"] = {str(one.message) for one in told if "Expected data" in str(one.message)}
+    warnings.simplefilter("ignore")
     for n, group in mine.items():
         pyro.clear_param_store()
-        data = shard(APART, rank, n)
+        data = shard(APART, rank, n, WITHOUT.get(("EM", n)))
         driver = EM(maximum, process_group=group)
         result = driver.run(data, len(APART), max_steps=15, tol=0)
         found[f"EM, {n}"] = {"loss": -float(result.elbo[-1]), "state": params()}
@@ -313,14 +351,18 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found |= resumed(rank, size, folder, groups)
     for name, n, way in BATCHES:
         if n in mine:
-            found[f"{name}, {n}, {way}"] = batches(BATCHED[name], start_of(name), way, rank, n, mine[n])
+            without = WITHOUT.get((way, n))
+            found[f"{name}, {n}, {way}"] = batches(BATCHED[name], start_of(name), way, rank, n, mine[n], without)
     found["batch errors"] = {name: message_of(work) for name, work in batch_failures(rank, size, folder)}
     found |= resumed_batches(rank, size, folder)
+    rows, lists = list(shard(CLUSTERS, rank, size, 1)), AutoConjugate(listed)
+    result = CAVI(listed, lists, process_group=td.group.WORLD).run(rows, len(CLUSTERS), len(rows))
+    found["listed"] = result.elbo[-1].item()
     found["late"] = late(rank, size)
     found["late batches"] = {way: late(rank, size, **options) for way, options in WAYS.items()}
     found["moved"] = dict(moved(rank, size))
     for n in mine.keys() - {1}:
-        found[f"LDA, {n}"] = lda_of(shard(counts(), rank, n), mine[n])
+        found[f"LDA, {n}"] = lda_of(shard(counts(), rank, n, WITHOUT.get(("LDA", n))), mine[n])
     found["LDA errors"] = lda_failures(rank, size)
     torch.save(found, folder / f"{rank}.pt")
 
@@ -393,7 +435,7 @@ def lda_failures(rank: int, size: int) -> dict[str, tuple[str, str]]:
     """What one process does otherwise with its documents."""
     own, last, group = shard(counts(), rank, size), rank == size - 1, td.group.WORLD
     other: dict[str, Work] = {
-        "empty": lambda: lda_of(own * 0 if last else own, group),
+        "empty": lambda: lda_of(own * 0 if last else own[:0], group),
         "words": lambda: lda_of(own[:, :5] if last else own, group),
         "settings": lambda: lda_of(own, group, max_iter=3, mean_change_tol=1e-4 if last else 1e-3),
         "online": lambda: lda_of(own, group, learning_method="online", learn_priors=False),
@@ -515,6 +557,8 @@ def resumed(rank: int, size: int, folder: Path, groups: dict[int, Any]) -> dict[
 
     _, result = fit(case, shard(APART, rank, size), groups[size], checkpoint=path, callback=cut)
     found["cut"] = result.elbo
+    if rank == 0:
+        shutil.copy(path, folder / "alone.pt")
     guide, result = fit(case, shard(APART, rank, size), groups[size], checkpoint=path)
     found["resumed"] = {"elbo": result.elbo, "state": content(guide)}
     td.barrier()

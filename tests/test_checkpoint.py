@@ -323,6 +323,7 @@ def test_equal_data_have_equal_fingerprints_whatever_holds_them() -> None:
     rows = torch.arange(6.0).reshape(2, 3)
     for same in (rows.clone(), rows.numpy(), rows.mT.contiguous().mT, rows.to_sparse(), rows.requires_grad_()):
         assert fingerprint([same, "a"]) == fingerprint((rows, "a"))
+    assert fingerprint(rows[:1, 0]) == fingerprint(torch.zeros(1))  # of one element, whatever its stride
     assert fingerprint(Record(rows), {"size": 3}) == fingerprint(Record(rows.clone()), {"size": 3})
 
 

@@ -29,6 +29,7 @@ from distributed_worker import (
     counts,
     fit,
     lda_of,
+    listed,
     maximum,
     params,
     start_of,
@@ -54,8 +55,13 @@ def run(folder: Path, size: int, *scenario: str) -> list[Any]:
 
 
 @pytest.fixture(scope="module")
-def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    return run(tmp_path_factory.mktemp("ranks"), SIZE)
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("ranks")
+
+
+@pytest.fixture(scope="module")
+def found(folder: Path) -> list[Any]:
+    return run(folder, SIZE)
 
 
 def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: float = 1e-10) -> None:
@@ -67,7 +73,9 @@ def assert_same(found: dict[str, Any], expected: dict[str, Any], tolerance: floa
 
 @pytest.mark.parametrize(("name", "size"), [("mixture", 1), *itertools.product(CASES, [2, SIZE])])
 def test_shards_give_what_all_of_the_data_does(name: str, size: int, found: list[Any]) -> None:
-    """The same natural parameters of the globals and the same ELBO, and to the last bit the same in all processes."""
+    """The same natural parameters of the globals and the same ELBO, and to the last bit the same in all processes, of
+    which one of four has no data.
+    """
     case = CASES[name]
     expected = sweeps(case, start_of(name), case.data)
     first = found[0][f"{name}, {size}"]
@@ -145,7 +153,8 @@ def test_em_on_shards_ends_where_em_does(size: int, found: list[Any]) -> None:
         ("components", "ModelError", "another density of site 'mean'"),
         ("dtype", "ModelError", "another density"),
         ("settings", "ModelError", "got order = "),
-        ("empty", "DataError", "Expected data in every plate"),
+        ("prior without data", "ModelError", "another density of site 'mean'"),
+        ("data beside none", "DataError", "Expected finite data at site 'x'"),
     ],
 )
 def test_what_one_process_does_wrong_is_an_error_in_all(what: str, kind: str, words: str, found: list[Any]) -> None:
@@ -154,6 +163,21 @@ def test_what_one_process_does_wrong_is_an_error_in_all(what: str, kind: str, wo
         assert name == kind
         assert words in message
         assert f"It came up in process {SIZE - 1} of {SIZE}." in message
+
+
+def test_a_process_without_data_says_so_and_where_none_has_any_it_is_an_error(found: list[Any]) -> None:
+    for rank, own in enumerate(found):
+        name, message = own["errors"]["no data"]
+        assert name == "DataError"
+        assert f"Expected data in at least one of {SIZE} processes" in message
+        assert any(f"got none in process {rank} of" in words for words in own["told"]) == (rank in (0, 1))
+
+
+def test_data_that_are_no_arrays_are_lent_whole(found: list[Any]) -> None:
+    """A list, with its length as another argument: the evidence is that of all data."""
+    rows = list(CLUSTERS)
+    evidence = float(CAVI(listed, AutoConjugate(listed)).run(rows, len(rows), len(rows)).elbo[-1])
+    assert [own["listed"] for own in found] == pytest.approx([evidence] * SIZE, rel=1e-12)
 
 
 def test_shards_that_are_not_all_of_the_data_are_refused(found: list[Any]) -> None:
@@ -177,9 +201,14 @@ def test_what_is_refused_leaves_every_guide_as_it_was(found: list[Any]) -> None:
         assert not own["changed"]
 
 
-def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any]) -> None:
-    """The file is written by one process and read by all; what one callback ends, ends in all."""
+def test_a_run_goes_on_with_as_many_processes_or_fewer(found: list[Any], folder: Path) -> None:
+    """The file is written by one process and read by all, or by one that is alone; what one callback ends, ends in
+    all.
+    """
     whole = fit(CASES["mixture"], APART)
+    alone = fit(CASES["mixture"], APART, checkpoint=folder / "alone.pt")[1].elbo
+    assert torch.equal(alone[:3], found[0]["cut"])
+    assert float(alone[-1]) == pytest.approx(float(whole[1].elbo[-1]), rel=1e-9)
     for own in found:
         assert len(own["cut"]) == 3
         assert torch.equal(own["resumed"]["elbo"][:3], own["cut"])

@@ -510,6 +510,16 @@ def test_pieces_are_visited_by_name_in_any_order() -> None:
     assert -loss == pytest.approx(guide.elbo(x, 600), rel=1e-9)
 
 
+def test_a_piece_of_one_datum_says_which_group_it_is_of() -> None:
+    """A hundred groups' data and one more datum reach the ELBO of all of them at once."""
+    y, group = clusters(101), torch.arange(101) % 4
+    driver, ends = CAVI(groups, AutoConjugate(groups), memoised=True), torch.tensor([100, 1])
+    pieces = list(zip(y.split(ends.tolist()), group.split(ends.tolist()), strict=True))
+    result = driver.run_batches(pieces, epochs=300, tol=1e-12, size=101)
+    whole = CAVI(groups, AutoConjugate(groups)).run(y, group, 101, tol=1e-12)
+    assert float(result.elbo[-1]) == pytest.approx(float(whole.elbo[-1]), rel=1e-9)
+
+
 def test_pieces_that_change_are_found_out() -> None:
     x = clusters()
     driver = CAVI(mixture, AutoConjugate(mixture), memoised=True)

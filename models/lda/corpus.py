@@ -168,6 +168,15 @@ class Corpus:
                 ". Fit the whole, or take the documents as a corpus of their own with corpus.select(index)."
             )
 
+    def check_documents(self) -> None:
+        """That there are documents.
+
+        Raises:
+            DataError: if there are none.
+        """
+        if self.num_documents < 1:
+            raise DataError("Expected at least one document; got none. Check what was read.")
+
     def check_tokens(self) -> None:
         """That the documents are not all empty.
 

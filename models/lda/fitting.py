@@ -84,14 +84,20 @@ class Whole:
     is_first = True
 
     def begin(self, parameters: Parameters, corpus: Corpus, checkpoint: Any) -> None:
-        """Check that a fit with these parameters, documents and checkpoint is possible."""
+        """Check that a fit with these parameters, documents and checkpoint is possible.
+
+        Raises:
+            DataError: if there is no document, or none has words.
+        """
+        corpus.check_documents()
+        corpus.check_tokens()
 
     def agreed(self, work: Callable[[], T]) -> T:
         """What a piece of work returns."""
         return work()
 
     def first(self, work: Callable[[], T]) -> T:
-        """What a piece of work of the first process returns."""
+        """What a piece of work of the first process with documents returns."""
         return work()
 
     def starts(self, corpus: Corpus, num_topics: int, generator: torch.Generator) -> Tensor:

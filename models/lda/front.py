@@ -29,7 +29,7 @@ from .distributions import TopicWord
 from .fitting import WHOLE, first_topics, fitted, online_step
 from .model import model
 from .processes import Shards
-from .reading import as_corpus, column_names
+from .reading import as_corpus, column_names, corpus_of
 from .results import Results
 from .strings import counts_of, fitted_counts
 
@@ -126,9 +126,10 @@ class LDA(Results):
                 have ended without the interruption. By CVB0 its size is that of (entries of the counts) × topics.
             checkpoint_every: passes between two writings.
             process_group: processes of ``torch.distributed``, such as ``group.WORLD`` after ``init_process_group``, of
-                which each is given its shard of the documents. All end with the same topics and the ELBO of all
-                documents, ``doc_topic_`` and ``guide_`` are of the shard. Batch only, without a checkpoint. Topics that
-                start as ``"collapsed"`` do so by the documents of the first process.
+                which each is given its shard of the documents, and some may have none. All end with the same topics and
+                the ELBO of all documents, ``doc_topic_`` and ``guide_`` are of the shard. Batch only, without a
+                checkpoint. Topics that start as ``"collapsed"`` do so by the documents of the first process that has
+                some.
 
         Raises:
             DataError: if the data is not as :func:`as_corpus` wants it, has no tokens, or is a minibatch; in all
@@ -187,9 +188,8 @@ class LDA(Results):
         """The documents of a fit, and the vectorizer of raw strings, with the parameters' ranges checked."""
         self._check()
         vectorizer, X, vocabulary = fitted_counts(self.vectorizer, X, vocabulary)
-        corpus = as_corpus(X, vocabulary=vocabulary, dtype=self.dtype, device=self.device)
+        corpus = corpus_of(X, vocabulary, dtype=self.dtype, device=self.device)
         corpus.check_whole()
-        corpus.check_tokens()
         return corpus, vectorizer
 
     def _read_first(self, X: Any, vocabulary: Sequence[str] | None) -> Corpus:

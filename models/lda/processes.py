@@ -27,7 +27,7 @@ _DRAWN_AT_ONCE = 2**20
 
 
 class Shards(Whole):
-    """The documents of the processes of a group, each of which has some.
+    """The documents of the processes of a group, of which some may have none.
 
     Args:
         group: the group, such as ``torch.distributed.group.WORLD`` after ``init_process_group``.
@@ -37,20 +37,21 @@ class Shards(Whole):
         self._ranks = Ranks(group)
         self.is_first = self._ranks.is_first
         self._sizes: list[int] = []
+        self._source = 0
 
     def begin(self, parameters: Parameters, corpus: Corpus, checkpoint: Any) -> None:
         """Check that all processes fit the same topics, and learn how many documents each has.
 
         Raises:
             ArgumentError: in all processes, if one is asked for what one process alone can do, or for another fit.
-            DataError: in all processes, if the words or the dtype are others in one of them.
+            DataError: in all processes, if the words or the dtype are others in one of them, or none of them has words.
         """
         self.agreed(lambda: _check_possible(parameters, checkpoint))
         settings = parameters._kept_on_resuming()
         data = {"words": corpus.num_words, "dtype": corpus.count.dtype, "vocabulary": corpus.vocabulary}
-        found = self._ranks.gathered((settings, data, corpus.num_documents))
-        first_settings, first_data, _ = found[0]
-        for rank, (own_settings, own_data, _) in enumerate(found):
+        found = self._ranks.gathered((settings, data, corpus.num_documents, len(corpus.doc)))
+        first_settings, first_data, _, _ = found[0]
+        for rank, (own_settings, own_data, _, _) in enumerate(found):
             for name in settings:
                 if own_settings[name] != first_settings[name]:
                     raise ArgumentError(
@@ -63,13 +64,17 @@ class Shards(Whole):
                     f"Expected the same {different[0]} in all processes; got others in process {rank} than in process "
                     "0. Count the words of all shards with one vocabulary."
                 )
-        self._sizes = [size for _, _, size in found]
+        self._sizes = [size for _, _, size, _ in found]
+        self._source = max(range(self._ranks.size), key=lambda rank: found[rank][3] > 0)  # the first that has words
+        if found[self._source][3] == 0:
+            self.agreed(corpus.check_tokens)
 
     def agreed(self, work: Callable[[], T]) -> T:
         return self._ranks.agreed(work)
 
     def first(self, work: Callable[[], T]) -> T:
-        return self._ranks.shared(self.agreed(lambda: work() if self.is_first else None))  # type: ignore[return-value]
+        found = self.agreed(lambda: work() if self._ranks.rank == self._source else None)
+        return self._ranks.shared(found, self._source)  # type: ignore[return-value]
 
     def starts(self, corpus: Corpus, num_topics: int, generator: torch.Generator) -> Tensor:
         """Those that one process would draw for these documents: what the others' would be is drawn, and let go."""

@@ -22,7 +22,7 @@ from pyro_latent.values import kind_of
 
 from .corpus import Corpus
 
-__all__ = ["as_corpus", "check_not_counts", "column_names"]
+__all__ = ["as_corpus", "check_not_counts", "column_names", "corpus_of"]
 
 Words = tuple[str, ...] | None
 
@@ -59,6 +59,21 @@ def as_corpus(
             data, a word twice, or is not the columns' names.
         ArgumentTypeError: if ``data`` is none of these, or the vocabulary has no order.
     """
+    found = corpus_of(data, vocabulary, num_words, fractional, unknown, dtype, device)
+    found.check_documents()
+    return found
+
+
+def corpus_of(
+    data: Any,
+    vocabulary: Sequence[str] | None = None,
+    num_words: int | None = None,
+    fractional: bool = False,
+    unknown: str = "error",
+    dtype: torch.dtype | None = None,
+    device: Any = None,
+) -> Corpus:
+    """What :func:`as_corpus` makes, which may be of no documents: those of one process of several."""
     if not isinstance(unknown, str) or unknown not in ("error", "ignore"):
         raise ArgumentError(
             f'Expected unknown to be "error" or "ignore"; got {unknown!r}. Write "ignore" to drop such tokens.'
@@ -82,9 +97,7 @@ def as_corpus(
 def _corpus(counts: Any, vocabulary: Words, fractional: bool) -> Corpus:
     """The corpus of a matrix ``[D, V]``, whose entries are checked before equal ones are added up."""
     num_documents, num_words = counts.shape
-    if num_documents < 1:
-        raise DataError("Expected at least one document; got none. Check what was read.")
-    if num_words < 1:
+    if num_words < 1 <= num_documents:
         raise DataError("Expected a vocabulary of at least one word; got none. Give num_words for empty documents.")
     _check_counts(counts, fractional)
     rows = counts.tocsr()  # adds up, and sorts by document

@@ -26,9 +26,10 @@ from ..guide import AutoConjugate
 from ..objective import BlockKey, Program
 from ..recording import check_arguments, identity_of_call
 from ..values import leaving_random_state
-from .batches import arguments_of, check_resumable, first_of, held_data, repeated
+from .batches import arguments_of, check_resumable, held_data, repeated
 from .distributed import SharedSteps, join
 from .distributed_batches import Delivery, agreed_length, delivered, given, own_random
+from .loans import Own, first_lent, lent
 from .options import check_guide, compile_sweeps, inverse_temperatures, settings_of, steps_for
 from .progress import CAVIResult, Progress, check_callback, lacks_digits, naming_batches, recording, warn_of_annealing
 from .ranks import Alone, Ranks
@@ -153,9 +154,9 @@ class CAVI:
         return self._ranks.hoped(lambda: self._stepped(self._ranks.agreed(give), piece, is_alone))
 
     @leaving_random_state()
-    def _stepped(self, arguments: ModelArguments, piece: int | str | None, is_alone: bool) -> list[float]:
+    def _stepped(self, own: Own, piece: int | str | None, is_alone: bool) -> list[float]:
         """One step, which the guide takes on once it has succeeded; the ELBO by the number of each start."""
-        self._join(arguments)
+        arguments = self._join(own)
         posterior, steps = self.guide.posterior_state, self._steps
         if posterior.revision != self._revision or posterior.params_moved:
             steps.forget_level()
@@ -172,20 +173,21 @@ class CAVI:
         self._revision = posterior.revision
         return info.elbo
 
-    def _join(self, arguments: ModelArguments) -> None:
-        """Bring the guides of all processes to one state, where one of them is not where the last step left it."""
-        ranks, posterior = self._ranks, self.guide.posterior_state
+    def _join(self, own: Own) -> ModelArguments:
+        """Bring the guides of all processes to one state, where one of them has left it; the arguments to step on."""
+        ranks, posterior, arguments = self._ranks, self.guide.posterior_state, lent(self._ranks, self.guide, own)
         if isinstance(ranks, Ranks) and ranks.any(posterior.revision != self._revision or posterior.params_moved):
             join(ranks, self.guide, arguments, self._schedule, self._settings, self._steps)
             self._steps.forget_level()
             self._revision = posterior.revision
+        return arguments
 
     def evaluate_loss(self, *args: Any, **kwargs: Any) -> float:
         """The exact −ELBO of the current posterior, without a step; with a ``process_group``, of all shards."""
         if not isinstance(self._steps, SharedSteps):
             return -self.guide.elbo(*args, **kwargs)
-        self._join((args, kwargs))
-        return -self._steps.evaluate(self.guide, (args, kwargs), self._schedule)[self.guide.posterior_state.best]
+        arguments = self._join((args, kwargs))
+        return -self._steps.evaluate(self.guide, arguments, self._schedule)[self.guide.posterior_state.best]
 
     @torch.inference_mode(False)
     def run(
@@ -297,7 +299,11 @@ class CAVI:
             raise ArgumentError(f"Expected a tolerance of at least 0; got {tol!r}.")
         check_callback(callback)
         steps, progress = self._steps, Progress(resumes=file.path is not None)
-        identity, held = self._ranks.agreed(lambda: read(file, lambda: self._identity(batches, arguments)))
+        first = partial(first_lent, self._ranks, self.guide, batches, arguments)
+        known = first() if self._ranks.any(file.path is not None) else ((), {})
+        about: dict[str, Any] = {"point": self.guide.point, "rescale": steps.rescales}
+        identify = partial(identity_of_call, self.guide.augmented.model, *known, **about)
+        identity, held = self._ranks.agreed(lambda: read(file, identify))
         if (found := own_random(self._ranks.shared(held), self._ranks)) is not None:
             self._ranks.agreed(lambda: restore(self.guide, self._steps, found, progress))
             self._revision = self.guide.posterior_state.revision if isinstance(self._ranks, Alone) else -1
@@ -319,14 +325,8 @@ class CAVI:
                     converged = steps.can_settle
                     steps.settled()
         if len(progress) and self.guide.posterior_state.program is None:  # a finished run was loaded
-            self.guide.posterior_state.commit(self.guide.prepare(*arguments(first_of(batches))))
+            self.guide.posterior_state.commit(self.guide.prepare(*first()))
         return progress, converged
-
-    def _identity(self, batches: Iterable[Any], arguments: Callable[[Any], ModelArguments]) -> dict[str, Any]:
-        """What the model is known by in a checkpoint; the random states are as before."""
-        args, kwargs = arguments(first_of(batches))
-        about = {"point": self.guide.point, "rescale": self._steps.rescales}
-        return identity_of_call(self.guide.augmented.model, args, kwargs, **about)
 
     @torch.inference_mode(False)
     def structured_elbo(self, *args: Any, draws: int = 1000, **kwargs: Any) -> tuple[float, float]:

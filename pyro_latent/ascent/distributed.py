@@ -8,16 +8,16 @@ optimum given the sum: the mathematics is that of :mod:`.memoised`, with all pie
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import torch
-from torch import Tensor
 
 from ..checkpoint import fingerprint
-from ..errors import DataError, ModelError
+from ..errors import CheckpointError, DataError, ModelError
 from ..guide import AutoConjugate, Prepared
 from ..objective import BlockKey, Program, State, Summary, summarize
 from ..recording import difference_of, identity_of_call
+from .exchange import Exchange
 from .m_step import M_STEP_PASSES, moved_from, points_of
 from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
 from .ranks import Ranks
@@ -26,92 +26,6 @@ from .sweep import ModelArguments, Sweep, check_risen, fall_of
 
 #: Of EM: one visit to each parameter, or visits until none moves.
 MStep = Literal["conditional", "joint"]
-
-
-class _Entry(NamedTuple):
-    """A constant of a summary: its key, and its shape ``[starts, ...]``."""
-
-    key: Any
-    shape: torch.Size
-
-
-class Exchange:
-    """What the processes say to each other about the globals: summaries, added up by one all-reduce.
-
-    Args:
-        ranks: the processes.
-    """
-
-    def __init__(self, ranks: Ranks) -> None:
-        self.ranks = ranks
-        self._entries: list[_Entry] | None = None
-        self._alike: Mapping[str, Any] = {}
-
-    def total(
-        self, found: Summary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
-    ) -> tuple[Summary, list[float]]:
-        """The sums, over all processes, of their summaries and of more numbers.
-
-        Args:
-            found: what the data here say.
-            more: numbers that are added up besides.
-            alike: what must be the same in all processes, by the name that an error gives it.
-
-        Raises:
-            ModelError: in all processes, if that is not the same, or the summaries differ in shape.
-        """
-        if self.ranks.any(not self._is_known(found, alike or {})):
-            self._check_alike(alike or {})
-            self._entries, self._alike = self._agreed_entries(found), alike or {}
-        assert self._entries is not None
-        own = found.constants
-        parts = [own[e.key] if e.key in own else found.number.new_zeros(e.shape) for e in self._entries]
-        parts += [found.number, found.magnitude, found.number.new_tensor(list(more))]
-        flat = torch.cat([p.reshape(-1) for p in parts])
-        sums: tuple[Tensor, ...] = self.ranks.total(flat).split([p.numel() for p in parts])
-        pairs = zip(self._entries, sums, strict=False)
-        constants = {e.key: c.reshape(e.shape) for e, c in pairs}
-        return Summary(constants, sums[-3], sums[-2]), sums[-1].tolist()
-
-    def _is_known(self, found: Summary, alike: Mapping[str, Any]) -> bool:
-        """Whether all processes know what this one would tell, as far as it can say."""
-        if self._entries is None or alike != self._alike:
-            return False
-        shapes = {e.key: e.shape for e in self._entries}
-        return all(shapes.get(key) == constant.shape for key, constant in found.constants.items())
-
-    def _check_alike(self, alike: Mapping[str, Any]) -> None:
-        """Raise in all processes where something is not the same in all of them."""
-        by_rank = self.ranks.gathered(dict(alike))
-        for rank, own in enumerate(by_rank):
-            for name, first in by_rank[0].items():
-                if own.get(name) != first:
-                    raise ModelError(
-                        f"Expected the same {name} in all processes; got {first} in process 0 and {own.get(name)} in "
-                        f"process {rank}."
-                    )
-
-    def _agreed_entries(self, found: Summary) -> list[_Entry]:
-        """The constants that the summary of some shard has, in an order that all processes share.
-
-        Raises:
-            ModelError: in all processes, if they differ in shape.
-        """
-        by_rank = self.ranks.gathered([_Entry(key, constant.shape) for key, constant in found.constants.items()])
-        entries: dict[Any, tuple[int, _Entry]] = {}
-        for rank, own in enumerate(by_rank):
-            for entry in own:
-                first, known = entries.setdefault(entry.key, (rank, entry))
-                if known.shape != entry.shape:
-                    raise ModelError(
-                        f"Expected summaries of the globals of one shape; got {list(known.shape)} in process {first} "
-                        f"and {list(entry.shape)} in process {rank}. Give all processes the same globals."
-                    )
-        return [entry for _, entry in entries.values()]
-
-    def forget(self) -> None:
-        """Forget what the processes have told each other: another model, or other starts, come."""
-        self._entries = None
 
 
 class SharedSteps(Steps):
@@ -134,7 +48,7 @@ class SharedSteps(Steps):
             return task, *self.read(task)
 
         task, sweep, own = self.ranks.agreed(found)
-        check_shards(self.ranks, task.program)
+        check_shards(self.ranks, None if self.ranks.stands_in else task.program)
         total, _ = Exchange(self.ranks).total(own)
         return reached(task.program, sweep, total, globals_of(task))[0]
 
@@ -219,11 +133,23 @@ class DistributedSteps(SharedSteps):
         self._level, self._program, self._last = None, None, []
 
     def to_state(self) -> dict[str, Any]:
-        return {"moved": self._was_moved}
+        """What is remembered, as one process that has all of the data would say it, for it may go on from there."""
+        of_one: dict[str, Any] = {"living": [], "dropped": [], "count": 0, "optimizer": None}
+        return of_one | {"moved": self._was_moved, "last": self._last}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
-        self._level, self._program, self._last = None, None, []
-        self._was_moved = state.get("moved", False)  # older files do not say
+        """Take on a state of :meth:`to_state`, or of one process that has kept all of its starts.
+
+        Raises:
+            CheckpointError: if it has dropped some.
+        """
+        if state.get("dropped"):
+            raise CheckpointError(
+                "Expected a checkpoint of a run that has kept all of its starts, to go on in several processes; got "
+                f"one that has dropped {len(state['dropped'])}. End it in one process, or keep guide.state_dict()."
+            )
+        self._level, self._program, self._last = None, None, list(state.get("last", []))
+        self._was_moved = state.get("moved", False)  # older files say neither
 
 
 def globals_of(task: Task) -> list[BlockKey]:
@@ -243,8 +169,8 @@ def settled(task: Task) -> tuple[Sweep, Summary]:
 def join(
     ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: Any, steps: Steps
 ) -> None:
-    """Bring the guides of all processes to one state: that of the first one, which, if it is new, takes a step on its
-    shard, or its first batch, for a start.
+    """Bring the guides of all processes to one state: that of the first one with data, which, if it is new, takes a
+    step on its shard, or its first batch, for a start.
 
     Raises:
         ModelError: in all processes, if their models, arguments that are no data, settings, or what has been changed in
@@ -254,12 +180,13 @@ def join(
     _check_alike(ranks, guide, arguments, settings)
     _check_moved(ranks, guide)
     rescale = steps.rescales
-    prepared = ranks.agreed(lambda: guide.prepare(*arguments, rescale=rescale))
+    prepared = ranks.agreed(lambda: None if ranks.stands_in else guide.prepare(*arguments, rescale=rescale))
     if not steps.takes_batches:
-        check_shards(ranks, prepared.program)
-        ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program))
-    ranks.agreed(lambda: _start(guide, arguments, schedule, prepared) if ranks.is_first else None)
-    _take_on(ranks, guide, arguments, 0, range(1, ranks.size), rescale)
+        check_shards(ranks, prepared and prepared.program)
+        ranks.agreed(lambda: _check_fixed(guide, arguments, prepared.program) if prepared else None)
+    source = ranks.gathered(prepared is not None).index(True)
+    ranks.agreed(lambda: _start(guide, arguments, schedule, prepared) if prepared and ranks.rank == source else None)
+    _take_on(ranks, guide, arguments, source, [rank for rank in range(ranks.size) if rank != source], rescale)
     pairs = ranks.gathered(guide.posterior_state.pairs)
     if any(own != pairs[0] for own in pairs):  # each adds those of its joint normal blocks
         for rank in range(1, ranks.size):
@@ -347,25 +274,26 @@ def _take_on(
     ranks.agreed(take_on)
 
 
-def check_shards(ranks: Ranks, program: Program) -> None:
-    """The shards of each subsampled plate are all of it.
+def check_shards(ranks: Ranks, program: Program | None) -> None:
+    """The shards of each subsampled plate are all of it; a process without data has no program of its own.
 
     Raises:
         ModelError: if no plate says how much data there is.
         DataError: if they are more, or less.
     """
-    plates = [p for scored in program.recording.scored.values() for p in scored.plates]
+    plates = [] if program is None else [p for scored in program.recording.scored.values() for p in scored.plates]
     own = {p.name: (p.size, p.full_size, p.is_subsample) for p in plates}
-    by_rank = ranks.gathered(own)
-    parts = sorted({name for one in by_rank for name, (_, _, is_part) in one.items() if is_part})
-    if ranks.size > 1 and not parts:
+    by_rank = ranks.gathered(None if program is None else own)
+    holders = [one for one in by_rank if one is not None]
+    parts = sorted({name for one in holders for name, (_, _, is_part) in one.items() if is_part})
+    if len(holders) > 1 and not parts:
         raise ModelError(
             "Expected a plate that says how much data there is in all; got none, so that each process takes its shard "
             'for the whole. Write pyro.plate("data", size, subsample_size=len(shard)).'
         )
     for name in parts:
-        sizes = [one[name][0] if name in one else 0 for one in by_rank]
-        full = next(one[name][1] for one in by_rank if name in one)
+        sizes = [one[name][0] if one and name in one else 0 for one in by_rank]
+        full = next(one[name][1] for one in holders if name in one)
         if sum(sizes) != full:
             raise DataError(
                 f"Expected shards of plate {name!r} that are the whole of it, {full} in all; got {sum(sizes)}, as "
@@ -376,7 +304,6 @@ def check_shards(ranks: Ranks, program: Program) -> None:
 
 __all__ = [
     "DistributedSteps",
-    "Exchange",
     "SharedSteps",
     "check_shards",
     "globals_of",

@@ -21,6 +21,7 @@ from ..errors import ArgumentError, DataError, ModelError
 from ..objective import Program, State, Summary, padded
 from .batches import check_repeatable, length_of, state_of
 from .distributed import SharedSteps, globals_of, settled
+from .loans import Own
 from .memoised import MemoisedSteps, Piece, mark_of, reached, set_globals
 from .progress import Progress
 from .ranks import Alone, Ranks
@@ -29,8 +30,8 @@ from .steps import Info, Steps, Task, best_of
 from .stochastic import StochasticSteps
 from .sweep import ModelArguments, Sweep, check_risen
 
-#: What gives the arguments of a step, or raises what was wrong with them.
-Delivery = Callable[[], ModelArguments]
+#: What gives the arguments of a step, None in a process without batches, or raises what was wrong with them.
+Delivery = Callable[[], Own]
 
 _NO_FILE = (
     "Expected a checkpoint of one process, for with memoised=True each process has pieces of its own; got a "
@@ -225,7 +226,8 @@ def agreed_length(
     if isinstance(ranks, Alone) or ranks.size == 1:
         return length
     told = ranks.gathered((length, epochs, tol))
-    if length is None or any(one != told[0] for one in told):
+    length = next((n for n, _, _ in told if n != 0), 0)  # a process without data has none
+    if length is None or any(one not in ((length, *told[0][1:]), (0, *told[0][1:])) for one in told):
         words = (f"{'an unknown number' if n is None else n} in each of {k} passes, tol={t}" for n, k, t in told)
         raise DataError(
             f"Expected as many batches in all processes; got {'; '.join(words)}, in processes 0 to {ranks.size - 1}. "
@@ -235,9 +237,9 @@ def agreed_length(
 
 
 class _Undelivered(NamedTuple):
-    """What stands for a batch that did not come."""
+    """What stands for a batch that did not come, by an error, or because a process has none."""
 
-    error: Exception
+    error: Exception | None
 
 
 def delivered(
@@ -246,11 +248,13 @@ def delivered(
     """The batches of this pass that are left, with their numbers. What goes wrong in one process is given as its next
     batch, of which :func:`given` raises it in all of them.
     """
-    rest = progress.rest(batches)
+    rest, number = progress.rest(batches), progress.in_pass
     if isinstance(ranks, Alone) or length is None:
         yield from rest
         return
-    number = progress.in_pass
+    if length_of(batches) == 0:
+        yield from ((i, _Undelivered(None)) for i in range(number, length))
+        return
     try:
         for number, batch in rest:
             if number + 1 >= length and next(rest, None) is not None:
@@ -263,11 +267,13 @@ def delivered(
         yield number, _Undelivered(error)
 
 
-def given(batch: Any, arguments: Callable[[Any], ModelArguments]) -> ModelArguments:
+def given(batch: Any, arguments: Callable[[Any], ModelArguments]) -> Own:
     """The model's arguments of a batch; raises what was wrong with one of :func:`delivered`."""
-    if isinstance(batch, _Undelivered):
+    if not isinstance(batch, _Undelivered):
+        return arguments(batch)
+    if batch.error is not None:
         raise batch.error
-    return arguments(batch)
+    return None
 
 
 def own_random(content: dict[str, Any] | None, ranks: Alone | Ranks) -> dict[str, Any] | None:

@@ -85,6 +85,7 @@ class FullSteps(Steps):
         self._living: list[int] = []  # the numbers of the starts that the guide holds
         self._dropped: dict[int, str] = {}
         self._is_annealed = False  # whether the step in progress is at a temperature
+        self._in_file: list[float] = []  # the level of a file that was loaded, until a step
         self._is_moved = self._was_moved = False  # whether somebody has changed what is fitted, before this step
 
     def step(self, task: Task) -> tuple[State, Info]:
@@ -111,8 +112,16 @@ class FullSteps(Steps):
         failures, state, self._level = self._survivors(task, before)
         self._seen = seen
         self._count += 1
-        self._was_moved, self._is_moved = self._is_moved, False
+        is_below = bool(self._in_file) and self._is_below_file()
+        self._was_moved, self._is_moved = self._is_moved or is_below, False
         return state, self._info(self._level.elbo, failures)
+
+    def _is_below_file(self) -> bool:
+        """Whether the first step after a file ended lower than the file: latents of the data may have started anew."""
+        last, self._in_file, level = self._in_file, [], self._level
+        if level is None or len(last) != len(level.elbo):
+            return False
+        return fall_of(last, level.elbo, level.bound.magnitude.tolist(), level.program.recording.dtype) != 0
 
     def _survivors(self, task: Task, before: Level | None) -> tuple[dict[int, str], State, Level]:
         """The errors of the starts that a sweep fails for, and what a sweep over the others reaches."""
@@ -250,13 +259,15 @@ class FullSteps(Steps):
         self._level, self._living, self._dropped = None, [], {}
 
     def to_state(self) -> dict[str, Any]:
-        place = {"count": self._count, "moved": self._was_moved}
+        last = self._in_file if self._level is None else self._level.elbo
+        place = {"count": self._count, "moved": self._was_moved, "last": last}
         return {"living": list(self._living), "dropped": list(self._dropped.items())} | place
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         self._level, self._living, self._dropped = None, list(state["living"]), dict(state["dropped"])
         self._count = state["count"]
         self._was_moved, self._is_moved = state.get("moved", False), False  # older files do not say
+        self._in_file = list(state.get("last", []))
 
     @property
     def is_annealing(self) -> bool:

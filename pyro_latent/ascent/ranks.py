@@ -7,7 +7,7 @@ and a process that is gone ends the others within the timeout of the group.
 from __future__ import annotations
 
 import datetime
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any, TypeVar
 
 import torch
@@ -28,6 +28,10 @@ class Alone:
     """One process, with the face of :class:`Ranks`."""
 
     is_first = True
+
+    def any(self, here: bool) -> bool:
+        """Whether something holds in this process."""
+        return here
 
     def agreed(self, work: Callable[[], T]) -> T:
         """What a piece of work returns."""
@@ -55,6 +59,8 @@ class Ranks:
     Attributes:
         rank: the number of this process in the group.
         size: the number of processes.
+        stands_in: whether this process has no data in this step, and what it says of data does not count.
+        loans, last_loan: what processes without data were lent, by the kind of their arguments (:mod:`.loans`).
 
     Raises:
         ArgumentTypeError: if it is no process group.
@@ -79,6 +85,9 @@ class Ranks:
         self._is_gloo = dist.get_backend(group) == "gloo"
         self._timeout = _timeout_of(group) if self._is_gloo else None
         self._sum: Tensor | None = None  # the last one, whose size all processes know
+        self.stands_in = False
+        self.loans: dict[Hashable, Any] = {}
+        self.last_loan: tuple[Any, Any] | None = None
         self._hopes = False  # whether a piece of work is under way in which all is taken to be as usual
 
     @property
@@ -189,6 +198,10 @@ class Ranks:
     @property
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._is_gloo else torch.device("cuda", torch.cuda.current_device())
+
+    def moved(self, item: Any) -> Any:
+        """A tensor on the device of this process; another thing as it is."""
+        return item.to(self._device) if isinstance(item, Tensor) else item
 
     def _failure(self, error: Exception | None) -> errors.PyroLatentError:
         """The error of the first process that has one, as all of them raise it."""

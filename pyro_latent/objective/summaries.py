@@ -194,7 +194,7 @@ def _scattered(
     for size, (index, own) in zip(shape, axes, strict=True):
         place = place * size + spread(index, own, {label: i for i, label in enumerate(inner)})
     place = place.expand(tensor.shape[1:]).reshape(-1)
-    total = tensor.new_zeros(tensor.shape[0], count).index_add_(1, place, tensor.flatten(1))
+    total = tensor.new_zeros(tensor.shape[0], count).index_add_(1, place, tensor.reshape(len(tensor), -1))
     renamed = tuple(
         replace(m, axes=tuple(names[id(a.index), a.labels] if isinstance(a, Gather) else a for a in m.axes))
         for m in moments

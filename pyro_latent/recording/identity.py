@@ -52,7 +52,8 @@ def difference_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | N
     if list(ours) != list(theirs):
         return f"the sites {list(theirs)} for {list(ours)}"
     for name in ours:
-        (structure, numbers, data), (their_structure, their_numbers, their_data) = ours[name], theirs[name]
+        own, other = _alike(ours[name], theirs[name]), _alike(theirs[name], ours[name])
+        (structure, numbers, data), (their_structure, their_numbers, their_data) = own, other
         if structure != their_structure or not _same_numbers(numbers, their_numbers):
             return f"another density of site {name!r}"
         if data != their_data:
@@ -79,6 +80,15 @@ def _same_numbers(ours: list[Any], theirs: list[Any]) -> bool:
     most = [(max(abs(a - b), abs(size - other)), max(size, other)) for (a, size), (b, other) in pairs]
     close = all(difference <= _TOLERANCE * (1e-300 + size) for difference, size in most)
     return len(ours) == len(theirs) and close
+
+
+def _alike(own: list[Any], other: list[Any]) -> list[Any]:
+    """What a site is known by, as one of a part of the data where the other one is: that may be a shard of the same."""
+    *about, plates, words = own[0]
+    is_part = {name: size == 0 for name, _, size, _ in other[0][-2]}
+    if not any(is_part.get(name) for name, *_ in plates):
+        return own
+    return [[*about, [[n, d, 0 if is_part.get(n) else size, full] for n, d, size, full in plates], words], [], ""]
 
 
 def _is_part(site: ScoredSite) -> bool:
