@@ -88,5 +88,5 @@ def test_posterior_is_near_that_of_a_grid_and_the_bound_below_the_evidence() -> 
 
 def test_gibbs_does_not_draw_from_a_bound() -> None:
     alone = poutine.reparam(hidden, config={"z": OneVersusEachReparam()})
-    with pytest.raises(ModelError, match=r"got those of \['z'\], which are bounds of a softmax"):
+    with pytest.raises(ModelError, match=r"got those of \['z'\], which are bounds of logistic functions"):
         Gibbs(alone, 10).run(NOISE, 3.0)
