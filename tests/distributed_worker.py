@@ -378,6 +378,21 @@ class Weighted:
             pyro.sample("x", dist.Normal(mean, 1.0), obs=x)
 
 
+def other_prior(own: Tensor, is_other: bool, group: Any, **options: Any) -> tuple[Any, ...]:
+    """What a step says whose prior is another one in one process, whether it has changed anything, and the loss of one
+    after that, with a prior that is another one in all processes.
+    """
+    guide = start_of("mixture")
+    driver = CAVI(mixture, guide, process_group=group, **options)
+    step = functools.partial(driver.step_piece, "own") if "memoised" in options else driver.step
+    for _ in range(3):
+        step(own, len(CLUSTERS), 5.0)
+    before = content(guide)
+    error = message_of(lambda: step(own, len(CLUSTERS), 4.0 if is_other else 5.0))
+    same = all(torch.equal(tensor, before[name]) for name, tensor in content(guide).items())
+    return error, same, step(own, len(CLUSTERS), 5.0 if "memoised" in options else 4.0)
+
+
 def moved(rank: int, size: int, group: Any = None) -> Iterator[tuple[str, Any]]:
     """What steps come to after somebody has changed the model, or a parameter: in one process, and in all."""
     own, group = shard(CLUSTERS, rank, size), group or td.group.WORLD
@@ -386,6 +401,8 @@ def moved(rank: int, size: int, group: Any = None) -> Iterator[tuple[str, Any]]:
     driver.step_piece("own", own, len(CLUSTERS))
     pieces.weight = 2.0 if rank == size - 1 else 1.0
     yield "a piece's scale", message_of(lambda: driver.step_piece("own", own, len(CLUSTERS)))
+    for way, options in {"sweep": {}, **WAYS}.items():
+        yield f"a prior, {way}", other_prior(own, rank == size - 1, group, **options)
     annealed = Weighted()
     driver = CAVI(annealed, AutoConjugate(annealed), process_group=group)
     result = driver.run(own, len(CLUSTERS), callback=lambda step, _: setattr(annealed, "weight", min(step, 3) + 1.0))

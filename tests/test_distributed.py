@@ -278,6 +278,14 @@ def test_what_is_changed_between_steps_is_seen_in_all_processes_or_is_an_error_i
     params_then, optimum = alone.guide.params(), float(alone.run(CLUSTERS, size).elbo[-1])
     for own in found:
         changed = own["moved"]
+        for way in ("sweep", *WAYS):
+            (name, message), same, loss = changed[f"a prior, {way}"]
+            assert name == ("DataError" if way == "pieces" else "ModelError")
+            words = "the data of piece 'own'" if way == "pieces" else "another density of site 'mean' in"
+            assert words in message
+            assert f" process {SIZE - 1} " in message
+            assert same
+            assert loss == found[0]["moved"][f"a prior, {way}"][2]
         assert changed["a scale"] == (5, pytest.approx(evidence, rel=1e-12))
         torch.testing.assert_close(changed["parameters"], params_then, rtol=1e-10, atol=1e-10)
         assert changed["a parameter in a run"] == (True, pytest.approx(optimum, rel=1e-6))

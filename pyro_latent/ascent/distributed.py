@@ -49,7 +49,7 @@ class SharedSteps(Steps):
 
         task, sweep, own = self.ranks.agreed(found)
         check_shards(self.ranks, None if self.ranks.stands_in else task.program)
-        total, _ = Exchange(self.ranks).total(own)
+        total, _ = Exchange(self.ranks).total(task.program, own)
         return reached(task.program, sweep, total, globals_of(task))[0]
 
     def read(self, task: Task) -> tuple[Sweep, Summary]:
@@ -90,7 +90,7 @@ class DistributedSteps(SharedSteps):
         if is_new:
             self.exchange.forget()
             before = None if self.ranks.any(before is None) else self._start_of(task)
-        total, _ = self.exchange.total(found)
+        total, _ = self.exchange.total(program, found)
         others = globals_of(task)
         set_globals(program, sweep, total, others)
         self._settle_points(task, sweep, total)
@@ -104,7 +104,7 @@ class DistributedSteps(SharedSteps):
     def _start_of(self, task: Task) -> list[float]:
         """The ELBO of all shards where a step begins, of a model or of data that have changed since the last one."""
         sweep, own = self.ranks.agreed(lambda: self.read(task))
-        total, _ = self.exchange.total(own)
+        total, _ = self.exchange.total(task.program, own)
         return reached(task.program, sweep, total, globals_of(task))[0]
 
     def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:

@@ -78,7 +78,7 @@ class SharedStochasticSteps(SharedSteps, StochasticSteps):
             return self._next_size(), _part_of(program), *settled(task)
 
         step_size, part, sweep, own = self.ranks.agreed(found)
-        total, (count,) = self.exchange.total(own.times(part.size), [part.size], part.alike)
+        total, (count,) = self.exchange.total(program, own.times(part.size), [part.size], part.alike)
         total = total.times(1 / count)
         elbo, _ = reached(program, sweep, total, globals_of(task))
         summary = self._moved_globals(task, sweep, total, step_size)
@@ -132,7 +132,7 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         part, sweep, found, mark = self.ranks.agreed(lambda: self._found(task, name, known))
         change = found if known is None else found.minus(known.summary)
         new = [0.0, 0.0] if known else [1.0, part.size]
-        change, (news, size) = self.exchange.total(change, new, part.alike)
+        change, (news, size) = self.exchange.total(program, change, new, part.alike)
         _check_size(self._size + size, part)
         total = change if self._total is None else self._total.plus(change)
         set_globals(program, sweep, total, others)

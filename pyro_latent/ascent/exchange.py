@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..objective import Summary
+from ..objective import Program, Summary
+from ..recording import ScoredSite, difference_of, identity_outside_parts, is_in_part
 from .ranks import Ranks
 
 
@@ -31,13 +32,16 @@ class Exchange:
         self.ranks = ranks
         self._entries: list[_Entry] | None = None
         self._alike: Mapping[str, Any] = {}
+        self._sites: dict[str, ScoredSite] = {}  # outside of the parts of the data, and what they are known by
+        self._identity: dict[str, Any] = {}
 
     def total(
-        self, found: Summary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
+        self, program: Program, found: Summary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
     ) -> tuple[Summary, list[float]]:
         """The sums, over all processes, of their summaries and of more numbers.
 
         Args:
+            program: that of the data here.
             found: what the data here say.
             more: numbers that are added up besides.
             alike: what must be the same in all processes, by the name that an error gives it.
@@ -45,10 +49,12 @@ class Exchange:
         What a process without data says counts for nothing.
 
         Raises:
-            ModelError: in all processes, if that is not the same, or the summaries differ in shape.
+            ModelError: in all processes, if that, or a density or data that is in no part of the data, is not the same,
+                or the summaries differ in shape.
         """
-        if self.ranks.any(not self._is_known(found, alike or {})):
+        if self.ranks.any(not self._is_known(found, alike or {}, program)):
             self._check_alike(alike or {})
+            self._check_outside(program)
             self._entries, self._alike = self._agreed_entries(found), alike or {}
         assert self._entries is not None
         if self.ranks.stands_in:
@@ -62,12 +68,37 @@ class Exchange:
         constants = {e.key: c.reshape(e.shape) for e, c in pairs}
         return Summary(constants, sums[-3], sums[-2]), sums[-1].tolist()
 
-    def _is_known(self, found: Summary, alike: Mapping[str, Any]) -> bool:
+    def _is_known(self, found: Summary, alike: Mapping[str, Any], program: Program) -> bool:
         """Whether all processes know what this one would tell, as far as it can say."""
-        if self._entries is None or alike != self._alike:
+        if self._entries is None or alike != self._alike or not self._is_as_before(program):
             return False
         shapes = {e.key: e.shape for e in self._entries}
         return all(shapes.get(key) == constant.shape for key, constant in found.constants.items())
+
+    def _is_as_before(self, program: Program) -> bool:
+        """Whether priors, and data outside of the parts of the data, are those that the processes have compared."""
+        sites = program.recording.scored
+        if all(sites.get(name) is site for name, site in self._sites.items()):  # as in a program that was not recorded
+            return True
+        if identity_outside_parts(program.recording) != self._identity:
+            return False
+        self._sites = _outside(program)
+        return True
+
+    def _check_outside(self, program: Program) -> None:
+        """Raise in all processes where priors, or data outside of the parts of the data, are not the same in all."""
+        if self.ranks.size == 1:
+            return
+        identity = identity_outside_parts(program.recording)
+        by_rank = self.ranks.gathered(identity)
+        for rank, own in enumerate(by_rank):
+            different = difference_of(by_rank[0], own)
+            if different is not None:
+                raise ModelError(
+                    "Expected the same priors, and data outside of the subsampled plate, in all processes at each "
+                    f"step; got {different} in process {rank} than in process 0. Change them in all before one step."
+                )
+        self._sites, self._identity = _outside(program), identity
 
     def _check_alike(self, alike: Mapping[str, Any]) -> None:
         """Raise in all processes where something is not the same in all of them."""
@@ -101,6 +132,10 @@ class Exchange:
     def forget(self) -> None:
         """Forget what the processes have told each other: another model, or other starts, come."""
         self._entries = None
+
+
+def _outside(program: Program) -> dict[str, ScoredSite]:
+    return {name: site for name, site in program.recording.scored.items() if not is_in_part(site)}
 
 
 __all__ = ["Exchange"]

@@ -2,7 +2,7 @@
 
 from .compiled import Compiled, NotCompiledError
 from .data import seen_data
-from .identity import check_identity, difference_of, identity_of_call
+from .identity import check_identity, difference_of, identity_of_call, identity_outside_parts, is_in_part
 from .run import ALONE, check_arguments, record
 from .sites import DiscreteSite, LatentSite, Plate, Recording, ScoredSite
 from .snapshot import AskedAgain, Snapshot, literals, version_of
@@ -31,6 +31,8 @@ __all__ = [
     "ends_in_simplex",
     "first_difference",
     "identity_of_call",
+    "identity_outside_parts",
+    "is_in_part",
     "literals",
     "record",
     "seen_data",

@@ -30,8 +30,20 @@ def identity_of(recording: Recording) -> dict[str, Any]:
     the digest of its data. Of sites in subsampled plates, which hold a minibatch, it is the structure alone.
     """
     return {
-        name: [*_density_of(site, recording), "" if not site.observed or _is_part(site) else _data_of(recording, name)]
+        name: [
+            *_density_of(site, recording),
+            "" if not site.observed or is_in_part(site) else _data_of(recording, name),
+        ]
         for name, site in recording.scored.items()
+    }
+
+
+def identity_outside_parts(recording: Recording) -> dict[str, Any]:
+    """What priors, and data that no shard or minibatch is a part of, are known by: all sites in no subsampled plate."""
+    return {
+        name: [*_density_of(site, recording), _data_of(recording, name) if site.observed else ""]
+        for name, site in recording.scored.items()
+        if not is_in_part(site)
     }
 
 
@@ -91,7 +103,8 @@ def _alike(own: list[Any], other: list[Any]) -> list[Any]:
     return [[*about, [[n, d, 0 if is_part.get(n) else size, full] for n, d, size, full in plates], words], [], ""]
 
 
-def _is_part(site: ScoredSite) -> bool:
+def is_in_part(site: ScoredSite) -> bool:
+    """Whether a site is in a plate that holds a part of the data."""
     return any(p.is_subsample for p in site.plates)
 
 
@@ -101,7 +114,7 @@ def _data_of(recording: Recording, name: str) -> str:
 
 def _density_of(site: ScoredSite, recording: Recording) -> tuple[list[Any], list[Any]]:
     """The structure of a density and, for each of its terms, the sums of its constants."""
-    part = _is_part(site)
+    part = is_in_part(site)
     about: list[Any] = [site.distribution, site.observed, str(site.error) if site.density is None else ""]
     about.append([[p.name, p.dim, 0 if p.is_subsample else p.size, float(p.full_size)] for p in site.plates])
     terms = [] if site.density is None else _terms_of(site.density)
@@ -148,4 +161,4 @@ def _value_of(variable: Variable, recording: Recording) -> Tensor:
     return variable.replay(points, {})
 
 
-__all__ = ["check_identity", "difference_of", "identity_of", "identity_of_call"]
+__all__ = ["check_identity", "difference_of", "identity_of", "identity_of_call", "identity_outside_parts", "is_in_part"]
