@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import inspect
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -44,6 +44,7 @@ from .particles import (
     sample_sites,
     seeded,
 )
+from .signatures import Args, Kwargs, Model
 
 __all__ = ["loo", "to_arviz"]
 
@@ -51,7 +52,7 @@ Groups = dict[str, dict[str, Array]]
 
 
 def to_arviz(
-    model: Callable[..., Any],
+    model: Model,
     guide: Method,
     *args: Any,
     num_samples: int = 1000,
@@ -59,7 +60,7 @@ def to_arviz(
     seed: int = 0,
     coords: Mapping[str, Any] | None = None,
     dims: Mapping[str, Sequence[str]] | None = None,
-    result: Any = None,
+    result: object = None,
     same_data: bool = True,
     **kwargs: Any,
 ) -> Any:
@@ -149,7 +150,7 @@ def _guide_of(method: Method) -> PyroProgram | MCMC:
     return guide
 
 
-def _check_result(result: Any) -> None:
+def _check_result(result: object) -> None:
     if result is not None and not (hasattr(result, "converged") and hasattr(result, "num_steps")):
         raise ArgumentTypeError(
             f"Expected result to be what a driver's run returned; got {type(result).__name__}. Write "
@@ -161,7 +162,7 @@ def _names(
     sites: Mapping[str, Site],
     constants: Mapping[str, Array],
     dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Any],
+    coords: Mapping[str, object],
 ) -> dict[str, list[str]]:
     """The names of the dimensions of every site and constant, those of the user first.
 
@@ -271,7 +272,7 @@ def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Ar
     return {n: a for n, a in found.items() if not any(a.shape == o.shape and _equal(a, o) for o in observed)}
 
 
-def _arrays(name: str, value: Any) -> Iterator[tuple[str, Array]]:
+def _arrays(name: str, value: object) -> Iterator[tuple[str, Array]]:
     """The dense tensors and numeric arrays in a value, with names: ``data.X`` for ``data["X"]``."""
     if isinstance(value, Tensor):
         if value.layout is torch.strided and not (value.is_nested or value.is_quantized or value.is_meta):
@@ -291,7 +292,7 @@ def _equal(first: Array, second: Array) -> bool:
 # --------------------------------------------------------------------------------------------------------- attributes
 
 
-def _method(guide: PyroProgram | MCMC, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def _method(guide: PyroProgram | MCMC, args: Args, kwargs: Kwargs) -> dict[str, Any]:
     versions = {
         "inference_library": "pyro_latent",
         "inference_library_version": importlib.metadata.version("pyro-latent"),

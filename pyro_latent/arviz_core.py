@@ -28,8 +28,8 @@ ROUNDING = 1e-9
 def container(
     groups: Mapping[str, Mapping[str, Array]],
     dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Any],
-    attributes: Mapping[str, Any],
+    coords: Mapping[str, object],
+    attributes: Mapping[str, object],
 ) -> Any:
     """The arrays of each group in the structure of the ArviZ that is installed.
 
@@ -91,7 +91,7 @@ def check_dims(dims: Mapping[str, Sequence[str]], shapes: Mapping[str, Sequence[
             )
 
 
-def check_coords(coords: Mapping[str, Any], known: Collection[str]) -> None:
+def check_coords(coords: Mapping[str, object], known: Collection[str]) -> None:
     """Labels have to be along a dimension that there is.
 
     Raises:
@@ -115,8 +115,8 @@ def dataset(
     arrays: Mapping[str, Array],
     drawn: bool,
     dims: Mapping[str, Sequence[str]],
-    coords: Mapping[str, Any],
-    attributes: Mapping[str, Any],
+    coords: Mapping[str, object],
+    attributes: Mapping[str, object],
 ) -> Any:
     """Arrays with names and labels for their dimensions; a log likelihood has its site's dims but for the event's."""
     import xarray

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +15,7 @@ from .families import Natural
 from .guide import AutoConjugate
 from .objective import Block, responsibilities
 from .recording import DiscreteSite
+from .signatures import Model
 from .tables import text_table
 
 _NEWTON_LIKE_STEPS = 200
@@ -61,7 +61,7 @@ class UpdateReport:
 
 
 def check_updates(
-    model: Callable[..., Any], guide: AutoConjugate, *args: Any, tol: float | None = None, **kwargs: Any
+    model: Model, guide: AutoConjugate, *args: Any, tol: float | None = None, **kwargs: Any
 ) -> UpdateReport:
     """Compare each hand-written update with the derived one and with a numeric maximum of the ELBO.
 

@@ -87,7 +87,7 @@ class MissingFileError(CheckpointError, FileNotFoundError):
     """There is no checkpoint to read."""
 
 
-def is_count(value: Any, least: int = 1) -> bool:
+def is_count(value: object, least: int = 1) -> bool:
     """Whether a value is an integer, NumPy's among them but not ``bool``, and at least this large."""
     return isinstance(value, Integral) and not isinstance(value, bool) and least <= int(value) < 2**63
 
@@ -103,7 +103,7 @@ def check_seed(seed: Any) -> int:
     raise ArgumentError(f"Expected a seed that is an integer of at most 63 bits; got {seed!r}. Write seed=0.")
 
 
-def as_real(value: Any) -> float:
+def as_real(value: object) -> float:
     """A number as a plain float, NumPy's among them; NaN, which fails every comparison, for anything else."""
     try:
         return float(value) if isinstance(value, Real) and not isinstance(value, bool) else math.nan
@@ -129,7 +129,7 @@ def check_count(name: str, value: Any, least: int = 1) -> int:
     raise ArgumentError(f"Expected {name} to be an integer of at least {least}; got {value!r}. Write {advice}.")
 
 
-def check_choice(name: str, value: Any, allowed: Sequence[Any]) -> None:
+def check_choice(name: str, value: object, allowed: Sequence[object]) -> None:
     """An argument that is one of a few values.
 
     Args:

@@ -34,6 +34,7 @@ from .errors import ArgumentTypeError, ModelError, checked_call
 from .objective import compile_program, expected_log_densities
 from .recording import record
 from .rules import unwrap
+from .signatures import Model
 from .values import kind_of
 
 Update = Callable[..., Any]
@@ -82,7 +83,7 @@ class ClosedFormMessenger(Messenger):
         return super().__exit__(*args)
 
 
-def _check_sites(updates: Any) -> None:
+def _check_sites(updates: object) -> None:
     """Updates are by names of sites, or tuples of them.
 
     Raises:
@@ -99,7 +100,7 @@ def _check_sites(updates: Any) -> None:
 
 
 @checked_call
-def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Callable[..., Any]:
+def closed_form(model: Model, updates: Mapping[Any, Update]) -> Callable[..., Any]:
     """Attach hand-written coordinate updates to the sites of a model, which stays as it is.
 
     Args:
@@ -124,9 +125,7 @@ def closed_form(model: Callable[..., Any], updates: Mapping[Any, Update]) -> Cal
 
 
 @checked_call
-def expected_log_factors(
-    model: Callable[..., Any], posterior: Mapping[Any, Any], *args: Any, **kwargs: Any
-) -> dict[str, Tensor]:
+def expected_log_factors(model: Model, posterior: Mapping[Any, object], *args: Any, **kwargs: Any) -> dict[str, Tensor]:
     """The expected log density of every site under a posterior, of the site's batch shape.
 
     Args:

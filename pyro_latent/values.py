@@ -58,7 +58,7 @@ def all_finite(tensor: Tensor) -> bool:
     return bool(total * 0 == 0) or bool(tensor.isfinite().all())
 
 
-def as_tensor(value: Any, dtype: torch.dtype) -> Tensor | None:
+def as_tensor(value: object, dtype: torch.dtype) -> Tensor | None:
     """Real numbers, also of lists and arrays, as a dense tensor of a floating dtype; None for anything else."""
     try:
         given = torch.as_tensor(value)
@@ -75,7 +75,7 @@ def is_same(known: tuple[Tensor, int], tensor: Tensor) -> bool:
     return same and old.dtype == tensor.dtype and old._version == version == tensor._version
 
 
-def kind_of(value: Any) -> str:
+def kind_of(value: object) -> str:
     """In words what a value is, of a tensor or an array its dtype and shape."""
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} {list(value.shape)}"

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "settings", "tables", "values"},
+    {"errors", "settings", "signatures", "tables", "values"},
     {"checkpoint", "distributions", "kmeans"},
     {"families"},
     {"expressions"},

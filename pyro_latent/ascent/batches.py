@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,10 +13,11 @@ from torch.utils.data import DataLoader, IterableDataset, RandomSampler
 from ..checkpoint import fingerprint, random_state, restore_random_state
 from ..errors import ArgumentTypeError, ModelError
 from ..recording import AskedAgain
+from ..signatures import Args, Kwargs, Model
 from .sweep import ModelArguments
 
 
-def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any]) -> ModelArguments:
+def arguments_of(batch: object, shared: Mapping[str, object], model: Model) -> ModelArguments:
     """A batch, with what all batches share, as the model's positional and keyword arguments.
 
     Args:
@@ -27,7 +28,7 @@ def arguments_of(batch: Any, shared: Mapping[str, Any], model: Callable[..., Any
     Raises:
         ArgumentTypeError: if Python could not call the model with them.
     """
-    args: tuple[Any, ...] = ()
+    args: Args = ()
     kwargs = dict(shared)
     if isinstance(batch, Mapping):
         kwargs = dict(batch) | kwargs
@@ -49,7 +50,7 @@ def repeated(arguments: ModelArguments, anew: bool) -> ModelArguments:
 RandomState = dict[str, Any]
 
 
-def generators_of(batches: Iterable[Any]) -> list[torch.Generator]:
+def generators_of(batches: Iterable[object]) -> list[torch.Generator]:
     """The generators that a ``DataLoader`` and its samplers draw with, beside torch's own."""
     holders: list[Any] = [batches]
     for name in ("sampler", "batch_sampler"):
@@ -71,7 +72,7 @@ def restore_state(state: RandomState, generators: Sequence[torch.Generator]) -> 
         generator.set_state(saved)
 
 
-def first_of(batches: Iterable[Any]) -> Any:
+def first_of(batches: Iterable[object]) -> Any:
     """The first batch; all random states are left as they were.
 
     Raises:
@@ -87,7 +88,7 @@ def first_of(batches: Iterable[Any]) -> Any:
         restore_state(before, generators)
 
 
-def check_repeatable(batches: Any) -> None:
+def check_repeatable(batches: object) -> None:
     """Raise where batches cannot be iterated over again.
 
     Raises:
@@ -100,7 +101,7 @@ def check_repeatable(batches: Any) -> None:
         )
 
 
-def check_resumable(batches: Iterable[Any], in_processes: bool = False) -> None:
+def check_resumable(batches: Iterable[object], in_processes: bool = False) -> None:
     """Warn at the start of a run with a checkpoint whose batches a resumed run cannot repeat, alone or in several
     processes, of which the file has the random state of the first.
     """
@@ -127,7 +128,7 @@ def check_resumable(batches: Iterable[Any], in_processes: bool = False) -> None:
         )
 
 
-def held_data(batches: Iterable[Any]) -> Any:
+def held_data(batches: Iterable[object]) -> Any:
     """The data that batches are of, as far as it is at hand; of a dataset that makes its items, some of them."""
     dataset = getattr(batches, "dataset", batches)
     held = getattr(dataset, "tensors", dataset)
@@ -147,7 +148,7 @@ def _some_items(dataset: Any) -> list[str]:
     return once if once == twice else []
 
 
-def length_of(batches: Iterable[Any]) -> int | None:
+def length_of(batches: Iterable[object]) -> int | None:
     """The number of batches, or None where nobody knows, as for a DataLoader over a stream."""
     try:
         return len(batches)  # type: ignore[arg-type]
@@ -155,7 +156,7 @@ def length_of(batches: Iterable[Any]) -> int | None:
         return None
 
 
-def _check_arguments(model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_arguments(model: Model, args: Args, kwargs: Kwargs) -> None:
     """A batch and what all batches share are the model's arguments.
 
     Raises:

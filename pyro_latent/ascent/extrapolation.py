@@ -23,6 +23,7 @@ from torch.distributions import transform_to
 from ..errors import NaturalDomainError
 from ..families import Natural
 from ..objective import Block, BlockKey, Means, Program, State
+from ..signatures import PlainState
 
 #: The sweeps that are combined.
 WINDOW = 11
@@ -142,7 +143,7 @@ class Extrapolation:
 
     # What is remembered.
 
-    def to_state(self, blocks: Sequence[BlockKey]) -> dict[str, Any]:
+    def to_state(self, blocks: Sequence[BlockKey]) -> PlainState:
         """What is remembered, in plain types and tensors."""
         moves = [(_plain(move.end, blocks), move.natural, move.mean) for move in self.moves]
         places = _plain(self._places, blocks) if self.moves else []

@@ -52,7 +52,7 @@ def inverse_temperatures(annealing: int | Sequence[float]) -> tuple[float, ...]:
     return tuple(map(float, annealing))
 
 
-def check_guide(model: Any, guide: Any, more: Sequence[Any]) -> None:
+def check_guide(model: object, guide: object, more: Sequence[object]) -> None:
     """Raise where the first arguments of ``CAVI`` are no model and guide, or there are others beside them.
 
     Raises:

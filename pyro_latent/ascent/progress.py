@@ -17,6 +17,7 @@ from tqdm.auto import tqdm
 
 from ..errors import ArgumentTypeError, ModelError, PyroLatentError
 from ..objective import State
+from ..signatures import PlainState
 from .batches import RandomState, generators_of, restore_state, state_of
 from .steps import Steps
 
@@ -128,12 +129,12 @@ class Progress:
         self.ends = state["ends"].tolist()
         self._pass_random, self._resumed = state["pass_random"], state["random"]
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What a resumed run needs, the random state of now included."""
         place = {"history": self.history, "ends": torch.tensor(self.ends), "pass_random": self._pass_random}
         return place | {"random": state_of(self._generators)}
 
-    def rest(self, batches: Iterable[Any]) -> Iterator[tuple[int, Any]]:
+    def rest(self, batches: Iterable[object]) -> Iterator[tuple[int, Any]]:
         """The batches of this pass that are left, with their numbers, in the order that the killed run had.
 
         A pass that was cut is begun again from the random state that it was begun with; where it was cut, before its
@@ -209,7 +210,7 @@ def warn_of_annealing(max_steps: int) -> None:
     )
 
 
-def check_callback(callback: Any) -> None:
+def check_callback(callback: object) -> None:
     """Raise where a callback cannot be called with the number of steps and the ELBO.
 
     Raises:

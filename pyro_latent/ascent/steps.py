@@ -14,6 +14,7 @@ from ..errors import ArgumentError, ModelError, as_real, check_count
 from ..guide.arguments import site_names
 from ..guide.rebinding import Binding
 from ..objective import BlockKey, Program, State
+from ..signatures import PlainState
 from .sweep import ModelArguments, Sweep
 
 #: Rounds over the blocks of a minibatch, and the change of their mean parameters that ends them.
@@ -29,7 +30,7 @@ class Schedule:
     local_tol: float | None = None
 
     @classmethod
-    def of(cls, order: Any, local_steps: Any, local_tol: Any) -> Schedule:
+    def of(cls, order: object, local_steps: object, local_tol: object) -> Schedule:
         """A schedule of settings as they came.
 
         Raises:
@@ -153,7 +154,7 @@ class Steps(ABC):
         """Forget all starts but one."""
 
     @abstractmethod
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What is remembered, in plain types and tensors."""
 
     @abstractmethod

@@ -24,6 +24,7 @@ from ..ascent import CAVI
 from ..errors import ArgumentTypeError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..particles import ProgramCall, Target, Values, is_latent, sample_sites, seeded
+from ..signatures import Model
 from ..tables import text_table
 from ..values import kind_of
 from .draws import guide_values
@@ -96,7 +97,7 @@ class Calibration:
         )
 
 
-def fit_conjugate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> AutoConjugate:
+def fit_conjugate(model: Model, *args: Any, **kwargs: Any) -> AutoConjugate:
     """A mean-field fit by coordinate ascent: what :func:`calibrate` does by default."""
     guide = AutoConjugate(model)
     CAVI(model, guide).run(*args, **kwargs)
@@ -104,7 +105,7 @@ def fit_conjugate(model: Callable[..., Any], *args: Any, **kwargs: Any) -> AutoC
 
 
 def calibrate(
-    model: Callable[..., Any],
+    model: Model,
     *args: Any,
     fit: Fit = fit_conjugate,
     num_simulations: int = 200,
@@ -193,7 +194,7 @@ def simulated(call: ProgramCall) -> tuple[Values, Values]:
     return latents, data
 
 
-def with_data(model: Callable[..., Any], data: Mapping[str, Tensor]) -> Callable[..., Any]:
+def with_data(model: Model, data: Mapping[str, Tensor]) -> Callable[..., Any]:
     """The model with other data at its observed sites, whatever its arguments."""
     found: Callable[..., Any] = poutine.condition(model, data=dict(data))
     return found

@@ -6,7 +6,7 @@ import html
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -232,7 +232,7 @@ def plot_densities(
     *,
     panels: int = PANELS,
     units: Mapping[str, str] | None = None,
-    ax: Any = None,
+    ax: object = None,
 ) -> Figure:
     """The posterior density of each element of the sites, by method, the reference filled.
 

@@ -15,6 +15,7 @@ from typing import Any
 from ..errors import check_count
 from ..guide import AutoConjugate
 from ..particles import LEAST_DRAWS, ParetoK, Target, Weights, seeded
+from ..signatures import Model
 from ..tables import text_table
 from .draws import draw
 from .importance import naive_monte_carlo
@@ -69,7 +70,7 @@ class Evidence:
 
 
 def evidence(
-    model: Callable[..., Any],
+    model: Model,
     guide: Callable[..., Any],
     *args: Any,
     num_samples: int = 2000,

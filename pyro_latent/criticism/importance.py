@@ -20,11 +20,12 @@ import torch
 
 from ..errors import ModelError, check_count, checked_call
 from ..particles import LEAST_DRAWS, Draws, Particles, Target, Weights, seeded
+from ..signatures import Model
 from .draws import draw
 
 
 def naive_monte_carlo(
-    model: Callable[..., Any],
+    model: Model,
     *args: Any,
     num_samples: int = 1000,
     batch_size: int | None = None,
@@ -69,7 +70,7 @@ def naive_monte_carlo(
 
 @checked_call
 def importance_sampling(
-    model: Callable[..., Any],
+    model: Model,
     guide: Callable[..., Any] | None,
     *args: Any,
     num_samples: int = 1000,
@@ -132,7 +133,7 @@ def _batches(total: int, size: int) -> list[int]:
 
 @checked_call
 def score(
-    model: Callable[..., Any],
+    model: Model,
     guide: Callable[..., Any],
     *args: Any,
     num_samples: int = 1000,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from pyro.infer import MCMC, SVI
@@ -14,7 +13,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..particles import PyroProgram
 
 
-def check_methods(methods: Any, example: str) -> None:
+def check_methods(methods: object, example: str) -> None:
     """Methods are given by name, and there is one.
 
     Raises:

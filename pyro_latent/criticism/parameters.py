@@ -84,7 +84,7 @@ class Parameters:
             store.set_state({"params": left.tensors, "constraints": {name: constraint}})
 
 
-def _keeps_parameters(guide: Any) -> bool:
+def _keeps_parameters(guide: object) -> bool:
     return isinstance(guide, AutoGuide) and not isinstance(guide, AutoConjugate)
 
 

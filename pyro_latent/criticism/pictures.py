@@ -92,7 +92,7 @@ def on_axes(ax: Axes | None, width: float, height: float) -> Iterator[tuple[Figu
 
 @contextmanager
 def panels_in(
-    count: int, columns: int, width: float, height: float, margin: float, ax: Any = None
+    count: int, columns: int, width: float, height: float, margin: float, ax: object = None
 ) -> Iterator[tuple[Figure, list[Axes]]]:
     """A figure and ``count`` of its axes, in reading order: those given, or a new picture of panels of one size.
 
@@ -115,7 +115,7 @@ def panels_in(
         yield figure, list(grid.flatten()[:count])
 
 
-def checked_axes(ax: Any, count: int) -> list[Axes]:
+def checked_axes(ax: object, count: int) -> list[Axes]:
     """One Axes, or a sequence or array of them, as a list of ``count``.
 
     Raises:

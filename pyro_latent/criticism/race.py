@@ -22,6 +22,7 @@ from ..ascent import CAVI
 from ..errors import ArgumentTypeError, DataError, check_count, checked_call
 from ..guide import AutoConjugate
 from ..particles import LEAST_DRAWS, Target, Weights, seeded
+from ..signatures import Model
 from ..tables import text_table
 from .draws import draw
 from .methods import Stopwatch, check_methods
@@ -140,7 +141,7 @@ class Race:
 
 @checked_call
 def race(
-    model: Callable[..., Any],
+    model: Model,
     methods: Mapping[str, Make],
     *args: Any,
     max_steps: int = 1000,
@@ -297,7 +298,7 @@ def _device_name(target: Target) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def on_device(value: Any, device: str | torch.device | None) -> Any:
+def on_device(value: object, device: str | torch.device | None) -> Any:
     """The same arguments with every tensor in them, also inside lists, tuples, dicts and dataclasses, on a device.
 
     Raises:
@@ -310,10 +311,10 @@ def on_device(value: Any, device: str | torch.device | None) -> Any:
     return _mapped(lambda tensor: tensor.to(device), value)
 
 
-def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
+def _mapped(function: Callable[[Tensor], Any], value: object) -> Any:
     """The function of every tensor, in the same containers."""
 
-    def leaf(item: Any) -> Any:
+    def leaf(item: object) -> Any:
         if isinstance(item, Tensor):
             return function(item)
         if is_dataclass(item) and not isinstance(item, type):
@@ -329,7 +330,7 @@ def _mapped(function: Callable[[Tensor], Any], value: Any) -> Any:
 
 @checked_call
 def svi_grid(
-    model: Callable[..., Any],
+    model: Model,
     make_guide: Callable[[], Any],
     rates: Sequence[float],
     *,

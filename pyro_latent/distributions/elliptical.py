@@ -55,7 +55,7 @@ class Elliptical(dist.TorchDistribution):
         self.radius = radius.expand(batch)
         super().__init__(batch, loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         loc = self.loc.expand(Size(batch_shape) + self.event_shape)
         scale_tril = self.scale_tril.expand(Size(batch_shape) + 2 * self.event_shape)
         return type(self)(loc, scale_tril, self.radius, validate_args=self._validate_args)

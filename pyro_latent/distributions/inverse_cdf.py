@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any, ClassVar, NoReturn, Self
+from typing import ClassVar, NoReturn, Self
 
 import pyro.distributions as dist
 import scipy.special
@@ -52,7 +52,7 @@ class InverseCDF(dist.TorchDistribution):
             setattr(self, name, value)
         super().__init__(getattr(self, next(iter(parameters))).shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         new: Self = self._get_checked_instance(type(self), _instance)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(Size(batch_shape)))
@@ -278,7 +278,7 @@ class Erlang(dist.Gamma):
         rate = torch.as_tensor(rate)
         super().__init__(torch.full_like(rate, concentration).detach(), rate, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Erlang:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Erlang:
         return Erlang(self.count, self.rate.expand(Size(batch_shape)), validate_args=self._validate_args)
 
     def icdf(self, value: Tensor) -> Tensor:

@@ -90,7 +90,7 @@ class NormalGamma(MeanPrecision):
         )
         super().__init__(self.loc.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalGamma:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> NormalGamma:
         params = (self.loc, self.precision_scaling, self.concentration, self.rate)
         return NormalGamma(*(p.expand(Size(batch_shape)) for p in params), validate_args=self._validate_args)
 
@@ -137,7 +137,7 @@ class NormalWishart(MeanPrecision):
             "covariance_matrix": constraints.positive_definite,
         }
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> NormalWishart:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> NormalWishart:
         batch = Size(batch_shape)
         return NormalWishart(
             self.loc.expand(batch + self.loc.shape[-1:]),

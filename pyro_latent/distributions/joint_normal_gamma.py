@@ -48,7 +48,7 @@ class JointNormalGamma(TorchDistribution):
         self.concentration, self.rate = (t.expand(normal.batch_shape) for t in (concentration, rate))
         super().__init__(normal.batch_shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> JointNormalGamma:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> JointNormalGamma:
         shape = Size(batch_shape)
         params = (self.concentration.expand(shape), self.rate.expand(shape))
         return JointNormalGamma(self.normal.expand(shape), *params, self.precision_site, validate_args=False)
@@ -146,7 +146,7 @@ class SiteGivenPrecision(SiteGiven):
         self.precision = precision
         super().__init__(joint, turn, drawn, batch_shape)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SiteGivenPrecision:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SiteGivenPrecision:
         return SiteGivenPrecision(self.joint, self.turn, self.precision, self.drawn, Size(batch_shape))
 
     @property

@@ -45,7 +45,7 @@ class IsotropicNormalGamma(MeanPrecision):
         self.concentration, self.rate = concentration.expand(batch), rate.expand(batch)
         super().__init__(batch, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> IsotropicNormalGamma:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> IsotropicNormalGamma:
         batch = Size(batch_shape)
         numbers = (p.expand(batch) for p in (self.precision_scaling, self.concentration, self.rate))
         loc = self.loc.expand(batch + self.loc.shape[-1:])
@@ -98,7 +98,7 @@ class TiedNormalWishart(MeanPrecision):
             "covariance_matrix": constraints.positive_definite,
         }
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TiedNormalWishart:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> TiedNormalWishart:
         batch = Size(batch_shape)
         return TiedNormalWishart(
             self.loc.expand(batch + self.loc.shape[-2:]),

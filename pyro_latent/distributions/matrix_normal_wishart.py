@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import pyro.distributions as dist
 import torch
@@ -48,7 +48,7 @@ class MatrixNormalWishart(TiedNormalWishart):
         del found["precision_scaling"]
         return found | {"row_precision": constraints.positive_definite}
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MatrixNormalWishart:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> MatrixNormalWishart:
         batch = Size(batch_shape)
         matrices = (self.loc, self.row_precision, self.covariance_matrix)
         loc, rows, scale = (m.expand(batch + m.shape[-2:]) for m in matrices)
@@ -80,7 +80,7 @@ class RowsGivenPrecision(TorchDistribution):
         self.rows = dist.MultivariateNormal(torch.zeros_like(loc), precision_matrix=precision)
         super().__init__(self.rows.batch_shape, loc.shape[-1:], validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RowsGivenPrecision:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RowsGivenPrecision:
         batch = Size(batch_shape)
         loc = self.loc.expand(batch + self.event_shape)
         precision = self.rows.precision_matrix.expand(batch + 2 * self.event_shape)

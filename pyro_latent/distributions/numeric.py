@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Size, Tensor
@@ -89,7 +89,7 @@ class NumericInverseCDF(InverseCDF):
             self._settle()
         return self._panels
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Self:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Self:
         new: Self = self._get_checked_instance(NumericInverseCDF, _instance)
         batch = Size(batch_shape)
         for name in ("log_density", "_support", "arg_constraints"):

@@ -76,7 +76,7 @@ class Tabulated(TorchDistribution):
     def support(self) -> constraints.Constraint:
         return self._support
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Tabulated:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Tabulated:
         batch = torch.Size(batch_shape)
         left, right, log_density = (t.expand(*batch, t.shape[-1]) for t in (self.left, self.right, self.log_density))
         return Tabulated(left, right, log_density, self._support, validate_args=False)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-def _parts(flow: Any) -> Iterator[Any]:
+def _parts(flow: object) -> Iterator[Any]:
     """A transform, or a module that has some, and all that it is made of."""
     yield flow
     inner = [*getattr(flow, "parts", ()), *getattr(flow, "transforms", ())]
@@ -17,7 +17,7 @@ def _parts(flow: Any) -> Iterator[Any]:
         yield from _parts(part)
 
 
-def forget_last_draw(flow: Any) -> None:
+def forget_last_draw(flow: object) -> None:
     """Drop what transforms remember of their last draw: it belongs to a graph, which cannot be copied."""
     for part in _parts(flow):
         if "_cached_x_y" in vars(part):

@@ -45,7 +45,7 @@ class TruncatedNormal(NormalWeight):
         self.low, self.high, tilt = broadcast_all(low, high, tilt)
         super().__init__(tilt, validate_args=False)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> TruncatedNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> TruncatedNormal:
         low, high, tilt = (t.expand(batch_shape) for t in (self.low, self.high, self.tilt))
         return TruncatedNormal(low, high, tilt)
 

@@ -38,7 +38,7 @@ class Weight(TorchDistribution):
         self.tilt = torch.as_tensor(tilt)
         super().__init__(self.tilt.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Any:
         make: Any = type(self)
         return make(self.tilt.expand(batch_shape), validate_args=False)
 

@@ -55,7 +55,7 @@ class Arithmetic(Symbolic):
             raise ArgumentError(f"Expected a constant; got an expression of {sorted(self.sites)}.")
         return self.polynomial().table(()).expand(self.shape)
 
-    def __add__(self, other: Any) -> Self:
+    def __add__(self, other: object) -> Self:
         other = self._lift(other)
         shape = broadcast_shapes(self.shape, other.shape)
         like = common_like(self, other)
@@ -73,13 +73,13 @@ class Arithmetic(Symbolic):
     def __neg__(self) -> Self:
         return self * -1.0
 
-    def __sub__(self, other: Any) -> Self:
+    def __sub__(self, other: object) -> Self:
         return self + -self._lift(other)
 
-    def __rsub__(self, other: Any) -> Self:
+    def __rsub__(self, other: object) -> Self:
         return self._lift(other) + -self
 
-    def __mul__(self, other: Any) -> Self:
+    def __mul__(self, other: object) -> Self:
         other = self._lift(other)
         shape = broadcast_shapes(self.shape, other.shape)
         if self.opacity or other.opacity:
@@ -99,10 +99,10 @@ class Arithmetic(Symbolic):
 
     __rmul__ = __mul__
 
-    def __truediv__(self, other: Any) -> Self:
+    def __truediv__(self, other: object) -> Self:
         return self * self._lift(other) ** -1.0
 
-    def __rtruediv__(self, other: Any) -> Self:
+    def __rtruediv__(self, other: object) -> Self:
         return self._lift(other) * self**-1.0
 
     def __pow__(self, exponent: Any) -> Self:

@@ -100,7 +100,7 @@ class Places:
 
 
 def index_axes(
-    index: Any, shape: Sequence[int], device: torch.device
+    index: object, shape: Sequence[int], device: torch.device
 ) -> tuple[dict[Label, Axis], list[int], tuple[Choice, ...]]:
     """The axes of the source dimensions under ``source[index]``, the shape of the result, and the choices read at."""
     items = _plain_items(index, shape, device)
@@ -143,7 +143,7 @@ def index_axes(
     return axes, out, choices
 
 
-def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list[Any]:
+def _plain_items(index: object, shape: Sequence[int], device: torch.device) -> list[Any]:
     """An index as one slice, None or places for each dimension; masks become the places where they hold."""
     items: list[Any] = []
     for item in index if isinstance(index, tuple) else (index,):
@@ -164,7 +164,7 @@ def _plain_items(index: Any, shape: Sequence[int], device: torch.device) -> list
     return items
 
 
-def _items_of(item: Any, device: torch.device) -> list[Any]:
+def _items_of(item: object, device: torch.device) -> list[Any]:
     """One item of an index as slices, None, Ellipsis and integer tensors."""
     if item is None or item is Ellipsis or isinstance(item, slice):
         return [item]

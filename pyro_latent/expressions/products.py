@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from ..signatures import Args, Kwargs
 from .expression import Expression
 from .linear import PLACING
 from .recorded import Recorded, mapped
@@ -28,8 +29,8 @@ _JOINS = words("stack cat concat concatenate hstack vstack dstack row_stack colu
 def logarithm_of(
     name: str,
     func: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     sources: list[Recorded],
     random: Callable[[Tensor, Expression], Recorded],
 ) -> Expression | None:
@@ -50,7 +51,7 @@ def logarithm_of(
     if not any(t.expression.logarithm is not None for t in sources):
         return None
 
-    def log(x: Any) -> Any:
+    def log(x: object) -> Any:
         if isinstance(x, Recorded):
             expression = x.expression.log()
             return None if expression.opacity else random(x._placeholder, expression)

@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode, _get_current_function_mode
 
 from ..errors import ModelError
+from ..signatures import Args, Kwargs
 from .expression import Expression
 from .operations import SHAPE_QUERIES
 from .recorded import mapped, recorded_in, tensors_in
@@ -78,7 +79,7 @@ class StandIns(TorchFunctionMode):
     def __contains__(self, tensor: object) -> bool:
         return id(tensor) in self._symbols
 
-    def of(self, item: Any) -> Any:
+    def of(self, item: object) -> Any:
         """The item, with symbols in the place of the tensors inside tuples, lists and dicts."""
         here = bool(self._symbols) and threading.get_ident() == self._thread
         return mapped(item, self._symbol, Tensor) if here else item
@@ -94,7 +95,7 @@ class StandIns(TorchFunctionMode):
         return found
 
     def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        self, func: Callable[..., Any], types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         kwargs = kwargs or {}
         if self.is_resting:
@@ -124,7 +125,7 @@ class StandIns(TorchFunctionMode):
         return result
 
 
-def _check_layer(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+def _check_layer(name: str, args: Args, kwargs: Kwargs) -> None:
     """A layer leaves its module as it is.
 
     Raises:

@@ -167,7 +167,7 @@ def _apart(table: Expression, dims: Sequence[int]) -> Expression:
     return table
 
 
-def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any) -> Any:
+def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: object) -> Any:
     """Any operation, at each combination of the values."""
     choices = _union(tables)
     sizes = [c.size for c in choices]
@@ -188,7 +188,7 @@ def _jointly(call: Callable[..., Any], tables: Sequence[Expression], result: Any
     return _wrapped(found, choices, result)
 
 
-def _of_constants(call: Callable[..., Any], tensors: Sequence[Tensor], result: Any) -> Any:
+def _of_constants(call: Callable[..., Any], tensors: Sequence[Tensor], result: object) -> Any:
     """An operation on numbers alone; None where it cannot take them, as a singular matrix that has no inverse."""
     try:
         return _wrapped(call(tensors), (), result)

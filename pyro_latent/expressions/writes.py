@@ -14,6 +14,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..signatures import Args, Kwargs
 from .recorded import Alias, Recorded, recorded_in
 from .tables import words
 
@@ -35,7 +36,7 @@ _IN_PLACE = words(
 )
 
 
-def track(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], result: Recorded) -> None:
+def track(name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs, result: Recorded) -> None:
     """Remember what a result shares its elements with."""
     result.is_own = True
     source = args[0] if args else None
@@ -49,7 +50,7 @@ def track(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: di
         base.views[id(result)] = result
 
 
-def write(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def write(name: str, args: Args, kwargs: Kwargs) -> bool:
     """Write to the first argument as an operation does; False where it is none that may be written to so."""
     target = args[0]
     if not isinstance(target, Recorded) or not _base(target).is_own or kwargs.get("out") is not None:
@@ -114,7 +115,7 @@ def _places(tensor: Recorded) -> Tensor | None:
     return tensor.alias.view(there)
 
 
-def _is_basic(index: Any) -> bool:
+def _is_basic(index: object) -> bool:
     """Whether an index makes a view: integers, slices, None and Ellipsis."""
     items = index if isinstance(index, tuple) else (index,)
     return all(i is None or i is Ellipsis or (isinstance(i, slice | int) and not isinstance(i, bool)) for i in items)

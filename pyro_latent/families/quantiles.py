@@ -73,7 +73,7 @@ def _by_bisection(distribution: Any, level: Tensor) -> Tensor:
     return low + (high - low) / 2
 
 
-def _bounds(support: Any, like: Tensor) -> tuple[Tensor, Tensor]:
+def _bounds(support: object, like: Tensor) -> tuple[Tensor, Tensor]:
     low, high = getattr(support, "lower_bound", None), getattr(support, "upper_bound", None)
     start = like - 1 if low is None else like + low
     return start, start + 2 if high is None else like + high

@@ -32,6 +32,7 @@ from torch.distributions import biject_to
 
 from ..errors import ArgumentError, ArgumentTypeError, DataError, ModelError, check_choice, checked_call
 from ..particles import Weights, check_no_subsample, sample_sites
+from ..signatures import Args, Kwargs, Model
 from .trainer import descend_quasi_newton
 
 __all__ = ["GaussianGuide", "laplace", "moment_matching"]
@@ -61,7 +62,7 @@ class GaussianGuide(AutoMultivariateNormal):
     """
 
     @checked_call
-    def __init__(self, model: Callable[..., Any], loc: Tensor, covariance_matrix: Tensor) -> None:
+    def __init__(self, model: Model, loc: Tensor, covariance_matrix: Tensor) -> None:
         if loc.dim() != 1 or covariance_matrix.shape != (len(loc), len(loc)):
             raise ArgumentError(
                 f"Expected loc of shape [D] and covariance_matrix of shape [D, D]; got {list(loc.shape)} and "
@@ -117,7 +118,7 @@ class _ModeGuide(AutoLaplaceApproximation):
 
 @checked_call
 def laplace(
-    model: Callable[..., Any],
+    model: Model,
     *args: Any,
     init_loc_fn: Callable[..., Any] = init_to_median,
     max_steps: int = 1000,
@@ -176,13 +177,13 @@ def _check_mode(gradient: Tensor, curvature: Tensor, eigenvalues: Tensor) -> Non
         )
 
 
-def _negative_log_density(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Tensor:
+def _negative_log_density(guide: _ModeGuide, args: Args, kwargs: Kwargs) -> Tensor:
     """-log p(x, z) at the guide's location, with the Jacobian of unconstrained space."""
     guide_trace, model_trace = _traces(guide, args, kwargs)
     return torch.as_tensor(guide_trace.log_prob_sum() - model_trace.log_prob_sum())
 
 
-def _traces(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[poutine.Trace, poutine.Trace]:
+def _traces(guide: _ModeGuide, args: Args, kwargs: Kwargs) -> tuple[poutine.Trace, poutine.Trace]:
     """The traces of the guide, and of the model at its values."""
     with poutine.block(hide_types=["sample"]):
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
@@ -191,7 +192,7 @@ def _traces(guide: _ModeGuide, args: tuple[Any, ...], kwargs: dict[str, Any]) ->
 
 @checked_call
 def moment_matching(
-    model: Callable[..., Any],
+    model: Model,
     samples: MCMC | Weights | Mapping[str, Tensor | np.ndarray[Any, Any]],
     *args: Any,
     covariance: Literal["full", "diagonal"] = "full",
@@ -229,7 +230,7 @@ def moment_matching(
     return guide
 
 
-def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
+def _weighted_draws(samples: object) -> tuple[Mapping[str, Tensor], Tensor | None]:
     if isinstance(samples, MCMC):
         return samples.get_samples(), None
     if isinstance(samples, Mapping):
@@ -247,9 +248,7 @@ def _weighted_draws(samples: Any) -> tuple[Mapping[str, Tensor], Tensor | None]:
     return samples.samples, samples.weights
 
 
-def _unconstrained(
-    model: Callable[..., Any], values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Tensor:
+def _unconstrained(model: Model, values: Mapping[str, Tensor], args: Args, kwargs: Kwargs) -> Tensor:
     """Draws in unconstrained space, flattened in the order of the model, ``[S, D]``."""
     with poutine.block():
         trace = poutine.trace(model).get_trace(*args, **kwargs)

@@ -109,7 +109,7 @@ class PathwiseELBO(Trace_ELBO):
     Source: [4] (150)-(152).
     """
 
-    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: object, kwargs: object) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         return model_trace, guide_trace
@@ -151,7 +151,7 @@ class AnalyticKLELBO(TraceMeanField_ELBO):
     Source: [4] (148), (153).
     """
 
-    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: object, kwargs: object) -> Traces:
         model_trace, guide_trace = super()._get_trace(model, guide, args, kwargs)
         _require_reparameterized(guide_trace, type(self).__name__)
         _require_no_auxiliary(model_trace, guide_trace)
@@ -199,7 +199,7 @@ class ScoreFunctionELBO(OneLossELBO):
         super().__init__(num_particles=num_particles, **options)
         self.leave_one_out = leave_one_out
 
-    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: Any, kwargs: Any) -> Traces:
+    def _get_trace(self, model: PyroProgram, guide: PyroProgram, args: object, kwargs: object) -> Traces:
         return super()._get_trace(model, _DetachedDraws()(guide), args, kwargs)
 
     def differentiable_loss(self, model: PyroProgram, guide: PyroProgram, *args: Any, **kwargs: Any) -> Tensor:
@@ -272,7 +272,7 @@ def _kl(guide_site: Site, model_site: Site) -> Tensor:
     return scale_and_mask(found, guide_site["scale"], guide_site["mask"]).sum()
 
 
-def _equal(q: Any, p: Any) -> bool:
+def _equal(q: object, p: object) -> bool:
     """Whether two scales or masks, numbers or tensors or none, are the same everywhere."""
     if q is p:
         return True

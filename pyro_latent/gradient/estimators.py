@@ -20,6 +20,7 @@ from torch import Tensor
 
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count, checked_call
 from ..particles import no_params_of_failures
+from ..signatures import Model
 from ..tables import text_table
 from .elbos import AnalyticKLELBO, PathwiseELBO, ScoreFunctionELBO, StickingTheLandingELBO
 
@@ -94,7 +95,7 @@ class EstimatorReport:
 @checked_call
 @no_params_of_failures()
 def estimator_variance(
-    model: Callable[..., Any],
+    model: Model,
     guide: Callable[..., Any],
     *args: Any,
     estimators: Mapping[str, Any] | None = None,
@@ -146,7 +147,7 @@ def _default() -> dict[str, Trace_ELBO]:
     }
 
 
-def _check_estimators(estimators: Any) -> None:
+def _check_estimators(estimators: object) -> None:
     if not isinstance(estimators, Mapping):
         raise ArgumentTypeError(
             f"Expected estimators by name, in a dict; got {type(estimators).__name__}. Write {{'A': PathwiseELBO()}}."

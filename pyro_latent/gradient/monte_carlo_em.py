@@ -28,6 +28,7 @@ from ..checkpoint import Run, restore_random_state
 from ..errors import ModelError, PyroLatentError, check_count, in_our_words
 from ..particles import LogJoint, ProgramRunner, Target, no_params_of_failures
 from ..recording import check_identity, identity_of_call
+from ..signatures import Args, Kwargs, Model
 from .trainer import descend_quasi_newton
 
 __all__ = ["MonteCarloEM", "MonteCarloEMResult"]
@@ -74,7 +75,7 @@ class MonteCarloEM:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         *,
         num_samples: int = 20,
         burn_in: int = 5,
@@ -152,7 +153,7 @@ class MonteCarloEM:
 
     # Checkpoints.
 
-    def _identity(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+    def _identity(self, args: Args, kwargs: Kwargs) -> dict[str, Any]:
         """What the model is known by; nothing where it cannot be recorded, which the E-step does not need."""
         try:
             return identity_of_call(self.model, args, kwargs)
@@ -173,7 +174,7 @@ class MonteCarloEM:
             "chain": None if self._chain is None else self._chain.state(),
         }
 
-    def _resume(self, state: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def _resume(self, state: dict[str, Any], args: Args, kwargs: Kwargs) -> None:
         """Put the parameters into the store, and rebuild what draws."""
         self._log_joint = self._make_log_joint(args, kwargs)  # it puts the parameters into the store
         with torch.no_grad():
@@ -186,7 +187,7 @@ class MonteCarloEM:
 
     # The E-step.
 
-    def _make_log_joint(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> LogJoint:
+    def _make_log_joint(self, args: Args, kwargs: Kwargs) -> LogJoint:
         target = Target.of(self.model, args, kwargs, inferred=False)
         target.check_observed()
         return LogJoint(target, once=True)
@@ -233,7 +234,7 @@ class MonteCarloEM:
             )
         return loss
 
-    def _names(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[str]:
+    def _names(self, args: Args, kwargs: Mapping[str, object]) -> list[str]:
         trace = poutine.trace(poutine.block(self.model, hide_types=["sample"]), param_only=True)
         names = list(trace.get_trace(*args, **kwargs).nodes)
         names = [name for name in names if name in pyro.get_param_store()]
@@ -246,7 +247,7 @@ class _Chain:
     """A chain of NUTS that goes on from one E-step to the next, and from a saved state."""
 
     def __init__(
-        self, driver: MonteCarloEM, args: tuple[Any, ...], kwargs: Mapping[str, Any], state: dict[str, Any] | None
+        self, driver: MonteCarloEM, args: Args, kwargs: Mapping[str, object], state: dict[str, Any] | None
     ) -> None:
         self._steps = (driver.burn_in, driver.num_samples)
         if state is None:

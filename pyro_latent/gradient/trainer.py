@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from ..checkpoint import restore_random_state
 from ..errors import ModelError
+from ..signatures import PlainState
 
 __all__ = ["Trainer", "copied_state", "descend_quasi_newton", "trainable"]
 
@@ -132,7 +133,7 @@ class Trainer:
         if self._kept:
             self.module.load_state_dict(self._kept)
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What a resumed run needs, in plain types and tensors."""
         return {
             "step": self.step,

@@ -18,6 +18,7 @@ from ..errors import ArgumentTypeError, ModelError, NotConjugateError
 from ..objective import compile_program
 from ..recording import record
 from ..reparam import Conjugate, Site
+from ..signatures import Args, Model
 from ..values import leaving_random_state
 
 
@@ -32,7 +33,7 @@ class Augmented:
         model: the model that is recorded.
     """
 
-    def __init__(self, model: Callable[..., Any], reparam: bool | Conjugate) -> None:
+    def __init__(self, model: Model, reparam: bool | Conjugate) -> None:
         if not isinstance(reparam, bool | Conjugate):
             raise ArgumentTypeError(
                 f"Expected reparam to be True, False or a Conjugate(); got {reparam!r}. For other reparameterizers, "
@@ -40,7 +41,7 @@ class Augmented:
             )
         self._strategy = Conjugate() if reparam is True else reparam or None
         config: Any = self._strategy
-        self.model: Callable[..., Any] = model if config is None else poutine.reparam(model, config=config)
+        self.model: Model = model if config is None else poutine.reparam(model, config=config)
 
     @property
     def is_used(self) -> bool:
@@ -85,7 +86,7 @@ class Augmented:
             for name, (source, power) in stored.get("powers", {}).items():
                 self._strategy.moved.setdefault(name, (source, PowerTransform(torch.tensor(power))))
 
-    def own(self, found: Mapping[Any, Any], change: Callable[[Any, Any], Any]) -> dict[Any, Any]:
+    def own(self, found: Mapping[Any, object], change: Callable[[Any, Any], Any]) -> dict[Any, Any]:
         """What there is of the model's own sites, from what there is by site or by block.
 
         Args:
@@ -106,7 +107,7 @@ class Augmented:
 
     @contextmanager
     def advising(
-        self, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...] = ()
+        self, args: Args, kwargs: Mapping[str, object], joint: tuple[tuple[str, ...], ...] = ()
     ) -> Iterator[None]:
         """Errors of a model as it is say whether auxiliary sites would make it conjugate, with the same blocks."""
         try:
@@ -119,7 +120,7 @@ class Augmented:
             ) from error
 
     def advice(
-        self, explained: str, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]
+        self, explained: str, args: Args, kwargs: Mapping[str, object], joint: tuple[tuple[str, ...], ...]
     ) -> str:
         """The table of a model with obstacles, with a line where auxiliary sites would make it conjugate."""
         is_in_the_way = "none: " in explained or explained.startswith("No blocks: ")
@@ -127,7 +128,7 @@ class Augmented:
             return explained
         return f"{explained}\nWith AutoConjugate(model, reparam=True), which adds sites, all sites have an update."
 
-    def _would_do(self, args: tuple[Any, ...], kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]) -> bool:
+    def _would_do(self, args: Args, kwargs: Mapping[str, Any], joint: tuple[tuple[str, ...], ...]) -> bool:
         """Whether the model is conjugate with auxiliary sites."""
         try:
             with leaving_random_state(), warnings.catch_warnings():
@@ -164,7 +165,7 @@ class _Shown(Messenger):
             msg["value"] = self._inverse[msg["name"]](msg["value"])
 
 
-def transformed(distribution: Any, transform: Any) -> Any:
+def transformed(distribution: object, transform: object) -> Any:
     """The distribution of a function of a value, masked as that of the value is."""
     site = Site.of({"name": "", "fn": distribution, "value": None})
     return site.wrapped(function_of(site.fn, transform))

@@ -19,6 +19,7 @@ from ..objective import BlockKey, Init, Program, State, explain
 from ..particles import name_of
 from ..recording import record
 from ..reparam import Conjugate
+from ..signatures import Args, Kwargs, Model, PlainState
 from .arguments import check_model, check_state, checked_init, joint_blocks, levels_of, site_names
 from .augmented import Augmented, moved_value, transformed
 from .calls import Calls
@@ -85,7 +86,7 @@ class AutoConjugate(AutoGuide):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         *,
         blocks: Sequence[str | Sequence[str]] | str | None = None,
         init: Init = None,
@@ -116,9 +117,7 @@ class AutoConjugate(AutoGuide):
         """The natural parameters by block, each with a leading dimension over starts."""
         return self.posterior_state.naturals
 
-    def prepare(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], *, predict: bool = False, rescale: bool = True
-    ) -> Prepared:
+    def prepare(self, args: Args, kwargs: Kwargs, *, predict: bool = False, rescale: bool = True) -> Prepared:
         """What a call with these arguments works on: the model is recorded only if the call would see something new.
 
         Args:
@@ -352,7 +351,7 @@ class AutoConjugate(AutoGuide):
         moved: AutoConjugate = super()._apply(fn, *args, **kwargs)
         return moved
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainState:
         """What a copy keeps: not what was recorded, which is made anew at the next call."""
         return self.__dict__ | {"master": None}
 
@@ -374,7 +373,7 @@ class AutoConjugate(AutoGuide):
         posterior.best, posterior.structured = state["best"], state.get("structured", False)
         posterior.fit = Fit(**state.get("fit", {"steps": None}))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], *args: Any, **kwargs: Any) -> Any:
+    def load_state_dict(self, state_dict: Mapping[str, object], *args: Any, **kwargs: Any) -> Any:
         """Take on what ``state_dict()`` of another guide of the model gave.
 
         Raises:

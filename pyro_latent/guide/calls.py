@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from ..errors import ModelError
 from ..objective import AUTO, Init, Program, compile_program, initial_state, of_start
 from ..recording import Recording, record
+from ..signatures import Args, Kwargs, PlainState
 from ..values import without_collecting
 from .augmented import Augmented
 from .param_store import param_versions
@@ -46,13 +47,11 @@ class Calls:
         self._reading: tuple[Any, Prepared] | None = None
         self._rebinding = Rebinding()
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainState:
         """What a copy keeps: not what was recorded, which is made anew at the next call."""
         return self.__dict__ | {"_reading": None, "_rebinding": Rebinding()}
 
-    def fit(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, redraws: bool = True
-    ) -> Prepared:
+    def fit(self, args: Args, kwargs: Kwargs, rescale: bool = True, redraws: bool = True) -> Prepared:
         """What a call works on that fits the guide.
 
         Args:
@@ -64,7 +63,7 @@ class Calls:
         with guide.augmented.advising(args, kwargs, guide.joint):
             return self._again(args, kwargs, rescale, redraws) or self._recorded(args, kwargs, rescale)
 
-    def read(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+    def read(self, args: Args, kwargs: Kwargs) -> Prepared:
         """What a call works on that reads the best start of a guide, and leaves it; a bare call is the last one."""
         posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
         bare = not args and not kwargs
@@ -83,7 +82,7 @@ class Calls:
             found = self._looked_at(last.program, args, kwargs)
         return self._at_best(found)
 
-    def new(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+    def new(self, args: Args, kwargs: Kwargs) -> Prepared:
         """What a call works on that looks at new data, which is not taken for that of the fit, not even by a guide that
         was loaded.
         """
@@ -103,9 +102,7 @@ class Calls:
             state = program.settled(state, [k for k in program.blocks if program.is_local(k)])
         return found._replace(state=state)
 
-    def _again(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, redraws: bool = True
-    ) -> Prepared | None:
+    def _again(self, args: Args, kwargs: Kwargs, rescale: bool = True, redraws: bool = True) -> Prepared | None:
         """The last call, with the parameters that Pyro's store has now; None for one that would see something new."""
         posterior, last = self._guide.posterior_state, self._guide.posterior_state.last()
         if last is None or posterior.doubted or (redraws and last.program.recording.redraws):
@@ -114,7 +111,7 @@ class Calls:
             return None
         return last._replace(state=posterior.with_params(last.program, last.state))
 
-    def _looked_at(self, known: Program, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Prepared:
+    def _looked_at(self, known: Program, args: Args, kwargs: Kwargs) -> Prepared:
         """Data that the guide is not fitted to, remembered for the next call."""
         now = (self._guide.posterior_state.revision, param_versions(known))
         if self._reading is None or self._reading[0] != now or not self._reading[1].call.matches(args, kwargs):
@@ -125,9 +122,7 @@ class Calls:
         return found
 
     @without_collecting()
-    def _recorded(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool = True, predict: bool = False
-    ) -> Prepared:
+    def _recorded(self, args: Args, kwargs: Kwargs, rescale: bool = True, predict: bool = False) -> Prepared:
         """A call that is recorded anew; a guide that is not fitted, or waits for its first sweep, starts anew."""
         guide, posterior = self._guide, self._guide.posterior_state
         fitted = bool(posterior.layout) and (predict or not posterior.starts)
@@ -145,9 +140,7 @@ class Calls:
         layout, origins = layout_of(program)
         return Prepared(program, state, starts, layout, origins, call)
 
-    def _compiled(
-        self, args: tuple[Any, ...], kwargs: dict[str, Any], rescale: bool, fitted: bool, predict: bool
-    ) -> Program:
+    def _compiled(self, args: Args, kwargs: Kwargs, rescale: bool, fitted: bool, predict: bool) -> Program:
         """The program of a new recording under the blocks of the guide.
 
         Raises:
@@ -189,8 +182,8 @@ class Calls:
     def _rebound(
         self,
         last: RecordedCall,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        args: Args,
+        kwargs: Kwargs,
         rescale: bool,
         compiled: Callable[[], Program],
     ) -> tuple[Made, RecordedCall]:

@@ -133,7 +133,7 @@ class _Densities:
         return [p[name] for p in params if name in p]
 
 
-def _law_of(fn: Any, draws: Tensor, log_density: _Densities) -> Any:
+def _law_of(fn: object, draws: Tensor, log_density: _Densities) -> Any:
     """The law of a site by the class of its distribution given the globals."""
     if isinstance(fn, dist.Normal):
         return _normal(draws, log_density)

@@ -28,7 +28,7 @@ class _Entry(NamedTuple):
     marginal: Any = None
     ends: Tensor | None = None
 
-    def moved(self, transform: Any) -> _Entry:
+    def moved(self, transform: object) -> _Entry:
         """The entry of a function of the site."""
         family = f"function of {self.family}"
         if self.marginal is None or self.ends is None:

@@ -34,6 +34,7 @@ from ..particles import (
     quiet_redraws,
 )
 from ..rules import NAN_MASKED
+from ..signatures import Args, Kwargs
 from .calls import CalledGuide, Calls
 from .sampling import Sampler
 from .state import PosteriorState, Prepared
@@ -71,7 +72,7 @@ class NewData:
         ModelError: if a discrete site belongs to the data of the fit.
     """
 
-    def __init__(self, guide: CalledGuide, calls: Calls, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def __init__(self, guide: CalledGuide, calls: Calls, args: Args, kwargs: Kwargs) -> None:
         posterior, augmented = guide.posterior_state, guide.augmented
         self.guide, self.augmented, self.arguments = guide, augmented, (args, kwargs)
         self.prepared: Prepared = calls.new(args, kwargs)

@@ -5,7 +5,7 @@ The second has its factors, but no discrete sites: their posterior is computed f
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -15,10 +15,11 @@ from ..errors import ArgumentTypeError
 from ..families import Params
 from ..objective import Block, BlockKey, marginals, posteriors, quantiles_of, quantiles_of_block, shaped
 from ..recording import check_arguments
+from ..signatures import Model
 from .state import PosteriorState, Prepared
 
 
-def waits_for_data(posterior: PosteriorState, args: Sequence[Any], kwargs: Mapping[str, Any]) -> bool:
+def waits_for_data(posterior: PosteriorState, args: Sequence[object], kwargs: Mapping[str, object]) -> bool:
     """Whether a call without arguments asks a guide that was loaded and has not seen its data."""
     return bool(posterior.layout) and posterior.program is None and not args and not kwargs
 
@@ -88,7 +89,7 @@ def _factors(posterior: PosteriorState) -> dict[BlockKey, tuple[Block, Params]]:
     return {key: (block, block.params(naturals[key].map(lambda t: t[best]))) for key, block in blocks.items()}
 
 
-def runs_bare(model: Callable[..., Any]) -> bool:
+def runs_bare(model: Model) -> bool:
     """Whether a model takes no arguments."""
     try:
         check_arguments(model, (), {})

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -31,6 +31,7 @@ from ..objective import (
     shaped,
 )
 from ..recording import DiscreteSite, Plate
+from ..signatures import Args, Kwargs, Model
 
 
 class Sampler:
@@ -78,7 +79,7 @@ class Sampler:
         self._discrete_sites(means, outer)
         return self.values
 
-    def missing(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    def missing(self, model: Model, args: Args, kwargs: Kwargs) -> None:
         """Draw the missing data, and what else no data depends on, from the model, given everything before it."""
         recording = self.program.recording
         nodes = nodes_given(model, self.values, args, kwargs, recording.hidden)
@@ -213,10 +214,10 @@ class Sampler:
 
 
 def nodes_given(
-    model: Callable[..., Any],
+    model: Model,
     values: Mapping[str, Tensor],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    args: Args,
+    kwargs: Kwargs,
     names: Collection[str],
 ) -> Any:
     """The sites of a model, of which some are asked for, that runs with given values of others, such as all but the

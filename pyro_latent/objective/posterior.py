@@ -58,7 +58,7 @@ def marginals(block: Block, params: Params) -> dict[str, Any]:
 
 
 class _BySite(dict[Any, Any]):
-    def __missing__(self, key: Any) -> Any:
+    def __missing__(self, key: object) -> Any:
         raise MissingPosteriorError(
             f"Expected one of {list(self)}; got {key!r}, which the update reads and which is no latent or observed "
             "site, or block of sites, here. Write an update that reads others, or leave it out: the engine derives one."
@@ -87,7 +87,7 @@ class Posteriors(Mapping[Any, Any]):
             if site.name in responsibilities:
                 self._entries[site.name] = discrete_distribution(site, responsibilities[site.name])
 
-    def __getitem__(self, key: Any) -> Any:
+    def __getitem__(self, key: object) -> Any:
         if key in self._recording.observations:
             site = self._recording.scored[key]
             return dist.Delta(self._recording.observations[key], event_dim=site.event_dim)
@@ -285,7 +285,7 @@ def quantiles_of_block(block: Block, params: Params, levels: Sequence[float]) ->
     return {s.name: torch.stack([q[i].reshape(s.shape) for q in by_level]) for i, s in enumerate(block.sites)}
 
 
-def natural_of(block: Block, distribution: Any, where: str, like: Tensor, advice: str = "") -> Natural:
+def natural_of(block: Block, distribution: object, where: str, like: Tensor, advice: str = "") -> Natural:
     """The natural parameters of a Pyro distribution given for a block: by an update, or as a start.
 
     ``advice`` is what to write where it is that of a larger block, if it is not to join the sites.
@@ -339,7 +339,7 @@ def _tabulated(block: Block, distribution: Any, where: str, like: Tensor) -> Nat
     return block.natural({name: p.to(like) for name, p in params.items()})
 
 
-def probabilities_of(site: DiscreteSite, distribution: Any, like: Tensor) -> Tensor:
+def probabilities_of(site: DiscreteSite, distribution: object, like: Tensor) -> Tensor:
     """The probabilities ``batch + [values]`` of a distribution that an update gives for a discrete site.
 
     Raises:
@@ -374,7 +374,7 @@ def _names_of(block: Block) -> str:
     return str(update[0] if update is not None else tuple(s.name for s in block.sites))
 
 
-def _base(distribution: Any) -> Any:
+def _base(distribution: object) -> Any:
     """The distribution inside wrappers that keep its values."""
     while hasattr(distribution, "base_dist"):
         if not all(isinstance(t, ReshapeTransform) for t in getattr(distribution, "transforms", ())):

@@ -102,7 +102,7 @@ def _ordered(tensor: Tensor, target: str) -> Tensor:
     return tensor.permute([dims.index(symbol) for symbol in target])
 
 
-def _packed_scale(scale: Any, trace: Trace) -> Any:
+def _packed_scale(scale: object, trace: Trace) -> Any:
     """A scale as Pyro packs tensors: its dimensions are plates, of which it has one number each (counts of words)."""
     return pack(torch.as_tensor(scale), {dim: symbol for symbol, dim in trace.symbol_to_dim.items()})
 

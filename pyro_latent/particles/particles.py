@@ -15,6 +15,7 @@ from pyro import poutine
 from torch import Tensor
 
 from ..errors import ArgumentTypeError, ModelError
+from ..signatures import Args, Model
 from .runs import SCORING_WAYS, WAYS, ProgramRunner, PyroProgram, Values, Way, name_of
 from .sites import Site, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target
@@ -75,10 +76,10 @@ class Particles:
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         guide: Callable[..., Any] | None,
-        args: tuple[Any, ...],
-        kwargs: Mapping[str, Any],
+        args: Args,
+        kwargs: Mapping[str, object],
         vectorized: bool | None = None,
     ) -> None:
         if vectorized is not None and not isinstance(vectorized, bool):
@@ -173,7 +174,7 @@ def _nothing(*args: Any, **kwargs: Any) -> None:
 def _with_prior(guide: PyroProgram, target: Target) -> PyroProgram:
     """The guide, and then from the model's prior what it leaves out; sites to be summed out are enumerated there."""
 
-    def is_hidden(msg: Mapping[str, Any]) -> bool:
+    def is_hidden(msg: Mapping[str, object]) -> bool:
         return bool(msg["type"] != "sample" or msg["is_observed"] or msg["name"] in target.marked)
 
     def program(*args: Any, **kwargs: Any) -> None:

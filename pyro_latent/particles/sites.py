@@ -26,19 +26,19 @@ def is_latent(site: Site) -> bool:
     return not site["is_observed"] and not site["infer"].get("_deterministic")
 
 
-def is_delta(distribution: Any) -> bool:
+def is_delta(distribution: object) -> bool:
     """Whether a distribution is a point, under whatever wraps it."""
     return isinstance(innermost(distribution), dist.Delta)
 
 
-def innermost(distribution: Any) -> Any:
+def innermost(distribution: object) -> Any:
     """A distribution without what wraps it: independence, expansion, masks, transforms."""
     while hasattr(distribution, "base_dist") and not isinstance(distribution, dist.Delta):
         distribution = distribution.base_dist
     return distribution
 
 
-def is_mixture(distribution: Any) -> bool:
+def is_mixture(distribution: object) -> bool:
     """Whether a distribution is a ``MixtureSameFamily``, under whatever wraps it."""
     return isinstance(innermost(distribution), torch.distributions.MixtureSameFamily)
 

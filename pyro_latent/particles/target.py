@@ -8,12 +8,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Number
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from ..errors import DataError, ModelError
+from ..signatures import Args
 from ..values import kind_of
 from .runs import SCORING_WAYS, ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
 from .sites import Site, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
@@ -34,7 +34,7 @@ class Target:
     nesting: int
 
     @staticmethod
-    def of(model: PyroProgram, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, inferred: bool = True) -> Target:
+    def of(model: PyroProgram, args: Args, kwargs: Mapping[str, object], *, inferred: bool = True) -> Target:
         """Run the model.
 
         Args:

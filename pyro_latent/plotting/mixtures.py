@@ -22,7 +22,7 @@ __all__ = ["ellipse", "plot_mixture"]
 
 @checked_call
 def plot_mixture(
-    data: Any, fits: Any, *, labels: Sequence[str] = (), deviations: float = 2.0, ax: Axes | None = None
+    data: object, fits: object, *, labels: Sequence[str] = (), deviations: float = 2.0, ax: Axes | None = None
 ) -> Figure:
     """Points in two columns, and the ellipse of each component of each fit.
 
@@ -69,7 +69,7 @@ def plot_mixture(
     return figure
 
 
-def _points(data: Any) -> Array:
+def _points(data: object) -> Array:
     points = as_array(data)
     if points.ndim != 2 or points.shape[1] < 2:
         raise ArgumentError(
@@ -78,7 +78,7 @@ def _points(data: Any) -> Array:
     return points
 
 
-def _labels(labels: Sequence[str], data: Any) -> Sequence[str]:
+def _labels(labels: Sequence[str], data: object) -> Sequence[str]:
     """Those given, the columns of a data frame, or which columns they are."""
     if isinstance(labels, str) or len(labels) not in (0, 2):
         raise ArgumentError(
@@ -88,7 +88,7 @@ def _labels(labels: Sequence[str], data: Any) -> Sequence[str]:
     return labels or (columns[:2] if len(columns) > 1 else ("first column", "second column"))
 
 
-def _components(name: str, fit: Any) -> tuple[Array, Array]:
+def _components(name: str, fit: object) -> tuple[Array, Array]:
     """Means ``[K, D]`` and covariances ``[K, D, D]`` of what a user has."""
     if isinstance(fit, AutoConjugate):
         return _full(name, *_of_guide(name, fit))
@@ -145,7 +145,7 @@ def _of_guide(name: str, guide: AutoConjugate) -> tuple[Any, Any]:
     return means, spreads if spreads.ndim == 3 or spreads.shape == means.shape else _of_all(means, spreads)
 
 
-def _full(name: str, means: Any, covariances: Any) -> tuple[Array, Array]:
+def _full(name: str, means: object, covariances: object) -> tuple[Array, Array]:
     """Means ``[K, D]`` and covariances ``[K, D, D]``, the latter also from variances."""
     centers, spreads = as_array(means), as_array(covariances)
     if centers.ndim == 2 and spreads.shape == centers.shape:

@@ -23,7 +23,7 @@ _DEVIATIONS = (0.25, 1.0, 2.0, 3.0, 4.0)
 
 @checked_call
 def plot_path(
-    path: Any,
+    path: object,
     log_density: Callable[[Array, Array], Any],
     *,
     labels: Sequence[str] = ("first coordinate", "second coordinate"),

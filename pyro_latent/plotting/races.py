@@ -48,7 +48,7 @@ def plot_race(race: Race | Sequence[Race], *, title: str = "Gap to the best ELBO
     return figure
 
 
-def _checked(races: Any) -> Sequence[Race]:
+def _checked(races: object) -> Sequence[Race]:
     """Races of the same methods."""
     found = list(races) if isinstance(races, Sequence) else []
     if not found or not all(isinstance(each, Race) for each in found):
@@ -115,7 +115,7 @@ def _by_rate(race: Race, group: str) -> list[str]:
     return [r.name for r in sorted(found, key=lambda r: float(r.rate or 0))]
 
 
-def _handles(race: Race, color: Mapping[str, Any]) -> list[Any]:
+def _handles(race: Race, color: Mapping[str, object]) -> list[Any]:
     """What the legend lists: the methods, the one that ends lowest last, each with its learning rates."""
     from matplotlib.lines import Line2D
 

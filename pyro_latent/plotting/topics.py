@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -19,13 +19,13 @@ __all__ = ["plot_topics"]
 
 @checked_call
 def plot_topics(
-    topics: Any,
+    topics: object,
     vocabulary: Sequence[str] | None = None,
     *,
     top: int = 8,
     columns: int = 4,
     titles: Sequence[str] | None = None,
-    ax: Any = None,
+    ax: object = None,
 ) -> Figure:
     """The likeliest words of each topic.
 
@@ -69,7 +69,7 @@ def plot_topics(
     return figure
 
 
-def _vocabulary(topics: Any, vocabulary: Sequence[str] | None) -> Sequence[str]:
+def _vocabulary(topics: object, vocabulary: Sequence[str] | None) -> Sequence[str]:
     """The words given, or those that a fitted estimator knows."""
     known = getattr(topics, "vocabulary_", None) if vocabulary is None else vocabulary
     if known is None:
@@ -80,7 +80,7 @@ def _vocabulary(topics: Any, vocabulary: Sequence[str] | None) -> Sequence[str]:
     return known
 
 
-def _shares(topics: Any, vocabulary: Sequence[str]) -> Array:
+def _shares(topics: object, vocabulary: Sequence[str]) -> Array:
     """Word weights over the sum of their row, ``[K, V]``."""
     weights = as_array(topics).astype(float)
     if weights.ndim != 2 or len(weights) == 0 or weights.shape[1] != len(vocabulary):

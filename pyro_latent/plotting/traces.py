@@ -20,7 +20,7 @@ __all__ = ["plot_elbo"]
 
 
 @checked_call
-def plot_elbo(result: Any, *, ax: Axes | None = None) -> Figure:
+def plot_elbo(result: object, *, ax: Axes | None = None) -> Figure:
     """The ELBO after each step of a fit, or of several.
 
     Args:
@@ -64,7 +64,7 @@ def _seeds(fit: Any) -> list[Any]:
     return list(fit) if is_list and any(_is_fitted(each) or np.ndim(as_array(each)) for each in fit) else [fit]
 
 
-def _of_seeds(fits: Mapping[str, Any]) -> str:
+def _of_seeds(fits: Mapping[str, object]) -> str:
     """What a band is, where there is one."""
     most = max((len(_seeds(fit)) for fit in fits.values()), default=1)
     return f"\n(medians of {most} seeds, and least to greatest)" if most > 1 else ""
@@ -74,18 +74,18 @@ def _of_seeds(fits: Mapping[str, Any]) -> str:
 _PLACES = ("elbo", "lower_bounds_", "bounds_")
 
 
-def _is_fitted(fit: Any) -> bool:
+def _is_fitted(fit: object) -> bool:
     return any(hasattr(fit, place) for place in _PLACES) and not callable(getattr(fit, "elbo", None))
 
 
-def _traces(name: str, fit: Any) -> tuple[Array, Array]:
+def _traces(name: str, fit: object) -> tuple[Array, Array]:
     """The steps ``[T]``, from 1, and the ELBO of each seed after them, ``[seeds, T]``."""
     found = [_trace(name, each) for each in _seeds(fit)]
     at = max((steps for steps, _ in found), key=len)
     return at, np.stack([np.concatenate([elbo, np.full(len(at) - len(elbo), elbo[-1])]) for _, elbo in found])
 
 
-def _trace(name: str, fit: Any) -> tuple[Array, Array]:
+def _trace(name: str, fit: object) -> tuple[Array, Array]:
     """The steps and the ELBO after each, of one fit."""
     what = f"of {name!r}" if name else "to draw"
     given = next((getattr(fit, place) for place in _PLACES if hasattr(fit, place)), fit)

@@ -95,7 +95,7 @@ def _check_weights(scored: ScoredSite, node: Mapping[str, Any], recording: Recor
             )
 
 
-def _differ(ours: Any, theirs: Any, default: float | bool) -> bool:
+def _differ(ours: object, theirs: object, default: float | bool) -> bool:
     """Whether two weights of a site, where None stands for the default, are not the same numbers."""
     ours, theirs = (default if weight is None else weight for weight in (ours, theirs))
     if not isinstance(ours, Tensor) and not isinstance(theirs, Tensor):  # as at each step of a long loop
@@ -164,7 +164,7 @@ def _shown(density: Expression, shape: torch.Size) -> Expression:
 
 
 def _pair(
-    scored: ScoredSite, node: Mapping[str, Any], actual: Tensor, recorded: Tensor, size: Tensor, device: torch.device
+    scored: ScoredSite, node: Mapping[str, object], actual: Tensor, recorded: Tensor, size: Tensor, device: torch.device
 ) -> _Pair:
     """The two densities of a site, where they are compared."""
     least = math.log(torch.finfo(actual.dtype).eps)
@@ -200,7 +200,7 @@ def _difference(pairs: Sequence[_Pair], tolerance: float) -> tuple[ScoredSite, f
     return pairs[number].scored, float(recorded[first]), float(actual[first])
 
 
-def _settled(fn: Any) -> Tensor | None:
+def _settled(fn: object) -> Tensor | None:
     """Where the probabilities of two outcomes are far enough from 0 and 1 to have digits, over the batch shape; None of
     other distributions. PyTorch's own density is of rounded ones elsewhere.
     """

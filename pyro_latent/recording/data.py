@@ -130,7 +130,7 @@ def _are_counts(value: Tensor) -> bool:
     return bool(((value >= 0) & (value == value.round())).all())
 
 
-def _of_any_total(name: str, base: Any, value: Tensor) -> Tensor:
+def _of_any_total(name: str, base: object, value: Tensor) -> Tensor:
     """Counts that add up to more than the trials of a Multinomial, whose density does not ask for their number.
 
     Raises:

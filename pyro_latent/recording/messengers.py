@@ -225,7 +225,7 @@ class StructureMessenger(RecordMessenger):
         self.search = Origins()
         self.is_final = is_final
 
-    def _latent_like(self, fn: Any) -> Tensor:
+    def _latent_like(self, fn: object) -> Tensor:
         """The dtype of a latent is that of its prior, while that of the data is not known."""
         return self.like.double() if torch.float64 in dtypes_of(without_latents(fn)) else self.like
 

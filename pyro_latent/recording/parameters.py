@@ -54,7 +54,7 @@ def parameter_of(msg: Any, is_first: bool) -> Parameter:
     return Parameter(constraint, value, own, stored, None if given is stored else given, stored)
 
 
-def _own_value(given: Any, constraint: Any) -> Tensor | None:
+def _own_value(given: object, constraint: object) -> Tensor | None:
     """The value that the model itself starts a parameter at; None where it only names it. Pyro normalizes a simplex."""
     if given is None:
         return None
@@ -63,7 +63,7 @@ def _own_value(given: Any, constraint: Any) -> Tensor | None:
     return value / value.sum(-1, keepdim=True) if is_share else value
 
 
-def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: Any) -> None:
+def _check_stored(name: str, value: Tensor, own: Tensor | None, constraint: object) -> None:
     """A parameter in Pyro's store is the model's own.
 
     Raises:

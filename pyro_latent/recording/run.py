@@ -20,6 +20,7 @@ from torch import Tensor
 from ..errors import ArgumentTypeError, DataError, LatentValueError, ModelError, in_our_words
 from ..expressions import RandomTensor
 from ..rules import random_arguments
+from ..signatures import Args, Kwargs, Model
 from ..values import leaving_random_state
 from .check import LARGEST_CHECK, check_recording
 from .hearing import Apart, OwnThreadMessenger
@@ -37,8 +38,8 @@ class _Model:
     """A model and the arguments of a call."""
 
     function: Callable[..., Any]
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
 
     def run(self, messenger: SymbolMessenger) -> None:
         """Run the model under the messenger.
@@ -141,7 +142,7 @@ def _recording_context(like: Tensor, arguments: AbstractContextManager[None]) ->
 
 
 def record(
-    model: Callable[..., Any],
+    model: Model,
     *args: Any,
     origins: Mapping[str, Tensor] | None = None,
     point: Collection[str] = (),
@@ -244,9 +245,9 @@ def _recorded_anew(
 
 
 def check_arguments(
-    model: Callable[..., Any],
-    args: tuple[Any, ...],
-    kwargs: Mapping[str, Any],
+    model: Model,
+    args: Args,
+    kwargs: Mapping[str, object],
     method: Callable[..., Any] | None = None,
 ) -> None:
     """Raise where a model cannot be called with these arguments, which a method passes on beside options of its own.
@@ -269,7 +270,7 @@ def check_arguments(
         ) from None
 
 
-def _name_of(model: Any) -> str:
+def _name_of(model: object) -> str:
     return getattr(model, "__name__", type(model).__name__)
 
 

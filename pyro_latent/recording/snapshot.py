@@ -14,7 +14,7 @@ import random
 import sys
 import zlib
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import Executor
 from copy import copy
 from functools import lru_cache, partial
@@ -27,6 +27,7 @@ import torch
 from pyro.infer.autoguide import AutoGuide
 from torch import Tensor
 
+from ..signatures import Args, Model
 from ..values import is_at_hand
 
 _PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, np.generic)
@@ -76,12 +77,12 @@ class Snapshot:
         args, kwargs: the arguments of a call.
     """
 
-    def __init__(self, model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+    def __init__(self, model: Model, args: Args, kwargs: Mapping[str, object]) -> None:
         self._model = model
         self._of_model = list(_walk(model, {}, model))
         self._of_call = list(_walk((args, dict(kwargs)), {}))
 
-    def matches(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> bool:
+    def matches(self, args: Args, kwargs: Mapping[str, object]) -> bool:
         """Whether a call of the model now would see the same."""
         waits = not isinstance(kwargs, AskedAgain)
         return _alike(_walk((args, dict(kwargs)), {}, None, waits), self._of_call) and self.is_of_same_model(waits)
@@ -95,14 +96,14 @@ class Snapshot:
         """Whether the model holds what may be another one without a trace here: it cannot be told to be the same."""
         return any(mark is _MOVES for _, mark in self._of_model)
 
-    def of(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Snapshot:
+    def of(self, args: Args, kwargs: Mapping[str, object]) -> Snapshot:
         """The state of the same model and of other arguments."""
         other = copy(self)
         other._of_call = list(_walk((args, dict(kwargs)), {}))
         return other
 
 
-def literals(model: Callable[..., Any]) -> frozenset[str] | None:
+def literals(model: Model) -> frozenset[str] | None:
     """The strings that are written in the code of a function and of those that it names, and those that it closes over;
     None of an object whose code is not looked at.
     """
@@ -122,7 +123,7 @@ def literals(model: Callable[..., Any]) -> frozenset[str] | None:
     return frozenset(found) or None
 
 
-def _strings_in(constant: Any) -> set[str]:
+def _strings_in(constant: object) -> set[str]:
     """The strings among the constants of a code object, and of the functions that it defines."""
     if isinstance(constant, str):
         return {constant}
@@ -138,7 +139,7 @@ def _same(a: _Mark | None, b: _Mark | None) -> bool:
     return a is not None and b is not None and a[0] is b[0] and type(a[1]) is type(b[1]) and bool(a[1] == b[1])
 
 
-def _walk(value: Any, seen: dict[int, Any], model: Any = None, waits: bool = True) -> Iterator[_Mark]:
+def _walk(value: object, seen: dict[int, Any], model: object = None, waits: bool = True) -> Iterator[_Mark]:
     """A mark for everything that can be reached from a value; what is ``seen`` stays alive, so that no other object
     takes its number. Guides of another model than this one move. The bytes of a tensor on an accelerator are read if
     one ``waits`` for it.
@@ -164,7 +165,7 @@ def _walk(value: Any, seen: dict[int, Any], model: Any = None, waits: bool = Tru
             yield from _walk(part, seen, model, waits)
 
 
-def _parts(value: Any) -> list[Any] | None:
+def _parts(value: object) -> list[Any] | None:
     """What an object holds; None of one that is known by its identity alone."""
     if isinstance(value, list | tuple | set | frozenset | deque):
         return list(value)
@@ -189,7 +190,7 @@ def _parts(value: Any) -> list[Any] | None:
     return _object_parts(value)
 
 
-def _object_parts(value: Any) -> list[Any] | None:
+def _object_parts(value: object) -> list[Any] | None:
     """The attributes of an object, and its class if that is not a library's."""
     own = [] if _is_library(type(value).__module__) else [type(value)]
     names = slots_of(value)
@@ -199,7 +200,7 @@ def _object_parts(value: Any) -> list[Any] | None:
     return [*getattr(value, "__dict__", {}).items(), *slots, *own]
 
 
-def slots_of(value: Any) -> list[str]:
+def slots_of(value: object) -> list[str]:
     """The attributes that the classes of an object have in the place of its dict."""
     found = [vars(c).get("__slots__", ()) for c in type(value).__mro__ if c.__module__ != "builtins"]
     names = [n for slots in found for n in ((slots,) if isinstance(slots, str) else slots)]

@@ -20,7 +20,7 @@ from ..settings import check_memory
 _AROUND_OTHERS = (constraints.independent, getattr(constraints, "MixtureSameFamilyConstraint", constraints.independent))
 
 
-def dtypes_of(distribution: Any) -> set[torch.dtype]:
+def dtypes_of(distribution: object) -> set[torch.dtype]:
     """The floating dtypes of a distribution's parameters."""
     found = set()
     distribution = getattr(distribution, "placeholder", distribution)
@@ -33,7 +33,7 @@ def dtypes_of(distribution: Any) -> set[torch.dtype]:
     return found
 
 
-def is_discrete(fn: Any) -> bool:
+def is_discrete(fn: object) -> bool:
     """Whether a distribution is over discrete values."""
     return bool(without_latents(fn).support.is_discrete)
 
@@ -78,7 +78,7 @@ def _check_size(name: str, fn: Any) -> None:
     check_memory(f"the values of the discrete latent {name!r}", count * event, "Give it fewer values.")
 
 
-def is_bound_by_latent(base: Any) -> bool:
+def is_bound_by_latent(base: object) -> bool:
     """Whether the support of a base distribution depends on a latent."""
     return isinstance(base, RandomDistribution) and any(isinstance(base.arguments.get(n), RandomTensor) for n in BOUNDS)
 
@@ -136,26 +136,26 @@ def is_scalar(fn: Any) -> bool:
     return True
 
 
-def base_constraint(support: Any) -> Any:
+def base_constraint(support: object) -> Any:
     """The constraint of one event inside of independent ones, and of one component of a mixture."""
     while isinstance(support, _AROUND_OTHERS):
         support = support.base_constraint
     return support
 
 
-def ends_in_simplex(support: Any) -> bool:
+def ends_in_simplex(support: object) -> bool:
     """Whether the last dimension of a value sums to one."""
     return isinstance(base_constraint(support), type(constraints.simplex))
 
 
-def is_nonnegative(support: Any) -> bool:
+def is_nonnegative(support: object) -> bool:
     """Whether no element of a value in the support is below zero."""
     base = base_constraint(support)
     least = getattr(base, "lower_bound", None)
     return ends_in_simplex(support) or (least is not None and bool(torch.as_tensor(least >= 0).all()))
 
 
-def feasible(support: Any, shape: torch.Size, like: Tensor) -> Tensor:
+def feasible(support: object, shape: torch.Size, like: Tensor) -> Tensor:
     """A value inside the support."""
     base = base_constraint(support)
     value = torch.zeros(shape, dtype=like.dtype, device=like.device)

@@ -58,15 +58,15 @@ class SymbolMessenger(OwnThreadMessenger):
         self.redraws = False
         self.declares_size = False
 
-    def _process_message(self, msg: Any) -> None:
+    def _process_message(self, msg: object) -> None:
         with self.stand_ins.resting():
             super()._process_message(msg)
 
-    def _postprocess_message(self, msg: Any) -> None:
+    def _postprocess_message(self, msg: object) -> None:
         with self.stand_ins.resting():
             super()._postprocess_message(msg)
 
-    def _site(self, msg: Any, plates: tuple[Plate, ...]) -> None:
+    def _site(self, msg: object, plates: tuple[Plate, ...]) -> None:
         raise NotImplementedError
 
     def _parameter(self, site: LatentSite) -> None:
@@ -80,7 +80,7 @@ class SymbolMessenger(OwnThreadMessenger):
         if not isinstance(value, RandomTensor):
             self.observations[name] = value
 
-    def _latent_like(self, fn: Any) -> Tensor:
+    def _latent_like(self, fn: object) -> Tensor:
         """An empty tensor of the dtype and device of a latent."""
         return self.like
 
@@ -234,7 +234,7 @@ class SymbolMessenger(OwnThreadMessenger):
         return Plate(frame.name, frame.dim, frame.size, full, subsample)
 
 
-def _latent(name: str, value: Tensor, support: Any, is_point: bool, is_scalar: bool = False) -> Expression:
+def _latent(name: str, value: Tensor, support: object, is_point: bool, is_scalar: bool = False) -> Expression:
     """The symbol of a latent or parameter, with what its support says of it."""
     base = base_constraint(support)
     return Expression.latent(
@@ -253,7 +253,7 @@ def _measured(symbol: Expression, origin: Tensor | None) -> Expression:
     return symbol if origin is None else symbol + Expression.constant(origin)
 
 
-def _point_symbol(name: str, value: Tensor, support: Any, origin: Tensor | None) -> RandomTensor:
+def _point_symbol(name: str, value: Tensor, support: object, origin: Tensor | None) -> RandomTensor:
     """A point estimate as a random tensor, which knows how to compute itself again."""
     symbol = _measured(_latent(name, value, support, True), origin)
     return RandomTensor(value, symbol, lambda values, known: values[name].to(value.dtype))

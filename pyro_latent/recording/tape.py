@@ -20,6 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..expressions.operations import SHAPE_QUERIES
 from ..expressions.tables import words
+from ..signatures import Args, Kwargs
 from .snapshot import version_of
 
 #: What reads nothing of a tensor's numbers, beside its shape.
@@ -53,8 +54,8 @@ class Operation(NamedTuple):
     """
 
     function: Any
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any]
+    args: Args
+    kwargs: Kwargs
     places: tuple[int, ...]
     kinds: tuple[tuple[torch.Size, torch.dtype], ...]
     reads: tuple[str, ...]
@@ -118,7 +119,7 @@ class Tape:
                 self.spoil(f"a tensor of layout {tensor.layout}")
         return self._places[id(tensor)]
 
-    def write(self, function: Any, args: tuple[Any, ...], kwargs: dict[str, Any], result: Any) -> None:
+    def write(self, function: object, args: Args, kwargs: Kwargs, result: object) -> None:
         """Take an operation down."""
         self.dispatched += 1
         if self.dispatched > _MOST:
@@ -149,7 +150,7 @@ class Tape:
             Operation(function, args, kwargs, places, kinds, reads, written, depends, is_random, default)
         )
 
-    def _check(self, function: Any, inputs: Sequence[Tensor], written: frozenset[int], depends: bool) -> None:
+    def _check(self, function: object, inputs: Sequence[Tensor], written: frozenset[int], depends: bool) -> None:
         """Know whether what comes of the given has left what is written down here."""
         if any(self.shares(t) and id(t) not in self._places for t in inputs):
             self.spoil(f"{function} of a tensor that shares the data's memory")
@@ -161,7 +162,7 @@ class Tape:
             if _storage_of(tensor) not in self._made and not self.shares(tensor):
                 self._constants.setdefault(id(tensor), (tensor, version_of(tensor)))
 
-    def _named(self, item: Any) -> Any:
+    def _named(self, item: object) -> Any:
         return Place(self._places[id(item)]) if isinstance(item, Tensor) and id(item) in self._places else item
 
     def changed_constant(self) -> str | None:
@@ -242,30 +243,28 @@ def _kinds_of(tensors: Sequence[Tensor]) -> tuple[tuple[torch.Size, torch.dtype]
     return tuple((t.shape, t.dtype) for t in tensors)
 
 
-def _reads_of(results: Sequence[Any]) -> tuple[str, ...]:
+def _reads_of(results: Sequence[object]) -> tuple[str, ...]:
     """What an operation gave that is no tensor, written out: so a zero has its sign."""
     return tuple(repr(r) for r in results if not isinstance(r, Tensor))
 
 
-def value_of(item: Any, values: Mapping[int, Tensor]) -> Any:
+def value_of(item: object, values: Mapping[int, Tensor]) -> Any:
     """An argument of an operation, with the tensors at its places."""
     if type(item) is Place:
         return values[item.number]
     return [value_of(i, values) for i in item] if isinstance(item, list | tuple) else item
 
 
-def _mapped(
-    args: tuple[Any, ...], kwargs: dict[str, Any], change: Callable[[Any], Any]
-) -> tuple[tuple[Any, ...], dict[str, Any]]:
+def _mapped(args: Args, kwargs: Kwargs, change: Callable[[Any], Any]) -> tuple[Args, Kwargs]:
     """The arguments of an operation, with another leaf for each."""
 
-    def mapped(item: Any) -> Any:
+    def mapped(item: object) -> Any:
         return [mapped(i) for i in item] if isinstance(item, list | tuple) and type(item) is not Place else change(item)
 
     return tuple(map(mapped, args)), {name: mapped(item) for name, item in kwargs.items()}
 
 
-def _leaves_of(item: Any) -> Iterator[Any]:
+def _leaves_of(item: object) -> Iterator[Any]:
     """The leaves of an argument, or of a result: operations have lists and tuples of them alone."""
     if isinstance(item, list | tuple) and type(item) is not Place:
         for part in item:
@@ -274,7 +273,7 @@ def _leaves_of(item: Any) -> Iterator[Any]:
         yield item
 
 
-def _written(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> list[Tensor]:
+def _written(function: Any, args: Args, kwargs: Kwargs) -> list[Tensor]:
     """The tensors that an operation writes into."""
     given = dict(zip((a.name for a in function._schema.arguments), args, strict=False)) | kwargs
     names = [a.name for a in function._schema.arguments if a.alias_info is not None and a.alias_info.is_write]
@@ -299,9 +298,7 @@ class _Operations(TorchDispatchMode):
         super().__init__()
         self._tape = tape
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         result = func(*args, **(kwargs or {}))
         self._tape.write(func, args, kwargs or {}, result)
         return result
@@ -314,9 +311,7 @@ class _Reads(TorchFunctionMode):
         super().__init__()
         self._tape = tape
 
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
+    def __torch_function__(self, func: Any, types: Any, args: Args = (), kwargs: Kwargs | None = None) -> Any:
         before, name = self._tape.dispatched, getattr(func, "__name__", "")
         result = func(*args, **(kwargs or {}))
         silent = self._tape.dispatched == before and name not in _QUERIES and not isinstance(result, Tensor)

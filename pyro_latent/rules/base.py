@@ -81,7 +81,7 @@ def register_rule(distribution: type, rule: Rule | None = None) -> Any:
     return rule
 
 
-def in_form(distribution: Any, family: type) -> Any:
+def in_form(distribution: object, family: type) -> Any:
     """A base distribution of a class in the form that its density is known in."""
     return FORMS[family](distribution) if family in FORMS else distribution
 
@@ -134,7 +134,7 @@ def _parameters(distribution: type) -> set[str]:
     return set(signature_of(distribution).parameters) - {"validate_args"}
 
 
-def as_expression(value: Any, like: Tensor) -> Expression | None:
+def as_expression(value: object, like: Tensor) -> Expression | None:
     """Numbers, tensors and functions of discrete latents in the dtype of ``like``, other latents as they are; anything
     else as None.
     """

@@ -30,7 +30,7 @@ _MATRIX, _STEPS, _BEFORE = 3, 1, 0
 _NORMAL = (dist.Normal, dist.MultivariateNormal)
 
 
-def parts_of(distribution: Any) -> tuple[Any, dict[str, tuple[Any, int]], int]:
+def parts_of(distribution: object) -> tuple[Any, dict[str, tuple[Any, int]], int]:
     """The class of a distribution without ``.to_event``, its arguments by name with the number of dimensions at the end
     of each that are of an event, and how many batch dimensions are.
     """

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from ..errors import NotConjugateError
 from ..expressions import RandomTensor, StandIns, placeholders
+from ..signatures import Args, Kwargs
 from ..values import broadcast_shapes
 from .base import around_latents
 from .random_distribution import (
@@ -31,7 +32,7 @@ _CHAINS = (dist.DiscreteHMM, dist.GaussianHMM)
 _COMPOUNDS = (dist.MixtureSameFamily, dist.ZeroInflatedDistribution, dist.MaskedMixture, *_CHAINS)
 
 
-def _coerce(stand_ins: StandIns, cls: type, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _coerce(stand_ins: StandIns, cls: type, args: Args, kwargs: Kwargs) -> Any:
     args, kwargs = stand_ins.of((args, kwargs))
     if _has_latents(cls):
         return cls.family(*args, **kwargs)  # type: ignore[attr-defined]

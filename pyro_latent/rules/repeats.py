@@ -110,7 +110,7 @@ class Repeats:
         )
 
 
-def _as_it_is(distribution: Any) -> Any:
+def _as_it_is(distribution: object) -> Any:
     """A distribution that no later write into its arguments changes, without masks."""
     base, reinterpreted, _ = unwrap(distribution)
     arguments = mapped(base.arguments, lambda t: t.as_it_is() if isinstance(t, RandomTensor) else t.clone(), Tensor)
@@ -118,7 +118,7 @@ def _as_it_is(distribution: Any) -> Any:
     return found.to_event(reinterpreted) if reinterpreted else found
 
 
-def _question(distribution: Any, value: Any) -> Question | None:
+def _question(distribution: object, value: object) -> Question | None:
     """What the density of an observed site asks for, but for the data; None where it waits for no others."""
     if isinstance(value, RandomTensor) or not isinstance(value, Tensor) or value.numel() > _MOST:
         return None

@@ -12,16 +12,18 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
+from ..signatures import Args, Kwargs
+
 #: The arguments of a class of distributions, for which a loop asks at each step.
 signature_of: Callable[[Any], inspect.Signature] = functools.cache(inspect.signature)
 
 
-def has_latents(distribution: Any) -> bool:
+def has_latents(distribution: object) -> bool:
     """Whether a base distribution has random arguments."""
     return getattr(type(distribution), "has_latents", False)
 
 
-def named_arguments(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+def named_arguments(cls: object, args: Args, kwargs: Kwargs) -> dict[str, Any]:
     """The arguments of a constructor by name, with the defaults of the others.
 
     Raises:
@@ -37,20 +39,20 @@ def named_arguments(cls: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> 
 
 
 @functools.cache
-def _parameters(cls: Any) -> tuple[tuple[str, ...], dict[str, Any]]:
+def _parameters(cls: object) -> tuple[tuple[str, ...], dict[str, Any]]:
     """The names of the arguments of a constructor, and the defaults; no names where it takes them otherwise."""
     own = signature_of(cls).parameters
     plain = all(p.kind is inspect.Parameter.POSITIONAL_OR_KEYWORD for p in own.values())
     return tuple(own) if plain else (), {n: p.default for n, p in own.items() if p.default is not p.empty}
 
 
-def unwrap(distribution: Any) -> tuple[Any, int, list[Any]]:
+def unwrap(distribution: object) -> tuple[Any, int, list[Any]]:
     """The base distribution, the number of its batch dimensions that are events, and the masks over its plates."""
     base, reinterpreted, masks, _ = unwrap_masks(distribution)
     return base, reinterpreted, masks
 
 
-def unwrap_masks(distribution: Any) -> tuple[Any, int, list[Any], list[Tensor]]:
+def unwrap_masks(distribution: object) -> tuple[Any, int, list[Any], list[Tensor]]:
     """Unwrap as :func:`unwrap` does, with the masks over elements of events last: of shapes that broadcast with the
     base's batch.
     """

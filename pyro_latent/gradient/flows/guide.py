@@ -21,6 +21,7 @@ from torch.distributions import Transform, biject_to
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError, ArgumentTypeError, as_real, in_our_words
 from ...particles import seeded
+from ...signatures import Model, PlainState
 from ...values import kind_of
 from .layers import FLOWS, ElementwiseAffine, Flow, layers_of, make_flow
 
@@ -50,7 +51,7 @@ class FlowGuide(AutoNormalizingFlow):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         flow: str | Callable[[int], Transform] = "affine_coupling",
         *,
         length: int = 4,
@@ -99,7 +100,7 @@ class FlowGuide(AutoNormalizingFlow):
         like = self._parameter
         return dist.Normal(like.new_zeros(1), like.new_ones(1)).expand([self.latent_dim]).to_event(1)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainState:
         model = self._model
         try:
             return dict(super().__getstate__())  # Pyro's takes the model away from the guide itself

@@ -196,13 +196,13 @@ def make_flow(
     return Flow(layers) if context_dim is None else _ConditionalFlow(layers)
 
 
-def layers_of(flow: Any) -> list[Any]:
+def layers_of(flow: object) -> list[Any]:
     """The layers of a flow, with a context or without one; a single transform is its own layer."""
     return list(getattr(flow, "parts", None) or getattr(flow, "transforms", None) or [flow])
 
 
 @checked_call
-def push(flow: Any, z: Tensor) -> tuple[Tensor, Tensor]:
+def push(flow: object, z: Tensor) -> tuple[Tensor, Tensor]:
     """Send vectors through a flow, layer by layer.
 
     Args:

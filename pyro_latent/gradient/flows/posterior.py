@@ -63,7 +63,7 @@ class FlowPosterior(dist.TransformedDistribution):
         self.flow = flow.condition(context) if conditional else flow
         super().__init__(dist.Normal(loc, scale).to_event(1), [self.flow], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> FlowPosterior:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> FlowPosterior:
         if torch.Size(batch_shape) == self.batch_shape:
             return self
         base = self.base_dist.expand(torch.Size(batch_shape)).base_dist
