@@ -67,6 +67,20 @@ class DataError(PyroLatentError, ValueError):
     """The data has a wrong shape, dtype or device, or is not finite."""
 
 
+class MissingFormulaError(PyroLatentError, NotImplementedError):
+    """A distribution or a family has no formula for what was asked of it."""
+
+
+class MissingNameError(PyroLatentError, KeyError):
+    """Something was asked for by a name that nothing has."""
+
+    __str__ = Exception.__str__
+
+
+class MissingPackageError(PyroLatentError, ImportError):
+    """A package that comes with an extra is not installed."""
+
+
 class MissingRuleError(NotConjugateError):
     """No rule gives the expected log density of a distribution."""
 

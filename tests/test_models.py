@@ -589,7 +589,7 @@ DATA = torch.tensor([[1.0, 2.0], [2.0, 1.0], [4.0, 3.0]])
         (DATA[:0], 2, {}, DataError, r"got torch.float32 \[0, 2\]"),
         (DATA.long(), 2, {}, DataError, "data to be a floating tensor .*; got torch.int64"),
         (DATA[:1], 2, {}, DataError, "at least 2 points for an empirical covariance; got 1. Give covariance_prior"),
-        (DATA * torch.tensor([1.0, 0.0]), 2, {}, DataError, "a column is constant, depends on the others"),
+        (DATA * torch.tensor([1.0, 0.0]), 2, {}, DataError, "a column that is constant, depends on the others"),
         (DATA, 0, {}, ValueError, "num_components to be an integer of at least 1; got 0"),
         (DATA, 2.0, {}, ValueError, "num_components to be an integer of at least 1; got 2.0"),
         (DATA, 2, {"covariance": "diag"}, ValueError, "covariance to be 'full' or 'tied' or .*; got 'diag'"),

@@ -8,10 +8,12 @@ and leaves torch's random state and default dtype, and Pyro's parameters, as the
 They need scikit-learn: ``pip install 'pyro-latent[estimators]'``.
 """
 
+from pyro_latent.errors import MissingPackageError
+
 try:
     import sklearn as _sklearn  # noqa: F401
 except ImportError:
-    raise ImportError(
+    raise MissingPackageError(
         "Expected scikit-learn for pyro_latent.models.estimators; got none. Run: pip install 'pyro-latent[estimators]'"
     ) from None
 

@@ -145,8 +145,8 @@ def empirical_covariance(data: Tensor, covariance: Covariance, each: Tensor | No
         value, is_constant = value.mean(), is_constant.all(0, keepdim=True)
     if bool(is_constant.any()) or not _is_positive_definite(value):
         raise DataError(
-            "Expected data with a positive definite empirical covariance; a column is constant, depends on the others, "
-            "or is not finite. Drop it, or give covariance_prior."
+            "Expected data with a positive definite empirical covariance; got a column that is constant, depends on "
+            "the others, or is not finite. Drop it, or give covariance_prior."
         )
     return value
 

@@ -15,7 +15,7 @@ from typing import Any, Literal, Self
 import numpy as np
 from torch import Tensor
 
-from pyro_latent.errors import ArgumentError, DataError, ModelError
+from pyro_latent.errors import ArgumentError, DataError, MissingPackageError, ModelError
 
 from .corpus import Corpus
 from .evaluation import coherence_npmi, top_words
@@ -228,7 +228,7 @@ class Results(Parameters):
         try:
             pandas = import_module("pandas")
         except ImportError:
-            raise ImportError(
+            raise MissingPackageError(
                 'Expected pandas for set_output(transform="pandas"); got none. Run: pip install pandas'
             ) from None
         index = X.index if hasattr(X, "iloc") else None  # of a pandas frame, or of a column of documents

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pyro_latent.errors import DataError, check_choice, checked_call
+from pyro_latent.errors import DataError, MissingPackageError, check_choice, checked_call
 
 __all__ = ["binarize", "load_digits", "load_mnist", "read_idx"]
 
@@ -45,7 +45,7 @@ def load_digits(dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
     try:
         from sklearn.datasets import load_digits as load
     except ImportError:
-        raise ImportError(
+        raise MissingPackageError(
             "Expected scikit-learn, which has the digits; got none. Run pip install scikit-learn."
         ) from None
     digits = load()
@@ -124,12 +124,16 @@ def binarize(images: Tensor, generator: torch.Generator | None = None) -> Tensor
     return torch.bernoulli(images, generator=generator)
 
 
+class MissingImagesError(DataError, FileNotFoundError):
+    """A folder has no file of images or labels."""
+
+
 def _find(folder: Path, stem: str, ending: str) -> Path:
     names = [f"{stem}{mark}{ending}{packed}" for mark in "-." for packed in ("", ".gz")]
     for name in names:
         if (folder / name).is_file():
             return folder / name
-    raise FileNotFoundError(
+    raise MissingImagesError(
         f"Expected {names[0]} or {names[1]} in {str(folder)!r}; got neither. Download them, and name their folder."
     )
 

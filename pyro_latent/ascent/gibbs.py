@@ -39,7 +39,10 @@ class FullConditionals(MCMCKernel):
         self.transforms: dict[str, Any] = {}
 
     def sample(self, params: Any) -> Any:
-        raise NotImplementedError("Gibbs runs its chains itself: write Gibbs(model, num_samples).run(data).")
+        raise ModelError(
+            "Expected Gibbs, which runs its chains itself; got MCMC around its kernel. "
+            "Write Gibbs(model, num_samples).run(data)."
+        )
 
 
 class Gibbs(MCMC):

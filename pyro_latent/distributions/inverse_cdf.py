@@ -26,7 +26,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.distributions.utils import broadcast_all
 
-from ..errors import ArgumentError
+from ..errors import ArgumentError, MissingFormulaError
 
 Parameter = Tensor | float
 
@@ -186,7 +186,7 @@ class Gompertz(InverseCDF):
 
     @property
     def mean(self) -> NoReturn:
-        raise NotImplementedError(
+        raise MissingFormulaError(
             "Expected a moment in closed form; got Gompertz, whose moments need the exponential integral, which torch "
             "lacks. Write d.sample((100_000,)).mean(0) or .var(0), or take the median, d.icdf(torch.tensor(0.5))."
         )

@@ -12,6 +12,7 @@ from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
+from ..errors import MissingFormulaError
 from .weights import Weight
 
 #: A draw has so many terms of its series drawn; the others are at their mean.
@@ -108,7 +109,7 @@ class LogisticBound(TorchDistribution):
         return self.mean.expand(torch.Size(sample_shape) + self.batch_shape + self.event_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
+        raise MissingFormulaError(
             "Expected a distribution with a density; got LogisticBound, the place of a bound. To score the model, "
             "write it without its weights, as AutoConjugate(model, reparam=True) takes it."
         )

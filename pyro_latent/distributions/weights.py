@@ -12,6 +12,8 @@ from pyro.distributions import constraints
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ..errors import MissingFormulaError
+
 #: Beyond so many standard deviations below zero the moments of a positive normal are by their series.
 _FAR = 1e3
 #: Beyond so many, draws are by its tail.
@@ -67,7 +69,7 @@ class Weight(TorchDistribution):
         return self.natural_of(self.tilt) * value - self.log_normalizer
 
     def log_prob(self, value: Tensor) -> Tensor:
-        raise NotImplementedError(
+        raise MissingFormulaError(
             f"Expected a distribution with a density; got {type(self).__name__}, whose density relative to another one "
             "is all that is used. To score the model, write it without its weights, as AutoConjugate(model, "
             "reparam=True) takes it; to draw from its posterior, write Gibbs(poutine.reparam(model, "

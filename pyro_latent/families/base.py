@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
+from ..errors import MissingFormulaError
 from .quantiles import quantile
 
 Params = dict[str, Tensor]
@@ -139,7 +140,7 @@ class Family(ABC):
 
     def from_mean(self, mean: Mean) -> Natural:
         """The inverse of :meth:`mean`; coordinate ascent does not need it, fitting by moments does."""
-        raise NotImplementedError(
+        raise MissingFormulaError(
             f"Expected {type(self).__name__}.from_mean(mean), the inverse of mean(); got no method."
         )
 

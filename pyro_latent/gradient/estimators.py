@@ -18,7 +18,7 @@ from pyro.infer import Trace_ELBO
 from pyro.ops.welford import WelfordCovariance
 from torch import Tensor
 
-from ..errors import ArgumentError, ArgumentTypeError, ModelError, check_count, checked_call
+from ..errors import ArgumentError, ArgumentTypeError, MissingNameError, ModelError, check_count, checked_call
 from ..particles import no_params_of_failures
 from ..signatures import Model
 from ..tables import text_table
@@ -77,7 +77,7 @@ class EstimatorReport:
             if statistics.name == name:
                 return statistics
         advice = f"It is left out: {self.left_out[name]}" if name in self.left_out else "Name one of these."
-        raise KeyError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}. {advice}")
+        raise MissingNameError(f"Expected one of {[s.name for s in self.estimators]}; got {name!r}. {advice}")
 
     def __str__(self) -> str:
         """Variances: a row for the loss, for each parameter (summed over its elements), and for all parameters."""
