@@ -217,14 +217,13 @@ def as_given(f: Tensor) -> list[Form]:
 
 FORMS = {str(i): form for i, form in enumerate(as_given(SEEN))}
 NO_FORMS: dict[str, Form] = {
-    "a half": lambda z, f: 0.5 * z * sigmoid(f),
-    "three values": lambda z, f: (z + 1) / 2 * sigmoid(f),
+    "twice": lambda z, f: 2 * z * sigmoid(f),
     "moved elements": lambda z, f: (z * sigmoid(f)).flip(0),
     "moved logits": lambda z, f: z * sigmoid(f).roll(1),
     "mixed elements": lambda z, f: (z * sigmoid(f)).cumprod(-1),
-    "two logistic functions": lambda z, f: z * sigmoid(f) * sigmoid(2 * f),
     "a square": lambda z, f: z * sigmoid(f) ** 2,
     "a part": lambda z, f: torch.minimum(z * sigmoid(f), tensor(0.7)),
+    "cut far out": lambda z, f: z * sigmoid(f).clamp(1e-6, 1 - 1e-6),
     "two logits": lambda z, f: z * sigmoid(f) + (1 - z) * sigmoid(f + 1),
 }
 

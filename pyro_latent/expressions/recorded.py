@@ -32,8 +32,8 @@ class Alias:
 
 @dataclass(frozen=True, eq=False)
 class FunctionOf:
-    """What a tensor is of another one, ``argument``: a function of its values, and of those of discrete latents
-    ``beside`` it, in order.
+    """What a tensor is of another one, ``argument``: a function of its values, and of those of the tensors ``beside``
+    it, in order, such as discrete latents.
     """
 
     argument: Recorded
@@ -151,35 +151,42 @@ def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, An
 def function_of_call(
     name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> FunctionOf | None:
-    """What the result of an operation is a function of; None where it is one of several tensors that are no tables, or
-    moves the elements of tables beside one.
+    """What the result of an operation is a function of: of the first tensor that one of its arguments is a function of,
+    or, where none is, of the one that is no table; the others are beside it. None where there are several of the
+    latter, or the operation moves elements of what is beside.
     """
-    inner = [_function(s) for s in recorded_in(args, kwargs)]
-    arguments = [f.argument for f in inner if not any(t is f.argument for t in f.beside)] or [inner[0].argument]
-    if any(other.expression is not arguments[0].expression for other in arguments):
-        return None
-    beside = tuple(t for f in inner for t in f.beside)
-    if beside and name not in _KEEPING_PLACES:
+    sources = recorded_in(args, kwargs)
+    first = next((s.function_of.argument for s in sources if s.function_of is not None), None)
+    plain = [s for s in sources if not s.expression.is_table] or sources
+    argument = plain[0].as_it_is() if first is None else first
+    inner = [_function(s, argument, allowed=first is not None or s.expression.is_table) for s in sources]
+    functions = [f for f in inner if f is not None]
+    beside = tuple(t for f in functions for t in f.beside)
+    if len(functions) < len(inner) or (beside and name not in _KEEPING_PLACES):
         return None
     kept, named = mapped((args, kwargs), lambda t: t if isinstance(t, Recorded) else t.clone(), Tensor)
 
-    def function(value: Tensor, *tables: Tensor) -> Tensor:
-        rest = iter(tables)
-        found = [f.function(value, *(next(rest) for _ in f.beside)) for f in inner]
+    def function(value: Tensor, *others: Tensor) -> Tensor:
+        rest = iter(others)
+        found = [f.function(value, *(next(rest) for _ in f.beside)) for f in functions]
         result: Tensor = called(func, kept, named, found)
         return result
 
-    return FunctionOf(arguments[0], function, beside)
+    return FunctionOf(argument, function, beside)
 
 
-def _function(source: Recorded) -> FunctionOf:
-    """What a tensor is a function of: itself, where nothing else is known; a table is one beside itself."""
-    if source.function_of is not None:
-        return source.function_of
+def _function(source: Recorded, argument: Recorded, allowed: bool) -> FunctionOf | None:
+    """A tensor as a function of another one; of what is no function of it, beside it where that is allowed."""
+    known = source.function_of
+    if known is not None and known.argument.expression is argument.expression:
+        return known
+    if known is None and source.expression is argument.expression:
+        return FunctionOf(argument, lambda value: value)
+    if not allowed or (known is None and source.expression.opacity):
+        return None
     own = source.as_it_is()
-    if source.expression.is_table:
-        return FunctionOf(own, lambda value, table: table, (own,))
-    return FunctionOf(own, lambda value: value)
+    own.function_of = known
+    return FunctionOf(argument, lambda value, other: other, (own,))
 
 
 def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:

@@ -11,6 +11,7 @@ from .gated_logistic import GatedLogisticReparam
 from .half_cauchy import HalfCauchyReparam
 from .hidden_markov import DiscreteHMMReparam
 from .laplace import LaplaceReparam
+from .levels import LevelsReparam
 from .linear_chain import GaussianHMMReparam, LinearHMMReparam
 from .logistic import PolyaGammaReparam
 from .masked import MaskedMixtureReparam
@@ -36,6 +37,7 @@ __all__ = [
     "GaussianHMMReparam",
     "HalfCauchyReparam",
     "LaplaceReparam",
+    "LevelsReparam",
     "LinearHMMReparam",
     "MaskedMixtureReparam",
     "MixtureReparam",

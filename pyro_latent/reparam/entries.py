@@ -10,6 +10,7 @@ from .counts import BetaBinomialReparam, DirichletMultinomialReparam, GammaPoiss
 from .gate import GateReparam
 from .gated_logistic import GatedLogisticReparam
 from .laplace import LaplaceReparam
+from .levels import LevelsReparam
 from .logistic import PolyaGammaReparam
 from .mixture import MixtureReparam
 from .one_versus_each import OneVersusEachReparam
@@ -24,6 +25,7 @@ OF_DENSITIES: tuple[type[ConjugateReparam], ...] = (
     LaplaceReparam,
     PolyaGammaReparam,
     GatedLogisticReparam,
+    LevelsReparam,
     ProbitReparam,
     OrderedProbitReparam,
     OneVersusEachReparam,

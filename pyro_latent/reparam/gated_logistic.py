@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,13 +13,11 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 from ..distributions import LogisticBound
-from ..expressions import Expression, FunctionOf, RandomTensor
+from ..expressions import Expression, RandomTensor
 from ..rules import raw_arguments
 from .base import ConjugateReparam, Site
-from .weighted import PLACES, GivenWeight
-
-#: The gates of one site have at most so many combinations of values.
-_MOST_CASES = 64
+from .by_values import choices_of, function_of_probs, values_of
+from .weighted import GivenWeight
 
 
 def log_factor(arguments: Any, value: Any, trials: Any) -> Any:
@@ -156,48 +153,31 @@ def _cases(fn: Any) -> _Cases | None:
     """What the recorded ``probs`` are for each value of discrete latents, known by their values; None where they are
     something else for one of them.
     """
-    probs: Any = raw_arguments(fn).get("probs")
-    of: FunctionOf | None = getattr(probs, "function_of", None)
-    if of is None or of.argument.replay is not None or of.argument.expression.opacity:
+    of = function_of_probs(fn)
+    if of is None or not all(t.expression.is_table for t in of.beside):
         return None
-    tables = [t.expression.unbound() for t in of.beside]
-    choices = tuple({c.label: c for t in tables for c in t.choices}.values())
-    sizes = [c.size for c in choices]
-    if math.prod(sizes) > _MOST_CASES or not _spreads(of.argument.shape, probs.shape):
-        return None
+    shape, choices = raw_arguments(fn)["probs"].shape, choices_of(of)
     found = []
-    for numbers in itertools.product(*map(range, sizes)):
-        at = dict(zip((c.label for c in choices), numbers, strict=True))
-        beside = [t.table(t.choices)[tuple(at[c.label] for c in t.choices)].expand(t.shape) for t in tables]
-        case = _case(of, beside, probs.shape)
+    for at_places in values_of(of, shape):
+        case = None if at_places is None else _case(*at_places)
         if case is None:
             return None
         found.append(case)
     signs, levels = (torch.stack(each).to(of.argument.dtype) for each in zip(*found, strict=True))
     if not bool(signs.any()):
         return None
-    return _Cases(of.argument, *(_over(t, choices, sizes, probs.shape) for t in (signs, levels)))
+    sizes = [c.size for c in choices]
+    return _Cases(of.argument, *(_over(t, choices, sizes, shape) for t in (signs, levels)))
 
 
-def _spreads(shape: torch.Size, whole: torch.Size) -> bool:
-    """Whether a tensor of a shape can be expanded to another one."""
-    ends = zip(reversed(shape), reversed(whole), strict=False)
-    return len(shape) <= len(whole) and all(n in (1, size) for n, size in ends)
-
-
-def _case(of: FunctionOf, beside: Sequence[Tensor], shape: torch.Size) -> tuple[Tensor, Tensor] | None:
-    """The sign and the level of each element at these values of discrete latents; None where one is neither."""
-    like = of.argument
-    count = torch.arange(like.numel(), dtype=torch.float64, device=like.device).reshape(like.shape)
-    places = [place + 0.1 * count.sin() for place in PLACES]  # no two elements alike, so that what moves them is seen
-    values = [of.function(place, *beside) for place in places]
-    if any(v.shape != shape for v in values):
-        return None
-    each, logits = torch.stack(values), torch.stack([p.expand(shape) for p in places])
-    error = 4 * torch.finfo(each.dtype).eps
-    up, down = (((each - torch.sigmoid(s * logits)).abs() <= error).all(0) for s in (1, -1))
-    level = each[0]
-    is_level = (each == level).all(0) & (level >= 0) & (level <= 1)
+def _case(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """The sign and the level of each element, by its values at some logits, both ``[places] + shape``; None where one
+    is neither.
+    """
+    error = 4 * torch.finfo(values.dtype).eps
+    up, down = (((values - torch.sigmoid(s * logits)).abs() <= error).all(0) for s in (1, -1))
+    level = values[0]
+    is_level = (values == level).all(0) & (level >= 0) & (level <= 1)
     if not bool((up | down | is_level).all()):
         return None
     return up.double() - down.double(), torch.where(is_level, level.double(), 0.0)

@@ -11,8 +11,8 @@ from torch import Tensor
 
 from ..rules import raw_arguments, register_rule
 
-#: Where a function is compared with a cdf.
-PLACES = (-9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0)
+#: Where a function is compared with a cdf; far out are those that see where it is cut.
+PLACES = (-30.0, -9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0, 30.0)
 #: How many times its argument the cdf may be of: as it is, as erf has it, and of the other outcome.
 SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
 
