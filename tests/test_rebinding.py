@@ -580,4 +580,5 @@ def test_a_copy_holds_the_new_tensor_everywhere() -> None:
     "hidden", [iter([1]), functools.lru_cache(lambda: 1), object()], ids=["iterator", "cache", "object"]
 )
 def test_what_cannot_be_looked_into_is_an_obstacle(hidden: Any) -> None:
-    assert Template([hidden], lambda t: None, lambda t: False).obstacle is not None
+    found = Template([hidden], lambda t: None, lambda t: False).obstacle
+    assert found == f"a {type(hidden).__name__}, which is not looked into"

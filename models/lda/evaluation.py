@@ -257,7 +257,9 @@ def coherence_npmi(top: Tensor, corpus: Corpus) -> Tensor:
 
 
 def _npmi(joint: Tensor) -> Tensor:
-    """From the shares of documents with both of two words, ``[words, words]``, those with each on the diagonal."""
+    """The normalized pointwise mutual information of words, from the shares of documents with both of two of them,
+    ``[words, words]``, those with each on the diagonal.
+    """
     single = joint.diagonal()
     expected = single.unsqueeze(0) * single.unsqueeze(1)
     together = joint.clamp(min=torch.finfo(joint.dtype).tiny)

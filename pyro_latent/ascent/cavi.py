@@ -160,16 +160,16 @@ class CAVI:
         posterior, steps = self.guide.posterior_state, self._steps
         if posterior.revision != self._revision or posterior.params_moved:
             steps.forget_level()
-        prepared = self._ranks.agreed(lambda: self.guide.calls.fit(*arguments, steps.rescales, steps.redraws))
-        found, about = prepared, (self._schedule, piece, is_alone, prepared.binding)
-        task = Task(found.program, arguments, found.state, found.starts, *about)
+        prepare = partial(self.guide.prepare, rescale=steps.rescales, redraws=steps.redraws)
+        found = self._ranks.agreed(lambda: prepare(*arguments))
+        task = Task(found.program, arguments, found.state, found.starts, self._schedule, piece, is_alone, found.binding)
         try:
             state, info = steps.step(task)
         except KeyboardInterrupt:  # at any line: what it remembers may be of a state that the guide does not have
             steps.forget_level()
             raise
         fit = posterior.fit.after(info.elbo, steps.is_exact)
-        posterior.commit(prepared, state, best=info.best, structured=steps.is_structured, fit=fit)
+        posterior.commit(found, state, best=info.best, structured=steps.is_structured, fit=fit)
         self._revision = posterior.revision
         return info.elbo
 

@@ -43,7 +43,7 @@ class SharedSteps(Steps):
         """The exact ELBO of all shards for each start, without a step."""
 
         def found() -> tuple[Task, Sweep, Summary]:
-            prepared = guide.calls.fit(*arguments, rescale=False, redraws=False)
+            prepared = guide.prepare(*arguments, rescale=False, redraws=False)
             task = Task(prepared.program, arguments, prepared.state, {}, schedule)
             return task, *self.read(task)
 

@@ -247,7 +247,7 @@ class FullSteps(Steps):
 
     @property
     def can_settle(self) -> bool:
-        """Not by a step that began at another ELBO than the last one ended at."""
+        """A step that began at another ELBO than the last one ended at does not settle a run."""
         return super().can_settle and not self._was_moved
 
     # What is remembered.

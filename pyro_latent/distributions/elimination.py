@@ -198,8 +198,8 @@ class Factorization:
         return found[:, self.plan.places]
 
     def log_densities(self, values: Tensor, parts: list[Tensor], stage: int) -> Tensor:
-        """Of the variables of a stage, each given those before it, at values ``[S, n + 1, r]``, of that shape; zero at
-        others.
+        """The log densities of the variables of a stage, each given those before it, at values ``[S, n + 1, r]``, of
+        that shape; zero at others.
         """
         found = torch.zeros_like(values)
         for step, scale, slope, part in zip(self.plan.steps, self.scales, self.slopes, parts, strict=True):

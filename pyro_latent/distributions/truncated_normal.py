@@ -73,7 +73,7 @@ class TruncatedNormal(NormalWeight):
         return (1 + low * first - high * second - (first - second) ** 2).clamp(min=0).to(self.tilt)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """By the inverse cdf, in the tail by Newton's steps on its logarithm."""
+        """Draws are made by the inverse cdf, in the tail by Newton's steps on its logarithm."""
         with torch.no_grad():
             shape = torch.Size(sample_shape) + self.batch_shape
             low, high = (end.expand(shape) for end in self._ends())

@@ -98,7 +98,7 @@ class InverseGaussian(Weight):
         return self.tilt**-3.0
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """By the two roots of a squared normal, of Michael, Schucany and Haas (1976)."""
+        """Draws are made by the two roots of a squared normal, of Michael, Schucany and Haas (1976)."""
         with torch.no_grad():
             tilt = self.tilt.double().expand(torch.Size(sample_shape) + self.batch_shape)
             square = torch.randn_like(tilt) ** 2
@@ -146,7 +146,7 @@ class PositiveNormal(NormalWeight):
         return torch.where(tilt < -_FAR, mean**2 * (1 - 2 * mean**2), 1 - mean * (mean - tilt)).to(self.tilt)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
-        """By the inverse cdf; in the tail by Newton's steps on its logarithm, from that of an exponential."""
+        """Draws are made by the inverse cdf; in the tail by Newton's steps on its logarithm, from an exponential's."""
         with torch.no_grad():
             tilt = self.tilt.double().expand(torch.Size(sample_shape) + self.batch_shape)
             level = 1 - torch.rand_like(tilt)

@@ -107,6 +107,7 @@ class Family(ABC):
             one element of them. Only families of probabilities have some.
         event_class: the distribution class whose family is that of several elements that ``.to_event()`` makes one
             event; None: they stay independent.
+        is_relative: whether the last component is a precision that all statistics of the others are proportional to.
         read_classes: distribution classes, beside that of :meth:`distribution`, that :meth:`distribution_params` reads.
         hint: where a site of the family is conjugate, for errors; ``reciprocal_hint`` is for a site that is read by a
             negative power, and by default the same.
@@ -121,6 +122,7 @@ class Family(ABC):
     location: ClassVar[tuple[str, int] | None] = None
     counts: ClassVar[tuple[str, ...]] = ()
     event_class: ClassVar[type | None] = None
+    is_relative: ClassVar[bool] = False
     read_classes: ClassVar[tuple[type, ...]] = ()
     hint: ClassVar[str] = "a density that is linear in its statistics."
     reciprocal_hint: ClassVar[str | None] = None
@@ -246,7 +248,7 @@ class Family(ABC):
         return Natural(**{name: torch.cat([n[name] for n in naturals]) for name in naturals[0]})
 
     def log_ratio(self, before: Natural, after: Natural, places: Natural) -> Tensor | None:
-        """None of a family that is known by its statistics; of one that is known by a table,
+        """The log ratio is None of a family that is known by its statistics; of one that is known by a table, it is
         :meth:`~pyro_latent.distributions.tabulated.Tabulated.log_ratio` at the nodes of the table ``places``.
         """
         return None

@@ -25,6 +25,7 @@ class IsotropicNormalGamma(Family):
     """
 
     name = "Isotropic Normal-Gamma"
+    is_relative = True
     event_dims = (1, 0)
     statistics = {"quadratic": 0, "precision_mean": 1, "precision": 0, "log_precision": 0}
     moments = {

@@ -30,6 +30,7 @@ class GaussianGamma(Gaussian):
     """
 
     name = "Joint Normal-Gamma"
+    is_relative = True
     statistics = {"x": 1, "xx": 1, "precision": 0, "log_precision": 0}
     param_names = ("loc", "precision", "concentration", "rate")
 

@@ -24,6 +24,7 @@ class NormalGamma(Family):
     """
 
     name = "Normal-Gamma"
+    is_relative = True
     event_dims = (0, 0)
     statistics = {"precision_mean_squared": 0, "precision_mean": 0, "precision": 0, "log_precision": 0}
     moments = {

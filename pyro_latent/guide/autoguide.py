@@ -117,7 +117,9 @@ class AutoConjugate(AutoGuide):
         """The natural parameters by block, each with a leading dimension over starts."""
         return self.posterior_state.naturals
 
-    def prepare(self, args: Args, kwargs: Kwargs, *, predict: bool = False, rescale: bool = True) -> Prepared:
+    def prepare(
+        self, args: Args, kwargs: Kwargs, *, predict: bool = False, rescale: bool = True, redraws: bool = True
+    ) -> Prepared:
         """What a call with these arguments works on: the model is recorded only if the call would see something new.
 
         Args:
@@ -125,13 +127,14 @@ class AutoConjugate(AutoGuide):
             predict: False: the call fits the guide, which stays as it is until :meth:`PosteriorState.commit`. True: the
                 call reads the best start of a guide that stays as it is: new data is looked at with the globals as they
                 are and the local blocks at their optimum. Without arguments the call is the last one.
-            rescale: whether subsampled plates scale their sites to the size of the whole.
+            rescale, redraws: whether subsampled plates scale their sites to the size of the whole, and whether one that
+                draws its subsample draws another one, in a call that fits.
 
         Raises:
             ModelError: if latents, families or global shapes are not those of the fitted guide.
             DataError: if the data's dtype or device are not.
         """
-        return self.calls.read(args, kwargs) if predict else self.calls.fit(args, kwargs, rescale)
+        return self.calls.read(args, kwargs) if predict else self.calls.fit(args, kwargs, rescale, redraws)
 
     # Sampling.
 

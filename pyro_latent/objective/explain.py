@@ -5,9 +5,6 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from ..errors import PyroLatentError
-from ..families.isotropic_normal_gamma import IsotropicNormalGamma
-from ..families.joint_normal_gamma import GaussianGamma
-from ..families.normal_gamma import NormalGamma
 from ..families.quadrature import Quadrature
 from ..recording import Recording
 from .auto_joining import joined_by_themselves
@@ -95,8 +92,7 @@ def _how(name: str, block: Block, problems: Collection[str]) -> str:
     if len(block.sites) == 1 or any(site.name in problems for site in block.sites):
         return "closed form"
     others = _few([site.name for site in block.sites if site.name != name])
-    is_relative = isinstance(family, GaussianGamma | NormalGamma | IsotropicNormalGamma)
-    is_precision = is_relative and name == block.sites[-1].name
+    is_precision = family.is_relative and name == block.sites[-1].name
     why = f", whose terms are all proportional to {name}" if is_precision else ""
     return f"closed form, jointly with {others}{why}"
 

@@ -360,7 +360,7 @@ def seeded(seed: int, device: torch.device | None = None) -> Iterator[None]:
 
 @contextmanager
 def quiet_redraws() -> Iterator[None]:
-    """No warning of singular draws from a Wishart prior, which torch draws anew by itself."""
+    """Singular draws from a Wishart prior, which torch draws anew by itself, give no warning inside."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Singular sample detected")
         yield

@@ -291,7 +291,7 @@ class _Operations(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        """To be kept from torch's compiler, torch would import it first, which takes seconds."""
+        """The compiler of torch is not asked: it would be imported first, which takes seconds."""
         return False
 
     def __init__(self, tape: Tape) -> None:
