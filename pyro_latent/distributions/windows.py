@@ -8,7 +8,7 @@ if it is within what the higher one takes; few densities are looked at on a fine
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import torch
@@ -98,13 +98,11 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
             "Expected a density with a finite integral; got one that is highest at an end of its support, infinite, or "
             "zero everywhere."
         )
-    climbed = [_climbed(log_density, mesh, _hills(values))]
+    meshes = [(mesh, values)]
     if (count := _FINE * rows) >= _LEAST_FINE:
         fine = _mesh(min(limit, _NEAR), min(count, _FINEST), like)
-        climbed.append(_climbed(log_density, fine, _hills(_along(log_density, fine, shape))))
-    places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
-    is_noise = steps < _NOISE * (1e-3 + places.abs())
-    heights = torch.where(is_noise & ~is_noise.all(0), -torch.inf, heights)
+        meshes.append((fine, _along(log_density, fine, shape)))
+    places, steps, heights = _tops(log_density, meshes)
     most, highest = heights.max(0)
     if bool((torch.maximum(values[0], values[-1]) > most - _LEFT_OVER).any()):
         raise NoTableError(
@@ -115,6 +113,16 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
     masses = heights + steps.log()
     places, steps, masses = (torch.where(counts, t, t.gather(0, highest[None])) for t in (places, steps, masses))
     return Modes(mesh, values, places, steps, most, masses)
+
+
+def _tops(log_density: LogDensity, meshes: Sequence[tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Where the hills seen on meshes, with the log densities there, are highest, how wide they are, and how high,
+    ``[K, *shape]`` each; what is rounding is at minus infinity, unless all is.
+    """
+    climbed = [_climbed(log_density, mesh, _hills(values)) for mesh, values in meshes]
+    places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
+    is_noise = steps < _NOISE * (1e-3 + places.abs())
+    return places, steps, torch.where(is_noise & ~is_noise.all(0), -torch.inf, heights)
 
 
 def _mesh(limit: float, count: int, like: Tensor) -> Tensor:

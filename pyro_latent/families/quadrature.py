@@ -100,13 +100,7 @@ class Quadrature(Family):
                 f"Expected a density of {self.label!r}; got none that depends on it. Leave it out."
             )
         starts, transform = len(like), line_of(self.support)[0]
-        used: dict[str, tuple[Function, Tensor]] = {}
-        for name, slope in slopes.items():
-            function, weight = self.functions[name], scale
-            if isinstance(scale, Tensor):
-                weight = scale.double().expand(self.batch_shape)
-                weight = weight if function.element is None else weight.reshape(-1)[function.element]
-            used[name] = function, slope.double() * inverse_temperature / weight
+        used = {name: self._scaled(name, slope.double() * inverse_temperature, scale) for name, slope in slopes.items()}
         numbers_of_zeros = torch.stack([(slope == 0).sum() for _, slope in used.values()]).tolist()
 
         def integrand(places: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]:
@@ -146,6 +140,14 @@ class Quadrature(Family):
         if integrals is not None:
             self._keep(found, integrals, used)
         return found
+
+    def _scaled(self, name: str, slope: Tensor, scale: Tensor | float) -> tuple[Function, Tensor]:
+        """A function, and η_j of it: its slope, divided by the scale of its elements."""
+        function = self.functions[name]
+        if not isinstance(scale, Tensor):
+            return function, slope / scale
+        weight = scale.double().expand(self.batch_shape)
+        return function, slope / (weight if function.element is None else weight.reshape(-1)[function.element])
 
     def _keep(
         self,

@@ -77,6 +77,24 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         _check_latent_value(name, fn, value)
     if not isinstance(value, Tensor) or isinstance(value, RandomTensor):
         return value
+    _check_real(name, value)
+    if 0 in fn.event_shape:
+        return value  # of a factor, which has no data
+    value = _without_hidden(fn, value.detach(), mask)
+    if issubclass(family_class(unwrap(fn)[0]), NAN_MASKED):
+        return value  # its density says that NaN counts for nothing
+    _check_finite(name, value)
+    if is_bound_by_latent(unwrap(fn)[0]):
+        return value  # its density says which values of the latent allow it
+    return _in_support(name, fn, value)
+
+
+def _check_real(name: str, value: Tensor) -> None:
+    """Data are real numbers, of a precision that is computed with.
+
+    Raises:
+        DataError: if they are complex or of half precision.
+    """
     if value.is_complex():
         raise DataError(
             f"Expected real data at site {name!r}; got {value.dtype}. Give its real and imaginary parts as two "
@@ -86,44 +104,56 @@ def checked_data(name: str, fn: Any, value: Any, mask: Tensor | None) -> Any:
         raise DataError(
             f"Expected data of float32 or float64 at site {name!r}; got {value.dtype}. Convert it: x.float()."
         )
+
+
+def _without_hidden(fn: Any, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Data with the elements that a mask hides replaced by one that it does not, where they are of no use."""
     event = fn.event_shape
-    if 0 in event:
-        return value  # of a factor, which has no data
-    value = value.detach()
     for cells in unwrap_masks(fn)[3]:
         shape = broadcast_shapes(cells.shape, value.shape)
         seen = value.expand(shape)[cells.expand(shape)]
         value = torch.where(cells, value, seen[0] if len(seen) else torch.ones((), dtype=value.dtype))
-    if mask is not None:
-        shape = broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
-        shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
-        full = value.expand(shape + event)
-        kept = full[mask.expand(shape)]
-        filler = kept[0] if len(kept) else feasible(fn.support, event, full)
-        inside = without_latents(fn).support.check(full)
-        usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
-        usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
-        value = torch.where(shown | usable, full, filler.to(full.dtype))
-    if issubclass(family_class(unwrap(fn)[0]), NAN_MASKED):
-        return value  # its density says that NaN counts for nothing
+    if mask is None:
+        return value
+    shape = broadcast_shapes(mask.shape, value.shape[: value.ndim - len(event)])
+    shown = mask.expand(shape).reshape(shape + (1,) * len(event)).expand(shape + event)
+    full = value.expand(shape + event)
+    kept = full[mask.expand(shape)]
+    filler = kept[0] if len(kept) else feasible(fn.support, event, full)
+    inside = without_latents(fn).support.check(full)
+    usable = inside.reshape(inside.shape + (1,) * len(event)) & full.isfinite()
+    usable = usable.flatten(shown.ndim - len(event)).all(-1).reshape(shape + (1,) * len(event)) if event else usable
+    return torch.where(shown | usable, full, filler.to(full.dtype))
+
+
+def _check_finite(name: str, value: Tensor) -> None:
+    """Data are finite.
+
+    Raises:
+        DataError: if they are not.
+    """
     if value.is_floating_point() and not all_finite(value):
         wrong = int((~value.isfinite()).sum())
         raise DataError(
             f"Expected finite data at site {name!r}; got {wrong} of {value.numel()} elements NaN or infinite. "
             "Remove them, or hide them with obs_mask= or poutine.mask."
         )
-    if is_bound_by_latent(unwrap(fn)[0]):
-        return value  # its density says which values of the latent allow it
+
+
+def _in_support(name: str, fn: Any, value: Tensor) -> Tensor:
+    """Data in the support of their distribution.
+
+    Raises:
+        DataError: if they are outside.
+    """
     support = without_latents(fn).support
     inside = support.check(value)
-    if not bool(inside.all()):
-        if issubclass(family_class(unwrap(fn)[0]), dist.Multinomial) and _are_counts(value):
-            return _of_any_total(name, unwrap(fn)[0], value)
-        bad = int((~inside).sum())
-        raise DataError(
-            f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it."
-        )
-    return value
+    if bool(inside.all()):
+        return value
+    if issubclass(family_class(unwrap(fn)[0]), dist.Multinomial) and _are_counts(value):
+        return _of_any_total(name, unwrap(fn)[0], value)
+    bad = int((~inside).sum())
+    raise DataError(f"Expected data at site {name!r} in {support}; got {bad} of {inside.numel()} values outside it.")
 
 
 def _are_counts(value: Tensor) -> bool:
