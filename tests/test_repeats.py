@@ -23,12 +23,7 @@ from pyro_latent.rules.base import rule_of
 STEPS = 12
 
 
-@pytest.fixture(autouse=True)
-def _in_float64() -> Any:
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    yield
-    torch.set_default_dtype(before)
+pytestmark = pytest.mark.usefixtures("float64")
 
 
 def series() -> Tensor:

@@ -209,14 +209,6 @@ def mvn_of_contracted() -> None:
         pyro.sample("x", dist.MultivariateNormal(loc, precision_matrix=P), obs=ROWS)
 
 
-def mvn_joint() -> None:
-    with pyro.plate("groups", 3):
-        precision = pyro.sample("precision", dist.Wishart(f64(5.0)[0], covariance_matrix=P))
-        mean = pyro.sample("mean", dist.MultivariateNormal(torch.ones(2).double(), precision_matrix=0.3 * precision))
-    with pyro.plate("data", 5):
-        pyro.sample("x", dist.MultivariateNormal(mean[GROUPS], precision_matrix=precision[GROUPS]), obs=ROWS)
-
-
 def gamma_rates() -> None:
     rate = pyro.sample("rate", dist.Gamma(TWO, ONE))
     scale = pyro.sample("scale", dist.Gamma(TWO, 3.0 * rate))
@@ -410,7 +402,7 @@ CASES = {
     "mvn of contracted": Case((dist.MultivariateNormal,), mvn_of_contracted, {"w": mvn(3)}),
     "mvn, joint": Case(
         (dist.MultivariateNormal, dist.Wishart),
-        mvn_joint,
+        mvn_by_scaled_precision,
         {("mean", "precision"): NormalWishart(ROWS[:3], f64(2.0, 1.5, 1.0), f64(7.0, 6.0, 8.0), spd(3, 2, 2) / 7)},
     ),
     "gamma rates": Case((dist.Gamma, dist.Poisson, dist.Exponential), gamma_rates, {"rate": gamma(), "scale": gamma()}),

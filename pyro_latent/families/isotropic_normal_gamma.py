@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import distributions
-from .base import Family, Mean, Moment, Natural, Params
+from .base import Mean, Moment, Natural, Params
 from .matrices import expand_batch
+from .mean_precision import MeanPrecisionFamily
 from .newton import inverse_log_minus_digamma
 from .quantiles import gamma_quantile, student_quantile
 
 
-class IsotropicNormalGamma(Family):
+class IsotropicNormalGamma(MeanPrecisionFamily):
     """A mean vector μ (component 0) and the precision τ (component 1) of each of its D elements.
 
     τ ~ Gamma(concentration, rate), μ | τ ~ Normal(loc, I / (precision_scaling τ)); params in the order loc
@@ -34,7 +34,6 @@ class IsotropicNormalGamma(Family):
         ((0, "x"), (0, "x"), (1, "x")): Moment("quadratic", "i,i,->"),
         ((1, "log"),): Moment("log_precision", "->"),
     }
-    location = ("loc", 0)
     hint = (
         "give the mean a prior whose precision is proportional to the latent precision, the same for all elements, or "
         "leave the sites in separate blocks."
@@ -98,10 +97,6 @@ class IsotropicNormalGamma(Family):
     def distribution(self, params: Params) -> Any:
         return distributions.IsotropicNormalGamma(*(params[name] for name in self.param_names))
 
-    def marginals(self, params: Params) -> tuple[Any, ...]:
-        joint = self.distribution(params)
-        return joint.mean_marginal(), joint.precision_marginal()
-
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
         mean, precision = self.marginals(params)
         scale = self.location_scale(params)
@@ -109,10 +104,6 @@ class IsotropicNormalGamma(Family):
             student_quantile(mean.df.unsqueeze(-1), mean.loc, scale, probability),
             gamma_quantile(precision.concentration, precision.rate, probability),
         )
-
-    def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
-        joint = self.distribution(params)
-        return ((1, joint.precision_marginal), (0, joint.mean_given))
 
 
 __all__ = ["IsotropicNormalGamma"]

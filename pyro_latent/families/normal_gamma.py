@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import distributions
-from .base import Family, Mean, Moment, Natural, Params
+from .base import Mean, Moment, Natural, Params
+from .mean_precision import MeanPrecisionFamily
 from .newton import inverse_log_minus_digamma
 from .quantiles import gamma_quantile, student_quantile
 
 
-class NormalGamma(Family):
+class NormalGamma(MeanPrecisionFamily):
     """A normal's mean μ (component 0) and precision τ (component 1). Bishop (2006), equation (2.154).
 
     τ ~ Gamma(concentration, rate), μ | τ ~ Normal(loc, 1 / sqrt(precision_scaling τ)); params in the order loc,
@@ -33,7 +33,6 @@ class NormalGamma(Family):
         ((0, "x"), (0, "x"), (1, "x")): Moment("precision_mean_squared", ",,->"),
         ((1, "log"),): Moment("log_precision", "->"),
     }
-    location = ("loc", 0)
     hint = (
         "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate "
         "blocks."
@@ -104,17 +103,9 @@ class NormalGamma(Family):
     def distribution(self, params: Params) -> Any:
         return distributions.NormalGamma(*(params[name] for name in self.param_names))
 
-    def marginals(self, params: Params) -> tuple[Any, ...]:
-        joint = self.distribution(params)
-        return joint.mean_marginal(), joint.precision_marginal()
-
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
         mean, precision = self.marginals(params)
         return (
             student_quantile(mean.df, mean.loc, mean.scale, probability),
             gamma_quantile(precision.concentration, precision.rate, probability),
         )
-
-    def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
-        joint = self.distribution(params)
-        return ((1, joint.precision_marginal), (0, joint.mean_given))

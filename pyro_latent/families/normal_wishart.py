@@ -3,22 +3,22 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from .. import distributions
-from .base import Family, Mean, Moment, Natural, Params
+from .base import Mean, Moment, Natural, Params
 from .matrices import expand_batch, inverse, log_determinant, matvec, outer, symmetrize
+from .mean_precision import MeanPrecisionFamily
 from .quantiles import quantile, student_quantile
 from .wishart import Wishart
 
 _WISHART = Wishart()
 
 
-class NormalWishart(Family):
+class NormalWishart(MeanPrecisionFamily):
     """A multivariate normal's mean μ (component 0) and precision Λ (component 1). Bishop (2006), equation (2.157).
 
     Λ ~ Wishart(df, V), μ | Λ ~ Normal(loc, (precision_scaling Λ)⁻¹); params in the order loc ``(..., D)``,
@@ -38,7 +38,6 @@ class NormalWishart(Family):
         ((0, "x"), (0, "x"), (1, "x")): Moment("quadratic", "i,j,ij->"),
         ((1, "log_det"),): Moment("log_det", "->"),
     }
-    location = ("loc", 0)
     hint = (
         "give the mean a prior whose precision is proportional to the latent precision, or leave the sites in separate "
         "blocks."
@@ -99,10 +98,6 @@ class NormalWishart(Family):
     def distribution(self, params: Params) -> Any:
         return distributions.NormalWishart(*(params[name] for name in self.param_names))
 
-    def marginals(self, params: Params) -> tuple[Any, ...]:
-        joint = self.distribution(params)
-        return joint.mean_marginal(), joint.precision_marginal()
-
     def quantiles(self, params: Params, probability: float) -> tuple[Tensor, ...]:
         mean, precision = self.marginals(params)
         scale = self.location_scale(params)
@@ -110,10 +105,6 @@ class NormalWishart(Family):
             student_quantile(mean.df.unsqueeze(-1), mean.loc, scale, probability),
             quantile(precision, probability),
         )
-
-    def conditionals(self, params: Params) -> tuple[tuple[int, Callable[..., Any]], ...]:
-        joint = self.distribution(params)
-        return ((1, joint.precision_marginal), (0, joint.mean_given))
 
     def _split(self, natural: Natural) -> tuple[Tensor, Tensor, Natural]:
         """The location, what scales the precision, and the natural parameters of the precision's Wishart."""
