@@ -269,13 +269,15 @@ def batches(
     size: int = 1,
     group: Any = None,
     without: int | None = None,
+    summaries: Path | None = None,
     **more: Any,
 ) -> dict[str, Any]:
     """What two passes over halves of the data lead to from there, of which each process has its part; one without data
-    has empty pieces, or no minibatches.
+    has empty pieces, or no minibatches. ``summaries``: where those of pieces are kept.
     """
     pyro.clear_param_store()
     settings = {"local_steps": 2, "local_tol": 0.0, "process_group": group} | WAYS[way]
+    settings |= {"memoised": summaries} if way == "pieces" and summaries else {}
     own = [(shard(half, rank, size, without),) for half in case.data.split(len(case.data) // 2)]
     own = [] if rank == without and way == "minibatches" else own
     driver = CAVI(case.model, guide, **settings)
@@ -352,7 +354,8 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     for name, n, way in BATCHES:
         if n in mine:
             without = WITHOUT.get((way, n))
-            found[f"{name}, {n}, {way}"] = batches(BATCHED[name], start_of(name), way, rank, n, mine[n], without)
+            kept = folder if n == 2 else None
+            found[f"{name}, {n}, {way}"] = batches(BATCHED[name], start_of(name), way, rank, n, mine[n], without, kept)
     found["batch errors"] = {name: message_of(work) for name, work in batch_failures(rank, size, folder)}
     found |= resumed_batches(rank, size, folder)
     rows, lists = list(shard(CLUSTERS, rank, size, 1)), AutoConjugate(listed)

@@ -57,7 +57,7 @@ class CAVI:
         step_size: for stochastic inference, where a plate of the model subsamples: a number in (0, 1],
             :class:`~pyro_latent.RobbinsMonro`, or a function of the step t = 0, 1, …. A step optimises the blocks of
             the minibatch, and moves the natural parameters of the others by this share of the way to their optimum.
-        memoised: for exact inference on data in pieces: each piece, in a subsampled plate, keeps its summary.
+        memoised: for exact inference on data in pieces of a plate: each keeps its summary, in a folder if given one.
         structured: for structured stochastic inference, q(β) q(z | β): the number of draws of the globals β at each
             step; 0 for mean field. It needs ``step_size``.
         annealing: a number of first sweeps, or their inverse temperatures in (0, 1], by default from 0.7 to 1. Such a
@@ -97,7 +97,7 @@ class CAVI:
         local_steps: int | None = None,
         local_tol: float | None = None,
         step_size: float | StepSize | None = None,
-        memoised: bool = False,
+        memoised: bool | str | PathLike[str] = False,
         structured: int = 0,
         annealing: int | Sequence[float] = 0,
         merges: bool = False,

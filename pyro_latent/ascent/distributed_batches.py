@@ -12,6 +12,7 @@ in one. Of pieces, the change of their summaries is exchanged, and the total is 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from os import PathLike
 from typing import Any, NamedTuple
 
 import torch
@@ -22,7 +23,8 @@ from ..objective import Program, State, Summary, padded
 from .batches import check_repeatable, length_of, state_of
 from .distributed import SharedSteps, globals_of, settled
 from .loans import Own
-from .memoised import MemoisedSteps, Piece, mark_of, reached, set_globals
+from .memoised import MemoisedSteps, mark_of, reached, set_globals
+from .pieces import Piece, PieceFile
 from .progress import Progress
 from .ranks import Alone, Ranks
 from .step_size import StepSize
@@ -110,11 +112,12 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
 
     Args:
         ranks: the processes.
+        folder: where pieces are kept; None: in memory.
     """
 
-    def __init__(self, ranks: Ranks) -> None:
+    def __init__(self, ranks: Ranks, folder: str | PathLike[str] | None = None) -> None:
         SharedSteps.__init__(self, ranks)
-        MemoisedSteps.__init__(self)
+        MemoisedSteps.__init__(self, folder)
         self._size = 0.0  # of all pieces of all processes
 
     def step(self, task: Task) -> tuple[State, Info]:
@@ -128,8 +131,8 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         program, others = task.program, globals_of(task)
         name = task.piece
         assert name is not None
-        known = self.pieces.get(name)
-        part, sweep, found, mark = self.ranks.agreed(lambda: self._found(task, name, known))
+        known = self.ranks.agreed(lambda: self._known(name))
+        part, sweep, found, kept = self.ranks.agreed(lambda: self._found(task, name, known))
         change = found if known is None else found.minus(known.summary)
         new = [0.0, 0.0] if known else [1.0, part.size]
         change, (news, size) = self.exchange.total(program, change, new, part.alike)
@@ -138,13 +141,14 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         set_globals(program, sweep, total, others)
         elbo, sizes = reached(program, sweep, total, others)
         check_risen(elbo if self._level is None or news else self._level, elbo, sizes, program)
-        local = {key: n for key, n in sweep.state.items() if program.in_subsample(key)}
-        self.pieces[name] = Piece(found, local, mark)
+        self.pieces[name] = kept
         self._total, self._level, self._size = total, elbo, self._size + size
         return sweep.state, Info(elbo, best_of(elbo))
 
-    def _found(self, task: Task, name: int | str, known: Piece | None) -> tuple[_Part, Sweep, Summary, str]:
-        """How much data a piece has, a sweep with its local blocks settled, its summary, and what its data is known by.
+    def _found(
+        self, task: Task, name: int | str, known: Piece | None
+    ) -> tuple[_Part, Sweep, Summary, Piece | PieceFile]:
+        """How much data a piece has, a sweep with its local blocks settled, its summary, and what is kept of it.
 
         Raises:
             DataError, ModelError: if it is not the piece that it was.
@@ -153,7 +157,9 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         part = _part_of(program)
         self._check(program, name, known, mark)
         state = task.state if known is None else padded(program.blocks, task.state | dict(known.local))
-        return part, *settled(task._replace(state=state)), mark
+        sweep, found = settled(task._replace(state=state))
+        local = {key: natural for key, natural in sweep.state.items() if program.in_subsample(key)}
+        return part, sweep, found, self._kept(Piece(found, local, mark))
 
     def keep(self, start: int) -> None:
         MemoisedSteps.keep(self, start)

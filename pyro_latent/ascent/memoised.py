@@ -8,7 +8,7 @@ ascent on the ELBO of all the data, which they know exactly and never lower (Hug
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from os import PathLike
 from typing import Any
 
 import torch
@@ -16,33 +16,37 @@ from torch import Tensor
 
 from ..checkpoint import fingerprint
 from ..errors import DataError, ModelError
-from ..families import Natural
-from ..objective import BlockKey, Program, State, Summary, in_turn, of_start, padded, summarize
+from ..objective import BlockKey, Program, State, Summary, in_turn, padded, summarize
 from ..recording import ScoredSite
+from .pieces import Piece, PieceFile, PieceFolder
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_risen, check_start
 
 
-@dataclass(frozen=True, eq=False)
-class Piece:
-    """What a piece of the data leaves: its summary, its local blocks, and what its data is known by."""
-
-    summary: Summary
-    local: Mapping[BlockKey, Natural]
-    mark: str
-
-
 class MemoisedSteps(Steps):
-    """The steps of memoised inference: the pieces seen so far, and the total of their summaries."""
+    """The steps of memoised inference: the pieces seen so far, and the total of their summaries.
+
+    Args:
+        folder: where pieces are kept; None: in memory.
+    """
 
     takes_all = False
     rescales = False
 
-    def __init__(self) -> None:
-        self.pieces: dict[int | str, Piece] = {}
+    def __init__(self, folder: str | PathLike[str] | None = None) -> None:
+        self._folder = None if folder is None else PieceFolder(folder)
+        self.pieces: dict[int | str, Piece | PieceFile] = {}
         self._total: Summary | None = None
         self._level: list[float] | None = None
         self._is_moved = False  # whether somebody has changed what is fitted, in this pass
+
+    def _known(self, name: int | str) -> Piece | None:
+        """What a piece left when it was seen last."""
+        return self.pieces[name].read() if name in self.pieces else None
+
+    def _kept(self, piece: Piece) -> Piece | PieceFile:
+        """A piece where it is to be kept."""
+        return piece if self._folder is None else self._folder.write(piece)
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One step on the named piece; the exact ELBO, for each start, of all pieces seen so far.
@@ -54,7 +58,7 @@ class MemoisedSteps(Steps):
         """
         program, name = task.program, task.piece
         assert name is not None
-        known = self.pieces.get(name)
+        known = self._known(name)
         check_start(program, task.probs)
         mark = mark_of(task)
         self._check(program, name, known, mark)
@@ -70,7 +74,7 @@ class MemoisedSteps(Steps):
         elbo, sizes = reached(program, sweep, total, others)
         before = elbo if self._level is None or known is None else self._level
         check_risen(before, elbo, sizes, program)
-        self.pieces[name] = Piece(found, {key: sweep.state[key] for key in local}, mark)
+        self.pieces[name] = self._kept(Piece(found, {key: sweep.state[key] for key in local}, mark))
         self._total, self._level = total, elbo
         return sweep.state, Info(elbo, best_of(elbo))
 
@@ -103,26 +107,19 @@ class MemoisedSteps(Steps):
     def keep(self, start: int) -> None:
         """Forget all starts but one."""
         for name, piece in self.pieces.items():
-            self.pieces[name] = Piece(piece.summary.of(start), of_start(dict(piece.local), start), piece.mark)
+            self.pieces[name] = self._kept(piece.read().of(start))
         self._total = None if self._total is None else self._total.of(start)
         self._level = None
 
     def to_state(self) -> dict[str, Any]:
         """What is remembered, in plain types and tensors."""
-        pieces = []
-        for name, piece in self.pieces.items():
-            fields = {str(i): dict(natural) for i, natural in enumerate(piece.local.values())}
-            pieces.append([name, piece.summary.to_state(), fields, list(piece.local), piece.mark])
+        pieces = [[name, *piece.read().to_state()] for name, piece in self.pieces.items()]
         total = None if self._total is None else self._total.to_state()
         return {"pieces": pieces, "total": total, "level": self._level}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take on a state of :meth:`to_state`."""
-        self.pieces = {}
-        for name, summary, fields, keys, mark in state["pieces"]:
-            naturals = (Natural(**{n: t.to(device) for n, t in fields[str(i)].items()}) for i in range(len(keys)))
-            local = dict(zip(keys, naturals, strict=True))
-            self.pieces[name] = Piece(Summary.from_state(summary, device), local, mark)
+        self.pieces = {name: self._kept(Piece.from_state(piece, device)) for name, *piece in state["pieces"]}
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
         self._level, self._is_moved = state["level"], False
 
@@ -204,4 +201,4 @@ def _check_apart(program: Program) -> None:
         )
 
 
-__all__ = ["MemoisedSteps", "Piece", "check_pieces", "mark_of", "reached", "set_globals", "settled_sweep"]
+__all__ = ["MemoisedSteps", "check_pieces", "mark_of", "reached", "set_globals", "settled_sweep"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from os import PathLike
 from typing import Any
 
 import numpy as np
@@ -75,7 +76,7 @@ def check_guide(model: object, guide: object, more: Sequence[object]) -> None:
 
 def steps_for(
     step_size: float | StepSize | None,
-    memoised: bool,
+    memoised: bool | str | PathLike[str],
     structured: int,
     annealing: Sequence[float],
     merges: bool,
@@ -83,7 +84,8 @@ def steps_for(
     ranks: Alone | Ranks,
 ) -> Steps:
     """The way to step that the arguments of ``CAVI`` ask for."""
-    for name, value in (("memoised", memoised), ("merges", merges), ("accelerate", accelerate)):
+    folder, memoised = folder_of(memoised), bool(memoised)
+    for name, value in (("merges", merges), ("accelerate", accelerate)):
         check_choice(name, value, [False, True])
     if isinstance(ranks, Ranks):
         others = {"structured": structured, "annealing": annealing, "merges": merges, "accelerate": accelerate}
@@ -115,12 +117,25 @@ def steps_for(
             )
     shared = ranks if isinstance(ranks, Ranks) and ranks.size > 1 else None
     if memoised:
-        return MemoisedSteps() if shared is None else SharedMemoisedSteps(shared)
+        return MemoisedSteps(folder) if shared is None else SharedMemoisedSteps(shared, folder)
     assert step_size is not None
     size = as_step_size(step_size)
     if shared is not None:
         return SharedStochasticSteps(shared, size)
     return StructuredSteps(size, structured) if structured else StochasticSteps(size)
+
+
+def folder_of(memoised: bool | str | PathLike[str]) -> str | PathLike[str] | None:
+    """Where pieces are kept; None: in memory.
+
+    Raises:
+        ArgumentError: for what is neither a folder nor a Boolean.
+    """
+    if isinstance(memoised, str | PathLike) and str(memoised):
+        return memoised
+    if isinstance(memoised, bool):
+        return None
+    raise ArgumentError(f"Expected memoised to be True, False or a folder; got {memoised!r}. Write memoised=True.")
 
 
 def compile_sweeps(steps: Steps, jit_compile: bool | None) -> None:
@@ -143,7 +158,7 @@ def compile_sweeps(steps: Steps, jit_compile: bool | None) -> None:
 
 def settings_of(
     step_size: float | StepSize | None,
-    memoised: bool,
+    memoised: bool | str | PathLike[str],
     structured: int,
     annealing: Sequence[float],
     merges: bool,
@@ -152,7 +167,7 @@ def settings_of(
     """The arguments of ``CAVI`` that a checkpoint is of, in plain types."""
     return {
         "step_size": described(step_size),
-        "memoised": memoised,
+        "memoised": bool(memoised),
         "structured": structured,
         "annealing": list(annealing),
         "merges": merges,

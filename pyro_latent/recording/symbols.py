@@ -29,6 +29,9 @@ from .supports import (
     support_of,
 )
 
+#: Of a plate of up to so many, Pyro's own subsample is drawn.
+_PERMUTED = 10**5
+
 
 class SymbolMessenger(OwnThreadMessenger):
     """Puts random tensors at the latents and parameters of a model, and keeps to one subsample of each plate.
@@ -135,6 +138,8 @@ class SymbolMessenger(OwnThreadMessenger):
         self.redraws |= size is not None and size < msg["fn"].size
         if msg["name"] in self.subsamples:
             msg["value"], msg["done"] = self.subsamples[msg["name"]], True
+        elif size is not None and msg["fn"].size > max(_PERMUTED, 10 * size) and size > 0:
+            msg["value"], msg["done"] = spread_out(msg["fn"]), True
 
     def _symbol(self, msg: Any) -> RandomTensor:
         """The latent as a random tensor, measured from its origin."""
@@ -232,6 +237,18 @@ class SymbolMessenger(OwnThreadMessenger):
         subsample = self.subsamples.get(frame.name) if is_part(frame) else None
         full = frame.size if frame.full_size is None else frame.full_size
         return Plate(frame.name, frame.dim, frame.size, full, subsample)
+
+
+def spread_out(fn: Any) -> Tensor:
+    """A subsample of a plate, without the permutation of the whole that Pyro draws: a place in each of as many parts of
+    it, moved around by a number that is the same for all, so that each place is as likely.
+    """
+    whole, size, place = fn.size, fn.subsample_size, {"device": fn.device, "dtype": torch.float64}
+    parts = torch.arange(size, device=fn.device)
+    width, wider = divmod(whole, size)
+    inside = torch.rand(size, **place) * (width + (parts < wider))
+    moved = (torch.rand((), **place) * whole).long()
+    return (parts * width + parts.clamp(max=wider) + inside.long() + moved) % whole
 
 
 def _latent(name: str, value: Tensor, support: object, is_point: bool, is_scalar: bool = False) -> Expression:
