@@ -190,8 +190,6 @@ class Ranks:
 
     def _added(self, tensor: Tensor) -> Tensor:
         """The sum of a tensor over all processes, in its place."""
-        if self._timeout is not None:  # a barrier of gloo's says who is missing
-            self._heard(lambda: dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True))
         self._heard(lambda: dist.all_reduce(tensor, group=self._group))
         return tensor
 
@@ -220,6 +218,8 @@ class Ranks:
             ProcessError: if a process does not take part within the timeout of the group.
         """
         try:
+            if self._timeout is not None:  # a barrier of gloo's says who is missing
+                dist.monitored_barrier(self._group, self._timeout, wait_all_ranks=True)
             collective()
         except RuntimeError as error:
             raise ProcessError(
