@@ -16,6 +16,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
 
 from pyro_latent import CAVI, AutoConjugate, settings
 from pyro_latent.models import gmm
@@ -35,6 +38,9 @@ ROOT = Path(__file__).resolve().parent.parent
 #: Bytes of features that a sweep keeps rather than computes anew: those of ten million points in 16 dimensions.
 MEMORY_LIMIT = 2**38
 SWEEPS = 5
+#: Operations that compute nothing.
+NO_KERNELS = """_reshape_alias _unsafe_view alias as_strided as_strided_ broadcast_tensors detach empty empty_strided
+flatten lift_fresh real resize_ resolve_conj resolve_neg result_type set_ to view"""
 
 
 @dataclass(frozen=True)
@@ -121,11 +127,21 @@ def mixture(bench: Bench) -> str:
         ]
     finally:
         settings.memory_limit = limit
-    heading = ["N", "dtype", "device", "first sweep, seconds", "a sweep, milliseconds", "GB/s", "of a copy's"]
+    heading = [
+        "N",
+        "dtype",
+        "device",
+        "first sweep, seconds",
+        "a sweep, milliseconds",
+        "GB/s",
+        "of a copy's",
+        "launches",
+    ]
     return (
         f"D = {bench.scale.dim}, K = {bench.scale.components}, joint blocks.\n\n{markdown(heading, rows)}\n\nBytes are "
         "those that a sweep cannot do without: the features of the data twice, and six passes over N × K numbers. The "
-        "copy is one of the device's memory to itself. A sweep is the median, with the quartiles in brackets."
+        "copy is one of the device's memory to itself. A sweep is the median, with the quartiles in brackets. Launches "
+        "are the kernels of a sweep; on the CPU, the operations that are no views."
     )
 
 
@@ -142,8 +158,27 @@ def timed_sweep(bench: Bench, device: torch.device, dtype: torch.dtype, count: i
     rate = dtype.itemsize * count * (2 * features + 6 * components) / Spread.of(sweeps).median
     share = rate / bandwidth(bench, device)
     name = bench.card if device == bench.device else device.type
-    spread = Spread.of(sweeps).scaled(1e3)
-    return [f"{count:,}", str(dtype).split(".")[1], name, f"{first:.2f}", spread, f"{rate / 1e9:,.0f}", f"{share:.2f}"]
+    spread, dtype_name = Spread.of(sweeps).scaled(1e3), str(dtype).split(".")[1]
+    speed = [f"{rate / 1e9:,.0f}", f"{share:.2f}", f"{launches_of_a_sweep(cavi, data, components):.0f}"]
+    return [f"{count:,}", dtype_name, name, f"{first:.2f}", spread, *speed]
+
+
+def launches_of_a_sweep(cavi: CAVI, *arguments: Any) -> float:
+    """The launches of a run of three sweeps more than of one of one, by sweep."""
+    one, three = (launches(partial(cavi.run, *arguments, max_steps=n, tol=0)) for n in (1, 3))
+    return (three - one) / 2
+
+
+def launches(work: Callable[[], Any]) -> int:
+    """The kernels that a piece of work launches on a card; without one, as a proxy, the operations of torch that are
+    made of no others, and are no views.
+    """
+    activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if torch.cuda.is_available() else [])]
+    with profile(activities=activities) as found:
+        work()
+    kernels = [event for event in found.events() if event.device_type == DeviceType.CUDA]
+    leaves = [event for event in found.events() if event.name.startswith("aten::") and not event.cpu_children]
+    return len(kernels) or sum(event.name.removeprefix("aten::") not in NO_KERNELS.split() for event in leaves)
 
 
 def points(count: int, dim: int, components: int, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:

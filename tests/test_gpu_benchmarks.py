@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from benchmarks import gpu
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.models import gmm
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without a CUDA device")
@@ -32,6 +34,18 @@ def test_every_part_writes_its_section(tmp_path: Path, monkeypatch: pytest.Monke
     assert "| 300 | float32 | cpu |" in text
     assert "| CAVI, one block |" in text
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_sweep_launches_as_many_kernels_whatever_there_is_to_compute() -> None:
+    """Points and components are dimensions of tensors, and no loops."""
+    counts = []
+    for count, components in (300, 3), (900, 5):
+        data, start = gpu.points(count, 2, components, torch.device("cpu"), torch.float64)
+        guide = AutoConjugate(gmm.model, blocks=[("mean", "precision")], init={"component": start})
+        driver = CAVI(gmm.model, guide)
+        driver.run(data, components, max_steps=2, tol=0)
+        counts.append(gpu.launches_of_a_sweep(driver, data, components))
+    assert counts[0] == counts[1] > 0
 
 
 def test_responsibilities_start_near_the_labels() -> None:
