@@ -49,7 +49,7 @@ _MARK = f"\n{_FORMAT}\n".encode()
 _DIGEST_SIZE = 32
 
 
-def write_checkpoint(path: str | os.PathLike[str], kind: str, content: Mapping[str, Any]) -> None:
+def write_checkpoint(path: str | os.PathLike[str], kind: str, content: Mapping[str, object]) -> None:
     """Write a checkpoint in one step: a reader sees the old file or the new one, never a part.
 
     Ctrl-C waits until the file is whole. A symbolic link is followed.
@@ -150,7 +150,7 @@ def _digest(payload: bytes | memoryview) -> bytes:
     return hashlib.blake2b(payload, digest_size=_DIGEST_SIZE).digest()
 
 
-def plain(value: Any, where: str = "") -> Any:
+def plain(value: object, where: str = "") -> Any:
     """A value as ``torch.load(..., weights_only=True)`` reads it: NumPy's numbers, paths and enumerations are cast.
 
     Raises:
@@ -245,7 +245,7 @@ class Run:
         kind: str,
         *,
         every: int = 1,
-        data: Mapping[str, Any],
+        data: Mapping[str, object],
         settings: Mapping[str, Any] | None = None,
     ) -> None:
         if not isinstance(path, str | os.PathLike | None):

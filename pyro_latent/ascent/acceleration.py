@@ -11,6 +11,7 @@ import torch
 from ..errors import DataError, NaturalDomainError
 from ..objective import Block, BlockKey, Means, Program, State, of_start, starts_of
 from ..settings import check_memory
+from ..signatures import PlainState
 from .extrapolation import WINDOW, Extrapolation, carried
 from .full import FullSteps, Level, Reached
 from .steps import Info, Task, joined
@@ -169,7 +170,7 @@ class AcceleratedSteps(FullSteps):
         self._paths = {} if path is None else {0: path}
         self._elbo = {0: self._elbo.get(number, math.nan)}
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         paths = {number: path.to_state(self._keys) for number, path in self._paths.items()}
         plain = [self._is_plain, self._is_next_plain]
         return super().to_state() | {"keys": list(self._keys), "paths": list(paths.items()), "is_plain": plain}

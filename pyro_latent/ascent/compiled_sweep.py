@@ -145,7 +145,7 @@ class CompiledSweeps:
                 self._warn(obstacle)
         return self._taken[1]
 
-    def is_due(self, key: Any) -> bool:
+    def is_due(self, key: object) -> bool:
         """Whether the next sweep is one to compile, or compiled: at once where that is asked for, or after a while.
 
         Args:
@@ -161,7 +161,7 @@ class CompiledSweeps:
         self._kind.count += 1
         return self._kind.obstacle is None and self._kind.count >= (1 if self.wanted else _WAIT)
 
-    def called(self, key: Any, given: list[Tensor], swept: Swept) -> list[Tensor] | None:
+    def called(self, key: object, given: list[Tensor], swept: Swept) -> list[Tensor] | None:
         """What a sweep reaches, compiled or not; None where it was given up to compile it.
 
         Args:

@@ -17,6 +17,7 @@ from ..errors import CheckpointError, DataError, ModelError
 from ..guide import AutoConjugate, Prepared
 from ..objective import BlockKey, Program, State, Summary, summarize
 from ..recording import difference_of, identity_of_call
+from ..signatures import PlainState
 from .exchange import Exchange
 from .m_step import M_STEP_PASSES, moved_from, points_of
 from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
@@ -132,7 +133,7 @@ class DistributedSteps(SharedSteps):
     def keep(self, start: int) -> None:
         self._level, self._program, self._last = None, None, []
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What is remembered, as one process that has all of the data would say it, for it may go on from there."""
         of_one: dict[str, Any] = {"living": [], "dropped": [], "count": 0, "optimizer": None}
         return of_one | {"moved": self._was_moved, "last": self._last}
@@ -167,7 +168,7 @@ def settled(task: Task) -> tuple[Sweep, Summary]:
 
 
 def join(
-    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: Any, steps: Steps
+    ranks: Ranks, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule, settings: object, steps: Steps
 ) -> None:
     """Bring the guides of all processes to one state: that of the first one with data, which, if it is new, takes a
     step on its shard, or its first batch, for a start.

@@ -20,6 +20,7 @@ import torch
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, DataError, ModelError
 from ..objective import Program, State, Summary, padded
+from ..signatures import PlainState
 from .batches import check_repeatable, length_of, state_of
 from .distributed import SharedSteps, globals_of, settled
 from .loans import Own
@@ -165,7 +166,7 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         MemoisedSteps.keep(self, start)
         self.exchange.forget()
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """Nothing: each process has pieces of its own.
 
         Raises:
@@ -173,7 +174,7 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         """
         raise ArgumentError(_NO_FILE)
 
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state(self, state: Mapping[str, object], device: torch.device) -> None:
         raise ArgumentError(_NO_FILE)
 
 
@@ -211,7 +212,7 @@ def _part_of(program: Program) -> _Part:
 
 
 def agreed_length(
-    batches: Iterable[Any], epochs: int, tol: float, keeps_file: bool, steps: Steps, ranks: Alone | Ranks
+    batches: Iterable[object], epochs: int, tol: float, keeps_file: bool, steps: Steps, ranks: Alone | Ranks
 ) -> int | None:
     """The number of batches of a pass, as all processes agree on it, and on when they end; None where there is one
     process, and it does not know.
@@ -249,7 +250,7 @@ class _Undelivered(NamedTuple):
 
 
 def delivered(
-    progress: Progress, batches: Iterable[Any], length: int | None, ranks: Alone | Ranks
+    progress: Progress, batches: Iterable[object], length: int | None, ranks: Alone | Ranks
 ) -> Iterator[tuple[int, Any]]:
     """The batches of this pass that are left, with their numbers. What goes wrong in one process is given as its next
     batch, of which :func:`given` raises it in all of them.
@@ -273,7 +274,7 @@ def delivered(
         yield number, _Undelivered(error)
 
 
-def given(batch: Any, arguments: Callable[[Any], ModelArguments]) -> Own:
+def given(batch: object, arguments: Callable[[Any], ModelArguments]) -> Own:
     """The model's arguments of a batch; raises what was wrong with one of :func:`delivered`."""
     if not isinstance(batch, _Undelivered):
         return arguments(batch)

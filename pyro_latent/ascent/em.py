@@ -7,7 +7,7 @@ F(q, θ) = Q(θ) + H(q) (``docs/sources.md``, [4] equations (11), (45)–(61); N
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from ..errors import ArgumentError, ModelError, check_count
 from ..guide import AutoConjugate
 from ..objective import BlockKey, DiscretePosterior, Init, Program, State
+from ..signatures import Args, Kwargs, Model, PlainState
 from .acceleration import AcceleratedSteps
 from .cavi import CAVI
 from .distributed import DistributedSteps
@@ -90,7 +91,7 @@ class EMSteps(FullSteps):
         self.last_e_step, self._memory = self._new_e_step, self._new_memory
         return found
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         return super().to_state() | {"optimizer": None if self._memory is None else tuple(self._memory)}
 
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
@@ -206,7 +207,7 @@ class EM(CAVI):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         guide: AutoConjugate | None = None,
         *,
         m_step: MStep = "closed_form",
@@ -216,7 +217,7 @@ class EM(CAVI):
         restarts: int = 1,
         annealing: int | Sequence[float] = 0,
         accelerate: bool = False,
-        process_group: Any = None,
+        process_group: object = None,
         jit_compile: bool | None = None,
     ) -> None:
         if not isinstance(m_step, str) or m_step not in ("closed_form", "conditional", "gradient"):
@@ -308,7 +309,7 @@ class EM(CAVI):
                 "the guide, which all processes have, may be given to EM(model, guide) without a group."
             )
 
-    def _last(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Program, DiscretePosterior | None]:
+    def _last(self, args: Args, kwargs: Kwargs) -> tuple[Program, DiscretePosterior | None]:
         self._check_one_process("q_function and free_energy")
         program = self.guide.posterior_state.commit(self.guide.prepare(args, kwargs))
         if self._em.last_e_step is None or self._em.last_e_step.program is not program:

@@ -68,7 +68,7 @@ class Exchange:
         constants = {e.key: c.reshape(e.shape) for e, c in pairs}
         return Summary(constants, sums[-3], sums[-2]), sums[-1].tolist()
 
-    def _is_known(self, found: Summary, alike: Mapping[str, Any], program: Program) -> bool:
+    def _is_known(self, found: Summary, alike: Mapping[str, object], program: Program) -> bool:
         """Whether all processes know what this one would tell, as far as it can say."""
         if self._entries is None or alike != self._alike or not self._is_as_before(program):
             return False
@@ -100,7 +100,7 @@ class Exchange:
                 )
         self._sites, self._identity = _outside(program), identity
 
-    def _check_alike(self, alike: Mapping[str, Any]) -> None:
+    def _check_alike(self, alike: Mapping[str, object]) -> None:
         """Raise in all processes where something is not the same in all of them."""
         by_rank = self.ranks.gathered(dict(alike))
         for rank, own in enumerate(by_rank):

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
 from ..objective import BlockKey, Bound, Means, Program, State, starts_of
 from ..recording import Recording, version_of
+from ..signatures import PlainState
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .steps import Info, Steps, Task
 from .sweep import NotFiniteError, Sweep, fall_of
@@ -258,7 +259,7 @@ class FullSteps(Steps):
     def keep(self, start: int) -> None:
         self._level, self._living, self._dropped = None, [], {}
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         last = self._in_file if self._level is None else self._level.elbo
         place = {"count": self._count, "moved": self._was_moved, "last": last}
         return {"living": list(self._living), "dropped": list(self._dropped.items())} | place

@@ -12,7 +12,7 @@ sampling). The chains run side by side, as restarts do.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -27,6 +27,7 @@ from ..errors import ArgumentTypeError, ModelError, check_count
 from ..families import Natural
 from ..guide import AutoConjugate, Sampler, nodes_given
 from ..objective import Block, BlockKey, Init, Means, Program, Summand, shaped, starts_of
+from ..signatures import Model
 from .full import check_whole
 from .sweep import ModelArguments
 
@@ -34,11 +35,11 @@ from .sweep import ModelArguments
 class FullConditionals(MCMCKernel):
     """The kernel that :class:`Gibbs` says it has: the model, for what reads a finished ``MCMC``."""
 
-    def __init__(self, model: Callable[..., Any]) -> None:
+    def __init__(self, model: Model) -> None:
         self.model = model
         self.transforms: dict[str, Any] = {}
 
-    def sample(self, params: Any) -> Any:
+    def sample(self, params: object) -> Any:
         raise ModelError(
             "Expected Gibbs, which runs its chains itself; got MCMC around its kernel. "
             "Write Gibbs(model, num_samples).run(data)."
@@ -82,7 +83,7 @@ class Gibbs(MCMC):
 
     def __init__(
         self,
-        model: Callable[..., Any],
+        model: Model,
         num_samples: int,
         warmup_steps: int | None = None,
         num_chains: int = 4,

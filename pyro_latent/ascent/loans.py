@@ -80,7 +80,7 @@ def lent(ranks: Alone | Ranks, guide: AutoConjugate, own: Own) -> ModelArguments
 
 
 def first_lent(
-    ranks: Alone | Ranks, guide: AutoConjugate, batches: Iterable[Any], arguments: Callable[[Any], ModelArguments]
+    ranks: Alone | Ranks, guide: AutoConjugate, batches: Iterable[object], arguments: Callable[[Any], ModelArguments]
 ) -> ModelArguments:
     """The arguments of the first batch, as :func:`lent`."""
     is_shared = isinstance(ranks, Ranks) and ranks.size > 1
@@ -96,7 +96,7 @@ def _leaves(own: ModelArguments) -> tuple[list[Any], TreeSpec]:
     return tree_flatten([*own[0], *own[1].values()], is_leaf=lambda item: item is not None and _is_empty(item))
 
 
-def _is_empty(item: Any) -> bool:
+def _is_empty(item: object) -> bool:
     if isinstance(item, list | tuple | dict):
         return len(item) == 0
     shape = getattr(item, "shape", ())
@@ -214,7 +214,7 @@ def _apart(item: Any) -> Any:
     return item.detach().cpu().clone() if isinstance(item, Tensor) else item.copy() if _is_view(item) else item
 
 
-def _is_view(item: Any) -> bool:
+def _is_view(item: object) -> bool:
     return isinstance(item, np.ndarray) and item.base is not None
 
 

@@ -18,6 +18,7 @@ from ..checkpoint import fingerprint
 from ..errors import DataError, ModelError
 from ..objective import BlockKey, Program, State, Summary, in_turn, padded, summarize
 from ..recording import ScoredSite
+from ..signatures import PlainState
 from .pieces import Piece, PieceFile, PieceFolder
 from .steps import Info, Steps, Task, best_of
 from .sweep import Sweep, check_risen, check_start
@@ -111,7 +112,7 @@ class MemoisedSteps(Steps):
         self._total = None if self._total is None else self._total.of(start)
         self._level = None
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What is remembered, in plain types and tensors."""
         pieces = [[name, *piece.read().to_state()] for name, piece in self.pieces.items()]
         total = None if self._total is None else self._total.to_state()

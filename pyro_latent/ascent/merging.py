@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from ..objective import ComponentSites, Program, State, components_of, of_start
+from ..signatures import PlainState
 from .full import FullSteps, Level
 from .moves import Candidate, Mover, Trials
 from .steps import Info, Task, joined
@@ -102,7 +103,7 @@ class MergingSteps(FullSteps):
         self._trials = {0: self._trials[number]} if number in self._trials else {}
         self._reached = {0: self._reached[number]} if number in self._reached else {}
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         trials = [
             (number, list(t.refused.items()), list(t.accepted.items()), t.is_exhausted)
             for number, t in self._trials.items()

@@ -67,7 +67,7 @@ class Ranks:
         ArgumentError: if ``torch.distributed`` has not been started, or this process is not in the group.
     """
 
-    def __init__(self, group: Any) -> None:
+    def __init__(self, group: object) -> None:
         if not dist.is_available() or not dist.is_initialized():
             raise ArgumentError(
                 "Expected torch.distributed to have been started; got a process_group without. Write "
@@ -197,7 +197,7 @@ class Ranks:
     def _device(self) -> torch.device:
         return torch.device("cpu") if self._is_gloo else torch.device("cuda", torch.cuda.current_device())
 
-    def moved(self, item: Any) -> Any:
+    def moved(self, item: object) -> Any:
         """A tensor on the device of this process; another thing as it is."""
         return item.to(self._device) if isinstance(item, Tensor) else item
 

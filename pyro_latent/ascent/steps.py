@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -158,7 +158,7 @@ class Steps(ABC):
         """What is remembered, in plain types and tensors."""
 
     @abstractmethod
-    def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
+    def load_state(self, state: Mapping[str, object], device: torch.device) -> None:
         """Take on a state of :meth:`to_state`."""
 
     def forget_level(self) -> None:  # noqa: B027 - most ways to step know no level

@@ -22,6 +22,7 @@ from torch import Tensor
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, ModelError
 from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, summarize
+from ..signatures import PlainState
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
 from .steps import Info, Steps, Task, best_of
@@ -214,7 +215,7 @@ class StochasticSteps(Steps):
         self._summary = None if self._summary is None else self._summary.of(start)
         self._average = self._average[start : start + 1]
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """What is remembered, in plain types and tensors."""
         summary = None if self._summary is None else self._summary.to_state()
         return {"count": self.count, "average": self._average, "summary": summary}

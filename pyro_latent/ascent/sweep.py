@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -29,6 +28,7 @@ from ..objective import (
     starts_of,
 )
 from ..recording import DiscreteSite
+from ..signatures import Args, Kwargs
 
 #: How much of a start of discrete sites becomes uniform where it cannot have made the data.
 _SOFTENING = 1e-3
@@ -100,7 +100,7 @@ def _is_labeled(program: Program, site: DiscreteSite) -> bool:
 
 
 #: The model's own arguments: by position, and by keyword.
-ModelArguments = tuple[tuple[Any, ...], dict[str, Any]]
+ModelArguments = tuple[Args, Kwargs]
 
 
 class Sweep:

@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..guide import AutoConjugate
 from ..particles import ProgramCall, PyroProgram
+from ..signatures import Args
 
 Array = np.ndarray[Any, Any]
 
@@ -42,7 +43,7 @@ def check_same_data(here: ProgramCall, guide: PyroProgram | MCMC, name: str) -> 
             _check_arguments(here, call.args, call.kwargs, name)
 
 
-def _check_arguments(call: ProgramCall, args: tuple[Any, ...], kwargs: Mapping[str, Any], name: str) -> None:
+def _check_arguments(call: ProgramCall, args: Args, kwargs: Mapping[str, object], name: str) -> None:
     here, there = _named(call), _named(ProgramCall(call.program, args, kwargs))
     if here.keys() != there.keys():
         raise ModelError(
@@ -92,7 +93,7 @@ def where_different(before: Any, now: Any) -> str:
     return next((f"{where}: {words}" for where, words in found if words), "")
 
 
-def _parts(value: Any) -> dict[str, Any] | None:
+def _parts(value: object) -> dict[str, Any] | None:
     """What a container holds, by what errors call its places; None of anything else."""
     if isinstance(value, list | tuple):
         return {f"item {i}": part for i, part in enumerate(value)}
@@ -103,19 +104,19 @@ def _parts(value: Any) -> dict[str, Any] | None:
     return None
 
 
-def _kind(value: Any) -> type:
+def _kind(value: object) -> type:
     return list if isinstance(value, tuple) else dict if isinstance(value, Mapping) else type(value)
 
 
-def _is_known(value: Any) -> bool:
+def _is_known(value: object) -> bool:
     return _is_array(value) or isinstance(value, PLAIN) or _parts(value) is not None
 
 
-def _is_array(value: Any) -> bool:
+def _is_array(value: object) -> bool:
     return hasattr(value, "__array__") and not isinstance(value, type)  # tensors, NumPy's arrays, pandas' tables
 
 
-def as_array(value: Any) -> Array:
+def as_array(value: object) -> Array:
     """A tensor, dense or sparse, on any device, or anything that NumPy takes, as an array."""
     if not isinstance(value, Tensor):
         return np.asarray(value)

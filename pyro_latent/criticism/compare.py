@@ -8,7 +8,7 @@ standard deviation.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,6 +21,7 @@ from ..ascent import CAVI
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, PyroLatentError, check_count
 from ..guide import AutoConjugate
 from ..particles import LEAST_DRAWS, PyroProgram, Target, Weights, name_of, seeded
+from ..signatures import Model
 from .arguments import check_same_data
 from .comparison import Comparison, Entry
 from .draws import check_same_densities, draw
@@ -30,7 +31,7 @@ from .parameters import Parameters
 
 
 def compare(
-    model: Callable[..., Any],
+    model: Model,
     methods: Mapping[str, Any],
     *args: Any,
     reference: str | None = None,

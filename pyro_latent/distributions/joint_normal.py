@@ -101,7 +101,7 @@ class JointNormal(TorchDistribution):
         self.loc, self.precision, self.plans = loc, precision, plans
         super().__init__(loc.shape[:-1], loc.shape[-1:], validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> JointNormal:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> JointNormal:
         shape = Size(batch_shape)
         loc, precision = (t.expand(*shape, -1) for t in (self.loc, self.precision))
         return JointNormal(loc, precision, self.plans, validate_args=False)
@@ -251,7 +251,7 @@ class SiteGiven(TorchDistribution):
     def support(self) -> Any:
         return constraints.independent(constraints.real, len(self.event_shape))
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> SiteGiven:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> SiteGiven:
         return SiteGiven(self.joint, self.turn, self.drawn, Size(batch_shape))
 
     def _outer(self) -> list[Size]:

@@ -40,7 +40,7 @@ class PolyaGamma(Weight):
         self.count, tilt = broadcast_all(count, tilt)
         super().__init__(tilt, validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> PolyaGamma:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> PolyaGamma:
         return PolyaGamma(self.count.expand(batch_shape), self.tilt.expand(batch_shape), validate_args=False)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
@@ -93,7 +93,7 @@ class LogisticBound(TorchDistribution):
         self.count, self.tilt = broadcast_all(count, tilt)
         super().__init__(self.tilt.shape, torch.Size([2]), validate_args=validate_args)
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> LogisticBound:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> LogisticBound:
         return LogisticBound(self.count.expand(batch_shape), self.tilt.expand(batch_shape), validate_args=False)
 
     @property

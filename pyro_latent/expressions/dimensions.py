@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any, Self
+from typing import Self
 
 import torch
 from torch import Tensor
@@ -88,7 +88,7 @@ class Dimensions(Arithmetic):
         dims = range(n) if dim is None else [d % n for d in ([dim] if isinstance(dim, int) else dim)]
         return self.reshape([n for i, n in enumerate(self.shape) if not (i in dims and n == 1)])
 
-    def take(self, index: Any) -> Self:
+    def take(self, index: object) -> Self:
         """``self[index]``, with torch's indexing by integers, slices, None, Ellipsis, constant tensors and tables."""
         if self.pieces:
             return self._view(lambda e: e.take(index))
@@ -123,7 +123,7 @@ class Dimensions(Arithmetic):
             result = result._permuted([i for i in range(self.ndim) if i not in dims])
         return collect(self._with(result.terms, kept))
 
-    def matmul(self, other: Any) -> Self:
+    def matmul(self, other: object) -> Self:
         """The matrix product, with torch's rules for vectors and batches."""
         left, right = self, self._lift(other)
         if left.ndim == 1 and right.ndim == 1:

@@ -194,7 +194,7 @@ def _convolved(function: Callable[..., Any], dims: int) -> Callable[..., Any]:
     return convolved
 
 
-def _dropout(x: Any, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
+def _dropout(x: object, p: float = 0.5, training: bool = True, inplace: bool = False) -> Any:
     return None if training and p else x
 
 

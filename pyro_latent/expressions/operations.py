@@ -42,14 +42,14 @@ IN_PLACE = frozenset(f"__i{name}__" for name in words("add sub mul div truediv f
 _FEW = 1000
 
 
-def _lift(x: Any) -> Any:
+def _lift(x: object) -> Any:
     if not isinstance(x, Tensor):
         return x
     return Expression.constant(x.clone() if x.numel() <= _FEW else x)
 
 
 def _binary(function: Callable[[Any, Any], Expression], reverse: bool = False) -> Callable[..., Expression | None]:
-    def rule(a: Any, b: Any, **kwargs: Any) -> Expression | None:
+    def rule(a: object, b: object, **kwargs: Any) -> Expression | None:
         if kwargs.get("alpha", 1) != 1 or kwargs.get("rounding_mode") is not None:
             return None
         a, b = _lift(a), _lift(b)
@@ -76,7 +76,7 @@ def _reduce(mean: bool) -> Callable[..., Expression | None]:
     return rule
 
 
-def _where(condition: Any, a: Any, b: Any) -> Expression | None:
+def _where(condition: object, a: object, b: object) -> Expression | None:
     condition = _lift(condition)
     if not isinstance(condition, Expression) or not condition.is_table:
         return None
@@ -88,13 +88,13 @@ def _where(condition: Any, a: Any, b: Any) -> Expression | None:
     return Expression.where(condition.as_dtype_of(condition.like.bool()), a, b)
 
 
-def _stack(items: Sequence[Any], dim: int = 0) -> Expression:
+def _stack(items: Sequence[object], dim: int = 0) -> Expression:
     parts = [_lift(i) for i in items]
     dim = dim % (parts[0].ndim + 1)
     return _cat([p.unsqueeze(dim) for p in parts], dim)
 
 
-def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Expression:
+def _cat(items: Sequence[object], dim: int = 0, axis: int | None = None) -> Expression:
     """Each part holds where its places are: the pieces of a ``where``."""
     parts = [_lift(i) for i in items]
     parts = [p for p in parts if p.shape.numel()]
@@ -117,7 +117,7 @@ def _cat(items: Sequence[Any], dim: int = 0, axis: int | None = None) -> Express
     return result.expand(shape)
 
 
-def _einsum(equation: Any, *operands: Any) -> Expression | None:
+def _einsum(equation: object, *operands: Any) -> Expression | None:
     if not isinstance(equation, str):
         return None
     items = operands[0] if len(operands) == 1 and isinstance(operands[0], list | tuple) else operands
@@ -186,7 +186,7 @@ def _logdet(x: Expression) -> Expression | None:
     return found if known and found.is_finite else None
 
 
-def _index(x: Any, index: Any) -> Expression | None:
+def _index(x: object, index: object) -> Expression | None:
     items = index if isinstance(index, tuple) else (index,)
     if any(isinstance(i, Expression) and not i.is_table for i in items):
         return None
@@ -206,7 +206,7 @@ def _movedim(x: Expression, source: Any, destination: Any) -> Expression:
     return x.permute(order)
 
 
-def _embedding(index: Any, weight: Any, **kwargs: Any) -> Expression | None:
+def _embedding(index: object, weight: object, **kwargs: Any) -> Expression | None:
     return _index(weight, index)
 
 
@@ -226,13 +226,13 @@ def _logsumexp(x: Expression, dim: Any = None, keepdim: bool = False) -> Express
     return found.reshape([1 if d in dims else n for d, n in enumerate(x.shape)])
 
 
-def _log_softmax(x: Expression, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Expression | None:
+def _log_softmax(x: Expression, dim: object = None, _stacklevel: int = 3, dtype: object = None) -> Expression | None:
     """x − log Σ exp x of functions of one scalar latent."""
     total = _logsumexp(x, dim, keepdim=True) if isinstance(dim, int) and dtype is None else None
     return None if total is None else x - total
 
 
-def _softmax(x: Expression, dim: Any = None, _stacklevel: int = 3, dtype: Any = None) -> Expression | None:
+def _softmax(x: Expression, dim: object = None, _stacklevel: int = 3, dtype: object = None) -> Expression | None:
     shares = _log_softmax(x, dim, _stacklevel, dtype)
     return None if shares is None else shares.exp()
 

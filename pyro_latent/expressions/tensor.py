@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints
 
 from ..errors import LatentValueError
+from ..signatures import Args, Kwargs
 from .derivations import Question, question
 from .expression import Expression
 from .linear import COMPOSED, LINEAR, PLACING, placed, weighted
@@ -65,7 +66,7 @@ class RandomTensor(Recorded):
             raise _number_error("a format with a precision", [self.expression])
         return repr(self)
 
-    def __repr__(self, *, tensor_contents: Any = None) -> str:  # type: ignore[override]
+    def __repr__(self, *, tensor_contents: object = None) -> str:  # type: ignore[override]
         return f"RandomTensor(shape={tuple(self._placeholder.shape)}, of {sorted(self.expression.sites)})"
 
     def __array_ufunc__(self, ufunc: Any, method: str, *inputs: Any, **kwargs: Any) -> Any:
@@ -82,7 +83,7 @@ class RandomTensor(Recorded):
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: Callable[..., Any], types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         if func in _OF_SHAPE:
             return func(args[0]._placeholder, *args[1:])
@@ -123,7 +124,7 @@ class RandomTensor(Recorded):
 
     @classmethod
     def __torch_dispatch__(  # type: ignore[override]
-        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls, func: object, types: object, args: Args = (), kwargs: Kwargs | None = None
     ) -> Any:
         raise _number_error(str(func), parents_in(args, kwargs or {}))
 
@@ -149,20 +150,20 @@ def _name(func: Callable[..., Any]) -> str:
     return getattr(func.__self__, "__name__", name) if name == "__get__" else name  # type: ignore[attr-defined]
 
 
-def _reads_shapes_only(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _reads_shapes_only(name: str, args: Args, kwargs: Kwargs) -> bool:
     if name in SHAPE_ONLY:
         return not recorded_in(args[1:], kwargs)
     return name in LIKE_ANOTHER and not isinstance(args[0], RandomTensor)
 
 
-def writes_in_place(name: str, kwargs: dict[str, Any]) -> bool:
+def writes_in_place(name: str, kwargs: Kwargs) -> bool:
     """Whether an operation writes into one of its arguments."""
     written = (name.endswith("_") and not name.endswith("__")) or name in IN_PLACE or name in ("__setitem__", "__set__")
     return written or kwargs.get("out") is not None
 
 
 def _read_at(
-    source: Any, index: Any, func: Callable[..., Any], expression: Expression, asked: Question | None
+    source: object, index: object, func: Callable[..., Any], expression: Expression, asked: Question | None
 ) -> RandomTensor:
     """``source[index]`` by discrete latents, whose placeholder is one element, expanded, for a matrix for each datum
     would take much memory to say nothing.
@@ -200,9 +201,7 @@ def _collapsed(tensor: Tensor) -> Tensor:
     return tensor
 
 
-def _wrap(
-    name: str, result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
-) -> RandomTensor:
+def _wrap(name: str, result: Tensor, args: Args, kwargs: Kwargs, func: Callable[..., Any]) -> RandomTensor:
     sources = recorded_in(args, kwargs)
     logarithm = logarithm_of(name, func, args, kwargs, sources, RandomTensor)
     is_long = name == "cumprod" and logarithm is not None and max(result.shape, default=0) > _LONGEST_PRODUCT
@@ -236,9 +235,7 @@ def _finished(
     return RandomTensor(result, expression.as_dtype_of(result), replay)
 
 
-def _apply(
-    name: str, func: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Expression | None:
+def _apply(name: str, func: Callable[..., Any], result: Any, args: Args, kwargs: Kwargs) -> Expression | None:
     """The expression of an operation's result; None where it has no rule."""
     sources = recorded_in(args, kwargs)
     if not result.numel() and not any(t.expression.choices for t in sources):
@@ -253,7 +250,7 @@ def _apply(
     return _by_rule(name, func, args, kwargs) or _composed(name, args, kwargs) or _weighted(name, func, args, kwargs)
 
 
-def _placed(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _placed(name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Any:
     """What an operation makes that moves elements, where its random arguments are the elements."""
     sources = recorded_in(args, kwargs)
     is_moved = all(t.is_floating_point() for t in sources) or (len(sources) == 1 and sources[0] is args[0])
@@ -262,7 +259,7 @@ def _placed(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: 
     return placed(parents_in(args, kwargs), lambda tensors: called(func, args, kwargs, tensors))
 
 
-def _composed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+def _composed(name: str, args: Args, kwargs: Kwargs) -> Expression | None:
     """What an operation makes that is written in terms of others."""
     try:
         found = COMPOSED[name](*args, **kwargs) if name in COMPOSED else None
@@ -271,7 +268,7 @@ def _composed(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expre
     return found.expression if isinstance(found, RandomTensor) else None
 
 
-def _weighted(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+def _weighted(name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Expression | None:
     parents = parents_in(args, kwargs)
     if name not in LINEAR or any(p.opacity for p in parents):
         return None
@@ -281,9 +278,7 @@ def _weighted(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs
         return None
 
 
-def _of_scalar(
-    name: str, func: Callable[..., Any], result: Tensor, args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> Expression | None:
+def _of_scalar(name: str, func: Callable[..., Any], result: Tensor, args: Args, kwargs: Kwargs) -> Expression | None:
     """An elementwise operation on functions of one scalar latent; None where it is on something else."""
     symbols = [
         t.expression if isinstance(t, RandomTensor) else Expression.constant(t) for t in tensors_in(args, kwargs)
@@ -300,7 +295,7 @@ def _of_scalar(
     return None if found is None else found.expand(result.shape).as_dtype_of(result)
 
 
-def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Expression | None:
+def _by_rule(name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Expression | None:
     rule = METHODS.get(func) or OPERATIONS.get(name)
     try:
         return None if rule is None else rule(*expressions(args), **expressions(kwargs))
@@ -308,7 +303,7 @@ def _by_rule(name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs:
         return None
 
 
-def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _of_tables(name: str, func: Callable[..., Any], result: object, args: Args, kwargs: Kwargs) -> Any:
     """What an operation makes of discrete latents: an expression for each tensor in its result."""
     sources = [t.expression for t in recorded_in(args, kwargs)]
     ndim = max(t.ndim for t in tensors_in(args, kwargs))
@@ -327,9 +322,7 @@ def _of_tables(name: str, func: Callable[..., Any], result: Any, args: tuple[Any
     )
 
 
-def _wrap_all(
-    name: str, results: Sequence[Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], func: Callable[..., Any]
-) -> Any:
+def _wrap_all(name: str, results: Sequence[Tensor], args: Args, kwargs: Kwargs, func: Callable[..., Any]) -> Any:
     if name == "unbind":
         dim = args[1] if len(args) > 1 else kwargs.get("dim", 0)
         return tuple(args[0].select(dim, i) for i in range(len(results)))

@@ -109,7 +109,7 @@ def families_by_name() -> dict[str, Family]:
     return {family.name: family for family in (*FAMILIES.values(), *JOINT_FAMILIES.values(), Point())}
 
 
-def family_with_constants(prior: Any) -> Family | None:
+def family_with_constants(prior: object) -> Family | None:
     """The family that holds constants of a site's prior, a distribution of known arguments; None if it needs none."""
     make = _WITH_CONSTANTS.get(type(prior))
     return None if make is None else make(prior)

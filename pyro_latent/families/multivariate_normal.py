@@ -76,7 +76,7 @@ class MultivariateNormal(Family):
     def distribution(self, params: Params) -> Any:
         return dist.MultivariateNormal(params["loc"], params["covariance_matrix"])
 
-    def distribution_params(self, distribution: Any) -> Params:
+    def distribution_params(self, distribution: object) -> Params:
         if isinstance(distribution, dist.Normal):  # independent elements, of batch + event shape
             return {"loc": distribution.loc, "covariance_matrix": torch.diag_embed(distribution.scale**2)}
         return super().distribution_params(distribution)

@@ -10,7 +10,7 @@ from ..errors import ArgumentError, ArgumentTypeError
 from ..objective import AUTO, Init
 
 
-def check_model(model: Any) -> None:
+def check_model(model: object) -> None:
     """Raise where a model is no function."""
     if not callable(model):
         raise ArgumentTypeError(
@@ -19,7 +19,7 @@ def check_model(model: Any) -> None:
         )
 
 
-def check_state(state: Any) -> None:
+def check_state(state: object) -> None:
     """Raise where a state is no dictionary."""
     if not isinstance(state, Mapping):
         raise ArgumentTypeError(
@@ -35,7 +35,7 @@ def numbers(values: Any) -> list[float]:
         raise ArgumentTypeError(f"Expected a list of numbers, such as [0.05, 0.95]; got {values!r}.") from None
 
 
-def levels_of(quantiles: Any) -> list[float]:
+def levels_of(quantiles: object) -> list[float]:
     """The levels of quantiles, each in (0, 1).
 
     Raises:
@@ -59,7 +59,7 @@ def site_names(argument: str, names: Any) -> tuple[str, ...]:
     return tuple(map(str, found))
 
 
-def checked_init(init: Any) -> Init:
+def checked_init(init: object) -> Init:
     """A start, of which a seed is a plain integer."""
     if isinstance(init, Integral) and not isinstance(init, bool) and abs(int(init)) < 2**63:
         return int(init)

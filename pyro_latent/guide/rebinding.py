@@ -19,6 +19,7 @@ from ..checkpoint import fingerprint, random_state
 from ..errors import RecordingError
 from ..objective import Program
 from ..recording import ALONE, Compiled, NotCompiledError, Player, Tape, Template, first_difference
+from ..signatures import Args, Kwargs
 
 #: Kinds of calls that are known at once, such as whole batches and a smaller last one.
 _KINDS = 4
@@ -60,7 +61,7 @@ Made = tuple[Program, Binding | None]
 class _Known:
     """A program with the tape of what it holds of its data, and how that went so far."""
 
-    def __init__(self, settings: Any) -> None:
+    def __init__(self, settings: object) -> None:
         self.settings = settings
         self.waits = _WAIT
         self.calls, self.next_comparison, self.failures = 0, 1, 0
@@ -172,9 +173,9 @@ class Rebinding:
 
     def program(
         self,
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
-        settings: Any,
+        args: Args,
+        kwargs: Kwargs,
+        settings: object,
         compiled: Callable[[], Program],
         is_same: Callable[[], bool],
     ) -> Made:
@@ -223,7 +224,7 @@ def _drawn() -> str:
     return fingerprint([state["numpy"], state["python"]])
 
 
-def kind_of_call(args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Kind | None, list[Tensor]]:
+def kind_of_call(args: Args, kwargs: Kwargs) -> tuple[Kind | None, list[Tensor]]:
     """The kind of a call, and its tensors; no kind, if something in it is neither a tensor nor a plain value."""
     leaves, structure = tree_flatten((args, kwargs))
     given: list[Tensor] = []

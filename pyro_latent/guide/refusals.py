@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,6 +13,7 @@ from ..families import Natural, families_by_name
 from ..objective import BlockKey, Program
 from ..particles import name_of
 from ..recording import literals
+from ..signatures import Model
 
 
 def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
@@ -37,7 +38,7 @@ def check_told(program: Program, keys: Sequence[BlockKey]) -> None:
         )
 
 
-def check_saved(layout: dict[str, Any], tensors: Mapping[str, Any]) -> None:
+def check_saved(layout: dict[str, Any], tensors: Mapping[str, object]) -> None:
     """A saved state is whole, and one of proper distributions.
 
     Raises:
@@ -80,15 +81,13 @@ def sites_of(layout: Mapping[str, Any]) -> list[str]:
     return [*(name for block in layout["blocks"] for name in block), *layout["discrete"]] if layout else []
 
 
-def sites_named(model: Callable[..., Any], layout: Mapping[str, Any]) -> list[str]:
+def sites_named(model: Model, layout: Mapping[str, object]) -> list[str]:
     """The latent sites whose names are written in the code of a model, of those of a layout."""
     known = literals(model) or frozenset()
     return [name for name in sites_of(layout) if name in known]
 
 
-def check_same_model(
-    model: Callable[..., Any], known: Mapping[str, Any], saved: Mapping[str, Any], named: Sequence[str]
-) -> None:
+def check_same_model(model: Model, known: Mapping[str, Any], saved: Mapping[str, Any], named: Sequence[str]) -> None:
     """A saved state is of the model of a guide.
 
     Args:

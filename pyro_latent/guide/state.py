@@ -6,7 +6,7 @@ Drivers move them by :meth:`PosteriorState.commit`, once a step has succeeded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from ..families import Natural
 from ..families.quadrature import Quadrature
 from ..objective import Block, BlockKey, Program, State, block_of, fresh_blocks, of_data, padded, stored_blocks
 from ..recording import Recording, Snapshot
+from ..signatures import Args, Kwargs, Model, PlainState
 from .param_store import changed_params, param_versions
 from .rebinding import Binding
 from .refusals import check_told
@@ -29,16 +30,16 @@ class RecordedCall:
 
     def __init__(
         self,
-        model: Callable[..., Any],
-        args: tuple[Any, ...],
-        kwargs: dict[str, Any],
+        model: Model,
+        args: Args,
+        kwargs: Kwargs,
         snapshot: Snapshot | None = None,
     ) -> None:
         self.args, self.kwargs = args, kwargs
         self._model = model
         self._snapshot = snapshot or Snapshot(model, args, kwargs)
 
-    def of(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> RecordedCall:
+    def of(self, args: Args, kwargs: Kwargs) -> RecordedCall:
         """A call of the same model with other arguments."""
         return RecordedCall(self._model, args, kwargs, self._snapshot.of(args, kwargs))
 
@@ -59,7 +60,7 @@ class RecordedCall:
     def has_arguments(self) -> bool:
         return bool(self.args or self.kwargs)
 
-    def matches(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    def matches(self, args: Args, kwargs: Kwargs) -> bool:
         """Whether a call would see the same; within one run, which passes on the same dict, without looking."""
         return (args is self.args and kwargs is self.kwargs) or self._snapshot.matches(args, kwargs)
 
@@ -351,7 +352,7 @@ class PosteriorState:
 
     # Saving.
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainState:
         """What a copy keeps: not the recorded program, which is made anew at the next call."""
         return self.__dict__ | {"program": None, "call": None}
 

@@ -189,7 +189,7 @@ def _over(family: Family, sites: tuple[LatentSite, ...], device: torch.device) -
     batch = shapes[0][0]
     extra = len(batch) - len(sites[0].batch_shape)
 
-    def widen(x: Any) -> Any:
+    def widen(x: object) -> Any:
         return x.reshape(x.shape + (1,) * extra) if isinstance(x, Tensor) and x.ndim else x
 
     events = tuple(event for _, event in shapes)

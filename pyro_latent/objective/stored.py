@@ -70,7 +70,7 @@ def _stored(block: Block, is_local: bool) -> dict[str, Any]:
     return found
 
 
-def _bounds_of(support: Any) -> list[Any] | None:
+def _bounds_of(support: object) -> list[Any] | None:
     """The ends of an interval, None for one that there is not; None for a support that is no interval."""
     ends = [getattr(support, name, None) for name in ("lower_bound", "upper_bound")]
     if ends == [None, None] and support is not constraints.real:
@@ -133,7 +133,7 @@ def _quadrature_of(stored: Mapping[str, Any], like: Tensor) -> Family | None:
     return Quadrature(name, support, torch.Size([*batch, *event]), stored["why"], like.device)
 
 
-def _end_of(end: Any, like: Tensor) -> Any:
+def _end_of(end: object, like: Tensor) -> Any:
     """An end of an interval: a number, a tensor of them, or None."""
     return torch.tensor(end, dtype=torch.float64, device=like.device) if isinstance(end, list) else end
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..expressions.axes import START, Gather, Labeled, Labels, contract, spread
+from ..signatures import PlainState
 from .blocks import BlockKey, Means, State
 from .discrete import DiscretePosterior
 from .expectation import BlockMoment
@@ -78,7 +79,7 @@ class Summary:
             found.append(Summand(constant.to(dtype), labels, moments))
         return found
 
-    def to_state(self) -> dict[str, Any]:
+    def to_state(self) -> PlainState:
         """The summary in plain types and tensors."""
         return {"keys": list(self.constants), "constants": list(self.constants.values())} | {
             "number": self.number,

@@ -30,6 +30,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from ..errors import ModelError, check_seed, in_our_words
+from ..signatures import Args
 from .enumeration import DRAWS, Factors
 from .sites import is_latent, sample_sites
 
@@ -64,7 +65,7 @@ class ProgramCall:
     """
 
     program: PyroProgram
-    args: tuple[Any, ...]
+    args: Args
     kwargs: Mapping[str, Any]
 
     def with_program(self, program: PyroProgram) -> ProgramCall:

@@ -27,7 +27,7 @@ _LINES, _POINTS = 12, 400
 
 @checked_call
 def plot_posterior(
-    fits: Any, site: str, index: int | tuple[int, ...] | None = None, *, ax: Axes | None = None
+    fits: object, site: str, index: int | tuple[int, ...] | None = None, *, ax: Axes | None = None
 ) -> Figure:
     """The exact posterior density of a site's elements under q, or their mass where they are discrete.
 

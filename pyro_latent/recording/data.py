@@ -140,7 +140,7 @@ def _check_finite(name: str, value: Tensor) -> None:
         )
 
 
-def _in_support(name: str, fn: Any, value: Tensor) -> Tensor:
+def _in_support(name: str, fn: object, value: Tensor) -> Tensor:
     """Data in the support of their distribution.
 
     Raises:

@@ -6,7 +6,7 @@ two sums, which are compared up to rounding; for what was observed, a digest of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from ..errors import CheckpointError
 from ..expressions import Expression
 from ..expressions.terms import LogOfSum, Term
 from ..expressions.variables import Variable
+from ..signatures import Args, Model
 from .run import record
 from .sites import Recording, ScoredSite
 
@@ -47,9 +48,7 @@ def identity_outside_parts(recording: Recording) -> dict[str, Any]:
     }
 
 
-def identity_of_call(
-    model: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any], **options: Any
-) -> dict[str, Any]:
+def identity_of_call(model: Model, args: Args, kwargs: Mapping[str, Any], **options: Any) -> dict[str, Any]:
     """What a recording of this call is known by; ``options`` are those of ``record``.
 
     Subsamples are always the same, and no latent is measured from an origin, which the data would give.
@@ -73,7 +72,7 @@ def difference_of(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> str | N
     return None
 
 
-def check_identity(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> None:
+def check_identity(ours: Mapping[str, object], theirs: Mapping[str, object]) -> None:
     """Raise where a file is of another model, or of other data.
 
     Raises:

@@ -57,7 +57,9 @@ class Template:
         obstacle: why it cannot be copied; None if it can.
     """
 
-    def __init__(self, root: Any, number_of: Callable[[Tensor], int | None], shares: Callable[[Tensor], bool]) -> None:
+    def __init__(
+        self, root: object, number_of: Callable[[Tensor], int | None], shares: Callable[[Tensor], bool]
+    ) -> None:
         self.root = root
         self.obstacle: str | None = None
         self._numbers: dict[int, int] = {}
@@ -142,7 +144,7 @@ class Template:
                     self.obstacle = "an object that holds itself"
                     return
 
-    def _changing_of(self, key: int, item: Any, parts: Parts) -> _Changing:
+    def _changing_of(self, key: int, item: object, parts: Parts) -> _Changing:
         values = list(parts.values())
         changing = [(i, id(p)) for i, p in enumerate(values) if id(p) in self._held or id(p) in self._numbers]
         return _Changing(key, _maker_of(item, list(parts)), values, changing)
@@ -161,7 +163,7 @@ class Template:
         return made.get(id(self.root), self.root)
 
 
-def _parts(item: Any) -> Parts | None:
+def _parts(item: object) -> Parts | None:
     """What an object holds, by names of its own; None of one that cannot be looked into."""
     parts: Parts = {}
     if isinstance(item, _CLOSED):
@@ -186,7 +188,7 @@ def _parts(item: Any) -> Parts | None:
     return parts | getattr(item, "__dict__", {}) | {n: getattr(item, n) for n in slots_of(item) if hasattr(item, n)}
 
 
-def _maker_of(like: Any, names: list[Any]) -> Callable[[list[Any]], Any]:
+def _maker_of(like: object, names: list[Any]) -> Callable[[list[Any]], Any]:
     """What makes an object like another one, of its parts in the order of their names."""
     inside = sum(not isinstance(name, str) for name in names)
     bare = _bare_maker_of(like)
@@ -205,7 +207,7 @@ def _maker_of(like: Any, names: list[Any]) -> Callable[[list[Any]], Any]:
     return make if attributes else bare
 
 
-def _bare_maker_of(like: Any) -> Callable[[list[Any]], Any]:
+def _bare_maker_of(like: object) -> Callable[[list[Any]], Any]:
     """The same without its attributes."""
     kind: Any = type(like)
     if isinstance(like, MappingProxyType):
@@ -270,7 +272,7 @@ def first_difference(ours: Any, other: Any) -> str | None:
     return None
 
 
-def _same_value(a: Any, b: Any, ours: dict[int, int], others: dict[int, int]) -> bool:
+def _same_value(a: object, b: object, ours: dict[int, int], others: dict[int, int]) -> bool:
     """Whether two values are the same, once the numbers of one recording stand for those of the other."""
     (mine, rest), (its, other_rest) = numbers_in(a), numbers_in(b)
     if len(mine) != len(its) or (rest != other_rest and not (rest != rest and other_rest != other_rest)):

@@ -22,14 +22,14 @@ def raw_arguments(distribution: Any) -> dict[str, Any]:
     return {n: v for n, v in raw.items() if v is not None}
 
 
-def distribution_arguments(distribution: Any, like: Tensor) -> Arguments:
+def distribution_arguments(distribution: object, like: Tensor) -> Arguments:
     """The arguments of a base distribution as expressions."""
     like = like.double()  # log-normalizers of constant arguments are large, and cancel
     found = {n: as_expression(v, like) for n, v in raw_arguments(distribution).items()}
     return Arguments({n: e for n, e in found.items() if e is not None})
 
 
-def _attribute(distribution: Any, name: str) -> Any:
+def _attribute(distribution: object, name: str) -> Any:
     """An argument of a plain distribution; of the alternative forms (probs or logits, …) only one that was computed."""
     if name not in _ALTERNATIVES:
         return getattr(distribution, name, None)

@@ -80,7 +80,7 @@ class RandomDistribution(TorchDistribution):
             value = torch.tensor(value, dtype=like.dtype, device=like.device)
         return value.expand(self.batch_shape + value.shape[value.ndim - _event_dim(self, name) :])
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> RandomDistribution:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> RandomDistribution:
         found = random_distribution(self.family, self.arguments, self.placeholder, batch_shape)
         found.is_checked = self.is_checked
         return found
@@ -125,7 +125,7 @@ class RandomDistribution(TorchDistribution):
 
     rsample = sample
 
-    def log_prob(self, value: Any) -> Any:
+    def log_prob(self, value: object) -> Any:
         """The log density as a random tensor, so that ``pyro.factor`` can use it."""
         form = in_form(self, self.family)
         _check_plain(form)
@@ -154,7 +154,7 @@ def random_class(family: type) -> type[RandomDistribution]:
 
 
 def random_distribution(
-    family: type, arguments: dict[str, Any], placeholder: Any, batch_shape: Sequence[int]
+    family: type, arguments: dict[str, Any], placeholder: object, batch_shape: Sequence[int]
 ) -> RandomDistribution:
     """A distribution whose arguments (by name) hold random tensors."""
     made = random_class(family)
@@ -173,7 +173,7 @@ BOUNDS = frozenset(("total_count", "low", "high"))
 FEW = 2**16
 
 
-def without_latents(distribution: Any) -> Any:
+def without_latents(distribution: object) -> Any:
     """A distribution with its latent arguments at their placeholders, without masks; anything else as it is."""
     base, reinterpreted, _ = unwrap(distribution)
     plain = base.placeholder if has_latents(base) else base
@@ -205,7 +205,7 @@ def is_checked(distribution: Any) -> bool:
     return distribution.is_checked if known else distribution._validate_args is not False
 
 
-def expected_log_density(distribution: Any, value: Any, like: Tensor) -> Expression:
+def expected_log_density(distribution: object, value: object, like: Tensor) -> Expression:
     """The log density of ``value`` as an expression, of the distribution's batch shape; masks are left out.
 
     Raises:
@@ -290,7 +290,7 @@ def _is_point_of(base: Any, value: Tensor) -> bool:
     return torch.equal(value.expand(base.v.shape).to(base.v), base.v)
 
 
-def _without_rule(base: Any, value: Any, like: Tensor, name: str = "") -> Expression | None:
+def _without_rule(base: object, value: object, like: Tensor, name: str = "") -> Expression | None:
     """The log density as PyTorch computes it, where points, discrete latents and at most one scalar are random."""
     found = _of_numbers(base, value, like) or _of_tables(base, value, like) or _of_points(base, value, like, name)
     return found or _of_one_scalar(base, value, like)
@@ -359,7 +359,7 @@ def _event_dim(base: RandomDistribution, name: str) -> int:
         return 0
 
 
-def _of_points(base: Any, value: Any, like: Tensor, name: str) -> Expression | None:
+def _of_points(base: object, value: object, like: Tensor, name: str) -> Expression | None:
     """The log density as a function of point estimates, by a name, where nothing else is random in it."""
     if not isinstance(base, RandomDistribution):
         return None

@@ -23,6 +23,7 @@ from tqdm.auto import tqdm
 from ...checkpoint import Run
 from ...distributions import forget_last_draw
 from ...errors import ArgumentError, ArgumentTypeError, CheckpointError, DataError, ModelError, as_real, check_count
+from ...signatures import PlainState
 from ...values import is_floating, kind_of
 from ..trainer import Trainer, copied_state, trainable
 from .layers import NO_INVERSE, layers_of, make_flow, push
@@ -97,7 +98,7 @@ class FlowDensity(PyroModule):
         units = -self.spread.log().sum().expand(noise.shape)
         return torch.cat([units.unsqueeze(-1), layers, noise.unsqueeze(-1)], -1)
 
-    def __getstate__(self) -> dict[str, Any]:
+    def __getstate__(self) -> PlainState:
         forget_last_draw(self)
         return dict(super().__getstate__())
 
