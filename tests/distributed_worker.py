@@ -366,7 +366,10 @@ def main(rank: int, size: int, folder: Path, scenario: str) -> None:
     found["moved"] = dict(moved(rank, size))
     for n in mine.keys() - {1}:
         found[f"LDA, {n}"] = lda_of(shard(counts(), rank, n, WITHOUT.get(("LDA", n))), mine[n])
-    found["LDA errors"] = lda_failures(rank, size)
+    lda_of(shard(counts(), rank, size), groups[size], folder / "topics.pt", max_iter=7)
+    if rank < 2:
+        found["LDA resumed"] = lda_of(shard(counts(), rank, 2), groups[2], folder / "topics.pt")
+    found["LDA errors"] = lda_failures(rank, size, folder)
     torch.save(found, folder / f"{rank}.pt")
 
 
@@ -436,7 +439,7 @@ def counts() -> Tensor:
     return torch.nn.functional.one_hot(documents().long(), 6).sum(1).double()
 
 
-def lda_of(data: Tensor, group: Any = None, **options: Any) -> dict[str, Any]:
+def lda_of(data: Tensor, group: Any = None, checkpoint: Path | None = None, **options: Any) -> dict[str, Any]:
     """A fit of topics, without numba, which each process would have to load."""
     settings: dict[str, Any] = {
         "random_state": 0,
@@ -446,18 +449,19 @@ def lda_of(data: Tensor, group: Any = None, **options: Any) -> dict[str, Any]:
         "evaluate_every": 5,
     }
     with mock.patch("pyro_latent.models.lda.kernel.step.use_compiled", lambda *_: False):
-        model = LDA(2, **(settings | options)).fit(data, process_group=group)
+        model = LDA(2, **(settings | options)).fit(data, process_group=group, checkpoint=checkpoint)
     priors = model.doc_topic_prior_, model.topic_word_prior_
     return {"topics": model.components_, "bound": model.bound_, "gamma": model.doc_topic_, "priors": priors}
 
 
-def lda_failures(rank: int, size: int) -> dict[str, tuple[str, str]]:
+def lda_failures(rank: int, size: int, folder: Path) -> dict[str, tuple[str, str]]:
     """What one process does otherwise with its documents."""
     own, last, group = shard(counts(), rank, size), rank == size - 1, td.group.WORLD
     other: dict[str, Work] = {
         "empty": lambda: lda_of(own * 0 if last else own[:0], group),
         "words": lambda: lda_of(own[:, :5] if last else own, group),
         "settings": lambda: lda_of(own, group, max_iter=3, mean_change_tol=1e-4 if last else 1e-3),
+        "file": lambda: lda_of(own + (last and 1), group, folder / "topics.pt"),
         "online": lambda: lda_of(own, group, learning_method="online", learn_priors=False),
     }
     return {name: message_of(work) for name, work in other.items()}

@@ -232,12 +232,21 @@ def test_topics_of_shards_are_those_of_all_documents(size: int, found: list[Any]
     torch.testing.assert_close(gamma, expected["gamma"], rtol=1e-10, atol=1e-10)
 
 
+def test_topics_go_on_with_another_number_of_processes(found: list[Any]) -> None:
+    """The file of a fit by four, cut after seven passes, leads two to where one process ends."""
+    expected = lda_of(counts())
+    for own in (one["LDA resumed"] for one in found[:2]):
+        torch.testing.assert_close(own["topics"], expected["topics"], rtol=1e-10, atol=1e-10)
+        assert own["bound"] == pytest.approx(expected["bound"], rel=1e-10)
+
+
 @pytest.mark.parametrize(
     ("what", "kind", "words"),
     [
         ("empty", "DataError", "at least one token"),
         ("words", "DataError", "Expected the same words in all processes"),
         ("settings", "ArgumentError", "Expected the same mean_change_tol in all processes"),
+        ("file", "CheckpointError", "Expected a checkpoint with the same data"),
         ("online", "ArgumentError", 'Expected learning_method="batch"'),
     ],
 )

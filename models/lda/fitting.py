@@ -83,8 +83,8 @@ class Whole:
     #: Whether this process starts the fit and shows how far it is.
     is_first = True
 
-    def begin(self, parameters: Parameters, corpus: Corpus, checkpoint: Any) -> None:
-        """Check that a fit with these parameters, documents and checkpoint is possible.
+    def begin(self, parameters: Parameters, corpus: Corpus) -> None:
+        """Check that a fit with these parameters and documents is possible.
 
         Raises:
             DataError: if there is no document, or none has words.
@@ -99,6 +99,18 @@ class Whole:
     def first(self, work: Callable[[], T]) -> T:
         """What a piece of work of the first process with documents returns."""
         return work()
+
+    def shared(self, item: T) -> T:
+        """The item of the process that starts the fit, and has its file."""
+        return item
+
+    def data_of(self, corpus: Corpus) -> list[Any]:
+        """What the documents are known by in a file."""
+        return [corpus.num_documents, corpus.num_words, corpus.doc, corpus.word, corpus.count]
+
+    def kept(self, state: State) -> State:
+        """What a file keeps of a state."""
+        return state
 
     def starts(self, corpus: Corpus, num_topics: int, generator: torch.Generator) -> Tensor:
         """Where the documents' concentrations start, at random: shape ``[D, K]``."""
@@ -167,10 +179,11 @@ def fitted(
     """
     device = corpus.count.device
     generator = parameters._generator(device)
-    data = {"data": [corpus.num_documents, corpus.num_words, corpus.doc, corpus.word, corpus.count]}
+    data = {"data": shards.data_of(corpus)}
     settings = {"device": device.type, **parameters._kept_on_resuming()}
-    run = Run(path, "LDA", every=every, data=data, settings=settings)
-    found = run.read()
+    file = partial(Run, path if shards.is_first else None, "LDA", every=every, data=data, settings=settings)
+    run = shards.agreed(file)
+    found = shards.shared(shards.agreed(run.read))
     if found is None:
         start = partial(initial, parameters, corpus, generator)
         found = shards.first(lambda: _named(start()) | {"random": generator.get_state()})
@@ -178,7 +191,7 @@ def fitted(
     state = State(**{name: _on(device, value) for name, value in found.items()})
 
     def content() -> dict[str, Any]:
-        return {"random": generator.get_state()} | _named(state)
+        return {"random": generator.get_state()} | _named(shards.kept(state))
 
     for after in passes(parameters, corpus, state, generator, shards):
         state = after

@@ -127,9 +127,9 @@ class LDA(Results):
             checkpoint_every: passes between two writings.
             process_group: processes of ``torch.distributed``, such as ``group.WORLD`` after ``init_process_group``, of
                 which each is given its shard of the documents, and some may have none. All end with the same topics and
-                the ELBO of all documents, ``doc_topic_`` and ``guide_`` are of the shard. Batch only, without a
-                checkpoint. Topics that start as ``"collapsed"`` do so by the documents of the first process that has
-                some.
+                the ELBO of all documents, ``doc_topic_`` and ``guide_`` are of the shard. Batch only. Topics that start
+                as ``"collapsed"`` do so by the documents of the first process that has some. The first process writes
+                the checkpoint, without the documents of any, and all read it, also in another number.
 
         Raises:
             DataError: if the data is not as :func:`as_corpus` wants it, has no tokens, or is a minibatch; in all
@@ -141,7 +141,7 @@ class LDA(Results):
         """
         shards = WHOLE if process_group is None else Shards(process_group)
         corpus, vectorizer = shards.agreed(lambda: self._read_whole(X, vocabulary))
-        shards.begin(self, corpus, checkpoint)
+        shards.begin(self, corpus)
         state, bound = fitted(self, corpus, checkpoint, checkpoint_every, shards)
         self._forget("_stream", "vectorizer_")
         self._state, self._bound = state, bound

@@ -7,6 +7,7 @@ the topics, which move in all processes alike.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from pyro_latent.ascent.ranks import Ranks
 from pyro_latent.errors import ArgumentError, DataError
 
 from .corpus import Corpus
-from .fitting import Whole, near_one
+from .fitting import State, Whole, near_one
 from .parameters import Parameters
 
 __all__ = ["Shards"]
@@ -39,14 +40,14 @@ class Shards(Whole):
         self._sizes: list[int] = []
         self._source = 0
 
-    def begin(self, parameters: Parameters, corpus: Corpus, checkpoint: Any) -> None:
+    def begin(self, parameters: Parameters, corpus: Corpus) -> None:
         """Check that all processes fit the same topics, and learn how many documents each has.
 
         Raises:
             ArgumentError: in all processes, if one is asked for what one process alone can do, or for another fit.
             DataError: in all processes, if the words or the dtype are others in one of them, or none of them has words.
         """
-        self.agreed(lambda: _check_possible(parameters, checkpoint))
+        self.agreed(lambda: _check_possible(parameters))
         settings = parameters._kept_on_resuming()
         data = {"words": corpus.num_words, "dtype": corpus.count.dtype, "vocabulary": corpus.vocabulary}
         found = self._ranks.gathered((settings, data, corpus.num_documents, len(corpus.doc)))
@@ -76,6 +77,19 @@ class Shards(Whole):
         found = self.agreed(lambda: work() if self._ranks.rank == self._source else None)
         return self._ranks.shared(found, self._source)  # type: ignore[return-value]
 
+    def shared(self, item: T) -> T:
+        return self._ranks.shared(item)
+
+    def data_of(self, corpus: Corpus) -> list[Any]:
+        """The same for all ways to deal the documents out: how many there are, and how often each word is in them."""
+        counts = corpus.count.new_zeros(corpus.num_words, dtype=torch.float64)
+        words = self.total(counts.index_add_(0, corpus.word, corpus.count.double()))
+        return [sum(self._sizes), corpus.num_words, words]
+
+    def kept(self, state: State) -> State:
+        """The state without the documents, which another process may be given."""
+        return replace(state, gamma=None)
+
     def starts(self, corpus: Corpus, num_topics: int, generator: torch.Generator) -> Tensor:
         """Those that one process would draw for these documents: what the others' would be is drawn, and let go."""
         own, rows = None, max(1, _DRAWN_AT_ONCE // num_topics)
@@ -96,14 +110,9 @@ class Shards(Whole):
         return self.total(rows.sum(0)) / sum(self._sizes)
 
 
-def _check_possible(parameters: Parameters, checkpoint: Any) -> None:
+def _check_possible(parameters: Parameters) -> None:
     if parameters.learning_method != "batch":
         raise ArgumentError(
             f'Expected learning_method="batch" with a process_group; got "{parameters.learning_method}". Choose batch, '
             "or fit in one process."
-        )
-    if checkpoint is not None:
-        raise ArgumentError(
-            "Expected no checkpoint with a process_group; got one. Leave it out, and pickle the fit of the first "
-            "process, which has the topics of all."
         )
