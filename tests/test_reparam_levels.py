@@ -27,6 +27,7 @@ def tensor(value: Any) -> Tensor:
 
 
 PLACES = tensor(np.random.default_rng(1).normal(size=12))
+KNOWN = tensor([1, 0, 1] * 4)
 X = tensor([1, 0, 0, 1, 1, 0, 0, 0, 1, 0, 1, 0])
 sigmoid = torch.sigmoid
 
@@ -107,6 +108,7 @@ LEVELS: dict[str, Form] = {
     "numbers of each": lambda c, f, g: torch.linspace(0.01, 0.1, 12).double() + 0.8 * sigmoid(f),
     "falling": lambda c, f, g: 0.9 - 0.7 * sigmoid(f),
     "a power": lambda c, f, g: c**2 * sigmoid(f),
+    "one for some": lambda c, f, g: (c * KNOWN + (1 - c)) * sigmoid(f),
     "the other": lambda c, f, g: 1 - (1 - c) * (1 - sigmoid(f)),
 }
 
@@ -125,7 +127,7 @@ def test_the_sum_over_the_gate_is_the_density(name: str) -> None:
     torch.testing.assert_close(each.sum(0), torch.ones(12).double())
     if name == "the other":
         found = each[1] + each[0] * chance
-    elif name == "a power":
+    elif name in ("a power", "one for some"):
         found = each[1] * chance
     else:
         found = each[2] + each[1] * (1 - chance if name == "falling" else chance)
@@ -141,6 +143,7 @@ NO_LEVELS: dict[str, Form] = {
     "cut alone": lambda c, f, g: sigmoid(f).clamp(1e-9, 1 - 1e-9) + 0 * c,
     "a mixture": lambda c, f, g: c * sigmoid(f) + (1 - c) * sigmoid(g),
     "a square": lambda c, f, g: c * sigmoid(f) ** 2,
+    "moved, below the largest": lambda c, f, g: torch.maximum(0.9 * sigmoid(f).roll(1), sigmoid(f)) + 0 * c,
 }
 
 
@@ -148,6 +151,13 @@ NO_LEVELS: dict[str, Form] = {
 def test_what_is_not_between_two_levels_is_refused(name: str) -> None:
     with pytest.raises(NotConjugateError, match="sigmoid of 'a', 'b'"):
         fit(between(NO_LEVELS[name]))
+
+
+def test_levels_that_are_zero_and_one_are_the_logistic_function_itself() -> None:
+    plain = fit(between(lambda c, f, g: sigmoid(f)))
+    guide = fit(between(lambda c, f, g: c * sigmoid(f) + (1 - c) * sigmoid(f)))
+    assert guide.elbo() == pytest.approx(plain.elbo(), abs=1e-9)
+    assert set(guide.posterior(auxiliary=True)) == {"a", "b", "c", "x_weight"}
 
 
 def test_several_trials_have_no_one_gate() -> None:

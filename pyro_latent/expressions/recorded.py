@@ -182,7 +182,7 @@ def _function(source: Recorded, argument: Recorded, allowed: bool) -> FunctionOf
         return known
     if known is None and source.expression is argument.expression:
         return FunctionOf(argument, lambda value: value)
-    if not allowed or (known is None and source.expression.opacity):
+    if not allowed or (source if known is None else known.argument).expression.opacity:
         return None
     own = source.as_it_is()
     own.function_of = known

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..expressions import FunctionOf
+from ..expressions import Expression, FunctionOf, RandomTensor
 from ..expressions.axes import is_summed
 from ..rules import raw_arguments
-from .weighted import PLACES
+from .weighted import places_of
 
 #: What is beside an argument may have so many combinations of values of discrete latents.
 _MOST_CASES = 64
@@ -52,9 +52,8 @@ def values_of(of: FunctionOf, shape: torch.Size) -> Iterator[tuple[Tensor, Tenso
     if math.prod(sizes) > _MOST_CASES or bound or any(v.replay is not None for v in variables.values()):
         yield None
         return
-    around = 0.1 * torch.arange(like.numel(), dtype=torch.float64, device=like.device).reshape(like.shape).sin()
-    places = [torch.full_like(around, -torch.inf), *(place + around for place in PLACES)]  # no two elements alike,
-    places.append(torch.full_like(around, torch.inf))  # so that what moves or mixes them is seen
+    inside = places_of(like)
+    places = [torch.full_like(inside[0], -torch.inf), *inside, torch.full_like(inside[0], torch.inf)]
     for *numbers, draw in itertools.product(*map(range, sizes), range(_DRAWS if variables else 1)):
         at = dict(zip((c.label for c in choices), numbers, strict=True))
         drawn = {n: _drawn(v.root, i + draw, like.device) for i, (n, v) in enumerate(variables.items())}
@@ -64,12 +63,26 @@ def values_of(of: FunctionOf, shape: torch.Size) -> Iterator[tuple[Tensor, Tenso
         yield (torch.stack([p.expand(shape) for p in places]), torch.stack(values)) if same else None
 
 
+def over_choices(table: Tensor, of: FunctionOf, shape: torch.Size) -> Tensor:
+    """A number for each combination of values of ``choices_of``, ``[combinations] + shape``, as a function of them."""
+    choices = choices_of(of)
+    for dim in range(1, table.ndim):
+        first = table.narrow(dim, 0, 1)
+        table = first if torch.equal(table, first.expand_as(table)) else table
+    if not choices:
+        return table[0].expand(shape)
+    sizes = [c.size for c in choices]
+    found = Expression.from_table(table.reshape(*sizes, *table.shape[1:]), choices, shape)
+    return RandomTensor(table[0].expand(shape), found)
+
+
 def _beside(of: FunctionOf) -> list[Any]:
     """The expressions beside an argument, those behind a function beside it too."""
     found = []
     for other in of.beside:
         inner = other.function_of
-        found += [other.expression.polynomial()] if inner is None else [inner.argument.expression, *_beside(inner)]
+        base = other if inner is None else inner.argument
+        found += [base.expression.polynomial(), *([] if inner is None else _beside(inner))]
     return found
 
 
@@ -119,4 +132,4 @@ def _spreads(shape: Sequence[int], whole: Sequence[int]) -> bool:
     return len(shape) <= len(whole) and all(n in (1, size) for n, size in ends)
 
 
-__all__ = ["choices_of", "function_of_probs", "values_of"]
+__all__ = ["choices_of", "function_of_probs", "over_choices", "values_of"]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +12,10 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 from ..distributions import LogisticBound
-from ..expressions import Expression, RandomTensor
+from ..expressions import Expression
 from ..rules import raw_arguments
 from .base import ConjugateReparam, Site
-from .by_values import choices_of, function_of_probs, values_of
+from .by_values import function_of_probs, over_choices, values_of
 from .weighted import GivenWeight
 
 
@@ -156,7 +155,7 @@ def _cases(fn: Any) -> _Cases | None:
     of = function_of_probs(fn)
     if of is None or not all(t.expression.is_table for t in of.beside):
         return None
-    shape, choices = raw_arguments(fn)["probs"].shape, choices_of(of)
+    shape = raw_arguments(fn)["probs"].shape
     found = []
     for at_places in values_of(of, shape):
         case = None if at_places is None else _case(*at_places)
@@ -166,8 +165,7 @@ def _cases(fn: Any) -> _Cases | None:
     signs, levels = (torch.stack(each).to(of.argument.dtype) for each in zip(*found, strict=True))
     if not bool(signs.any()):
         return None
-    sizes = [c.size for c in choices]
-    return _Cases(of.argument, *(_over(t, choices, sizes, shape) for t in (signs, levels)))
+    return _Cases(of.argument, *(over_choices(t, of, shape) for t in (signs, levels)))
 
 
 def _case(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -181,17 +179,6 @@ def _case(logits: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
     if not bool((up | down | is_level).all()):
         return None
     return up.double() - down.double(), torch.where(is_level, level.double(), 0.0)
-
-
-def _over(table: Tensor, choices: Sequence[Any], sizes: Sequence[int], shape: torch.Size) -> Tensor:
-    """A number for each combination of values, ``[combinations] + shape``, as a function of the discrete latents."""
-    for dim in range(1, table.ndim):
-        first = table.narrow(dim, 0, 1)
-        table = first if torch.equal(table, first.expand_as(table)) else table
-    if not choices:
-        return table[0].expand(shape)
-    found = Expression.from_table(table.reshape(*sizes, *table.shape[1:]), choices, shape)
-    return RandomTensor(table[0].expand(shape), found)
 
 
 __all__ = ["GatedBernoulli", "GatedBinomial", "GatedLogisticReparam"]

@@ -12,7 +12,7 @@ from torch import Tensor
 from ..rules import raw_arguments, register_rule
 
 #: Where a function is compared with a cdf; far out are those that see where it is cut.
-PLACES = (-30.0, -9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0, 30.0)
+_PLACES = (-30.0, -9.0, -6.0, -3.0, -1.0, -0.3, 0.5, 2.0, 5.0, 8.0, 30.0)
 #: How many times its argument the cdf may be of: as it is, as erf has it, and of the other outcome.
 SLOPES = (1.0, math.sqrt(2), -1.0, -math.sqrt(2))
 
@@ -66,11 +66,19 @@ def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
     return found
 
 
+def places_of(like: Tensor) -> list[Tensor]:
+    """Tensors like this one that have every place for each element, and no two elements alike, or near each other
+    all the time, so that what moves or mixes them is seen.
+    """
+    count = torch.arange(like.numel(), device=like.device).reshape(like.shape)
+    known = torch.tensor(_PLACES, dtype=torch.float64, device=like.device)
+    turned = 3 * count + count // len(_PLACES)
+    return [known[(turned + i) % len(_PLACES)] + 0.1 * count.double().sin() for i in range(len(_PLACES))]
+
+
 def _is_cdf(function: Callable[[Tensor], Tensor], cdf: Callable[[Tensor], Tensor], slope: float, like: Tensor) -> bool:
     """Whether a function of elements is the cdf of so many times each."""
-    count = torch.arange(like.numel(), dtype=torch.float64, device=like.device).reshape(like.shape)
-    for place in PLACES:
-        places = place + 0.1 * count.sin()  # no two alike, so that what moves or mixes elements is seen
+    for places in places_of(like):
         value = function(places)
         if value.shape != like.shape or bool(
             ((value - cdf(slope * places)).abs() > 4 * torch.finfo(value.dtype).eps).any()
