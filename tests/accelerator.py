@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pyro_latent.distributions.quadrature import kept_on
-from pyro_latent.families import quadrature
+from pyro_latent.families import exponent
 from pyro_latent.objective import summands
 from pyro_latent.recording import snapshot
 
@@ -103,7 +103,7 @@ class Accelerator:
     def entered(self) -> Iterator[None]:
         """Play the accelerator for what is run inside."""
         with pytest.MonkeyPatch.context() as patch, _Calls(self), _Operations(self):
-            for module in (quadrature, snapshot, summands):
+            for module in (exponent, snapshot, summands):
                 patch.setattr(module, "is_at_hand", lambda tensor: not self.holds(tensor))
             kept_on.cache_clear()  # what is there for the CPU is not there
             try:

@@ -16,7 +16,7 @@ import pytest
 ROOT = Path(__file__).parent.parent
 
 LAYERS = (
-    {"errors", "settings", "signatures", "tables", "values"},
+    {"errors", "jit", "settings", "signatures", "tables", "values"},
     {"checkpoint", "distributions", "kmeans"},
     {"families"},
     {"expressions"},
@@ -32,7 +32,7 @@ LAYERS = (
     {"arviz", "arviz_core", "checks", "plotting"},
 )
 MODELS_SEE = {
-    *("models", "errors", "settings", "values", "checkpoint", "distributions"),
+    *("models", "errors", "jit", "settings", "values", "checkpoint", "distributions"),
     *("kmeans", "families", "gradient", "handlers"),
 }
 #: Modules of ``models`` that put a model and the engine together for users: they may import from both.

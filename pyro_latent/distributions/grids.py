@@ -76,21 +76,44 @@ class Integrals(NamedTuple):
     expectations: list[Tensor]
 
 
-class _Sum:
-    """The sum of a function times a density over even and odd nodes; its size about the middle and at the ends."""
+class Sum:
+    """The sum of a function times densities ``[*shape]`` over even and odd nodes; its size about the middle and at the
+    ends.
+    """
 
-    def __init__(self, like: Tensor) -> None:
-        self.halves = torch.zeros_like(like), torch.zeros_like(like)
-        self.size, self.ends = torch.zeros_like(like), torch.zeros_like(like)
+    def __init__(self, even: Tensor, odd: Tensor, size: Tensor, ends: Tensor) -> None:
+        self.halves, self.size, self.ends = (even, odd), size, ends
 
-    def add(self, number: int, value: Tensor, density: Tensor) -> None:
-        self.halves[number % 2].addcmul_(value, density)
+    @classmethod
+    def of_none(cls, like: Tensor) -> Sum:
+        return cls(*(torch.zeros_like(like) for _ in range(4)))
 
-    def add_size(self, size: Tensor, is_end: bool) -> None:
-        if is_end:
-            self.ends += size
+    def add(self, value: Tensor, density: Tensor, nodes: range, count: int) -> None:
+        """Take in a function at some nodes of ``count``, and the density there, ``[nodes, *shape]`` both."""
+        if len(nodes) == 1:
+            self.halves[nodes.start % 2].addcmul_(value[0], density[0])
         else:
-            self.size += size
+            parts = value * density
+            for i in range(2):
+                self.halves[(nodes.start + i) % 2].add_(parts[i::2].sum(0))
+        self.add_size(value, density, nodes, count)
+
+    def add_size(self, value: Tensor, density: Tensor, nodes: range, count: int, power: int = 1) -> None:
+        """Take in its size alone, or that of a power of it, of those of the nodes that are about the middle or the
+        ends.
+        """
+        middle, first = middle_of(count), nodes.start
+        if own := range(max(middle.start, first), min(middle.stop, nodes.stop)):
+            inner = slice(own.start - first, own.stop - first)
+            self.size.add_((value[inner] ** power * density[inner]).abs_().sum(0))
+        for end in (0, count - 1):
+            if end in nodes:
+                self.ends.add_((value[end - first] ** power * density[end - first]).abs_())
+
+    @property
+    def total(self) -> Tensor:
+        """Over all nodes."""
+        return self.halves[0] + self.halves[1]
 
     @property
     def is_settled(self) -> Tensor:
@@ -98,6 +121,68 @@ class _Sum:
         even, odd = self.halves
         size = torch.maximum((even + odd).abs(), self.size)
         return (((even - odd).abs() <= _RESOLVED_FUNCTION * size) & (self.ends <= _SETTLED * size)).all()
+
+
+class Waves(NamedTuple):
+    """What the root of a density at the nodes is multiplied by.
+
+    Attributes:
+        matrix: the two waves of 7/8 of the highest frequency, and the sums of sincs that give the root at places
+            between the nodes, ``[2 + probes, count]``.
+        places: the nodes, in numbers of them, and these places after them.
+    """
+
+    matrix: Tensor
+    places: Tensor
+
+    @classmethod
+    def of(cls, demands: Demands, count: int, device: torch.device) -> Waves:
+        numbers = torch.arange(count, dtype=torch.float64, device=device)
+        probes = numbers.new_tensor(demands.probes(count))
+        waves = torch.stack([(7 / 8 * math.pi * numbers).cos(), (7 / 8 * math.pi * numbers).sin()])
+        return cls(torch.cat([waves, (probes.reshape(-1, 1) - numbers).sinc()]), torch.cat([numbers, probes]))
+
+
+class Sums(NamedTuple):
+    """What one pass over the nodes of a grid finds of densities ``[*shape]``, each divided by e to the ``level``.
+
+    Attributes:
+        level: of each; its log density at the nodes is at most about this.
+        spectrum: the root of each times :class:`Waves`, less the root at the places between, ``[2 + probes, *shape]``.
+        heights: the sum of the log density over the nodes, which is finite where all of them are.
+        density, square, functions: of 1, of the square of the value, which has no halves, and of each function.
+    """
+
+    level: Tensor
+    spectrum: Tensor
+    heights: Tensor
+    density: Sum
+    square: Sum
+    functions: list[Sum]
+
+    def are_resolved(self, count: int, demands: Demands) -> bool:
+        """Whether the grid is fine and wide enough for each density, each function and the square of the value."""
+        total = self.density.total
+        resolved = self.spectrum[:2].square().sum(0) <= demands.resolved**2 * total
+        resolved &= (self.spectrum[2:].square() <= _BETWEEN**2 * total).all(0)
+        resolved &= self.density.ends <= math.exp(-demands.enough) / count * total
+        is_known = (resolved & total.isfinite() & self.heights.isfinite()).all()
+        settled = [found.is_settled for found in (self.square, *self.functions)]
+        return bool(torch.stack([is_known, *settled]).all())  # one read
+
+    def integrals(self, step: Tensor, elements: Sequence[Tensor | None]) -> Integrals:
+        """The integrals, of functions each of whose own are of the elements given, by nodes that are a step apart."""
+        total = self.density.total
+        expectations = [
+            s.total / (total if e is None else total.reshape(len(total), -1)[:, e])
+            for s, e in zip(self.functions, elements, strict=True)
+        ]
+        return Integrals(self.level + (total * step).log(), expectations)
+
+
+def middle_of(count: int) -> range:
+    """The nodes about the middle."""
+    return range((count - _MIDDLE - 1) // 2 + 1, (count + _MIDDLE) // 2)
 
 
 def on_grid(
@@ -110,24 +195,20 @@ def on_grid(
     low = left.double()
     step = (right.double() - low) / count
     table = like.new_empty(count, *left.shape)
-    numbers = torch.arange(count, dtype=torch.float64, device=left.device)
-    probes = numbers.new_tensor(demands.probes(count)).reshape(-1, 1)
-    waves = torch.stack([(7 / 8 * math.pi * numbers).cos(), (7 / 8 * math.pi * numbers).sin()])
-    waves = torch.cat([waves, (probes - numbers).sinc()])
+    waves, numbers = Waves.of(demands, count, left.device)
     spectrum, heights = waves.new_zeros(len(waves), left.numel()), torch.zeros_like(low)
-    density_sum, square_sum, sums = _Sum(low), _Sum(low), list[_Sum]()
+    density_sum, square_sum, sums = Sum.of_none(low), Sum.of_none(low), list[Sum]()
+    elements: list[Tensor | None] = []
     level: Tensor | None = None
     for first in sorted(range(0, count, rows), key=lambda i: abs(2 * i + rows - count)):  # from the middle
         taken = range(first, min(first + rows, count))
-        own = (
-            numbers[first : taken.stop] if level is not None else torch.cat([numbers[first : taken.stop], probes[:, 0]])
-        )
-        places = torch.addcmul(low, step, (own + 0.5).reshape(-1, *[1] * low.ndim))
-        log_density, values, functions = integrand(places)
+        own = numbers[first : taken.stop]
+        own = own if level is not None else torch.cat([own, numbers[count:]])
+        log_density, values, functions = integrand(places_of(low, step, own))
         if level is None:
             log_density, beside = log_density[: len(taken)], log_density[len(taken) :]
             level = log_density.amax(0)
-            spectrum[2:] -= ((beside - level) / 2).exp().reshape(len(probes), left.numel())
+            spectrum[2:] -= ((beside - level) / 2).exp().reshape(len(beside), left.numel())
         log_density -= level
         table[first : taken.stop] = log_density
         heights += table[first : taken.stop].sum(0)  # while they are in the cache
@@ -136,32 +217,23 @@ def on_grid(
         density = root.square_()
         by_element = density.reshape(*density.shape[:2], -1)
         weighed = [(v, density if e is None else by_element[..., e]) for v, e in functions]
-        sums = sums or [_Sum(value[0]) for value, _ in weighed]
-        for i, number in enumerate(taken):
-            density_sum.halves[0].add_(density[i])
-            for found, (value, weight) in zip(sums, weighed, strict=True):
-                found.add(number, value[i], weight[i])
-            is_end = number in (0, count - 1)
-            if is_end or abs(2 * number + 1 - count) < _MIDDLE:
-                density_sum.add_size(density[i], is_end)
-                square_sum.add_size(values[i].square() * density[i], is_end)
-                for found, (value, weight) in zip(sums, weighed, strict=True):
-                    found.add_size((value[i] * weight[i]).abs(), is_end)
-    total, settled = density_sum.halves[0], [square_sum, *sums]
-    resolved = spectrum[:2].square().sum(0).reshape(total.shape) <= demands.resolved**2 * total
-    resolved &= (spectrum[2:].square() <= _BETWEEN**2 * total.reshape(1, -1)).all(0).reshape(total.shape)
-    resolved &= density_sum.ends <= math.exp(-demands.enough) / count * total
-    is_known = (resolved & total.isfinite() & heights.isfinite()).all()
-    if not bool(torch.stack([is_known, *(s.is_settled for s in settled)]).all()):  # one read
-        return None
-    log_total = (total * step).log()
-    table -= log_total.to(like.dtype)
-    expectations = [
-        (s.halves[0] + s.halves[1]) / (total if e is None else total.reshape(len(total), -1)[:, e])
-        for s, (_, e) in zip(sums, functions, strict=True)
-    ]
+        sums, elements = sums or [Sum.of_none(value[0]) for value, _ in weighed], [e for _, e in functions]
+        density_sum.add(density.new_ones(()).expand_as(density), density, taken, count)
+        square_sum.add_size(values, density, taken, count, 2)
+        for found, (value, weight) in zip(sums, weighed, strict=True):
+            found.add(value[: len(taken)], weight, taken, count)
     assert level is not None
-    return (left.unsqueeze(-1), right.unsqueeze(-1), table.movedim(0, -1)), Integrals(level + log_total, expectations)
+    found_sums = Sums(level, spectrum.reshape(-1, *low.shape), heights, density_sum, square_sum, sums)
+    if not found_sums.are_resolved(count, demands):
+        return None
+    integrals = found_sums.integrals(step, elements)
+    table -= (integrals.log_normalizer - level).to(like.dtype)
+    return (left.unsqueeze(-1), right.unsqueeze(-1), table.movedim(0, -1)), integrals
+
+
+def places_of(low: Tensor, step: Tensor, numbers: Tensor) -> Tensor:
+    """The places ``[L, *shape]`` of nodes by their numbers ``[L]``, from lower ends, a step apart."""
+    return torch.addcmul(low, step, (numbers + 0.5).reshape(-1, *[1] * low.ndim))
 
 
 def cut(places: Tensor, values: Tensor, depth: float) -> tuple[Tensor, Tensor] | None:
@@ -169,10 +241,27 @@ def cut(places: Tensor, values: Tensor, depth: float) -> tuple[Tensor, Tensor] |
     ``[*shape]``; None where one does not by the ends.
     """
     drop = values - values.amax(0) + depth
-    above = drop > 0
-    if not bool((values.amax(0).isfinite() & ~(above[0] | above[-1])).all()):
+    if not bool((values.amax(0).isfinite() & (drop[0] <= 0) & (drop[-1] <= 0)).all()):
         return None
-    above = above.int()
+    return _crossings(places, drop, depth)
+
+
+def cut_within(left: Tensor, right: Tensor, table: Tensor, depth: float) -> tuple[Tensor, Tensor]:
+    """Where log densities on a grid between ends ``[*shape]``, of which there is a table ``[*shape, count]``, have
+    fallen by a depth; an end itself, where one does not by then.
+    """
+    count = table.shape[-1]
+    step = (right.double() - left.double()) / count
+    numbers = torch.arange(-1, count + 1, dtype=torch.float64, device=table.device)
+    drop = (table - table.amax(-1, keepdim=True) + depth).movedim(-1, 0).double()
+    beyond = torch.full_like(drop[:1], -1e-9)  # half a step outside of the grid at least
+    low, high = _crossings(places_of(left.double(), step, numbers), torch.cat([beyond, drop, beyond]), depth)
+    return low.maximum(left), high.minimum(right)
+
+
+def _crossings(places: Tensor, drop: Tensor, depth: float) -> tuple[Tensor, Tensor]:
+    """The first place and the last where a function known at some ``[K, *shape]``, negative at both ends, is zero."""
+    above = (drop > 0).int()
     first, last = above.argmax(0)[None], (len(above) - 1 - above.flip(0).argmax(0))[None]
 
     def crossing(inside: Tensor, outside: Tensor) -> Tensor:
@@ -183,4 +272,20 @@ def cut(places: Tensor, values: Tensor, depth: float) -> tuple[Tensor, Tensor] |
     return crossing(first, first - 1), crossing(last, last + 1)
 
 
-__all__ = ["ANY", "LOWEST", "SMOOTH", "Demands", "Integrals", "Integrand", "Table", "cut", "on_grid"]
+__all__ = [
+    "ANY",
+    "LOWEST",
+    "SMOOTH",
+    "Demands",
+    "Integrals",
+    "Integrand",
+    "Sum",
+    "Sums",
+    "Table",
+    "Waves",
+    "cut",
+    "cut_within",
+    "middle_of",
+    "on_grid",
+    "places_of",
+]

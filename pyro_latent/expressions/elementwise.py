@@ -89,6 +89,8 @@ class Elementwise(Dimensions):
                 found.logarithm = self
                 return found
             product = product * found
+        if groups:  # what is known of a power says its logarithm itself
+            product.logarithm = self
         return product
 
     def log1m(self) -> Self:

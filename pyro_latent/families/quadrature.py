@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..distributions.grids import Integrals, Integrand
+from ..distributions.grids import Integrals, Integrand, Table
 from ..distributions.panels import NoTableError, TableSearch, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
-from ..values import is_at_hand, is_same
+from ..values import is_same
 from .base import Family, Mean, Natural, Params
+from .exponent import Exponent
 from .scalar_function import Function
+from .settled_grid import SettledGrid
 
 #: So many numbers of a function are computed in one pass.
 _AT_ONCE = 2**17
@@ -34,14 +36,6 @@ _SETTLED, _NOTHING = 1e-9, 1e-20
 def _alone(log_density: Callable[[Tensor], Tensor]) -> Integrand:
     """A log density without functions."""
     return lambda places: (log_density(places), places, [])
-
-
-def _where_it_counts(values: Tensor, slope: Tensor) -> Tensor:
-    """Values of a function, with zero where its slope is zero if some are infinite."""
-    total = values.sum()
-    if is_at_hand(total) and bool(total.isfinite()):  # so that none is
-        return values
-    return torch.where((slope == 0) & ~total.isfinite(), 0.0, values)
 
 
 class Quadrature(Family):
@@ -60,7 +54,16 @@ class Quadrature(Family):
     moments = {}
     param_names = ("left", "right", "log_density")
     hint = "functions of one element of it at a time."
-    remembered = ("_known", "_means", "_entropy", "_is_rough", "_last")  # of the last optimum
+    remembered = (
+        "_known",
+        "_means",
+        "_entropy",
+        "_is_rough",
+        "_last",
+        "_stays",
+        "_is_cut",
+        "_kept",
+    )  # of the last optimum
 
     def __init__(
         self, label: str, support: constraints.Constraint, batch_shape: torch.Size, why: str, device: torch.device
@@ -72,6 +75,7 @@ class Quadrature(Family):
         self._entropy: tuple[Tabulated, Tensor] | None = None
         self._last: tuple[Tensor, int] | None = None  # the left ends of its panels
         self._is_rough = False  # whether the last optimum was too rough for a grid
+        self._grid = SettledGrid()
 
     # From η to a table.
 
@@ -99,87 +103,43 @@ class Quadrature(Family):
             raise NaturalDomainError(
                 f"Expected a density of {self.label!r}; got none that depends on it. Leave it out."
             )
-        starts, transform = len(like), line_of(self.support)[0]
-        used = {name: self._scaled(name, slope.double() * inverse_temperature, scale) for name, slope in slopes.items()}
-        numbers_of_zeros = torch.stack([(slope == 0).sum() for _, slope in used.values()]).tolist()
-
-        def integrand(places: Tensor) -> tuple[Tensor, Tensor, list[tuple[Tensor, Tensor | None]]]:
-            flat = places.reshape(-1, *self.batch_shape)
-            values, total = transform(flat), torch.zeros_like(places)
-            functions: list[tuple[Tensor, Tensor | None]] = []
-            for (function, slope), zeros in zip(used.values(), numbers_of_zeros, strict=True):
-                found = function.at(values).reshape(-1, starts, *function.shape)
-                functions.append((found, function.element))
-                if zeros == slope.numel():
-                    continue
-                if zeros:
-                    found = _where_it_counts(found, slope)
-                if function.element is None:
-                    total.addcmul_(found, slope)
-                else:
-                    total += self._gathered(function, found * slope)
-            if self.support is not constraints.real:
-                total += transform.log_abs_det_jacobian(flat, values).reshape(places.shape)
-            return (
-                total if mask is None else torch.where(mask, total, -0.5 * places.square()),
-                values.reshape(places.shape),
-                functions,
-            )
-
-        found, integrals = self._tabulated(
-            integrand,
-            (starts, *self.batch_shape),
-            like.new_empty(0),
-            start,
-            self._at_once(starts),
-            True,
-            all(f.is_smooth for f, _ in used.values()),
+        own = {name: self._scaled(name, slope.double() * inverse_temperature, scale) for name, slope in slopes.items()}
+        exponent = Exponent(self.functions, own, self.support, self.batch_shape, mask)
+        shape, rows = (exponent.starts, *self.batch_shape), self._at_once(exponent.starts)
+        last = (start.left, start.right, start.log_density) if start is not None and self._is_last(start) else None
+        settled = self._grid.optimum(exponent, last, rows)
+        found, integrals = (
+            (self._of_table(settled[0]), settled[1])
+            if settled is not None
+            else self._tabulated(exponent, shape, like.new_empty(0), start, rows, True, exponent.is_smooth)
         )
+        self._grid.see(found.left, None if start is None else start.left)
         self._is_rough, self._last = integrals is None, (found.left, found.left._version)
         self._check_resolved(found)
         if integrals is not None:
-            self._keep(found, integrals, used)
+            self._keep(found, integrals, exponent)
         return found
 
-    def _scaled(self, name: str, slope: Tensor, scale: Tensor | float) -> tuple[Function, Tensor]:
-        """A function, and η_j of it: its slope, divided by the scale of its elements."""
-        function = self.functions[name]
+    def _scaled(self, name: str, slope: Tensor, scale: Tensor | float) -> Tensor:
+        """η_j of a function: its slope, divided by the scale of its elements."""
         if not isinstance(scale, Tensor):
-            return function, slope / scale
-        weight = scale.double().expand(self.batch_shape)
-        return function, slope / (weight if function.element is None else weight.reshape(-1)[function.element])
+            return slope / scale
+        weight, element = scale.double().expand(self.batch_shape), self.functions[name].element
+        return slope / (weight if element is None else weight.reshape(-1)[element])
 
-    def _keep(
-        self,
-        natural: Natural,
-        integrals: Integrals,
-        used: Mapping[str, tuple[Function, Tensor]],
-    ) -> None:
+    def _keep(self, natural: Natural, integrals: Integrals, exponent: Exponent) -> None:
         """Keep what is known of a new table: E f_j, and the entropy log Z − Σ_j η_j E f_j."""
-        table = self._table(natural)
-        means = dict(zip(used, integrals.expectations, strict=True))
-        energy = torch.zeros_like(integrals.log_normalizer)
-        for mean, (function, slope) in zip(means.values(), used.values(), strict=True):
-            part = torch.where(slope == 0, 0.0, slope * mean)  # also of an infinite mean
-            energy = energy + self._gathered(function, part.unsqueeze(0))[0]
+        table, means = self._table(natural), dict(zip(exponent.functions, integrals.expectations, strict=True))
         self._means = table, Mean(**{n: m.to(natural.left.dtype) for n, m in means.items()})
-        self._entropy = table, (integrals.log_normalizer - energy).to(natural.left.dtype)
+        self._entropy = table, (integrals.log_normalizer - exponent.energy(means)).to(natural.left.dtype)
+
+    def _is_last(self, natural: Natural) -> bool:
+        """Whether a table is the last optimum."""
+        return self._last is not None and is_same(self._last, natural.left)
 
     def _at_once(self, starts: int) -> int:
         most = max([self.batch_shape.numel(), *(f.shape.numel() for f in self.functions.values())])
         return max(1, _AT_ONCE // max(1, starts * most))
-
-    def _gathered(self, function: Function, values: Tensor) -> Tensor:
-        """Sums over what each element of the batch is read by: ``[K, starts, *shape]`` to ``[K, starts, *batch]``."""
-        if function.element is None:
-            return values
-        lead, count = values.shape[:2], self.batch_shape.numel()
-        if count == 1:
-            return values.reshape(*lead, -1).sum(-1).reshape(*lead, *self.batch_shape)
-        total = values.new_zeros(*lead, count)
-        return total.index_add_(-1, function.element.reshape(-1), values.reshape(*lead, -1)).reshape(
-            *lead, *self.batch_shape
-        )
 
     def _check_resolved(self, natural: Natural) -> None:
         """Raise where a density piles up at an end of its support more closely than float64 can tell."""
@@ -251,7 +211,7 @@ class Quadrature(Family):
             NaturalDomainError: if the integral of one does not settle.
         """
         old = None if start is None else (start.left, start.right, start.log_density)
-        is_new = old is not None and (self._last is None or not is_same(self._last, old[0]))
+        is_new = start is not None and not self._is_last(start)
         try:
             limit = line_of(self.support)[1]
             search = TableSearch(integrand, shape, limit, like, rows, with_grids, is_smooth)
@@ -262,7 +222,10 @@ class Quadrature(Family):
                 f"this: {problem} A prior may be improper, or its tails too heavy: give {self.label!r} a prior with "
                 "lighter tails, another init, or more data, or use float64. The guide is as before the step."
             ) from None
-        return Natural(**dict(zip(self.statistics, table, strict=True))), integrals
+        return self._of_table(table), integrals
+
+    def _of_table(self, table: Table) -> Natural:
+        return Natural(**dict(zip(self.statistics, table, strict=True)))
 
     def narrowed(self, natural: Natural, noise: Tensor) -> Natural:
         """A normal on the line about the median of a distribution, of at most half a unit's standard deviation: all
@@ -364,6 +327,8 @@ class Quadrature(Family):
         return Natural(**{name: params[name] for name in self.statistics})
 
     def in_domain(self, natural: Natural) -> Tensor:
+        if self._entropy is not None and self._entropy[0] is self._table(natural):  # its integrals are finite
+            return torch.ones_like(natural.left[..., 0], dtype=torch.bool)
         return torch.stack([t.sum(-1).isfinite() for t in natural.values()]).all(0)
 
     def distribution(self, params: Params) -> Any:

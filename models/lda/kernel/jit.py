@@ -9,15 +9,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyro_latent import jit
 from pyro_latent.errors import ArgumentError
 
-njit: Any
 Listener: Any
 try:
-    from numba import njit
     from numba.core.event import Listener, register
 except ImportError:
-    njit, Listener = None, object
+    Listener = object
+njit = jit.njit
 
 __all__ = ["compile_function", "has_compiled_kernel", "njit", "use_compiled"]
 
@@ -47,17 +47,10 @@ def use_compiled(like: Tensor, compiled: bool | None = None) -> bool:
 
 
 def compile_function(function: Callable[..., Any], *, fastmath: bool | set[str] = True) -> Callable[..., Any]:
-    """The function compiled by Numba, where it is installed: without Python's lock; kept on disk where that can be.
-
-    It is compiled when it is first called and no file has it; :class:`Announcement` says so.
+    """The function compiled by Numba, where it is installed, as :func:`pyro_latent.jit.compile_function` does;
+    :class:`Announcement` says when it is.
     """
-    if njit is None:
-        return function
-    options: dict[str, Any] = {"nogil": True, "fastmath": fastmath, "error_model": "numpy"}
-    try:
-        compiled: Callable[..., Any] = njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder that can be written to
-        compiled = njit(**options)(function)
+    compiled = jit.compile_function(function, fastmath=fastmath)
     _announcement.functions.append(compiled)
     return compiled
 
