@@ -854,3 +854,19 @@ def test_structured_inference_says_what_it_cannot_do() -> None:
         CAVI(mixture, AutoConjugate(mixture, restarts=3), step_size=0.5, structured=2).step(x, 600)
     with pytest.raises(ModelError, match="parameters or MAP sites"):
         CAVI(likelihood, AutoConjugate(likelihood), step_size=0.5, structured=2).step(x, 600)
+
+
+def test_functions_of_a_scalar_that_pieces_do_not_share_are_an_error() -> None:
+    """The log of a probability that depends on c and on a covariate is another function of c for each datum."""
+
+    def model(x: Tensor, known: Tensor) -> None:
+        c = pyro.sample("c", dist.Beta(x.new_tensor(4.0), 2.0))
+        with pyro.plate("n", 12, subsample_size=len(x)):
+            pyro.sample("x", dist.Bernoulli(0.5 + 0.4 * c * known - 0.3 * c), obs=x)
+
+    data = torch.tensor([1.0, 0.0, 1.0] * 4).double(), torch.tensor([1.0, 0.0, 0.0, 1.0] * 3).double()
+    pieces = [tuple(t[i : i + 6] for t in data) for i in (0, 6)]
+    guide = AutoConjugate(model)
+    with pytest.raises(ModelError, match="Expected functions of the scalar 'c' that all pieces of the data share"):
+        CAVI(model, guide, memoised=True).run_batches(pieces, epochs=2)
+    assert bool(CAVI(model, guide, step_size=0.5).run_batches(pieces, epochs=2).elbo.isfinite().all())

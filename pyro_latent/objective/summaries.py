@@ -17,6 +17,7 @@ from torch import Tensor
 
 from ..errors import ModelError
 from ..expressions.axes import START, Gather, Labeled, Labels, contract, spread
+from ..families.quadrature import Quadrature
 from ..signatures import PlainState
 from .blocks import BlockKey, Means, State
 from .discrete import DiscretePosterior
@@ -68,11 +69,16 @@ class Summary:
         return Summary(constants, weight * self.number, abs(weight) * self.magnitude)
 
     def summands(self, program: Program, dtype: torch.dtype) -> list[Summand]:
-        """The sums over the blocks of a program."""
+        """The sums over the blocks of a program.
+
+        Raises:
+            ModelError: if a scalar has functions with constants of some of the data, which the program does not know.
+        """
         found = []
         for (readings, labels), constant in self.constants.items():
             moments = tuple(BlockMoment(program.blocks[k], s, axes) for k, s, axes in readings)
             for moment in moments:
+                _check_known(moment)
                 joint = moment.block.joint_normal
                 if joint and moment.statistic == "xx" and moment.axes[0] in labels:
                     constant = _filled_up(constant, labels.index(moment.axes[0]), joint.num_pairs)
@@ -91,6 +97,17 @@ class Summary:
         """A summary from its plain form."""
         constants = {k: c.to(device) for k, c in zip(state["keys"], state["constants"], strict=True)}
         return Summary(constants, state["number"].to(device), state["magnitude"].to(device))
+
+
+def _check_known(moment: BlockMoment) -> None:
+    """A function of a scalar is one of the program's."""
+    family = moment.block.family
+    if isinstance(family, Quadrature) and moment.statistic not in family.functions:
+        raise ModelError(
+            f"Expected functions of the scalar {moment.block.label!r} that all pieces of the data share; got one with "
+            "constants of a piece's own, as the log of a probability that depends on a covariate. Write step_size= in "
+            "place of memoised=True, or fit all of the data at once."
+        )
 
 
 def _filled_up(constant: Tensor, dim: int, size: int) -> Tensor:
