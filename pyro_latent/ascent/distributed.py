@@ -22,7 +22,7 @@ from .exchange import Exchange
 from .m_step import M_STEP_PASSES, moved_from, points_of
 from .memoised import MemoisedSteps, check_pieces, reached, set_globals, settled_sweep
 from .ranks import Ranks
-from .steps import Info, Schedule, Steps, Task, best_of
+from .steps import Info, Schedule, Steps, Task
 from .sweep import ModelArguments, Sweep, check_risen, fall_of
 
 #: Of EM: one visit to each parameter, or visits until none moves.
@@ -76,7 +76,6 @@ class DistributedSteps(SharedSteps):
         self._program: Program | None = None
         self._level: list[float] | None = None
         self._last: list[float] = []  # the level after the last step, also where that is forgotten
-        self._was_moved = False  # whether the last step ended lower than that, for somebody had changed something
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep; the exact ELBO of all shards, for each start.
@@ -100,7 +99,7 @@ class DistributedSteps(SharedSteps):
         last = self._last if len(self._last) == len(elbo) else elbo
         self._was_moved = fall_of(last, elbo, sizes, program.recording.dtype) != 0
         self._program, self._level, self._last = program, elbo, elbo
-        return sweep.state, Info(elbo, best_of(elbo))
+        return sweep.state, Info(elbo, elbo.index(max(elbo)))
 
     def _start_of(self, task: Task) -> list[float]:
         """The ELBO of all shards where a step begins, of a model or of data that have changed since the last one."""
@@ -121,11 +120,6 @@ class DistributedSteps(SharedSteps):
         """What the shard says, with its local blocks as the last sweep left them."""
         sweep = Sweep(task.program, task.state, task.arguments)
         return sweep, summarize(task.program, sweep.state, sweep.means, sweep.held)
-
-    @property
-    def can_settle(self) -> bool:
-        """Not by a step that ended lower than the last one."""
-        return super().can_settle and not self._was_moved
 
     def forget_level(self) -> None:
         self._level = None

@@ -29,7 +29,7 @@ from .pieces import Piece, PieceFile
 from .progress import Progress
 from .ranks import Alone, Ranks
 from .step_size import StepSize
-from .steps import Info, Steps, Task, best_of
+from .steps import Info, Steps, Task
 from .stochastic import StochasticSteps
 from .sweep import ModelArguments, Sweep, check_risen
 
@@ -144,7 +144,7 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
         check_risen(elbo if self._level is None or news else self._level, elbo, sizes, program)
         self.pieces[name] = kept
         self._total, self._level, self._size = total, elbo, self._size + size
-        return sweep.state, Info(elbo, best_of(elbo))
+        return sweep.state, Info(elbo, elbo.index(max(elbo)))
 
     def _found(
         self, task: Task, name: int | str, known: Piece | None

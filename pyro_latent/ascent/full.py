@@ -87,7 +87,7 @@ class FullSteps(Steps):
         self._dropped: dict[int, str] = {}
         self._is_annealed = False  # whether the step in progress is at a temperature
         self._in_file: list[float] = []  # the level of a file that was loaded, until a step
-        self._is_moved = self._was_moved = False  # whether somebody has changed what is fitted, before this step
+        self._is_moved = False  # whether somebody has changed what is fitted, before the next step
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep over all blocks.
@@ -245,11 +245,6 @@ class FullSteps(Steps):
         by_number = dict(zip(self._living, elbo, strict=True))
         numbered = [by_number.get(i, -math.inf) for i in range(len(self._living) + len(self._dropped))]
         return Info(numbered, elbo.index(max(elbo)))
-
-    @property
-    def can_settle(self) -> bool:
-        """A step that began at another ELBO than the last one ended at does not settle a run."""
-        return super().can_settle and not self._was_moved
 
     # What is remembered.
 

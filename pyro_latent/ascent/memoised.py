@@ -20,7 +20,7 @@ from ..objective import BlockKey, Program, State, Summary, in_turn, padded, summ
 from ..recording import ScoredSite
 from ..signatures import PlainState
 from .pieces import Piece, PieceFile, PieceFolder
-from .steps import Info, Steps, Task, best_of
+from .steps import Info, Steps, Task
 from .sweep import Sweep, check_risen, check_start
 
 
@@ -39,7 +39,6 @@ class MemoisedSteps(Steps):
         self.pieces: dict[int | str, Piece | PieceFile] = {}
         self._total: Summary | None = None
         self._level: list[float] | None = None
-        self._is_moved = False  # whether somebody has changed what is fitted, in this pass
 
     def _known(self, name: int | str) -> Piece | None:
         """What a piece left when it was seen last."""
@@ -77,7 +76,7 @@ class MemoisedSteps(Steps):
         check_risen(before, elbo, sizes, program)
         self.pieces[name] = self._kept(Piece(found, {key: sweep.state[key] for key in local}, mark))
         self._total, self._level = total, elbo
-        return sweep.state, Info(elbo, best_of(elbo))
+        return sweep.state, Info(elbo, elbo.index(max(elbo)))
 
     def _check(self, program: Program, name: int | str, known: Piece | None, mark: str) -> None:
         whole = not program.recording.is_subsample and not program.recording.declares_size
@@ -95,15 +94,10 @@ class MemoisedSteps(Steps):
             )
 
     def forget_level(self) -> None:
-        self._level, self._is_moved = None, True
+        self._level, self._was_moved = None, True
 
     def settled(self) -> None:
-        self._is_moved = False
-
-    @property
-    def can_settle(self) -> bool:
-        """Not by a pass in which the ELBO was not that of the one before."""
-        return super().can_settle and not self._is_moved
+        self._was_moved = False
 
     def keep(self, start: int) -> None:
         """Forget all starts but one."""
@@ -122,7 +116,7 @@ class MemoisedSteps(Steps):
         """Take on a state of :meth:`to_state`."""
         self.pieces = {name: self._kept(Piece.from_state(piece, device)) for name, *piece in state["pieces"]}
         self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
-        self._level, self._is_moved = state["level"], False
+        self._level, self._was_moved = state["level"], False
 
 
 def mark_of(task: Task) -> str:

@@ -144,6 +144,8 @@ class Steps(ABC):
     redraws: ClassVar[bool] = True
     #: Whether the posterior is q(β) q(z | β).
     is_structured: ClassVar[bool] = False
+    #: Whether somebody else has changed what is fitted, before the last step, or in the pass at hand.
+    _was_moved = False
 
     @abstractmethod
     def step(self, task: Task) -> tuple[State, Info]:
@@ -174,8 +176,10 @@ class Steps(ABC):
 
     @property
     def can_settle(self) -> bool:
-        """Whether a run ends once a pass over the data no longer raises the ELBO."""
-        return self.is_exact and not self.is_annealing
+        """Whether a run ends once a pass over the data no longer raises the ELBO: not by one that began at another ELBO
+        than the one before ended at.
+        """
+        return self.is_exact and not self.is_annealing and not self._was_moved
 
     def number_of(self, start: int) -> int:
         """The number of a start, as a run counts them, by its position in the state."""
@@ -202,9 +206,4 @@ def joined(program: Program, states: Sequence[State]) -> State:
     return {key: block.family.joined([state[key] for state in states]) for key, block in program.blocks.items()}
 
 
-def best_of(values: Sequence[float]) -> int:
-    """The position of the largest value."""
-    return max(range(len(values)), key=values.__getitem__)
-
-
-__all__ = ["LOCAL_STEPS", "LOCAL_TOL", "Info", "Schedule", "Steps", "Task", "best_of", "joined"]
+__all__ = ["LOCAL_STEPS", "LOCAL_TOL", "Info", "Schedule", "Steps", "Task", "joined"]

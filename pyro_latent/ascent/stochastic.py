@@ -25,7 +25,7 @@ from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, s
 from ..signatures import PlainState
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
-from .steps import Info, Steps, Task, best_of
+from .steps import Info, Steps, Task
 from .sweep import ModelArguments, Sweep, change_of_means, check_start
 
 #: How fast the average that ranks several starts forgets.
@@ -93,7 +93,7 @@ class StochasticSteps(Steps):
         self._summary, self._last = summary, task.arguments
         pairs = zip(self._average or values, values, strict=True)
         self._average = [old + _FORGETTING * (new - old) for old, new in pairs]
-        return Info(values, best_of(self._average))
+        return Info(values, self._average.index(max(self._average)))
 
     def _nearly_settled(self, task: Task, local: list[BlockKey]) -> Task:
         """The task after the rounds over its local blocks, where those are compiled: one visit to each is left."""
