@@ -52,7 +52,7 @@ class NormalGammaPrior(NamedTuple):
     rate: Tensor
 
 
-class Summary(NamedTuple):
+class SampleStatistics(NamedTuple):
     """Number of points, mean and sum of squared deviations of a sample, or of many samples side by side."""
 
     num_points: Tensor
@@ -275,7 +275,7 @@ def _sample_precision(start: Callable[[], _Start]) -> Tensor:
     return gamma_factor("precision", lambda: start().half, lambda: start().half * start().variance)
 
 
-def _summarize(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
+def _summarize(x: Tensor, scale: float | Tensor = 1.0) -> SampleStatistics:
     """Count, mean and squared deviations of observations that count ``scale`` times each.
 
     Deviations are taken from the first point, then from their mean, in float64: an offset far larger than the spread
@@ -290,10 +290,10 @@ def _summarize(x: Tensor, scale: float | Tensor = 1.0) -> Summary:
     deviations = shifted - shift
     residual = (weights * deviations).sum()
     squared_deviations = (weights * deviations**2).sum() - residual**2 / count
-    return Summary(count, offset + shift, squared_deviations.clamp(min=0.0))
+    return SampleStatistics(count, offset + shift, squared_deviations.clamp(min=0.0))
 
 
-def conjugate_parameters(prior: NormalGammaPrior, summary: Summary) -> NormalGammaPrior:
+def conjugate_parameters(prior: NormalGammaPrior, summary: SampleStatistics) -> NormalGammaPrior:
     """The parameters of the posterior, [4] (80), about the prior's location, so that they stay exact far from zero."""
     count, precision_scaling = summary.num_points, prior.precision_scaling + summary.num_points
     deviation = summary.mean - prior.loc

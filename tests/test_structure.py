@@ -77,6 +77,17 @@ def test_no_file_outgrows_a_reader() -> None:
     assert {name for name, count in long.items() if count > LONGEST_FILE} == set()
 
 
+def test_a_class_has_a_name_of_its_own() -> None:
+    """But for a family, which has that of its distribution, and for what is a module's own."""
+    places: dict[str, list[str]] = {}
+    for module, path in modules().items():
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                places.setdefault(node.name, []).append(module.split(".")[1])
+    several = {name: rooms for name, rooms in places.items() if len(rooms) > 1}
+    assert {name for name, rooms in several.items() if sorted(rooms) != ["distributions", "families"]} == set()
+
+
 def messages(path: Path) -> Iterator[tuple[int, str, str]]:
     """Line, exception and text of each message that is raised, a field of an f-string shown as ``{}``."""
     for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):

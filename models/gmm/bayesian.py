@@ -18,7 +18,7 @@ from torch.distributions import constraints
 
 from pyro_latent.distributions import IsotropicNormalGamma, NormalGamma, NormalWishart, TiedNormalWishart
 from pyro_latent.models.arguments import Guided, counted, expected_log, probabilities, relative_scale
-from pyro_latent.models.normal_gamma import NormalGammaPrior, Summary, conjugate_parameters
+from pyro_latent.models.normal_gamma import NormalGammaPrior, SampleStatistics, conjugate_parameters
 
 from .densities import (
     Components,
@@ -210,7 +210,7 @@ def _normal_gamma(data: Tensor, responsibilities: Tensor, prior: Priors) -> Norm
         [weight @ (data - mean).square() for mean, weight in zip(means, responsibilities.mT, strict=True)]
     )
     half = NormalGammaPrior(prior.mean, prior.mean_precision, prior.degrees_of_freedom / 2, prior.covariance / 2)
-    after = conjugate_parameters(half, Summary(counts.unsqueeze(-1), means, scatter))
+    after = conjugate_parameters(half, SampleStatistics(counts.unsqueeze(-1), means, scatter))
     return NormalGamma(*(p.expand(means.shape) for p in after))
 
 

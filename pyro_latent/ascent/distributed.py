@@ -1,7 +1,7 @@
 r"""Coordinate ascent by several processes, each with a shard of the data.
 
 A step settles the local blocks of each shard where it is, adds up what the shards say about the globals
-(:class:`~pyro_latent.objective.Summary`) by one all-reduce, and sets the globals, in every process alike, to their
+(:class:`~pyro_latent.objective.DataSummary`) by one all-reduce, and sets the globals, in every process alike, to their
 optimum given the sum: the mathematics is that of :mod:`.memoised`, with all pieces exchanged at once.
 """
 
@@ -15,7 +15,7 @@ import torch
 from ..checkpoint import fingerprint
 from ..errors import CheckpointError, DataError, ModelError
 from ..guide import AutoConjugate, Prepared
-from ..objective import BlockKey, Program, State, Summary, summarize
+from ..objective import BlockKey, DataSummary, Program, State, summarize
 from ..recording import difference_of, identity_of_call
 from ..signatures import PlainState
 from .exchange import Exchange
@@ -43,7 +43,7 @@ class SharedSteps(Steps):
     def evaluate(self, guide: AutoConjugate, arguments: ModelArguments, schedule: Schedule) -> list[float]:
         """The exact ELBO of all shards for each start, without a step."""
 
-        def found() -> tuple[Task, Sweep, Summary]:
+        def found() -> tuple[Task, Sweep, DataSummary]:
             prepared = guide.prepare(*arguments, rescale=False, redraws=False)
             task = Task(prepared.program, arguments, prepared.state, {}, schedule)
             return task, *self.read(task)
@@ -53,7 +53,7 @@ class SharedSteps(Steps):
         total, _ = Exchange(self.ranks).total(task.program, own)
         return reached(task.program, sweep, total, globals_of(task))[0]
 
-    def read(self, task: Task) -> tuple[Sweep, Summary]:
+    def read(self, task: Task) -> tuple[Sweep, DataSummary]:
         """What a shard says about the globals, with its local blocks at their optimum given these."""
         return settled(task)
 
@@ -107,7 +107,7 @@ class DistributedSteps(SharedSteps):
         total, _ = self.exchange.total(task.program, own)
         return reached(task.program, sweep, total, globals_of(task))[0]
 
-    def _settle_points(self, task: Task, sweep: Sweep, total: Summary) -> None:
+    def _settle_points(self, task: Task, sweep: Sweep, total: DataSummary) -> None:
         """Visit parameters, again, until none moves, where an M-step is to be joint."""
         points = points_of(task) if self.m_step is not None else []
         for _ in range(M_STEP_PASSES if self.m_step == "joint" and len(points) > 1 else 0):
@@ -116,7 +116,7 @@ class DistributedSteps(SharedSteps):
             if not moved_from(before, sweep):
                 break
 
-    def read(self, task: Task) -> tuple[Sweep, Summary]:
+    def read(self, task: Task) -> tuple[Sweep, DataSummary]:
         """What the shard says, with its local blocks as the last sweep left them."""
         sweep = Sweep(task.program, task.state, task.arguments)
         return sweep, summarize(task.program, sweep.state, sweep.means, sweep.held)
@@ -152,7 +152,7 @@ def globals_of(task: Task) -> list[BlockKey]:
     return [key for key in task.schedule.blocks(task.program) if not task.program.in_subsample(key)]
 
 
-def settled(task: Task) -> tuple[Sweep, Summary]:
+def settled(task: Task) -> tuple[Sweep, DataSummary]:
     """A sweep whose local blocks are up to date, and what its shard says about the globals."""
     check_pieces(task.program)
     sweep = settled_sweep(task, task.state, task.probs)

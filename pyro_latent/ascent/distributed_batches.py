@@ -1,7 +1,7 @@
 r"""Stochastic and memoised inference by several processes, each with minibatches or pieces of its own.
 
-What the minibatches say about the globals adds up (:class:`~pyro_latent.objective.Summary`). Where process r has n_r of
-the N data, its summary s_r is scaled by N / n_r, and that of all of them together, scaled by N / Σ n_r, is
+What the minibatches say about the globals adds up (:class:`~pyro_latent.objective.DataSummary`). Where process r has
+n_r of the N data, its summary s_r is scaled by N / n_r, and that of all of them together, scaled by N / Σ n_r, is
 
 .. math:: s = \sum_r \frac{n_r}{\sum n_r} s_r.
 
@@ -19,7 +19,7 @@ import torch
 
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, DataError, ModelError
-from ..objective import Program, State, Summary, padded
+from ..objective import DataSummary, Program, State, padded
 from ..signatures import PlainState
 from .batches import check_repeatable, length_of, state_of
 from .distributed import SharedSteps, globals_of, settled
@@ -77,7 +77,7 @@ class SharedStochasticSteps(SharedSteps, StochasticSteps):
         """
         program = task.program
 
-        def found() -> tuple[float, _Part, Sweep, Summary]:
+        def found() -> tuple[float, _Part, Sweep, DataSummary]:
             return self._next_size(), _part_of(program), *settled(task)
 
         step_size, part, sweep, own = self.ranks.agreed(found)
@@ -88,7 +88,7 @@ class SharedStochasticSteps(SharedSteps, StochasticSteps):
         sweep.check_proper()
         return sweep.state, self._took(task, elbo, summary)
 
-    def _moved_globals(self, task: Task, sweep: Sweep, total: Summary, step_size: float) -> Summary | None:
+    def _moved_globals(self, task: Task, sweep: Sweep, total: DataSummary, step_size: float) -> DataSummary | None:
         """Step the globals; returns the averaged summary that the parameters were set by."""
         program, keys = task.program, globals_of(task)
         points = {key for key in keys if program.blocks[key].is_point}
@@ -148,7 +148,7 @@ class SharedMemoisedSteps(SharedSteps, MemoisedSteps):
 
     def _found(
         self, task: Task, name: int | str, known: Piece | None
-    ) -> tuple[_Part, Sweep, Summary, Piece | PieceFile]:
+    ) -> tuple[_Part, Sweep, DataSummary, Piece | PieceFile]:
         """How much data a piece has, a sweep with its local blocks settled, its summary, and what is kept of it.
 
         Raises:

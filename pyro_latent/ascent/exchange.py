@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ModelError
-from ..objective import Program, Summary
+from ..objective import DataSummary, Program
 from ..recording import ScoredSite, difference_of, identity_outside_parts, is_in_part
 from .ranks import Ranks
 
@@ -36,8 +36,8 @@ class Exchange:
         self._identity: dict[str, Any] = {}
 
     def total(
-        self, program: Program, found: Summary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
-    ) -> tuple[Summary, list[float]]:
+        self, program: Program, found: DataSummary, more: Sequence[float] = (), alike: Mapping[str, Any] | None = None
+    ) -> tuple[DataSummary, list[float]]:
         """The sums, over all processes, of their summaries and of more numbers.
 
         Args:
@@ -66,9 +66,9 @@ class Exchange:
         sums: tuple[Tensor, ...] = self.ranks.total(flat).split([p.numel() for p in parts])
         pairs = zip(self._entries, sums, strict=False)
         constants = {e.key: c.reshape(e.shape) for e, c in pairs}
-        return Summary(constants, sums[-3], sums[-2]), sums[-1].tolist()
+        return DataSummary(constants, sums[-3], sums[-2]), sums[-1].tolist()
 
-    def _is_known(self, found: Summary, alike: Mapping[str, object], program: Program) -> bool:
+    def _is_known(self, found: DataSummary, alike: Mapping[str, object], program: Program) -> bool:
         """Whether all processes know what this one would tell, as far as it can say."""
         if self._entries is None or alike != self._alike or not self._is_as_before(program):
             return False
@@ -111,7 +111,7 @@ class Exchange:
                         f"process {rank}."
                     )
 
-    def _agreed_entries(self, found: Summary) -> list[_Entry]:
+    def _agreed_entries(self, found: DataSummary) -> list[_Entry]:
         """The constants that the summary of some shard has, in an order that all processes share.
 
         Raises:

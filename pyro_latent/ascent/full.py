@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from ..errors import ElboDecreaseError, ModelError, NaturalDomainError, NotConjugateError
-from ..objective import BlockKey, Bound, Means, Program, State, starts_of
+from ..objective import BlockKey, ElboBound, Means, Program, State, starts_of
 from ..recording import Recording, version_of
 from ..signatures import PlainState
 from .compiled_sweep import CompiledSweeps, flat, restored
@@ -33,7 +33,7 @@ class Level:
     """
 
     program: Program
-    bound: Bound
+    bound: ElboBound
     elbo: list[float]
 
     def of(self, starts: Sequence[int]) -> Level:
@@ -47,7 +47,7 @@ class Reached(NamedTuple):
     """
 
     state: State
-    bound: Bound
+    bound: ElboBound
     report: Tensor
     ends: tuple[Means, Means] | None = None
 

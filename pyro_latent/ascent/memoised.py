@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..checkpoint import fingerprint
 from ..errors import DataError, ModelError
-from ..objective import BlockKey, Program, State, Summary, in_turn, padded, summarize
+from ..objective import BlockKey, DataSummary, Program, State, in_turn, padded, summarize
 from ..recording import ScoredSite
 from ..signatures import PlainState
 from .pieces import Piece, PieceFile, PieceFolder
@@ -37,7 +37,7 @@ class MemoisedSteps(Steps):
     def __init__(self, folder: str | PathLike[str] | None = None) -> None:
         self._folder = None if folder is None else PieceFolder(folder)
         self.pieces: dict[int | str, Piece | PieceFile] = {}
-        self._total: Summary | None = None
+        self._total: DataSummary | None = None
         self._level: list[float] | None = None
 
     def _known(self, name: int | str) -> Piece | None:
@@ -115,7 +115,7 @@ class MemoisedSteps(Steps):
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take on a state of :meth:`to_state`."""
         self.pieces = {name: self._kept(Piece.from_state(piece, device)) for name, *piece in state["pieces"]}
-        self._total = None if state["total"] is None else Summary.from_state(state["total"], device)
+        self._total = None if state["total"] is None else DataSummary.from_state(state["total"], device)
         self._level, self._was_moved = state["level"], False
 
 
@@ -140,7 +140,7 @@ def settled_sweep(task: Task, state: State, probs: Mapping[str, Tensor]) -> Swee
     return sweep
 
 
-def set_globals(program: Program, sweep: Sweep, total: Summary, keys: Sequence[BlockKey]) -> None:
+def set_globals(program: Program, sweep: Sweep, total: DataSummary, keys: Sequence[BlockKey]) -> None:
     """Set blocks, in order, to their optimum given the others and what all of the data says."""
     summands = total.summands(program, program.recording.dtype)
     for key in keys:
@@ -150,7 +150,7 @@ def set_globals(program: Program, sweep: Sweep, total: Summary, keys: Sequence[B
 
 
 def reached(
-    program: Program, sweep: Sweep, total: Summary, keys: Sequence[BlockKey]
+    program: Program, sweep: Sweep, total: DataSummary, keys: Sequence[BlockKey]
 ) -> tuple[list[float], list[float]]:
     """The ELBO of all of the data for each start, and the size of what it sums; ``keys`` are the globals."""
     state, means = program.exactly(sweep.state)

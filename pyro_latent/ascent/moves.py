@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from ..errors import DataError, NaturalDomainError
-from ..objective import Bound, ComponentSites, DiscretePosterior, State
+from ..objective import ComponentSites, DiscretePosterior, ElboBound, State
 from .steps import Task
 from .sweep import NotFiniteError, Sweep, rounding_of
 
@@ -50,7 +50,7 @@ class Candidate:
     """A state of one start, with the discrete sites at their exact posterior there, and its ELBO."""
 
     state: State
-    bound: Bound
+    bound: ElboBound
     elbo: float
 
     @property

@@ -17,14 +17,14 @@ import torch
 from ..checkpoint import read_checkpoint, write_checkpoint
 from ..errors import CheckpointError, MissingFileError
 from ..families import Natural
-from ..objective import BlockKey, Summary, of_start
+from ..objective import BlockKey, DataSummary, of_start
 
 
 @dataclass(frozen=True, eq=False)
 class Piece:
     """What a piece of the data leaves: its summary, its local blocks, and what its data is known by."""
 
-    summary: Summary
+    summary: DataSummary
     local: Mapping[BlockKey, Natural]
     mark: str
 
@@ -46,7 +46,7 @@ class Piece:
         """A piece from its plain form."""
         summary, fields, keys, mark = state
         naturals = (Natural(**{n: t.to(device) for n, t in fields[str(i)].items()}) for i in range(len(keys)))
-        return Piece(Summary.from_state(summary, device), dict(zip(keys, naturals, strict=True)), mark)
+        return Piece(DataSummary.from_state(summary, device), dict(zip(keys, naturals, strict=True)), mark)
 
 
 class PieceFolder:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from ..checkpoint import fingerprint
 from ..errors import ArgumentError, ModelError
-from ..objective import BlockKey, Program, State, Summand, Summary, starts_of, summarize
+from ..objective import BlockKey, DataSummary, Program, State, Summand, starts_of, summarize
 from ..signatures import PlainState
 from .compiled_sweep import CompiledSweeps, flat, restored
 from .step_size import StepSize
@@ -35,7 +35,7 @@ _KINDS = 8
 
 
 #: The state that a step reaches, the ELBO of each start, and the averaged summary of the parameters' data.
-_Reached = tuple[State, list[float], Summary | None]
+_Reached = tuple[State, list[float], DataSummary | None]
 
 
 class StochasticSteps(Steps):
@@ -50,7 +50,7 @@ class StochasticSteps(Steps):
     def __init__(self, step_size: StepSize) -> None:
         self.step_size = step_size
         self.count = 0
-        self._summary: Summary | None = None  # of the parameters' data, averaged over the minibatches
+        self._summary: DataSummary | None = None  # of the parameters' data, averaged over the minibatches
         self._average: list[float] = []
         self._last: ModelArguments | None = None
         self.compiled = CompiledSweeps(most=_KINDS)
@@ -87,7 +87,7 @@ class StochasticSteps(Steps):
             raise ArgumentError(f"Expected step sizes in (0, 1]; got {step_size!r} at step {self.count}.")
         return step_size
 
-    def _took(self, task: Task, values: list[float], summary: Summary | None) -> Info:
+    def _took(self, task: Task, values: list[float], summary: DataSummary | None) -> Info:
         """Remember a step that has gone well, and say what it reached."""
         self.count += 1
         self._summary, self._last = summary, task.arguments
@@ -166,7 +166,7 @@ class StochasticSteps(Steps):
 
     def _moved(
         self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float | Tensor
-    ) -> tuple[Sweep, Tensor, Summary | None]:
+    ) -> tuple[Sweep, Tensor, DataSummary | None]:
         """A sweep whose local blocks are settled and whose other blocks have taken their step; the ELBO of each start
         before that, and the averaged summary of the parameters' data.
         """
@@ -175,7 +175,7 @@ class StochasticSteps(Steps):
         elbo = task.program.bound(sweep.state, sweep.means, None if sweep.is_stale else sweep.held).elbo
         return sweep, elbo, self._global_steps(sweep, others, step_size)
 
-    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: Any) -> Summary | None:
+    def _global_steps(self, sweep: Sweep, keys: list[BlockKey], step_size: Any) -> DataSummary | None:
         """Step the globals; returns the averaged summary that the parameters were set by."""
         program = sweep.program
         points = [key for key in keys if program.blocks[key].is_point]
@@ -198,7 +198,7 @@ class StochasticSteps(Steps):
                 sweep.blend(key, sweep.optimum_of(block), step_size)
         return summary
 
-    def _averaged(self, seen: Summary, step_size: float) -> Summary:
+    def _averaged(self, seen: DataSummary, step_size: float) -> DataSummary:
         """What the minibatches so far say of the parameters, with one more."""
         return seen if self._summary is None else self._summary.times(1 - step_size).plus(seen, step_size)
 
@@ -223,7 +223,7 @@ class StochasticSteps(Steps):
     def load_state(self, state: Mapping[str, Any], device: torch.device) -> None:
         """Take on a state of :meth:`to_state`."""
         self.count, self._average = state["count"], list(state["average"])
-        self._summary = None if state["summary"] is None else Summary.from_state(state["summary"], device)
+        self._summary = None if state["summary"] is None else DataSummary.from_state(state["summary"], device)
 
 
 def _given(state: State, data: list[Tensor], step_size: float) -> list[Tensor]:

@@ -16,7 +16,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..families import Family, Mean, Natural
 from ..gradient.natural_gradient import BlockDraws, draws_of, natural_gradient
-from ..objective import Block, BlockKey, Means, Program, State, Summary, starts_of
+from ..objective import Block, BlockKey, DataSummary, Means, Program, State, starts_of
 from .step_size import StepSize
 from .steps import LOCAL_STEPS, LOCAL_TOL, Schedule, Task
 from .stochastic import StochasticSteps
@@ -47,7 +47,7 @@ class StructuredSteps(StochasticSteps):
 
     def _moved(
         self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: Any
-    ) -> tuple[Sweep, Tensor, Summary | None]:
+    ) -> tuple[Sweep, Tensor, DataSummary | None]:
         program, state = task.program, task.state
         _check_structured(program, state, local)
         draws = {key: draws_of(program.blocks[key], state[key], self.draws) for key in others}

@@ -27,7 +27,7 @@ from .comparison import Comparison, Entry
 from .draws import check_same_densities, draw
 from .methods import Method, Stopwatch, check_methods
 from .moments import Components, align, difference, find_components, moments, r_hat
-from .parameters import Parameters
+from .parameters import ParameterStates
 
 
 def compare(
@@ -90,7 +90,7 @@ def compare(
         target = Target.of(model, args, kwargs)
         target.check_drawn()
         plate = find_components(target, components)
-    parameters = Parameters(start, [getattr(method, "guide", method) for method in methods.values()])
+    parameters = ParameterStates(start, [getattr(method, "guide", method) for method in methods.values()])
     job = _Job(target, num_samples, max_steps, max_seconds, same_data, seed, parameters)
     with torch.random.fork_rng(), parameters.kept():
         entries = _aligned({name: job.named(name, method) for name, method in methods.items()}, plate)
@@ -184,7 +184,7 @@ class _Job:
     max_seconds: float
     same_data: bool
     seed: int
-    parameters: Parameters
+    parameters: ParameterStates
 
     def named(self, name: str, method: Method) -> Entry:
         """One entry; what goes wrong there is an error with the method's name."""

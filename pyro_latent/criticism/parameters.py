@@ -32,7 +32,7 @@ class SavedValues:
         return tensor is self.tensors.get(name) and torch.equal(tensor, self._values[name])
 
 
-class Parameters:
+class ParameterStates:
     """Pyro's parameters, as each method finds them and as a comparison leaves them.
 
     The tensors stay the same ones, for modules have theirs registered in the store; their values are put back before

@@ -25,29 +25,29 @@ from .posterior import (
     shaped,
 )
 from .predictive import blocks_read, exact_log_predictive
-from .program import Bound, Program, in_turn
+from .program import ElboBound, Program, in_turn
 from .starts import Init, fresh_blocks, initial_state
 from .stored import block_of, of_data, stored_blocks
 from .summands import Summand
-from .summaries import Summary, summarize
+from .summaries import DataSummary, summarize
 
 __all__ = [
     "AUTO",
     "Block",
     "BlockKey",
-    "Bound",
     "ComponentSites",
+    "DataSummary",
     "DependentElements",
     "DiscreteElimination",
     "DiscretePosterior",
     "Doubt",
+    "ElboBound",
     "Init",
     "Means",
     "Posteriors",
     "Program",
     "State",
     "Summand",
-    "Summary",
     "Table",
     "as_probabilities",
     "block_of",

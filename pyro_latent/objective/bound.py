@@ -10,7 +10,7 @@ from torch import Tensor
 from .discrete import DiscretePosterior
 
 
-class Bound(NamedTuple):
+class ElboBound(NamedTuple):
     """The ELBO of each start, the sum of the absolute values of its terms, and where the state is proper."""
 
     elbo: Tensor
@@ -23,16 +23,16 @@ class Bound(NamedTuple):
         held = [] if self.held is None else [*self.held.weights, *self.held[1:]]
         return [self.elbo, self.magnitude, *held]
 
-    def like(self, tensors: Sequence[Tensor]) -> Bound:
+    def like(self, tensors: Sequence[Tensor]) -> ElboBound:
         """A bound of other tensors in the same order."""
         elbo, magnitude, *rest = tensors
         if self.held is None:
-            return Bound(elbo, magnitude, None)
+            return ElboBound(elbo, magnitude, None)
         count = len(self.held.weights)
-        return Bound(elbo, magnitude, DiscretePosterior(tuple(rest[:count]), *rest[count:]))
+        return ElboBound(elbo, magnitude, DiscretePosterior(tuple(rest[:count]), *rest[count:]))
 
-    def of(self, starts: Sequence[int]) -> Bound:
+    def of(self, starts: Sequence[int]) -> ElboBound:
         """Keep some starts alone."""
         index = list(starts)
         held = None if self.held is None else self.held.of(index)
-        return Bound(self.elbo[index], self.magnitude[index], held)
+        return ElboBound(self.elbo[index], self.magnitude[index], held)

@@ -22,7 +22,7 @@ from ..expressions.axes import axis_labels
 from ..recording import DiscreteSite
 from .elimination import Plan, Table
 from .groups import connected
-from .layouts import Cut, Layout, Reading, Sum, rows_first
+from .layouts import Cut, Layout, Reading, SumOfElements, rows_first
 from .order import DiscreteVariable, NotNestedError, Scope
 
 #: The joint posterior of elements is exact where no table and no pass of elimination has more numbers than these, and
@@ -59,7 +59,7 @@ class Joint:
         self._cuts: list[list[Cut]] | None = None
         depth = max(len(s.batch_shape) for s in sites)
         depth = max([depth, *(len(x.sizes) for rows in layouts for x in rows if x.is_aligned)])
-        self._sums = [Sum.of(rows[0], depth) if len(rows) == 1 else None for rows in layouts]
+        self._sums = [SumOfElements.of(rows[0], depth) if len(rows) == 1 else None for rows in layouts]
         self._layouts = [rows if s is None else [s.layout] for rows, s in zip(layouts, self._sums, strict=True)]
         self._device = sites[0].support.device
         own = {s.name: frozenset(p.dim for p in s.plates if p.size > 1) for s in sites}

@@ -113,7 +113,7 @@ def rows_first(tensor: Tensor, layouts: Sequence[Layout]) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class Sum:
+class SumOfElements:
     """A factor that reads one element at each place, as ``z[group]`` does, added up to a factor of the elements."""
 
     layout: Layout
@@ -121,7 +121,7 @@ class Sum:
     elements: Tensor
 
     @staticmethod
-    def of(layout: Layout, depth: int) -> Sum | None:
+    def of(layout: Layout, depth: int) -> SumOfElements | None:
         """The sum of a factor of one site that reads it otherwise than place by place; None for others."""
         if len(layout.readings) != 1 or layout.readings[0].is_aligned:
             return None
@@ -130,7 +130,7 @@ class Sum:
         found = spread(*element_numbers(reading.site, reading.axes), {i - count: i for i in range(count)})
         elements = found.expand(layout.sizes).reshape(-1)
         own = Layout((reading.own,), (*[1] * (depth - len(shape)), *shape))
-        return Sum(own, layout.sizes, elements)
+        return SumOfElements(own, layout.sizes, elements)
 
     def added(self, tensor: Tensor) -> Tensor:
         """The factor of the elements, ``[starts, values] + plates``."""
@@ -190,4 +190,13 @@ def _merged(tensor: Tensor, equal: tuple[int, ...]) -> Tensor:
     return torch.einsum(tensor, [numbers[x] for x in (*letters, *tail)], [numbers[x] for x in out])
 
 
-__all__ = ["Cut", "Layout", "Reading", "Sum", "both_elements", "element_numbers", "rows_first", "same_element"]
+__all__ = [
+    "Cut",
+    "Layout",
+    "Reading",
+    "SumOfElements",
+    "both_elements",
+    "element_numbers",
+    "rows_first",
+    "same_element",
+]

@@ -24,7 +24,7 @@ from ..families import Mean, Natural
 from ..families.quadrature import Quadrature
 from ..recording import DiscreteSite, Recording
 from .blocks import Block, BlockKey, Means, State, starts_of
-from .bound import Bound
+from .bound import ElboBound
 from .densities import usable_terms, with_indicators
 from .derived import with_derived
 from .discrete import DiscreteElimination, DiscretePosterior
@@ -239,7 +239,7 @@ class Program:
 
     # The ELBO.
 
-    def bound(self, state: State, means: Means, held: DiscretePosterior | None = None) -> Bound:
+    def bound(self, state: State, means: Means, held: DiscretePosterior | None = None) -> ElboBound:
         """The ELBO of each start, in float64, with the discrete sites at their exact posterior.
 
         ``held``: or at this posterior of theirs, held at the same mean parameters.
@@ -251,7 +251,7 @@ class Program:
         if held is not None:
             total = total + held.log_normalizer + self.unrounded(held, means, exact)
             magnitude = magnitude + held.magnitude
-        return Bound(total, magnitude, held)
+        return ElboBound(total, magnitude, held)
 
     def terms(
         self, state: State, means: Means, keys: Iterable[BlockKey], summands: Iterable[Summand] = ()
@@ -394,4 +394,4 @@ def in_turn(turn: Tensor | None, natural: Natural, old: Natural) -> Natural:
     return Natural(**{n: torch.where(turn.unsqueeze(-1), natural[n], old[n]) for n in natural})
 
 
-__all__ = ["Bound", "Program", "in_turn"]
+__all__ = ["ElboBound", "Program", "in_turn"]

@@ -34,7 +34,7 @@ _LARGEST = 10**8
 
 
 @dataclass(frozen=True, eq=False)
-class Summary:
+class DataSummary:
     """A sum of constants times moments of the globals, and a number, for each start; float64.
 
     ``constants`` has, by the moments that it multiplies and the labels of its dimensions, a tensor
@@ -45,28 +45,30 @@ class Summary:
     number: Tensor
     magnitude: Tensor
 
-    def plus(self, other: Summary, weight: float = 1.0) -> Summary:
+    def plus(self, other: DataSummary, weight: float = 1.0) -> DataSummary:
         """``self + weight · other``."""
         constants = dict(self.constants)
         for key, constant in other.constants.items():
             known = constants.get(key)
             constants[key] = weight * constant if known is None else _added(known, weight * constant)
-        return Summary(constants, self.number + weight * other.number, self.magnitude + abs(weight) * other.magnitude)
+        return DataSummary(
+            constants, self.number + weight * other.number, self.magnitude + abs(weight) * other.magnitude
+        )
 
-    def minus(self, other: Summary) -> Summary:
+    def minus(self, other: DataSummary) -> DataSummary:
         """``self − other``, where other is one of the parts that self is the sum of."""
         found = self.plus(other, -1.0)
-        return Summary(found.constants, found.number, self.magnitude - other.magnitude)
+        return DataSummary(found.constants, found.number, self.magnitude - other.magnitude)
 
-    def of(self, start: int) -> Summary:
+    def of(self, start: int) -> DataSummary:
         """Keep one start alone."""
         constants = {key: constant[start : start + 1] for key, constant in self.constants.items()}
-        return Summary(constants, self.number[start : start + 1], self.magnitude[start : start + 1])
+        return DataSummary(constants, self.number[start : start + 1], self.magnitude[start : start + 1])
 
-    def times(self, weight: float) -> Summary:
+    def times(self, weight: float) -> DataSummary:
         """``weight · self``."""
         constants = {key: weight * constant for key, constant in self.constants.items()}
-        return Summary(constants, weight * self.number, abs(weight) * self.magnitude)
+        return DataSummary(constants, weight * self.number, abs(weight) * self.magnitude)
 
     def summands(self, program: Program, dtype: torch.dtype) -> list[Summand]:
         """The sums over the blocks of a program.
@@ -93,10 +95,10 @@ class Summary:
         }
 
     @staticmethod
-    def from_state(state: Mapping[str, Any], device: torch.device) -> Summary:
+    def from_state(state: Mapping[str, Any], device: torch.device) -> DataSummary:
         """A summary from its plain form."""
         constants = {k: c.to(device) for k, c in zip(state["keys"], state["constants"], strict=True)}
-        return Summary(constants, state["number"].to(device), state["magnitude"].to(device))
+        return DataSummary(constants, state["number"].to(device), state["magnitude"].to(device))
 
 
 def _check_known(moment: BlockMoment) -> None:
@@ -123,7 +125,7 @@ def _added(a: Tensor, b: Tensor) -> Tensor:
     return a + b
 
 
-def summarize(program: Program, state: State, means: Means, held: DiscretePosterior | None) -> Summary:
+def summarize(program: Program, state: State, means: Means, held: DiscretePosterior | None) -> DataSummary:
     """The summary of the data in the program's subsampled plates.
 
     Args:
@@ -157,7 +159,7 @@ def summarize(program: Program, state: State, means: Means, held: DiscretePoster
         readings: Any = tuple((m.block.key, m.statistic, m.axes) for m in found.moments)
         key = (readings, found.labels)
         constants[key] = constants[key] + found.constant if key in constants else found.constant
-    return Summary(constants, number, magnitude)
+    return DataSummary(constants, number, magnitude)
 
 
 def _collapsed(summand: Summand, means: Means, local: Collection[BlockKey], starts: int) -> Summand:
@@ -226,4 +228,4 @@ def _gathered_sizes(moments: tuple[BlockMoment, ...], means: Means) -> dict[tupl
     return {(id(a.index), a.labels): n for a, n in pairs if isinstance(a, Gather)}
 
 
-__all__ = ["Summary", "summarize"]
+__all__ = ["DataSummary", "summarize"]
