@@ -257,8 +257,9 @@ def sweeps(case: Case, guide: AutoConjugate, data: Tensor, group: Any = None) ->
     """What some sweeps lead to from there."""
     pyro.clear_param_store()
     driver = CAVI(case.model, guide, local_steps=1, process_group=group)
-    driver.run(data, len(case.data), max_steps=case.sweeps, tol=0)
-    return {"loss": driver.evaluate_loss(data, len(case.data)), "state": content(guide)}
+    last = driver.run(data, len(case.data), max_steps=case.sweeps, tol=0).elbo[-1]
+    loss = driver.evaluate_loss(data, len(case.data))
+    return {"loss": loss, "last": float(last), "state": content(guide)}
 
 
 def batches(

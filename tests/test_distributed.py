@@ -81,6 +81,7 @@ def test_shards_give_what_all_of_the_data_does(name: str, size: int, found: list
     first = found[0][f"{name}, {size}"]
     for own in (found[rank][f"{name}, {size}"] for rank in range(size)):
         assert own["loss"] == first["loss"]
+        assert own["last"] == pytest.approx(expected["last"], rel=1e-10)  # of the last sweep, as it says itself
         assert all(torch.equal(own["state"][n], tensor) for n, tensor in first["state"].items())
         assert_same(own, expected)
 

@@ -76,6 +76,7 @@ class DistributedSteps(SharedSteps):
         self._program: Program | None = None
         self._level: list[float] | None = None
         self._last: list[float] = []  # the level after the last step, also where that is forgotten
+        self._carried: DataSummary | None = None  # what all shards say at the end of the last step, to begin with
 
     def step(self, task: Task) -> tuple[State, Info]:
         """One sweep; the exact ELBO of all shards, for each start.
@@ -84,28 +85,50 @@ class DistributedSteps(SharedSteps):
             PyroLatentError: in all processes, if the updates of one shard fail.
             ElboDecreaseError: if the ELBO fell by more than rounding explains.
         """
-        program = task.program
-        sweep, found = self.ranks.agreed(lambda: settled(task))
+        program, others = task.program, globals_of(task)
         before, is_new = self._level, self.ranks.any(self._program is not program)
         if is_new:
             self.exchange.forget()
+            self._carried = None
             before = None if self.ranks.any(before is None) else self._start_of(task)
-        total, _ = self.exchange.total(program, found)
-        others = globals_of(task)
+        sweep, total = self._settled(task)
         set_globals(program, sweep, total, others)
         self._settle_points(task, sweep, total)
+        if program.discrete:  # whose posterior is that at the new globals
+            sweep.check_proper()
+            total = self._total_at(task._replace(state=sweep.state))
         elbo, sizes = reached(program, sweep, total, others)
         check_risen(before or elbo, elbo, sizes, program)
         last = self._last if len(self._last) == len(elbo) else elbo
         self._was_moved = fall_of(last, elbo, sizes, program.recording.dtype) != 0
         self._program, self._level, self._last = program, elbo, elbo
+        self._carried = total if _is_carried(program) else None
         return sweep.state, Info(elbo, elbo.index(max(elbo)))
 
     def _start_of(self, task: Task) -> list[float]:
         """The ELBO of all shards where a step begins, of a model or of data that have changed since the last one."""
-        sweep, own = self.ranks.agreed(lambda: self.read(task))
-        total, _ = self.exchange.total(task.program, own)
-        return reached(task.program, sweep, total, globals_of(task))[0]
+        sweep = Sweep(task.program, task.state, task.arguments, hold=False)
+        return reached(task.program, sweep, self._total_at(task), globals_of(task))[0]
+
+    def _settled(self, task: Task) -> tuple[Sweep, DataSummary]:
+        """A sweep with local blocks and discrete sites at their optimum, and what all shards say; where these are the
+        discrete sites alone, the last step has ended so.
+        """
+        if _is_carried(task.program) and not self.ranks.any(self._carried is None):
+            assert self._carried is not None
+            return Sweep(task.program, task.state, task.arguments, hold=False), self._carried
+        sweep, found = self.ranks.agreed(lambda: settled(task))
+        return sweep, self.exchange.total(task.program, found)[0]
+
+    def _total_at(self, task: Task) -> DataSummary:
+        """What all shards say at the state of a task, with the discrete sites at their optimum."""
+
+        def found() -> DataSummary:
+            sweep, own = self.read(task)
+            sweep.check_proper([own.number])
+            return own
+
+        return self.exchange.total(task.program, self.ranks.agreed(found))[0]
 
     def _settle_points(self, task: Task, sweep: Sweep, total: DataSummary) -> None:
         """Visit parameters, again, until none moves, where an M-step is to be joint."""
@@ -122,10 +145,10 @@ class DistributedSteps(SharedSteps):
         return sweep, summarize(task.program, sweep.state, sweep.means, sweep.held)
 
     def forget_level(self) -> None:
-        self._level = None
+        self._level = self._carried = None
 
     def keep(self, start: int) -> None:
-        self._level, self._program, self._last = None, None, []
+        self._level, self._program, self._last, self._carried = None, None, [], None
 
     def to_state(self) -> PlainState:
         """What is remembered, as one process that has all of the data would say it, for it may go on from there."""
@@ -143,8 +166,14 @@ class DistributedSteps(SharedSteps):
                 "Expected a checkpoint of a run that has kept all of its starts, to go on in several processes; got "
                 f"one that has dropped {len(state['dropped'])}. End it in one process, or keep guide.state_dict()."
             )
-        self._level, self._program, self._last = None, None, list(state.get("last", []))
+        self._level, self._program, self._carried = None, None, None
+        self._last = list(state.get("last", []))
         self._was_moved = state.get("moved", False)  # older files say neither
+
+
+def _is_carried(program: Program) -> bool:
+    """Whether discrete sites are all that a shard has of its own."""
+    return bool(program.discrete) and not any(program.in_subsample(key) for key in program.blocks)
 
 
 def globals_of(task: Task) -> list[BlockKey]:
