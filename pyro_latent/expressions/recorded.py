@@ -12,6 +12,7 @@ from weakref import WeakValueDictionary
 import torch
 from torch import Tensor
 
+from ..signatures import Args, Kwargs
 from .expression import Expression
 from .numbering import fresh_number
 from .tables import ELEMENTWISE
@@ -94,12 +95,12 @@ class Recorded(Tensor):
         return found | (self.expression.opacity.reads if self.expression.opacity else frozenset())
 
 
-def placeholders(item: Any) -> Any:
+def placeholders(item: object) -> Any:
     """Replace random tensors by their placeholders, inside tuples, lists and dicts too."""
     return mapped(item, lambda tensor: tensor._placeholder)
 
 
-def mapped(item: Any, function: Callable[[Any], Any], kind: type = Recorded) -> Any:
+def mapped(item: object, function: Callable[[Any], Any], kind: type = Recorded) -> Any:
     """Replace tensors of a kind by what a function makes of them, inside tuples, lists and dicts too."""
     if isinstance(item, kind):
         return function(item)
@@ -113,7 +114,7 @@ def mapped(item: Any, function: Callable[[Any], Any], kind: type = Recorded) -> 
     return item
 
 
-def expressions(item: Any) -> Any:
+def expressions(item: object) -> Any:
     """Replace random tensors by their expressions, inside tuples, lists and dicts too."""
     return mapped(item, lambda tensor: tensor.expression)
 
@@ -141,16 +142,14 @@ def parents_in(*containers: Any) -> list[Expression]:
     return [t.expression for t in recorded_in(*containers)]
 
 
-def called(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], tensors: Sequence[Tensor]) -> Any:
+def called(func: Callable[..., Any], args: Args, kwargs: Kwargs, tensors: Sequence[Tensor]) -> Any:
     """The operation with these tensors in place of the random ones, in order."""
     rest = iter(tensors)
     plain = mapped((args, kwargs), lambda tensor: next(rest))
     return func(*plain[0], **plain[1])
 
 
-def function_of_call(
-    name: str, func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
-) -> FunctionOf | None:
+def function_of_call(name: str, func: Callable[..., Any], args: Args, kwargs: Kwargs) -> FunctionOf | None:
     """What the result of an operation is a function of: of the first tensor that one of its arguments is a function of,
     or, where none is, of the one that is no table; the others are beside it. None where there are several of the
     latter, or the operation moves elements of what is beside.
@@ -189,7 +188,7 @@ def _function(source: Recorded, argument: Recorded, allowed: bool) -> FunctionOf
     return FunctionOf(argument, lambda value, other: other, (own,))
 
 
-def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Replay | None:
+def replay_of_call(func: Callable[..., Any], args: Args, kwargs: Kwargs) -> Replay | None:
     """The same operation on the values of points; None where a latent with a distribution is involved."""
     sources = recorded_in(args, kwargs)
     if any(_replay_of(t) is None for t in sources):
@@ -197,7 +196,7 @@ def replay_of_call(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict
     sites = sorted({c.site for t in sources for c in t.expression.choices})
     recalled = mapped((args, kwargs), lambda tensor: _Recalled(_replay_of(tensor)))
 
-    def replay(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+    def replay(values: Mapping[Any, object], known: dict[Any, Tensor]) -> Tensor:
         key = (id(replay), *(values[site] for site in sites))
         if key not in known:
             plain = mapped(recalled, lambda r: r.replay(values, known), _Recalled)
@@ -231,7 +230,7 @@ def _over_choices(replay: Replay, choices: Sequence[Choice]) -> Replay:
         return replay
     sizes = [c.size for c in choices]
 
-    def stacked(values: Mapping[Any, Any], known: dict[Any, Tensor]) -> Tensor:
+    def stacked(values: Mapping[Any, object], known: dict[Any, Tensor]) -> Tensor:
         rows = []
         for place in itertools.product(*map(range, sizes)):
             chosen = dict(zip((c.site for c in choices), place, strict=True))
@@ -255,9 +254,7 @@ def derived(name: str, value: Tensor, replay: Replay, sources: list[Recorded]) -
     return Expression.derived(f"{name} {fresh_number()}", value, _over_choices(replay, choices), points, choices)
 
 
-def derived_from_points(
-    name: str, func: Callable[..., Tensor], args: tuple[Any, ...], like: Tensor
-) -> Expression | None:
+def derived_from_points(name: str, func: Callable[..., Tensor], args: Args, like: Tensor) -> Expression | None:
     """``func(*args)`` as a function of point estimates; None where a latent with a distribution is among the
     arguments.
     """

@@ -21,7 +21,7 @@ _MOST_CASES = 64
 _DRAWS = 4
 
 
-def function_of_probs(fn: Any) -> FunctionOf | None:
+def function_of_probs(fn: object) -> FunctionOf | None:
     """What the recorded ``probs`` of a distribution are a function of; None where that is not known, is computed from
     points alone, or does not broadcast to them.
     """

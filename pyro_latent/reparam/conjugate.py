@@ -45,12 +45,12 @@ class Conjugate(Strategy):
         self.auxiliary: dict[str, str] = {}
         self.moved: dict[str, tuple[str, Any]] = {}
 
-    def configure(self, msg: Any) -> Reparam | None:
+    def configure(self, msg: object) -> Reparam | None:
         found = _Chain(self) if entry_for(msg) is not None else None
         return found
 
 
-def entry_for(msg: Any) -> ConjugateReparam | None:
+def entry_for(msg: object) -> ConjugateReparam | None:
     """The entry for the site of a message."""
     return first_for(Site.of(msg), ENTRIES)
 

@@ -68,7 +68,7 @@ class GatedBernoulli(GivenWeight, dist.Bernoulli):
         super().__init__(probs=_probs(self), validate_args=validate_args)
 
     @staticmethod
-    def log_factor(arguments: Any, value: Any) -> Any:
+    def log_factor(arguments: object, value: object) -> Any:
         return log_factor(arguments, value, 1.0)
 
 
@@ -148,7 +148,7 @@ class _Cases:
     level: Tensor
 
 
-def _cases(fn: Any) -> _Cases | None:
+def _cases(fn: object) -> _Cases | None:
     """What the recorded ``probs`` are for each value of discrete latents, known by their values; None where they are
     something else for one of them.
     """

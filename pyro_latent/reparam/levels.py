@@ -67,7 +67,7 @@ class _Levels(NamedTuple):
     high: Tensor | None
 
 
-def _levels(fn: Any) -> _Levels | None:
+def _levels(fn: object) -> _Levels | None:
     """The levels that the recorded ``probs`` are between, known by their values; None where they are something else."""
     of = function_of_probs(fn)
     if of is None:

@@ -64,13 +64,13 @@ class GaussianHMMReparam(LinearHMMReparam):
     condition = " of latent arguments, with data"
 
 
-def _is_known(chain: Any) -> bool:
+def _is_known(chain: object) -> bool:
     """Whether a chain has a density without its states: its noises are normal, and nothing in it is random."""
     found = in_form(chain, family_class(chain))
     return not isinstance(found, RandomDistribution | dist.LinearHMM)
 
 
-def _moved(noise: Any, t: int, shift: Tensor, known: tuple[type, ...], name: str) -> Any:
+def _moved(noise: object, t: int, shift: Tensor, known: tuple[type, ...], name: str) -> Any:
     """The noise of a step, ``batch + [steps] + event``, about another location.
 
     Raises:

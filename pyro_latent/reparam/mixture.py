@@ -28,7 +28,7 @@ class MixtureReparam(ConjugateReparam):
 
 
 def component_of(
-    components: Any, number: Tensor, name: str, narrowed: Callable[[Tensor, int], Tensor] | None = None
+    components: object, number: Tensor, name: str, narrowed: Callable[[Tensor, int], Tensor] | None = None
 ) -> Any:
     """The distribution of one of several, whose batch ends in a dimension along them.
 
@@ -48,7 +48,7 @@ def component_of(
     return found.to_event(events) if events else found
 
 
-def taken(value: Any, number: Tensor, event: int, name: str) -> Any:
+def taken(value: object, number: Tensor, event: int, name: str) -> Any:
     """The argument of the component of each datum.
 
     Args:

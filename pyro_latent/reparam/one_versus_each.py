@@ -139,7 +139,7 @@ class OneVersusEachReparam(ConjugateReparam):
         return BoundedMultinomial(total, logits, differences, weight, validate_args=is_checked(site.fn))
 
 
-def _logits(fn: Any) -> Any:
+def _logits(fn: object) -> Any:
     """The recorded logits of a distribution; None where they are known, or its probabilities are no softmax."""
     given = raw_arguments(fn)
     for name, function in (("logits", torch.log_softmax), ("probs", torch.softmax)):

@@ -75,7 +75,7 @@ class OrderedProbitReparam(ConjugateReparam):
         return WeightedOrderedProbit(raw_arguments(site.fn)["probs"], predictor, weight, law.log_normalizer)
 
 
-def _places(fn: Any) -> tuple[Tensor, Tensor] | None:
+def _places(fn: object) -> tuple[Tensor, Tensor] | None:
     """The places that Φ is taken at, ``batch + [K − 1]``, and how far each is from the first one, which is constant;
     None where probabilities are something else.
     """

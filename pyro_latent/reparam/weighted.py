@@ -35,7 +35,7 @@ class GivenWeight:
         register_rule(cls, lambda arguments, value: cls.log_factor(arguments, value))
 
     @staticmethod
-    def log_factor(arguments: Any, value: Any) -> Any:
+    def log_factor(arguments: object, value: object) -> Any:
         """The logarithm of the factor, of numbers or of expressions."""
         raise NotImplementedError
 
@@ -43,7 +43,7 @@ class GivenWeight:
         found: Tensor = self.log_factor(self, value)
         return found
 
-    def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
+    def expand(self, batch_shape: Sequence[int], _instance: object = None) -> Any:
         make: Any = type(self)
         limits = self.arg_constraints  # type: ignore[attr-defined]
         given = raw_arguments(self)
@@ -53,7 +53,7 @@ class GivenWeight:
         return make(**given | wide, validate_args=False)
 
 
-def inside(distribution: Any, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
+def inside(distribution: object, cdf: Callable[[Tensor], Tensor]) -> Tensor | None:
     """What the recorded ``probs`` of a distribution are the cdf of, however it is written: it is known by its values;
     None where they are something else, or functions of points alone.
     """
