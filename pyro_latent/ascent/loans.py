@@ -66,7 +66,7 @@ def lent(ranks: Alone | Ranks, guide: AutoConjugate, own: Own) -> ModelArguments
     if isinstance(ranks, Alone) or ranks.size == 1:
         assert own is not None
         return own
-    kind = _kind(own)
+    kind = _kind_again(ranks, own)
     if ranks.any(kind is not None and not _is_known(ranks, kind, own)):
         _ask(ranks, guide, own, kind)
     loan = None if kind is None else ranks.loans[kind]
@@ -101,6 +101,17 @@ def _is_empty(item: object) -> bool:
         return len(item) == 0
     shape = getattr(item, "shape", ())
     return isinstance(shape, tuple) and 0 in shape
+
+
+def _kind_again(ranks: Ranks, own: Own) -> Hashable | None:
+    """The kind of arguments; where the last ones had nothing empty, they are not looked through again."""
+    items = [] if own is None else [*own[0], *own[1].values()]
+    last = ranks.last_full
+    if items and len(last) == len(items) and all(a is b for a, b in zip(last, items, strict=True)):
+        return None
+    kind = _kind(own)
+    ranks.last_full = items if kind is None else []
+    return kind
 
 
 def _kind(own: Own) -> Hashable | None:

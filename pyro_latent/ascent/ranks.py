@@ -61,6 +61,7 @@ class Ranks:
         size: the number of processes.
         stands_in: whether this process has no data in this step, and what it says of data does not count.
         loans, last_loan: what processes without data were lent, by the kind of their arguments (:mod:`.loans`).
+        last_full: the last arguments in which nothing was empty.
 
     Raises:
         ArgumentTypeError: if it is no process group.
@@ -88,6 +89,7 @@ class Ranks:
         self.stands_in = False
         self.loans: dict[Hashable, Any] = {}
         self.last_loan: tuple[Any, Any] | None = None
+        self.last_full: list[Any] = []
         self._hopes = False  # whether a piece of work is under way in which all is taken to be as usual
 
     @property
