@@ -7,12 +7,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pyro
 import pyro.distributions as dist
 import pytest
 import torch
+import torch.distributed as td
 from accelerator import Accelerator
 from shared_models import batch_mixture
 from test_gpu import factorization, rows, walk
@@ -146,6 +148,34 @@ def test_minibatches_stay_there(settings: dict[str, Any]) -> None:
         guide = AutoConjugate(batch_mixture, init=start)
         CAVI(batch_mixture, guide, **settings).run_batches(batches, epochs=2, tol=0.0, size=len(POINTS))
     assert all(accelerator.holds(buffer) for buffer in guide.buffers())
+
+
+@pytest.mark.skipif(not td.is_gloo_available(), reason="needs torch.distributed with gloo")
+def test_sums_over_processes_stay_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A sweep waits for its updates, for what its shard says, for the sum and whether all have gone on, and for the
+    ELBO; a callback is asked for in all processes. Collectives are played, for they make tensors of their own.
+    """
+
+    def gather(found: list[Any], item: Any, group: Any = None) -> None:
+        found[0] = item
+
+    td.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        for name in ("all_reduce", "broadcast_object_list", "monitored_barrier"):
+            monkeypatch.setattr(td, name, lambda *_, **__: None)
+        monkeypatch.setattr(td, "all_gather_object", gather)
+        accelerator, start = Accelerator(), torch.tensor([-1.0, 1.0, 8.0], dtype=torch.float64)
+
+        def make() -> CAVI:
+            guide = AutoConjugate(batch_mixture, init={"mean": accelerator.put(start)})
+            return CAVI(batch_mixture, guide, process_group=td.group.WORLD)
+
+        _, found = watched(make, (POINTS[:, 0], len(POINTS)), accelerator)
+    finally:
+        td.destroy_process_group()
+    ranks = Counter({line: n for line, n in found.items() if "ranks.py" in line or "new_tensor" in line})
+    assert (found - ranks).total() == 3 * (LAST - FIRST)
+    assert sum("any" not in line for line in ranks) <= 2
 
 
 @pytest.mark.parametrize("settings", [{"merges": True}, {"accelerate": True}], ids=str)

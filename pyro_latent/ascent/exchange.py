@@ -66,7 +66,7 @@ class Exchange:
         sums: tuple[Tensor, ...] = self.ranks.total(flat).split([p.numel() for p in parts])
         pairs = zip(self._entries, sums, strict=False)
         constants = {e.key: c.reshape(e.shape) for e, c in pairs}
-        return DataSummary(constants, sums[-3], sums[-2]), sums[-1].tolist()
+        return DataSummary(constants, sums[-3], sums[-2]), sums[-1].tolist() if more else []
 
     def _is_known(self, found: DataSummary, alike: Mapping[str, object], program: Program) -> bool:
         """Whether all processes know what this one would tell, as far as it can say."""
