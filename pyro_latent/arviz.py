@@ -35,8 +35,8 @@ from .particles import (
     ProgramRunner,
     PyroProgram,
     ScoredRun,
-    Site,
     Target,
+    TraceSite,
     Weights,
     is_latent,
     name_of,
@@ -159,7 +159,7 @@ def _check_result(result: object) -> None:
 
 
 def _names(
-    sites: Mapping[str, Site],
+    sites: Mapping[str, TraceSite],
     constants: Mapping[str, Array],
     dims: Mapping[str, Sequence[str]],
     coords: Mapping[str, object],
@@ -179,7 +179,9 @@ def _names(
     return named
 
 
-def _posterior(target: Target, guide: PyroProgram | MCMC, num: int, sites: Mapping[str, Site]) -> tuple[Draws, Groups]:
+def _posterior(
+    target: Target, guide: PyroProgram | MCMC, num: int, sites: Mapping[str, TraceSite]
+) -> tuple[Draws, Groups]:
     """Draws of every latent, scored, and the groups that are made of them."""
     if isinstance(guide, MCMC):
         values, chains = mcmc_values(target, guide, num)
@@ -192,7 +194,7 @@ def _posterior(target: Target, guide: PyroProgram | MCMC, num: int, sites: Mappi
     return draws, _groups(draws, scored, _predictive(target)(values, made), sites)
 
 
-def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mapping[str, Site]) -> Groups:
+def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mapping[str, TraceSite]) -> Groups:
     """The groups that are made of draws, each array ``[chain, draw] + shape``, and the observed data."""
     kept, observed = _kinds(sites)
 
@@ -210,7 +212,7 @@ def _groups(draws: Draws, scored: ScoredRun, predicted: ScoredRun, sites: Mappin
     }
 
 
-def _observed(sites: Mapping[str, Site]) -> dict[str, Array]:
+def _observed(sites: Mapping[str, TraceSite]) -> dict[str, Array]:
     return {n: as_array(sites[n]["value"]) for n in _kinds(sites)[1]}
 
 
@@ -220,7 +222,7 @@ def _predictive(target: Target) -> ProgramRunner:
     return ProgramRunner(call, target.nesting, SCORING_WAYS)
 
 
-def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
+def _prior(target: Target, num: int, sites: Mapping[str, TraceSite]) -> Groups:
     if not num:
         return {}
     with quiet_redraws():
@@ -232,13 +234,13 @@ def _prior(target: Target, num: int, sites: Mapping[str, Site]) -> Groups:
     }
 
 
-def _kinds(sites: Mapping[str, Site]) -> tuple[list[str], list[str]]:
+def _kinds(sites: Mapping[str, TraceSite]) -> tuple[list[str], list[str]]:
     """The latent and deterministic sites, and the observed ones; ``pyro.factor`` observes a tensor of no elements."""
     kept = [n for n, s in sites.items() if is_latent(s) or s["infer"].get("_deterministic")]
     return kept, [n for n, s in sites.items() if n not in kept and torch.as_tensor(s["value"]).numel()]
 
 
-def _dims(name: str, site: Site) -> list[str]:
+def _dims(name: str, site: TraceSite) -> list[str]:
     """A name for each dimension of a site's value: its plate's, or the one that ArviZ would give."""
     ndim, event = site["value"].ndim if isinstance(site["value"], Tensor) else 0, site["fn"].event_dim
     frames = {f.dim - event: f.name for f in site["cond_indep_stack"] if f.vectorized}
@@ -257,7 +259,7 @@ def _divergences(mcmc: MCMC, shape: tuple[int, int]) -> dict[str, Array]:
     return {"diverging": diverging}
 
 
-def _constant_data(call: ProgramCall, sites: Mapping[str, Site]) -> dict[str, Array]:
+def _constant_data(call: ProgramCall, sites: Mapping[str, TraceSite]) -> dict[str, Array]:
     """Arrays among the arguments by the names that the model gives them, without those that are observed."""
     try:
         bound = call.bound()

@@ -94,7 +94,7 @@ def test_the_weights_are_those_of_a_least_squares_problem() -> None:
     metric = torch.rand(7, generator=generator) + 0.1
     moves = torch.randn(4, 7, generator=generator)
     path = Extrapolation()
-    path.moves = [extrapolation.Move({"a": Natural(x=torch.zeros(1))}, move, metric * move) for move in moves]
+    path.moves = [extrapolation.SweepMove({"a": Natural(x=torch.zeros(1))}, move, metric * move) for move in moves]
     weights = path._weights([])
     root = metric.sqrt()
     free = torch.linalg.lstsq((root * (moves[:3] - moves[3])).T, -(root * moves[3])).solution
@@ -210,7 +210,7 @@ def test_a_point_outside_the_domain_is_taken_back() -> None:
     ends = [Natural(log_x=torch.tensor([1.0]), x=torch.tensor([-rate])) for rate in (4.0, 1.0)]
     path = Extrapolation()
     path._weights = lambda blocks: torch.tensor([-1.0, 2.0])  # type: ignore[method-assign]
-    path.moves = [extrapolation.Move({"tau": end}, torch.zeros(2), torch.zeros(2)) for end in ends]
+    path.moves = [extrapolation.SweepMove({"tau": end}, torch.zeros(2), torch.zeros(2)) for end in ends]
     found = path.point([block])
     assert found is not None
     assert float(found["tau"].x) == -0.25  # a rate of −2, of −0.5, and of 0.25

@@ -155,13 +155,13 @@ def test_each_compiled_step_of_em_raises_its_bound() -> None:
 
 def test_each_size_of_minibatches_is_compiled_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whole batches, and after them a smaller one, in every epoch."""
-    sizes, made = [], compiled_sweep._Sweep.__init__
+    sizes, made = [], compiled_sweep._TapedSweep.__init__
 
     def counted(self: Any, swept: Any, like: Sequence[Tensor]) -> None:
         sizes.append(max(tensor.numel() for tensor in like))
         made(self, swept, like)
 
-    monkeypatch.setattr(compiled_sweep._Sweep, "__init__", counted)
+    monkeypatch.setattr(compiled_sweep._TapedSweep, "__init__", counted)
     x = rows(70, 1)[:, 0] + 5 * (torch.arange(70) % 2)
     driver = CAVI(batch_mixture, AutoConjugate(batch_mixture), step_size=RobbinsMonro(), jit_compile=True)
     driver.run_batches([(b, 70) for b in x.split(20)], epochs=10)
@@ -254,12 +254,12 @@ def test_a_collapse_under_a_compiled_step_of_em_is_told_in_the_same_words() -> N
 
 def test_a_compiled_sweep_that_gives_other_numbers_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
     expected, _ = run(normal_gamma.model, (X,), {}, jit_compile=False)
-    call = compiled_sweep._Sweep.__call__
+    call = compiled_sweep._TapedSweep.__call__
 
     def other(self: Any, given: Sequence[Tensor]) -> list[Tensor]:
         return [tensor + 1e-9 for tensor in call(self, given) or ()]
 
-    monkeypatch.setattr(compiled_sweep._Sweep, "__call__", other)
+    monkeypatch.setattr(compiled_sweep._TapedSweep, "__call__", other)
     with pytest.warns(UserWarning, match="other numbers"):
         found, driver = run(normal_gamma.model, (X,), {}, jit_compile=True)
     assert not compiled_of(driver).is_compiled

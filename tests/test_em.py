@@ -247,7 +247,7 @@ def test_dirichlet_newton_recovers_concentrations_in_a_tenth_of_the_fixed_points
     steps: list[Tensor] = []  # on the sum of the concentrations; those inside, on ψ⁻¹, the fixed point takes too
     iterate = newton._iterate
 
-    def counted(step: newton.Step, x: Tensor, iterations: int) -> Tensor:
+    def counted(step: newton.NewtonStep, x: Tensor, iterations: int) -> Tensor:
         def one(x: Tensor) -> Tensor:
             if x.shape[-1] == 1:
                 steps.append(x)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions import kept_grids
-from pyro_latent.distributions.grids import ANY, SMOOTH, Demands, Integrals, Table, cut_within, on_grid
+from pyro_latent.distributions.grids import ANY, SMOOTH, Demands, Integrals, PanelTable, cut_within, on_grid
 from pyro_latent.distributions.kept_grids import KeptGrid, keeping_pays, kept_grid, on_kept_grid
 from pyro_latent.families import settled_grid
 
@@ -110,7 +110,7 @@ def test_a_fit_is_the_same_where_functions_are_kept(
 
     used = []
 
-    def counted(kept: KeptGrid, slopes: Tensor, num_sums: int) -> tuple[Table, Integrals] | None:
+    def counted(kept: KeptGrid, slopes: Tensor, num_sums: int) -> tuple[PanelTable, Integrals] | None:
         used.append(on_kept_grid(kept, slopes, num_sums))
         return used[-1]
 

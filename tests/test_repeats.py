@@ -14,7 +14,7 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.errors import RecordingError
 from pyro_latent.expressions import Expression, alike, taken_apart, tensor
-from pyro_latent.expressions.evaluation import Values
+from pyro_latent.expressions.evaluation import LatentValues
 from pyro_latent.objective import repeated_sums
 from pyro_latent.recording import record
 from pyro_latent.rules import random_distribution, repeats
@@ -186,8 +186,8 @@ def test_densities_evaluated_at_once_are_those_evaluated_alone(model: Callable[[
     recording = record(model, series())
     values = values_of(recording)
     densities = [s.density for s in recording.scored.values() if s.density is not None]
-    for density, (value, size) in zip(densities, alike.evaluated(densities, Values(values)), strict=True):
-        terms = density.summands(Values(values))
+    for density, (value, size) in zip(densities, alike.evaluated(densities, LatentValues(values)), strict=True):
+        terms = density.summands(LatentValues(values))
         torch.testing.assert_close(value.expand(density.shape), density.evaluate(values), rtol=1e-13, atol=1e-13)
         expected = sum((t.abs() for t in terms), torch.zeros(())).expand(density.shape)
         torch.testing.assert_close(size.expand(density.shape), expected, rtol=1e-13, atol=1e-13)

@@ -55,7 +55,7 @@ def _obstacle_of(program: Program) -> str | None:
     return None
 
 
-class _Sweep:
+class _TapedSweep:
     """A sweep that is compiled from a tape of it.
 
     Raises:
@@ -97,7 +97,7 @@ class _Kind:
     """
 
     key: Any
-    sweep: _Sweep | None = None
+    sweep: _TapedSweep | None = None
     count: int = 0
     calls: int = 0
     failures: int = 0
@@ -218,7 +218,7 @@ class CompiledSweeps:
             self._kind.next_comparison *= _SPACING
         elif self._kind.sweep is None and self._kind.obstacle is None:
             try:
-                self._kind.sweep = _Sweep(swept, like)
+                self._kind.sweep = _TapedSweep(swept, like)
             except Exception as error:  # of whatever a tape or the compiler meets; the sweep before it went well
                 self._give_up(str(error))
 

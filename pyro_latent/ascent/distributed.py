@@ -26,7 +26,7 @@ from .steps import Info, Schedule, Steps, Task
 from .sweep import ModelArguments, Sweep, check_risen, fall_of
 
 #: Of EM: one visit to each parameter, or visits until none moves.
-MStep = Literal["conditional", "joint"]
+SharedMStep = Literal["conditional", "joint"]
 
 
 class SharedSteps(Steps):
@@ -70,7 +70,7 @@ class DistributedSteps(SharedSteps):
     rescales = False
     redraws = False
 
-    def __init__(self, ranks: Ranks, m_step: MStep | None = None) -> None:
+    def __init__(self, ranks: Ranks, m_step: SharedMStep | None = None) -> None:
         super().__init__(ranks)
         self.m_step = m_step
         self._program: Program | None = None

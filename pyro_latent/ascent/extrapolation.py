@@ -35,7 +35,7 @@ _HALVINGS = 5
 _LONGEST_WAIT = 8
 
 
-class Move(NamedTuple):
+class SweepMove(NamedTuple):
     """One sweep of one start: the natural parameters that it ended at, ``[1, ...]``, and how far it moved the blocks
     that it reads, in natural and in mean parameters, one after another: ``[n]``, float64.
     """
@@ -75,7 +75,7 @@ class Extrapolation:
     """
 
     def __init__(self) -> None:
-        self.moves: list[Move] = []
+        self.moves: list[SweepMove] = []
         self.kept = self.refused = 0
         self._places: State = {}  # where tables are compared
         self._in_a_row = self._wait = 0  # refusals since the last one that was kept, and sweeps until the next
@@ -86,7 +86,7 @@ class Extrapolation:
             self._places = {block.key: after[0][block.key] for block in blocks}
         moved = [_moved(block, before, after, self._places) for block in blocks]
         vectors = [torch.cat([part.double().reshape(-1) for part in parts]) for parts in zip(*moved, strict=True)]
-        self.moves = [*self.moves[-WINDOW + 1 :], Move({b.key: after[0][b.key] for b in blocks}, *vectors)]
+        self.moves = [*self.moves[-WINDOW + 1 :], SweepMove({b.key: after[0][b.key] for b in blocks}, *vectors)]
         self._wait = max(0, self._wait - 1)
 
     def point(self, blocks: Sequence[Block]) -> State | None:
@@ -155,7 +155,7 @@ class Extrapolation:
         found = cls()
         found.kept, found.refused, found._in_a_row, found._wait = state["counts"]
         for end, natural, mean in state["moves"]:
-            found.moves.append(Move(_state(end, blocks, device), natural.to(device), mean.to(device)))
+            found.moves.append(SweepMove(_state(end, blocks, device), natural.to(device), mean.to(device)))
         if found.moves:
             found._places = _state(state["places"], blocks, device)
         return found
@@ -230,4 +230,4 @@ def _on_line(block: Block, natural: Natural) -> Tensor:
     return transform_to(block.sites[0].constraint).inv(block.params(natural.map(Tensor.double))["value"])
 
 
-__all__ = ["WINDOW", "Extrapolation", "Move", "carried"]
+__all__ = ["WINDOW", "Extrapolation", "SweepMove", "carried"]

@@ -35,7 +35,7 @@ _KINDS = 8
 
 
 #: The state that a step reaches, the ELBO of each start, and the averaged summary of the parameters' data.
-_Reached = tuple[State, list[float], DataSummary | None]
+_StepOutcome = tuple[State, list[float], DataSummary | None]
 
 
 class StochasticSteps(Steps):
@@ -127,7 +127,7 @@ class StochasticSteps(Steps):
             return False
         return self.compiled.is_due((task.binding.template, task.schedule))  # by which rounds are in it, or behind it
 
-    def _compiled(self, task: Task, step_size: float) -> _Reached | None:
+    def _compiled(self, task: Task, step_size: float) -> _StepOutcome | None:
         """What a compiled step reaches; None where there is none, or it does not go well."""
         assert task.binding is not None
         found = self.compiled.played(_given(task.state, task.binding.tensors, step_size))
@@ -141,7 +141,7 @@ class StochasticSteps(Steps):
 
     def _visited(
         self, task: Task, local: list[BlockKey], others: list[BlockKey], step_size: float, is_due: bool
-    ) -> _Reached:
+    ) -> _StepOutcome:
         """What a step reaches that visits block by block; it is compiled for the next where that ``is_due``."""
         sweep, elbo, summary = self._moved(task, local, others, step_size)
         values = sweep.check_proper([elbo])

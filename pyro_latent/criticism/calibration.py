@@ -29,7 +29,7 @@ from ..tables import text_table
 from ..values import kind_of
 from .draws import guide_values
 
-Fit = Callable[..., Callable[..., Any]]
+Fitter = Callable[..., Callable[..., Any]]
 
 #: How unlikely the p-values of a site may be, were they uniform, before it counts as not calibrated.
 LEVEL = 0.01
@@ -107,7 +107,7 @@ def fit_conjugate(model: Model, *args: Any, **kwargs: Any) -> AutoConjugate:
 def calibrate(
     model: Model,
     *args: Any,
-    fit: Fit = fit_conjugate,
+    fit: Fitter = fit_conjugate,
     num_simulations: int = 200,
     num_samples: int = 100,
     sites: Sequence[str] | None = None,
@@ -159,7 +159,7 @@ def _sites(target: Target, sites: Sequence[str] | None) -> list[str]:
     return list(sites) if sites is not None else continuous
 
 
-def _simulate(target: Target, fit: Fit, num: int, sites: Sequence[str]) -> Values:
+def _simulate(target: Target, fit: Fitter, num: int, sites: Sequence[str]) -> Values:
     """One simulation: by site, the share of posterior draws below the truth."""
     call = target.call
     truth, data = simulated(call)

@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.distributions import constraints
 
 from ..errors import ModelError
-from ..particles import Draws, Site, Target, Values, close, innermost, log_joint
+from ..particles import Draws, Target, TraceSite, Values, close, innermost, log_joint
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def _is_exchangeable(target: Target, components: Components) -> bool:
     return bool(here.isfinite()) and close(here, there)
 
 
-def _is_label(site: Site) -> bool:
+def _is_label(site: TraceSite) -> bool:
     return type(innermost(site["fn"])).__name__ == "Categorical" and not site["fn"].event_shape
 
 

@@ -32,7 +32,7 @@ _MIDDLE = 7
 #: A log density is kept down to this below its maximum.
 LOWEST = -1e4
 
-Table = tuple[Tensor, Tensor, Tensor]
+PanelTable = tuple[Tensor, Tensor, Tensor]
 #: It takes places on the line ``[L, *shape]``, and gives the log density there, up to a constant, the values that the
 #: places stand for, and functions: each with values ``[L, starts, *own]``, and which element of ``shape[1:]``, counted
 #: in order, each of its own is of, if not its own.
@@ -187,7 +187,7 @@ def middle_of(count: int) -> range:
 
 def on_grid(
     integrand: Integrand, left: Tensor, right: Tensor, count: int, rows: int, like: Tensor, demands: Demands
-) -> tuple[Table, Integrals] | None:
+) -> tuple[PanelTable, Integrals] | None:
     """Tables on ``count`` nodes between ends ``[*shape]``, of which ``rows`` are taken at a time, with the integrals;
     None where these do not resolve a density, or a function under it, or the square of its value.
     """
@@ -279,9 +279,9 @@ __all__ = [
     "Demands",
     "Integrals",
     "Integrand",
+    "PanelTable",
     "Sum",
     "Sums",
-    "Table",
     "Waves",
     "cut",
     "cut_within",

@@ -28,7 +28,7 @@ from torch.distributions.utils import broadcast_all
 
 from ..errors import ArgumentError, MissingFormulaError
 
-Parameter = Tensor | float
+Argument = Tensor | float
 
 
 def open_uniform(shape: Sequence[int], like: Tensor) -> Tensor:
@@ -47,7 +47,7 @@ class InverseCDF(dist.TorchDistribution):
     arg_constraints: ClassVar[dict[str, constraints.Constraint]]
     has_rsample = True
 
-    def __init__(self, *, validate_args: bool | None = None, **parameters: Parameter) -> None:
+    def __init__(self, *, validate_args: bool | None = None, **parameters: Argument) -> None:
         for name, value in zip(parameters, broadcast_all(*parameters.values()), strict=True):
             setattr(self, name, value)
         super().__init__(getattr(self, next(iter(parameters))).shape, validate_args=validate_args)
@@ -85,7 +85,7 @@ class Rayleigh(InverseCDF):
     support = constraints.nonnegative
     scale: Tensor
 
-    def __init__(self, scale: Parameter, *, validate_args: bool | None = None) -> None:
+    def __init__(self, scale: Argument, *, validate_args: bool | None = None) -> None:
         super().__init__(scale=scale, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -121,7 +121,7 @@ class LogUniform(InverseCDF):
     low: Tensor
     high: Tensor
 
-    def __init__(self, low: Parameter, high: Parameter, *, validate_args: bool | None = None) -> None:
+    def __init__(self, low: Argument, high: Argument, *, validate_args: bool | None = None) -> None:
         super().__init__(low=low, high=high, validate_args=validate_args)
         if self._validate_args and not bool((self.low < self.high).all()):
             raise ArgumentError(f"Expected low < high; got low={self.low} and high={self.high}. Exchange them?")
@@ -171,7 +171,7 @@ class Gompertz(InverseCDF):
     concentration: Tensor
     scale: Tensor
 
-    def __init__(self, concentration: Parameter, scale: Parameter = 1.0, *, validate_args: bool | None = None) -> None:
+    def __init__(self, concentration: Argument, scale: Argument = 1.0, *, validate_args: bool | None = None) -> None:
         super().__init__(concentration=concentration, scale=scale, validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
@@ -209,7 +209,7 @@ class Triangular(InverseCDF):
     peak: Tensor
     high: Tensor
 
-    def __init__(self, low: Parameter, peak: Parameter, high: Parameter, *, validate_args: bool | None = None) -> None:
+    def __init__(self, low: Argument, peak: Argument, high: Argument, *, validate_args: bool | None = None) -> None:
         super().__init__(low=low, peak=peak, high=high, validate_args=validate_args)
         ordered = (self.low <= self.peak) & (self.peak <= self.high) & (self.low < self.high)
         if self._validate_args and not bool(ordered.all()):
@@ -269,7 +269,7 @@ class Erlang(dist.Gamma):
         ValueError: if ``concentration`` is not a positive integer, or ``rate`` is not positive with validation on.
     """
 
-    def __init__(self, concentration: int, rate: Parameter, *, validate_args: bool | None = None) -> None:
+    def __init__(self, concentration: int, rate: Argument, *, validate_args: bool | None = None) -> None:
         if isinstance(concentration, bool) or not isinstance(concentration, int) or concentration < 1:
             raise ArgumentError(
                 f"Expected a positive integer concentration; got {concentration!r}. Use Gamma for others."

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .grids import Demands, Integrals, Sum, Sums, Table, Waves, middle_of, places_of
+from .grids import Demands, Integrals, PanelTable, Sum, Sums, Waves, middle_of, places_of
 
 #: So many numbers of functions are kept, 256 MiB at most, and no fewer than pay for the kernel.
 _MOST, _LEAST = 2**25, 2**18
@@ -84,7 +84,7 @@ def kept_grid(
     return KeptGrid(left, right, count, demands, kept, squares)
 
 
-def on_kept_grid(kept: KeptGrid, slopes: Tensor, num_sums: int) -> tuple[Table, Integrals] | None:
+def on_kept_grid(kept: KeptGrid, slopes: Tensor, num_sums: int) -> tuple[PanelTable, Integrals] | None:
     """Tables and integrals of densities whose logarithms are sums of the functions, as :func:`.grids.on_grid` has them.
 
     Args:

@@ -20,7 +20,7 @@ from torch.distributions.utils import broadcast_all
 
 from ..errors import ArgumentError
 from ..values import broadcast_shapes
-from .inverse_cdf import InverseCDF, Parameter, open_uniform
+from .inverse_cdf import Argument, InverseCDF, open_uniform
 from .quadrature import Panels, integrate, mesh, rule
 
 MOST_STEPS = 200
@@ -52,7 +52,7 @@ class NumericInverseCDF(InverseCDF):
         support: constraints.Constraint = constraints.real,
         *,
         validate_args: bool | None = None,
-        **parameters: Parameter,
+        **parameters: Argument,
     ) -> None:
         for name in parameters:
             if hasattr(type(self), name):

@@ -22,7 +22,7 @@ from torch import Tensor
 from torch.distributions import ExpTransform, biject_to, constraints
 
 from ..errors import ArgumentError
-from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, Table, cut, on_grid
+from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, PanelTable, cut, on_grid
 from .quadrature import EPS, NUM_NODES, integrate, kept_on, rule
 from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, window
 
@@ -97,7 +97,7 @@ def log_weights_of(left: Tensor, right: Tensor, count: int = NUM_NODES) -> Tenso
 
 def tabulate(
     log_density: LogDensity, shape: Sequence[int], limit: float, like: Tensor, is_smooth: bool = False
-) -> Table:
+) -> PanelTable:
     """Tables of a batch of log densities on the line.
 
     Args:
@@ -158,7 +158,7 @@ class TableSearch:
         return values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 
     @torch.no_grad()
-    def near(self, start: Table, is_rough: bool, is_new: bool) -> tuple[Table, Integrals | None]:
+    def near(self, start: PanelTable, is_rough: bool, is_new: bool) -> tuple[PanelTable, Integrals | None]:
         """The tables near those of earlier densities, whose nodes are taken again if they resolve the density.
 
         Args:
@@ -183,7 +183,7 @@ class TableSearch:
         return self.anew() if table is None else (table, None)
 
     @torch.no_grad()
-    def anew(self) -> tuple[Table, Integrals | None]:
+    def anew(self) -> tuple[PanelTable, Integrals | None]:
         """The tables about the modes of the densities.
 
         Raises:
@@ -201,19 +201,19 @@ class TableSearch:
         """Whether all modes are between two ends, and none is too narrow there."""
         return self._modes.are_in(left, right) and not self._modes.are_narrow_in(left, right)
 
-    def _by_cut(self, places: Tensor, values: Tensor) -> tuple[Table, Integrals] | None:
+    def _by_cut(self, places: Tensor, values: Tensor) -> tuple[PanelTable, Integrals] | None:
         """The tables on grids between the ends where the log densities at places ``[_SCAN, *shape]`` have fallen."""
         ends = cut(places, values, self._demands.depth)
         return self._by_grids(ends, self._demands.counts) if ends is not None and self._are_seen(*ends) else None
 
-    def _by_grids(self, ends: tuple[Tensor, Tensor], counts: Sequence[int]) -> tuple[Table, Integrals] | None:
+    def _by_grids(self, ends: tuple[Tensor, Tensor], counts: Sequence[int]) -> tuple[PanelTable, Integrals] | None:
         """The tables on the first grid between two ends that resolves the densities; None where none does."""
         if not self._with_grids:
             return None
         found = (on_grid(self._integrand, *ends, n, self._rows, self._like, self._demands) for n in counts)
         return next((f for f in found if f is not None), None)
 
-    def _by_panels(self, places: Tensor, values: Tensor) -> Table:
+    def _by_panels(self, places: Tensor, values: Tensor) -> PanelTable:
         """The tables on panels that are denser where the log densities bend."""
         table = self._on_few_panels(places, values, self._is_smooth)
         if table is not None:
@@ -226,13 +226,13 @@ class TableSearch:
                 raise
             return table
 
-    def _on_few_panels(self, places: Tensor, values: Tensor, is_smooth: bool) -> Table | None:
+    def _on_few_panels(self, places: Tensor, values: Tensor, is_smooth: bool) -> PanelTable | None:
         """The tables on the fewest panels that resolve the densities; None where none of these numbers does."""
         each = (_edges(places, values, count) for count in _PANELS)
         tables = (self._on_panels(edges[..., :-1], edges[..., 1:], is_smooth) for edges in each)
         return next((t for t in tables if t is not None), None)
 
-    def _on_panels(self, left: Tensor, right: Tensor, is_smooth: bool) -> Table | None:
+    def _on_panels(self, left: Tensor, right: Tensor, is_smooth: bool) -> PanelTable | None:
         return _on_panels(self._known, left, right, self._like, is_smooth)
 
 
@@ -263,7 +263,9 @@ def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
     return places[0].unsqueeze(-1) + step.unsqueeze(-1) * share
 
 
-def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor, is_smooth: bool) -> Table | None:
+def _on_panels(
+    log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor, is_smooth: bool
+) -> PanelTable | None:
     """The table on these panels; None where they do not resolve a density."""
     left, right = left.to(like.dtype), right.to(like.dtype)
     nodes, edges = nodes_of(left, right), torch.cat([left[..., :1], right], -1).double()
@@ -295,7 +297,7 @@ def _on_panels(log_density: LogDensity, left: Tensor, right: Tensor, like: Tenso
     return left, right, values.flatten(-2).to(like.dtype)
 
 
-def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> Table:
+def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> PanelTable:
     """The table on panels that are split where they have to be.
 
     Raises:

@@ -27,7 +27,7 @@ from .axes import (
     substitute,
 )
 from .constants import Constant
-from .evaluation import Values
+from .evaluation import LatentValues
 from .expression import Expression
 from .terms import Choice, Factor, Term
 
@@ -115,7 +115,7 @@ def coefficients_of(terms: Sequence[Term], device: torch.device) -> Tensor:
     return torch.tensor(numbers[0] if alike else numbers, dtype=torch.float64, device=device)
 
 
-def evaluated(expressions: Sequence[Expression], values: Values) -> list[tuple[Tensor, Tensor]]:
+def evaluated(expressions: Sequence[Expression], values: LatentValues) -> list[tuple[Tensor, Tensor]]:
     """The value of each expression, and the sum of the absolute values of its terms, both in float64, with size 1 where
     they do not vary; those that are alike are evaluated at once.
     """
@@ -140,14 +140,14 @@ def _shape_of(factor: Factor) -> Hashable | None:
     return factor.variable.shape if factor.variable.replay is None else None
 
 
-def _evaluated(expression: Expression, values: Values) -> tuple[Tensor, Tensor]:
+def _evaluated(expression: Expression, values: LatentValues) -> tuple[Tensor, Tensor]:
     zero = torch.zeros((), dtype=torch.float64, device=expression.like.device)
     terms = [term.to(zero.device) for term in expression.summands(values)]
     value = expression.evaluate(values).to(zero.device) if expression.pieces else sum(terms, zero)
     return value, sum((t.abs() for t in terms), zero)
 
 
-def _evaluated_together(expressions: Sequence[Expression], values: Values) -> list[tuple[Tensor, Tensor]] | None:
+def _evaluated_together(expressions: Sequence[Expression], values: LatentValues) -> list[tuple[Tensor, Tensor]] | None:
     """Values of expressions that are alike; None where some of them are not finite, which may be due to a mask."""
     first, label = expressions[0], fresh_label()
     zero = torch.zeros((), dtype=torch.float64, device=first.like.device)
@@ -164,7 +164,7 @@ def _evaluated_together(expressions: Sequence[Expression], values: Values) -> li
     return list(zip(value.expand(shape).unbind(), size.expand(shape).unbind(), strict=True))
 
 
-def _product(terms: Sequence[Term], values: Values, label: Label) -> Labeled:
+def _product(terms: Sequence[Term], values: LatentValues, label: Label) -> Labeled:
     """The values of terms that are alike, in float64, along a label of their own where they differ."""
     chosen = dict([_chosen(own, values, label) for own in zip(*[t.choices for t in terms], strict=True)])
     constants = [side_by_side(own, label) for own in zip(*[t.constants for t in terms], strict=True)]
@@ -179,7 +179,7 @@ def _product(terms: Sequence[Term], values: Values, label: Label) -> Labeled:
     return total if coefficient.ndim else total * coefficient, labels
 
 
-def _chosen(choices: Sequence[Choice], values: Values, label: Label) -> tuple[Label, Axis]:
+def _chosen(choices: Sequence[Choice], values: LatentValues, label: Label) -> tuple[Label, Axis]:
     """The label of the first of some choices that are alike, and the values that they take."""
     first = choices[0]
     if all([c.site == first.site for c in choices]):
@@ -188,7 +188,7 @@ def _chosen(choices: Sequence[Choice], values: Values, label: Label) -> tuple[La
     return first.label, Gather(*read(numbers, (label, *first.axes)))
 
 
-def _values_of(factors: Sequence[Factor], values: Values, label: Label, chosen: Mapping[Label, Axis]) -> Labeled:
+def _values_of(factors: Sequence[Factor], values: LatentValues, label: Label, chosen: Mapping[Label, Axis]) -> Labeled:
     first = factors[0]
     axes = tuple([substitute(axis, chosen) for axis in first.axes])
     if all([f.variable is first.variable for f in factors]):

@@ -33,7 +33,7 @@ def applied(function: str, values: Tensor, scalar: ScalarFunction | None = None)
     return FUNCTIONS[function](scalar.evaluate(values).double())
 
 
-class Values:
+class LatentValues:
     """The values of the latents in float64, with those that are computed from points by operations without a rule."""
 
     def __init__(self, values: Mapping[str, Tensor]) -> None:
@@ -74,7 +74,7 @@ class Values:
         return self._values[site].long()
 
 
-def evaluate_term(term: Term, values: Values) -> Labeled:
+def evaluate_term(term: Term, values: LatentValues) -> Labeled:
     """The value of a term in float64: a tensor, and the labels of its dimensions in ascending order."""
     chosen: dict[Label, Axis] = {c.label: Gather(*read(values.numbers(c.site), c.axes)) for c in term.choices}
     constants = [c.substitute(chosen) for c in term.constants]

@@ -15,7 +15,7 @@ from ..errors import ArgumentError
 from ..values import broadcast_shapes
 from .axes import Gather, is_summed, laid, position_axes, shift
 from .constants import Constant
-from .evaluation import Values, evaluate_term
+from .evaluation import LatentValues, evaluate_term
 from .terms import Choice, Factor, Term, check_combinations
 from .variables import Replay, Variable
 
@@ -304,20 +304,20 @@ class Symbolic:
         """Add dimensions of size 1 on the left, up to ``ndim``."""
         return self._with(self.terms, [1] * (ndim - self.ndim) + list(self.shape))
 
-    def evaluate(self, values: Mapping[str, Tensor] | Values) -> Tensor:
+    def evaluate(self, values: Mapping[str, Tensor] | LatentValues) -> Tensor:
         """The value in float64 at given values of the latents.
 
         Args:
             values: a tensor of its own shape for each of the ``sites``; a latent that is measured from an origin is
-                given as its distance from it, and a discrete latent as the numbers of its values. ``Values`` of them
-                remember what was computed of them.
+                given as its distance from it, and a discrete latent as the numbers of its values. ``LatentValues`` of
+                them remember what was computed of them.
 
         Raises:
             ValueError: if the expression is opaque.
         """
-        return self._evaluate(values if isinstance(values, Values) else Values(values))
+        return self._evaluate(values if isinstance(values, LatentValues) else LatentValues(values))
 
-    def _evaluate(self, values: Values) -> Tensor:
+    def _evaluate(self, values: LatentValues) -> Tensor:
         if self.opacity:
             raise ArgumentError(
                 f"Expected an expression with a value; got the opaque result of {self.opacity.operation} on "
@@ -328,7 +328,7 @@ class Symbolic:
             total = torch.where(mask._evaluate(values) != 0, piece._evaluate(values), total)
         return sum(self.summands(values), total)
 
-    def summands(self, values: Values) -> list[Tensor]:
+    def summands(self, values: LatentValues) -> list[Tensor]:
         """The value of each term, with size 1 where it does not vary, at values as :meth:`evaluate` takes them."""
         return [laid(*evaluate_term(term, values), (), self.ndim) for term in self.terms]
 

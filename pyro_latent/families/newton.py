@@ -13,7 +13,7 @@ from torch import Tensor
 
 from .base import multivariate_digamma
 
-Step = Callable[[Tensor], Tensor]
+NewtonStep = Callable[[Tensor], Tensor]
 
 #: Iterations end after a step of this relative size.
 _SMALL_STEP = 1e-5
@@ -69,7 +69,7 @@ def inverse_dirichlet_mean(y: Tensor) -> Tensor:
 
 
 @torch.no_grad()
-def _iterate(step: Step, x: Tensor, iterations: int) -> Tensor:
+def _iterate(step: NewtonStep, x: Tensor, iterations: int) -> Tensor:
     """x after at most so many steps; the two that follow square an error of the last step's size to rounding."""
     for _ in range(iterations):
         before, x = x, step(x)
@@ -78,7 +78,7 @@ def _iterate(step: Step, x: Tensor, iterations: int) -> Tensor:
     return x
 
 
-def _newton(step: Step, start: Tensor, iterations: int) -> Tensor:
+def _newton(step: NewtonStep, start: Tensor, iterations: int) -> Tensor:
     return step(step(_iterate(step, start.detach(), iterations).detach()))
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions import constraints
 
-from ..distributions.grids import Integrals, Integrand, Table
+from ..distributions.grids import Integrals, Integrand, PanelTable
 from ..distributions.panels import NoTableError, TableSearch, line_of, resolved_by, tabulate
 from ..distributions.tabulated import Tabulated
 from ..errors import NaturalDomainError
@@ -224,7 +224,7 @@ class Quadrature(Family):
             ) from None
         return self._of_table(table), integrals
 
-    def _of_table(self, table: Table) -> Natural:
+    def _of_table(self, table: PanelTable) -> Natural:
         return Natural(**dict(zip(self.statistics, table, strict=True)))
 
     def narrowed(self, natural: Natural, noise: Tensor) -> Natural:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ..distributions.grids import ANY, SMOOTH, Integrals, Table, cut_within, on_grid
+from ..distributions.grids import ANY, SMOOTH, Integrals, PanelTable, cut_within, on_grid
 from ..distributions.kept_grids import KeptGrid, keeping_pays, kept_grid, on_kept_grid
 from .exponent import Exponent
 from .scalar_function import Function
@@ -27,7 +27,7 @@ class SettledGrid:
         self._stays = start is not None and found.data_ptr() == start.data_ptr()
 
     @torch.no_grad()
-    def optimum(self, exponent: Exponent, start: Table | None, rows: int) -> tuple[Table, Integrals] | None:
+    def optimum(self, exponent: Exponent, start: PanelTable | None, rows: int) -> tuple[PanelTable, Integrals] | None:
         """The optimum with its integrals on the nodes of the last one, whose table is given; None where these have not
         stayed, do not resolve the optimum, or are too few to be worth it. Otherwise functions are evaluated at ``rows``
         places at a time.

@@ -43,7 +43,7 @@ __all__ = [
     "divergence",
 ]
 
-Site = Mapping[str, Any]
+TraceSite = Mapping[str, Any]
 Traces = tuple[poutine.Trace, poutine.Trace]
 
 
@@ -236,7 +236,7 @@ class _DetachedDraws(Messenger):
         msg["done"] = True
 
 
-def _latent_sites(trace: poutine.Trace) -> list[Site]:
+def _latent_sites(trace: poutine.Trace) -> list[TraceSite]:
     return [site for site in sample_sites(trace).values() if not site["is_observed"]]
 
 
@@ -258,7 +258,7 @@ def _require_no_auxiliary(model_trace: poutine.Trace, guide_trace: poutine.Trace
             )
 
 
-def _kl(guide_site: Site, model_site: Site) -> Tensor:
+def _kl(guide_site: TraceSite, model_site: TraceSite) -> Tensor:
     """KL(q ‖ p) of a site by its closed form, with the site's scale and mask, summed."""
     name = model_site["name"]
     for what in ("scale", "mask"):

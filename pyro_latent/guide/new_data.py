@@ -26,8 +26,8 @@ from ..particles import (
     SCORING_WAYS,
     ProgramRunner,
     ScoredRun,
-    Site,
     Target,
+    TraceSite,
     Values,
     innermost,
     is_latent,
@@ -162,7 +162,7 @@ class NewData:
 
     # Densities.
 
-    def counted(self) -> dict[str, Site]:
+    def counted(self) -> dict[str, TraceSite]:
         """The sites of the density of the new data: its own observations and latents.
 
         Raises:
@@ -261,7 +261,7 @@ class NewData:
         return {n: int(f.size) for n, f in sorted(stacks[0].items(), key=lambda item: item[1].dim) if n in shared}
 
 
-def _check_numbers(counted: Mapping[str, Site]) -> None:
+def _check_numbers(counted: Mapping[str, TraceSite]) -> None:
     given = [n for n, s in counted.items() if s["is_observed"] and not isinstance(innermost(s["fn"]), NAN_MASKED)]
     wrong = [n for n in given if bool(torch.as_tensor(counted[n]["value"]).isnan().any())]
     if wrong:
@@ -271,7 +271,7 @@ def _check_numbers(counted: Mapping[str, Site]) -> None:
         )
 
 
-def _is_empty(site: Site) -> bool:
+def _is_empty(site: TraceSite) -> bool:
     """Whether a site has no value to predict, as that of ``pyro.factor``."""
     return isinstance(site["value"], Tensor) and not site["value"].numel() and not is_latent(site)
 

@@ -106,7 +106,7 @@ class NoMomentError(NotConjugateError):
 
 
 @dataclass(frozen=True, eq=False)
-class _Reading:
+class _FunctionReading:
     """One function of one component: its place in the block, and its axes split into batch and event."""
 
     component: int
@@ -227,7 +227,7 @@ def _moment(
     factors: list[Factor], owners: Mapping[str, tuple[Block, int]], outside: set[Label], site: str
 ) -> BlockMoment:
     block = owners[factors[0].variable.root.site][0]
-    readings: list[_Reading] = []
+    readings: list[_FunctionReading] = []
     for factor in factors:
         if factor.variable.scalar is not None:
             raise _no_moment(block, factors, site)
@@ -249,7 +249,7 @@ def _moment(
     raise _no_moment(block, factors, site)
 
 
-def _reading(block: Block, component: int, factor: Factor) -> _Reading:
+def _reading(block: Block, component: int, factor: Factor) -> _FunctionReading:
     """Split the axes of a factor; a function such as ``log_det`` has lost the event axes, a flattened event has one."""
     shape = block.event_shapes[component]
     split = len(block.batch_shape)
@@ -262,30 +262,30 @@ def _reading(block: Block, component: int, factor: Factor) -> _Reading:
     elif len(event) == len(shape):
         event = tuple(axis if n != 1 else None for axis, n in zip(event, shape, strict=True))
     function = "reciprocal" if factor.power < 0 and factor.function == "x" else factor.function
-    return _Reading(component, function, batch, event)
+    return _FunctionReading(component, function, batch, event)
 
 
-def _orders(readings: list[_Reading]) -> list[tuple[_Reading, ...]]:
+def _orders(readings: list[_FunctionReading]) -> list[tuple[_FunctionReading, ...]]:
     """The orders that a pattern may be tried in: equal functions swapped, and (symmetric) matrices transposed."""
     if len(readings) == 1:
         return [(r,) for r in _transposes(readings[0])]
-    choices: list[list[tuple[_Reading, ...]]] = []
+    choices: list[list[tuple[_FunctionReading, ...]]] = []
     for _, group in itertools.groupby(readings, key=lambda r: (r.component, r.function)):
         choices.append(list(itertools.permutations(group)))
-    orders: list[tuple[_Reading, ...]] = []
+    orders: list[tuple[_FunctionReading, ...]] = []
     for parts in itertools.product(*choices):
         order = tuple(r for part in parts for r in part)
         orders += list(itertools.product(*(_transposes(r) for r in order)))
     return orders
 
 
-def _transposes(reading: _Reading) -> tuple[_Reading, ...]:
+def _transposes(reading: _FunctionReading) -> tuple[_FunctionReading, ...]:
     if len(reading.event) != 2:
         return (reading,)
     return reading, replace(reading, event=reading.event[::-1])
 
 
-def _match(pattern: str, order: tuple[_Reading, ...], outside: set[Label]) -> tuple[Axis, ...] | None:
+def _match(pattern: str, order: tuple[_FunctionReading, ...], outside: set[Label]) -> tuple[Axis, ...] | None:
     """The axes of the statistic, if the readings fit the pattern."""
     left, right, uses = _letters(pattern)
     found: dict[str, Axis] = {}

@@ -17,7 +17,7 @@ from .runs import (
     run,
     seeded,
 )
-from .sites import Site, check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
+from .sites import TraceSite, check_no_subsample, innermost, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target, log_joint
 from .weights import LEAST_DRAWS, ParetoK, Weights, pareto_k
 
@@ -34,8 +34,8 @@ __all__ = [
     "Proposal",
     "PyroProgram",
     "ScoredRun",
-    "Site",
     "Target",
+    "TraceSite",
     "Values",
     "Way",
     "Weights",

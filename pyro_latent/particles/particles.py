@@ -17,7 +17,7 @@ from torch import Tensor
 from ..errors import ArgumentTypeError, ModelError
 from ..signatures import Args, Model
 from .runs import SCORING_WAYS, WAYS, ProgramRunner, PyroProgram, Values, Way, name_of
-from .sites import Site, is_delta, is_latent, max_nesting, sample_sites
+from .sites import TraceSite, is_delta, is_latent, max_nesting, sample_sites
 from .target import LogJoint, Target
 
 
@@ -210,7 +210,7 @@ def without_marked(guide: PyroProgram, target: Target) -> PyroProgram:
     return poutine.enum(hidden, first_available_dim=-2 - target.nesting)
 
 
-def check_sites(target: Target, wanted: Collection[str], found: Mapping[str, Site], name: str) -> None:
+def check_sites(target: Target, wanted: Collection[str], found: Mapping[str, TraceSite], name: str) -> None:
     """The guide has to sample every latent of the model, in its shape, and nothing else but auxiliary sites.
 
     Raises:

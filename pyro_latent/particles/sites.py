@@ -13,15 +13,15 @@ from pyro.poutine.util import site_is_subsample
 from ..errors import ModelError
 
 #: A sample site of a trace: its ``fn``, ``value``, ``infer``, ``cond_indep_stack``, and so on.
-Site = Mapping[str, Any]
+TraceSite = Mapping[str, Any]
 
 
-def sample_sites(trace: Trace) -> dict[str, Site]:
+def sample_sites(trace: Trace) -> dict[str, TraceSite]:
     """The sample sites of a trace, without those of plates."""
     return {n: s for n, s in trace.nodes.items() if s["type"] == "sample" and not site_is_subsample(s)}
 
 
-def is_latent(site: Site) -> bool:
+def is_latent(site: TraceSite) -> bool:
     """Whether a site is a latent: not observed, and not deterministic."""
     return not site["is_observed"] and not site["infer"].get("_deterministic")
 

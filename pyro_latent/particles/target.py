@@ -16,7 +16,7 @@ from ..errors import DataError, ModelError
 from ..signatures import Args
 from ..values import kind_of
 from .runs import SCORING_WAYS, ProgramCall, ProgramRunner, PyroProgram, Values, Way, quiet_redraws
-from .sites import Site, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
+from .sites import TraceSite, check_no_subsample, is_latent, is_mixture, max_nesting, sample_sites
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Target:
     """
 
     call: ProgramCall
-    sites: Mapping[str, Site]
+    sites: Mapping[str, TraceSite]
     nesting: int
 
     @staticmethod
@@ -66,7 +66,7 @@ class Target:
         return target
 
     @property
-    def latents(self) -> dict[str, Site]:
+    def latents(self) -> dict[str, TraceSite]:
         """The sites, by name, that are neither observed nor deterministic."""
         return {n: s for n, s in self.sites.items() if is_latent(s)}
 
@@ -77,12 +77,12 @@ class Target:
         return tuple(n for n, mark in marks.items() if mark and self.sites[n]["fn"].has_enumerate_support)
 
     @property
-    def scored(self) -> dict[str, Site]:
+    def scored(self) -> dict[str, TraceSite]:
         """The latents that a guide has to sample."""
         return {n: s for n, s in self.latents.items() if n not in self.marked}
 
     @property
-    def mixtures(self) -> dict[str, Site]:
+    def mixtures(self) -> dict[str, TraceSite]:
         """The sites, by name, with a ``MixtureSameFamily``."""
         return {n: s for n, s in self.sites.items() if is_mixture(s["fn"])}
 

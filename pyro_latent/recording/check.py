@@ -18,7 +18,7 @@ from torch.distributions import constraints
 from ..errors import RecordingError
 from ..expressions import Expression
 from ..expressions.alike import evaluated
-from ..expressions.evaluation import Values
+from ..expressions.evaluation import LatentValues
 from ..rules import unwrap
 from ..values import broadcast_shapes
 from .data import joined_mask
@@ -140,7 +140,7 @@ def _pairs(recording: Recording, trace: Any) -> list[_Pair]:
         if actual is not None:
             assert density is not None
             found.append((scored, node, actual.to(recording.device), _shown(density, actual.shape)))
-    both = evaluated([density for *_, density in found], Values(values))
+    both = evaluated([density for *_, density in found], LatentValues(values))
     return [
         _pair(scored, node, actual, *each, recording.device)
         for (scored, node, actual, _), each in zip(found, both, strict=True)

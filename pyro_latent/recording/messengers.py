@@ -36,7 +36,7 @@ from .supports import (
 )
 from .symbols import SymbolMessenger
 
-Weight = TypeVar("Weight", Tensor | None, Tensor | float)  # a mask, a scale
+ScaleOrMask = TypeVar("ScaleOrMask", Tensor | None, Tensor | float)  # a mask, a scale
 
 
 class RecordMessenger(SymbolMessenger):
@@ -263,7 +263,7 @@ def _is_marked(msg: Any) -> bool:
     return msg["infer"].get("enumerate") is not None
 
 
-def _trimmed(weight: Weight) -> Weight:
+def _trimmed(weight: ScaleOrMask) -> ScaleOrMask:
     """A scale or mask without dimensions of size 1 on its left, which its site need not have."""
     while isinstance(weight, Tensor) and weight.ndim and len(weight) == 1:
         weight = weight[0]
