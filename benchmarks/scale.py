@@ -56,6 +56,7 @@ def work(rank: int, size: int, store: str, points: int) -> None:
         best = min(best, (time.perf_counter() - began) / SWEEPS)
     if rank == 0:
         print(best)
+    td.destroy_process_group()
 
 
 def seconds(size: int, points: int) -> float:
