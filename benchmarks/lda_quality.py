@@ -116,7 +116,7 @@ def _fit_from(corpus: lda.Corpus, topic_word: Tensor, learn_priors: bool = True)
     """The ELBO and α where a fit ends that starts at these topics, and at the priors of ``synthetic``."""
     options: dict[str, Any] = {"document_start": "previous", "evaluate_every": 0, "max_iter": SHORT_PASSES}
     settings = lda.LDA(len(topic_word), learn_priors=learn_priors, **options)
-    state = fitting.State(topic_word, *lda.complete_priors(corpus, len(topic_word), TRUE_ALPHA, TRUE_XI))
+    state = fitting.FitState(topic_word, *lda.complete_priors(corpus, len(topic_word), TRUE_ALPHA, TRUE_XI))
     for after in fitting.passes(settings, corpus, state, torch.Generator().manual_seed(0)):
         state = after
     state, bound = fitting.finished(settings, corpus, state)

@@ -19,7 +19,7 @@ from pyro.infer import MCMC, SVI
 from pyro.infer.autoguide import AutoCallable, AutoGuide
 from torch import Tensor
 
-from .arviz_core import Array, check_coords, check_dims, container, loo
+from .arviz_core import check_coords, check_dims, container, loo
 from .ascent import CAVI
 from .criticism.arguments import as_array, check_same_data
 from .criticism.draws import guide_values, mcmc_values, with_discrete
@@ -44,7 +44,7 @@ from .particles import (
     sample_sites,
     seeded,
 )
-from .signatures import Args, Kwargs, Model
+from .signatures import Args, Array, Kwargs, Model
 
 __all__ = ["loo", "to_arviz"]
 

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 
 from .errors import ArgumentError, ArgumentTypeError
-
-Array = np.ndarray[Any, Any]
+from .signatures import Array
 
 #: The groups whose arrays have no dimensions of chain and draw.
 FIXED = ("observed_data", "constant_data")

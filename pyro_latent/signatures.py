@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 #: A Pyro model, or a guide: a function with ``pyro.sample`` statements, of any arguments.
 Model = Callable[..., Any]
 #: The arguments of a call, by position.
@@ -13,5 +15,7 @@ Args = tuple[Any, ...]
 Kwargs = dict[str, Any]
 #: Plain types and tensors, and lists and dicts of these, as a checkpoint holds them.
 PlainState = dict[str, Any]
+#: An array of NumPy's.
+Array = np.ndarray[Any, Any]
 
-__all__ = ["Args", "Kwargs", "Model", "PlainState"]
+__all__ = ["Args", "Array", "Kwargs", "Model", "PlainState"]

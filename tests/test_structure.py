@@ -77,13 +77,21 @@ def test_no_file_outgrows_a_reader() -> None:
     assert {name for name, count in long.items() if count > LONGEST_FILE} == set()
 
 
-def test_a_class_has_a_name_of_its_own() -> None:
+def types_of(path: Path) -> Iterator[str]:
+    """The public classes of a module, and, of the engine, its aliases of types, written as names of classes are."""
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        names = [node.name] if isinstance(node, ast.ClassDef) else []
+        targets = node.targets if isinstance(node, ast.Assign) and "models" not in path.relative_to(ROOT).parts else []
+        names += [t.id for t in targets if isinstance(t, ast.Name) and not t.id.isupper() and t.id[0].isupper()]
+        yield from (name for name in names if not name.startswith("_"))
+
+
+def test_a_type_has_a_name_of_its_own() -> None:
     """But for a family, which has that of its distribution, and for what is a module's own."""
     places: dict[str, list[str]] = {}
     for module, path in modules().items():
-        for node in ast.parse(path.read_text(encoding="utf-8")).body:
-            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
-                places.setdefault(node.name, []).append(module.split(".")[1])
+        for name in types_of(path):
+            places.setdefault(name, []).append(module.split(".")[1])
     several = {name: rooms for name, rooms in places.items() if len(rooms) > 1}
     assert {name for name, rooms in several.items() if sorted(rooms) != ["distributions", "families"]} == set()
 

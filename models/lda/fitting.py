@@ -32,7 +32,7 @@ from .updates import expected_log
 
 __all__ = [
     "WHOLE",
-    "State",
+    "FitState",
     "Whole",
     "bound",
     "documents",
@@ -52,7 +52,7 @@ _PASSES_BEFORE_PRIORS = 10
 
 
 @dataclass(frozen=True)
-class State:
+class FitState:
     """Where a fit is, after a number of passes.
 
     Attributes:
@@ -108,7 +108,7 @@ class Whole:
         """What the documents are known by in a file."""
         return [corpus.num_documents, corpus.num_words, corpus.doc, corpus.word, corpus.count]
 
-    def kept(self, state: State) -> State:
+    def kept(self, state: FitState) -> FitState:
         """What a file keeps of a state."""
         return state
 
@@ -129,23 +129,23 @@ class Whole:
 WHOLE = Whole()
 
 
-def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> State:
+def initial(parameters: Parameters, corpus: Corpus, generator: torch.Generator) -> FitState:
     """Where the passes of a fit start: for CVB0 at random responsibilities, else at topics."""
     if parameters.learning_method != "cvb0":
         return first_topics(parameters, corpus, generator)
     alpha, xi = _priors(parameters, corpus)
     start = collapsed_start(corpus, parameters.num_topics, generator)
-    return State(xi.expand(parameters.num_topics, -1), alpha, xi, counts=start.counts)
+    return FitState(xi.expand(parameters.num_topics, -1), alpha, xi, counts=start.counts)
 
 
 def first_topics(
     parameters: Parameters, corpus: Corpus, generator: torch.Generator, default: str = "collapsed"
-) -> State:
+) -> FitState:
     """Topics of CVB0, merged; or drawn from Gamma(100, rate 100), as in scikit-learn: no two are alike."""
     alpha, xi = _priors(parameters, corpus)
     if (parameters.topic_start or default) == "collapsed":
-        return State(collapsed_topics(corpus, alpha, xi, generator), alpha, xi)
-    return State(near_one((corpus.num_words, len(alpha)), corpus.count, generator).mT, alpha, xi)
+        return FitState(collapsed_topics(corpus, alpha, xi, generator), alpha, xi)
+    return FitState(near_one((corpus.num_words, len(alpha)), corpus.count, generator).mT, alpha, xi)
 
 
 def near_one(shape: tuple[int, int], like: Tensor, generator: torch.Generator | None = None) -> Tensor:
@@ -163,7 +163,7 @@ def fitted(
     path: str | os.PathLike[str] | None = None,
     every: int = 10,
     shards: Whole = WHOLE,
-) -> tuple[State, float]:
+) -> tuple[FitState, float]:
     """The state after all passes, with the documents at the final topics, and its ELBO in nats.
 
     Args:
@@ -188,7 +188,7 @@ def fitted(
         start = partial(initial, parameters, corpus, generator)
         found = shards.first(lambda: _named(start()) | {"random": generator.get_state()})
     generator.set_state(found.pop("random"))
-    state = State(**{name: _on(device, value) for name, value in found.items()})
+    state = FitState(**{name: _on(device, value) for name, value in found.items()})
 
     def content() -> dict[str, Any]:
         return {"random": generator.get_state()} | _named(shards.kept(state))
@@ -200,7 +200,7 @@ def fitted(
     return finished(parameters, corpus, state, shards)
 
 
-def _named(state: State) -> dict[str, Any]:
+def _named(state: FitState) -> dict[str, Any]:
     return {f.name: getattr(state, f.name) for f in fields(state)}
 
 
@@ -211,8 +211,8 @@ def _on(device: torch.device, value: Any) -> Any:
 
 
 def passes(
-    parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, shards: Whole = WHOLE
-) -> Iterator[State]:
+    parameters: Parameters, corpus: Corpus, state: FitState, generator: torch.Generator, shards: Whole = WHOLE
+) -> Iterator[FitState]:
     """The state after each pass over the documents."""
     one, hidden = _PASS[parameters.learning_method], not (parameters.progress and shards.is_first)
     with tqdm(total=parameters.max_iter, initial=state.passes, disable=hidden, desc="LDA") as bar:
@@ -224,7 +224,7 @@ def passes(
             yield state
 
 
-def finished(parameters: Parameters, corpus: Corpus, state: State, shards: Whole = WHOLE) -> tuple[State, float]:
+def finished(parameters: Parameters, corpus: Corpus, state: FitState, shards: Whole = WHOLE) -> tuple[FitState, float]:
     """The documents once more, so that they belong to the final topics; the priors, if learned, to them; the ELBO."""
     step = shards.agreed(lambda: documents(parameters, corpus, state, state.gamma, statistics=False))
     after = replace(state, gamma=step.gamma, counts=())
@@ -237,8 +237,8 @@ def finished(parameters: Parameters, corpus: Corpus, state: State, shards: Whole
 
 
 def _batch_pass(
-    parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, shards: Whole
-) -> State:
+    parameters: Parameters, corpus: Corpus, state: FitState, generator: torch.Generator, shards: Whole
+) -> FitState:
     """All documents to convergence, then the topics, then, if asked for, the priors."""
     number = state.passes + 1
     evaluate = parameters.evaluate_every > 0 and number % parameters.evaluate_every == 0
@@ -271,14 +271,16 @@ def _settled(bounds: list[tuple[int, float]], tol: float) -> bool:
     return abs(last - before) <= tol * abs(last)
 
 
-def _online_pass(parameters: Parameters, corpus: Corpus, state: State, generator: torch.Generator, _: Whole) -> State:
+def _online_pass(
+    parameters: Parameters, corpus: Corpus, state: FitState, generator: torch.Generator, _: Whole
+) -> FitState:
     """All minibatches once, in an order drawn at random."""
     for part in corpus.minibatches(parameters.batch_size, generator):
         state = online_step(parameters, part, state, generator)
     return replace(state, passes=state.passes + 1)
 
 
-def online_step(parameters: Parameters, part: Corpus, state: State, generator: torch.Generator) -> State:
+def online_step(parameters: Parameters, part: Corpus, state: FitState, generator: torch.Generator) -> FitState:
     """A natural-gradient step: λ moves towards the update that the whole corpus would give."""
     start = near_one((part.num_documents, len(state.alpha)), part.count, generator)
     step = documents(parameters, part, state, start, bound=False)
@@ -289,7 +291,7 @@ def online_step(parameters: Parameters, part: Corpus, state: State, generator: t
     return replace(state, topic_word=topic_word, batches=batches)
 
 
-def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: torch.Generator, __: Whole) -> State:
+def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: FitState, _: torch.Generator, __: Whole) -> FitState:
     """A pass of CVB0, with the tolerance of ``collapsed_fit``."""
     found = collapsed_fit(
         corpus,
@@ -304,7 +306,7 @@ def _collapsed_pass(parameters: Parameters, corpus: Corpus, state: State, _: tor
     )
 
 
-Pass = Callable[[Parameters, Corpus, State, torch.Generator, Whole], State]
+Pass = Callable[[Parameters, Corpus, FitState, torch.Generator, Whole], FitState]
 _PASS: dict[str, Pass] = {"batch": _batch_pass, "online": _online_pass, "cvb0": _collapsed_pass}
 
 
@@ -312,7 +314,7 @@ _PASS: dict[str, Pass] = {"batch": _batch_pass, "online": _online_pass, "cvb0": 
 
 
 def documents(
-    parameters: Parameters, corpus: Corpus, state: State, start: Tensor | None, **options: Any
+    parameters: Parameters, corpus: Corpus, state: FitState, start: Tensor | None, **options: Any
 ) -> DocumentStep:
     """Each document to convergence under the topics of a state."""
     return document_step(
@@ -326,14 +328,14 @@ def documents(
     )
 
 
-def bound(step: DocumentStep, state: State, shards: Whole = WHOLE) -> float:
+def bound(step: DocumentStep, state: FitState, shards: Whole = WHOLE) -> float:
     """The ELBO of the documents of a step, and of those of other processes, with the topics' part."""
     assert step.word_bound is not None
     own = step.word_bound + dirichlet_bound(step.gamma, state.alpha)
     return float(shards.total(own) + dirichlet_bound(state.topic_word, state.xi))
 
 
-def _with_learned_priors(state: State, shards: Whole, by_word: bool) -> State:
+def _with_learned_priors(state: FitState, shards: Whole, by_word: bool) -> FitState:
     """α and ξ at the maximum of the ELBO, given the documents and the topics; ξ one number, or one for each word.
 
     Where there is one topic, or one word, its share is always 1: the ELBO does not depend on its concentration, which

@@ -17,7 +17,7 @@ from pyro_latent.ascent.ranks import Ranks
 from pyro_latent.errors import ArgumentError, DataError
 
 from .corpus import Corpus
-from .fitting import State, Whole, near_one
+from .fitting import FitState, Whole, near_one
 from .parameters import Parameters
 
 __all__ = ["Shards"]
@@ -86,7 +86,7 @@ class Shards(Whole):
         words = self.total(counts.index_add_(0, corpus.word, corpus.count.double()))
         return [sum(self._sizes), corpus.num_words, words]
 
-    def kept(self, state: State) -> State:
+    def kept(self, state: FitState) -> FitState:
         """The state without the documents, which another process may be given."""
         return replace(state, gamma=None)
 

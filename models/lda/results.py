@@ -19,7 +19,7 @@ from pyro_latent.errors import ArgumentError, DataError, MissingPackageError, Mo
 
 from .corpus import Corpus
 from .evaluation import coherence_npmi, top_words
-from .fitting import State, bound, documents
+from .fitting import FitState, bound, documents
 from .kernel import DocumentStep
 from .parameters import Parameters
 from .reading import as_corpus, check_not_counts, column_names
@@ -42,7 +42,7 @@ def _found(name: str, what: str) -> Any:
 class Results(Parameters):
     """The attributes and methods of :class:`LDA` that need a fit."""
 
-    _state: State
+    _state: FitState
     #: The words, where they are known, and whether they came as the columns' names of a data frame.
     _vocabulary: tuple[str, ...] | None
     _framed: bool
@@ -52,7 +52,7 @@ class Results(Parameters):
     _sklearn_output_config: dict[str, Output]
 
     @property
-    def _fitted(self) -> State:
+    def _fitted(self) -> FitState:
         if "_state" not in self.__dict__:
             raise NotFittedError("Expected a fitted LDA; got a new one. Call fit(counts) first.")
         return self._state

@@ -14,9 +14,7 @@ from torch import Tensor
 from ..errors import ModelError
 from ..guide import AutoConjugate
 from ..particles import ProgramCall, PyroProgram
-from ..signatures import Args
-
-Array = np.ndarray[Any, Any]
+from ..signatures import Args, Array
 
 PLAIN = int | float | complex | str | bytes | bool | None
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from ..errors import ArgumentError, ArgumentTypeError
-from .arguments import Array
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -17,7 +17,6 @@ Source: ``docs/sources.md``, [4] (149)-(154); Kingma and Welling 2014; Roeder, W
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -32,7 +31,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, kl_divergence
 
 from ..errors import ArgumentError, ModelError, check_count
-from ..particles import PyroProgram, is_delta, sample_sites
+from ..particles import PyroProgram, TraceSite, is_delta, sample_sites
 
 __all__ = [
     "AnalyticKLELBO",
@@ -43,7 +42,6 @@ __all__ = [
     "divergence",
 ]
 
-TraceSite = Mapping[str, Any]
 Traces = tuple[poutine.Trace, poutine.Trace]
 
 

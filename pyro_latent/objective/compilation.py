@@ -47,8 +47,7 @@ _SMALLER_BLOCK = (
 _LARGE = 2**22
 
 Reader = TypeVar("Reader")
-Owners = dict[str, tuple[Block, int]]
-Terms = Mapping[str, Sequence[Term]]
+TermsBySite = Mapping[str, Sequence[Term]]
 
 
 def compile_program(
@@ -103,7 +102,7 @@ def _compiled(
             f"the posterior of {block.label!r}, a {block.family.name}", starts * block.numbers, _SMALLER_BLOCK, each
         )
     derived = derived_variables(recording)
-    owners: Owners = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
+    owners: dict[str, tuple[Block, int]] = {s.name: (b, i) for b in blocks.values() for i, s in enumerate(b.sites)}
     owners |= {v.site: (derived_block(v, recording), 0) for v in derived}
 
     sums = sums_over_plates({name: plain for name, (plain, _) in divided.items()}, scored, owners, recording)
@@ -139,7 +138,7 @@ def _compiled(
 
 
 def _divided(
-    recording: Recording, scored: Mapping[str, ScoredSite], terms: Terms
+    recording: Recording, scored: Mapping[str, ScoredSite], terms: TermsBySite
 ) -> dict[str, tuple[list[Term], list[DensityPart]]]:
     """By site the terms that depend on no discrete site, and the others, by what they read."""
     sites, nesting = recording.discrete, recording.max_plate_nesting
@@ -226,7 +225,7 @@ def _joints(factors: Sequence[DiscreteFactor], sites: Sequence[DiscreteSite]) ->
     return [Joint([factors[i].layouts for i in indices], group, indices) for group, indices in groups]
 
 
-def _turns(recording: Recording, terms: Terms, names: Collection[str]) -> dict[BlockKey, list[Tensor]]:
+def _turns(recording: Recording, terms: TermsBySite, names: Collection[str]) -> dict[BlockKey, list[Tensor]]:
     """By discrete site whose elements meet in a density, masks over them: those of one mask do not meet."""
     found: dict[BlockKey, list[Tensor]] = {}
     for name in names:

@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..criticism.arguments import Array, as_array
+from ..criticism.arguments import as_array
 from ..criticism.pictures import looks, on_axes
 from ..errors import ArgumentError, ArgumentTypeError, ModelError, checked_call
 from ..guide import AutoConjugate
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..criticism.arguments import Array, as_array
+from ..criticism.arguments import as_array
 from ..criticism.pictures import looks, on_axes
 from ..errors import ArgumentError, checked_call
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -10,10 +10,11 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 
-from ..criticism.arguments import Array, as_array
+from ..criticism.arguments import as_array
 from ..criticism.pictures import density, looks, on_axes
 from ..errors import ArgumentError, ArgumentTypeError, checked_call
 from ..families.quantiles import quantile
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

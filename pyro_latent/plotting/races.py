@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ..criticism.arguments import Array
 from ..criticism.pictures import looks, on_axes
 from ..criticism.race import Race, Runner
 from ..errors import ArgumentError, ArgumentTypeError, checked_call
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from ..criticism.arguments import Array, as_array
+from ..criticism.arguments import as_array
 from ..criticism.pictures import PALETTE, panels_in
 from ..errors import ArgumentError, ArgumentTypeError, check_count, checked_call
+from ..signatures import Array
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
