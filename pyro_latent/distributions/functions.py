@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.distributions.transforms import PowerTransform
 
+from .gamma_ratios import log_rising
 from .tabulated import Tabulated
 
 #: From here on, in units of the power, a second difference of log Γ is a sum of so many derivatives.
@@ -43,7 +44,7 @@ class PowerOfGamma(dist.TransformedDistribution):
     @property
     def mean(self) -> Tensor:
         concentration, rate, power = self._parts()
-        log = torch.lgamma(concentration + power) - torch.lgamma(concentration) - power * rate.log()
+        log = log_rising(concentration, power) - power * rate.log()
         return torch.where(concentration + power > 0, log.exp(), torch.inf).to(self.base_dist.rate)
 
     @property

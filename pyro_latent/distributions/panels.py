@@ -24,7 +24,7 @@ from torch.distributions import ExpTransform, biject_to, constraints
 from ..errors import ArgumentError
 from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, PanelTable, cut, on_grid
 from .quadrature import EPS, NUM_NODES, integrate, kept_on, rule
-from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, window
+from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, resolved_ends, window
 
 #: Panels are taken if the log density has fallen by this much at their ends.
 _ENOUGH = 37.0
@@ -152,8 +152,19 @@ class TableSearch:
     def _modes(self) -> Modes:
         return modes_of(self._known, self._shape, self._limit, self._like, self._rows)
 
+    @cached_property
+    def _ends(self) -> tuple[Tensor, Tensor] | None:
+        return resolved_ends(self._computed, self._shape, self._limit, self._like)
+
     def _known(self, places: Tensor) -> Tensor:
-        """The log densities at places ``[K, *shape]``."""
+        """The log densities at places ``[K, *shape]``; minus infinity where they are rounding and nothing is left."""
+        if self._ends is None:
+            return self._computed(places)
+        is_known = (places >= self._ends[0]) & (places <= self._ends[1])
+        return torch.where(is_known, self._computed(places), -torch.inf)
+
+    def _computed(self, places: Tensor) -> Tensor:
+        """The log densities at places ``[K, *shape]`` as they are computed."""
         values = torch.cat([self._integrand(part)[0] for part in places.split(self._rows)])
         return values.nan_to_num(nan=-torch.inf, posinf=torch.inf, neginf=-torch.inf)
 

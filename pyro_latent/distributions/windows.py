@@ -32,6 +32,9 @@ _NOISE = 1e-9
 #: Of two ends that are further apart, in widths of a mode, 36 places may all be where it is e^-2 of its summit.
 _WIDTHS_SEEN = 60.0
 
+#: A log density is rounding where its second difference over steps of this share of the place is more than half.
+_STEP, _MOST_ROUNDING, _BISECTIONS = 2.0**-40, 0.5, 8
+
 LogDensity = Callable[[Tensor], Tensor]
 
 
@@ -89,7 +92,7 @@ def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Ten
     Raises:
         NoTableError: if one is highest at an end of the line, zero everywhere, or has not fallen where the line ends.
     """
-    mesh = _mesh(limit, 2 * round(5 * math.sqrt(math.asinh(10 * limit))) * 3 + 1, like)
+    mesh = _coarse_mesh(limit, like)
     values = _along(log_density, mesh, shape)
     most, best = values.max(0)
     at_end = (best == 0) | (best == len(mesh) - 1) | ~most.isfinite()
@@ -123,6 +126,49 @@ def _tops(log_density: LogDensity, meshes: Sequence[tuple[Tensor, Tensor]]) -> t
     places, steps, heights = (torch.cat(found) for found in zip(*climbed, strict=True))
     is_noise = steps < _NOISE * (1e-3 + places.abs())
     return places, steps, torch.where(is_noise & ~is_noise.all(0), -torch.inf, heights)
+
+
+def resolved_ends(
+    log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor
+) -> tuple[Tensor, Tensor] | None:
+    """The ends ``[*shape]`` about 0 from which on float64 does not resolve a log density that has fallen by then, as of
+    differences of log Γ far out; infinite where it is resolved, or has not fallen. None where all are.
+    """
+    mesh = _coarse_mesh(limit, like)
+    places = mesh.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
+    values, noisy = log_density(places), _is_rounding(log_density, places)
+    if not bool(noisy.any()):
+        return None
+    numbers = torch.arange(len(mesh), device=mesh.device).reshape(-1, *[1] * len(shape))
+    center = len(mesh) // 2
+    left = torch.where(noisy & (numbers <= center), numbers, -1).amax(0)
+    right = torch.where(noisy & (numbers >= center), numbers, len(mesh)).amin(0)
+    most = torch.where((numbers > left) & (numbers < right), values, -torch.inf).amax(0)
+    ends = []
+    for first, sign in ((left, 1), (right, -1)):
+        outside, inside = mesh[first.clamp(0, len(mesh) - 1)], mesh[(first + sign).clamp(0, len(mesh) - 1)]
+        for _ in range(_BISECTIONS):
+            middle = (outside + inside) / 2
+            bad = _is_rounding(log_density, middle[None])[0]
+            outside, inside = torch.where(bad, middle, outside), torch.where(bad, inside, middle)
+        has_fallen = log_density(inside[None])[0] < most - DEPTH
+        is_end = (first < 0) | (first == len(mesh))
+        ends.append((torch.where(is_end, -sign * torch.inf, inside), has_fallen | is_end))
+    (low, falls_left), (high, falls_right) = ends
+    known = falls_left & falls_right & most.isfinite()
+    return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+
+
+def _is_rounding(log_density: LogDensity, places: Tensor) -> Tensor:
+    """Whether log densities at places ``[L, *shape]`` are rounding, or infinite, for the most part."""
+    steps = _STEP * (1 + places.abs())
+    first, second, third = (log_density(places + i * steps) for i in (-1, 0, 1))
+    bent = ((first - second) + (third - second)).abs() <= _MOST_ROUNDING
+    return ~(bent | ((first == second) & (second == third) & (second < torch.inf)))
+
+
+def _coarse_mesh(limit: float, like: Tensor) -> Tensor:
+    return _mesh(limit, 2 * round(5 * math.sqrt(math.asinh(10 * limit))) * 3 + 1, like)
 
 
 def _mesh(limit: float, count: int, like: Tensor) -> Tensor:
@@ -230,4 +276,4 @@ def _distance(log_density: LogDensity, step: Tensor, floor: Tensor, limit: float
     return offsets.gather(0, torch.where(below.any(0), below.int().argmax(0), _DOUBLINGS - 1)[None])[0]
 
 
-__all__ = ["DEPTH", "LogDensity", "Modes", "NoTableError", "modes_of", "window"]
+__all__ = ["DEPTH", "LogDensity", "Modes", "NoTableError", "modes_of", "resolved_ends", "window"]

@@ -8,6 +8,7 @@ from typing import Self
 import torch
 from torch import Tensor
 
+from ..distributions.gamma_ratios import log_rising
 from ..values import broadcast_shapes
 from .arithmetic import MOST_CASES, collect, common_like
 from .axes import Gather, in_last, laid, position_axes, shift
@@ -117,6 +118,13 @@ class Elementwise(Dimensions):
         if self.pieces and not self.opacity:
             return self._map_pieces(lambda e: e.lgamma())
         return self.of_scalar("lgamma", torch.lgamma) or self._of_point("lgamma", 0)
+
+    def log_rising(self, count: Self) -> Self:
+        """log Γ(x + n) − log Γ(x): of a function of one scalar latent as one, which does not round as their difference
+        does.
+        """
+        found = None if self.is_table or self.pieces else self.of_scalar("log_rising", log_rising, count)
+        return (self + count).lgamma() - self.lgamma() if found is None else found
 
     def log_beta(self) -> Self:
         """Σ log Γ(x_k) − log Γ(Σ x_k) over the last dimension, of constants, of point estimates, and of functions of

@@ -63,7 +63,7 @@ class WeightedNegativeBinomial(GivenWeight, dist.NegativeBinomial):
     @staticmethod
     def log_factor(arguments: Any, value: Any) -> Any:
         count = arguments.total_count
-        ways = (value + count).lgamma() - (value + 1.0).lgamma() - count.lgamma()
+        ways = count.log_rising(value) - (value + 1.0).lgamma()
         return log_factor(arguments.logits, arguments.weight, value, value + count) + ways
 
 

@@ -99,7 +99,7 @@ def binomial(arguments: Arguments, value: Expression) -> Expression:
 def negative_binomial(arguments: Arguments, value: Expression) -> Expression:
     """log Γ(n + x) − log Γ(n) − log x! + x log p + n log(1 − p)."""
     count = arguments["total_count"]
-    ways = (count + value).lgamma() - count.lgamma() - (value + 1.0).lgamma()
+    ways = count.log_rising(value) - (value + 1.0).lgamma()
     log_p, log_q = log_odds(arguments, "give probs a Beta site")
     return ways + value.weigh(log_p) + count.weigh(log_q)
 

@@ -1,0 +1,128 @@
+"""One scalar of many data: what a density is far from its mode is rounding, and no part of it."""
+
+from collections.abc import Callable
+
+import mpmath
+import numpy as np
+import pyro
+import pyro.distributions as dist
+import pytest
+import scipy.special
+import scipy.stats
+import torch
+from torch import Tensor
+
+from pyro_latent import CAVI, AutoConjugate
+from pyro_latent.distributions.functions import function_of
+from pyro_latent.distributions.gamma_ratios import log_rising
+from pyro_latent.distributions.windows import resolved_ends
+
+Array = np.ndarray
+LIKE = torch.empty(0, dtype=torch.float64)
+
+
+def mean_five(s: Tensor) -> dist.NegativeBinomial:
+    """Counts of mean five, of which s is the number of failures."""
+    return dist.NegativeBinomial(s, logits=torch.tensor(5.0).double().log() - s.log())
+
+
+def log_counts(y: Array, s: Array, log_odds: Array) -> Array:
+    """Of a negative binomial distribution, to the rounding of log Γ of at most 1e5."""
+    ways = scipy.special.gammaln(y + s) - scipy.special.gammaln(s) - scipy.special.gammaln(y + 1)
+    found: Array = ways + y * log_odds - (y + s) * np.logaddexp(0, log_odds)
+    return found
+
+
+#: The likelihood given s, one to draw data from, and its log density by scipy.
+CASES: dict[str, tuple[Callable[[Tensor], dist.Distribution], dist.Distribution, Callable[[Array, Array], Array]]] = {
+    "Student": (
+        lambda s: dist.StudentT(s, 1.0, 2.0),
+        dist.StudentT(4.0, 1.0, 2.0),
+        lambda y, s: scipy.stats.t.logpdf(y, s, 1, 2),
+    ),
+    "Gamma of known mean": (
+        lambda s: dist.Gamma(s, s / 2),
+        dist.Gamma(3.0, 1.5),
+        lambda y, s: scipy.stats.gamma.logpdf(y, s, scale=2 / s),
+    ),
+    "Beta": (lambda s: dist.Beta(s, 2.0), dist.Beta(3.0, 2.0), lambda y, s: scipy.stats.beta.logpdf(y, s, 2)),
+    "Beta of known mean": (
+        lambda s: dist.Beta(0.6 * s, 0.4 * s),
+        dist.Beta(6.0, 4.0),
+        lambda y, s: scipy.stats.beta.logpdf(y, 0.6 * s, 0.4 * s),
+    ),
+    "NegativeBinomial": (
+        lambda s: dist.NegativeBinomial(s, probs=torch.tensor(0.6).double()),
+        dist.NegativeBinomial(3.0, probs=torch.tensor(0.6)),
+        lambda y, s: log_counts(y, s, np.log(1.5)),
+    ),
+    "NegativeBinomial of known mean": (
+        mean_five,
+        mean_five(torch.tensor(3.0)),
+        lambda y, s: log_counts(y, s, np.log(5 / s)),
+    ),
+    "BetaBinomial": (
+        lambda s: dist.BetaBinomial(s, 2.0, 20),
+        dist.BetaBinomial(3.0, 2.0, 20),
+        lambda y, s: scipy.stats.betabinom.logpmf(y, 20, s, 2),
+    ),
+}
+
+
+@pytest.mark.parametrize("count", [30, 2_000])
+@pytest.mark.parametrize("name", CASES)
+def test_a_scalar_of_many_data_is_exact(name: str, count: int) -> None:
+    likelihood, truth, log_density = CASES[name]
+    torch.manual_seed(0)
+    y = truth.sample((count,)).double()
+
+    def model() -> None:
+        s = pyro.sample("s", dist.LogNormal(torch.tensor(0.0).double(), 2.0))
+        with pyro.plate("data", count):
+            pyro.sample("y", likelihood(s), obs=y)
+
+    guide = AutoConjugate(model)
+    elbo = -CAVI(model, guide).step()
+    places = np.linspace(-2, 11, 1_001) if count == 30 else np.linspace(0.3, 2.8, 501)
+    step, s = places[1] - places[0], np.exp(places)
+    each = np.array([log_density(y.numpy(), at).sum() for at in s])
+    heights = each + scipy.stats.norm.logpdf(places, 0, 2)
+    log_evidence = scipy.special.logsumexp(heights) + np.log(step)
+    weights = np.exp(heights - log_evidence) * step
+    assert elbo == pytest.approx(log_evidence, abs=1e-7 if count > 30 else 1e-4)  # scipy's grid cuts the tail of few
+    assert float(guide.posterior()["s"].mean) == pytest.approx(weights @ s, rel=1e-8 if count > 30 else 1e-2)
+
+
+def test_rising_factorials_do_not_round_more_than_they_are() -> None:
+    mpmath.mp.dps = 60
+    for x in (1e-3, 0.5, 3.0, 11.9, 12.0, 12.1, 40.0, 1e3, 1e8, 1e15, 1e22):
+        for n in (0.0, 1e-4, 0.5, -0.0004, 1.0, 7.0, 100.0, 1e6):
+            expected = float(mpmath.loggamma(mpmath.mpf(x) + mpmath.mpf(n)) - mpmath.loggamma(mpmath.mpf(x)))
+            found = float(log_rising(LIKE.new_tensor(x), LIKE.new_tensor(n)))
+            rounding = 3e-14 * max(abs(expected), abs(n), 0.2)  # also of log Γ(12) = 17
+            assert found == pytest.approx(expected, abs=rounding), (x, n)
+    assert float(log_rising(LIKE.new_tensor(1e300), LIKE.new_tensor(3.0))) == pytest.approx(900 * np.log(10))
+
+
+def test_the_mean_of_a_scale_is_exact_of_a_precision_known_well() -> None:
+    """E x^-½ of x ~ Gamma(a, b), whose logarithm is a difference of log Γ at 1e9."""
+    precision = dist.Gamma(torch.tensor(1e9).double(), torch.tensor(1e9).double())
+    found = function_of(precision, torch.distributions.transforms.PowerTransform(torch.tensor(-0.5).double())).mean
+    assert float(found) - 1 == pytest.approx(3 / 8e9, rel=1e-5)
+
+
+def test_rounding_ends_where_a_density_has_fallen_before_it() -> None:
+    """A density that has fallen, one that has not, and one without rounding."""
+    falls = torch.tensor([1.0, 1e-3, 1.0]).double()
+    noise = torch.tensor([1.0, 1.0, 0.0]).double()
+
+    def log_density(places: Tensor) -> Tensor:
+        jitter = torch.sin(1e15 * places) * 100 * (places > 30) * noise
+        return -0.5 * falls * places.square() + jitter
+
+    ends = resolved_ends(log_density, torch.Size((3,)), 700.0, LIKE)
+    assert ends is not None
+    torch.testing.assert_close(ends[0], torch.full((3,), -torch.inf).double())
+    assert 29 < float(ends[1][0]) < 31
+    torch.testing.assert_close(ends[1][1:], torch.full((2,), torch.inf).double())
+    assert resolved_ends(lambda places: -0.5 * places.square(), torch.Size((3,)), 700.0, LIKE) is None
