@@ -1,6 +1,7 @@
 """One scalar of many data: what a density is far from its mode is rounding, and no part of it."""
 
 from collections.abc import Callable
+from typing import Any
 
 import mpmath
 import numpy as np
@@ -34,7 +35,7 @@ def log_counts(y: Array, s: Array, log_odds: Array) -> Array:
 
 
 #: The likelihood given s, one to draw data from, and its log density by scipy.
-CASES: dict[str, tuple[Callable[[Tensor], dist.Distribution], dist.Distribution, Callable[[Array, Array], Array]]] = {
+CASES: dict[str, tuple[Callable[[Tensor], Any], Any, Callable[[Array, Array], Array]]] = {
     "Student": (
         lambda s: dist.StudentT(s, 1.0, 2.0),
         dist.StudentT(4.0, 1.0, 2.0),
