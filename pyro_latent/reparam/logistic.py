@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.distributions.utils import broadcast_all
 
 from ..distributions import PolyaGamma
+from ..distributions.gamma_ratios import log_rising
 from ..expressions import Expression
 from ..rules import raw_arguments
 from .base import ConjugateReparam, Site
@@ -63,7 +64,8 @@ class WeightedNegativeBinomial(GivenWeight, dist.NegativeBinomial):
     @staticmethod
     def log_factor(arguments: Any, value: Any) -> Any:
         count = arguments.total_count
-        ways = count.log_rising(value) - (value + 1.0).lgamma()
+        rising = log_rising(count, value) if isinstance(count, Tensor) else count.log_rising(value)
+        ways = rising - (value + 1.0).lgamma()
         return log_factor(arguments.logits, arguments.weight, value, value + count) + ways
 
 
