@@ -16,6 +16,7 @@ from torch import Tensor
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions.functions import function_of
 from pyro_latent.distributions.gamma_ratios import log_rising
+from pyro_latent.distributions.panels import nodes_of, tabulate
 from pyro_latent.distributions.windows import resolved_ends
 
 Array = np.ndarray
@@ -127,3 +128,26 @@ def test_rounding_ends_where_a_density_has_fallen_before_it() -> None:
     assert 29 < float(ends[1][0]) < 31
     torch.testing.assert_close(ends[1][1:], torch.full((2,), torch.inf).double())
     assert resolved_ends(lambda places: -0.5 * places.square(), torch.Size((3,)), 700.0, LIKE) is None
+
+
+@pytest.mark.parametrize(
+    "modes",
+    [
+        [(0.0, 1.0), (1e6, 1e4)],
+        [(0.0, 1.0), (1e10, 100.0)],
+        [(1.0, 1e-3), (-1e8, 100.0)],
+        [(1.0, 1e-3), (1e8, 1.0)],
+        [(5.5, 0.47), (-4.3, 1.46), (1.06, 0.03), (-5.4, 0.42)],
+    ],
+)
+def test_modes_of_any_width_far_apart_count(modes: list[tuple[float, float]]) -> None:
+    """Each has its mass, also next to the end of what the widest one takes, and behind where squares round."""
+
+    def log_density(places: Tensor) -> Tensor:
+        normals = [dist.Normal(LIKE.new_tensor(loc), LIKE.new_tensor(scale)) for loc, scale in modes]
+        return torch.stack([normal.log_prob(places) for normal in normals]).logsumexp(0)
+
+    left, right, found = tabulate(log_density, (), 1e30, LIKE)
+    nodes, best = nodes_of(left, right, found.shape[-1] // left.shape[-1]).flatten(), found.argmax()
+    log_normalizer = log_density(nodes[best]) - found[best]
+    assert float(log_normalizer) == pytest.approx(np.log(len(modes)), abs=1e-8)

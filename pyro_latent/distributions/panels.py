@@ -314,8 +314,9 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> PanelTabl
     Raises:
         NoTableError: if the integral does not settle.
     """
-    margin = (edges[..., -1:] - edges[..., :1]) / 50  # where nothing is left, which shows that the tails end
-    edges = torch.cat([edges[..., :1] - margin, edges, edges[..., -1:] + margin], -1)
+    margin = (edges[..., -1:] - edges[..., :1]) / 50  # where nothing is left: two panels show that the tails end
+    beyond = margin * torch.arange(1, 3, dtype=margin.dtype, device=margin.device)
+    edges = torch.cat([edges[..., :1] - beyond.flip(-1), edges, edges[..., -1:] + beyond], -1)
     try:
         panels = integrate(
             lambda z: log_density(z.flatten(0, z.ndim - edges.ndim)).reshape(z.shape), edges.movedim(-1, 0)

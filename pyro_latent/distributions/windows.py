@@ -32,8 +32,9 @@ _NOISE = 1e-9
 #: Of two ends that are further apart, in widths of a mode, 36 places may all be where it is e^-2 of its summit.
 _WIDTHS_SEEN = 60.0
 
-#: A log density is rounding where its second difference over steps of this share of the place is more than half.
-_STEP, _MOST_ROUNDING, _BISECTIONS = 2.0**-40, 0.5, 8
+#: A log density is rounding where its second difference over steps of this share of the place is more than half, and
+#: more than this share of itself: what rounds as its last bits do is far down, and known to be.
+_STEP, _MOST_ROUNDING, _LAST_BITS, _BISECTIONS = 2.0**-40, 0.5, 2.0**-40, 8
 
 LogDensity = Callable[[Tensor], Tensor]
 
@@ -80,9 +81,7 @@ class Modes(NamedTuple):
         apart = 1 + torch.arange(len(self.places), device=left.device).reshape(-1, *ones[1:]) / 64  # of the same mode
         found = (self.places + widths * apart * self.steps).flatten(0, 1)
         shares = torch.linspace(0.05, 0.95, len(found), dtype=found.dtype, device=left.device).reshape(-1, *ones[1:])
-        margin = (right - left) / 50
-        is_inside = (found > left + margin) & (found < right - margin)
-        return torch.where(is_inside, found, left + (right - left) * shares)
+        return torch.where((found > left) & (found < right), found, left + (right - left) * shares)
 
 
 def modes_of(log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor, rows: int) -> Modes:
@@ -163,7 +162,7 @@ def _is_rounding(log_density: LogDensity, places: Tensor) -> Tensor:
     """Whether log densities at places ``[L, *shape]`` are rounding, or infinite, for the most part."""
     steps = _STEP * (1 + places.abs())
     first, second, third = (log_density(places + i * steps) for i in (-1, 0, 1))
-    bent = ((first - second) + (third - second)).abs() <= _MOST_ROUNDING
+    bent = ((first - second) + (third - second)).abs() <= (_LAST_BITS * second.abs()).clamp(min=_MOST_ROUNDING)
     return ~(bent | ((first == second) & (second == third) & (second < torch.inf)))
 
 
