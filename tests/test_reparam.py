@@ -678,7 +678,7 @@ def test_a_random_count_of_a_weight_is_refused() -> None:
         r = pyro.sample("r", dist.Gamma(1.0, 1.0))
         w = pyro.sample("w", dist.Normal(0.0, 2.0))
         with pyro.plate("n", 8):
-            pyro.sample("y", dist.NegativeBinomial(r, logits=INPUTS[:, 1] * w), obs=COUNT)
+            pyro.sample("y", dist.Binomial(20 + r, logits=INPUTS[:, 1] * w, validate_args=False), obs=COUNT)
 
     with pytest.raises(NotConjugateError, match=r"'y_weight'.*PolyaGamma"):
         fit(augmented(model))
