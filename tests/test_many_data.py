@@ -151,3 +151,17 @@ def test_modes_of_any_width_far_apart_count(modes: list[tuple[float, float]]) ->
     nodes, best = nodes_of(left, right, found.shape[-1] // left.shape[-1]).flatten(), found.argmax()
     log_normalizer = log_density(nodes[best]) - found[best]
     assert float(log_normalizer) == pytest.approx(np.log(len(modes)), abs=1e-8)
+
+
+@pytest.mark.parametrize("datum", [0.0, 1.0, 2.0, 15.0])
+def test_a_density_that_falls_in_waves_ends(datum: float) -> None:
+    """Beyond its ends a wave of a tail may be higher than what is before it."""
+
+    def model() -> None:
+        s = pyro.sample("s", dist.Normal(LIKE.new_tensor(0.0), 1.0))
+        pyro.sample("x", dist.Normal((3 * s).sin(), 0.3), obs=LIKE.new_tensor(datum))
+
+    places, step = np.linspace(-12, 12, 60_001, retstep=True)
+    heights = scipy.stats.norm.logpdf(places) + scipy.stats.norm.logpdf(datum, np.sin(3 * places), 0.3)
+    elbo = -CAVI(model, AutoConjugate(model)).step()
+    assert elbo == pytest.approx(scipy.special.logsumexp(heights) + np.log(step), abs=1e-8)

@@ -314,7 +314,7 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> PanelTabl
     Raises:
         NoTableError: if the integral does not settle.
     """
-    margin = (edges[..., -1:] - edges[..., :1]) / 50  # where nothing is left: two panels show that the tails end
+    margin = (edges[..., -1:] - edges[..., :1]) / 8  # where nothing is left: two panels show that the tails end
     beyond = margin * torch.arange(1, 3, dtype=margin.dtype, device=margin.device)
     edges = torch.cat([edges[..., :1] - beyond.flip(-1), edges, edges[..., -1:] + beyond], -1)
     try:
