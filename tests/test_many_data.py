@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions.functions import function_of
-from pyro_latent.distributions.gamma_ratios import log_rising
+from pyro_latent.distributions.gamma_ratios import log_rising, student_log_prob
 from pyro_latent.distributions.panels import nodes_of, tabulate
 from pyro_latent.distributions.windows import resolved_ends
 
@@ -165,3 +165,24 @@ def test_a_density_that_falls_in_waves_ends(datum: float) -> None:
     heights = scipy.stats.norm.logpdf(places) + scipy.stats.norm.logpdf(datum, np.sin(3 * places), 0.3)
     elbo = -CAVI(model, AutoConjugate(model)).step()
     assert elbo == pytest.approx(scipy.special.logsumexp(heights) + np.log(step), abs=1e-8)
+
+
+def test_degrees_of_freedom_may_be_any_number() -> None:
+    """A Student's t is a normal distribution where they are many, and a half-Cauchy prior lets them be so."""
+    torch.manual_seed(0)
+    y = dist.StudentT(LIKE.new_tensor(4.0), 1.0, 2.0).sample((30,))
+
+    def model() -> None:
+        df = pyro.sample("df", dist.HalfCauchy(LIKE.new_tensor(1.0)))
+        with pyro.plate("data", 30):
+            pyro.sample("y", dist.StudentT(df, 1.0, 2.0), obs=y)
+
+    places, step = np.linspace(-12, 20, 3_201, retstep=True)
+    each = scipy.stats.t.logpdf(y.numpy()[:, None], np.exp(places), 1, 2).sum(0)
+    log_evidence = scipy.special.logsumexp(each + scipy.stats.halfcauchy.logpdf(np.exp(places)) + places) + np.log(step)
+    assert -CAVI(model, AutoConjugate(model)).step() == pytest.approx(log_evidence, abs=1e-7)
+    many, values = LIKE.new_tensor([1e9, 1e15, 1e25]), torch.linspace(-9, 9, 7).double().unsqueeze(-1)
+    found = student_log_prob(dist.StudentT(many, 1.0, 2.0), values)
+    torch.testing.assert_close(found, dist.Normal(1.0, 2.0).log_prob(values).expand(7, 3), rtol=0, atol=1e-6)
+    few = dist.StudentT(torch.linspace(0.1, 90, 50).double(), 1.0, 2.0)
+    torch.testing.assert_close(student_log_prob(few, values), few.log_prob(values), rtol=0, atol=1e-11)

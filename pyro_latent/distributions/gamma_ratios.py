@@ -1,12 +1,16 @@
-"""log Γ(x + n) − log Γ(x), to the rounding of the difference: for large x both are far larger than it.
+"""log Γ(x + n) − log Γ(x), to the rounding of the difference: for large x both are far larger than it; and a log
+density with such a difference.
 
 Source: Abramowitz and Stegun (6.1.40), Stirling's series, whose leading terms are subtracted by hand.
 """
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+from torch.distributions import StudentT
 
 #: From here on the series is right to 1e-14; its coefficients are those of 1 / x, 1 / x³, …
 _FAR = 12.0
@@ -36,4 +40,12 @@ def _series(x: Tensor) -> Tensor:
     return total / x
 
 
-__all__ = ["log_rising"]
+def student_log_prob(distribution: StudentT, value: Tensor) -> Tensor:
+    """The log density of Student's t distribution, which tends to the normal one's as its degrees of freedom grow."""
+    df, scale = distribution.df, distribution.scale
+    square = ((value - distribution.loc) / scale).square()
+    ratio = log_rising(0.5 * df, df.new_tensor(0.5))
+    return ratio - 0.5 * (df + 1) * (square / df).log1p() - 0.5 * (df.log() + math.log(math.pi)) - scale.log()
+
+
+__all__ = ["log_rising", "student_log_prob"]

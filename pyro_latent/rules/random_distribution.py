@@ -18,6 +18,7 @@ from pyro.distributions import constraints, transforms
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
+from ..distributions.gamma_ratios import student_log_prob
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, question
 from ..values import broadcast_shapes
@@ -319,13 +320,16 @@ def _parts(base: Any, value: Any, like: Tensor) -> tuple[tuple[Any, ...], list[E
 
 
 def _log_prob_of(base: Any, given: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., Tensor]:
-    """PyTorch's log density, with tensors in the place of the symbols; what comes beyond them is left alone."""
+    """PyTorch's log density, with tensors in the place of the symbols; what comes beyond them is left alone. That of
+    Student's t rounds where there are very many degrees of freedom, so it is ours.
+    """
 
     def log_prob(*tensors: Tensor) -> Tensor:
         rest = iter(tensors)
         *numbers, observed = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
         if isinstance(base, RandomDistribution):
-            return made(base.family, dict(zip(base.arguments, numbers, strict=True))).log_prob(observed)
+            found = made(base.family, dict(zip(base.arguments, numbers, strict=True)))
+            return student_log_prob(found, observed) if type(found) is dist.StudentT else found.log_prob(observed)
         return base.log_prob(observed)
 
     return log_prob
