@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions.functions import function_of
-from pyro_latent.distributions.gamma_ratios import log_rising, student_log_prob
+from pyro_latent.distributions.gamma_ratios import LOG_DENSITIES, log_rising
 from pyro_latent.distributions.panels import nodes_of, tabulate
 from pyro_latent.distributions.windows import resolved_ends
 
@@ -181,8 +181,36 @@ def test_degrees_of_freedom_may_be_any_number() -> None:
     each = scipy.stats.t.logpdf(y.numpy()[:, None], np.exp(places), 1, 2).sum(0)
     log_evidence = scipy.special.logsumexp(each + scipy.stats.halfcauchy.logpdf(np.exp(places)) + places) + np.log(step)
     assert -CAVI(model, AutoConjugate(model)).step() == pytest.approx(log_evidence, abs=1e-7)
-    many, values = LIKE.new_tensor([1e9, 1e15, 1e25]), torch.linspace(-9, 9, 7).double().unsqueeze(-1)
-    found = student_log_prob(dist.StudentT(many, 1.0, 2.0), values)
-    torch.testing.assert_close(found, dist.Normal(1.0, 2.0).log_prob(values).expand(7, 3), rtol=0, atol=1e-6)
-    few = dist.StudentT(torch.linspace(0.1, 90, 50).double(), 1.0, 2.0)
-    torch.testing.assert_close(student_log_prob(few, values), few.log_prob(values), rtol=0, atol=1e-11)
+
+
+#: A distribution by a number, and the one that it tends to as that number grows.
+LIMITS: dict[str, tuple[Callable[[Tensor], Any], Any]] = {
+    "Student": (lambda s: dist.StudentT(s, LIKE.new_tensor(1.0), 2.0), dist.Normal(LIKE.new_tensor(1.0), 2.0)),
+    "NegativeBinomial": (mean_five, dist.Poisson(LIKE.new_tensor(5.0))),
+    "GammaPoisson": (lambda s: dist.GammaPoisson(s, s / 5), dist.Poisson(LIKE.new_tensor(5.0))),
+    "BetaBinomial": (
+        lambda s: dist.BetaBinomial(s, 3 * s, LIKE.new_tensor(20.0)),
+        dist.Binomial(LIKE.new_tensor(20.0), LIKE.new_tensor(0.25)),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", LIMITS)
+def test_a_density_tends_to_its_limit(name: str) -> None:
+    family, limit = LIMITS[name]
+    values = torch.arange(21.0).double().unsqueeze(-1)
+    few, many = family(torch.logspace(-2, 2, 50).double()), family(LIKE.new_tensor([1e11, 1e15, 1e22]))
+    ours = LOG_DENSITIES[type(few)]
+    torch.testing.assert_close(ours(few, values), few.log_prob(values), rtol=0, atol=1e-11)
+    torch.testing.assert_close(ours(many, values), limit.log_prob(values).expand(21, 3), rtol=0, atol=1e-6)
+
+    def model() -> None:
+        s = pyro.sample("s", dist.HalfCauchy(LIKE.new_tensor(1.0)))
+        pyro.sample("y", family(s), obs=LIKE.new_tensor(3.0))
+
+    places, step = np.linspace(-25, 25, 3_001, retstep=True)
+    s = torch.as_tensor(np.exp(places))
+    each = torch.where(s < 1e7, family(s).log_prob(LIKE.new_tensor(3.0)), limit.log_prob(LIKE.new_tensor(3.0)))
+    heights = each.numpy() + scipy.stats.halfcauchy.logpdf(s.numpy()) + places
+    log_evidence = scipy.special.logsumexp(heights) + np.log(step)
+    assert -CAVI(model, AutoConjugate(model)).step() == pytest.approx(log_evidence, abs=1e-6)

@@ -18,7 +18,7 @@ from pyro.distributions import constraints, transforms
 from pyro.distributions.torch_distribution import TorchDistribution
 from torch import Tensor
 
-from ..distributions.gamma_ratios import student_log_prob
+from ..distributions.gamma_ratios import LOG_DENSITIES
 from ..errors import LatentValueError, MissingRuleError
 from ..expressions import Expression, RandomTensor, derived_from_points, over_batch, question
 from ..values import broadcast_shapes
@@ -320,8 +320,8 @@ def _parts(base: Any, value: Any, like: Tensor) -> tuple[tuple[Any, ...], list[E
 
 
 def _log_prob_of(base: Any, given: Sequence[Any], symbols: Sequence[Any]) -> Callable[..., Tensor]:
-    """PyTorch's log density, with tensors in the place of the symbols; what comes beyond them is left alone. That of
-    Student's t rounds where there are very many degrees of freedom, so it is ours.
+    """PyTorch's log density, with tensors in the place of the symbols; what comes beyond them is left alone. Where
+    it rounds at large parameters it is ours.
     """
 
     def log_prob(*tensors: Tensor) -> Tensor:
@@ -329,7 +329,8 @@ def _log_prob_of(base: Any, given: Sequence[Any], symbols: Sequence[Any]) -> Cal
         *numbers, observed = [v if s is None else next(rest) for s, v in zip(symbols, given, strict=True)]
         if isinstance(base, RandomDistribution):
             found = made(base.family, dict(zip(base.arguments, numbers, strict=True)))
-            return student_log_prob(found, observed) if type(found) is dist.StudentT else found.log_prob(observed)
+            ours = LOG_DENSITIES.get(type(found))
+            return found.log_prob(observed) if ours is None else ours(found, observed)
         return base.log_prob(observed)
 
     return log_prob
