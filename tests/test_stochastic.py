@@ -870,3 +870,11 @@ def test_functions_of_a_scalar_that_pieces_do_not_share_are_an_error() -> None:
     with pytest.raises(ModelError, match="Expected functions of the scalar 'c' that all pieces of the data share"):
         CAVI(model, guide, memoised=True).run_batches(pieces, epochs=2)
     assert bool(CAVI(model, guide, step_size=0.5).run_batches(pieces, epochs=2).elbo.isfinite().all())
+
+    def exponential(x: Tensor, known: Tensor) -> None:
+        c = pyro.sample("c", dist.Normal(x.new_tensor(0.0), 1.0))
+        with pyro.plate("n", 12, subsample_size=len(x)):
+            pyro.sample("x", dist.Poisson(c.exp()), obs=x)
+
+    with pytest.raises(ModelError, match="which its powers and its logarithm are; got one of a piece's own"):
+        CAVI(exponential, AutoConjugate(exponential), memoised=True).run_batches(pieces, epochs=2)

@@ -74,7 +74,7 @@ class DataSummary:
         """The sums over the blocks of a program.
 
         Raises:
-            ModelError: if a scalar has functions with constants of some of the data, which the program does not know.
+            ModelError: if a scalar has functions beside its powers and its logarithm, which the program does not know.
         """
         found = []
         for (readings, labels), constant in self.constants.items():
@@ -106,9 +106,9 @@ def _check_known(moment: BlockMoment) -> None:
     family = moment.block.family
     if isinstance(family, Quadrature) and moment.statistic not in family.functions:
         raise ModelError(
-            f"Expected functions of the scalar {moment.block.label!r} that all pieces of the data share; got one with "
-            "constants of a piece's own, as the log of a probability that depends on a covariate. Write step_size= in "
-            "place of memoised=True, or fit all of the data at once."
+            f"Expected functions of the scalar {moment.block.label!r} that all pieces of the data share, which its "
+            "powers and its logarithm are; got one of a piece's own, as its exponential, or the log of a probability "
+            "that depends on a covariate. Write step_size= in place of memoised=True, or fit all of the data at once."
         )
 
 
