@@ -13,7 +13,7 @@ import scipy.stats
 import torch
 from torch import Tensor
 
-from pyro_latent import CAVI, AutoConjugate
+from pyro_latent import CAVI, AutoConjugate, RobbinsMonro
 from pyro_latent.distributions.functions import function_of
 from pyro_latent.distributions.gamma_ratios import LOG_DENSITIES, log_rising
 from pyro_latent.distributions.panels import nodes_of, tabulate
@@ -214,3 +214,25 @@ def test_a_density_tends_to_its_limit(name: str) -> None:
     heights = each.numpy() + scipy.stats.halfcauchy.logpdf(s.numpy()) + places
     log_evidence = scipy.special.logsumexp(heights) + np.log(step)
     assert -CAVI(model, AutoConjugate(model)).step() == pytest.approx(log_evidence, abs=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_steps_between_tables_in_single_precision(seed: int) -> None:
+    """A step blends two log densities that are known to the rounding of float32, which is no error of an integral."""
+    torch.manual_seed(seed)
+    data = dist.StudentT(3.0, 0.0, 1.0).sample((1_000,))
+
+    def model(batch: Tensor) -> None:
+        df = pyro.sample("df", dist.LogNormal(1.0, 1.0))
+        with pyro.plate("data", len(data), subsample_size=len(batch)):
+            pyro.sample("y", dist.StudentT(df, 0.0, 1.0), obs=batch)
+
+    whole, guide = AutoConjugate(model), AutoConjugate(model)
+    CAVI(model, whole).step(data)
+    driver = CAVI(model, guide, step_size=RobbinsMonro())
+    for _ in range(25):
+        driver.step(data[torch.randint(0, len(data), (200,))])
+    found, expected = guide.posterior(data[:200])["df"], whole.posterior(data)["df"]
+    assert found.mean.dtype == torch.float32
+    assert abs(float(found.mean - expected.mean)) < 3 * float(expected.stddev)
+    assert float(found.stddev) == pytest.approx(float(expected.stddev), rel=0.5)

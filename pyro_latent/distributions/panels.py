@@ -23,7 +23,7 @@ from torch.distributions import ExpTransform, biject_to, constraints
 
 from ..errors import ArgumentError
 from .grids import ANY, LOWEST, SMOOTH, Integrals, Integrand, PanelTable, cut, on_grid
-from .quadrature import EPS, NUM_NODES, integrate, kept_on, rule
+from .quadrature import EPS, NUM_NODES, TOLERANCE, integrate, kept_on, rule
 from .windows import DEPTH, LogDensity, Modes, NoTableError, modes_of, resolved_ends, window
 
 #: Panels are taken if the log density has fallen by this much at their ends.
@@ -131,6 +131,7 @@ class TableSearch:
         rows: how many places it is given at a time.
         with_grids: whether grids are tried before panels.
         is_smooth: whether the log densities are known to have no kink.
+        rounding: of the densities, relative, as of those from tables in single precision.
     """
 
     def __init__(
@@ -142,7 +143,9 @@ class TableSearch:
         rows: int | None = None,
         with_grids: bool = True,
         is_smooth: bool = False,
+        rounding: float = 0.0,
     ) -> None:
+        self._rounding = rounding
         self._integrand, self._shape, self._limit, self._like = integrand, torch.Size(shape), limit, like
         self._rows = rows or max(1, _AT_ONCE // max(1, math.prod(shape)))
         self._with_grids, self._is_smooth = with_grids, is_smooth
@@ -204,7 +207,7 @@ class TableSearch:
         places, values = _scanned(self._known, *ends)
         if self._modes.are_narrow_in(*ends):
             edges = torch.cat([_edges(places, values, _PANELS[-1]), self._modes.edges(*ends).movedim(0, -1)], -1)
-            return _adaptive(self._known, edges.sort(-1).values, self._like), None
+            return _adaptive(self._known, edges.sort(-1).values, self._like, self._rounding), None
         found = self._by_cut(places, values)
         return (self._by_panels(places, values), None) if found is None else found
 
@@ -230,7 +233,7 @@ class TableSearch:
         if table is not None:
             return table
         try:
-            return _adaptive(self._known, _edges(places, values, _PANELS[-1]), self._like)
+            return _adaptive(self._known, _edges(places, values, _PANELS[-1]), self._like, self._rounding)
         except NoTableError:  # also of rounding, as in differences of lgamma of large arguments
             table = None if self._is_smooth else self._on_few_panels(places, values, True)
             if table is None:
@@ -244,7 +247,7 @@ class TableSearch:
         return next((t for t in tables if t is not None), None)
 
     def _on_panels(self, left: Tensor, right: Tensor, is_smooth: bool) -> PanelTable | None:
-        return _on_panels(self._known, left, right, self._like, is_smooth)
+        return _on_panels(self._known, left, right, self._like, is_smooth, self._rounding)
 
 
 def _scanned(log_density: LogDensity, left: Tensor, right: Tensor) -> tuple[Tensor, Tensor]:
@@ -275,7 +278,7 @@ def _edges(places: Tensor, values: Tensor, count: int) -> Tensor:
 
 
 def _on_panels(
-    log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor, is_smooth: bool
+    log_density: LogDensity, left: Tensor, right: Tensor, like: Tensor, is_smooth: bool, rounding: float
 ) -> PanelTable | None:
     """The table on these panels; None where they do not resolve a density."""
     left, right = left.to(like.dtype), right.to(like.dtype)
@@ -302,13 +305,14 @@ def _on_panels(
     left_over = (tail * falls * width.squeeze(-1)).sum(-1)
     total = total[..., 0, 0]
     resolved, negligible = (_RESOLVED_SMOOTH, _NEGLIGIBLE) if is_smooth else (_RESOLVED, _RESOLVED)
+    resolved, negligible = max(resolved, rounding), max(negligible, rounding)
     if not bool(((error <= resolved * total) & (left_over <= negligible * total)).all()):
         return None
     values = (values - most).clamp(min=LOWEST) - total.log()[..., None, None]
     return left, right, values.flatten(-2).to(like.dtype)
 
 
-def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> PanelTable:
+def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor, rounding: float) -> PanelTable:
     """The table on panels that are split where they have to be.
 
     Raises:
@@ -319,7 +323,9 @@ def _adaptive(log_density: LogDensity, edges: Tensor, like: Tensor) -> PanelTabl
     edges = torch.cat([edges[..., :1] - beyond.flip(-1), edges, edges[..., -1:] + beyond], -1)
     try:
         panels = integrate(
-            lambda z: log_density(z.flatten(0, z.ndim - edges.ndim)).reshape(z.shape), edges.movedim(-1, 0)
+            lambda z: log_density(z.flatten(0, z.ndim - edges.ndim)).reshape(z.shape),
+            edges.movedim(-1, 0),
+            tolerance=max(TOLERANCE, rounding),
         )
     except ArgumentError as problem:
         raise NoTableError(str(problem)) from None

@@ -126,17 +126,20 @@ class _State(NamedTuple):
 
 
 @torch.no_grad()
-def integrate(log_density: Callable[[Tensor], Tensor], edges: Tensor, name: str = "normalizer") -> Panels:
+def integrate(
+    log_density: Callable[[Tensor], Tensor], edges: Tensor, name: str = "normalizer", tolerance: float = TOLERANCE
+) -> Panels:
     """The integral of exp(log_density) over all of ``edges``, for each of a batch.
 
     Args:
         log_density: takes nodes ``[..., *batch]`` and gives as many values.
         edges: ends of the panels to begin with, in ascending order, float64 ``[E, *batch]``; :func:`mesh` has some.
         name: what the integral is called in errors.
+        tolerance: what the relative error has to be below.
 
     Raises:
         ArgumentError: if the density has another shape, is NaN or infinite, is 0 everywhere, or if the relative error
-            does not come below 1e-10, as for a density that has no integral.
+            does not come below the tolerance, as for a density that has no integral.
     """
     ends = torch.nextafter(edges[0], edges[-1]), torch.nextafter(edges[-1], edges[0])
 
@@ -148,7 +151,7 @@ def integrate(log_density: Callable[[Tensor], Tensor], edges: Tensor, name: str 
     for _ in range(MOST_ROUNDS):
         total = state.log_masses.logsumexp(0)
         middle = state.left + (state.right - state.left) / 2
-        split = (state.log_errors - total > np.log(TOLERANCE / 1000)) | _jumps_over_a_maximum(state)
+        split = (state.log_errors - total > np.log(tolerance / 1000)) | _jumps_over_a_maximum(state)
         split &= (state.left < middle) & (middle < state.right)
         chosen = _which(split | (state.log_masses - total > -200))  # the others stay as negligible as they are
         state, split = _select(state, chosen), split.gather(0, chosen)
@@ -164,10 +167,10 @@ def integrate(log_density: Callable[[Tensor], Tensor], edges: Tensor, name: str 
     error = (
         (state.log_errors - total).exp().sum(0) + _tail(first, total) + _tail(last, total) + _unresolved(state, total)
     )
-    if not bool((error < TOLERANCE).all()):
+    if not bool((error < tolerance).all()):
         raise ArgumentError(
             f"Expected a density whose {name} settles; got a relative error of {float(error.max()):.1g}, above "
-            f"{TOLERANCE}. It has no {name}, or its tail is too heavy, or it has a pole away from 0, or more than "
+            f"{tolerance:.2g}. It has no {name}, or its tail is too heavy, or it has a pole away from 0, or more than "
             "float64 resolves. Check its parameters, move a pole to 0, or write the density of a transform of z."
         )
     panels = _prune(state, total, error)

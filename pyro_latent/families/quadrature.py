@@ -32,6 +32,9 @@ _UNRESOLVED = 1e-9
 #: The most that the outermost nodes may add to a mean, as a share of it, or of this where it is less.
 _SETTLED, _NOTHING = 1e-9, 1e-20
 
+#: What a density that is made of tables may round by, in units of what their numbers do.
+_ROUNDINGS = 256
+
 
 def _alone(log_density: Callable[[Tensor], Tensor]) -> Integrand:
     """A log density without functions."""
@@ -214,7 +217,8 @@ class Quadrature(Family):
         is_new = start is not None and not self._is_last(start)
         try:
             limit = line_of(self.support)[1]
-            search = TableSearch(integrand, shape, limit, like, rows, with_grids, is_smooth)
+            rounding = 0.0 if isinstance(integrand, Exponent) else _ROUNDINGS * torch.finfo(like.dtype).eps
+            search = TableSearch(integrand, shape, limit, like, rows, with_grids, is_smooth, rounding)
             table, integrals = search.anew() if old is None else search.near(old, self._is_rough, is_new)
         except NoTableError as problem:
             raise NaturalDomainError(
