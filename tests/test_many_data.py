@@ -122,12 +122,12 @@ def test_rounding_ends_where_a_density_has_fallen_before_it() -> None:
         jitter = torch.sin(1e15 * places) * 100 * (places > 30) * noise
         return -0.5 * falls * places.square() + jitter
 
-    ends = resolved_ends(log_density, torch.Size((3,)), 700.0, LIKE)
+    ends = resolved_ends(log_density, torch.Size((3,)), 700.0, LIKE, 2**10)
     assert ends is not None
     torch.testing.assert_close(ends[0], torch.full((3,), -torch.inf).double())
     assert 29 < float(ends[1][0]) < 31
     torch.testing.assert_close(ends[1][1:], torch.full((2,), torch.inf).double())
-    assert resolved_ends(lambda places: -0.5 * places.square(), torch.Size((3,)), 700.0, LIKE) is None
+    assert resolved_ends(lambda places: -0.5 * places.square(), torch.Size((3,)), 700.0, LIKE, 2**10) is None
 
 
 @pytest.mark.parametrize(

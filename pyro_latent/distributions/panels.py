@@ -157,7 +157,7 @@ class TableSearch:
 
     @cached_property
     def _ends(self) -> tuple[Tensor, Tensor] | None:
-        return resolved_ends(self._computed, self._shape, self._limit, self._like)
+        return resolved_ends(self._computed, self._shape, self._limit, self._like, self._rows)
 
     def _known(self, places: Tensor) -> Tensor:
         """The log densities at places ``[K, *shape]``; minus infinity where they are rounding and nothing is left."""

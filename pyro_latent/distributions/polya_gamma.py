@@ -78,7 +78,7 @@ class LogisticBound(TorchDistribution):
     r"""The point (E ω, KL(PG(b, c) ‖ PG(b, 0))) of a Pólya-gamma weight ω ~ PG(b, c), of shape ``batch + [2]``.
 
     It is what the bound of Jaakkola and Jordan (2000) needs of the weight,
-    :math:`-b \log(2 \cosh(ψ / 2)) ≥ -\tfrac12 ψ^2 E ω - KL - b \log 2`, which touches at ψ = ± c; so that the bound
+    :math:`-b \log(2 \cosh(ψ / 2)) \geq -\tfrac12 ψ^2 E ω - KL - b \log 2`, which touches at ψ = ± c; so that the bound
     may be taken a fraction of the time, as behind a gate.
 
     Args:

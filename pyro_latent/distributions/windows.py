@@ -128,14 +128,18 @@ def _tops(log_density: LogDensity, meshes: Sequence[tuple[Tensor, Tensor]]) -> t
 
 
 def resolved_ends(
-    log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor
+    log_density: LogDensity, shape: torch.Size, limit: float, like: Tensor, rows: int
 ) -> tuple[Tensor, Tensor] | None:
     """The ends ``[*shape]`` about 0 from which on float64 does not resolve a log density that has fallen by then, as of
-    differences of log Γ far out; infinite where it is resolved, or has not fallen. None where all are.
+    differences of log Γ far out; infinite where it is resolved, or has not fallen. None where all are, or where no
+    place that is looked at for modes shows another hill; ``rows`` places at a time are what is cheap.
     """
     mesh = _coarse_mesh(limit, like)
     places = mesh.reshape(-1, *[1] * len(shape)).expand(-1, *shape)
-    values, noisy = log_density(places), _is_rounding(log_density, places)
+    values = log_density(places)
+    if _FINE * rows < _LEAST_FINE and _are_one_hill(values):
+        return None
+    noisy = _is_rounding(log_density, places)
     if not bool(noisy.any()):
         return None
     numbers = torch.arange(len(mesh), device=mesh.device).reshape(-1, *[1] * len(shape))
@@ -156,6 +160,14 @@ def resolved_ends(
     (low, falls_left), (high, falls_right) = ends
     known = falls_left & falls_right & most.isfinite()
     return torch.where(known, low, -torch.inf), torch.where(known, high, torch.inf)
+
+
+def _are_one_hill(values: Tensor) -> bool:
+    """Whether each column of values ``[M, *shape]`` rises to one finite maximum, and falls."""
+    rises = values[1:] > values[:-1]
+    falls = values[1:] < values[:-1]
+    rises_again = rises & (falls.cumsum(0) > 0)
+    return bool((values < torch.inf).all() & ~rises_again.any() & falls[-1].logical_or(values[-1] == -torch.inf).all())
 
 
 def _is_rounding(log_density: LogDensity, places: Tensor) -> Tensor:
