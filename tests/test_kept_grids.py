@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from benchmarks.scalars import intercepts
 from pyro_latent import CAVI, AutoConjugate
 from pyro_latent.distributions import kept_grids
 from pyro_latent.distributions.grids import ANY, SMOOTH, Demands, Integrals, PanelTable, cut_within, on_grid
@@ -76,14 +77,6 @@ def test_a_grid_is_cut_where_densities_have_fallen() -> None:
     low, high = cut_within(left, right, -0.5 * places.square(), 38.0)
     torch.testing.assert_close(low, LIKE.new_tensor([-math.sqrt(76), -6.0]), rtol=0, atol=1e-3)
     torch.testing.assert_close(high, LIKE.new_tensor([math.sqrt(76)] * 2), rtol=0, atol=1e-3)
-
-
-def intercepts(counts: Tensor) -> None:
-    level = pyro.sample("level", dist.Normal(0.0, 2.0))
-    precision = pyro.sample("precision", dist.Gamma(2.0, 2.0))
-    with pyro.plate("units", len(counts)):
-        own = pyro.sample("own", dist.Normal(level, precision.rsqrt()))
-        pyro.sample("counts", dist.Poisson(own.exp()), obs=counts)
 
 
 def soft(counts: Tensor) -> None:

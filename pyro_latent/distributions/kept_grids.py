@@ -69,7 +69,7 @@ def kept_grid(
     size, shape = left.numel(), left.shape
     low = left.double()
     step = (right.double() - low) / count
-    numbers = Waves.of(demands, count, left.device)[1]
+    numbers = Waves.of(demands, count, left.device).places
     kept = low.new_empty(size, num_functions, len(numbers))
     squared = [0, count - 1, *middle_of(count)]
     squares = low.new_empty(size, len(squared))
@@ -93,7 +93,7 @@ def on_kept_grid(kept: KeptGrid, slopes: Tensor, num_sums: int) -> tuple[PanelTa
     """
     kernel, count, shape = _kernel(), kept.num_nodes, kept.left.shape
     step = ((kept.right.double() - kept.left.double()) / count).reshape(-1)
-    waves = Waves.of(kept.demands, count, kept.left.device)[0]
+    waves = Waves.of(kept.demands, count, kept.left.device).matrix
     rows = kernel.BEFORE_WAVES + len(waves) + kernel.FOR_A_FUNCTION * num_sums
     found, table = slopes.new_empty(rows, slopes.shape[1]), kept.left.new_empty(slopes.shape[1], count)
     middle = middle_of(count)

@@ -114,7 +114,7 @@ class Quadrature(Family):
         found, integrals = (
             (self._of_table(settled[0]), settled[1])
             if settled is not None
-            else self._tabulated(exponent, shape, like.new_empty(0), start, rows, True, exponent.is_smooth)
+            else self._tabulated(exponent, shape, like.new_empty(0), start, rows, exponent.is_smooth)
         )
         self._grid.see(found.left, None if start is None else start.left)
         self._is_rough, self._last = integrals is None, (found.left, found.left._version)
@@ -205,7 +205,6 @@ class Quadrature(Family):
         like: Tensor,
         start: Natural | None = None,
         rows: int | None = None,
-        with_grids: bool = False,
         is_smooth: bool = False,
     ) -> tuple[Natural, Integrals | None]:
         """The table of log densities on the line, ``[*shape]`` of them, and their integrals as far as they are known.
@@ -217,8 +216,9 @@ class Quadrature(Family):
         is_new = start is not None and not self._is_last(start)
         try:
             limit = line_of(self.support)[1]
-            rounding = 0.0 if isinstance(integrand, Exponent) else _ROUNDINGS * torch.finfo(like.dtype).eps
-            search = TableSearch(integrand, shape, limit, like, rows, with_grids, is_smooth, rounding)
+            has_functions = isinstance(integrand, Exponent)  # others are made of tables, or of a distribution
+            rounding = 0.0 if has_functions else _ROUNDINGS * torch.finfo(like.dtype).eps
+            search = TableSearch(integrand, shape, limit, like, rows, has_functions, is_smooth, rounding)
             table, integrals = search.anew() if old is None else search.near(old, self._is_rough, is_new)
         except NoTableError as problem:
             raise NaturalDomainError(

@@ -63,9 +63,8 @@ class GatedBernoulli(GivenWeight, dist.Bernoulli):
         divergence: Tensor,
         validate_args: bool | None = None,
     ) -> None:
-        found = broadcast_all(logit, sign, level, weight, divergence)
-        self.logit, self.sign, self.level, self.weight, self.divergence = found
-        super().__init__(probs=_probs(self), validate_args=validate_args)
+        probs = _keep(self, logit, sign, level, weight, divergence)
+        super().__init__(probs=probs, validate_args=validate_args)
 
     @staticmethod
     def log_factor(arguments: object, value: object) -> Any:
@@ -87,9 +86,8 @@ class GatedBinomial(GivenWeight, dist.Binomial):
         divergence: Tensor,
         validate_args: bool | None = None,
     ) -> None:
-        found = broadcast_all(logit, sign, level, weight, divergence)
-        self.logit, self.sign, self.level, self.weight, self.divergence = found
-        super().__init__(total_count, probs=_probs(self), validate_args=validate_args)
+        probs = _keep(self, logit, sign, level, weight, divergence)
+        super().__init__(total_count, probs=probs, validate_args=validate_args)
 
     @staticmethod
     def log_factor(arguments: Any, value: Any) -> Any:
@@ -98,8 +96,11 @@ class GatedBinomial(GivenWeight, dist.Binomial):
         return log_factor(arguments, value, count) + ways
 
 
-def _probs(given: Any) -> Tensor:
-    return torch.where(given.sign == 0, given.level, torch.sigmoid(given.sign * given.logit))
+def _keep(given: Any, *tensors: Tensor) -> Tensor:
+    """Keep the logit, the sign, the level and the bound's two numbers, broadcast, and give the probabilities."""
+    logit, sign, level, given.weight, given.divergence = broadcast_all(*tensors)
+    given.logit, given.sign, given.level = logit, sign, level
+    return torch.where(sign == 0, level, torch.sigmoid(sign * logit))
 
 
 class GatedLogisticReparam(ConjugateReparam):
